@@ -1,0 +1,34 @@
+# Two commands: `make sample` draws digits, `make test` runs what CI runs. Both set up .venv the first time.
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: sample test setup bench clean
+setup: .venv/built
+
+.venv/installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	# A CUDA build of torch brings the Triton it was made for; the CPU build brings none.
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check triton==3.6.0
+	touch $@
+
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+.venv/built: .venv/installed $(NATIVE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+sample: setup
+	$(BIN)/gms-fast sample --n 64 --steps 10 --out samples.png --force
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python bench/gms_step.py
+	$(BIN)/python bench/wasserstein.py
+
+clean:
+	rm -rf .venv build *.egg-info gms_fast/_C*.so

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+// Counter-based noise: Philox4x32-10 (Salmon et al. 2011), a pure function of (seed, sample, step, element).
+#pragma once
+
+#include "gms/config.h"
+#include "gms/elementary.h"
+
+namespace gms {
+
+struct Counter {  // counter words c1..c3 and the key; c0 is the index of the group of four elements
+  uint32_t c1, c2, c3, k0, k1;
+};
+
+enum Stream : uint32_t { kNormals = 0, kUniforms = 1, kInitial = 2 };
+
+GMS_HD Counter make_counter(uint64_t seed, uint64_t sample, uint32_t step, uint32_t stream) {
+  return {step, static_cast<uint32_t>(sample), static_cast<uint32_t>(sample >> 32) << 8 | stream,
+          static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+}
+
+GMS_HD void philox_words(uint32_t quad, const Counter& key, uint32_t w[4]) {
+  uint32_t c0 = quad, c1 = key.c1, c2 = key.c2, c3 = key.c3, k0 = key.k0, k1 = key.k1;
+  GMS_UNROLL
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0;
+    const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(p1);
+    c3 = static_cast<uint32_t>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  w[0] = c0, w[1] = c1, w[2] = c2, w[3] = c3;
+}
+
+// u = w 2^-32 + 2^-33 in float32, in (0, 1].
+GMS_HD float uniform(uint32_t w) { return static_cast<float>(w) * 0x1p-32f + 0x1p-33f; }
+
+// Two normals from two words (Box-Muller).
+GMS_HD void box_muller(uint32_t w0, uint32_t w1, float& z0, float& z1) {
+  float s, c;
+  sincos_turn(uniform(w1), s, c);
+  const float r = std::sqrt(-2.0f * log_unit(uniform(w0)));
+  z0 = r * c;
+  z1 = r * s;
+}
+
+}  // namespace gms

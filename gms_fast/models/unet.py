@@ -1,0 +1,272 @@
+"""The improved-DDPM U-Net with one extra output head per noise moment (docs/notation.md).
+
+Parameter names are those of the released improved-DDPM and GMS checkpoints (`time_embed`, `input_blocks`,
+`middle_block`, `output_blocks`, `out`, and the heads `out2`, `out3`), so that their weights load unchanged.
+Sources: Nichol & Dhariwal 2021 (arXiv 2102.09672), Guo et al. 2023 (arXiv 2311.00941).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gms_fast.schedules import VPLinear
+from gms_fast.types import NoiseMoments
+
+GROUPS = 32
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features (cos, then sin) of network times t (B,) -> (B, dim), in float32."""
+    half = dim // 2
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
+    angles = t.float()[:, None] * frequencies[None]
+    features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return nn.functional.pad(features, (0, dim - 2 * half))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels)
+
+
+def _zero(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _conv(cin: int, cout: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, 3, stride=stride, padding=1)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions, the second conditioned on the time embedding, plus a skip connection."""
+
+    def __init__(self, cin: int, cout: int, emb: int, dropout: float, scale_shift: bool) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.in_layers = nn.Sequential(_norm(cin), nn.SiLU(), _conv(cin, cout))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, (2 if scale_shift else 1) * cout))
+        self.out_layers = nn.Sequential(
+            _norm(cout), nn.SiLU(), nn.Dropout(dropout), _zero(_conv(cout, cout))
+        )
+        self.skip_connection = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        e = self.emb_layers(emb)[..., None, None]  # (B, C or 2C, 1, 1)
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            norm, silu, dropout, conv = self.out_layers
+            h = conv(dropout(silu(norm(h) * (1 + scale) + shift)))
+        else:
+            h = self.out_layers(h + e)
+        return self.skip_connection(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over positions; channels of `qkv` are ordered head by head (q, k, v inside each)."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"num_heads must divide the channels: got {heads} heads for {channels} channels")
+        self.heads = heads
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002 (same call as ResBlock)
+        b, c, h, w = x.shape
+        tokens = self.norm(x).reshape(b, c, h * w)
+        qkv = self.qkv(tokens).reshape(b, self.heads, 3 * c // self.heads, h * w).transpose(-1, -2)
+        q, k, v = qkv.chunk(3, dim=-1)  # each (B, heads, HW, C/heads)
+        a = nn.functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h * w)
+        return x + self.proj_out(a).reshape(b, c, h, w)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = _conv(channels, channels, stride=2)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv(channels, channels)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002
+        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Stem(nn.Conv2d):
+    """The first convolution; takes the embedding like every other layer of a block and ignores it."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+        return super().forward(x)
+
+
+class Block(nn.Sequential):
+    """Layers in a row that all see the time embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, emb)
+        return x
+
+
+def _output(channels: int, out_channels: int) -> list[nn.Module]:
+    return [_norm(channels), nn.SiLU(), _zero(_conv(channels, out_channels))]
+
+
+class ComplexHead(nn.Sequential):
+    """Residual block with time embedding, then GroupNorm, SiLU and a zero-initialised 3x3 convolution."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        block, norm, silu, conv = self
+        return conv(silu(norm(block(x, emb))))
+
+
+class SimpleHead(nn.Sequential):
+    """GroupNorm, SiLU and a zero-initialised 3x3 convolution."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+        return super().forward(x)
+
+
+class MomentUNet(nn.Module):
+    """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
+
+    Call: x (B, C, H, W), network times t (B,) -> `NoiseMoments` of that shape, or the noise alone where `head`
+    is None. H and W must be divisible by 2^(levels-1).
+
+    image_size          side of the training images (sets `sample_shape`)
+    in_channels         C
+    model_channels      width of the first level, a multiple of 32; level i has `channel_mult[i]` times that
+    num_res_blocks      residual blocks per level on the way down (one more on the way up)
+    attention_resolutions   downsampling factors (1, 2, 4, ...) at which attention blocks follow
+    head                None | "simple" | "complex": form of the heads of the second and third moment
+    out_channels        channels of `out`: C, or 2C for checkpoints that also learned a variance (first C used)
+    moments             what the heads predict: "raw" E[eps^k], or "central" E[(eps - e1)^k]
+    schedule            the schedule the network was trained with
+    """
+
+    prediction = "noise"
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        in_channels: int = 3,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (2, 4),
+        num_heads: int = 4,
+        dropout: float = 0.0,
+        use_scale_shift_norm: bool = True,
+        head: str | None = "complex",
+        out_channels: int | None = None,
+        moments: str = "raw",
+        schedule: object = None,
+    ) -> None:
+        super().__init__()
+        if head not in (None, "simple", "complex"):
+            raise ValueError(f'head must be None, "simple" or "complex": got {head!r}')
+        if moments not in ("raw", "central"):
+            raise ValueError(f'moments must be "raw" or "central": got {moments!r}')
+        if model_channels % GROUPS:
+            raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
+        self.config = {
+            "image_size": image_size,
+            "in_channels": in_channels,
+            "model_channels": model_channels,
+            "channel_mult": list(channel_mult),
+            "num_res_blocks": num_res_blocks,
+            "attention_resolutions": list(attention_resolutions),
+            "num_heads": num_heads,
+            "dropout": dropout,
+            "use_scale_shift_norm": use_scale_shift_norm,
+            "head": head,
+            "out_channels": out_channels or in_channels,
+            "moments": moments,
+        }
+        self.sample_shape = (in_channels, image_size, image_size)
+        self.schedule = VPLinear() if schedule is None else schedule
+        self.moments = moments
+        self.in_channels, self.model_channels = in_channels, model_channels
+
+        emb = 4 * model_channels
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        def res(cin: int, cout: int) -> ResBlock:
+            return ResBlock(cin, cout, emb, dropout, use_scale_shift_norm)
+
+        def level(cin: int, cout: int, factor: int) -> list[nn.Module]:
+            attention = [AttentionBlock(cout, num_heads)] if factor in attention_resolutions else []
+            return [res(cin, cout), *attention]
+
+        ch, factor = model_channels, 1
+        self.input_blocks = nn.ModuleList([Block(Stem(in_channels, ch, 3, padding=1))])
+        skips = [ch]
+        for i, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                self.input_blocks.append(Block(*level(ch, mult * model_channels, factor)))
+                ch = mult * model_channels
+                skips.append(ch)
+            if i + 1 < len(channel_mult):
+                self.input_blocks.append(Block(Downsample(ch)))
+                skips.append(ch)
+                factor *= 2
+        self.factor = factor
+        self.middle_block = Block(res(ch, ch), AttentionBlock(ch, num_heads), res(ch, ch))
+        self.output_blocks = nn.ModuleList()
+        for i, mult in reversed(list(enumerate(channel_mult))):
+            for j in range(num_res_blocks + 1):
+                layers = level(ch + skips.pop(), mult * model_channels, factor)
+                ch = mult * model_channels
+                if i > 0 and j == num_res_blocks:
+                    layers.append(Upsample(ch))
+                    factor //= 2
+                self.output_blocks.append(Block(*layers))
+        self.out = nn.Sequential(*_output(ch, out_channels or in_channels))
+        if head == "simple":
+            self.out2, self.out3 = (SimpleHead(*_output(ch, in_channels)) for _ in range(2))
+        elif head == "complex":
+            self.out2, self.out3 = (ComplexHead(res(ch, ch), *_output(ch, in_channels)) for _ in range(2))
+
+    @property
+    def has_heads(self) -> bool:
+        return self.config["head"] is not None
+
+    def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Features before the output convolution (B, model_channels, H, W) and the time embedding (B, 4 model_channels)."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(
+                f"x must be (B, {self.in_channels}, H, W) with H and W divisible by {self.factor}: got {tuple(x.shape)}"
+            )
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
+        h, skips = x, []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return h, emb
+
+    def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+        """The second and third moment from the features of `features`."""
+        return self.out2(h, emb), self.out3(h, emb)
+
+    def forward(self, x: Tensor, t: Tensor) -> NoiseMoments | Tensor:
+        h, emb = self.features(x, t)
+        e1 = self.out(h)[:, : self.in_channels]
+        return NoiseMoments(e1, *self.heads(h, emb)) if self.has_heads else e1

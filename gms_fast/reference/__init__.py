@@ -1,0 +1,12 @@
+"""The oracle: every op in plain torch, written to be read. Any floating dtype in; float64 is the reference precision."""
+
+from gms_fast.reference.mixture import adan as adan
+from gms_fast.reference.mixture import draw as draw
+from gms_fast.reference.mixture import fit_mixture as fit_mixture
+from gms_fast.reference.moments import step_moments as step_moments
+from gms_fast.reference.philox import philox_normal as philox_normal
+from gms_fast.reference.philox import philox_uniform as philox_uniform
+from gms_fast.reference.philox import philox_words as philox_words
+from gms_fast.reference.step import gms_step as gms_step
+from gms_fast.reference.step import sample_mixture as sample_mixture
+from gms_fast.reference.step import split_variance as split_variance

@@ -1,0 +1,108 @@
+"""Two-component mixtures with a given mean, variance and third central moment (docs/notation.md, eqs. 4-6)."""
+
+import torch
+from torch import Tensor
+
+# Past this skewness the far weight 1/g^2 is below every uniform draw, and g^2 must not overflow in float32.
+MAX_SKEWNESS = 2.0**60
+
+
+def fit_mixture(
+    mean: Tensor,
+    base: Tensor,
+    excess: Tensor,
+    third: Tensor,
+    fit: str,
+    weight: float,
+    iterations: int,
+    lr: float,
+    eps: float,
+    node_range: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(weight, mean_a, mean_b, V), elementwise, for var = base + excess, of which the means may use `excess`.
+
+    node_range  for fit="free": how far the nodes may lie (below, above) the mean
+    """
+    w = torch.full_like(mean, weight)
+    if fit == "gaussian":
+        return w, mean, mean, base + excess
+    if fit == "adan":
+        return (w, *adan(mean, base + excess, third, weight, iterations, lr, eps))
+    p = weight * (1 - weight)
+    d_max = (excess / p).sqrt()
+    d = _cbrt(third / (p * (1 - 2 * weight)))
+    infeasible = d.abs() > d_max
+    d = torch.minimum(torch.maximum(d, -d_max), d_max)
+    v = base + torch.where(infeasible, 0, excess - p * d * d).clamp(min=0)
+    exact = w, mean + (1 - weight) * d, mean - weight * d, v
+    if fit == "exact":
+        return exact
+    free = (*_two_point(mean, excess, third, node_range), base)
+    choose = infeasible & (excess > 0)
+    w, mean_a, mean_b, v = (torch.where(choose, f, e) for f, e in zip(free, exact, strict=True))
+    return w, mean_a, mean_b, v
+
+
+def _cbrt(x: Tensor) -> Tensor:
+    return x.sign() * x.abs().pow(1 / 3)
+
+
+def _two_point(
+    mean: Tensor, excess: Tensor, third: Tensor, node_range: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight and nodes of the two-point law: w = (1 - g/h)/2, nodes mean + s (g +- h)/2, h = sqrt(4 + g^2).
+
+    A node q s above the mean has its partner s/q below, and g = q - 1/q grows with q: so `node_range` bounds g.
+    """
+    s = excess.sqrt()
+    g = (third / s / excess).clamp(-MAX_SKEWNESS, MAX_SKEWNESS)
+    if node_range is not None:
+        below, above = node_range[0] / s, node_range[1] / s
+        g = torch.minimum(torch.maximum(g, 1 / below - below), above - 1 / above)
+    h = (4 + g * g).sqrt()
+    far = (h + g.abs()) / 2  # far and near node, in units of s; their product is -1
+    light = 1 / (h * far)  # weight of the far node, without the cancellation of (1 - |g|/h)/2
+    up = g >= 0
+    w = torch.where(up, light, 1 - light)
+    return w, mean + s * torch.where(up, far, 1 / far), mean - s * torch.where(up, 1 / far, far)
+
+
+def adan(
+    mean: Tensor, var: Tensor, third: Tensor, weight: float, iterations: int, lr: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The released fit: `iterations` of Adan on the squared residuals of the three raw moments -> (mean_a, mean_b, V).
+
+    Per element: eps = 1e-8 N reproduces a released call on N elements at once, whose loss is a mean over them.
+    """
+    w, w2 = weight, 1 - weight
+    second, raw = mean**2 + var, third + 3 * mean * var + mean**3
+    theta = torch.stack([mean, mean - 1e-3, torch.full_like(mean, 0.998)])
+    m, d, s, last = (torch.zeros_like(theta) for _ in range(4))
+    for k in range(1, iterations + 1):
+        a, b, beta = theta
+        v = var * beta.clamp(0.1, 1.2)
+        e0 = w * a + w2 * b - mean
+        e1 = w * (a**2 + v) + w2 * (b**2 + v) - second
+        e2 = w * (a**3 + 3 * a * v) + w2 * (b**3 + 3 * b * v) - raw
+        grad_v = 2 * e1 + 6 * e2 * (w * a + w2 * b)
+        grad = torch.stack(
+            [
+                w * (2 * e0 + 4 * e1 * a + 6 * e2 * (a**2 + v)),
+                w2 * (2 * e0 + 4 * e1 * b + 6 * e2 * (b**2 + v)),
+                torch.where((beta >= 0.1) & (beta <= 1.2), var * grad_v, 0),
+            ]
+        )
+        diff = torch.zeros_like(grad) if k == 1 else grad - last
+        m = 0.9 * m + 0.1 * grad
+        d = 0.92 * d + 0.08 * diff
+        s = 0.92 * s + 0.08 * (grad + 0.92 * diff) ** 2
+        step = m / (1 - 0.9**k) + 0.92 * d / (1 - 0.92**k)
+        theta = theta - lr * step / (s.sqrt() / (1 - 0.92**k) ** 0.5 + eps)
+        last = grad
+    return theta[0], theta[1], var * theta[2].clamp(0.1, 1.2)
+
+
+def draw(mixture: tuple[Tensor, Tensor, Tensor, Tensor], z: Tensor, u: Tensor) -> Tensor:
+    """(mean_a if u < weight else mean_b) + sqrt(V) z."""
+    w, mean_a, mean_b, v = mixture
+    return torch.where(u < w, mean_a, mean_b) + v.sqrt() * z

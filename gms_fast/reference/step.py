@@ -1,0 +1,61 @@
+"""One whole step: moments, fit and draw (docs/notation.md)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gms_fast.reference.mixture import draw, fit_mixture
+from gms_fast.reference.moments import step_moments
+
+
+def split_variance(var: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """(base, excess) of a variance: the part up to `floor`, which the means of a mixture may not use, and the rest."""
+    return var.clamp(max=floor), (var - floor).clamp(min=0)
+
+
+def sample_mixture(
+    mean: Tensor,
+    var: Tensor,
+    third: Tensor,
+    floor: float,
+    z: Tensor,
+    u: Tensor,
+    fit: str,
+    weight: float,
+    iterations: int,
+    lr: float,
+    eps: float,
+) -> Tensor:
+    """Fit and draw; u broadcasts against mean."""
+    return draw(fit_mixture(mean, *split_variance(var, floor), third, fit, weight, iterations, lr, eps), z, u)
+
+
+def gms_step(
+    x: Tensor,
+    e1: Tensor,
+    e2: Tensor | None,
+    e3: Tensor | None,
+    coefficients: Sequence[float],
+    z: Tensor,
+    u: Tensor,
+    *,
+    fit: str,
+    weight: float,
+    moments: str,
+    central: bool,
+    clip: tuple[float, float] | None,
+    iterations: int,
+    lr: float,
+    eps: float,
+) -> Tensor:
+    """Noise moments to x_s; coefficients = (alpha_t, sigma_t, A, B, c, var_max)."""
+    *step, var_max = coefficients
+    B = step[3]  # noqa: N806
+    guard = fit == "free" and clip is not None and moments == "cumulant"
+    mean, base, excess, third, m = step_moments(
+        x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=guard
+    )
+    nodes = (B * (m - clip[0]), B * (clip[1] - m)) if guard else None  # nodes of x_0 stay inside the data range
+    weight_, mean_a, mean_b, v = fit_mixture(mean, base, excess, third, fit, weight, iterations, lr, eps, nodes)
+    return draw((weight_, mean_a, mean_b, v.clamp(max=var_max)), z, u)

@@ -1,0 +1,25 @@
+"""Solvers: frozen dataclasses, one paper a file, all driven by the loop in `gms_fast/sampling.py`."""
+
+from gms_fast.solvers.ancestral import DDPM as DDPM
+from gms_fast.solvers.ancestral import SNDDPM as SNDDPM
+from gms_fast.solvers.base import NoiseSource as NoiseSource
+from gms_fast.solvers.base import Solver as Solver
+from gms_fast.solvers.base import StepContext as StepContext
+from gms_fast.solvers.ddim import DDIM as DDIM
+from gms_fast.solvers.gms import GMS as GMS
+
+_BY_NAME = {"gms": GMS, "ddpm": DDPM, "sn-ddpm": SNDDPM, "ddim": DDIM}
+
+
+def names() -> list[str]:
+    """The string forms of the solvers with their default options."""
+    return list(_BY_NAME)
+
+
+def build(solver: str | Solver) -> Solver:
+    """The solver itself, or the one of that name."""
+    if isinstance(solver, Solver):
+        return solver
+    if solver not in _BY_NAME:
+        raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
+    return _BY_NAME[solver]()

@@ -1,0 +1,74 @@
+"""What a solver is: a step with explicit state; the loop that calls it stands in `gms_fast/sampling.py`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast import ops
+from gms_fast.steps import StepCoefficients
+from gms_fast.types import NoiseMoments
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSource:
+    """Where the draws of step i come from: counters of (seed, sample, step, element), or a callable noise(step)."""
+
+    seed: ops.Seed = 0
+    sample_offset: int = 0
+    given: Callable[[int], Any] | None = None
+
+    def arguments(self, index: int) -> dict[str, Any]:
+        """The keywords that tell an op which noise to use in step `index`."""
+        noise = None if self.given is None else self.given(index)
+        return {"seed": self.seed, "sample_offset": self.sample_offset, "step_index": index, "noise": noise}
+
+    def normal(self, index: int, like: Tensor) -> Tensor:
+        """The normals of step `index`, shaped like the state."""
+        if self.given is not None:
+            noise = self.given(index)
+            return (noise[0] if isinstance(noise, tuple) else noise).to(like)
+        where = {"device": like.device, "dtype": like.dtype}
+        return ops.philox_normal(like.shape, seed=self.seed, step=index, sample_offset=self.sample_offset, **where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """All a solver may know about a step: its place in the loop, its numbers, the data range and its noise."""
+
+    index: int
+    is_last: bool
+    t: float
+    s: float
+    coefficients: StepCoefficients
+    clip: tuple[float, float] | None
+    central: bool
+    noise: NoiseSource
+
+
+class Solver(ABC):
+    """One step of a sampler; subclasses are frozen dataclasses with keyword-only fields.
+
+    moments_needed  1 for E[eps|x_t] alone, 2 and 3 for solvers that use the moment heads
+    """
+
+    moments_needed: int = 1
+
+    def start(self) -> Any:
+        """State before the first step; multistep solvers keep their history in it."""
+        return None
+
+    @abstractmethod
+    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        """(x_s, new state) from x_t, the noise moments there and the state. Must not write to x."""
+
+
+def pixel_variance(clip_pixel: float) -> float:
+    """Variance allowed in the last step, whose noise stays in the picture: (clip_pixel 2/255 sqrt(pi/2))^2.
+
+    A mean absolute deviation of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022).
+    """
+    return (clip_pixel * 2 / 255) ** 2 * torch.pi / 2

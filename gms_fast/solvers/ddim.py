@@ -1,0 +1,35 @@
+"""DDIM: Song et al. 2021 (arXiv 2010.02502)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gms_fast.prediction import data_estimate
+from gms_fast.solvers.base import Solver, StepContext
+from gms_fast.types import NoiseMoments
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(Solver):
+    """x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z, with m = E[x_0|x_t] and e = (x_t - alpha_t m)/sigma_t.
+
+    eta  0: deterministic; 1: the noise of DDPM
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1]: got {self.eta}")
+
+    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        k = context.coefficients
+        m = data_estimate(x, moments.e1, k.alpha_t, k.sigma_t, context.clip)
+        std = self.eta * math.sqrt(k.c)
+        scale = math.sqrt(k.sigma_s**2 - std**2) / k.sigma_t
+        x_s = scale * x + (k.alpha_s - scale * k.alpha_t) * m  # e follows the clipped m
+        if std > 0:
+            x_s = x_s + std * context.noise.normal(context.index, like=x)
+        return x_s, state

@@ -1,0 +1,54 @@
+"""The numbers of one reverse step from t to s (docs/notation.md, eq. 1)."""
+
+import math
+from dataclasses import dataclass
+
+from gms_fast.schedules import VP
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCoefficients:
+    """x_s = A x_t + B x_0 + sqrt(c) z, with x_0 ~ q(x_0|x_t), for x_t = alpha_t x_0 + sigma_t eps.
+
+    With alpha_ts = alpha_t/alpha_s and beta_ts = sigma_t^2 - alpha_ts^2 sigma_s^2:
+    A = alpha_ts sigma_s^2/sigma_t^2, B = alpha_s beta_ts/sigma_t^2, c = sigma_s^2 beta_ts/sigma_t^2.
+    var_max bounds the variance that is drawn (infinite but for the last step of some solvers).
+    """
+
+    alpha_t: float
+    sigma_t: float
+    alpha_s: float
+    sigma_s: float
+    A: float
+    B: float
+    c: float
+    var_max: float = math.inf
+
+    @classmethod
+    def between(cls, schedule: VP, t: float, s: float) -> "StepCoefficients":
+        """The step from time t to time s of `schedule`, s less noisy than t; computed in float64."""
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = (f([t, s]).tolist() for f in (schedule.alpha, schedule.sigma))
+        if not sigma_s * alpha_t < sigma_t * alpha_s:
+            raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
+        alpha_ts = alpha_t / alpha_s
+        share = -math.expm1(2 * (math.log(alpha_ts) + math.log(sigma_s) - math.log(sigma_t))) if sigma_s > 0 else 1.0
+        # share = beta_ts/sigma_t^2 = 1 - (alpha_ts sigma_s/sigma_t)^2, which cancels badly for close times
+        return cls(
+            alpha_t=alpha_t,
+            sigma_t=sigma_t,
+            alpha_s=alpha_s,
+            sigma_s=sigma_s,
+            A=alpha_ts * (sigma_s / sigma_t) ** 2,
+            B=alpha_s * share,
+            c=sigma_s**2 * share,
+        )
+
+    @classmethod
+    def at(cls, schedule: VP, t: float) -> "StepCoefficients":
+        """The numbers of time t alone, for the evaluation that removes the last noise: x_s = E[x_0|x_t]."""
+        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+        return cls(alpha_t=alpha, sigma_t=sigma, alpha_s=1.0, sigma_s=0.0, A=0.0, B=1.0, c=0.0)
+
+    def as_list(self) -> list[float]:
+        """(alpha_t, sigma_t, A, B, c, var_max): what the ops take."""
+        return [self.alpha_t, self.sigma_t, self.A, self.B, self.c, self.var_max]

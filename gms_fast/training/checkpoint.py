@@ -1,0 +1,41 @@
+"""Training state on disk: written atomically, read with every doubt about its origin spelled out."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = "gms_fast training checkpoint 1"
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` so that a kill at any moment leaves either the old file or the new one, whole."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state that `write` stored. Raises ValueError naming the file if it is truncated or something else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"checkpoint {path} is truncated or no checkpoint at all: {reason}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"checkpoint {path} was not written by gms_fast training: it does not say {FORMAT!r}")
+    return state
+
+
+def check_same_configuration(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ValueError listing every setting in which the run in `path` differs from the one asked for."""
+    keys = sorted(stored.keys() | wanted.keys())
+    lines = [
+        f"  {k}: {stored.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys if stored.get(k) != wanted.get(k)
+    ]
+    if lines:
+        raise ValueError(f"{path} was made with another configuration; choose another folder:\n" + "\n".join(lines))

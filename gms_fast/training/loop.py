@@ -1,0 +1,268 @@
+"""Two-stage training: a noise network, then heads for its higher moments on the frozen network.
+
+Every random number of step k comes from a generator seeded by (seed, k) alone, so a run that was killed and
+resumed walks through the same batches, times and noise as one that never stopped.
+"""
+
+import csv
+import hashlib
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gms_fast.training import checkpoint
+from gms_fast.training.losses import Loss, moment_loss, noise_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a training run depends on beside the model and the data.
+
+    steps             optimiser steps in all
+    batch_size        images per step
+    lr                peak learning rate of Adam, reached after `warmup` steps
+    decay             "cosine" | "linear" (both to 0 at the last step) | "constant"
+    ema               decay of the averaged weights (smaller in the first steps: (1+k)/(10+k))
+    clip_norm         largest norm of the gradient
+    flips             mirror each image with probability 1/2 (wrong for digits)
+    precision         "float32" | "bfloat16": arithmetic of the network (weights and losses stay float32)
+    seed              determines everything that is random
+    """
+
+    steps: int
+    batch_size: int = 64
+    lr: float = 2e-4
+    warmup: int = 200
+    decay: str = "cosine"
+    ema: float = 0.999
+    clip_norm: float = 1.0
+    flips: bool = False
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive: got {self.lr}")
+        if self.decay not in ("cosine", "linear", "constant"):
+            raise ValueError(f'decay must be "cosine", "linear" or "constant": got {self.decay!r}')
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision must be "float32" or "bfloat16": got {self.precision!r}')
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1): got {self.ema}")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 0 .. steps-1."""
+        progress = step / self.steps
+        falling = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress, "constant": 1.0}
+        return self.lr * min(1.0, (step + 1) / max(self.warmup, 1)) * falling[self.decay]
+
+
+def train_noise_network(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    steps: int,
+    out: str | Path,
+    resume: bool = True,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+    **settings: Any,
+) -> nn.Module:
+    """Stage 1: minimise E (e1(x_t, t) - eps)^2 over uniform t; returns `model` with the averaged weights.
+
+    model   a network like `MomentUNet` (its heads, if any, are left alone), with `schedule`
+    data    (N, C, H, W) in [-1, 1]
+    out     folder for `checkpoint.pt` and `curve.csv`; one that holds a run is continued if `resume`, else refused
+    settings  fields of `Settings`
+    Raises ValueError for bad settings, a truncated checkpoint, or a folder made with another configuration.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if not n.startswith(("out2", "out3"))}
+    run = Settings(steps=steps, **settings)
+    return _train(model, parameters, data, noise_loss, {"stage": "noise"}, run, out, resume, checkpoint_every, progress)
+
+
+def train_moment_heads(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    steps: int,
+    out: str | Path,
+    target: str = "raw",
+    resume: bool = True,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+    **settings: Any,
+) -> nn.Module:
+    """Stage 2: heads for E[eps^2], E[eps^3] ("raw") or E[(eps-e1)^k] ("central") on the frozen noise network.
+
+    Arguments as for `train_noise_network`; `model` must have heads. Sets `model.moments` to `target`.
+    """
+    if target not in ("raw", "central"):
+        raise ValueError(f'target must be "raw" or "central": got {target!r}')
+    parameters = {n: p for n, p in model.named_parameters() if n.startswith(("out2", "out3"))}
+    if not parameters:
+        raise ValueError('model has no moment heads: make it with head="simple" or "complex"')
+    run = Settings(steps=steps, **settings)
+    stage = {"stage": "heads", "target": target}
+    model = _train(model, parameters, data, moment_loss(target), stage, run, out, resume, checkpoint_every, progress)
+    model.moments = model.config["moments"] = target
+    return model
+
+
+def _train(
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    data: Tensor,
+    loss_fn: Loss,
+    stage: dict[str, Any],
+    run: Settings,
+    out: str | Path,
+    resume: bool,
+    checkpoint_every: int,
+    progress: bool,
+) -> nn.Module:
+    _check_data(model, data)
+    folder = Path(out)
+    path = folder / "checkpoint.pt"
+    if path.exists() and not resume:
+        raise FileExistsError(f"out: {folder} already holds a training run; resume it or choose another folder")
+    frozen = {n: p for n, p in model.named_parameters() if n not in parameters}
+    configuration = {
+        **stage,
+        **asdict(run),
+        "model": {k: v for k, v in model.config.items() if k != "moments"},
+        "schedule": model.schedule.config,
+        "data": _fingerprint([data]),
+        "frozen": _fingerprint(frozen.values()) if stage["stage"] == "heads" else None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for p in frozen.values():
+        p.requires_grad_(False)
+    state = _State(parameters, run)
+    if path.exists():
+        state.restore(path, configuration)
+    try:
+        model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
+        with tqdm(total=run.steps, initial=state.step, disable=not progress, desc=stage["stage"], unit="step") as bar:
+            while state.step < run.steps:
+                loss = _step(model, data, loss_fn, state, run)
+                state.record(loss)
+                bar.set_postfix(loss=f"{state.smooth:.4f}", refresh=False)
+                bar.update()
+                if state.step % checkpoint_every == 0 or state.step == run.steps:
+                    state.save(path, configuration)
+    finally:
+        for p in frozen.values():
+            p.requires_grad_(True)
+    state.load_average()
+    return model.eval()
+
+
+def _step(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", run: Settings) -> float:
+    device = next(model.parameters()).device
+    schedule = model.schedule
+    generator = torch.Generator().manual_seed((run.seed << 32) + state.step)
+    x_0 = data[torch.randint(len(data), (run.batch_size,), generator=generator)]
+    if run.flips:
+        x_0 = torch.where(torch.rand(run.batch_size, 1, 1, 1, generator=generator) < 0.5, x_0, x_0.flip(-1))
+    t = torch.randint(schedule.T, (run.batch_size,), generator=generator)
+    eps = torch.randn(x_0.shape, generator=generator)
+    alpha, sigma = (f(t).float().view(-1, 1, 1, 1) for f in (schedule.alpha, schedule.sigma))
+    x_t, times, eps = (y.to(device) for y in (alpha * x_0 + sigma * eps, schedule.network_time(t).float(), eps))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((run.seed << 32) + state.step)  # dropout
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+            loss = loss_fn(model, x_t, times, eps)
+    state.update(loss)
+    return loss.item()
+
+
+class _State:
+    """Weights being trained, their running average, the optimiser and the loss curve."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], run: Settings) -> None:
+        self.run, self.parameters = run, parameters
+        self.average = {n: p.detach().clone() for n, p in parameters.items()}
+        self.optimiser = torch.optim.Adam(parameters.values(), lr=run.lr)
+        self.step, self.smooth, self.seconds = 0, float("nan"), 0.0
+        self.curve: list[list[float]] = []
+        self._since = time.perf_counter()
+
+    def update(self, loss: Tensor) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.run.clip_norm)
+        self.optimiser.param_groups[0]["lr"] = self.run.lr_at(self.step)
+        self.optimiser.step()
+        decay = min(self.run.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            average, current = list(self.average.values()), list(self.parameters.values())
+            torch._foreach_lerp_(average, current, 1 - decay)
+        self.step += 1
+
+    def record(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"training diverged: loss is {loss} at step {self.step}; lower lr and resume")
+        self.smooth = loss if math.isnan(self.smooth) else 0.99 * self.smooth + 0.01 * loss
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        if self.step % 50 == 0 or self.step == self.run.steps:
+            self.curve.append([self.step, round(self.smooth, 6), round(self.seconds, 1)])
+
+    def save(self, path: Path, configuration: dict[str, Any]) -> None:
+        state = {
+            "configuration": configuration,
+            "step": self.step,
+            "smooth": self.smooth,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "weights": {n: p.detach() for n, p in self.parameters.items()},
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        checkpoint.write(path, state)
+        with (path.parent / "curve.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["step", "loss", "seconds"], *self.curve])
+
+    def restore(self, path: Path, configuration: dict[str, Any]) -> None:
+        state = checkpoint.read(path)
+        checkpoint.check_same_configuration(path.parent, state["configuration"], configuration)
+        self.step, self.smooth, self.seconds = state["step"], state["smooth"], state["seconds"]
+        self.curve = state["curve"]
+        self._copy(state["weights"], self.parameters)
+        self._copy(state["average"], self.average)
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def load_average(self) -> None:
+        self._copy(self.average, self.parameters)
+
+    @staticmethod
+    def _copy(source: dict[str, Tensor], target: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in source.items():
+                target[name].copy_(value)
+
+
+def _check_data(model: nn.Module, data: Tensor) -> None:
+    shape = tuple(model.sample_shape)
+    if data.ndim != 4 or tuple(data.shape[1:]) != shape or len(data) == 0:
+        raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
+    if not torch.isfinite(data).all() or data.abs().max() > 1:
+        raise ValueError("data must be finite and lie in [-1, 1]")
+
+
+def _fingerprint(tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,25 @@
+"""The few nouns that every room shares: what a network returns and what a fit returns."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class NoiseMoments(NamedTuple):
+    """Elementwise moments of the noise given x_t, each shaped like x_t.
+
+    e1 = E[eps|x_t]; e2, e3 = E[eps^k|x_t] ("raw") or E[(eps - e1)^k|x_t] ("central"), None where a model has none.
+    """
+
+    e1: Tensor
+    e2: Tensor | None = None
+    e3: Tensor | None = None
+
+
+class Mixture(NamedTuple):
+    """weight N(mean_a, var) + (1 - weight) N(mean_b, var), elementwise; every field is shaped (B, *)."""
+
+    weight: Tensor
+    mean_a: Tensor
+    mean_b: Tensor
+    var: Tensor

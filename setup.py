@@ -1,0 +1,55 @@
+"""Builds gms_fast._C with CMake and ninja, and installs kernels/ as gms_fast.kernels; metadata is in pyproject.toml.
+
+GMS_FAST_CUDA = auto | 1 | 0   compile the CUDA kernels; auto (the default) means: where nvcc is on PATH
+GMS_FAST_PURE = 1              build no compiled module at all
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def wants_cuda() -> bool:
+    choice = os.environ.get("GMS_FAST_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        raise SystemExit(f"GMS_FAST_CUDA must be auto, 0 or 1: got {choice!r}")
+    return choice == "1" or (choice == "auto" and shutil.which("nvcc") is not None)
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        build = Path(self.build_temp).resolve() / ext.name
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        ninja = shutil.which("ninja")
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DGMS_WITH_CUDA={'ON' if wants_cuda() else 'OFF'}",
+            *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build)], check=True)
+
+
+pure = os.environ.get("GMS_FAST_PURE") == "1"
+native_sources = ["CMakeLists.txt", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*") if p.is_file())]
+kernel_packages = ["gms_fast.kernels", *(f"gms_fast.kernels.{p}" for p in find_packages("kernels"))]
+
+setup(
+    packages=find_packages(include=["gms_fast", "gms_fast.*"]) + kernel_packages,
+    package_dir={"gms_fast.kernels": "kernels"},
+    package_data={"gms_fast": ["py.typed", "*.pyi"], "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"]},
+    ext_modules=[] if pure else [Extension("gms_fast._C", sources=[], depends=native_sources)],
+    cmdclass={"build_ext": CMakeBuild},
+)
