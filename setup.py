@@ -49,7 +49,10 @@ kernel_packages = ["gms_fast.kernels", *(f"gms_fast.kernels.{p}" for p in find_p
 setup(
     packages=find_packages(include=["gms_fast", "gms_fast.*"]) + kernel_packages,
     package_dir={"gms_fast.kernels": "kernels"},
-    package_data={"gms_fast": ["py.typed", "*.pyi"], "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"]},
+    package_data={
+        "gms_fast": ["py.typed", "*.pyi"],
+        "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"],
+    },
     ext_modules=[] if pure else [Extension("gms_fast._C", sources=[], depends=native_sources)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -74,7 +74,7 @@ using StepArguments = std::tuple<double, double, double, double, double, double,
 gms::Stepping stepping_of(const StepArguments& a, int moments, bool central) {
   const auto& [alpha, sigma, A, B, c, var_max, lo, hi] = a;
   auto f = [](double x) { return static_cast<float>(x); };
-  return {{f(1 / alpha), f(sigma / alpha), f(A), f(B), f(c), f(var_max), f(sigma), f(lo), f(hi)},
+  return {{f(1 / alpha), f(sigma / alpha), f(A), f(B), f(c), f(var_max), f(lo), f(hi)},
           static_cast<gms::Moments>(moments),
           central};
 }

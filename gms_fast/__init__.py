@@ -11,8 +11,8 @@ from gms_fast import ops as ops
 from gms_fast import schedules as schedules
 from gms_fast import solvers as solvers
 from gms_fast import training as training
-from gms_fast.backends import backends as backends
-from gms_fast.backends import set_backend as set_backend
+from gms_fast.dispatch import backends as backends
+from gms_fast.dispatch import set_backend as set_backend
 from gms_fast.io import load as load
 from gms_fast.io import save as save
 from gms_fast.sampling import sample as sample

@@ -27,6 +27,16 @@ def instruction_set() -> str | None:
     return _C.instruction_set() if available else None
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """The ones this processor runs, widest first."""
+    return _C.instruction_sets() if available else ()
+
+
+def set_instruction_set(name: str) -> None:
+    """Use one of `instruction_sets`; results do not depend on it, to the bit."""
+    _C.set_instruction_set(name)
+
+
 def _buffer(tensor: Tensor | None) -> tuple[int, int]:
     return _ABSENT if tensor is None else (tensor.data_ptr(), _DTYPES[tensor.dtype])
 

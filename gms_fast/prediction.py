@@ -41,9 +41,7 @@ def _check_shape(name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"model's {name} must be shaped like x, {tuple(x.shape)}: got {tuple(tensor.shape)}")
 
 
-def data_estimate(
-    x: Tensor, e1: Tensor, alpha: float, sigma: float, clip: tuple[float, float] | None = None
-) -> Tensor:
+def data_estimate(x: Tensor, e1: Tensor, alpha: float, sigma: float, clip: tuple[float, float] | None = None) -> Tensor:
     """E[x_0|x_t] = (x_t - sigma_t e1)/alpha_t, clipped to the data range if one is given; x's dtype."""
     m = (x - sigma * e1.to(x.dtype)) / alpha
     return m if clip is None else m.clamp(*clip)

@@ -58,7 +58,9 @@ def sample(
     Returns (n, *shape). Raises ValueError or TypeError naming the argument before the model is called, and
     ValueError naming the step if the model returns NaN, infinity or too few moments.
     """
-    run = _Run.prepare(model, solver, schedule, prediction, clip, NoiseSource(seed=seed, sample_offset=sample_offset, given=noise))
+    run = _Run.prepare(
+        model, solver, schedule, prediction, clip, NoiseSource(seed=seed, sample_offset=sample_offset, given=noise)
+    )
     times = run.times(steps, timesteps)
     x = run.initial(times[0], n, shape, x_T, device, dtype)
     state = run.solver.start()
@@ -127,7 +129,9 @@ class _Run:
         x = torch.empty((n, *shape), dtype=dtype, device=device)
         self._checked_seeds(x)
         draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset}
-        return float(self.schedule.sigma(t)) * ops.philox_normal(x.shape, **draw, stream=_INITIAL, device=device, dtype=dtype)
+        return float(self.schedule.sigma(t)) * ops.philox_normal(
+            x.shape, **draw, stream=_INITIAL, device=device, dtype=dtype
+        )
 
     def _checked_seeds(self, x: Tensor) -> Tensor:
         seed = self.noise.seed

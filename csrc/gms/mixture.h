@@ -26,10 +26,14 @@ struct Mixture {
 };
 
 // exact: means d apart with w(1-w)(1-2w) d^3 = third, |d| no larger than `excess` allows.
-// free: where it would be larger, the two-point law of that skewness on a variance of `base`; its nodes stay within
-// `below` and `above` of the mean.
+// free: where it would be larger, the two-point law of that skewness on a variance of `base`. The third moment is
+// bounded so that the means stay within `below` and `above` of the mean: a node q s above it has its partner s/q
+// below, and the skewness q - 1/q grows with q. (Comparisons with the NaN of excess = 0 leave it alone.)
 template <Fit kFit, typename T>
 GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, T below, T above, const FitParameters<T>& p) {
+  if (kFit == Fit::kFree) {
+    third = clamp(third, excess * (excess / below - below), excess * (above - excess / above));
+  }
   const T d_max = std::sqrt(excess * p.inv_spread);
   const T wanted = cube_root(third * p.inv_skew);
   const bool infeasible = std::fabs(wanted) > d_max;
@@ -40,9 +44,7 @@ GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, T below, T above
   if (kFit == Fit::kFree) {
     const T s = std::sqrt(excess), inv_s = T(1) / s;
     const T limit = T(0x1p60);  // past it the far weight is below every uniform draw, and g^2 must not overflow
-    T g = clamp(third * inv_s * inv_s * inv_s, -limit, limit);
-    const T lowest = s / below - below * inv_s, highest = above * inv_s - s / above;
-    g = at_most(at_least(g, lowest), highest);
+    const T g = clamp(third * inv_s * inv_s * inv_s, -limit, limit);
     const T h = std::sqrt(std::fma(g, g, T(4)));
     const T far = T(0.5) * (h + std::fabs(g)), near = T(1) / far;
     const T light = near / h;  // weight of the far node, without the cancellation of (1 - |g|/h)/2

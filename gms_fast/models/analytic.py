@@ -55,7 +55,9 @@ class GaussianMixture1D(_Analytic):
     ) -> None:
         self.weights, self.means, self.stds = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, stds))
         if not self.weights.shape == self.means.shape == self.stds.shape or self.weights.ndim != 1:
-            raise ValueError(f"weights, means and stds must be of one length: got {len(weights)}, {len(means)}, {len(stds)}")
+            raise ValueError(
+                f"weights, means and stds must be of one length: got {len(weights)}, {len(means)}, {len(stds)}"
+            )
         if (self.weights <= 0).any() or abs(float(self.weights.sum()) - 1) > 1e-9 or (self.stds < 0).any():
             raise ValueError("weights must be positive and sum to 1, and stds must not be negative")
         self.schedule = VPLinear() if schedule is None else schedule

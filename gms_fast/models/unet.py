@@ -20,9 +20,7 @@ GROUPS = 32
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal features (cos, then sin) of network times t (B,) -> (B, dim), in float32."""
     half = dim // 2
-    frequencies = torch.exp(
-        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-    )
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies[None]
     features = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return nn.functional.pad(features, (0, dim - 2 * half))
@@ -50,9 +48,7 @@ class ResBlock(nn.Module):
         self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(_norm(cin), nn.SiLU(), _conv(cin, cout))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, (2 if scale_shift else 1) * cout))
-        self.out_layers = nn.Sequential(
-            _norm(cout), nn.SiLU(), nn.Dropout(dropout), _zero(_conv(cout, cout))
-        )
+        self.out_layers = nn.Sequential(_norm(cout), nn.SiLU(), nn.Dropout(dropout), _zero(_conv(cout, cout)))
         self.skip_connection = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ def _seeds(seed: Seed, device: torch.device) -> dict[str, object]:
     """One 64-bit seed for all samples, or one per sample as an int64 tensor."""
     if isinstance(seed, int):
         return {"seed": _as_int64(seed)}
+    if isinstance(seed, float):
+        raise TypeError(f"seed must be an integer, or one integer per sample: got {seed!r}")
     if not isinstance(seed, Tensor):
         seed = torch.tensor([_as_int64(s) for s in seed], dtype=torch.int64)
     return {"seeds": seed.to(device)}

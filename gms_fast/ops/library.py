@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gms_fast import _native, backends
+from gms_fast import _native, dispatch
 from gms_fast.ops import plain
 from gms_fast.arguments import Fitting, Noise, Stepping
 
@@ -41,7 +41,7 @@ def _backend(device: torch.device, *tensors: Tensor | None) -> object:
     """The module whose functions take these tensors."""
     if any(t is not None and t.dtype == torch.float64 for t in tensors):
         return plain  # float64 is the reference path
-    name = backends.chosen(device.type)
+    name = dispatch.chosen(device.type)
     if name == "triton":
         from gms_fast.ops import triton
 

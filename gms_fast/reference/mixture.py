@@ -21,13 +21,15 @@ def fit_mixture(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(weight, mean_a, mean_b, V), elementwise, for var = base + excess, of which the means may use `excess`.
 
-    node_range  for fit="free": how far the nodes may lie (below, above) the mean
+    node_range  for fit="free": how far the means may lie (below, above) the mean; bounds the third moment
     """
     w = torch.full_like(mean, weight)
     if fit == "gaussian":
         return w, mean, mean, base + excess
     if fit == "adan":
         return (w, *adan(mean, base + excess, third, weight, iterations, lr, eps))
+    if node_range is not None:
+        third = _within(third, excess, *node_range)
     p = weight * (1 - weight)
     d_max = (excess / p).sqrt()
     d = _cbrt(third / (p * (1 - 2 * weight)))
@@ -37,7 +39,7 @@ def fit_mixture(
     exact = w, mean + (1 - weight) * d, mean - weight * d, v
     if fit == "exact":
         return exact
-    free = (*_two_point(mean, excess, third, node_range), base)
+    free = (*_two_point(mean, excess, third), base)
     choose = infeasible & (excess > 0)
     w, mean_a, mean_b, v = (torch.where(choose, f, e) for f, e in zip(free, exact, strict=True))
     return w, mean_a, mean_b, v
@@ -47,18 +49,19 @@ def _cbrt(x: Tensor) -> Tensor:
     return x.sign() * x.abs().pow(1 / 3)
 
 
-def _two_point(
-    mean: Tensor, excess: Tensor, third: Tensor, node_range: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and nodes of the two-point law: w = (1 - g/h)/2, nodes mean + s (g +- h)/2, h = sqrt(4 + g^2).
+def _within(third: Tensor, excess: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    """The nearest third moment whose two-point law lies inside [mean - below, mean + above].
 
-    A node q s above the mean has its partner s/q below, and g = q - 1/q grows with q: so `node_range` bounds g.
+    A node q s above the mean has its partner s/q below, and the skewness q - 1/q grows with q.
     """
+    low, high = excess**2 / below - excess * below, excess * above - excess**2 / above
+    return torch.where(excess > 0, torch.minimum(torch.maximum(third, low), high), 0)
+
+
+def _two_point(mean: Tensor, excess: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight and nodes of the two-point law: w = (1 - g/h)/2, nodes mean + s (g +- h)/2, h = sqrt(4 + g^2)."""
     s = excess.sqrt()
-    g = (third / s / excess).clamp(-MAX_SKEWNESS, MAX_SKEWNESS)
-    if node_range is not None:
-        below, above = node_range[0] / s, node_range[1] / s
-        g = torch.minimum(torch.maximum(g, 1 / below - below), above - 1 / above)
+    g = (third / s / s / s).clamp(-MAX_SKEWNESS, MAX_SKEWNESS)
     h = (4 + g * g).sqrt()
     far = (h + g.abs()) / 2  # far and near node, in units of s; their product is -1
     light = 1 / (h * far)  # weight of the far node, without the cancellation of (1 - |g|/h)/2

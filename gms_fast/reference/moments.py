@@ -27,39 +27,36 @@ def step_moments(
     e2, e3        None stands for a posterior of x_0 without variance, without skewness
     bound         also bound v by (m - lo)(hi - m) (Bhatia-Davis), which the two nodes of fit="free" need
     """
-    alpha, sigma, A, B, c = coefficients  # noqa: N806
-    if moments == "released":
-        return _released(x, e1, e2, e3, coefficients, central)
-    lo, hi = clip if clip is not None else (-torch.inf, torch.inf)
+    alpha, sigma, A, B, c = coefficients
     r = sigma / alpha
-    m = (x / alpha - r * e1).clamp(lo, hi)
+    m = x / alpha - r * e1
     v, k = torch.zeros_like(m), torch.zeros_like(m)
     if e2 is not None:
-        v = (r**2 * (e2 if central else e2 - e1**2)).clamp(0, ((hi - lo) / 2) ** 2)
-        if bound and clip is not None:
-            v = torch.minimum(v, (m - lo) * (hi - m))
+        v = r**2 * (e2 if central else e2 - e1**2)
     if e3 is not None:
         k = -(r**3) * (e3 if central else e3 - 3 * e1 * e2 + 2 * e1**3)
+    if moments == "released":
+        return _released(x, m, v, k, A, B, c)
+    lo, hi = clip if clip is not None else (-torch.inf, torch.inf)
+    m, v = m.clamp(lo, hi), v.clamp(0, ((hi - lo) / 2) ** 2)
+    if bound and clip is not None:
+        v = torch.minimum(v, (m - lo) * (hi - m))
     return A * x + B * m, torch.full_like(m, c), B**2 * v, B**3 * k, m
 
 
 def _released(
-    x: Tensor, e1: Tensor, e2: Tensor, e3: Tensor | None, coefficients: Sequence[float], central: bool
+    x: Tensor, m: Tensor, v: Tensor, k: Tensor, A: float, B: float, c: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The moments as the released code clips them: each raw moment on its own, so that they need not be consistent."""
-    alpha, sigma, A, B, c = coefficients  # noqa: N806
-    if central:
-        e2, e3 = e2 + e1**2, None if e3 is None else e3 + 3 * e1 * e2 + e1**3
-    m = ((x - sigma * e1) / alpha).clamp(-1, 1)
-    v = ((sigma / alpha) ** 2 * (e2 - e1**2)).clamp(0, 1)
-    mean = (A * x + B * m).clamp(-1000, 1000)
-    var = (c + B**2 * v).clamp(0, 1)
-    base, excess = var.clamp(max=c), (var - c).clamp(min=0)
-    if e3 is None:
-        return mean, base, excess, torch.zeros_like(mean), m
-    q = ((x**2 + sigma**2 * e2 - 2 * x * sigma * e1) / alpha**2).clamp(0, 1)
-    u = (x**3 - sigma**3 * e3 - 3 * x**2 * sigma * e1 + 3 * x * sigma**2 * e2) / alpha**3
+    """The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent with them.
+
+    Its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, is what the last lines give without the cancellation.
+    """
+    q = (m**2 + v).clamp(0, 1)
+    u = m**3 + 3 * m * v + k
+    m, v = m.clamp(-1, 1), v.clamp(0, 1)
     u = torch.where(u.abs() <= m.abs(), u, m).clamp(-1, 1)
-    a = A * x
-    raw = a**3 + 3 * a**2 * B * m + 3 * a * B**2 * q + B**3 * u + 3 * c * (a + B * m)
-    return mean, base, excess, raw - 3 * mean * var - mean**3, m
+    mean = (A * x + B * m).clamp(-1000, 1000)
+    full = c + B**2 * v
+    var = full.clamp(0, 1)
+    third = 3 * A * x * B**2 * (q - m**2 - v) + B**3 * (u - m**3 - 3 * m * v) + 3 * mean * (full - var)
+    return mean, var.clamp(max=c), (var - c).clamp(min=0), third, m

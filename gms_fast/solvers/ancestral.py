@@ -16,9 +16,7 @@ def _gaussian_step(x: Tensor, moments: NoiseMoments, context: StepContext, clip_
     if context.is_last:
         coefficients = replace(coefficients, var_max=pixel_variance(clip_pixel))
     noise = context.noise.arguments(context.index)
-    return ops.gms_step(
-        x, *moments, coefficients, fit="gaussian", central=context.central, clip=context.clip, **noise
-    )
+    return ops.gms_step(x, *moments, coefficients, fit="gaussian", central=context.central, clip=context.clip, **noise)
 
 
 @dataclass(frozen=True, kw_only=True)

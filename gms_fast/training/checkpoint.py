@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 FORMAT = "gms_fast training checkpoint 1"
+FIELDS = {"configuration", "step", "smooth", "seconds", "curve", "weights", "average", "optimiser"}
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -24,10 +25,12 @@ def read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"checkpoint {path} is truncated or no checkpoint at all: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} was not written by gms_fast training: it does not say {FORMAT!r}")
+    if missing := FIELDS - state.keys():
+        raise ValueError(f"checkpoint {path} is damaged: it lacks {', '.join(sorted(missing))}")
     return state
 
 

@@ -56,6 +56,12 @@ class Settings:
             raise ValueError(f'decay must be "cosine", "linear" or "constant": got {self.decay!r}')
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f'precision must be "float32" or "bfloat16": got {self.precision!r}')
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative: got {self.warmup}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive: got {self.clip_norm}")
+        if not 0 <= self.seed < 1 << 31:
+            raise ValueError(f"seed must lie in [0, 2^31): got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1): got {self.ema}")
 
@@ -131,6 +137,8 @@ def _train(
     progress: bool,
 ) -> nn.Module:
     _check_data(model, data)
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1: got {checkpoint_every}")
     folder = Path(out)
     path = folder / "checkpoint.pt"
     if path.exists() and not resume:
@@ -211,7 +219,9 @@ class _State:
 
     def record(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise FloatingPointError(f"training diverged: loss is {loss} at step {self.step}; lower lr and resume")
+            raise FloatingPointError(
+                f"training diverged: loss is {loss} at step {self.step}; start again with a lower lr"
+            )
         self.smooth = loss if math.isnan(self.smooth) else 0.99 * self.smooth + 0.01 * loss
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now

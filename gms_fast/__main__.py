@@ -1,0 +1,6 @@
+"""`python -m gms_fast` is the command `gms-fast`."""
+
+from gms_fast.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

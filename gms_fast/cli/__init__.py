@@ -1,0 +1,44 @@
+"""The command `gms-fast`: one module per subcommand, each with SUMMARY, `add_arguments` and `run`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from gms_fast.cli import info, sample, train
+
+COMMANDS: dict[str, ModuleType] = {"sample": sample, "train": train, "info": info}
+BAD_INPUT, INTERRUPTED = 2, 130  # 130: what shells report for a program ended by Ctrl-C
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves reporting to `main`, so that every mistake reads the same."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C."""
+    parser = _Parser(prog="gms-fast", description="Gaussian mixture solvers for diffusion models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
+        command.set_defaults(run=module.run, on_interrupt="")
+        module.add_arguments(command)
+    args = argparse.Namespace(on_interrupt="")
+    try:
+        parser.parse_args(argv, args)
+        return args.run(args)
+    except KeyboardInterrupt:
+        print(f"gms-fast: interrupted{args.on_interrupt}", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        print(f"gms-fast: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return "; ".join(lines).replace(":; ", ": ")

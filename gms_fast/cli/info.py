@@ -1,0 +1,57 @@
+"""`gms-fast info`: what this installation consists of and can do."""
+
+import argparse
+import os
+import platform
+from importlib import metadata
+
+SUMMARY = "Show versions, backends, solvers, schedules and embedded models."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`gms-fast info` has no options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one `name: value` line per fact."""
+    import torch
+
+    import gms_fast
+    from gms_fast import io, schedules, solvers
+    from gms_fast.version import __version__
+
+    backends = gms_fast.backends()
+    facts = {
+        "gms-fast": __version__,
+        "python": f"{platform.python_version()} on {platform.machine()}",
+        "torch": torch.__version__,
+        "triton": _triton(),
+        "cuda": _cuda(),
+        "cpu": f"{backends['instruction_set'] or 'no compiled module'}, {os.cpu_count()} cores",
+        "backends": ", ".join(backends["available"]),
+        "chosen": ", ".join(f"{name} on {device}" for device, name in backends["chosen"].items() if name),
+        **{f"no {name}": reason for name, reason in backends["missing"].items()},
+        "solvers": ", ".join(solvers.names()),
+        "schedules": ", ".join(schedules.names()),
+        "models": ", ".join(io.embedded()) or "none",
+    }
+    width = max(map(len, facts)) + 1
+    print("\n".join(f"{name + ':':{width}} {value}" for name, value in facts.items()))
+    return 0
+
+
+def _triton() -> str:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "not installed"
+    return metadata.version("triton")
+
+
+def _cuda() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"no device (torch built for {torch.version.cuda or 'the CPU only'})"
+    devices = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return f"{torch.version.cuda}, {torch.cuda.device_count()} x {', '.join(sorted(devices))}"

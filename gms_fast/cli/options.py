@@ -1,0 +1,45 @@
+"""Kinds of command-line values that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1: got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An integer in 0 .. 2^31 - 1: what every generator in use takes."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {2**31 - 1}: got {text!r}")
+    return int(text)
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Positive integers separated by commas; nothing is the empty tuple."""
+    return tuple(positive(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+
+def device(name: str | None) -> torch.device:
+    """The device of that name, by default CUDA where there is one. Raises ValueError if it cannot be used."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'--device must be like "cpu", "cuda" or "cuda:1": got {name!r}') from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f'--device must be on "cpu" or "cuda": got {name!r}')
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name} is not there: {torch.cuda.device_count()} CUDA devices found")
+    return found

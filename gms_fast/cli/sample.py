@@ -1,0 +1,118 @@
+"""`gms-fast sample`: draw images and write them to a file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gms_fast.cli import options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gms_fast.models.unet import MomentUNet
+    from gms_fast.solvers import Solver
+
+SUMMARY = "Draw images with a trained model."
+SUFFIXES = (".png", ".npz")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `gms-fast sample`."""
+    add = parser.add_argument
+    add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
+    add("--steps", type=options.positive, default=10, help="solver steps (default: 10)")
+    add("--n", type=options.positive, default=64, help="number of images (default: 64)")
+    add("--solver", default="gms", help="name of a solver, see gms-fast info (default: gms)")
+    add("--fit", choices=("exact", "free", "adan", "gaussian"), help="how GMS fits the mixture (default: exact)")
+    add("--component", choices=("sample", "element"), help="GMS draws a component per sample or per element")
+    add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
+    add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add("--out", type=Path, default=Path("samples.png"), help=".png: a grid, .npz: arrays (default: samples.png)")
+    add("--force", action="store_true", help="overwrite --out")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, write, and say how long it took and what did the work."""
+    import gms_fast
+
+    _check_out(args.out, overwrite=args.force)
+    device = options.device(args.device)
+    solver = _solver(args)
+    backend = gms_fast.backends()["chosen"][device.type]
+    if backend is None:
+        raise ValueError(f"--device {device}: the backend that is forced does not run there")
+    model = gms_fast.load(args.model).to(device)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = model.register_forward_pre_hook(count)
+    start = time.perf_counter()
+    images = _draw(model, solver, args)
+    seconds = time.perf_counter() - start
+    handle.remove()
+    _write(images, args)
+    print(f"{args.n} images in {seconds:.2f} s, {calls} network calls, backend {backend}: {args.out}")
+    return 0
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"--out must end in {' or '.join(SUFFIXES)}: got {out}")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"--out {out} exists: choose another file or add --force")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
+
+
+def _solver(args: argparse.Namespace) -> str | Solver:
+    from gms_fast import solvers
+
+    given = {name: getattr(args, name) for name in ("fit", "component") if getattr(args, name) is not None}
+    if given and args.solver != "gms":
+        raise ValueError(f"--{next(iter(given))} belongs to --solver gms: got --solver {args.solver}")
+    return solvers.GMS(**given) if given else args.solver
+
+
+def _draw(model: MomentUNet, solver: str | Solver, args: argparse.Namespace) -> Tensor:
+    """args.n images on the CPU, (N, C, H, W) float32 in [-1, 1], drawn batch by batch."""
+    import torch
+    from tqdm import tqdm
+
+    import gms_fast
+
+    starts = range(0, args.n, args.batch_size)
+    images = []
+    with tqdm(total=len(starts) * args.steps, disable=None, desc="sample", unit="step") as bar:
+        for start in starts:
+            x = gms_fast.sample(
+                model,
+                args.steps,
+                solver=solver,
+                n=min(args.batch_size, args.n - start),
+                seed=args.seed,
+                sample_offset=start,
+                callback=lambda *_: bar.update(),
+            )
+            images.append(x.float().clamp(-1, 1).cpu())
+    return torch.cat(images)
+
+
+def _write(images: Tensor, args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from gms_fast.images import save_images
+
+    partial = args.out.with_name(f".{args.out.stem}.partial{args.out.suffix}")
+    if args.out.suffix == ".png":
+        save_images(images, partial)
+    else:
+        np.savez(partial, images=images.numpy(), seed=args.seed, steps=args.steps, solver=args.solver)
+    os.replace(partial, args.out)

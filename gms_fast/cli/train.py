@@ -1,0 +1,120 @@
+"""`gms-fast train`: a noise network, then heads for its higher moments, then a folder for `gms_fast.load`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gms_fast.cli import options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gms_fast.models.unet import MomentUNet
+
+SUMMARY = "Train a noise network and its moment heads."
+STAGES, MODEL = ("noise", "heads"), "model"
+STAGE_FILES = ("checkpoint.pt", "checkpoint.pt.partial", "curve.csv")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `gms-fast train`; the defaults are the recipe of the embedded MNIST model."""
+    parser.set_defaults(on_interrupt="; the same command with --resume goes on from the last checkpoint")
+    add = parser.add_argument
+    add("--data", required=True, help="mnist5k, digits, a .npy or .npz file or a folder of images")
+    add("--out", type=Path, required=True, help="folder for the run; the model goes to its subfolder model")
+    add("--steps", type=options.positive, default=12000, help="steps for the noise network (default: 12000)")
+    add("--head-steps", type=options.positive, default=4000, help="steps for the heads (default: 4000)")
+    add("--target", choices=("central", "raw"), default="central", help="moments to learn (default: central)")
+    add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
+    add("--model-channels", type=options.positive, default=32, help="width, a multiple of 32 (default: 32)")
+    add("--channel-mult", type=options.integers, default=(1, 2, 3), help="width factor per level (default: 1,2,3)")
+    add("--num-res-blocks", type=options.positive, default=1, help="residual blocks per level (default: 1)")
+    add("--attention", type=options.integers, default=(4,), help="downsampling factors with attention (default: 4)")
+    add("--schedule", choices=("linear", "cosine"), default="linear", help="noise schedule (default: linear)")
+    add("--batch-size", type=options.positive, default=64, help="images per step (default: 64)")
+    add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
+    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help="of the rate (default: cosine)")
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
+    add("--flips", action="store_true", help="mirror images at random (wrong for digits)")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network (default: float32)")
+    add("--seed", type=options.seed, default=0, help="determines everything random (default: 0)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue the run in --out")
+    again.add_argument("--force", action="store_true", help="delete the run in --out and start anew")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train both stages and save the merged model. Everything that can be refused is refused before the first step."""
+    import torch
+
+    from gms_fast import data, io
+    from gms_fast.training import Settings, train_moment_heads, train_noise_network
+
+    fields = ("batch_size", "lr", "decay", "ema", "flips", "precision", "seed")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in fields}
+    Settings(steps=args.steps, **settings)
+    device = options.device(args.device)
+    images = data.load(args.data)
+    torch.manual_seed(args.seed)
+    model = _build(args, images).to(device)
+    _prepare(args)
+    settings["progress"] = sys.stderr.isatty()
+    noise, heads = (args.out / stage for stage in STAGES)
+    train_noise_network(model, images, steps=args.steps, out=noise, **settings)
+    train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **settings)
+    io.save(model, args.out / MODEL)
+    print(f"saved {args.out / MODEL}; draw from it with: gms-fast sample --model {args.out / MODEL}")
+    return 0
+
+
+def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
+    from gms_fast import schedules
+    from gms_fast.models.unet import MomentUNet
+
+    channels, height, width = images.shape[1:]
+    if height != width:
+        raise ValueError(f"--data must hold square images: got {height} x {width}")
+    if not args.channel_mult:
+        raise ValueError("--channel-mult must have at least one number: got none")
+    model = MomentUNet(
+        image_size=height,
+        in_channels=channels,
+        model_channels=args.model_channels,
+        channel_mult=args.channel_mult,
+        num_res_blocks=args.num_res_blocks,
+        attention_resolutions=args.attention,
+        head=args.head,
+        schedule=schedules.build(args.schedule),
+    )
+    if height % model.factor:
+        levels = len(args.channel_mult)
+        raise ValueError(f"--data must have a side divisible by {model.factor} for {levels} levels: got {height}")
+    return model
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Make sure that the run may write to --out, and that a run to be replaced is gone."""
+    from gms_fast import io
+
+    if args.out.exists() and not args.out.is_dir():
+        raise FileExistsError(f"--out {args.out} is a file: a folder is wanted")
+    if args.force:
+        _clear(args.out)
+    elif not args.resume and args.out.exists() and any(args.out.iterdir()):
+        raise FileExistsError(f"--out {args.out} is not empty: add --resume to continue it or --force to start anew")
+    io.check_target(args.out / MODEL)
+
+
+def _clear(out: Path) -> None:
+    """Delete what a run writes, and nothing else that may lie beside it."""
+    from gms_fast import io
+
+    for folder, files in {**dict.fromkeys(STAGES, STAGE_FILES), MODEL: (io.WEIGHTS, io.CONFIG)}.items():
+        for file in files:
+            (out / folder / file).unlink(missing_ok=True)
+        if (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()

@@ -1,0 +1,42 @@
+"""Images for looking at: a batch as one picture."""
+
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+PADDING = 2
+SMALL = 64  # images up to this side are shown enlarged
+
+
+def grid(x: Tensor, columns: int | None = None, scale: int | None = None) -> Image.Image:
+    """The images x (N, C, H, W), C = 1 or 3, in [-1, 1] (clipped to it), row by row on white.
+
+    columns  default: as many as make the grid about square
+    scale    enlargement by repeated pixels; default: 2 for images up to 64 pixels, else 1
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
+        raise ValueError(f"x must be (N, 1, H, W) or (N, 3, H, W) with N >= 1 to be shown: got {tuple(x.shape)}")
+    n, channels, height, width = x.shape
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
+    scale = (2 if max(height, width) <= SMALL else 1) if scale is None else scale
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns and scale must be at least 1: got {columns} and {scale}")
+    pixels = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    rows, columns = math.ceil(n / columns), min(columns, n)
+    canvas = torch.full(
+        (channels, rows * (height + PADDING) + PADDING, columns * (width + PADDING) + PADDING), 255, dtype=torch.uint8
+    )
+    for i, image in enumerate(pixels):
+        top = PADDING + i // columns * (height + PADDING)
+        left = PADDING + i % columns * (width + PADDING)
+        canvas[:, top : top + height, left : left + width] = image
+    array = canvas.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if channels == 1 else array)
+
+
+def save_images(x: Tensor, path: str | Path, columns: int | None = None, scale: int | None = None) -> None:
+    """Write `grid(x, columns, scale)` to `path`; its suffix says in which format."""
+    grid(x, columns, scale).save(path)

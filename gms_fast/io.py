@@ -1,0 +1,169 @@
+"""Models on disk: folders of our own, and checkpoint files released by others."""
+
+import inspect
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gms_fast import schedules
+from gms_fast.models import released
+from gms_fast.models.unet import MomentUNet
+from gms_fast.version import __version__
+
+WEIGHTS, CONFIG, KIND = "model.safetensors", "config.json", "MomentUNet"
+EMBEDDED = ("mnist",)
+
+
+def embedded() -> list[str]:
+    """Names of the models that this installation brings along."""
+    return [name for name in EMBEDDED if (_embedded_folder(name) / WEIGHTS).is_file()]
+
+
+def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the folder `path` with the weights (`model.safetensors`) and what they belong to (`config.json`).
+
+    dtype  floating type of the file, e.g. torch.float16 to halve it; default: the model's own. `load` gives float32.
+    A model saved there before is replaced as a whole. Raises FileExistsError for any other folder or file at `path`,
+    TypeError for another kind of model, ValueError for weights that `dtype` cannot hold.
+    """
+    if not isinstance(model, MomentUNet):
+        raise TypeError(f"model must be a MomentUNet: got {type(model).__name__}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating torch.dtype or None: got {dtype!r}")
+    path = Path(path)
+    check_target(path)
+    weights = {n: w.detach().to("cpu", dtype).contiguous() for n, w in model.state_dict().items()}
+    overflown = [n for n, w in weights.items() if not torch.isfinite(w).all()]
+    if overflown:
+        raise ValueError(f"model has weights that are not finite as {weights[overflown[0]].dtype}: {_few(overflown)}")
+    config = {"kind": KIND, "gms_fast": __version__, "config": model.config, "schedule": model.schedule.config}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        fresh = Path(scratch, "new")
+        fresh.mkdir()
+        safetensors.torch.save_file(weights, fresh / WEIGHTS)
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        _swap(fresh, path, Path(scratch, "old"))
+
+
+def check_target(path: Path) -> None:
+    """Raise FileExistsError unless `save` may write to `path`: nothing, an empty folder or a saved model alone."""
+    if not path.exists():
+        return
+    found = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
+    if found - {WEIGHTS, CONFIG} or (found and CONFIG not in found):
+        raise FileExistsError(f"path: {path} exists and is not a saved model: it holds {_few(found)}")
+
+
+def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
+    """A `MomentUNet` in eval mode, float32, on the CPU.
+
+    name_or_path  "mnist" (embedded), a folder written by `save`, or a released improved-DDPM / GMS checkpoint file
+                  (`gms_fast.models.released`)
+    overrides     arguments of `MomentUNet`; they win over what is stored or inferred. A released file leaves open
+                  num_heads (4), image_size (32), dropout (0), moments ("raw") and schedule (VPLinear()), the last
+                  also given as a name or a config.
+    Raises FileNotFoundError where nothing is there, TypeError for an unknown override, and ValueError for a file that
+    is truncated or foreign and for missing, unexpected or misshapen weights, naming them.
+    """
+    allowed = list(inspect.signature(MomentUNet).parameters)
+    if unknown := overrides.keys() - set(allowed):
+        raise TypeError(f"load got unknown overrides {_few(unknown)}: wanted some of {', '.join(allowed)}")
+    path = Path(name_or_path)
+    if name_or_path in EMBEDDED:
+        if name_or_path not in embedded():
+            raise FileNotFoundError(f"model {name_or_path!r} is missing from this installation: reinstall gms_fast")
+        weights, config = _read_folder(_embedded_folder(str(name_or_path)))
+    elif path.is_dir():
+        weights, config = _read_folder(path)
+    elif path.exists():
+        weights, config = _read_file(path)
+    else:
+        known = ", ".join(EMBEDDED)
+        raise FileNotFoundError(
+            f"model must be one of {known}, a folder written by gms_fast.save or a checkpoint file: "
+            f"nothing is at {name_or_path}"
+        )
+    return _assemble(weights, {**config, **overrides}, str(name_or_path))
+
+
+def _swap(fresh: Path, path: Path, old: Path) -> None:
+    """Put the folder `fresh` where `path` is, moving aside to `old` what was there."""
+    replaced = path.exists()
+    if replaced:
+        path.replace(old)
+    try:
+        fresh.replace(path)
+    except BaseException:
+        if replaced:
+            shutil.move(old, path)
+        raise
+
+
+def _embedded_folder(name: str) -> Path:
+    return Path(str(resources.files("gms_fast.models") / name))
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    weights = released.read(path)
+    try:
+        return weights, released.architecture(weights)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from error
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"model folder {folder} holds no {name}: it is no model written by gms_fast.save")
+    try:
+        stored = json.loads((folder / CONFIG).read_text())
+        if stored["kind"] != KIND:
+            raise ValueError(f"kind is {stored['kind']!r}, wanted {KIND!r}")
+        config = {**stored["config"], "schedule": schedules.build(stored["schedule"])}
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a model: {error!r}") from error
+    try:
+        return safetensors.torch.load_file(folder / WEIGHTS), config
+    except Exception as error:
+        raise ValueError(f"{folder / WEIGHTS} is truncated or no safetensors file: {error}") from error
+
+
+def _assemble(weights: dict[str, Tensor], config: dict[str, Any], origin: str) -> MomentUNet:
+    schedule = config.get("schedule")
+    if isinstance(schedule, str | dict):
+        config = {**config, "schedule": schedules.build(schedule)}
+    with torch.device("meta"):  # no time and no random numbers spent on weights about to be replaced
+        model = MomentUNet(**config)
+    _check_weights(weights, model.state_dict(), origin)
+    # copied, because weights mapped from a file would change or vanish with it
+    weights = {n: w.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for n, w in weights.items()}
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True).eval()
+
+
+def _check_weights(got: dict[str, Tensor], wanted: dict[str, Tensor], origin: str) -> None:
+    """Raise ValueError listing what is missing, unexpected or of another shape in `got`."""
+    missing, unexpected = wanted.keys() - got.keys(), got.keys() - wanted.keys()
+    shapes = [
+        f"{n} is {tuple(got[n].shape)}, wanted {tuple(wanted[n].shape)}"
+        for n in sorted(wanted.keys() & got.keys())
+        if got[n].shape != wanted[n].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "misshapen": shapes}
+    found = [f"{len(list(names))} {what}: {_few(names)}" for what, names in problems.items() if names]
+    if found:
+        raise ValueError(f"weights of {origin} do not fit the network: " + "; ".join(found))
+
+
+def _few(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

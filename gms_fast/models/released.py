@@ -1,0 +1,111 @@
+"""Checkpoints with the parameter names of improved-DDPM and GMS: their weights, and the network they belong to.
+
+Sources: Nichol & Dhariwal 2021 (arXiv 2102.09672), Guo et al. 2023 (arXiv 2311.00941).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
+CONTAINERS = ("ema_model", "ema", "state_dict", "model", "sd")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The network's weights by name, from a file with one of SUFFIXES.
+
+    The state dict may lie under one of CONTAINERS (in `.npz`: keys `container/name`), and its names may start with
+    "module.". Raises ValueError naming the file and the reason if it cannot be read or holds something else.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"checkpoint {path} must end in one of {', '.join(SUFFIXES)}")
+    try:
+        stored = _READERS.get(path.suffix, _read_torch)(path)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"checkpoint {path} is truncated or no checkpoint at all: {reason}") from error
+    if isinstance(stored, dict):
+        stored = next((stored[name] for name in CONTAINERS if isinstance(stored.get(name), dict)), stored)
+    if not isinstance(stored, dict) or not stored or not all(isinstance(v, Tensor) for v in stored.values()):
+        raise ValueError(
+            f"checkpoint {path} holds no state dict: wanted tensors by name, plain or under {', '.join(CONTAINERS)}"
+        )
+    return {str(name).removeprefix("module."): value for name, value in stored.items()}
+
+
+def _read_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            container, slash, name = key.partition("/")
+            if slash:
+                nested.setdefault(container, {})[name] = torch.from_numpy(arrays[key])
+            elif arrays[key].dtype.kind == "f":  # strings and the like say something about the weights, not in them
+                flat[key] = torch.from_numpy(arrays[key])
+    return flat | nested
+
+
+_READERS = {".safetensors": safetensors.torch.load_file, ".npz": _read_npz}
+
+
+def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `MomentUNet` that `weights` reveal.
+
+    Not among them, because no shape depends on them: num_heads, image_size, dropout, schedule, moments.
+    Raises ValueError naming the first weight that an improved-DDPM U-Net has and `weights` lacks.
+    """
+    model_channels, in_channels = _shape(weights, "input_blocks.0.0.weight")[:2]
+    widths, blocks, attention = _levels(weights)
+    if len(set(blocks)) != 1:
+        raise ValueError(f"weights must have the same number of residual blocks on every level: got {blocks}")
+    if any(width % model_channels for width in widths):
+        raise ValueError(f"weights must have level widths that are multiples of {model_channels}: got {widths}")
+    embedded = _shape(weights, "input_blocks.1.0.emb_layers.1.weight")[0]
+    return {
+        "in_channels": in_channels,
+        "model_channels": model_channels,
+        "channel_mult": [width // model_channels for width in widths],
+        "num_res_blocks": blocks[0],
+        "attention_resolutions": attention,
+        "use_scale_shift_norm": embedded == 2 * widths[0],
+        "head": _head(weights),
+        "out_channels": _shape(weights, "out.2.weight")[0],
+    }
+
+
+def _levels(weights: dict[str, Tensor]) -> tuple[list[int], list[int], list[int]]:
+    """Width and number of residual blocks per level, and the downsampling factors with attention, on the way down."""
+    last = max((int(name.split(".")[1]) for name in weights if name.startswith("input_blocks.")), default=0)
+    widths, blocks, attention = [0], [0], []
+    for i in range(1, last + 1):
+        if f"input_blocks.{i}.0.op.weight" in weights:
+            widths.append(0)
+            blocks.append(0)
+            continue
+        widths[-1] = _shape(weights, f"input_blocks.{i}.0.in_layers.2.weight")[0]
+        blocks[-1] += 1
+        factor = 2 ** (len(widths) - 1)
+        if f"input_blocks.{i}.1.qkv.weight" in weights and factor not in attention:
+            attention.append(factor)
+    return widths, blocks, attention
+
+
+def _head(weights: dict[str, Tensor]) -> str | None:
+    if "out2.0.in_layers.0.weight" in weights:
+        return "complex"
+    return "simple" if "out2.0.weight" in weights else None
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in weights:
+        raise ValueError(f"weights are not those of an improved-DDPM U-Net: missing {name}")
+    return tuple(weights[name].shape)

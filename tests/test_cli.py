@@ -1,0 +1,321 @@
+"""The command line: what it writes, what it prints, and how it refuses."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gms_fast import images, io
+from gms_fast.cli import main, train
+from gms_fast.models.unet import MomentUNet
+from gms_fast.training import loop
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only lose by sharing their work, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A saved network with small but non-zero moments."""
+    torch.manual_seed(0)
+    network = MomentUNet(
+        image_size=8, in_channels=1, model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=()
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        network.out2[3].bias.fill_(1.0)
+    io.save(network, tmp_path_factory.mktemp("models") / "tiny")
+    return str(next(tmp_path_factory.getbasetemp().glob("models*/tiny")))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, np.random.default_rng(0).uniform(-1, 1, (16, 8, 8)).astype(np.float32))
+    return path
+
+
+def run(*argv):
+    return main([str(a) for a in argv])
+
+
+def refusal(capsys, *argv):
+    """The one line that a refused command prints on stderr."""
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("gms-fast: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# --- in general ---
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["sample", "--help"], ["train", "--help"], ["info", "--help"]])
+def test_help_is_printed(capsys, argv):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 0
+    assert "usage: gms-fast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([], "command"),
+        (["paint"], "'paint'"),
+        (["sample", "--steps", "0"], "--steps: must be an integer of at least 1: got '0'"),
+        (["sample", "--n", "many"], "--n: must be an integer of at least 1: got 'many'"),
+        (["sample", "--seed", "-1"], "--seed"),
+        (["sample", "--colour"], "--colour"),
+        (["sample", "--fit", "best"], "--fit"),
+        (["train", "--out", "x"], "--data"),
+        (["train", "--data", "x", "--out", "y", "--resume", "--force"], "--force"),
+        (["train", "--data", "x", "--out", "y", "--channel-mult", "1,x"], "--channel-mult: must be an integer"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(capsys, argv, named):
+    assert named in refusal(capsys, *argv)
+
+
+def test_python_m_runs_the_command():
+    done = subprocess.run([sys.executable, "-m", "gms_fast", "sample", "--n", "0"], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("gms-fast: error: argument --n")
+
+
+def test_info_tells_what_is_installed(capsys):
+    assert run("info") == 0
+    lines = dict(re.split(r":\s+", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["torch"] == torch.__version__
+    assert "torch" in lines["backends"]
+    assert "gms" in lines["solvers"].split(", ")
+    assert lines["schedules"] == "cosine, linear"
+    assert lines["models"] == (", ".join(io.embedded()) or "none")
+
+
+# --- images ---
+
+
+def test_grid_lays_images_out_row_by_row():
+    x = torch.stack([torch.full((1, 3, 4), value) for value in (-1.0, 0.0, 1.0, -5.0, 5.0)])
+    picture = images.grid(x, columns=3, scale=1)
+    assert picture.mode == "L"
+    assert picture.size == (3 * 6 + 2, 2 * 5 + 2)
+    pixels = np.asarray(picture)
+    assert [pixels[2, 2], pixels[2, 8], pixels[2, 14], pixels[7, 2], pixels[7, 8]] == [0, 128, 255, 0, 255]
+    assert pixels[0, 0] == pixels[7, 14] == 255
+
+
+def test_grid_is_square_and_enlarged_by_default():
+    assert images.grid(torch.zeros(4, 3, 8, 8)).size == (2 * 22, 2 * 22)
+    assert images.grid(torch.zeros(4, 3, 8, 8)).mode == "RGB"
+    assert images.grid(torch.zeros(1, 1, 128, 128)).size == (132, 132)
+    small, large = (np.asarray(images.grid(torch.rand(1, 1, 8, 8).fill_(0.3), scale=s)) for s in (1, 2))
+    assert np.array_equal(small.repeat(2, 0).repeat(2, 1), large)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 8, 8), (0, 1, 8, 8), (8, 8)])
+def test_grid_refuses_what_cannot_be_shown(shape):
+    with pytest.raises(ValueError, match=r"x must be \(N, 1, H, W\) or"):
+        images.grid(torch.zeros(shape))
+    with pytest.raises(ValueError, match="columns and scale must be at least 1: got 0 and 2"):
+        images.grid(torch.zeros(1, 1, 8, 8), columns=0)
+
+
+# --- sample ---
+
+
+def test_sample_writes_a_grid_and_says_what_it_did(tmp_path, capsys, model):
+    out = tmp_path / "x.png"
+    assert run("sample", "--model", model, "--steps", 3, "--n", 5, "--device", "cpu", "--out", out) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(rf"5 images in \d+\.\d\d s, 4 network calls, backend \w+: {out}\n", said)
+    with Image.open(out) as picture:
+        assert picture.size == (2 * (3 * 10 + 2), 2 * (2 * 10 + 2))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def drawn(tmp_path, model, *options):
+    out = tmp_path / "x.npz"
+    assert run("sample", "--model", model, "--steps", 3, "--n", 5, "--out", out, "--force", *options) == 0
+    with np.load(out) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def test_sample_writes_arrays(tmp_path, model):
+    arrays = drawn(tmp_path, model, "--seed", 3)
+    assert arrays["images"].shape == (5, 1, 8, 8)
+    assert arrays["images"].dtype == np.float32
+    assert abs(arrays["images"]).max() <= 1
+    assert (arrays["seed"], arrays["steps"], arrays["solver"]) == (3, 3, "gms")
+
+
+def test_sample_does_not_depend_on_the_batch_size_but_on_the_seed(tmp_path, capsys, model):
+    whole = drawn(tmp_path, model)["images"]
+    capsys.readouterr()
+    parts = drawn(tmp_path, model, "--batch-size", 2)["images"]
+    assert " 12 network calls" in capsys.readouterr().out
+    np.testing.assert_allclose(parts, whole, atol=1e-4)
+    assert not np.allclose(drawn(tmp_path, model, "--seed", 1)["images"], whole, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--solver", "ddim"), ("--fit", "free"), ("--fit", "gaussian", "--component", "element"), ("--solver", "ddpm")],
+)
+def test_sample_takes_solvers_and_their_options(tmp_path, model, options):
+    assert np.isfinite(drawn(tmp_path, model, *options)["images"]).all()
+
+
+def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
+    out = tmp_path / "x.png"
+    out.write_text("precious")
+    assert "add --force" in refusal(capsys, "sample", "--model", model, "--out", out)
+    assert out.read_text() == "precious"
+    assert run("sample", "--model", model, "--steps", 1, "--n", 1, "--out", out, "--force") == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--out", "x.gif"), "--out must end in .png or .npz: got x.gif"),
+        (("--out", "gone/x.png"), "there is no folder gone"),
+        (("--device", "toaster"), "got 'toaster'"),
+        (("--device", "cuda:99"), "--device cuda:99 is not there"),
+        (("--model", "gone"), "nothing is at gone"),
+        (("--solver", "magic"), "magic"),
+        (("--solver", "ddim", "--fit", "free"), "--fit belongs to --solver gms: got --solver ddim"),
+    ],
+)
+def test_sample_refuses_bad_input_in_one_line(tmp_path, capsys, monkeypatch, model, options, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in refusal(capsys, "sample", "--model", model, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- train ---
+
+SMALL = ("--model-channels", 32, "--channel-mult", 1, "--attention", "", "--head", "simple", "--batch-size", 4)
+SHORT = (*SMALL, "--device", "cpu", "--steps", 2, "--head-steps", 2)
+
+
+def test_train_writes_a_model_that_load_takes(tmp_path, capsys, pictures):
+    out = tmp_path / "run"
+    assert run("train", "--data", pictures, "--out", out, *SHORT, "--schedule", "cosine") == 0
+    assert f"saved {out / 'model'}" in capsys.readouterr().out
+    model = io.load(out / "model")
+    assert model.sample_shape == (1, 8, 8)
+    assert (model.moments, model.config["head"], model.schedule.config["name"]) == ("central", "simple", "VPCosine")
+    assert {p.name for p in out.iterdir()} == {"noise", "heads", "model"}
+
+
+def test_train_interrupted_says_how_to_go_on_and_does(tmp_path, capsys, pictures, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    command = ("train", "--data", pictures, "--out", tmp_path / "cut", *SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "moment_loss", interrupted)
+        assert run(*command) == 130
+    assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
+    assert "--resume" in refusal(capsys, *command)
+    assert run(*command, "--resume") == 0
+    assert run("train", "--data", pictures, "--out", tmp_path / "whole", *SHORT) == 0
+    cut, whole = (io.load(tmp_path / name / "model").state_dict() for name in ("cut", "whole"))
+    assert [n for n in whole if not torch.equal(cut[n], whole[n])] == []
+
+
+def test_train_force_deletes_its_own_files_only(tmp_path, capsys, pictures):
+    out = tmp_path / "run"
+    (out / "noise").mkdir(parents=True)
+    (out / "noise" / "notes.txt").write_text("precious")
+    assert "is not empty" in refusal(capsys, "train", "--data", pictures, "--out", out, *SHORT)
+    assert run("train", "--data", pictures, "--out", out, *SHORT, "--force") == 0
+    assert run("train", "--data", pictures, "--out", out, *SHORT, "--seed", 1, "--force") == 0
+    assert (out / "noise" / "notes.txt").read_text() == "precious"
+    capsys.readouterr()
+    said = refusal(capsys, "train", "--data", pictures, "--out", out, *SHORT, "--seed", 2, "--resume")
+    assert "another configuration; choose another folder: seed: 1 there, 2 asked for" in said
+
+
+def test_train_refuses_before_the_first_step_a_place_where_the_model_cannot_go(tmp_path, capsys, pictures):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("precious")
+    said = refusal(capsys, "train", "--data", pictures, "--out", tmp_path, *SHORT, "--force")
+    assert "is not a saved model: it holds notes.txt" in said
+    assert not (tmp_path / "noise").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--lr", "0"), "lr must be positive"),
+        (("--ema", "1"), "ema must lie in [0, 1)"),
+        (("--data", "gone.npy"), "gone.npy does not exist"),
+        (("--model-channels", "33"), "model_channels must be a multiple of 32: got 33"),
+        (("--channel-mult", "1,1,1,1,1"), "divisible by 16 for 5 levels: got 8"),
+        (("--channel-mult", ""), "--channel-mult must have at least one number"),
+        (("--device", "cuda:99"), "--device cuda:99 is not there"),
+    ],
+)
+def test_train_refuses_bad_input_in_one_line(tmp_path, capsys, pictures, options, named):
+    out = tmp_path / "run"
+    assert named in refusal(capsys, "train", "--data", pictures, "--out", out, *SHORT, *options)
+    assert not out.exists()
+
+
+def test_train_refuses_images_that_are_not_square_and_a_file_for_a_folder(tmp_path, capsys, pictures):
+    np.save(tmp_path / "wide.npy", np.zeros((4, 8, 16), np.float32))
+    said = refusal(capsys, "train", "--data", tmp_path / "wide.npy", "--out", tmp_path / "run", *SHORT)
+    assert "must hold square images: got 8 x 16" in said
+    assert "a folder is wanted" in refusal(capsys, "train", "--data", pictures, "--out", pictures, *SHORT)
+
+
+def test_train_defaults_are_the_recipe_of_the_embedded_model(tmp_path, monkeypatch):
+    seen = {}
+
+    def stop(model, images, **settings):
+        seen.update(settings, config=model.config, schedule=model.schedule.config, weight=model.out[0].weight)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gms_fast.training.train_noise_network", stop)
+    monkeypatch.setattr("gms_fast.data.load", lambda _: torch.zeros(4, 1, 28, 28))
+    assert run("train", "--data", "mnist5k", "--out", tmp_path / "run", "--precision", "bfloat16") == 130
+    torch.manual_seed(0)
+    want = MomentUNet(
+        image_size=28,
+        in_channels=1,
+        model_channels=32,
+        channel_mult=(1, 2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        head="complex",
+    )
+    assert seen["config"] == want.config
+    assert seen["schedule"] == want.schedule.config
+    settings = {n: seen[n] for n in ("steps", "batch_size", "lr", "decay", "ema", "flips", "precision", "seed", "out")}
+    assert settings == {
+        "steps": 12000,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "decay": "cosine",
+        "ema": 0.999,
+        "flips": False,
+        "precision": "bfloat16",
+        "seed": 0,
+        "out": tmp_path / "run" / train.STAGES[0],
+    }

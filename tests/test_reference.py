@@ -1,0 +1,165 @@
+"""The oracle against mathematics: moments of the fitted mixtures, the released optimiser's recorded numbers."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gms_fast import ops, reference
+
+VECTORS = Path(__file__).parent / "vectors"
+EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23}
+DTYPES = [torch.float64, torch.float32]  # the reference itself, and the compiled kernels
+
+
+def moments_of(mixture):
+    """Mean, variance and third central moment of a mixture, in float64."""
+    w, a, b, v = (t.double() for t in mixture)
+    mean = w * a + (1 - w) * b
+    p, q = a - mean, b - mean
+    var = w * p**2 + (1 - w) * q**2 + v
+    return mean, var, w * (p**3 + 3 * p * v) + (1 - w) * (q**3 + 3 * q * v)
+
+
+def tensors(dtype, *values):
+    return [torch.tensor([[v]], dtype=dtype) for v in values]
+
+
+scales = st.floats(-12, 6).map(lambda e: 10.0**e)
+skews = st.one_of(st.floats(-3, 3), st.floats(-1e4, 1e4), st.just(0.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fit", ["exact", "free"])
+@given(mean=st.floats(-1, 1), scale=scales, skew=skews, floor=st.sampled_from([0.0, 0.1, 0.9, 1.0]))
+@settings(max_examples=200, deadline=None)
+def test_fit_matches_mean_and_variance_and_third_moment_where_feasible(dtype, fit, mean, scale, skew, floor):
+    var = scale**2
+    mean, var, floor = mean * scale, var, floor * var
+    excess = var - floor
+    third = skew * excess**1.5
+    mixture = ops.fit_mixture(*tensors(dtype, mean, var, third), torch.tensor(floor, dtype=dtype).item(), fit=fit)
+    got = [m.item() for m in moments_of(mixture)]
+    # Each node rounds relative to |mean| + its distance; where a is the heavy component (skew < 0) its weight
+    # 1 - light rounds by eps, which moves that much mass over the whole distance.
+    eps, s = 8 * EPS[dtype], math.sqrt(excess)
+    far = max(abs(skew), 2) * s
+    moved = eps * far if fit == "free" and skew < 0 else 0.0
+    assert abs(got[0] - mean) <= eps * (abs(mean) + math.sqrt(var)) + moved
+    assert abs(got[1] - var) <= 4 * eps * math.sqrt(var) * (abs(mean) + math.sqrt(var)) + moved * far
+    reachable = abs(skew) < (1 - 2 / 3) / math.sqrt(2 / 9) * (1 - 1e-3)
+    if (fit == "free" or reachable) and excess > 1e-3 * var:  # below, var - floor is itself rounding
+        spread = (abs(mean) + far) * (far * s + var)
+        assert abs(got[2] - third) <= 8 * eps * (spread + abs(third) + var**1.5) + moved * far**2
+    assert (mixture.var.double() >= floor * (1 - eps)).all()
+
+
+@pytest.mark.parametrize("fit", ["exact", "free", "gaussian", "adan"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fit_is_finite_at_the_edges(fit, dtype):
+    tiny = torch.finfo(dtype).smallest_normal
+    values = [0.0, tiny, tiny / 2**10, 1e-12, 1.0, 1e6]
+    grid = [(m, v, t) for m in (0.0, -1.0, 1e6) for v in values for s in values for t in (s, -s)]
+    mean, var, third = torch.tensor(grid, dtype=dtype).T.contiguous()
+    for floor in (0.0, 1e-3):
+        for field in ops.fit_mixture(mean[None], var[None], third[None], floor, fit=fit, iterations=3):
+            assert torch.isfinite(field).all()
+
+
+def test_fit_at_the_floor_is_one_gaussian():
+    mean, var, third = tensors(torch.float64, 0.3, 0.25, 7.0)
+    for fit in ("exact", "free"):
+        mixture = ops.fit_mixture(mean, var, third, 0.25, fit=fit)
+        assert mixture.mean_a == mixture.mean_b == mean
+        assert mixture.var == var
+
+
+def test_fit_below_the_floor_keeps_the_variance():
+    mixture = ops.fit_mixture(*tensors(torch.float64, 0.3, 0.1, 7.0), 0.25)
+    assert mixture.var.item() == 0.1
+
+
+def test_exact_keeps_as_much_skewness_as_the_weight_allows():
+    mixture = ops.fit_mixture(*tensors(torch.float64, 0.0, 1.0, 5.0))
+    assert mixture.var.item() == 0
+    assert moments_of(mixture)[2].item() == pytest.approx((1 - 2 / 3) / math.sqrt(2 / 9), rel=1e-12)
+
+
+@pytest.mark.parametrize("weight", [0.1, 1 / 3, 0.8])
+def test_exact_reproduces_three_moments_for_any_weight(weight):
+    mixture = ops.fit_mixture(*tensors(torch.float64, 0.1, 0.5, 0.05), weight=weight)
+    assert [m.item() for m in moments_of(mixture)] == pytest.approx([0.1, 0.5, 0.05], rel=1e-12)
+
+
+def test_free_and_exact_agree_where_exact_is_feasible():
+    arguments = tensors(torch.float64, 0.1, 0.5, 0.05)
+    for a, b in zip(ops.fit_mixture(*arguments, fit="free"), ops.fit_mixture(*arguments), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("iterations", "key", "tolerance"), [(30, "after_30", 1e-11), (70, "after_70", 1e-5)])
+def test_adan_reproduces_the_released_optimiser(iterations, key, tolerance):
+    vectors = json.loads((VECTORS / "gms_fit_vectors.json").read_text())
+    mean, var, raw = (torch.tensor(vectors[k], dtype=torch.float64)[None] for k in ("mean", "var", "third_raw"))
+    third = raw - 3 * mean * var - mean**3
+    fit = ops.fit_mixture(mean, var, third, fit="adan", iterations=iterations, eps=1e-8 * vectors["n"])
+    for got, name in ((fit.mean_a, "mu_a"), (fit.mean_b, "mu_b"), (fit.var / var, "beta")):
+        want = torch.tensor(vectors[key][name], dtype=torch.float64)[None]
+        torch.testing.assert_close(got, want, atol=tolerance, rtol=0)
+
+
+def test_adan_gradients_are_those_of_autograd():
+    torch.manual_seed(0)
+    mean, var, third = torch.randn(1, 20).double(), torch.rand(1, 20).double() + 0.1, torch.randn(1, 20).double()
+    w, eps, lr = 1 / 3, 1e-8, 0.06
+    a, b, beta = (
+        t.requires_grad_() for t in (mean.clone(), mean - 1e-3, torch.full_like(mean, 0.998))
+    )
+    v = var * beta.clamp(0.1, 1.2)
+    e0 = w * a + (1 - w) * b - mean
+    e1 = w * (a**2 + v) + (1 - w) * (b**2 + v) - (mean**2 + var)
+    e2 = w * (a**3 + 3 * a * v) + (1 - w) * (b**3 + 3 * b * v) - (third + 3 * mean * var + mean**3)
+    (e0**2 + e1**2 + e2**2).sum().backward()
+    # Adan's first step moves each unknown by lr g / (|g| + eps) (its three averages are then g, 0 and |g|).
+    moved = [(t - lr * t.grad / (t.grad.abs() + eps)).detach() for t in (a, b, beta)]
+    got = ops.fit_mixture(mean, var, third, fit="adan", iterations=1)
+    torch.testing.assert_close(got.mean_a, moved[0], atol=1e-9, rtol=0)
+    torch.testing.assert_close(got.mean_b, moved[1], atol=1e-9, rtol=0)
+    torch.testing.assert_close(got.var, var * moved[2].clamp(0.1, 1.2), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("central", [False, True])
+def test_step_moments_are_the_cumulants_of_the_posterior(central):
+    """x_s = A x + B x_0 + sqrt(c) z for a two-point x_0, whose moments are sums of two terms."""
+    points, p = torch.tensor([-0.7, 0.4], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
+    alpha, sigma, A, B, c = 0.8, 0.6, 0.5, 0.3, 0.04  # noqa: N806
+    x = torch.tensor([[0.25]], dtype=torch.float64)
+    eps = (x - alpha * points) / sigma
+    e1 = (p * eps).sum().view(1, 1)
+    centre = e1 if central else 0
+    e2, e3 = ((p * (eps - centre) ** k).sum().view(1, 1) for k in (2, 3))
+    mean, base, excess, third, m = reference.step_moments(x, e1, e2, e3, (alpha, sigma, A, B, c), central=central)
+    m_want = (p * points).sum()
+    assert m.item() == pytest.approx(m_want.item(), rel=1e-12)
+    assert mean.item() == pytest.approx((A * x + B * m_want).item(), rel=1e-12)
+    assert (base + excess).item() == pytest.approx((c + B**2 * (p * (points - m_want) ** 2).sum()).item(), rel=1e-12)
+    assert third.item() == pytest.approx((B**3 * (p * (points - m_want) ** 3).sum()).item(), rel=1e-10)
+
+
+def test_free_keeps_both_nodes_inside_the_data_range():
+    """Whatever the (inconsistent) moments, x_0 drawn by the two-point law lies in [lo, hi]."""
+    torch.manual_seed(1)
+    x, e1 = torch.randn(4, 500).double(), torch.randn(4, 500).double()
+    e2, e3 = e1**2 + torch.rand(4, 500).double() * 3, 10 * torch.randn(4, 500).double()
+    step = (0.6, 0.8, 0.5, 0.3, 0.04, math.inf)
+    options = {"fit": "free", "weight": 1 / 3, "moments": "cumulant", "central": False, "clip": (-1.0, 1.0)}
+    rest = {"iterations": 0, "lr": 0.0, "eps": 0.0}
+    z = torch.zeros_like(x)
+    for u in (torch.zeros_like(x), torch.ones_like(x)):  # component a, component b
+        x_s = reference.gms_step(x, e1, e2, e3, step, z, u, **options, **rest)
+        x_0 = (x_s - step[2] * x) / step[3]
+        assert x_0.abs().max() <= 1 + 1e-9

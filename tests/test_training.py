@@ -1,0 +1,323 @@
+"""Two-stage training: what it learns, and that nothing is lost or mixed up when it stops."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gms_fast import data
+from gms_fast.models.unet import MomentUNet
+from gms_fast.schedules import VPCosine
+from gms_fast.training import Settings, checkpoint, loop, train_moment_heads, train_noise_network
+
+QUIET = {"batch_size": 8, "warmup": 4, "progress": False, "checkpoint_every": 4}
+HEADS = ("out2", "out3")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only lose by sharing their work, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    return MomentUNet(
+        image_size=8,
+        in_channels=1,
+        model_channels=32,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
+        **{"head": "simple", **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")[:64]
+
+
+def weights(model):
+    return {n: w.clone() for n, w in model.state_dict().items()}
+
+
+def assert_identical(got, want):
+    assert got.keys() == want.keys()
+    assert [n for n in want if not torch.equal(got[n], want[n])] == []
+
+
+def train_until(step, monkeypatch, train, *args, **options):
+    """Run `train` until it is interrupted before the given step."""
+    original = loop._step
+
+    def interrupted(model, images, loss_fn, state, run):
+        if state.step == step:
+            raise KeyboardInterrupt
+        return original(model, images, loss_fn, state, run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(*args, **options)
+
+
+# --- what is learned ---
+
+
+def test_noise_loss_falls(tmp_path, digits):
+    train_noise_network(tiny(head=None), digits, steps=150, out=tmp_path, lr=2e-3, **{**QUIET, "warmup": 20})
+    with (tmp_path / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["50", "100", "150"]
+    losses = [float(row["loss"]) for row in rows]
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[2] < 0.6  # a network that has learned nothing is at E eps^2 = 1
+
+
+def test_second_moment_head_learns_the_variance_of_the_noise(tmp_path):
+    # With e1 = 0 and x_0 = 0 the noise seen by the heads is eps = x_t / sigma_t: by the tower property e2 averages to
+    # E[eps^2] = 1 and e3 to E[eps^3] = 0 over x_t.
+    model, zeros = tiny(), torch.zeros(4, 1, 8, 8)
+    train_moment_heads(model, zeros, steps=120, out=tmp_path, target="central", lr=1e-2, **{**QUIET, "warmup": 5})
+    generator = torch.Generator().manual_seed(5)
+    t = torch.randint(1000, (256,), generator=generator)
+    eps = torch.randn(256, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        moments = model(model.schedule.sigma(t).float().view(-1, 1, 1, 1) * eps, t.float())
+    assert moments.e1.abs().max() == 0
+    assert abs(moments.e2.mean() - 1) < 0.2
+    assert abs(moments.e3.mean()) < 0.5
+
+
+def test_bfloat16_and_flips_train(tmp_path, digits):
+    start = weights(tiny())
+    model = train_noise_network(
+        tiny(), digits, steps=2, out=tmp_path, precision="bfloat16", flips=True, decay="linear", **QUIET
+    )
+    assert all(w.dtype == torch.float32 and w.isfinite().all() for w in model.state_dict().values())
+    assert not torch.equal(model.out[2].weight, start["out.2.weight"])
+
+
+# --- heads ---
+
+
+@pytest.mark.parametrize("target", ["raw", "central"])
+def test_heads_leave_the_noise_network_untouched(tmp_path, digits, target):
+    model = tiny(head="complex", dropout=0.5)
+    before = weights(model)
+    train_moment_heads(model, digits, steps=3, out=tmp_path, target=target, **QUIET)
+    after = weights(model)
+    changed = {n for n in after if not torch.equal(after[n], before[n])}
+    assert {n for n in changed if not n.startswith(HEADS)} == set()
+    assert {"out2.3.weight", "out3.3.weight"} <= changed
+    assert model.moments == model.config["moments"] == target
+    assert not model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_noise_network_leaves_the_heads_untouched_and_returns_the_average(tmp_path, digits):
+    model = tiny()
+    before = weights(model)
+    train_noise_network(model, digits, steps=3, out=tmp_path, **QUIET)
+    after = weights(model)
+    assert [n for n in after if n.startswith(HEADS) and not torch.equal(after[n], before[n])] == []
+    average = checkpoint.read(tmp_path / "checkpoint.pt")["average"]
+    assert_identical({n: after[n] for n in average}, average)
+    assert not torch.equal(after["out.2.bias"], checkpoint.read(tmp_path / "checkpoint.pt")["weights"]["out.2.bias"])
+
+
+def test_heads_are_refused_where_there_are_none(tmp_path, digits):
+    with pytest.raises(ValueError, match='no moment heads: make it with head="simple" or "complex"'):
+        train_moment_heads(tiny(head=None), digits, steps=1, out=tmp_path)
+    with pytest.raises(ValueError, match='target must be "raw" or "central": got \'cumulant\''):
+        train_moment_heads(tiny(), digits, steps=1, out=tmp_path, target="cumulant")
+
+
+# --- stopping and going on ---
+
+
+@pytest.mark.parametrize("stage", ["noise", "heads"])
+def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, digits, monkeypatch, stage):
+    train = train_noise_network if stage == "noise" else train_moment_heads
+    options = {"steps": 12, "flips": True, **QUIET}
+    whole = train(tiny(dropout=0.3), digits, out=tmp_path / "whole", **options)
+    train_until(6, monkeypatch, train, tiny(dropout=0.3), digits, out=tmp_path / "cut", **options)
+    assert checkpoint.read(tmp_path / "cut" / "checkpoint.pt")["step"] == 4
+    torch.manual_seed(99)  # neither the global generator nor what was done since may matter
+    resumed = tiny(dropout=0.3)
+    torch.rand(7)
+    train(resumed, digits, out=tmp_path / "cut", **options)
+    assert_identical(weights(resumed), weights(whole))
+    curves = [checkpoint.read(tmp_path / name / "checkpoint.pt")["smooth"] for name in ("whole", "cut")]
+    assert curves[0] == curves[1]
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, sys.argv[2])
+import test_training as tests
+torch.set_num_threads(1)
+from gms_fast.training import checkpoint
+original = torch.save
+def save(state, file):
+    if state["step"] == 8:
+        file.write(b"half a checkpoint")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(state, file)
+torch.save = save
+tests.train_noise_network(tests.tiny(), tests.data.load("digits")[:64], steps=12, out=sys.argv[1], **tests.QUIET)
+"""
+
+
+def test_run_killed_while_writing_a_checkpoint_goes_on_from_the_one_before(tmp_path, digits):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(Path(__file__).parent)]
+    root = str(Path(loop.__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert (tmp_path / "cut" / "checkpoint.pt.partial").exists()
+    assert checkpoint.read(tmp_path / "cut" / "checkpoint.pt")["step"] == 4
+    resumed = train_noise_network(tiny(), digits, steps=12, out=tmp_path / "cut", **QUIET)
+    whole = train_noise_network(tiny(), digits, steps=12, out=tmp_path / "whole", **QUIET)
+    assert_identical(weights(resumed), weights(whole))
+
+
+def test_finished_run_is_loaded_without_further_steps(tmp_path, digits, monkeypatch):
+    first = weights(train_noise_network(tiny(), digits, steps=3, out=tmp_path, **QUIET))
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a finished run took another step"))
+    assert_identical(weights(train_noise_network(tiny(), digits, steps=3, out=tmp_path, **QUIET)), first)
+
+
+# --- what is refused ---
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits):
+    """A folder with a finished run of one step."""
+    folder = tmp_path_factory.mktemp("finished")
+    train_noise_network(tiny(), digits, steps=1, out=folder, **QUIET)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "named"),
+    [
+        ({}, {"lr": 0.5}, "lr: 0.0002 there, 0.5 asked for"),
+        ({}, {"steps": 2}, "steps: 1 there, 2 asked for"),
+        ({}, {"seed": 1}, "seed: 0 there, 1 asked for"),
+        ({"dropout": 0.1}, {}, "model: .*'dropout': 0.0.*'dropout': 0.1"),
+        ({"schedule": VPCosine()}, {}, "schedule: .*VPLinear.*VPCosine"),
+    ],
+)
+def test_folder_of_another_configuration_is_refused(finished, digits, model, options, named):
+    before = (finished / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=rf"made with another configuration.*\n.*{named}"):
+        train_noise_network(tiny(**model), digits, **{"steps": 1, "out": finished, **QUIET, **options})
+    assert (finished / "checkpoint.pt").read_bytes() == before
+
+
+def test_folder_of_other_data_another_stage_or_another_noise_network_is_refused(tmp_path, finished, digits):
+    with pytest.raises(ValueError, match="data: '"):
+        train_noise_network(tiny(), digits[1:], steps=1, out=finished, **QUIET)
+    with pytest.raises(ValueError, match="stage: 'noise' there, 'heads' asked for"):
+        train_moment_heads(tiny(), digits, steps=1, out=finished, **QUIET)
+    model = train_moment_heads(tiny(), digits, steps=1, out=tmp_path, **QUIET)
+    with torch.no_grad():
+        model.out[2].bias.add_(1)
+    with pytest.raises(ValueError, match="frozen: '"):
+        train_moment_heads(model, digits, steps=1, out=tmp_path, **QUIET)
+
+
+def test_existing_run_is_refused_without_resume(finished, digits):
+    with pytest.raises(FileExistsError, match="already holds a training run"):
+        train_noise_network(tiny(), digits, steps=1, out=finished, resume=False, **QUIET)
+
+
+@pytest.mark.parametrize("keep", [0, 1000, -100])
+def test_truncated_checkpoint_is_named(tmp_path, finished, digits, keep):
+    (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or no checkpoint"):
+        train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
+
+
+def test_foreign_checkpoint_is_named(tmp_path, digits):
+    for content in ({"step": 3}, [1, 2]):
+        torch.save(content, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"checkpoint\.pt was not written by gms_fast training"):
+            train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
+    (tmp_path / "checkpoint.pt").write_text("not even an archive")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or no checkpoint"):
+        train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(4, 3, 8, 8), r"data must be \(N, 1, 8, 8\) for this model: got \(4, 3, 8, 8\)"),
+        (torch.zeros(0, 1, 8, 8), r"got \(0, 1, 8, 8\)"),
+        (torch.zeros(8, 8), r"got \(8, 8\)"),
+        (torch.full((4, 1, 8, 8), 2.0), r"finite and lie in \[-1, 1\]"),
+        (torch.full((4, 1, 8, 8), torch.nan), r"finite and lie in \[-1, 1\]"),
+    ],
+)
+def test_unsuitable_data_is_refused(tmp_path, images, message):
+    with pytest.raises(ValueError, match=message):
+        train_noise_network(tiny(), images, steps=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, digits, monkeypatch):
+    original = loop._step
+
+    def broken(model, images, loss_fn, state, run):
+        loss = original(model, images, loss_fn, state, run)
+        return loss if state.step < 6 else float("nan")
+
+    monkeypatch.setattr(loop, "_step", broken)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 6"):
+        train_noise_network(tiny(), digits, steps=12, out=tmp_path, **QUIET)
+    assert checkpoint.read(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1: got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1: got 0"),
+        ({"lr": 0.0}, r"lr must be positive: got 0\.0"),
+        ({"lr": float("nan")}, "lr must be positive: got nan"),
+        ({"decay": "step"}, 'decay must be "cosine", "linear" or "constant": got \'step\''),
+        ({"precision": "float16"}, 'precision must be "float32" or "bfloat16": got \'float16\''),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\): got 1\.0"),
+        ({"ema": -0.1}, r"ema must lie in \[0, 1\): got -0\.1"),
+    ],
+)
+def test_settings_refuse_what_cannot_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**{"steps": 10, **options})
+
+
+def test_settings_refuse_unknown_names(tmp_path, digits):
+    with pytest.raises(TypeError, match="learning_rate"):
+        train_noise_network(tiny(), digits, steps=1, out=tmp_path, learning_rate=1.0)
+
+
+def test_learning_rate_warms_up_and_decays():
+    for decay, middle, last in (("cosine", 0.5, 0.0), ("linear", 0.5, 0.01), ("constant", 1.0, 1.0)):
+        run = Settings(steps=100, lr=2.0, warmup=10, decay=decay)
+        assert run.lr_at(0) == pytest.approx(0.2)
+        assert run.lr_at(50) == pytest.approx(2 * middle)
+        assert run.lr_at(99) == pytest.approx(2 * last, abs=1e-3)
