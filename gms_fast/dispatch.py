@@ -80,4 +80,7 @@ def backends() -> dict[str, object]:
     }
 
 
-set_backend(os.environ.get(VARIABLE) or None)
+try:
+    set_backend(os.environ.get(VARIABLE) or None)
+except (ValueError, RuntimeError) as error:
+    raise type(error)(f"environment variable {VARIABLE}: {error}") from None

@@ -7,7 +7,7 @@ from torch import Tensor
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
-# e1 = E[eps|x_t] from the output y at x, for x_t = alpha x_0 + sigma eps; v = alpha eps - sigma x_0 (Salimans & Ho 2022).
+# e1 = E[eps|x_t] from the output y at x = alpha x_0 + sigma eps; v = alpha eps - sigma x_0 (Salimans & Ho 2022).
 _TO_NOISE: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "noise": lambda y, x, alpha, sigma: y,
     "x0": lambda y, x, alpha, sigma: (x - alpha * y) / sigma,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,12 @@ def sample(
     ValueError naming the step if the model returns NaN, infinity or too few moments.
     """
     run = _Run.prepare(
-        model, solver, schedule, prediction, clip, NoiseSource(seed=seed, sample_offset=sample_offset, given=noise)
+        model,
+        solver,
+        schedule,
+        prediction,
+        clip,
+        NoiseSource(seed=ops.as_seed(seed), sample_offset=sample_offset, given=noise),
     )
     times = run.times(steps, timesteps)
     x = run.initial(times[0], n, shape, x_T, device, dtype)
@@ -135,7 +141,7 @@ class _Run:
 
     def _checked_seeds(self, x: Tensor) -> Tensor:
         seed = self.noise.seed
-        if not isinstance(seed, int) and len(seed) != len(x):
+        if isinstance(seed, Tensor) and len(seed) != len(x):
             raise ValueError(f"seed must be one integer or one per sample, {len(x)} of them: got {len(seed)}")
         return x
 
@@ -151,7 +157,7 @@ class _Run:
                 central=self.central,
                 noise=self.noise,
             )
-            for i, (t, s) in enumerate(zip(times, times[1:], strict=False))
+            for i, (t, s) in enumerate(pairwise(times))
         ]
 
     def evaluate(self, x: Tensor, index: int, t: float, coefficients: StepCoefficients) -> NoiseMoments:

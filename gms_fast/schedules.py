@@ -6,6 +6,7 @@ log signal-to-noise ratio, proposes times to visit, and translates a time into w
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ def _float64(values: Times) -> Tensor:
 
 
 class VP:
-    """Discrete variance-preserving schedule given by its betas: alpha_t^2 = prod_{i<=t} (1 - beta_i), sigma_t^2 = 1 - alpha_t^2.
+    """Discrete variance-preserving schedule: alpha_t^2 = prod_{i<=t} (1 - beta_i), sigma_t^2 = 1 - alpha_t^2.
 
     betas: (T,), each in (0, 1). Times are 0 .. T-1 (least to most noise); between integers log alpha is linear in t.
     time_shift: added to t before it is scaled to the network's 0..1000 (1 for networks trained on t = 1..T).
@@ -99,7 +100,7 @@ class VP:
 
     def check_times(self, times: Sequence[float]) -> None:
         """Raise ValueError unless `times` are at least two of this schedule's times, strictly decreasing."""
-        if len(times) < 2 or any(a <= b for a, b in zip(times, times[1:], strict=False)):
+        if len(times) < 2 or any(a <= b for a, b in pairwise(times)):
             raise ValueError(f"timesteps must be at least two strictly decreasing times: got {list(times)}")
         if any(t != int(t) for t in times):
             raise ValueError(f"timesteps must be integers for {self!r}: got {list(times)}")
@@ -119,7 +120,7 @@ class VP:
 class VPLinear(VP):
     """betas linear from beta_1 to beta_T (Ho et al. 2020)."""
 
-    def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, *, time_shift: int = 0) -> None:  # noqa: N803
+    def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, *, time_shift: int = 0) -> None:
         super().__init__(np.linspace(beta_1, beta_T, _count(T)), time_shift=time_shift)
         self._config = {"T": T, "beta_1": beta_1, "beta_T": beta_T, "time_shift": time_shift}
 
@@ -131,7 +132,7 @@ class VPLinear(VP):
 class VPCosine(VP):
     """beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999) with g(u) = cos^2((u + 0.008)/1.008 pi/2) (Nichol & Dhariwal 2021)."""
 
-    def __init__(self, T: int = 1000, *, time_shift: int = 0) -> None:  # noqa: N803
+    def __init__(self, T: int = 1000, *, time_shift: int = 0) -> None:
         g = [math.cos((i / _count(T) + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
         super().__init__([min(1 - g[i + 1] / g[i], 0.999) for i in range(T)], time_shift=time_shift)
         self._config = {"T": T, "time_shift": time_shift}
@@ -141,7 +142,7 @@ class VPCosine(VP):
         return {"name": "VPCosine", **self._config}
 
 
-def _count(T: int) -> int:  # noqa: N803
+def _count(T: int) -> int:
     if not isinstance(T, int) or T < 2:
         raise ValueError(f"T must be an integer of at least 2: got {T!r}")
     return T

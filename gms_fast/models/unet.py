@@ -75,7 +75,7 @@ class AttentionBlock(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002 (same call as ResBlock)
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         b, c, h, w = x.shape
         tokens = self.norm(x).reshape(b, c, h * w)
         qkv = self.qkv(tokens).reshape(b, self.heads, 3 * c // self.heads, h * w).transpose(-1, -2)
@@ -89,7 +89,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = _conv(channels, channels, stride=2)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.op(x)
 
 
@@ -98,14 +98,14 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = _conv(channels, channels)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Stem(nn.Conv2d):
     """The first convolution; takes the embedding like every other layer of a block and ignores it."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 
@@ -133,7 +133,7 @@ class ComplexHead(nn.Sequential):
 class SimpleHead(nn.Sequential):
     """GroupNorm, SiLU and a zero-initialised 3x3 convolution."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 
@@ -243,7 +243,7 @@ class MomentUNet(nn.Module):
         return self.config["head"] is not None
 
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Features before the output convolution (B, model_channels, H, W) and the time embedding (B, 4 model_channels)."""
+        """Features before the output convolution (B, model_channels, H, W), and the time embedding (B, 4x as many)."""
         if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"x must be (B, {self.in_channels}, H, W) with H and W divisible by {self.factor}: got {tuple(x.shape)}"

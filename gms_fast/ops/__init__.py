@@ -5,6 +5,7 @@ dtype of their first tensor, contiguous, and are also registered as `torch.ops.g
 Symbols and equation numbers: docs/notation.md.
 """
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -20,23 +21,29 @@ Draws = tuple[Tensor | None, Tensor | None] | Tensor | None
 _ops = torch.ops.gms_fast
 
 
+def as_seed(seed: Seed) -> int | Tensor:
+    """A seed as the 64 bits of one signed integer, or as an int64 tensor of one per sample.
+
+    Raises TypeError for anything but integers, ValueError for one outside [-2^63, 2^64).
+    """
+    if isinstance(seed, Tensor) and seed.ndim == 1:
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed must be an int64 tensor if it is a tensor: got {seed.dtype}")
+        return seed
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        return torch.tensor([as_seed(s) for s in seed], dtype=torch.int64)
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, or one integer per sample: got {seed!r}") from None
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"seed must fit in 64 bits: got {value}")
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
 def _seeds(seed: Seed, device: torch.device) -> dict[str, object]:
-    """One 64-bit seed for all samples, or one per sample as an int64 tensor."""
-    if isinstance(seed, int):
-        return {"seed": _as_int64(seed)}
-    if isinstance(seed, float):
-        raise TypeError(f"seed must be an integer, or one integer per sample: got {seed!r}")
-    if not isinstance(seed, Tensor):
-        seed = torch.tensor([_as_int64(s) for s in seed], dtype=torch.int64)
-    return {"seeds": seed.to(device)}
-
-
-def _as_int64(seed: int) -> int:
-    if not isinstance(seed, int):
-        raise TypeError(f"seed must be an integer, or one integer per sample: got {seed!r}")
-    if not -(1 << 63) <= seed < 1 << 64:
-        raise ValueError(f"seed must fit in 64 bits: got {seed}")
-    return seed - (1 << 64) if seed >= 1 << 63 else seed
+    seed = as_seed(seed)
+    return {"seeds": seed.to(device)} if isinstance(seed, Tensor) else {"seed": seed}
 
 
 def _draws(noise: Draws) -> dict[str, Tensor | None]:

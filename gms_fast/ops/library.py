@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gms_fast import _native, dispatch
-from gms_fast.ops import plain
 from gms_fast.arguments import Fitting, Noise, Stepping
+from gms_fast.ops import plain
 
 FITS = ("exact", "free", "adan", "gaussian")
 MOMENTS = ("cumulant", "released")
@@ -26,10 +26,11 @@ _STEP = (
     "Tensor x, Tensor e1, Tensor? e2, Tensor? e3, float[] coefficients, *, "
     f'{_FIT}, {_NOISE}, str moments="cumulant", bool central=False, float? lo=-1.0, float? hi=1.0, {_DRAWS}'
 )
+_MIXTURE = "Tensor mean, Tensor var, Tensor third, float floor=0.0"
 _SHAPE = "int[] shape, *, int seed=0, Tensor? seeds=None, int step=0, int stream=0, int sample_offset=0"
 SCHEMAS = (
-    f"fit_mixture(Tensor mean, Tensor var, Tensor third, float floor=0.0, *, {_FIT}) -> (Tensor, Tensor, Tensor, Tensor)",
-    f"sample_mixture(Tensor mean, Tensor var, Tensor third, float floor=0.0, *, {_FIT}, {_NOISE}, {_DRAWS}) -> Tensor",
+    f"fit_mixture({_MIXTURE}, *, {_FIT}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"sample_mixture({_MIXTURE}, *, {_FIT}, {_NOISE}, {_DRAWS}) -> Tensor",
     f"gms_step({_STEP}) -> Tensor",
     f"gms_step_out({_STEP}, Tensor(a!) out) -> ()",
     f"philox_normal({_SHAPE}, ScalarType? dtype=None, Device? device=None) -> Tensor",
@@ -78,7 +79,7 @@ def _check_inputs(**tensors: Tensor | None) -> None:
         _check_tensor(name, tensor, first, first_name)
         if tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                f"gms_fast ops are forward only, but {name} requires a gradient; call under torch.no_grad() or detach it"
+                f"gms_fast ops are forward only, but {name} requires a gradient: detach it or use torch.no_grad()"
             )
 
 

@@ -1,4 +1,4 @@
-"""The "torch" backend: the reference on any device, in float32 for float32 and narrower inputs, in float64 for float64."""
+"""The "torch" backend: the reference on any device, in float64 for float64 inputs and in float32 for all others."""
 
 import torch
 from torch import Tensor

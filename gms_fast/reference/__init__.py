@@ -1,4 +1,4 @@
-"""The oracle: every op in plain torch, written to be read. Any floating dtype in; float64 is the reference precision."""
+"""The oracle: every op in plain torch, written to be read. Takes any floating dtype; float64 is what counts."""
 
 from gms_fast.reference.mixture import adan as adan
 from gms_fast.reference.mixture import draw as draw

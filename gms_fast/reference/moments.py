@@ -18,10 +18,10 @@ def step_moments(
     clip: tuple[float, float] | None = (-1.0, 1.0),
     bound: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(mean_s, base, excess, third_s, m), all shaped like x: cumulants of q(x_s|x_t) with var_s = base + excess, m = E[x_0|x_t].
+    """(mean_s, base, excess, third_s, m), all shaped like x: cumulants of q(x_s|x_t), and m = E[x_0|x_t].
 
-    The variance comes in two parts, the known Gaussian (base = c) and what x_0 adds (excess = B^2 v), because a fit
-    needs the second alone and their sum would have rounded it.
+    The variance var_s = base + excess comes in two parts, the known Gaussian (base = c) and what x_0 adds
+    (excess = B^2 v), because a fit needs the second alone and their sum would have rounded it.
 
     coefficients  (alpha_t, sigma_t, A, B, c)
     e2, e3        None stands for a posterior of x_0 without variance, without skewness
@@ -47,7 +47,7 @@ def step_moments(
 def _released(
     x: Tensor, m: Tensor, v: Tensor, k: Tensor, A: float, B: float, c: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent with them.
+    """The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent.
 
     Its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, is what the last lines give without the cancellation.
     """

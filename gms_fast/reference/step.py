@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from gms_fast.reference.mixture import draw, fit_mixture
@@ -51,7 +50,7 @@ def gms_step(
 ) -> Tensor:
     """Noise moments to x_s; coefficients = (alpha_t, sigma_t, A, B, c, var_max)."""
     *step, var_max = coefficients
-    B = step[3]  # noqa: N806
+    B = step[3]
     guard = fit == "free" and clip is not None and moments == "cumulant"
     mean, base, excess, third, m = step_moments(
         x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=guard

@@ -1,20 +1,18 @@
 """Gaussian reverse steps: DDPM (Ho et al. 2020) and SN-DDPM (Bao et al. 2022, Extended Analytic-DPM)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from gms_fast import ops
-from gms_fast.solvers.base import Solver, StepContext, pixel_variance
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step
 from gms_fast.types import NoiseMoments
 
 
-def _gaussian_step(x: Tensor, moments: NoiseMoments, context: StepContext, clip_pixel: float) -> Tensor:
+def _gaussian_step(x: Tensor, moments: NoiseMoments, context: StepContext, clip_pixel: float | None) -> Tensor:
     """x_s ~ N(A x_t + B m, c + B^2 v), with v = 0 where the moments hold no e2; bounded in the last step."""
-    coefficients = context.coefficients
-    if context.is_last:
-        coefficients = replace(coefficients, var_max=pixel_variance(clip_pixel))
+    coefficients = bounded_last_step(x, context, clip_pixel) or context.coefficients
     noise = context.noise.arguments(context.index)
     return ops.gms_step(x, *moments, coefficients, fit="gaussian", central=context.central, clip=context.clip, **noise)
 
@@ -23,10 +21,10 @@ def _gaussian_step(x: Tensor, moments: NoiseMoments, context: StepContext, clip_
 class DDPM(Solver):
     """x_s ~ N(A x_t + B E[x_0|x_t], c): the posterior variance c of known x_0 ("small").
 
-    clip_pixel  grey levels of noise that the last step may leave
+    clip_pixel  grey levels of noise that the last step may leave in a picture; None for no bound
     """
 
-    clip_pixel: float = 2
+    clip_pixel: float | None = 2
 
     def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         return _gaussian_step(x, NoiseMoments(moments.e1), context, self.clip_pixel), state
@@ -36,10 +34,10 @@ class DDPM(Solver):
 class SNDDPM(Solver):
     """x_s ~ N(A x_t + B E[x_0|x_t], c + B^2 Var[x_0|x_t]): the optimal Gaussian, from E[eps^2|x_t].
 
-    clip_pixel  grey levels of noise that the last step may leave
+    clip_pixel  grey levels of noise that the last step may leave in a picture; None for no bound
     """
 
-    clip_pixel: float = 2
+    clip_pixel: float | None = 2
     moments_needed = 2
 
     def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:

@@ -1,11 +1,11 @@
 """What a solver is: a step with explicit state; the loop that calls it stands in `gms_fast/sampling.py`."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gms_fast import ops
@@ -66,9 +66,12 @@ class Solver(ABC):
         """(x_s, new state) from x_t, the noise moments there and the state. Must not write to x."""
 
 
-def pixel_variance(clip_pixel: float) -> float:
-    """Variance allowed in the last step, whose noise stays in the picture: (clip_pixel 2/255 sqrt(pi/2))^2.
+def bounded_last_step(x: Tensor, context: StepContext, clip_pixel: float | None) -> StepCoefficients | None:
+    """The last step's numbers with var_max = (clip_pixel 2/255 sqrt(pi/2))^2, or None where the bound does not apply.
 
-    A mean absolute deviation of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022).
+    What the last step draws stays in the picture as noise, so of a picture (B, C, H, W) it may leave a mean absolute
+    deviation of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022). Other data keeps its law.
     """
-    return (clip_pixel * 2 / 255) ** 2 * torch.pi / 2
+    if not context.is_last or clip_pixel is None or x.ndim < 4:
+        return None
+    return replace(context.coefficients, var_max=(clip_pixel * 2 / 255) ** 2 * math.pi / 2)

@@ -13,7 +13,7 @@ from gms_fast.types import NoiseMoments
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Solver):
-    """x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z, with m = E[x_0|x_t] and e = (x_t - alpha_t m)/sigma_t.
+    """x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z, m = E[x_0|x_t], e = (x_t - alpha_t m)/sigma_t.
 
     eta  0: deterministic; 1: the noise of DDPM
     """

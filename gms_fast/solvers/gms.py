@@ -1,13 +1,13 @@
 """Gaussian Mixture Solvers: Guo et al., NeurIPS 2023 (arXiv 2311.00941)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from gms_fast import ops
 from gms_fast.ops.library import COMPONENTS, FITS, MOMENTS
-from gms_fast.solvers.base import Solver, StepContext, pixel_variance
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step
 from gms_fast.types import NoiseMoments
 
 
@@ -25,7 +25,8 @@ class GMS(Solver):
     weight      of component a, in (0, 1), not 1/2
     moments     "cumulant" | "released", as in `gms_fast.ops.gms_step`
     iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
-    clip_pixel  grey levels of noise that the last step, which is Gaussian, may leave (1 for the cosine schedule)
+    clip_pixel  grey levels of noise that the last step, then Gaussian, may leave in a picture (1 suits the cosine
+                schedule); None draws it like every other step
 
     Needs a model with second and third noise moments.
     """
@@ -37,7 +38,7 @@ class GMS(Solver):
     iterations: int = 70
     lr: float = 0.06
     eps: float = 1e-8
-    clip_pixel: float = 2
+    clip_pixel: float | None = 2
 
     def __post_init__(self) -> None:
         _check("fit", self.fit, FITS)
@@ -51,15 +52,13 @@ class GMS(Solver):
         return 2 if self.fit == "gaussian" else 3
 
     def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        fit, coefficients = self.fit, context.coefficients
-        if context.is_last:
-            fit, coefficients = "gaussian", replace(coefficients, var_max=pixel_variance(self.clip_pixel))
+        bounded = bounded_last_step(x, context, self.clip_pixel)
         x_s = ops.gms_step(
             x,
             *moments,
-            coefficients,
+            bounded or context.coefficients,
             component=self.component,
-            fit=fit,
+            fit="gaussian" if bounded else self.fit,
             weight=self.weight,
             moments=self.moments,
             central=context.central,

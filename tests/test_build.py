@@ -1,0 +1,117 @@
+"""What was built and installed is what the tests believe they test."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gms_fast
+from gms_fast import _native
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_compiled_module_is_there_unless_declined():
+    assert _native.available != (os.environ.get("GMS_FAST_PURE") == "1"), _native.reason
+
+
+def test_cuda_kernels_were_compiled_where_nvcc_is():
+    wanted = os.environ.get("GMS_FAST_CUDA", "auto")
+    assert _native.with_cuda == (wanted == "1" or (wanted == "auto" and shutil.which("nvcc") is not None))
+
+
+def test_package_and_kernels_are_those_of_this_checkout():
+    assert Path(gms_fast.__file__).parent == ROOT / "gms_fast"
+    kernels = subprocess.run(
+        [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('gms_fast.kernels').origin)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    assert Path(kernels.stdout.strip()) == ROOT / "kernels" / "__init__.py"
+
+
+def test_bare_kernels_folder_refuses_to_be_imported():
+    done = subprocess.run(
+        [sys.executable, "-c", "import kernels"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert "import gms_fast.kernels" in done.stderr
+
+
+def test_baseline_objects_hold_no_wide_code():
+    """Functions that the linker may share between instruction sets would crash an old processor: there are none."""
+    objects = sorted(ROOT.glob("build/**/cpu_*.dir/**/*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("the build folder was not kept (pip builds in a temporary one)")
+    for path in objects:
+        symbols = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
+        assert not [line for line in symbols.splitlines() if " W " in line], path
+
+
+def test_the_double_instantiation_of_the_headers_equals_the_oracle(tmp_path):
+    """The same text in double leaves rounding no place to hide a wrong formula; a C++ program prints what it computes."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    program = tmp_path / "double.cpp"
+    program.write_text(DOUBLE)
+    binary = tmp_path / "double"
+    subprocess.run([compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", str(program), "-o", str(binary)], check=True)
+    compare_with_oracle(subprocess.run([str(binary)], capture_output=True, text=True, check=True).stdout)
+
+
+def compare_with_oracle(output: str) -> None:
+    import torch
+
+    from gms_fast import reference
+
+    rows = torch.tensor([[float(v) for v in line.split()] for line in output.splitlines()], dtype=torch.float64)
+    x, e1, e2, e3 = rows[:, :4].T
+    step = (0.6, 0.8, 0.5, 0.3, 0.04)
+    column = 4
+    for fit in ("exact", "free", "adan", "gaussian"):
+        moments = reference.step_moments(x, e1, e2, e3, step, bound=fit == "free")
+        mean, base, excess, third, m = moments
+        nodes = (step[3] * (m + 1), step[3] * (1 - m)) if fit == "free" else None
+        mixture = reference.fit_mixture(mean, base, excess, third, fit, 1 / 3, 5, 0.06, 1e-8, nodes)
+        for want in mixture:
+            # third = difference of terms of size |e1|^3 <= 60, divided by r2^1.5 >= 0.03: 60/0.03 eps = 5e-13, and its
+            # cube root is no worse; adan divides by small sums, which amplifies rounding about tenfold an iteration.
+            tolerance = 1e-9 if fit == "adan" else 4e-12
+            torch.testing.assert_close(rows[:, column], want, rtol=tolerance, atol=tolerance)
+            column += 1
+
+
+DOUBLE = r"""
+#include <cstdio>
+#include <limits>
+#include "gms/mixture.h"
+#include "gms/moments.h"
+using namespace gms;
+double random_unit() { static uint64_t s = 1; s = s * 6364136223846793005ull + 1442695040888963407ull; return (s >> 11) * 0x1p-53; }
+double normal() { double sum = 0; for (int i = 0; i < 12; ++i) sum += random_unit(); return sum - 6; }
+template <Fit kFit> void show(double x, double e1, double e2, double e3) {
+  constexpr bool guard = kFit == Fit::kFree;
+  const StepCoefficients<double> k = {1 / 0.6, 0.8 / 0.6, 0.5, 0.3, 0.04, 1e300, -1, 1};
+  const double w = 1.0 / 3, p = w * (1 - w), inf = std::numeric_limits<double>::infinity();
+  const FitParameters<double> f = {w, p, 1 / p, 1 / (p * (1 - 2 * w)), 0.06, 1e-8, 5};
+  const StepMoments<double> s = step_moments<false, guard>(x, e1, e2, e3, k);
+  const double below = guard ? k.B * (s.m - k.lo) : inf, above = guard ? k.B * (k.hi - s.m) : inf;
+  const Mixture<double> m = fit_mixture<kFit>(s.mean, s.base, s.excess, s.third, below, above, f);
+  std::printf(" %.17g %.17g %.17g %.17g", m.weight, m.mean_a, m.mean_b, m.var);
+}
+int main() {
+  for (int i = 0; i < 20000; ++i) {
+    const double x = normal(), e1 = normal(), r2 = 0.1 + 0.2 * random_unit();
+    const double e2 = r2 + e1 * e1, skew = std::copysign(0.5 + random_unit(), normal()), e3 = skew * r2 * std::sqrt(r2) + 3 * e1 * r2 + e1 * e1 * e1;
+    std::printf("%.17g %.17g %.17g %.17g", x, e1, e2, e3);
+    show<Fit::kExact>(x, e1, e2, e3); show<Fit::kFree>(x, e1, e2, e3);
+    show<Fit::kAdan>(x, e1, e2, e3); show<Fit::kGaussian>(x, e1, e2, e3);
+    std::printf("\n");
+  }
+}
+"""
