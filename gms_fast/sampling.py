@@ -120,7 +120,7 @@ class _Run:
 
     def initial(self, t, n, shape, x_T, device, dtype) -> Tensor:
         """x_T: given, or sigma_T times counter-based normals."""
-        weight = next(self.model.parameters(), None) if isinstance(self.model, torch.nn.Module) else None
+        weight = self._weight()
         device = device or (x_T.device if x_T is not None else weight.device if weight is not None else "cpu")
         dtype = dtype or (x_T.dtype if x_T is not None else torch.float32)
         if x_T is not None:
@@ -178,7 +178,13 @@ class _Run:
     def _call(self, x: Tensor, t: float) -> Tensor | NoiseMoments:
         time = float(self.schedule.network_time(t))
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return self.model(x, torch.full((len(x),), time, dtype=wide, device=x.device))
+        weight = self._weight()
+        y = x if weight is None else x.to(weight.dtype)  # a float32 state may have a bfloat16 network
+        return self.model(y, torch.full((len(x),), time, dtype=wide, device=x.device))
+
+    def _weight(self) -> Tensor | None:
+        """A parameter that tells device and dtype of the network."""
+        return next(self.model.parameters(), None) if isinstance(self.model, torch.nn.Module) else None
 
     def data_estimate(self, x: Tensor, moments: NoiseMoments, k: StepCoefficients) -> Tensor:
         return predictions.data_estimate(x, moments.e1, k.alpha_t, k.sigma_t, self.clip)

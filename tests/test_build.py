@@ -53,15 +53,13 @@ def test_baseline_objects_hold_no_wide_code():
 
 
 def test_the_double_instantiation_of_the_headers_equals_the_oracle(tmp_path):
-    """The same text in double leaves rounding no place to hide a wrong formula; a C++ program prints what it computes."""
+    """The same text in double leaves no rounding for a wrong formula to hide behind."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    program = tmp_path / "double.cpp"
-    program.write_text(DOUBLE)
-    binary = tmp_path / "double"
-    subprocess.run([compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", str(program), "-o", str(binary)], check=True)
-    compare_with_oracle(subprocess.run([str(binary)], capture_output=True, text=True, check=True).stdout)
+    binary, program = str(tmp_path / "double"), str(ROOT / "tests" / "double.cpp")
+    subprocess.run([compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", program, "-o", binary], check=True)
+    compare_with_oracle(subprocess.run([binary], capture_output=True, text=True, check=True).stdout)
 
 
 def compare_with_oracle(output: str) -> None:
@@ -84,34 +82,3 @@ def compare_with_oracle(output: str) -> None:
             tolerance = 1e-9 if fit == "adan" else 4e-12
             torch.testing.assert_close(rows[:, column], want, rtol=tolerance, atol=tolerance)
             column += 1
-
-
-DOUBLE = r"""
-#include <cstdio>
-#include <limits>
-#include "gms/mixture.h"
-#include "gms/moments.h"
-using namespace gms;
-double random_unit() { static uint64_t s = 1; s = s * 6364136223846793005ull + 1442695040888963407ull; return (s >> 11) * 0x1p-53; }
-double normal() { double sum = 0; for (int i = 0; i < 12; ++i) sum += random_unit(); return sum - 6; }
-template <Fit kFit> void show(double x, double e1, double e2, double e3) {
-  constexpr bool guard = kFit == Fit::kFree;
-  const StepCoefficients<double> k = {1 / 0.6, 0.8 / 0.6, 0.5, 0.3, 0.04, 1e300, -1, 1};
-  const double w = 1.0 / 3, p = w * (1 - w), inf = std::numeric_limits<double>::infinity();
-  const FitParameters<double> f = {w, p, 1 / p, 1 / (p * (1 - 2 * w)), 0.06, 1e-8, 5};
-  const StepMoments<double> s = step_moments<false, guard>(x, e1, e2, e3, k);
-  const double below = guard ? k.B * (s.m - k.lo) : inf, above = guard ? k.B * (k.hi - s.m) : inf;
-  const Mixture<double> m = fit_mixture<kFit>(s.mean, s.base, s.excess, s.third, below, above, f);
-  std::printf(" %.17g %.17g %.17g %.17g", m.weight, m.mean_a, m.mean_b, m.var);
-}
-int main() {
-  for (int i = 0; i < 20000; ++i) {
-    const double x = normal(), e1 = normal(), r2 = 0.1 + 0.2 * random_unit();
-    const double e2 = r2 + e1 * e1, skew = std::copysign(0.5 + random_unit(), normal()), e3 = skew * r2 * std::sqrt(r2) + 3 * e1 * r2 + e1 * e1 * e1;
-    std::printf("%.17g %.17g %.17g %.17g", x, e1, e2, e3);
-    show<Fit::kExact>(x, e1, e2, e3); show<Fit::kFree>(x, e1, e2, e3);
-    show<Fit::kAdan>(x, e1, e2, e3); show<Fit::kGaussian>(x, e1, e2, e3);
-    std::printf("\n");
-  }
-}
-"""

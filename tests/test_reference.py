@@ -116,9 +116,7 @@ def test_adan_gradients_are_those_of_autograd():
     torch.manual_seed(0)
     mean, var, third = torch.randn(1, 20).double(), torch.rand(1, 20).double() + 0.1, torch.randn(1, 20).double()
     w, eps, lr = 1 / 3, 1e-8, 0.06
-    a, b, beta = (
-        t.requires_grad_() for t in (mean.clone(), mean - 1e-3, torch.full_like(mean, 0.998))
-    )
+    a, b, beta = (t.requires_grad_() for t in (mean.clone(), mean - 1e-3, torch.full_like(mean, 0.998)))
     v = var * beta.clamp(0.1, 1.2)
     e0 = w * a + (1 - w) * b - mean
     e1 = w * (a**2 + v) + (1 - w) * (b**2 + v) - (mean**2 + var)
@@ -136,7 +134,7 @@ def test_adan_gradients_are_those_of_autograd():
 def test_step_moments_are_the_cumulants_of_the_posterior(central):
     """x_s = A x + B x_0 + sqrt(c) z for a two-point x_0, whose moments are sums of two terms."""
     points, p = torch.tensor([-0.7, 0.4], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
-    alpha, sigma, A, B, c = 0.8, 0.6, 0.5, 0.3, 0.04  # noqa: N806
+    alpha, sigma, A, B, c = 0.8, 0.6, 0.5, 0.3, 0.04
     x = torch.tensor([[0.25]], dtype=torch.float64)
     eps = (x - alpha * points) / sigma
     e1 = (p * eps).sum().view(1, 1)
