@@ -24,7 +24,7 @@ def real_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
     return data.load("mnist5k")[order], data.load_labels("mnist5k")[order]
 
 
-def train_classifier(images: Tensor, labels: Tensor, epochs: int = 12, seed: int = 0) -> nn.Module:
+def train_classifier(images: Tensor, labels: Tensor, epochs: int = 30, seed: int = 0) -> nn.Module:
     """A convolutional network with dropout, trained on randomly shifted digits."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -31,6 +31,10 @@ def _missing(name: str) -> str:
     return ""
 
 
+def _devices(name: str) -> tuple[str, ...]:
+    return ("cpu", "cuda") if name == "triton" and interpreted() else _DEVICES[name]
+
+
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, which takes CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -55,8 +59,7 @@ def set_backend(name: str | None) -> None:
 def chosen(device: str) -> str:
     """The backend for tensors on "cpu" or "cuda". Raises RuntimeError if a forced one cannot take them."""
     if _forced is not None:
-        devices = ("cpu", "cuda") if _forced == "triton" and interpreted() else _DEVICES[_forced]
-        if device not in devices:
+        if device not in _devices(_forced):
             raise RuntimeError(f"backend {_forced!r} is forced, but it does not run on {device} tensors")
         return _forced
     order = ("cpp", "torch") if device == "cpu" else ("triton", "cuda", "torch")
@@ -71,7 +74,7 @@ def backends() -> dict[str, object]:
     """
     missing = {name: why for name in NAMES if (why := _missing(name))}
     devices = {"cpu": True, "cuda": torch.cuda.is_available()}
-    usable = {d: here and (_forced is None or d in _DEVICES[_forced]) for d, here in devices.items()}
+    usable = {d: here and d in _devices(_forced or "torch") for d, here in devices.items()}
     return {
         "available": [name for name in NAMES if name not in missing],
         "missing": missing,

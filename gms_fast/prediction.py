@@ -30,6 +30,8 @@ def noise_moments(output: object, x: Tensor, step: StepCoefficients, prediction:
         return NoiseMoments(_TO_NOISE[prediction](output.to(x.dtype), x, step.alpha_t, step.sigma_t))
     if not isinstance(output, tuple) or len(output) != 3:
         raise TypeError(f"model must return a tensor or NoiseMoments(e1, e2, e3): got {type(output).__name__}")
+    if output[0] is None:
+        raise TypeError("model must return e1 in its NoiseMoments: got None")
     for name, tensor in zip(NoiseMoments._fields, output, strict=True):
         if tensor is not None:
             _check_shape(name, tensor, x)

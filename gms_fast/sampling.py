@@ -1,5 +1,6 @@
 """The sampling loop. Everything else in the package serves these few lines."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ from gms_fast import prediction as predictions
 from gms_fast.schedules import VP
 from gms_fast.solvers import NoiseSource, Solver, StepContext
 from gms_fast.steps import StepCoefficients
-from gms_fast.types import NoiseMoments
+from gms_fast.types import NoiseMoments, as_range
 
 _INITIAL = 2  # stream of the counter-based noise that x_T is drawn from
 
@@ -44,7 +45,7 @@ def sample(
 
     model      callable (x, t) -> Tensor or NoiseMoments; x (B, *), t (B,) network times. Its attributes
                `sample_shape`, `schedule`, `prediction` and `moments`, if any, are the defaults here
-    steps      K >= 1; the network is called K + 1 times
+    steps      K >= 1; the network is called K + 1 times (fewer where the grid of integer times has duplicates)
     solver     a name from `gms_fast.solvers.names()` or a Solver
     n, shape   number of samples and shape of one
     timesteps  times of the schedule to visit, noisiest first, steps + 1 of them; replaces `steps`
@@ -59,6 +60,8 @@ def sample(
     Returns (n, *shape). Raises ValueError or TypeError naming the argument before the model is called, and
     ValueError naming the step if the model returns NaN, infinity or too few moments.
     """
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable as callback(step, t, x, x0): got {type(callback).__name__}")
     run = _Run.prepare(
         model,
         solver,
@@ -94,16 +97,19 @@ class _Run:
     def prepare(cls, model, solver, schedule, form, clip, noise) -> "_Run":
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
+        if noise.given is not None and not callable(noise.given):
+            raise TypeError(f"noise must be callable as noise(step): got {type(noise.given).__name__}")
         schedule = schedule if schedule is not None else getattr(model, "schedule", None)
         if schedule is None:
             raise ValueError("schedule must be given: this model has no attribute `schedule`")
         if isinstance(schedule, str):
             schedule = schedules.build(schedule)
+        if not isinstance(schedule, VP):
+            raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
         form = form or getattr(model, "prediction", "noise")
         if form not in predictions.names():
             raise ValueError(f"prediction must be one of {', '.join(predictions.names())}: got {form!r}")
-        if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-            raise ValueError(f"clip must be (lo, hi) with lo < hi, or None: got {clip}")
+        clip = None if clip is None else as_range(clip)
         moments = getattr(model, "moments", "raw")
         if moments not in ("raw", "central"):
             raise ValueError(f'model.moments must be "raw" or "central": got {moments!r}')
@@ -111,38 +117,38 @@ class _Run:
 
     def times(self, steps: int, timesteps: Sequence[float] | None) -> list[float]:
         if timesteps is None:
-            if isinstance(steps, bool) or not isinstance(steps, int):
-                raise TypeError(f"steps must be an integer: got {steps!r}")
-            return self.schedule.timesteps(steps)
-        times = list(timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps)
+            return self.schedule.timesteps(_integer("steps", steps))
+        try:
+            times = [float(t) for t in timesteps]
+        except (TypeError, ValueError):
+            raise TypeError(f"timesteps must be a sequence of times: got {timesteps!r}") from None
         self.schedule.check_times(times)
         return times
 
     def initial(self, t, n, shape, x_T, device, dtype) -> Tensor:
         """x_T: given, or sigma_T times counter-based normals."""
         weight = self._weight()
-        device = device or (x_T.device if x_T is not None else weight.device if weight is not None else "cpu")
-        dtype = dtype or (x_T.dtype if x_T is not None else torch.float32)
         if x_T is not None:
-            if shape is not None and tuple(x_T.shape[1:]) != tuple(shape):
-                raise ValueError(f"x_T must be (n, {', '.join(map(str, shape))}): got {tuple(x_T.shape)}")
-            return self._checked_seeds(x_T.to(device, dtype))
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"n must be a non-negative integer: got {n!r}")
+            x = _given_state(x_T, shape)
+            return self._checked(x.to(device or x.device, dtype or x.dtype))
+        device = device or (weight.device if weight is not None else "cpu")
+        dtype = dtype or torch.float32
+        if _integer("n", n) < 0:
+            raise ValueError(f"n must be a non-negative integer: got {n}")
         shape = shape if shape is not None else getattr(self.model, "sample_shape", None)
         if shape is None:
             raise ValueError("shape must be given: this model has no attribute `sample_shape`")
-        x = torch.empty((n, *shape), dtype=dtype, device=device)
-        self._checked_seeds(x)
-        draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset}
-        return float(self.schedule.sigma(t)) * ops.philox_normal(
-            x.shape, **draw, stream=_INITIAL, device=device, dtype=dtype
-        )
+        x = self._checked(_empty_state(n, shape, dtype, device))
+        draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset, "stream": _INITIAL}
+        return float(self.schedule.sigma(t)) * ops.philox_normal(x.shape, **draw, device=device, dtype=dtype)
 
-    def _checked_seeds(self, x: Tensor) -> Tensor:
-        seed = self.noise.seed
+    def _checked(self, x: Tensor) -> Tensor:
+        """x, if seeds and sample indices fit it."""
+        seed, offset = self.noise.seed, _integer("sample_offset", self.noise.sample_offset)
         if isinstance(seed, Tensor) and len(seed) != len(x):
             raise ValueError(f"seed must be one integer or one per sample, {len(x)} of them: got {len(seed)}")
+        if not 0 <= offset <= (1 << 56) - len(x):
+            raise ValueError(f"sample_offset must lie in [0, 2^56 - n]: got {offset}")
         return x
 
     def contexts(self, times: list[float]) -> list[StepContext]:
@@ -193,3 +199,27 @@ class _Run:
         """E[x_0|x_t] at the last visited time: the K+1st network call."""
         k = StepCoefficients.at(self.schedule, t)
         return self.data_estimate(x, self.evaluate(x, index, t, k), k)
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer: got {value!r}")
+    return operator.index(value)
+
+
+def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:
+    if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim == 0:
+        raise TypeError(f"x_T must be a floating-point tensor (n, *): got {x_T!r}")
+    if shape is not None and tuple(x_T.shape[1:]) != tuple(shape):
+        raise ValueError(f"x_T must be (n, {', '.join(map(str, shape))}): got {tuple(x_T.shape)}")
+    if not bool(torch.isfinite(x_T).all()):
+        raise ValueError("x_T must be finite: it holds NaN or infinity")
+    return x_T
+
+
+def _empty_state(n: int, shape: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.empty((n, *shape), dtype=dtype, device=device)
+    except (TypeError, RuntimeError) as error:
+        message = f"n, shape, dtype and device must describe a tensor: got {n}, {shape!r}, {dtype!r}, {device!r}"
+        raise ValueError(message) from error

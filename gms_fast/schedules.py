@@ -70,7 +70,7 @@ class VP:
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """The time t in [0, T-1] with log_snr(t) = lam; values outside the schedule's range give its ends."""
         lam = _float64(lam)
-        log_alpha = -0.5 * torch.nn.functional.softplus(-2 * lam)
+        log_alpha = -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
         table = self._log_alpha.flip(0).numpy()  # increasing, as numpy.interp wants it
         times = np.arange(self.T - 1, -1, -1, dtype=np.float64)
         return torch.from_numpy(np.interp(np.atleast_1d(log_alpha.numpy()), table, times)).reshape(lam.shape)
@@ -101,9 +101,9 @@ class VP:
     def check_times(self, times: Sequence[float]) -> None:
         """Raise ValueError unless `times` are at least two of this schedule's times, strictly decreasing."""
         if len(times) < 2 or any(a <= b for a, b in pairwise(times)):
-            raise ValueError(f"timesteps must be at least two strictly decreasing times: got {list(times)}")
-        if any(t != int(t) for t in times):
-            raise ValueError(f"timesteps must be integers for {self!r}: got {list(times)}")
+            raise ValueError(f"timesteps must be at least two strictly decreasing times: got {_listed(times)}")
+        if any(t % 1 for t in times):
+            raise ValueError(f"timesteps must be integers for {self!r}: got {_listed(times)}")
         self.log_alpha(times)
 
     def network_time(self, t: Times) -> Tensor:
@@ -133,13 +133,18 @@ class VPCosine(VP):
     """beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999) with g(u) = cos^2((u + 0.008)/1.008 pi/2) (Nichol & Dhariwal 2021)."""
 
     def __init__(self, T: int = 1000, *, time_shift: int = 0) -> None:
-        g = [math.cos((i / _count(T) + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
+        _count(T)
+        g = [math.cos((i / T + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
         super().__init__([min(1 - g[i + 1] / g[i], 0.999) for i in range(T)], time_shift=time_shift)
         self._config = {"T": T, "time_shift": time_shift}
 
     @property
     def config(self) -> dict[str, object]:
         return {"name": "VPCosine", **self._config}
+
+
+def _listed(times: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{t:g}" for t in times) + "]"
 
 
 def _count(T: int) -> int:

@@ -5,6 +5,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def as_range(clip: object) -> tuple[float, float]:
+    """A data range as two floats. Raises ValueError unless it is (lo, hi) with lo < hi."""
+    try:
+        lo, hi = (float(v) for v in clip)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ValueError(f"clip must be (lo, hi) with lo < hi, or None: got {clip!r}") from None
+    if not lo < hi:
+        raise ValueError(f"clip must be (lo, hi) with lo < hi, or None: got {clip!r}")
+    return lo, hi
+
+
 class NoiseMoments(NamedTuple):
     """Elementwise moments of the noise given x_t, each shaped like x_t.
 

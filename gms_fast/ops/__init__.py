@@ -14,6 +14,7 @@ from torch import Tensor
 from gms_fast.ops import library as library
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
+from gms_fast.types import as_range as as_range
 
 Seed = int | Sequence[int] | Tensor
 Draws = tuple[Tensor | None, Tensor | None] | Tensor | None
@@ -142,7 +143,9 @@ def gms_step(
     out             a tensor like x to write to (x itself is allowed)
     The rest as in `sample_mixture` and `fit_mixture`. Returns (B, *), x's dtype.
     """
-    lo, hi = clip if clip is not None else (None, None)
+    if not isinstance(step, StepCoefficients):
+        raise TypeError(f"step must be StepCoefficients: got {type(step).__name__}")
+    lo, hi = as_range(clip) if clip is not None else (None, None)
     options = {"step": step_index, "sample_offset": sample_offset, "component": component, "fit": fit} | {
         "weight": weight, "moments": moments, "central": central, "lo": lo, "hi": hi,
         "iterations": iterations, "lr": lr, "eps": eps,

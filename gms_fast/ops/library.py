@@ -71,11 +71,15 @@ def _check_dtype(name: str, dtype: torch.dtype) -> None:
 def _check_inputs(**tensors: Tensor | None) -> None:
     """The first tensor sets shape and device; None passes. Asking for a gradient is an error."""
     (first_name, first), *_ = tensors.items()
+    if first is None:
+        raise TypeError(f"{first_name} must be a tensor: got None")
     if first.ndim == 0:
         raise ValueError(f"{first_name} must be (B, *) with at least one dimension: got a scalar")
     for name, tensor in tensors.items():
         if tensor is None:
-            continue
+            if name in ("e2", "e3"):
+                continue
+            raise TypeError(f"{name} must be a tensor: got None")
         _check_tensor(name, tensor, first, first_name)
         if tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
@@ -138,8 +142,10 @@ def _stepping(
     coefficients: Sequence[float], moments: str, central: bool, lo: float | None, hi: float | None
 ) -> Stepping:
     _check_choice("moments", moments, MOMENTS)
-    if len(coefficients) != 6 or any(math.isnan(c) for c in coefficients):
-        raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max) without NaN: got {coefficients}")
+    if len(coefficients) != 6 or not all(map(math.isfinite, coefficients[:5])):
+        raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max), finite: got {coefficients}")
+    if coefficients[0] == 0 or coefficients[4] < 0 or not coefficients[5] >= 0:
+        raise ValueError(f"coefficients must have alpha_t != 0, c >= 0 and var_max >= 0: got {coefficients}")
     lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
     if not lo < hi:
         raise ValueError(f"clip must be (lo, hi) with lo < hi: got ({lo}, {hi})")
@@ -196,10 +202,19 @@ def gms_step_out(x, e1, e2, e3, coefficients, *, out, **options):
     _check_tensor("out", out, x, "x")
     if out.dtype != x.dtype:
         raise TypeError(f"out must have x's dtype: got {out.dtype}, want {x.dtype}")
-    if out.is_contiguous():
+    if out.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("gms_fast ops are forward only, but out requires a gradient: use torch.no_grad()")
+    if out.is_contiguous() and not any(_overlaps(out, t) for t in (x, e1, e2, e3)):
         _gms_step(x, e1, e2, e3, coefficients, out, **options)
     else:
         out.copy_(gms_step(x, e1, e2, e3, coefficients, **options))
+
+
+def _overlaps(out: Tensor, tensor: Tensor | None) -> bool:
+    """Whether writing out[i] may change another element of `tensor` before it is read; out may be `tensor` itself."""
+    if tensor is None or tensor.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+        return False
+    return tensor.data_ptr() != out.data_ptr() or not tensor.is_contiguous() or tensor.dtype != out.dtype
 
 
 def _gms_step(x, e1, e2, e3, coefficients, out, *, moments="cumulant", central=False, lo=-1.0, hi=1.0, **options):
@@ -244,6 +259,16 @@ def _new_of_shape(shape: Sequence[int], dtype: torch.dtype | None, device: torch
     return torch.empty(shape, dtype=dtype, device=device or "cpu")
 
 
+def _fake(n: int = 1, **tensors: Tensor | None) -> list[Tensor]:
+    """n outputs without data, for tensors that pass the checks."""
+    _check_inputs(**tensors)
+    return [_new(next(iter(tensors.values()))) for _ in range(n)]
+
+
+def _fake_out(x, e1, e2, e3, *args, out, **kwargs):
+    _fake(0, x=x, e1=e1, e2=e2, e3=e3, out=out)
+
+
 def _register() -> torch.library.Library:
     library = torch.library.Library("gms_fast", "DEF")
     for schema in SCHEMAS:
@@ -252,10 +277,10 @@ def _register() -> torch.library.Library:
         for key in ("CPU", "CUDA"):
             library.impl(op.__name__, op, key)
     fakes = {
-        "fit_mixture": lambda mean, *args, **kwargs: tuple(_new(mean) for _ in range(4)),
-        "sample_mixture": lambda mean, *args, **kwargs: _new(mean),
-        "gms_step": lambda x, *args, **kwargs: _new(x),
-        "gms_step_out": lambda *args, **kwargs: None,
+        "fit_mixture": lambda mean, var, third, *args, **kwargs: tuple(_fake(mean=mean, var=var, third=third, n=4)),
+        "sample_mixture": lambda mean, var, third, *args, **kwargs: _fake(mean=mean, var=var, third=third)[0],
+        "gms_step": lambda x, e1, e2, e3, *args, **kwargs: _fake(x=x, e1=e1, e2=e2, e3=e3)[0],
+        "gms_step_out": _fake_out,
     }
     for name, normal in (("philox_normal", True), ("philox_uniform", False)):
         library.impl(name, _philox(normal), "CompositeExplicitAutograd")

@@ -20,6 +20,6 @@ def build(solver: str | Solver) -> Solver:
     """The solver itself, or the one of that name."""
     if isinstance(solver, Solver):
         return solver
-    if solver not in _BY_NAME:
+    if not isinstance(solver, str) or solver not in _BY_NAME:
         raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
     return _BY_NAME[solver]()

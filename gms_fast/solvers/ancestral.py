@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from gms_fast import ops
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
 from gms_fast.types import NoiseMoments
 
 
@@ -26,6 +26,9 @@ class DDPM(Solver):
 
     clip_pixel: float | None = 2
 
+    def __post_init__(self) -> None:
+        check_clip_pixel(self.clip_pixel)
+
     def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         return _gaussian_step(x, NoiseMoments(moments.e1), context, self.clip_pixel), state
 
@@ -39,6 +42,9 @@ class SNDDPM(Solver):
 
     clip_pixel: float | None = 2
     moments_needed = 2
+
+    def __post_init__(self) -> None:
+        check_clip_pixel(self.clip_pixel)
 
     def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         return _gaussian_step(x, NoiseMoments(moments.e1, moments.e2), context, self.clip_pixel), state

@@ -30,7 +30,10 @@ class NoiseSource:
         """The normals of step `index`, shaped like the state."""
         if self.given is not None:
             noise = self.given(index)
-            return (noise[0] if isinstance(noise, tuple) else noise).to(like)
+            z = noise[0] if isinstance(noise, tuple) else noise
+            if z.shape != like.shape:
+                raise ValueError(f"noise z must match the state: got {tuple(z.shape)}, want {tuple(like.shape)}")
+            return z.to(like)
         where = {"device": like.device, "dtype": like.dtype}
         return ops.philox_normal(like.shape, seed=self.seed, step=index, sample_offset=self.sample_offset, **where)
 
@@ -64,6 +67,12 @@ class Solver(ABC):
     @abstractmethod
     def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         """(x_s, new state) from x_t, the noise moments there and the state. Must not write to x."""
+
+
+def check_clip_pixel(clip_pixel: object) -> None:
+    """Raise ValueError unless `clip_pixel` is a number of grey levels or None."""
+    if clip_pixel is not None and not (isinstance(clip_pixel, int | float) and clip_pixel >= 0):
+        raise ValueError(f"clip_pixel must be None or a number that is not negative: got {clip_pixel!r}")
 
 
 def bounded_last_step(x: Tensor, context: StepContext, clip_pixel: float | None) -> StepCoefficients | None:

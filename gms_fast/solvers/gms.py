@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gms_fast import ops
 from gms_fast.ops.library import COMPONENTS, FITS, MOMENTS
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
 from gms_fast.types import NoiseMoments
 
 
@@ -46,6 +46,9 @@ class GMS(Solver):
         _check("moments", self.moments, MOMENTS)
         if not 0 < self.weight < 1 or self.weight == 0.5:
             raise ValueError(f"weight must lie in (0, 1) and not be 1/2: got {self.weight}")
+        if self.iterations < 0:
+            raise ValueError(f"iterations must not be negative: got {self.iterations}")
+        check_clip_pixel(self.clip_pixel)
 
     @property
     def moments_needed(self) -> int:  # type: ignore[override]

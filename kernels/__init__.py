@@ -1,0 +1,9 @@
+"""The ops as Triton kernels: the same arithmetic, under the same names, as csrc/gms. Imports torch and triton only."""
+
+if __name__ != "gms_fast.kernels":
+    raise ImportError("import gms_fast.kernels, not the bare folder")
+
+from gms_fast.kernels.launch import fit_mixture as fit_mixture
+from gms_fast.kernels.launch import gms_step as gms_step
+from gms_fast.kernels.launch import philox as philox
+from gms_fast.kernels.launch import sample_mixture as sample_mixture

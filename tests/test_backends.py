@@ -1,0 +1,126 @@
+"""Which backend runs: what is reported, what can be forced, and what importing the package leaves alone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gms_fast
+from gms_fast import _native, dispatch, ops
+from gms_fast.schedules import VPLinear
+
+EPS = 2.0**-23
+STEP = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
+
+
+@pytest.fixture(autouse=True)
+def _unforced(monkeypatch):
+    """Every test starts and ends with the choice by device."""
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    gms_fast.set_backend(None)
+    yield
+    monkeypatch.undo()
+    gms_fast.set_backend(None)
+
+
+def python(code, **environment):
+    """A fresh interpreter, whose modules no other test has imported."""
+    inherited = {k: v for k, v in os.environ.items() if k not in (dispatch.VARIABLE, "TRITON_INTERPRET")}
+    return subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
+
+
+def test_backends_accounts_for_every_name():
+    report = gms_fast.backends()
+    assert sorted([*report["available"], *report["missing"]]) == sorted(dispatch.NAMES)
+    assert all(isinstance(why, str) and why for why in report["missing"].values())
+    assert "torch" in report["available"]
+    assert report["chosen"]["cpu"] == ("cpp" if _native.available else "torch")
+    assert report["chosen"]["cuda"] in ([*report["available"]] if torch.cuda.is_available() else [None])
+    assert report["instruction_set"] in (("avx512", "avx2", "baseline") if _native.available else (None,))
+
+
+def test_set_backend_is_reported_and_undone():
+    gms_fast.set_backend("torch")
+    assert gms_fast.backends()["chosen"]["cpu"] == "torch"
+    gms_fast.set_backend(None)
+    assert gms_fast.backends()["chosen"]["cpu"] == ("cpp" if _native.available else "torch")
+
+
+def test_set_backend_refuses_an_unknown_name():
+    with pytest.raises(ValueError, match="backend must be one of cpp, cuda, triton, torch: got 'bogus'"):
+        gms_fast.set_backend("bogus")
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton", "cpp"])
+def test_set_backend_refuses_a_missing_one_with_the_reason(name, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_native, "reason", "the compiled module is missing")
+    gms_fast.set_backend("torch")
+    reason = gms_fast.backends()["missing"][name]
+    with pytest.raises(RuntimeError, match=f"backend '{name}' is not available: ") as refusal:
+        gms_fast.set_backend(name)
+    assert str(refusal.value).endswith(reason)
+    assert gms_fast.backends()["chosen"]["cpu"] == "torch"  # the choice before stays
+
+
+def test_forced_backend_refuses_tensors_it_cannot_take(monkeypatch):
+    monkeypatch.setattr(dispatch, "_forced", "cuda")
+    dispatch.chosen.cache_clear()
+    assert gms_fast.backends()["chosen"]["cpu"] is None
+    with pytest.raises(RuntimeError, match="backend 'cuda' is forced, but it does not run on cpu tensors"):
+        ops.philox_normal((2, 3), seed=0)
+
+
+@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
+def test_forced_torch_equals_cpp(fit):
+    """Two float32 evaluations of the same formulas.
+
+    The third cumulant of eps is kept at 0.5 and more; it is a sum of terms up to 14 altogether, hence off by 3 EPS 14.
+    The cube root takes a third of that, relatively: d <= 2.5 moves by at most 2.5/3 (42 EPS)/0.5 = 70 EPS.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, e1, spread, skew = (torch.rand(3, 2, 9, 5, generator=generator) for _ in range(4))
+    inputs = x, e1, e1**2 + 0.2 + spread, e1**3 + 3 * e1 * (0.2 + spread) + 0.5 + skew
+    results = {}
+    for name in ("torch", "cpp"):
+        gms_fast.set_backend(name)
+        results[name] = ops.gms_step(*inputs, STEP, fit=fit, clip=(-3.0, 3.0), seed=1)
+    torch.testing.assert_close(results["torch"], results["cpp"], rtol=0, atol=128 * EPS)
+    assert results["cpp"].std() > 0.1
+
+
+def test_environment_variable_forces_a_backend():
+    run = python("import gms_fast; print(gms_fast.backends()['chosen']['cpu'])", GMS_FAST_BACKEND="torch")
+    assert run.stdout.strip() == "torch", run.stderr
+
+
+def test_environment_variable_with_an_unknown_name_is_an_error():
+    run = python("import gms_fast", GMS_FAST_BACKEND="bogus")
+    assert run.returncode != 0
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError")
+    assert "cpp, cuda, triton, torch" in last
+    assert "'bogus'" in last
+
+
+def test_import_is_lean():
+    """Importing takes no optional dependency and touches no device."""
+    heavy = [
+        "triton",
+        "diffusers",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+        "PIL",
+        "mlxtend",
+        "gms_fast.kernels",
+        "gms_fast.cli",
+    ]
+    run = python(
+        f"import sys, gms_fast, torch\nprint([m for m in {heavy} if m in sys.modules], torch.cuda.is_initialized())"
+    )
+    assert run.stdout.strip() == "[] False", run.stderr

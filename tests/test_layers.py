@@ -1,0 +1,159 @@
+"""Who may import whom, what solvers may not do, and that an op has the same name at every level; read with `ast`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from gms_fast import _native, ops, reference
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "gms_fast"
+OPS = ("fit_mixture", "sample_mixture", "gms_step")
+
+
+def files(folder):
+    found = sorted((ROOT / folder).rglob("*.py")) if (ROOT / folder).is_dir() else [ROOT / folder]
+    assert found, f"nothing to check under {folder}"
+    return found
+
+
+def imports(path):
+    """Every module or name that a file imports, dotted, wherever in the file; each with all its parents."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(name, package):
+    return name == package or name.startswith(package + ".")
+
+
+def from_package(path):
+    """What a file imports of gms_fast, without the bare package that `from gms_fast import x` mentions."""
+    return {name for name in imports(path) if name.startswith("gms_fast.")}
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    source = "import a.b\ndef f():\n    from gms_fast import ops as o\n    from gms_fast.x import y\n"
+    (tmp_path / "m.py").write_text(source)
+    assert imports(tmp_path / "m.py") == {"a.b", "gms_fast", "gms_fast.ops", "gms_fast.x", "gms_fast.x.y"}
+
+
+ONLY = {  # folder: the parts of gms_fast that it may import
+    "gms_fast/reference": ["reference"],
+    "kernels": ["kernels"],
+    "gms_fast/types.py": [],
+    "gms_fast/arguments.py": [],
+    "gms_fast/version.py": [],
+    "gms_fast/schedules.py": [],
+    "gms_fast/steps.py": ["schedules"],
+    "gms_fast/prediction.py": ["steps", "types"],
+    "gms_fast/_native.py": ["_C", "arguments"],
+    "gms_fast/dispatch.py": ["_native"],
+    "gms_fast/ops": ["ops", "reference", "kernels", "_native", "dispatch", "arguments", "steps", "types"],
+}
+NEVER = {  # folder: the parts of gms_fast that it must not import
+    "gms_fast/solvers": ["kernels", "_native", "_C", "reference", "dispatch", "sampling", "models", "training", "io"],
+    "gms_fast/sampling.py": ["kernels", "_native", "_C", "reference", "dispatch", "models", "training", "io"],
+    "gms_fast/models": ["ops", "solvers", "sampling", "kernels", "_native", "reference", "training"],
+    "gms_fast/training": ["ops", "solvers", "sampling", "kernels", "_native", "reference"],
+}
+
+
+@pytest.mark.parametrize("folder", ONLY)
+def test_folder_imports_only_its_rooms(folder):
+    allowed = [f"gms_fast.{room}" for room in ONLY[folder]]
+    for path in files(folder):
+        strangers = {name for name in from_package(path) if not any(within(name, room) for room in allowed)}
+        assert not strangers, f"{path.relative_to(ROOT)} imports {strangers}"
+
+
+@pytest.mark.parametrize("folder", NEVER)
+def test_folder_stays_out_of_other_rooms(folder):
+    for path in files(folder):
+        strangers = {name for name in from_package(path) if any(within(name, f"gms_fast.{r}") for r in NEVER[folder])}
+        assert not strangers, f"{path.relative_to(ROOT)} imports {strangers}"
+
+
+def test_one_file_imports_the_compiled_module():
+    importers = [path.name for path in files("gms_fast") if "gms_fast._C" in imports(path)]
+    assert importers == ["_native.py"]
+
+
+def test_triton_is_imported_in_kernels_alone():
+    for path in files("gms_fast"):
+        lazily = path.relative_to(PACKAGE).parts[0] == "cli"  # `gms-fast info` reports its version
+        assert lazily or not any(within(name, "triton") for name in imports(path)), path
+    for path in files("kernels"):
+        foreign = {name.split(".")[0] for name in imports(path)} - {"gms_fast", "torch", "triton"}
+        assert foreign <= {"contextlib", "collections", "functools", "math", "os", "typing", "dataclasses"}, path
+
+
+def test_nobody_imports_the_command_line():
+    for path in files("gms_fast"):
+        inside = path.relative_to(PACKAGE).parts[0] in ("cli", "__main__.py")
+        assert inside or not any(within(name, "gms_fast.cli") for name in imports(path)), path
+
+
+def test_nobody_imports_the_tests_or_the_benchmarks():
+    for path in [*files("gms_fast"), *files("kernels"), *(ROOT / "bench").rglob("*.py")]:
+        assert not any(within(name, "tests") for name in imports(path)), path
+    for path in [*files("gms_fast"), *files("kernels")]:
+        assert not any(within(name, "bench") for name in imports(path)), path
+
+
+def calls(tree):
+    """Dotted names of everything that is called."""
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("path", files("gms_fast/solvers"), ids=lambda p: p.name)
+def test_solvers_hide_nothing(path):
+    """No printing, no waiting for the device, and no random numbers but those of the counters."""
+    for name in calls(ast.parse(path.read_text())):
+        assert name != "print"
+        assert name.rpartition(".")[2] not in ("item", "tolist", "cpu", "randn", "randn_like", "rand", "rand_like")
+
+
+def test_no_module_is_named_utils():
+    for path in [*files("gms_fast"), *files("kernels"), *files("tests"), *(ROOT / "bench").rglob("*.py")]:
+        assert not {"utils", "util", "helpers", "misc", "common"} & {path.stem, path.parent.name}, path
+
+
+def exported(path):
+    """Names that an `__init__` file takes from its modules."""
+    tree = ast.parse(path.read_text())
+    return {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_has_one_name_at_every_level(op):
+    for level in (reference, ops, _native, torch.ops.gms_fast):
+        assert callable(getattr(level, op)), level
+    assert op in exported(ROOT / "kernels" / "__init__.py")
+    headers = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    assert f"{op}(" in headers
+    if _native.available:
+        assert callable(getattr(_native._C, op))
+
+
+def test_counter_based_noise_has_one_name_at_every_level():
+    for level in (reference, ops, torch.ops.gms_fast):
+        assert callable(level.philox_normal)
+        assert callable(level.philox_uniform)
+    assert callable(_native.philox)
+    assert "philox" in exported(ROOT / "kernels" / "__init__.py")
+
+
+def test_every_registered_op_is_defined_and_public():
+    registered = {schema.partition("(")[0] for schema in ops.library.SCHEMAS}
+    assert registered >= {*OPS, "gms_step_out", "philox_normal", "philox_uniform"}
+    for name in registered - {"gms_step_out"}:
+        assert callable(getattr(ops, name))

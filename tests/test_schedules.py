@@ -1,0 +1,233 @@
+"""Schedules and step coefficients against their formulas, in float64 and beyond."""
+
+import math
+from itertools import pairwise
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from gms_fast import schedules
+from gms_fast.schedules import VP, VPCosine, VPLinear
+from gms_fast.steps import StepCoefficients
+
+EPS = 2.0**-52
+SCHEDULES = [VPLinear(), VPLinear(T=4000), VPCosine(), VPCosine(T=50), VP(np.geomspace(1e-5, 0.5, 30))]
+
+
+def every_time(schedule):
+    return torch.arange(schedule.T, dtype=torch.float64)
+
+
+def cosine_betas(T):
+    """Spec: beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999), in 50 digits."""
+    mpmath.mp.dps = 50
+    offset = mpmath.mpf("0.008")
+    g = [mpmath.cos((mpmath.mpf(i) / T + offset) / (1 + offset) * mpmath.pi / 2) ** 2 for i in range(T + 1)]
+    return [min(1 - g[i + 1] / g[i], mpmath.mpf("0.999")) for i in range(T)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_schedule_preserves_the_variance(schedule):
+    t = torch.linspace(0, schedule.T - 1, 2 * schedule.T - 1, dtype=torch.float64)
+    assert ((schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) - 1).abs().max() <= 4 * EPS
+    assert (schedule.log_snr(t).diff() < 0).all()
+
+
+def test_linear_equals_the_product_of_its_betas():
+    t = torch.arange(1000)
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    assert np.abs(VPLinear().alpha(t).numpy() - np.sqrt(alpha_bar)).max() <= 1e-14
+    assert np.abs(VPLinear().sigma(t).numpy() - np.sqrt(1 - alpha_bar)).max() <= 1e-13  # 1 - alpha_bar cancels at t = 0
+
+
+def test_cosine_equals_its_formula():
+    """Near T the cosine is as small as pi/2/T: rounding of its angle moves g by 2 T EPS, and log alpha sums that."""
+    T = 100
+    betas = cosine_betas(T)
+    schedule = VPCosine(T=T)
+    alpha_bar = [mpmath.mpf(1)]
+    for beta in betas:
+        alpha_bar.append(alpha_bar[-1] * (1 - beta))
+    for t in (0, 1, 50, 98, 99):
+        assert float(schedule.betas[t]) == pytest.approx(float(betas[t]), abs=8 * T * EPS)
+        want = float(mpmath.sqrt(alpha_bar[t + 1]))
+        assert float(schedule.alpha(t)) == pytest.approx(want, rel=16 * T * math.log(T) * EPS)
+        assert float(schedule.sigma(t)) == pytest.approx(float(mpmath.sqrt(1 - alpha_bar[t + 1])), rel=1e-11)
+    assert float(schedule.betas[-1]) == 0.999
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_log_snr_and_its_inverse_round_trip(schedule):
+    t = torch.linspace(0, schedule.T - 1, 3 * schedule.T, dtype=torch.float64)
+    lam = schedule.log_snr(t)
+    torch.testing.assert_close(lam, (schedule.alpha(t) / schedule.sigma(t)).log(), rtol=0, atol=1e-10)
+    # log alpha comes back with the rounding of 2 lambda, and with exp(-20)/2 where softplus turns linear
+    slope = (-schedule.log_alpha(every_time(schedule))).diff()[t.long().clamp(max=schedule.T - 2)]
+    tolerance = (16 * EPS * (1 + lam.abs()) + math.exp(-20) / 2 * (lam < -9.9)) / slope + 4 * EPS * schedule.T
+    assert ((schedule.inverse_log_snr(lam) - t).abs() <= tolerance).all()
+    ends = schedule.inverse_log_snr([100.0, -100.0])
+    assert ends.tolist() == [0, schedule.T - 1]
+
+
+def test_shapes_are_kept():
+    schedule = VPLinear()
+    for f in (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.network_time):
+        assert f(3).shape == ()
+        assert f(torch.zeros(2, 3)).shape == (2, 3)
+        assert f([1, 2]).dtype == torch.float64
+    assert schedule.inverse_log_snr(0.0).shape == ()
+
+
+def test_log_alpha_is_linear_between_integers():
+    schedule = VPLinear()
+    ends = schedule.alpha([400, 401]).log()
+    assert float(schedule.alpha(400.25).log()) == pytest.approx(float(ends[0] + 0.25 * (ends[1] - ends[0])), rel=1e-14)
+
+
+def test_default_grid_is_the_released_one():
+    schedule = VPLinear()
+    assert schedule.timesteps(5) == [999, 799, 599, 399, 199, 0]
+    assert schedule.timesteps(10) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99, 0]
+    assert schedule.timesteps(3) == [999, 665, 332, 0]
+    assert schedule.timesteps(1) == [999, 0]
+    assert VPLinear(T=4000).timesteps(4) == [3999, 2999, 1999, 999, 0]
+    for steps in (1, 7, 333, 999):
+        assert all(a > b for a, b in pairwise(schedule.timesteps(steps)))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[:3], ids=repr)
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_log_snr_spacing_visits_the_nearest_times(schedule, steps):
+    times = schedule.timesteps(steps, spacing="log-snr")
+    first, last = schedule.log_snr([schedule.T - 1, 0]).tolist()
+    wanted = [first + (last - first) * k / steps for k in range(steps + 1)]
+    assert times[0] == schedule.T - 1
+    assert times[-1] == 0
+    nearest = []
+    for lam in wanted[1:-1]:  # the time within half a step of log_snr(t) = lam; neighbours may share one
+        near = [t for t in times if float(schedule.log_snr(min(t + 0.5, schedule.T - 1))) <= lam]
+        nearest.append(min(near))
+        assert lam <= float(schedule.log_snr(max(nearest[-1] - 0.5, 0)))
+    assert sorted({*nearest, times[0], 0}, reverse=True) == times
+
+
+@pytest.mark.parametrize("exponent", [0.7, 1, 2.0])
+def test_exponent_spacing_is_its_formula(exponent):
+    times = VPLinear().timesteps(10, spacing=exponent)
+    assert times == [round(999 * (1 - (k / 10) ** exponent)) for k in range(11)]
+
+
+def test_repeated_times_are_visited_once():
+    times = VPLinear().timesteps(400, spacing="log-snr")
+    assert all(a > b for a, b in pairwise(times))
+    assert len(times) < 401
+
+
+def test_network_time_is_what_the_network_was_trained_with():
+    assert VPLinear().network_time([0, 1, 999]).tolist() == [0, 1, 999]
+    assert VPCosine(T=4000).network_time([0, 1, 3999]).tolist() == [0, 0.25, 999.75]
+    assert VPLinear(time_shift=1).network_time([0, 998]).tolist() == [1, 999]
+    assert VPLinear(T=4000, time_shift=1).network_time(3).tolist() == 1.0
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(T=4000), VPLinear(T=300, time_shift=1)], ids=repr)
+def test_from_network_time_is_the_inverse(schedule):
+    t = every_time(schedule)
+    assert torch.equal(schedule.from_network_time(schedule.network_time(t).float()), t)  # float32, as networks get it
+    halves = t + 0.5
+    torch.testing.assert_close(schedule.from_network_time(schedule.network_time(halves)), halves, rtol=1e-14, atol=0)
+
+
+def spec_coefficients(schedule, t, s):
+    """docs/notation.md section 1 in 50 digits, from the betas themselves."""
+    mpmath.mp.dps = 50
+    betas = [mpmath.mpf(float(b)) for b in schedule.betas]
+    alpha_t, alpha_s = (mpmath.sqrt(mpmath.fprod(1 - b for b in betas[: i + 1])) for i in (t, s))
+    sigma_t, sigma_s = (mpmath.sqrt(1 - a**2) for a in (alpha_t, alpha_s))
+    alpha_ts = alpha_t / alpha_s
+    beta_ts = sigma_t**2 - alpha_ts**2 * sigma_s**2
+    share = beta_ts / sigma_t**2
+    names = {"alpha_t": alpha_t, "sigma_t": sigma_t, "alpha_s": alpha_s, "sigma_s": sigma_s}
+    step = {"A": alpha_ts * sigma_s**2 / sigma_t**2, "B": alpha_s * share, "c": sigma_s**2 * share}
+    return names | step, float(share)
+
+
+@pytest.mark.parametrize(("t", "s"), [(999, 998), (999, 0), (500, 499), (400, 300), (199, 0), (1, 0)])
+def test_step_coefficients_are_those_of_the_spec(t, s):
+    """log alpha is a sum of T terms, off by T EPS |log alpha|; beta_ts/sigma_t^2 divides that by itself."""
+    schedule = VPLinear()
+    step = StepCoefficients.between(schedule, t, s)
+    want, share = spec_coefficients(schedule, t, s)
+    tolerance = 4 * EPS + 4 * t * EPS * float(-schedule.log_alpha(float(t))) / share + 8 * EPS / share
+    for name, value in want.items():
+        assert getattr(step, name) == pytest.approx(float(value), rel=tolerance), name
+    assert step.var_max == math.inf
+    assert step.as_list() == [step.alpha_t, step.sigma_t, step.A, step.B, step.c, math.inf]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_step_carries_the_marginal_along(schedule):
+    """x_t ~ N(alpha_t x_0, sigma_t^2) becomes x_s ~ N(alpha_s x_0, sigma_s^2)."""
+    last = schedule.T - 1
+    for t, s in ((last, 0), (last, last - 1), (last, last // 2), (last // 2, last // 3), (1, 0)):
+        k = StepCoefficients.between(schedule, t, s)
+        assert k.A * k.alpha_t + k.B == pytest.approx(k.alpha_s, rel=1e-12)
+        assert k.A**2 * k.sigma_t**2 + k.c == pytest.approx(k.sigma_s**2, rel=1e-12)
+        assert min(k.A, k.B, k.c) > 0
+
+
+def test_coefficients_at_a_time_remove_all_noise():
+    schedule = VPLinear()
+    k = StepCoefficients.at(schedule, 7)
+    assert (k.alpha_t, k.sigma_t) == (float(schedule.alpha(7)), float(schedule.sigma(7)))
+    assert (k.alpha_s, k.sigma_s, k.A, k.B, k.c) == (1, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[:4], ids=repr)
+def test_config_builds_the_same_schedule(schedule):
+    again = schedules.build(schedule.config)
+    assert type(again) is type(schedule)
+    assert torch.equal(again.betas, schedule.betas)
+    assert again.config == schedule.config
+    assert isinstance(schedules.build("linear"), VPLinear)
+    assert isinstance(schedules.build("cosine"), VPCosine)
+    assert schedules.names() == ["cosine", "linear"]
+
+
+LINEAR = VPLinear()
+REFUSALS = {
+    "one beta": (lambda: VP([0.1]), "betas must be a sequence of at least two"),
+    "matrix of betas": (lambda: VP(np.full((2, 2), 0.1)), r"betas must be .* got shape \(2, 2\)"),
+    "beta of 1": (lambda: VP([0.1, 1.0]), r"betas must lie in \(0, 1\)"),
+    "beta of NaN": (lambda: VP([0.1, math.nan]), r"betas must lie in \(0, 1\)"),
+    "T": (lambda: VPLinear(T=1), "T must be an integer of at least 2: got 1"),
+    "fractional T": (lambda: VPLinear(T=10.5), "T must be an integer of at least 2: got 10.5"),
+    "late time": (lambda: LINEAR.alpha(1000), r"times must lie in \[0, 999\] for VPLinear\(T=1000\): got 1000"),
+    "negative time": (lambda: LINEAR.sigma([-1.0, 3.0]), r"times must lie in .* got -1 \.\. 3"),
+    "NaN time": (lambda: LINEAR.log_snr(math.nan), "times must lie in .* got nan"),
+    "same time": (lambda: StepCoefficients.between(LINEAR, 5, 5), "s must be less noisy than t: got t=5, s=5"),
+    "upwards": (lambda: StepCoefficients.between(LINEAR, 5, 9), "s must be less noisy than t: got t=5, s=9"),
+    "no steps": (lambda: LINEAR.timesteps(0), "steps must be at least 1: got 0"),
+    "too many steps": (lambda: LINEAR.timesteps(1000), r"steps must be at most 999 .* got 1000"),
+    "spacing": (lambda: LINEAR.timesteps(5, spacing="karras"), "spacing must be .* got 'karras'"),
+    "spacing of 0": (lambda: LINEAR.timesteps(5, spacing=0), "spacing must be .* positive exponent: got 0"),
+    "one time": (
+        lambda: LINEAR.check_times([5]),
+        r"timesteps must be at least two strictly decreasing times: got \[5\]",
+    ),
+    "rising times": (lambda: LINEAR.check_times([0, 5]), "timesteps must be .* strictly decreasing"),
+    "repeated times": (lambda: LINEAR.check_times([5, 5, 0]), "timesteps must be .* strictly decreasing"),
+    "time between": (lambda: LINEAR.check_times([5.5, 0]), "timesteps must be integers"),
+    "time outside": (lambda: LINEAR.check_times([1000, 0]), r"times must lie in \[0, 999\]"),
+    "name": (lambda: schedules.build("sigmoid"), "schedule must be one of cosine, linear: got 'sigmoid'"),
+    "nameless": (lambda: schedules.build({"T": 10}), "schedule must be one of cosine, linear: got None"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_bad_argument_is_named(case):
+    call, message = REFUSALS[case]
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,236 @@
+"""The Triton kernels against the float64 oracle, through the ops; test_triton.py runs this file in its own process.
+
+With TRITON_INTERPRET=1 the kernels run on CPU tensors in Triton's interpreter, which is chosen when triton is imported;
+without, on the GPU. The interpreter is made to compute as a GPU does, and then must give the bits of the C++ kernels.
+"""
+
+import itertools
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+import gms_fast
+from gms_fast import _native, ops
+from gms_fast.schedules import VPLinear
+from gms_fast.steps import StepCoefficients
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+EPS = 2.0**-23
+FITS = ["exact", "free", "gaussian", "adan"]
+# What storing adds, relative to the result; the interpreter cuts bfloat16 off where a GPU rounds to nearest.
+NARROW = {torch.float32: 0.0, torch.bfloat16: 2.0**-7 if INTERPRETED else 2.0**-8, torch.float16: 2.0**-11}
+SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000)]
+TIMES = [(999, 899), (500, 400), (300, 100), (99, 0)]
+
+# The interpreter computes both branches of a `where` with NumPy, which warns of the branch not taken.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def fused(x, y, z):
+    """fl(x y + z) of float32 arrays, rounded once: the product is exact in float64, and the sum is rounded to odd there
+    (an inexact one has its last bit set), so that rounding it again to float32 is right."""
+    product, z = x.astype(np.float64) * y, z.astype(np.float64)
+    total = product + z
+    part = total - product
+    error = (product - (total - part)) + (z - part)
+    bits = np.ascontiguousarray(total).view(np.int64)
+    even = (error != 0) & np.isfinite(total) & (bits & 1 == 0)
+    odd = np.where(even, np.where((error > 0) == (total > 0), bits + 1, bits - 1), bits)
+    return odd.view(np.float64).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch):
+    """In the interpreter fma rounds twice, and scalar arguments are Python's float64."""
+    if not INTERPRETED:
+        return
+    handle, convert = interpreter.TensorHandle, interpreter._implicit_cvt
+
+    def argument(value):
+        if isinstance(value, tuple):
+            return type(value)(*map(argument, value))
+        if isinstance(value, float):
+            return tl.tensor(handle(np.array([value], np.float32), tl.float32), tl.float32)
+        return convert(value)
+
+    def create_fma(self, x, y, z):
+        return handle(fused(x.data, y.data, z.data), z.dtype.scalar)
+
+    monkeypatch.setattr(interpreter, "_implicit_cvt", argument)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
+
+
+@pytest.fixture(autouse=True)
+def _triton(monkeypatch):
+    """Every op runs on the kernels, and outputs start as NaN, so that an element no kernel writes is seen."""
+    monkeypatch.setattr(ops.library, "_new", lambda like: torch.full_like(like, math.nan))
+    gms_fast.set_backend("triton")
+    yield
+    gms_fast.set_backend(None)
+
+
+def network_moments(shape, t, central=False):
+    """Noise moments like a network's: consistent but for an error of one percent."""
+    torch.manual_seed(0)
+    schedule = VPLinear()
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    x_0, spread, eps = torch.rand(shape) * 2 - 1, 0.2 * torch.rand(shape), torch.randn(shape)
+    r2, r3 = (alpha / sigma * spread) ** 2, (alpha / sigma * spread) ** 3 * torch.randn(shape)
+    e2, e3 = (r2, r3) if central else (r2 + eps**2, r3 + 3 * eps * r2 + eps**3)
+    return [m.to(DEVICE) for m in (alpha * x_0 + sigma * eps, eps * (1 + 0.01 * torch.randn(shape)), e2, e3)]
+
+
+def cast(tensors, dtype, noise=0.0):
+    """The tensors in another dtype, each element moved by a random part of `noise`."""
+    given = [None if t is None else t.to(dtype) for t in tensors]
+    return [None if t is None else t * (1 + noise * (2 * torch.rand_like(t) - 1)) for t in given] if noise else given
+
+
+def on_plain_torch(run, tensors):
+    gms_fast.set_backend("torch")
+    try:
+        return run(tensors)
+    finally:
+        gms_fast.set_backend("triton")
+
+
+def check(run, inputs, dtype=torch.float32, scale=1.0):
+    """run(tensors) on the kernels against float64, within twice the error of plain float32 torch, a few roundings of
+    the result, and what the oracle itself moves by when its inputs move by a few roundings (the clipping jumps)."""
+    narrow = cast(inputs, dtype)
+    want = run(cast(narrow, torch.float64))  # float64 is always the reference
+    eager = on_plain_torch(run, cast(narrow, torch.float32))
+    moved = [run(cast(narrow, torch.float64, 4 * EPS)) for _ in range(16)]
+    results = [r if isinstance(r, tuple) else (r,) for r in (run(narrow), eager, want, *moved)]
+    for got, e, w, *others in zip(*results, strict=True):
+        assert got.dtype == dtype
+        assert torch.isfinite(got).all()
+        unstable = torch.stack([(o - w).abs() for o in others]).amax(0)
+        rounding = (e.double() - w).abs()
+        budget = 2 * rounding + 2 * unstable + 8 * EPS * (w.abs() + scale) + NARROW[dtype] * w.abs()
+        assert ((got.double() - w).abs() <= budget.clamp(min=2 * rounding.max() + 8 * EPS * scale)).all()
+
+
+CASES = list(itertools.product(FITS, ["cumulant", "released"], [False, True], ["sample", "element"]))
+
+
+@pytest.mark.parametrize(("fit", "moments", "central", "component"), CASES)
+def test_gms_step(fit, moments, central, component):
+    for shape, (t, s) in zip(SHAPES, TIMES, strict=True):
+        step = StepCoefficients.between(VPLinear(), t, s)
+        options = {"fit": fit, "moments": moments, "central": central, "component": component, "iterations": 4}
+        options |= {"seed": 3 + (1 << 63), "step_index": 2, "sample_offset": 5 + (1 << 40)}
+        check(lambda i, step=step, o=options: ops.gms_step(*i, step, **o), network_moments(shape, t, central))
+
+
+@pytest.mark.parametrize("clip", [None, (-0.5, 2.0)])
+def test_gms_step_with_another_data_range(clip):
+    step = StepCoefficients.between(VPLinear(), 700, 400)
+    check(lambda i: ops.gms_step(*i, step, fit="free", clip=clip), network_moments((2, 77), 700))
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gms_step_in_narrow_dtypes(fit, dtype):
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    inputs = network_moments((3, 2, 5, 5), 400, central=True)
+    check(lambda i: ops.gms_step(*i, step, fit=fit, iterations=4, central=True), inputs, dtype)
+
+
+def test_gms_step_takes_a_float32_state_with_bfloat16_moments():
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    x, *moments = network_moments((3, 2, 5, 5), 400)
+    moments = [m.bfloat16() for m in moments]
+    assert torch.equal(ops.gms_step(x, *moments, step), ops.gms_step(x, *(m.float() for m in moments), step))
+
+
+@pytest.mark.parametrize("component", ["sample", "element"])
+def test_gms_step_with_given_noise(component):
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    z, u = torch.randn(2, 3, 9), torch.rand((2, 3, 9) if component == "element" else (2,))
+    run = lambda i: ops.gms_step(*i, step, noise=(z.to(i[0]), u.to(i[0])), component=component)  # noqa: E731
+    check(run, network_moments((2, 3, 9), 400))
+
+
+@pytest.mark.parametrize("component", ["sample", "element"])
+def test_gms_step_with_a_seed_for_each_sample(component):
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    seeds, inputs = [11, 3, (1 << 64) - 1], network_moments((3, 63), 400)
+    check(lambda i: ops.gms_step(*i, step, seed=seeds, component=component), inputs)
+    reversed_ = ops.gms_step(*(t.flip(0) for t in inputs), step, seed=seeds[::-1], component=component)
+    assert torch.equal(reversed_.flip(0), ops.gms_step(*inputs, step, seed=seeds, component=component))
+
+
+@pytest.mark.parametrize("absent", [(), ("e3",), ("e2", "e3")])
+def test_gaussian_step_without_higher_moments(absent):
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    x, e1, e2, e3 = network_moments((2, 77), 400)
+    inputs = [x, e1, None if "e2" in absent else e2, None if "e3" in absent else e3]
+    check(lambda i: ops.gms_step(*i, step, fit="gaussian"), inputs)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_fit_and_sample_mixture(fit):
+    for shape in SHAPES:
+        torch.manual_seed(0)
+        mean, var = torch.randn(shape, device=DEVICE), 0.1 + torch.rand(shape, device=DEVICE)
+        inputs = (mean, var, torch.randn(shape, device=DEVICE) * var**1.5)
+        check(lambda i: tuple(ops.fit_mixture(*i, 0.05, fit=fit, iterations=4)), inputs, scale=2.0)
+        if fit != "adan":  # 70 iterations amplify rounding past any budget
+            check(lambda i: ops.sample_mixture(*i, 0.05, fit=fit, seed=4), inputs, scale=2.0)
+
+
+def test_exact_fit_takes_any_size_of_third_moment():
+    """The cube root over its whole range: denormals, zero and the largest number."""
+    third = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, 2e-5, -0.3, 7.0, 1e20, -3e38], device=DEVICE)[None]
+    inputs = (torch.zeros_like(third), torch.ones_like(third), third)
+    check(lambda i: tuple(ops.fit_mixture(*i)), inputs)
+
+
+@pytest.mark.parametrize("words", [{"seed": 0}, {"seed": -1, "step": 7, "stream": 2, "sample_offset": (1 << 55) + 9}])
+def test_philox_words_are_those_of_the_reference(words):
+    """Uniforms bit for bit (their first four have published words), normals within float32."""
+    shape = (3, 5, 7)
+    got, z = (draw(shape, device=DEVICE, **words) for draw in (ops.philox_uniform, ops.philox_normal))
+    want = ops.philox_uniform(shape, device=DEVICE, dtype=torch.float64, **words)
+    assert torch.equal(got.double(), want)
+    if words == {"seed": 0}:
+        published = torch.tensor([0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8], dtype=torch.float64)
+        assert torch.equal(got.flatten()[:4].cpu(), published.float() * 2.0**-32 + 2.0**-33)
+    check(lambda i: ops.philox_normal(shape, device=DEVICE, dtype=i[0].dtype, **words), [z])
+
+
+def test_nan_stays_in_its_element():
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    for fit in FITS:
+        inputs = network_moments((2, 50), 400)
+        clean = ops.gms_step(*inputs, step, fit=fit, iterations=4)
+        inputs[1][1, 7] = math.nan
+        got = ops.gms_step(*inputs, step, fit=fit, iterations=4)
+        where = torch.isnan(got)
+        assert where[1, 7]
+        assert where.sum() == 1
+        assert torch.equal(got[~where], clean[~where])
+
+
+def test_empty_tensors_are_not_launched():
+    empty = torch.empty(0, 3, device=DEVICE)
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    assert ops.gms_step(empty, empty, empty, empty, step).shape == (0, 3)
+
+
+@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.parametrize(("fit", "moments", "central", "component"), CASES)
+def test_kernels_and_cpp_give_the_same_bits(fit, moments, central, component):
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    inputs = network_moments((2, 3, 9, 9), 400, central)
+    options = {"fit": fit, "moments": moments, "central": central, "component": component, "seed": 5}
+    got = ops.gms_step(*inputs, step, **options)
+    gms_fast.set_backend("cpp")
+    assert torch.equal(got.cpu(), ops.gms_step(*(t.cpu() for t in inputs), step, **options))
