@@ -8,6 +8,7 @@ import argparse
 
 import torch
 from scipy.stats import wasserstein_distance
+from timing import environment
 
 import gms_fast
 from gms_fast import solvers
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20, 50])
     parser.add_argument("--samples", type=int, default=100_000)
     args = parser.parse_args()
+    where = environment()
+    print(f"<!-- {args.samples} samples, commit {where['commit']}, {where['date']}, torch {where['torch']} -->")
     print("| fit | " + " | ".join(f"K={k}" for k in args.steps) + " |")
     print("|---" * (len(args.steps) + 1) + "|")
     for name, solver in SOLVERS.items():
