@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -27,6 +28,11 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            raise SystemExit(
+                "Python.h is missing: install Python's headers (on Debian and Ubuntu: apt install python3-dev), "
+                "or set GMS_FAST_PURE=1 to do without the compiled kernels"
+            )
         build = Path(self.build_temp).resolve() / ext.name
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         ninja = shutil.which("ninja")

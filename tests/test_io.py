@@ -12,18 +12,11 @@ from gms_fast import io
 from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import VPCosine, VPLinear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VECTORS = Path(__file__).parent / "vectors" / "gms_unet_checkpoint.npz"
 TINY = {"image_size": 8, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
 KNOWN = {"num_heads": 4, "image_size": 16}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose by sharing their work, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(**options):

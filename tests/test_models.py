@@ -10,18 +10,11 @@ from gms_fast.models import GaussianMixture1D, MomentUNet, PointCloud
 from gms_fast.models.unet import timestep_embedding
 from gms_fast.schedules import VPCosine, VPLinear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPS = 2.0**-52
 MIXTURE = {"weights": (0.4, 0.6), "means": (-0.6, 0.5), "stds": (0.12, 0.08)}
 TIMES = [999, 500, 100, 0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks this small only lose by sharing their work, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal_density(x, mean, std):

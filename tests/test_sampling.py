@@ -14,6 +14,8 @@ from gms_fast import NoiseMoments, schedules, solvers
 from gms_fast.models import GaussianMixture1D, MomentUNet
 from gms_fast.schedules import VPLinear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "gms_loop_vectors.json").read_text())
 CASES = {case["method"]: case for case in VECTORS["cases"]}
 DATA = VECTORS["data"]
@@ -29,15 +31,6 @@ ALL = {
     "ddim": solvers.DDIM(),
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks this small only lose by sharing their work, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Model:

@@ -15,17 +15,10 @@ from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import VPCosine
 from gms_fast.training import Settings, checkpoint, loop, train_moment_heads, train_noise_network
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUIET = {"batch_size": 8, "warmup": 4, "progress": False, "checkpoint_every": 4}
 HEADS = ("out2", "out3")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose by sharing their work, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(**options):
@@ -167,6 +160,7 @@ sys.path.insert(0, sys.argv[2])
 import test_training as tests
 torch.set_num_threads(1)
 from gms_fast.training import checkpoint
+
 original = torch.save
 def save(state, file):
     if state["step"] == 8:

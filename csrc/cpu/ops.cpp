@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 
 namespace gms {
 namespace {
@@ -66,11 +65,6 @@ void store(Output out, const Span& span, const float* buffer) {
     _Float16* p = static_cast<_Float16*>(out.data) + span.offset();
     for (int64_t i = 0; i < span.size; ++i) p[i] = static_cast<_Float16>(buffer[i]);
   }
-}
-
-Counter counter_of(const Noise& noise, int64_t sample, uint32_t stream) {
-  if (noise.seeds != nullptr) return make_counter(noise.seeds[sample], 0, noise.step, stream);
-  return make_counter(noise.seed, noise.sample_offset + static_cast<uint64_t>(sample), noise.step, stream);
 }
 
 template <bool kNormal>
@@ -153,18 +147,10 @@ StepBlock step_block_of(const Stepping& s) {
   return s.central ? step_block<kFit, Moments::kCumulant, true> : step_block<kFit, Moments::kCumulant, false>;
 }
 
-StepBlock step_block_of(const Stepping& s, Fit fit) {
-  switch (fit) {
-    case Fit::kFree: return step_block_of<Fit::kFree>(s);
-    case Fit::kAdan: return step_block_of<Fit::kAdan>(s);
-    case Fit::kGaussian: return step_block_of<Fit::kGaussian>(s);
-    default: return step_block_of<Fit::kExact>(s);
-  }
-}
-
 void gms_step(Input x, Input e1, Input e2, Input e3, Output out, const Shape& shape, const Stepping& stepping,
               const Fitting& fitting, const Noise& noise) {
-  const StepBlock block = step_block_of(stepping, fitting.fit);
+  StepBlock block = nullptr;
+  with_fit(fitting.fit, [&](auto kind) { block = step_block_of<decltype(kind)::value>(stepping); });
   for_each_block(shape, [&](const Span& span) {
     const Draws draws(noise, span, fitting.fit != Fit::kGaussian);
     float buffers[5][kBlock];
@@ -179,16 +165,6 @@ template <Fit kFit>
 Mixture<float> fit_at(float mean, float var, float third, float floor, const Fitting& f) {
   return fit_mixture<kFit>(mean, at_most(var, floor), at_least(var - floor, 0.0f), third, kInfinity, kInfinity,
                            f.parameters);
-}
-
-template <typename F>
-void with_fit(Fit fit, const F& body) {
-  switch (fit) {
-    case Fit::kFree: return body(std::integral_constant<Fit, Fit::kFree>());
-    case Fit::kAdan: return body(std::integral_constant<Fit, Fit::kAdan>());
-    case Fit::kGaussian: return body(std::integral_constant<Fit, Fit::kGaussian>());
-    default: return body(std::integral_constant<Fit, Fit::kExact>());
-  }
 }
 
 void sample_mixture(Input mean, Input var, Input third, Output out, const Shape& shape, float floor,

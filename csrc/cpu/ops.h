@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The CPU loops: one table of functions per instruction set, all compiled from ops.cpp.
+// What an op is told, and the CPU loops: one table of functions per instruction set, all compiled from ops.cpp.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "gms/mixture.h"
 #include "gms/moments.h"
@@ -47,6 +48,22 @@ struct Stepping {
   Moments moments;
   bool central;
 };
+
+GMS_HD Counter counter_of(const Noise& noise, int64_t sample, uint32_t stream) {
+  if (noise.seeds != nullptr) return make_counter(noise.seeds[sample], 0, noise.step, stream);
+  return make_counter(noise.seed, noise.sample_offset + static_cast<uint64_t>(sample), noise.step, stream);
+}
+
+// Calls body with the fit as a compile-time constant.
+template <typename F>
+inline __attribute__((always_inline)) void with_fit(Fit fit, const F& body) {
+  switch (fit) {
+    case Fit::kFree: return body(std::integral_constant<Fit, Fit::kFree>());
+    case Fit::kAdan: return body(std::integral_constant<Fit, Fit::kAdan>());
+    case Fit::kGaussian: return body(std::integral_constant<Fit, Fit::kGaussian>());
+    default: return body(std::integral_constant<Fit, Fit::kExact>());
+  }
+}
 
 struct Table {
   void (*gms_step)(Input x, Input e1, Input e2, Input e3, Output out, const Shape&, const Stepping&, const Fitting&,

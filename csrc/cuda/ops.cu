@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 
 #include "cuda/ops.h"
 
@@ -40,11 +39,6 @@ __device__ void store(const Output& out, int64_t i, float value) {
   } else {
     static_cast<__half*>(out.data)[i] = __float2half_rn(value);
   }
-}
-
-__device__ Counter counter_of(const Noise& noise, int64_t sample, uint32_t stream) {
-  if (noise.seeds != nullptr) return make_counter(noise.seeds[sample], 0, noise.step, stream);
-  return make_counter(noise.seed, noise.sample_offset + static_cast<uint64_t>(sample), noise.step, stream);
 }
 
 __device__ void draw_four(const Counter& counter, uint32_t quad, bool normal, float out[4]) {
@@ -189,17 +183,6 @@ auto step_kernel_of(const Stepping& s) {
     return s.central ? step_kernel<kFit, Moments::kReleased, true> : step_kernel<kFit, Moments::kReleased, false>;
   }
   return s.central ? step_kernel<kFit, Moments::kCumulant, true> : step_kernel<kFit, Moments::kCumulant, false>;
-}
-
-// Calls body with the fit as a compile-time constant.
-template <typename F>
-void with_fit(Fit fit, const F& body) {
-  switch (fit) {
-    case Fit::kFree: return body(std::integral_constant<Fit, Fit::kFree>());
-    case Fit::kAdan: return body(std::integral_constant<Fit, Fit::kAdan>());
-    case Fit::kGaussian: return body(std::integral_constant<Fit, Fit::kGaussian>());
-    default: return body(std::integral_constant<Fit, Fit::kExact>());
-  }
 }
 
 }  // namespace
