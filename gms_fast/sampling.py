@@ -138,7 +138,7 @@ class _Run:
         shape = shape if shape is not None else getattr(self.model, "sample_shape", None)
         if shape is None:
             raise ValueError("shape must be given: this model has no attribute `sample_shape`")
-        x = self._checked(_empty_state(n, shape, dtype, device))
+        x = self._checked(_described_state(n, shape, dtype, device))
         draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset, "stream": _INITIAL}
         return float(self.schedule.sigma(t)) * ops.philox_normal(x.shape, **draw, device=device, dtype=dtype)
 
@@ -147,8 +147,7 @@ class _Run:
         seed, offset = self.noise.seed, _integer("sample_offset", self.noise.sample_offset)
         if isinstance(seed, Tensor) and len(seed) != len(x):
             raise ValueError(f"seed must be one integer or one per sample, {len(x)} of them: got {len(seed)}")
-        if not 0 <= offset <= (1 << 56) - len(x):
-            raise ValueError(f"sample_offset must lie in [0, 2^56 - n]: got {offset}")
+        ops.library.check_sample_offset(offset, len(x))
         return x
 
     def contexts(self, times: list[float]) -> list[StepContext]:
@@ -217,9 +216,11 @@ def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:
     return x_T
 
 
-def _empty_state(n: int, shape: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _described_state(n: int, shape: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The state without its data: torch says whether there is such a tensor before any memory is spent."""
     try:
-        return torch.empty((n, *shape), dtype=dtype, device=device)
+        torch.device(device)
+        return torch.empty((n, *shape), dtype=dtype, device="meta")
     except (TypeError, RuntimeError) as error:
         message = f"n, shape, dtype and device must describe a tensor: got {n}, {shape!r}, {dtype!r}, {device!r}"
         raise ValueError(message) from error

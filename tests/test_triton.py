@@ -124,9 +124,3 @@ def test_counters_do_not_compile_a_kernel_anew():
         named = [p for p in kernel.params if p.name in COUNTERS]
         assert len(named) >= 4
         assert all(p.do_not_specialize for p in named)
-
-
-def test_the_bare_folder_is_not_importable():
-    root = PARITY.parents[1]
-    done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=root, capture_output=True, text=True)
-    assert "import gms_fast.kernels, not the bare folder" in done.stderr

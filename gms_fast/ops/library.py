@@ -50,9 +50,16 @@ def _backend(device: torch.device, *tensors: Tensor | None) -> object:
     return plain if name == "torch" else _native
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}: got {value!r}")
+
+
+def check_sample_offset(sample_offset: int, samples: int) -> None:
+    """Raise ValueError unless the indices of `samples` samples from `sample_offset` on fit in 56 bits."""
+    if not 0 <= sample_offset <= (1 << 56) - samples:
+        raise ValueError(f"sample_offset must lie in [0, 2^56 - {samples}]: got {sample_offset}")
 
 
 def _check_tensor(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
@@ -90,7 +97,7 @@ def _check_inputs(**tensors: Tensor | None) -> None:
 def _fitting(
     fit: str = "exact", weight: float = 1 / 3, iterations: int = 70, lr: float = 0.06, eps: float = 1e-8
 ) -> Fitting:
-    _check_choice("fit", fit, FITS)
+    check_choice("fit", fit, FITS)
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1): got {weight}")
     if weight == 0.5 and fit in ("exact", "free"):
@@ -112,11 +119,10 @@ def _noise(
     u: Tensor | None = None,
     like: Tensor | None = None,
 ) -> Noise:
-    _check_choice("component", component, COMPONENTS)
+    check_choice("component", component, COMPONENTS)
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step must lie in [0, 2^32): got {step}")
-    if not 0 <= sample_offset <= (1 << 56) - samples:
-        raise ValueError(f"sample_offset must lie in [0, 2^56 - {samples}]: got {sample_offset}")
+    check_sample_offset(sample_offset, samples)
     if seeds is not None:
         if seeds.shape != (samples,) or seeds.dtype != torch.int64 or seeds.device != device:
             got = f"{tuple(seeds.shape)} {seeds.dtype} on {seeds.device}"
@@ -141,7 +147,7 @@ def _as_draws(draws: Tensor, like: Tensor) -> Tensor:
 def _stepping(
     coefficients: Sequence[float], moments: str, central: bool, lo: float | None, hi: float | None
 ) -> Stepping:
-    _check_choice("moments", moments, MOMENTS)
+    check_choice("moments", moments, MOMENTS)
     if len(coefficients) != 6 or not all(map(math.isfinite, coefficients[:5])):
         raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max), finite: got {coefficients}")
     if coefficients[0] == 0 or coefficients[4] < 0 or not coefficients[5] >= 0:
@@ -199,11 +205,9 @@ def gms_step(x, e1, e2, e3, coefficients, **options):
 
 
 def gms_step_out(x, e1, e2, e3, coefficients, *, out, **options):
-    _check_tensor("out", out, x, "x")
+    _check_inputs(x=x, out=out)
     if out.dtype != x.dtype:
         raise TypeError(f"out must have x's dtype: got {out.dtype}, want {x.dtype}")
-    if out.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("gms_fast ops are forward only, but out requires a gradient: use torch.no_grad()")
     if out.is_contiguous() and not any(_overlaps(out, t) for t in (x, e1, e2, e3)):
         _gms_step(x, e1, e2, e3, coefficients, out, **options)
     else:

@@ -6,14 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from gms_fast import ops
-from gms_fast.ops.library import COMPONENTS, FITS, MOMENTS
+from gms_fast.ops.library import COMPONENTS, FITS, MOMENTS, check_choice
 from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
 from gms_fast.types import NoiseMoments
-
-
-def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}: got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +36,9 @@ class GMS(Solver):
     clip_pixel: float | None = 2
 
     def __post_init__(self) -> None:
-        _check("fit", self.fit, FITS)
-        _check("component", self.component, COMPONENTS)
-        _check("moments", self.moments, MOMENTS)
+        check_choice("fit", self.fit, FITS)
+        check_choice("component", self.component, COMPONENTS)
+        check_choice("moments", self.moments, MOMENTS)
         if not 0 < self.weight < 1 or self.weight == 0.5:
             raise ValueError(f"weight must lie in (0, 1) and not be 1/2: got {self.weight}")
         if self.iterations < 0:
