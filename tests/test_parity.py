@@ -1,26 +1,19 @@
-"""Compiled kernels against the float64 oracle: every fit, clipping, component, dtype and instruction set.
-
-The budget is twice the error that the same formulas make in plain float32 torch, plus a few roundings of the result,
-plus what the oracle itself moves by when its inputs move by a few roundings (the released clipping jumps).
-"""
+"""Compiled kernels against the float64 oracle: every fit, clipping, component, dtype and instruction set."""
 
 import itertools
 import math
 
 import pytest
 import torch
+from parity import FITS, NARROW, check, network_moments
 
-import gms_fast
 from gms_fast import _native, ops
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 
-EPS = 2.0**-23
 SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000), (4, 1, 28, 28)]
-FITS = ["exact", "free", "gaussian", "adan"]
-NARROW = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 @pytest.fixture(params=_native.instruction_sets() if _native.available else [])
@@ -35,46 +28,6 @@ def instruction_set(request):
 def _poisoned(monkeypatch):
     """Outputs start as NaN, so that an element no kernel writes is seen."""
     monkeypatch.setattr(ops.library, "_new", lambda like: torch.full(like.shape, math.nan, dtype=like.dtype))
-
-
-def network_moments(shape, t, central=False, seed=0):
-    """Noise moments like a network's: consistent but for an error of one percent."""
-    torch.manual_seed(seed)
-    schedule = VPLinear()
-    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-    x_0, spread = torch.rand(shape) * 2 - 1, 0.2 * torch.rand(shape)
-    eps = torch.randn(shape)
-    x = alpha * x_0 + sigma * eps
-    r2, r3 = (alpha / sigma * spread) ** 2, (alpha / sigma * spread) ** 3 * torch.randn(shape)
-    e2, e3 = (r2, r3) if central else (r2 + eps**2, r3 + 3 * eps * r2 + eps**3)
-    return x, eps * (1 + 0.01 * torch.randn(shape)), e2, e3
-
-
-def shaken(t):
-    """t in float64, each element moved by up to four roundings."""
-    return None if t is None else t.double() * (1 + 4 * EPS * (2 * torch.rand(t.shape) - 1))
-
-
-def check(run, inputs, dtype=torch.float32, scale=1.0):
-    """run(tensors) on the kernels against float64, with plain float32 torch as the measure of what rounding costs."""
-    narrow = [None if t is None else t.to(dtype) for t in inputs]
-    want = run([None if t is None else t.double() for t in narrow])
-
-    gms_fast.set_backend("torch")
-    try:
-        eager = run([None if t is None else t.float() for t in narrow])
-    finally:
-        gms_fast.set_backend(None)
-    got = run(narrow)
-    moved = [run([shaken(t) for t in narrow]) for _ in range(16)]
-    as_tuples = [r if isinstance(r, tuple) else (r,) for r in (got, eager, want, *moved)]
-    for g, e, w, *others in zip(*as_tuples, strict=True):
-        assert g.dtype == dtype
-        unstable = torch.stack([(o - w).abs() for o in others]).amax(0)
-        budget = 2 * (e.double() - w).abs() + 2 * unstable + 8 * EPS * (w.abs() + scale) + NARROW[dtype] * w.abs()
-        worst = 2 * (e.double() - w).abs().max() + 8 * EPS * scale
-        assert torch.isfinite(g).all()
-        assert ((g.double() - w).abs() <= budget.clamp(min=worst)).all()
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -170,7 +123,7 @@ def test_sample_has_the_same_bits_in_any_batch_and_order(component):
 def test_nan_stays_in_its_element():
     step = StepCoefficients.between(VPLinear(), 400, 300)
     for fit in FITS:
-        inputs = list(network_moments((2, 50), 400))
+        inputs = network_moments((2, 50), 400)
         clean = ops.gms_step(*inputs, step, fit=fit)
         inputs[1] = inputs[1].clone()
         inputs[1][1, 7] = math.nan

@@ -4,14 +4,17 @@ With TRITON_INTERPRET=1 the kernels run on CPU tensors in Triton's interpreter, 
 without, on the GPU. The interpreter is made to compute as a GPU does, and then must give the bits of the C++ kernels.
 """
 
+import functools
 import itertools
 import math
 import os
 
 import numpy as np
+import parity
 import pytest
 import torch
 import triton.language as tl
+from parity import FITS
 from triton.runtime import interpreter
 
 import gms_fast
@@ -21,10 +24,8 @@ from gms_fast.steps import StepCoefficients
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-EPS = 2.0**-23
-FITS = ["exact", "free", "gaussian", "adan"]
-# What storing adds, relative to the result; the interpreter cuts bfloat16 off where a GPU rounds to nearest.
-NARROW = {torch.float32: 0.0, torch.bfloat16: 2.0**-7 if INTERPRETED else 2.0**-8, torch.float16: 2.0**-11}
+# The interpreter cuts bfloat16 off where a GPU rounds to nearest.
+NARROW = parity.NARROW | ({torch.bfloat16: 2.0**-7} if INTERPRETED else {})
 SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000)]
 TIMES = [(999, 899), (500, 400), (300, 100), (99, 0)]
 
@@ -75,48 +76,8 @@ def _triton(monkeypatch):
     gms_fast.set_backend(None)
 
 
-def network_moments(shape, t, central=False):
-    """Noise moments like a network's: consistent but for an error of one percent."""
-    torch.manual_seed(0)
-    schedule = VPLinear()
-    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-    x_0, spread, eps = torch.rand(shape) * 2 - 1, 0.2 * torch.rand(shape), torch.randn(shape)
-    r2, r3 = (alpha / sigma * spread) ** 2, (alpha / sigma * spread) ** 3 * torch.randn(shape)
-    e2, e3 = (r2, r3) if central else (r2 + eps**2, r3 + 3 * eps * r2 + eps**3)
-    return [m.to(DEVICE) for m in (alpha * x_0 + sigma * eps, eps * (1 + 0.01 * torch.randn(shape)), e2, e3)]
-
-
-def cast(tensors, dtype, noise=0.0):
-    """The tensors in another dtype, each element moved by a random part of `noise`."""
-    given = [None if t is None else t.to(dtype) for t in tensors]
-    return [None if t is None else t * (1 + noise * (2 * torch.rand_like(t) - 1)) for t in given] if noise else given
-
-
-def on_plain_torch(run, tensors):
-    gms_fast.set_backend("torch")
-    try:
-        return run(tensors)
-    finally:
-        gms_fast.set_backend("triton")
-
-
-def check(run, inputs, dtype=torch.float32, scale=1.0):
-    """run(tensors) on the kernels against float64, within twice the error of plain float32 torch, a few roundings of
-    the result, and what the oracle itself moves by when its inputs move by a few roundings (the clipping jumps)."""
-    narrow = cast(inputs, dtype)
-    want = run(cast(narrow, torch.float64))  # float64 is always the reference
-    eager = on_plain_torch(run, cast(narrow, torch.float32))
-    moved = [run(cast(narrow, torch.float64, 4 * EPS)) for _ in range(16)]
-    results = [r if isinstance(r, tuple) else (r,) for r in (run(narrow), eager, want, *moved)]
-    for got, e, w, *others in zip(*results, strict=True):
-        assert got.dtype == dtype
-        assert torch.isfinite(got).all()
-        unstable = torch.stack([(o - w).abs() for o in others]).amax(0)
-        rounding = (e.double() - w).abs()
-        budget = 2 * rounding + 2 * unstable + 8 * EPS * (w.abs() + scale) + NARROW[dtype] * w.abs()
-        assert ((got.double() - w).abs() <= budget.clamp(min=2 * rounding.max() + 8 * EPS * scale)).all()
-
-
+network_moments = functools.partial(parity.network_moments, device=DEVICE)
+check = functools.partial(parity.check, backend="triton", narrow=NARROW)
 CASES = list(itertools.product(FITS, ["cumulant", "released"], [False, True], ["sample", "element"]))
 
 
