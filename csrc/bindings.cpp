@@ -3,29 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#include "cpu/ops.h"
-#ifdef GMS_WITH_CUDA
-#include "cuda/ops.h"
-#endif
+#include "ops.h"
 
 namespace py = pybind11;
-using gms::DType;
 
 namespace {
-
-using Buffer = std::tuple<uintptr_t, int>;  // data_ptr (0: none) and dtype code
-
-gms::Input input(const Buffer& b) {
-  return {reinterpret_cast<const void*>(std::get<0>(b)), static_cast<DType>(std::get<1>(b))};
-}
-gms::Output output(const Buffer& b) {
-  return {reinterpret_cast<void*>(std::get<0>(b)), static_cast<DType>(std::get<1>(b))};
-}
 
 // The widest instruction set that this processor runs, or the one named by the caller.
 struct Isa {
@@ -59,109 +50,121 @@ void set_instruction_set(const std::string& name) {
   throw std::invalid_argument("instruction set " + name + " is not supported by this processor");
 }
 
-// (seed, seeds, sample_offset, step, z, u, element); seeds, z, u are data pointers, 0 for none.
-using NoiseArguments = std::tuple<uint64_t, uintptr_t, uint64_t, uint32_t, uintptr_t, uintptr_t, bool>;
+// (data_ptr or 0, dtype code) of each tensor.
+using Buffers = std::vector<std::pair<uintptr_t, int>>;
+// Sizes inside a sample, and for each tensor its four strides, or none where it is dense.
+using Layout = std::optional<std::pair<std::array<int64_t, 3>, std::vector<std::optional<std::array<int64_t, 4>>>>>;
 
-gms::Noise noise_of(const NoiseArguments& a) {
-  const auto& [seed, seeds, offset, step, z, u, element] = a;
-  return {seed, reinterpret_cast<const uint64_t*>(seeds), offset,  step, reinterpret_cast<const float*>(z),
-          reinterpret_cast<const float*>(u),              element};
-}
+struct Tensors {
+  gms::Shape shape;
+  std::array<gms::Operand, gms::kMaxTerms + 2> operands;
 
-// (alpha_t, sigma_t, A, B, c, var_max, lo, hi)
-using StepArguments = std::tuple<double, double, double, double, double, double, double, double>;
+  Tensors(const Buffers& buffers, int64_t samples, int64_t elements, const Layout& layout)
+      : shape{samples, elements, {1, 1, elements}}, operands{} {
+    if (buffers.size() > operands.size()) throw std::invalid_argument("too many tensors");
+    if (layout) std::copy_n(layout->first.begin(), 3, shape.sizes);
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      operands[i] = {reinterpret_cast<void*>(buffers[i].first), static_cast<gms::DType>(buffers[i].second), true, {}};
+      if (!layout || !layout->second.at(i)) continue;
+      operands[i].dense = false;
+      std::copy_n(layout->second[i]->begin(), 4, operands[i].strides);
+    }
+  }
+};
 
-gms::Stepping stepping_of(const StepArguments& a, int moments, bool central) {
-  const auto& [alpha, sigma, A, B, c, var_max, lo, hi] = a;
-  auto f = [](double x) { return static_cast<float>(x); };
-  return {{f(1 / alpha), f(sigma / alpha), f(A), f(B), f(c), f(var_max), f(lo), f(hi)},
-          static_cast<gms::Moments>(moments),
-          central};
-}
+float narrow(double x) { return static_cast<float>(x); }
 
-using FitArguments = std::tuple<int, double, int, double, double>;  // fit, weight, iterations, lr, eps
-
-gms::Fitting fitting_of(const FitArguments& a) {
-  const auto& [fit, weight, iterations, lr, eps] = a;
+// fit: (kind, weight, iterations, lr, eps); numbers: those of StepCoefficients in order, then lo, hi.
+gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double floor,
+                        const std::array<double, gms::kNumbers + 2>& n, int moments, bool central) {
+  const auto& [kind, weight, iterations, lr, eps] = fit;
   const double spread = weight * (1 - weight), skew = spread * (1 - 2 * weight);
-  auto f = [](double x) { return static_cast<float>(x); };
-  return {static_cast<gms::Fit>(fit),
-          {f(weight), f(spread), f(1 / spread), f(1 / skew), f(lr), f(eps), iterations}};
+  gms::Scheme s = {};
+  s.fit = static_cast<gms::Fit>(kind);
+  s.parameters = {narrow(weight), narrow(spread), narrow(1 / spread), narrow(1 / skew), narrow(lr), narrow(eps),
+                  iterations};
+  s.moments = static_cast<gms::Moments>(moments);
+  s.central = central;
+  s.floor = narrow(floor);
+  s.coefficients = {narrow(n[0]), narrow(n[1]), narrow(n[2]), narrow(n[3]), narrow(n[4]),  narrow(n[5]),
+                    narrow(n[6]), narrow(n[7]), narrow(n[8]), narrow(n[9]), narrow(n[10]), narrow(n[11])};
+  return s;
 }
 
-gms::Shape shape_of(int64_t samples, int64_t elements, int threads) { return {samples, elements, threads}; }
-
-void gms_step(Buffer x, Buffer e1, Buffer e2, Buffer e3, Buffer out, int64_t samples, int64_t elements, int threads,
-              StepArguments step, int moments, bool central, FitArguments fit, NoiseArguments noise) {
-  const py::gil_scoped_release release;
-  chosen.table->gms_step(input(x), input(e1), input(e2), input(e3), output(out), shape_of(samples, elements, threads),
-                         stepping_of(step, moments, central), fitting_of(fit), noise_of(noise));
+// seeds, step_at, z and u are data pointers, 0 for none.
+gms::Noise make_noise(uint64_t seed, uintptr_t seeds, bool shared, uint64_t sample_offset, uint32_t step,
+                      uintptr_t step_at, uintptr_t z, uintptr_t u, bool element) {
+  return {seed, reinterpret_cast<const uint64_t*>(seeds), shared, sample_offset, step,
+          reinterpret_cast<const int64_t*>(step_at), reinterpret_cast<const float*>(z),
+          reinterpret_cast<const float*>(u), element};
 }
 
-void sample_mixture(Buffer mean, Buffer var, Buffer third, Buffer out, int64_t samples, int64_t elements, int threads,
-                    double floor, FitArguments fit, NoiseArguments noise) {
-  const py::gil_scoped_release release;
-  chosen.table->sample_mixture(input(mean), input(var), input(third), output(out),
-                               shape_of(samples, elements, threads), static_cast<float>(floor), fitting_of(fit),
-                               noise_of(noise));
-}
+// Where a call runs: (on the GPU, number of threads or stream).
+using Device = std::pair<bool, uintptr_t>;
 
-void fit_mixture(Buffer mean, Buffer var, Buffer third, Buffer weight, Buffer mean_a, Buffer mean_b, Buffer out_var,
-                 int64_t samples, int64_t elements, int threads, double floor, FitArguments fit) {
-  const py::gil_scoped_release release;
-  chosen.table->fit_mixture(input(mean), input(var), input(third), output(weight), output(mean_a), output(mean_b),
-                            output(out_var), shape_of(samples, elements, threads), static_cast<float>(floor),
-                            fitting_of(fit));
-}
-
-void philox(Buffer out, int64_t samples, int64_t elements, int threads, NoiseArguments noise, uint32_t stream,
-            bool normal) {
-  const py::gil_scoped_release release;
-  chosen.table->philox(output(out), shape_of(samples, elements, threads), noise_of(noise), stream, normal);
-}
-
+const gms::Table& table_of(const Device& device) {
 #ifdef GMS_WITH_CUDA
-// The same calls with a CUDA stream in the place of the number of threads.
-void cuda_gms_step(Buffer x, Buffer e1, Buffer e2, Buffer e3, Buffer out, int64_t samples, int64_t elements,
-                   uintptr_t stream, StepArguments step, int moments, bool central, FitArguments fit,
-                   NoiseArguments noise) {
-  const py::gil_scoped_release release;
-  gms::cuda_gms_step(input(x), input(e1), input(e2), input(e3), output(out), shape_of(samples, elements, 1),
-                     stepping_of(step, moments, central), fitting_of(fit), noise_of(noise),
-                     reinterpret_cast<void*>(stream));
-}
-
-void cuda_sample_mixture(Buffer mean, Buffer var, Buffer third, Buffer out, int64_t samples, int64_t elements,
-                         uintptr_t stream, double floor, FitArguments fit, NoiseArguments noise) {
-  const py::gil_scoped_release release;
-  gms::cuda_sample_mixture(input(mean), input(var), input(third), output(out), shape_of(samples, elements, 1),
-                           static_cast<float>(floor), fitting_of(fit), noise_of(noise),
-                           reinterpret_cast<void*>(stream));
-}
-
-void cuda_fit_mixture(Buffer mean, Buffer var, Buffer third, Buffer weight, Buffer mean_a, Buffer mean_b,
-                      Buffer out_var, int64_t samples, int64_t elements, uintptr_t stream, double floor,
-                      FitArguments fit) {
-  const py::gil_scoped_release release;
-  gms::cuda_fit_mixture(input(mean), input(var), input(third), output(weight), output(mean_a), output(mean_b),
-                        output(out_var), shape_of(samples, elements, 1), static_cast<float>(floor), fitting_of(fit),
-                        reinterpret_cast<void*>(stream));
-}
-
-void cuda_philox(Buffer out, int64_t samples, int64_t elements, uintptr_t stream, NoiseArguments noise,
-                 uint32_t stream_id, bool normal) {
-  const py::gil_scoped_release release;
-  gms::cuda_philox(output(out), shape_of(samples, elements, 1), noise_of(noise), stream_id, normal,
-                   reinterpret_cast<void*>(stream));
-}
+  if (device.first) return gms::kCuda;
 #endif
+  if (device.first) throw std::runtime_error("built without CUDA kernels");
+  return *chosen.table;
+}
+gms::Where where_of(const Device& device) {
+  if (device.first) return {1, reinterpret_cast<void*>(device.second)};
+  return {static_cast<int32_t>(device.second), nullptr};
+}
+
+void gms_step(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements, const Layout& layout,
+              const gms::Scheme& scheme, uintptr_t numbers, const gms::Noise& noise) {
+  const Tensors t(buffers, samples, elements, layout);
+  const py::gil_scoped_release release;
+  table_of(device).gms_step(t.operands.data(), t.shape, scheme, reinterpret_cast<const float*>(numbers), noise,
+                            where_of(device));
+}
+
+void sample_mixture(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements,
+                    const Layout& layout, const gms::Scheme& scheme, const gms::Noise& noise) {
+  const Tensors t(buffers, samples, elements, layout);
+  const py::gil_scoped_release release;
+  table_of(device).sample_mixture(t.operands.data(), t.shape, scheme, noise, where_of(device));
+}
+
+void fit_mixture(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements,
+                 const Layout& layout, const gms::Scheme& scheme) {
+  const Tensors t(buffers, samples, elements, layout);
+  const py::gil_scoped_release release;
+  table_of(device).fit_mixture(t.operands.data(), t.shape, scheme, where_of(device));
+}
+
+// buffers: x, terms, out.
+void affine_noise(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements,
+                  const Layout& layout, const std::vector<double>& weights, uintptr_t weights_at, bool noisy,
+                  const gms::Noise& noise) {
+  const Tensors t(buffers, samples, elements, layout);
+  gms::Affine affine = {};
+  affine.terms = static_cast<int32_t>(buffers.size()) - 2;
+  std::copy_n(t.operands.begin() + 1, affine.terms, affine.term);
+  const gms::Operand ends[2] = {t.operands[0], t.operands[buffers.size() - 1]};
+  std::transform(weights.begin(), weights.end(), affine.weights, narrow);
+  affine.weights_at = reinterpret_cast<const float*>(weights_at);
+  affine.noisy = noisy;
+  const py::gil_scoped_release release;
+  table_of(device).affine_noise(ends, t.shape, affine, noise, where_of(device));
+}
+
+void philox(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements, const Layout& layout,
+            const gms::Noise& noise, uint32_t stream, bool normal) {
+  const Tensors t(buffers, samples, elements, layout);
+  const py::gil_scoped_release release;
+  table_of(device).philox(t.operands[0], t.shape, noise, stream, normal, where_of(device));
+}
 
 float elementary(const std::string& name, float x) {
   float s, c;
   gms::sincos_turn(x, s, c);
   if (name == "sin_turn") return s;
   if (name == "cos_turn") return c;
-  if (name == "log_unit") return gms::log_unit(x);
+  if (name == "minus_two_log") return gms::minus_two_log(x);
   if (name == "cbrt") return gms::cbrt_newton(x);
   throw std::invalid_argument("no elementary function " + name);
 }
@@ -170,9 +173,12 @@ float elementary(const std::string& name, float x) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of gms_fast; called through gms_fast.ops, which checks and marshals arguments.";
+  py::class_<gms::Scheme>(m, "Scheme", "Which fit and which step, prepared for many calls.").def(py::init(&make_scheme));
+  py::class_<gms::Noise>(m, "Noise", "Where the draws of a call come from.").def(py::init(&make_noise));
   m.def("gms_step", &gms_step);
   m.def("sample_mixture", &sample_mixture);
   m.def("fit_mixture", &fit_mixture);
+  m.def("affine_noise", &affine_noise);
   m.def("philox", &philox);
   m.def("elementary", &elementary, "One of the float32 functions of csrc/gms/elementary.h, for tests.");
   m.def("instruction_set", [] { return chosen.name; });
@@ -182,11 +188,8 @@ PYBIND11_MODULE(_C, m) {
     for (const Isa& isa : supported()) names.emplace_back(isa.name);
     return py::tuple(py::cast(names));
   });
+  m.attr("max_terms") = gms::kMaxTerms;
 #ifdef GMS_WITH_CUDA
-  m.def("cuda_gms_step", &cuda_gms_step);
-  m.def("cuda_sample_mixture", &cuda_sample_mixture);
-  m.def("cuda_fit_mixture", &cuda_fit_mixture);
-  m.def("cuda_philox", &cuda_philox);
   m.attr("with_cuda") = true;
 #else
   m.attr("with_cuda") = false;

@@ -1,9 +1,13 @@
 """The compiled module: the only importer of `_C`. Marshals tensors to raw pointers; arguments arrive checked."""
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gms_fast.arguments import Fitting, Noise, Stepping
+from gms_fast.layout import Layout
 
 try:
     from gms_fast import _C
@@ -20,6 +24,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FITS = {"exact": 0, "free": 1, "adan": 2, "gaussian": 3}
 _MOMENTS = {"cumulant": 0, "released": 1}
 _ABSENT = (0, 0)
+_NO_NUMBERS = (0.0,) * 10
 
 
 def instruction_set() -> str | None:
@@ -37,50 +42,71 @@ def set_instruction_set(name: str) -> None:
     _C.set_instruction_set(name)
 
 
-def _buffer(tensor: Tensor | None) -> tuple[int, int]:
-    return _ABSENT if tensor is None else (tensor.data_ptr(), _DTYPES[tensor.dtype])
+@functools.lru_cache(1024)
+def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping | None = None):
+    """Fit and step as the kernels take them, prepared once for many calls."""
+    kind = (_FITS[fit.fit], *fit[1:])
+    if step is None:
+        return _C.Scheme(kind, floor, (*_NO_NUMBERS, 0.0, 0.0), 0, False)
+    numbers = (*(step.numbers or _NO_NUMBERS), step.lo, step.hi)
+    return _C.Scheme(kind, floor, numbers, _MOMENTS[step.moments], step.central)
 
 
-def _shape(x: Tensor) -> tuple[int, int]:
-    return x.shape[0], x.numel() // max(x.shape[0], 1)
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-def _fit(fit: Fitting) -> tuple:
-    return (_FITS[fit.fit], fit.weight, fit.iterations, fit.lr, fit.eps)
+def _noise(noise: Noise):
+    seed, seeds, sample_offset, step, step_at, z, u, element = noise
+    shared = seeds is not None and seeds.ndim == 0
+    pointers = _pointer(seeds), shared, sample_offset, step, _pointer(step_at), _pointer(z), _pointer(u)
+    return _C.Noise(seed, *pointers, element)
 
 
-def _noise(noise: Noise) -> tuple:
-    pointers = [0 if t is None else t.data_ptr() for t in (noise.seeds, noise.z, noise.u)]
-    return (noise.seed, pointers[0], noise.sample_offset, noise.step, *pointers[1:], noise.element)
-
-
-def _call(op: str, buffers: tuple[Tensor | None, ...], like: Tensor, *arguments: object) -> None:
-    """`_C.op` on CPU tensors, `_C.cuda_op` on the current stream of a CUDA tensor's device."""
-    pointers = [_buffer(t) for t in buffers]
-    if like.is_cuda:
-        with torch.cuda.device(like.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            getattr(_C, f"cuda_{op}")(*pointers, *_shape(like), stream, *arguments)
+def _call(op: str, tensors: Sequence[Tensor | None], layout: Layout | None, *arguments: object) -> None:
+    """`_C.op` on the threads of the CPU, or on the current stream of the tensors' GPU."""
+    first = tensors[0]
+    buffers = [_ABSENT if t is None else (t.data_ptr(), _DTYPES[t.dtype]) for t in tensors]
+    samples = first.shape[0]
+    where = buffers, samples, first.numel() // samples, layout
+    if first.is_cuda:
+        with torch.cuda.device(first.device):
+            getattr(_C, op)((True, torch.cuda.current_stream().cuda_stream), *where, *arguments)
     else:
-        getattr(_C, op)(*pointers, *_shape(like), torch.get_num_threads(), *arguments)
+        getattr(_C, op)((False, torch.get_num_threads()), *where, *arguments)
 
 
 def gms_step(
-    x: Tensor, e1: Tensor, e2: Tensor | None, e3: Tensor | None, out: Tensor, step: Stepping, fit: Fitting, noise: Noise
+    tensors: tuple[Tensor | None, ...],
+    layout: Layout | None,
+    step: Stepping,
+    numbers: Tensor | None,
+    fit: Fitting,
+    noise: Noise,
 ) -> None:
-    scheme = (*step.coefficients, step.lo, step.hi), _MOMENTS[step.moments], step.central
-    _call("gms_step", (x, e1, e2, e3, out), x, *scheme, _fit(fit), _noise(noise))
+    _call("gms_step", tensors, layout, _scheme(fit, 0.0, step), _pointer(numbers), _noise(noise))
 
 
 def sample_mixture(
-    mean: Tensor, var: Tensor, third: Tensor, out: Tensor, floor: float, fit: Fitting, noise: Noise
+    tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting, noise: Noise
 ) -> None:
-    _call("sample_mixture", (mean, var, third, out), mean, floor, _fit(fit), _noise(noise))
+    _call("sample_mixture", tensors, layout, _scheme(fit, floor), _noise(noise))
 
 
-def fit_mixture(mean: Tensor, var: Tensor, third: Tensor, out: tuple[Tensor, ...], floor: float, fit: Fitting) -> None:
-    _call("fit_mixture", (mean, var, third, *out), mean, floor, _fit(fit))
+def fit_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting) -> None:
+    _call("fit_mixture", tensors, layout, _scheme(fit, floor))
+
+
+def affine_noise(
+    tensors: tuple[Tensor, ...],
+    layout: Layout | None,
+    weights: tuple[float, ...],
+    numbers: Tensor | None,
+    noisy: bool,
+    noise: Noise,
+) -> None:
+    _call("affine_noise", tensors, layout, weights, _pointer(numbers), noisy, _noise(noise))
 
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
-    _call("philox", (out,), out, _noise(noise), stream, normal)
+    _call("philox", (out,), None, _noise(noise), stream, normal)

@@ -16,9 +16,9 @@ class Fitting(NamedTuple):
 
 
 class Stepping(NamedTuple):
-    """coefficients = (alpha_t, sigma_t, A, B, c, var_max); the data range [lo, hi] is infinite where there is none."""
+    """numbers as of `kernel_numbers`, () where they come in a tensor; the data range [lo, hi] may be infinite."""
 
-    coefficients: tuple[float, ...]
+    numbers: tuple[float, ...]
     moments: str
     central: bool
     lo: float
@@ -26,12 +26,16 @@ class Stepping(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Where the draws come from: counters (seed, or seeds (B,) int64, one key per sample), or given z and u."""
+    """Where the draws come from: counters, or given z and u (dense, float32 or float64).
+
+    seed, or seeds (B,) int64, one key per sample, or seeds () int64, one key for all; step, or step_at () int64
+    """
 
     seed: int
     seeds: Tensor | None
     sample_offset: int
     step: int
+    step_at: Tensor | None
     z: Tensor | None
     u: Tensor | None
     element: bool

@@ -62,7 +62,7 @@ def chosen(device: str) -> str:
         if device not in _devices(_forced):
             raise RuntimeError(f"backend {_forced!r} is forced, but it does not run on {device} tensors")
         return _forced
-    order = ("cpp", "torch") if device == "cpu" else ("triton", "cuda", "torch")
+    order = ("cpp", "torch") if device == "cpu" else ("cuda", "triton", "torch")
     return next(name for name in order if not _missing(name))
 
 

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from gms_fast.schedules import VP
 
 
@@ -52,3 +55,16 @@ class StepCoefficients:
     def as_list(self) -> list[float]:
         """(alpha_t, sigma_t, A, B, c, var_max): what the ops take."""
         return [self.alpha_t, self.sigma_t, self.A, self.B, self.c, self.var_max]
+
+    def as_tensor(self, device: torch.device | str | None = None) -> Tensor:
+        """The kernels' numbers, (10,) float32: `gms_step` reads them from the device if given this for `step`.
+
+        A CUDA graph of one step serves every step: copy the next step's numbers into the tensor before a replay.
+        """
+        return torch.tensor(kernel_numbers(*self.as_list()), dtype=torch.float32, device=device)
+
+
+def kernel_numbers(alpha_t: float, sigma_t: float, A: float, B: float, c: float, var_max: float) -> tuple[float, ...]:
+    """(1/alpha_t, r, r^2, -r^3, A, B, B^2, c, var_max, sqrt(min(c, var_max))), r = sigma_t/alpha_t; float64."""
+    r = sigma_t / alpha_t
+    return (1 / alpha_t, r, r * r, -(r**3), A, B, B * B, c, var_max, math.sqrt(min(c, var_max)))

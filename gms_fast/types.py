@@ -7,6 +7,8 @@ from torch import Tensor
 
 def as_range(clip: object) -> tuple[float, float]:
     """A data range as two floats. Raises ValueError unless it is (lo, hi) with lo < hi."""
+    if type(clip) is tuple and len(clip) == 2 and type(clip[0]) is type(clip[1]) is float and clip[0] < clip[1]:
+        return clip
     try:
         lo, hi = (float(v) for v in clip)  # type: ignore[attr-defined]
     except (TypeError, ValueError):

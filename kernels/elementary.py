@@ -18,23 +18,23 @@ def from_bits(i):
 
 
 @triton.jit
-def log_unit(u):
-    """log u for normal u in (0, 1]: u = 2^e (1 + r) with 1 + r in [1/sqrt 2, sqrt 2), then r - r^2/2 + r^3 P(r)."""
+def minus_two_log(u):
+    """-2 log u for normal u in (0, 1]: u = 2^e (1 + r), 1 + r in [1/sqrt 2, sqrt 2), then -2r + r^2 + r^3 P(r)."""
     i = bits_of(u) - 0x3F3504F3  # offset by 1/sqrt 2
     e = (i >> 23).to(tl.float32)
     r = from_bits((i & 0x007FFFFF) + 0x3F3504F3) - 1.0
-    p = tl.fma(r, 0.0697161108, -0.114797339)
-    p = tl.fma(p, r, 0.116854198)
-    p = tl.fma(p, r, -0.124256872)
-    p = tl.fma(p, r, 0.142490581)
-    p = tl.fma(p, r, -0.166678026)
-    p = tl.fma(p, r, 0.200007156)
-    p = tl.fma(p, r, -0.24999997)
-    p = tl.fma(p, r, 0.333333313)
+    p = tl.fma(r, -0.1394322216, 0.229594678)
+    p = tl.fma(p, r, -0.233708396)
+    p = tl.fma(p, r, 0.248513744)
+    p = tl.fma(p, r, -0.284981162)
+    p = tl.fma(p, r, 0.333356053)
+    p = tl.fma(p, r, -0.400014311)
+    p = tl.fma(p, r, 0.49999994)
+    p = tl.fma(p, r, -0.666666627)
     r2 = r * r
-    # ln 2 in two parts: e times the first is exact.
-    low = tl.fma(e, -2.12194440e-4, tl.fma(p * r, r2, -0.5 * r2))
-    return tl.fma(e, 0.693359375, r + low)
+    # 2 ln 2 in two parts: e times the first is exact.
+    low = tl.fma(e, 4.24388880e-4, tl.fma(p * r, r2, r2))
+    return tl.fma(e, -1.38671875, tl.fma(r, -2.0, low))
 
 
 @triton.jit
@@ -56,23 +56,28 @@ def sincos_turn(u):
     swap = (quarter & 1) != 0
     a = tl.where(swap, cosine, sine)
     b = tl.where(swap, sine, cosine)
-    return tl.where((quarter & 2) != 0, -a, a), tl.where(((quarter + 1) & 2) != 0, -b, b)
+    # Bit 1 of the quarter is the sign: moved to the sign bit.
+    return from_bits(bits_of(a) ^ ((quarter & 2) << 30)), from_bits(bits_of(b) ^ (((quarter + 1) & 2) << 30))
 
 
 @triton.jit
 def cbrt_newton(x):
-    """Cube root without a division: x^(-1/3) from a guess in the exponent and two third-order steps, times x^(2/3)."""
+    """Cube root without a division, for normal x, zero and infinity (denormals give a number below 2^-42).
+
+    y ~ x^(-1/3) from a guess in the exponent bits and a third-order step; then with r = 1 - x y^3 it is
+    x y^2 (1 - r)^(-2/3).
+    """
     a = tl.abs(x)
-    tiny = a < 8.077935669463161e-28  # 2^-90: denormals, and where a y^3 would lose digits
-    a = tl.where(tiny, a * 4722366482869645213696.0, a)  # 2^72
-    y = from_bits(0x54A2FA8C - bits_of(a) // 3)
-    for _ in tl.static_range(2):
-        r = tl.fma(-a * y, y * y, 1.0)
-        y = tl.fma(y * r, tl.fma(r, 0.222222222, 0.333333333), y)
-    t = a * y * y
-    residual = tl.fma(-t * t, t, a)
-    t = tl.fma(residual * 0.333333333, y * y, t)
-    t = tl.where(tiny, t * 5.9604644775390625e-08, t)  # 2^-24
-    # Zero, infinity and NaN are their own cube roots.
-    t = tl.where((a > 0.0) & (a <= 3.4028234663852886e38), t, a)
-    return from_bits(bits_of(t) | (bits_of(x) & -0x80000000))
+    third = tl.umulhi(bits_of(a).to(tl.uint32, bitcast=True), 0x55555556).to(tl.int32, bitcast=True)
+    y = from_bits(0x54A2FA8C - third)
+    r = tl.fma(-(a * y), y * y, 1.0)
+    y = tl.fma(y * r, tl.fma(r, 0.222222222, 0.333333333), y)
+    p = a * y
+    rest = tl.fma(-p, y * y, 1.0)
+    correction = rest * tl.fma(rest, 0.555555556, 0.666666667)
+    return copysign(tl.fma(p, y, p * y * correction), x)
+
+
+@triton.jit
+def copysign(size, sign):
+    return from_bits((bits_of(size) & 0x7FFFFFFF) | (bits_of(sign) & -0x80000000))

@@ -1,6 +1,11 @@
-"""The launchers: arguments arrive checked and contiguous (gms_fast.ops), the output allocated."""
+"""The launchers: arguments arrive checked and grouped (gms_fast.ops), the output allocated.
 
+`step`, `fit` and `noise` are the tuples of gms_fast/arguments.py; `layout` is that of gms_fast/layout.py.
+"""
+
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import triton
@@ -8,125 +13,100 @@ from torch import Tensor
 
 from gms_fast.kernels.mixture import FitParameters
 from gms_fast.kernels.moments import StepCoefficients
-from gms_fast.kernels.step import fit_kernel, philox_kernel, sample_kernel, step_kernel
+from gms_fast.kernels.step import affine_kernel, fit_kernel, philox_kernel, sample_kernel, step_kernel
 
-_A_WARP = 32 * 4  # elements: each thread takes those of one Philox call, which keeps the fits in registers
-_MAX_BLOCK = 1024
-
-
-def gms_step(
-    x: Tensor,
-    e1: Tensor,
-    e2: Tensor | None,
-    e3: Tensor | None,
-    out: Tensor,
-    coefficients: tuple[float, ...],
-    lo: float,
-    hi: float,
-    fit: str,
-    weight: float,
-    iterations: int,
-    lr: float,
-    eps: float,
-    moments: str,
-    central: bool,
-    seed: int,
-    seeds: Tensor | None,
-    sample_offset: int,
-    step: int,
-    z: Tensor | None,
-    u: Tensor | None,
-    element: bool,
-) -> None:
-    """Noise moments to x_s. coefficients = (alpha_t, sigma_t, A, B, c, var_max); e2, e3 = None stand for zeros."""
-    alpha, sigma, *rest = coefficients
-    k = StepCoefficients(*map(float, (1 / alpha, sigma / alpha, *rest, lo, hi)))
-    p = _fit_parameters(weight, lr, eps)
-    counters = _counters(seed, seeds, sample_offset, step)
-    switches = {**_fit_switches(fit, iterations), "MOMENTS": moments, "CENTRAL": central, "ELEMENT": element}
-    _launch(step_kernel, x, (x, e1, e2, e3, out), (k, p, *counters, z, u), switches)
+_MAX_BLOCK = 1024  # elements
 
 
-def sample_mixture(
-    mean: Tensor,
-    var: Tensor,
-    third: Tensor,
-    out: Tensor,
-    floor: float,
-    fit: str,
-    weight: float,
-    iterations: int,
-    lr: float,
-    eps: float,
-    seed: int,
-    seeds: Tensor | None,
-    sample_offset: int,
-    step: int,
-    z: Tensor | None,
-    u: Tensor | None,
-    element: bool,
-) -> None:
-    """Fit and draw."""
-    p = _fit_parameters(weight, lr, eps)
-    counters = _counters(seed, seeds, sample_offset, step)
-    switches = {**_fit_switches(fit, iterations), "ELEMENT": element}
-    _launch(sample_kernel, mean, (mean, var, third, out), (float(floor), p, *counters, z, u), switches)
+class Launch(NamedTuple):
+    """A kernel with all it is called with, so that it can be compiled without being run."""
+
+    kernel: object
+    grid: tuple[int]
+    arguments: tuple
+    switches: dict[str, object]
+    options: dict[str, object]
 
 
-def fit_mixture(
-    mean: Tensor,
-    var: Tensor,
-    third: Tensor,
-    weight_out: Tensor,
-    mean_a: Tensor,
-    mean_b: Tensor,
-    var_out: Tensor,
-    floor: float,
-    fit: str,
-    weight: float,
-    iterations: int,
-    lr: float,
-    eps: float,
-) -> None:
-    """The fit alone, into weight_out, mean_a, mean_b and var_out."""
-    p = _fit_parameters(weight, lr, eps)
-    tensors = (mean, var, third, weight_out, mean_a, mean_b, var_out)
-    _launch(fit_kernel, mean, tensors, (float(floor), p), _fit_switches(fit, iterations))
+def gms_step(tensors, layout, step, numbers, fit, noise) -> None:
+    """Noise moments to x_s; tensors: x, e1, e2, e3, out, where e2, e3 = None stand for zeros."""
+    _run(prepare_step(tensors, layout, step, numbers, fit, noise), tensors[0])
 
 
-def philox(
-    out: Tensor, seed: int, seeds: Tensor | None, sample_offset: int, step: int, stream: int, normal: bool
-) -> None:
+def prepare_step(tensors, layout, step, numbers, fit, noise) -> Launch:
+    k = StepCoefficients(*(step.numbers or (0.0,) * 10), step.lo, step.hi)
+    switches = {**_fit_switches(fit), "MOMENTS": step.moments, "CENTRAL": step.central, "ELEMENT": noise.element}
+    numbers_and_draws = numbers, _counters(noise), noise.z, noise.u
+    arguments = (*_places(tensors, layout), k, _fit_parameters(fit), *numbers_and_draws)
+    return _launch(step_kernel, tensors[0], arguments, switches)
+
+
+def sample_mixture(tensors, layout, floor, fit, noise) -> None:
+    """Fit and draw; tensors: mean, var, third, out."""
+    arguments = (*_places(tensors, layout), float(floor), _fit_parameters(fit), _counters(noise), noise.z, noise.u)
+    _run(_launch(sample_kernel, tensors[0], arguments, {**_fit_switches(fit), "ELEMENT": noise.element}), tensors[0])
+
+
+def fit_mixture(tensors, layout, floor, fit) -> None:
+    """The fit alone; tensors: mean, var, third, weight, mean_a, mean_b, var."""
+    arguments = (*_places(tensors, layout), float(floor), _fit_parameters(fit))
+    _run(_launch(fit_kernel, tensors[0], arguments, _fit_switches(fit)), tensors[0])
+
+
+def affine_noise(tensors, layout, weights, numbers, noisy, noise) -> None:
+    """w_0 x + sum_i w_i term_i + std z; tensors: x, terms, out."""
+    weights = tuple(map(float, weights)) if numbers is None else (numbers,)
+    switches = {"TERMS": len(tensors) - 2, "NOISY": noisy, "ON_DEVICE": numbers is not None}
+    arguments = (*_places(tensors, layout), weights, _counters(noise), noise.z)
+    _run(_launch(affine_kernel, tensors[0], arguments, switches), tensors[0])
+
+
+def philox(out, noise, stream, normal) -> None:
     """Normals or uniforms of one stream."""
-    _launch(philox_kernel, out, (out,), (*_counters(seed, seeds, sample_offset, step), stream), {"NORMAL": normal})
+    elements = out.numel() // out.shape[0]
+    _run(_launch(philox_kernel, out, (out, elements, _counters(noise), stream), {"NORMAL": normal}), out)
 
 
-def _launch(kernel, like: Tensor, tensors: tuple, scalars: tuple, switches: dict[str, object]) -> None:
-    if like.numel() == 0:
-        return
+def _places(tensors: Sequence[Tensor | None], layout) -> tuple:
+    """(tensors with their strides, sizes, elements per sample)."""
+    sizes, strides = layout or (None, (None,) * len(tensors))
+    return tuple(zip(tensors, strides, strict=True)), sizes, tensors[0].numel() // tensors[0].shape[0]
+
+
+def _launch(kernel, like: Tensor, arguments: tuple, switches: dict[str, object]) -> Launch:
     elements = like.numel() // like.shape[0]
-    block = min(max(triton.next_power_of_2(elements), _A_WARP), _MAX_BLOCK)
-    grid = (like.shape[0] * triton.cdiv(elements, block),)
+    # Elements of a warp: of one Philox call a thread where registers are short, else of two.
+    warp = 32 * (4 if switches.get("FIT") == "adan" else 8)
+    block = min(max(triton.next_power_of_2(elements), warp), _MAX_BLOCK)
     # enable_fp_fusion=False: only the fma that the source spells out, as in the C++ build.
-    options = {"BLOCK": block, "num_warps": block // _A_WARP, "enable_fp_fusion": False}
+    options = {"num_warps": block // warp, "enable_fp_fusion": False}
+    return Launch(
+        kernel, (like.shape[0] * triton.cdiv(elements, block),), arguments, {**switches, "BLOCK": block}, options
+    )
+
+
+def _run(launch: Launch, like: Tensor) -> None:
     with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
-        kernel[grid](*tensors, elements, *scalars, **switches, **options)
+        launch.kernel[launch.grid](*launch.arguments, **launch.switches, **launch.options)
 
 
-def _fit_switches(fit: str, iterations: int) -> dict[str, object]:
+def _fit_switches(fit) -> dict[str, object]:
     """Of the fits only "adan" counts iterations: the others are compiled once for all counts."""
-    return {"FIT": fit, "ITERATIONS": iterations if fit == "adan" else 0}
+    return {"FIT": fit.fit, "ITERATIONS": fit.iterations if fit.fit == "adan" else 0}
 
 
-def _fit_parameters(weight: float, lr: float, eps: float) -> FitParameters:
+def _fit_parameters(fit) -> FitParameters:
+    weight = fit.weight
     spread = weight * (1 - weight)
     skew = spread * (1 - 2 * weight)
     inv_skew = 1 / skew if skew else float("inf")  # only fits that do not use it take w = 1/2
-    return FitParameters(*map(float, (weight, spread, 1 / spread, inv_skew, lr, eps)))
+    return FitParameters(*map(float, (weight, spread, 1 / spread, inv_skew, fit.lr, fit.eps)))
 
 
-def _counters(seed: int, seeds: Tensor | None, sample_offset: int, step: int) -> tuple:
-    return seeds, _word(seed), _word(seed >> 32), sample_offset, _word(step)
+def _counters(noise) -> tuple:
+    shared = noise.seeds is not None and noise.seeds.ndim == 0
+    keys = (None, noise.seeds) if shared else (noise.seeds, None)
+    return (*keys, noise.step_at, _word(noise.seed), _word(noise.seed >> 32), noise.sample_offset, _word(noise.step))
 
 
 def _word(value: int) -> int:

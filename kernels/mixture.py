@@ -1,6 +1,8 @@
 """Two-component mixtures with a given mean, variance and third central moment (csrc/gms/mixture.h; docs/notation.md).
 
-A mixture is the tuple (weight, mean_a, mean_b, var); the weight is one number except for the fit "free".
+A mixture is the tuple (weight, mean_a, mean_b, var); the weight is one number except for the fit "free". A component is
+(mean, std). What is known of the variance besides the fitted part V is (scale, base, most, std): the whole is
+min(scale V + base, most), of which std = sqrt(min(base, most)) is left where V = 0.
 """
 
 from collections import namedtuple
@@ -8,55 +10,95 @@ from collections import namedtuple
 import triton
 import triton.language as tl
 
-from gms_fast.kernels.elementary import cbrt_newton
-from gms_fast.kernels.moments import at_least, clamp
+from gms_fast.kernels.elementary import cbrt_newton, copysign
+from gms_fast.kernels.moments import at_least, at_most, clamp
 
 # spread, inv_spread, inv_skew: w(1-w), 1/(w(1-w)), 1/(w(1-w)(1-2w))
 FitParameters = namedtuple("FitParameters", "weight spread inv_spread inv_skew lr eps")
 
 
 @triton.jit
-def fit_closed(mean, base, excess, third, below, above, p, FREE: tl.constexpr):
-    """exact: means d apart with w(1-w)(1-2w) d^3 = third, |d| no larger than `excess` allows.
+def solve(excess, third, p):
+    """Of the weight w: (d, rest), means d apart with w(1-w)(1-2w) d^3 = third, and the rest of the variance, which is
+    negative where the third moment asks for more than the variance has."""
+    d = cbrt_newton(third * p.inv_skew)
+    return d, tl.fma(-p.spread * d, d, excess)
 
-    FREE: where it would be larger, the two-point law of that skewness on a variance of `base`. The third moment is
-    bounded so that the means stay within `below` and `above` of the mean: a node q s above it has its partner s/q
-    below, and the skewness q - 1/q grows with q. (Comparisons with the NaN of excess = 0 leave it alone.)
+
+@triton.jit
+def two_point_slant(excess, third):
+    """S of `two_point`: past 2^60 the far weight is below every uniform draw, and S^2 must not overflow."""
+    return clamp(tl.div_rn(third, excess), -1152921504606846976.0, 1152921504606846976.0)
+
+
+@triton.jit
+def two_point(excess, slant, h):
+    """(weight of the upper node, node above, node below) of the two-point law of variance e and skewness S/sqrt(e).
+
+    a b = e and a - b = S, hence (|S| + h)/2 for the far one, h = sqrt(S^2 + 4e). Weight of the upper one: b/(a + b).
     """
-    if FREE:
-        lowest = excess * (tl.div_rn(excess, below) - below)
-        third = clamp(third, lowest, excess * (above - tl.div_rn(excess, above)))
-    d_max = tl.sqrt_rn(excess * p.inv_spread)
-    wanted = cbrt_newton(third * p.inv_skew)
-    infeasible = tl.abs(wanted) > d_max
-    d = clamp(wanted, -d_max, d_max)
-    rest = at_least(tl.fma(-p.spread * d, d, excess), 0.0)
+    far = 0.5 * (tl.abs(slant) + h)
+    near = tl.div_rn(excess, far)
+    light = tl.div_rn(excess, tl.fma(far, far, excess))  # near/(far + near)
+    up = slant >= 0.0
+    return tl.where(up, light, 1.0 - light), tl.where(up, far, near), tl.where(up, near, far)
+
+
+@triton.jit
+def within(third, excess, below, above):
+    """The third moment whose two-point law stays within the range: a node a above has its partner e/a below.
+
+    Plain comparisons, which leave it alone where the bounds are NaN: for e = 0, and a range without end.
+    """
+    share = tl.div_rn(excess, below * above)
+    low = excess * tl.fma(share, above, -below)
+    high = excess * tl.fma(-share, below, above)
+    third = tl.where(third < low, low, third)
+    return tl.where(third > high, high, third)
+
+
+@triton.jit
+def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
+    """exact: the weight of `p`, and as much of the third moment as excess allows. FREE: where that is less than all of
+    it, the two-point law."""
+    d, rest = solve(excess, third, p)
+    infeasible = rest < 0.0
+    d = tl.where(infeasible, copysign(tl.sqrt_rn(excess * p.inv_spread), d), d)
     weight = p.weight
-    mean_a = tl.fma(1.0 - p.weight, d, mean)
-    mean_b = tl.fma(-p.weight, d, mean)
+    mean_a = tl.fma(d, 1.0 - p.weight, mean)
+    mean_b = tl.fma(d, -p.weight, mean)
     var = base + tl.where(infeasible, 0.0, rest)
     if FREE:
-        light, far, near, up = two_point(excess, third)
-        s = tl.sqrt_rn(excess)
+        slant = two_point_slant(excess, third)
+        upper, above, below = two_point(excess, slant, tl.sqrt_rn(tl.fma(slant, slant, 4.0 * excess)))
         choose = infeasible & (excess > 0.0)
-        weight = tl.where(choose, tl.where(up, light, 1.0 - light), weight)
-        mean_a = tl.where(choose, tl.fma(s, tl.where(up, far, near), mean), mean_a)
-        mean_b = tl.where(choose, tl.fma(-s, tl.where(up, near, far), mean), mean_b)
-        var = tl.where(choose, base, var)
+        weight = tl.where(choose, upper, weight)
+        mean_a = tl.where(choose, mean + above, mean_a)
+        mean_b = tl.where(choose, mean - below, mean_b)
     return weight, mean_a, mean_b, var
 
 
 @triton.jit
-def two_point(excess, third):
-    """(weight of the far node, far node, near node, whether the far one is above), nodes in units of sqrt(excess)."""
-    s = tl.sqrt_rn(excess)
-    inv_s = tl.div_rn(1.0, s)
-    # Past 2^60 the far weight is below every uniform draw, and g^2 must not overflow.
-    g = clamp(third * inv_s * inv_s * inv_s, -1152921504606846976.0, 1152921504606846976.0)
-    h = tl.sqrt_rn(tl.fma(g, g, 4.0))
-    far = 0.5 * (h + tl.abs(g))
-    near = tl.div_rn(1.0, far)
-    return tl.div_rn(near, h), far, near, g >= 0.0  # near/h: without the cancellation of (1 - |g|/h)/2
+def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
+    """The component that u chooses of that mixture, with one square root for the fit and the draw together: where the
+    fit is feasible it is of the variance, elsewhere of what the means need."""
+    scale, base, most, std_left = known
+    d, rest = solve(excess, third, p)
+    infeasible = rest < 0.0
+    var = at_most(tl.fma(rest, scale, base), most)
+    slant = two_point_slant(excess, third) if FREE else 0.0
+    needed = tl.fma(slant, slant, 4.0 * excess) if FREE else excess * p.inv_spread
+    one_root = tl.sqrt_rn(tl.where(infeasible, needed, var))
+    std = tl.where(infeasible, std_left, one_root)
+    side = tl.where(u < p.weight, 1.0 - p.weight, -p.weight)
+    if FREE:
+        upper, above, below = two_point(excess, slant, one_root)
+        far = tl.where(excess > 0.0, tl.where(u < upper, above, -below), 0.0)
+        chosen = tl.where(infeasible, mean + far, tl.fma(side, d, mean))
+    else:
+        d = tl.where(infeasible, copysign(one_root, d), d)
+        chosen = tl.fma(side, d, mean)
+    return chosen, std
 
 
 @triton.jit
@@ -64,11 +106,12 @@ def adan_update(value, m, d, s, last, gradient, first_step, rates):
     """One unknown of the released fit with its optimiser state, one iteration on."""
     first, difference, second, eps = rates
     diff = tl.where(first_step, 0.0, gradient - last)
-    nesterov = gradient + 0.92 * diff
-    m = 0.9 * m + 0.1 * gradient
-    d = 0.92 * d + 0.08 * diff
-    s = 0.92 * s + 0.08 * nesterov * nesterov
-    value -= tl.div_rn(m * first + d * difference, tl.sqrt_rn(s) * second + eps)
+    nesterov = tl.fma(diff, 0.92, gradient)
+    m = tl.fma(m, 0.9, 0.1 * gradient)
+    d = tl.fma(d, 0.92, 0.08 * diff)
+    s = tl.fma(s, 0.92, 0.08 * nesterov * nesterov)
+    step = tl.fma(m, first, d * difference)
+    value -= tl.div_rn(step, tl.fma(tl.sqrt_rn(s), second, eps))
     return value, m, d, s, gradient
 
 
@@ -84,23 +127,25 @@ def adan_gradients(x, y, beta, mean, var, second, raw, w):
     """Derivatives of E0^2 + E1^2 + E2^2 by mean_a, mean_b and beta."""
     w2 = 1.0 - w
     v = var * clamp(beta, 0.1, 1.2)
-    centre = w * x + w2 * y
-    xx = x * x + v
-    yy = y * y + v
-    e0 = centre - mean
-    e1 = w * xx + w2 * yy - second
-    e2 = w * x * (xx + 2.0 * v) + w2 * y * (yy + 2.0 * v) - raw
-    inside = (beta >= 0.1) & (beta <= 1.2)
-    by_x = w * (2.0 * e0 + 4.0 * e1 * x + 6.0 * e2 * xx)
-    by_y = w2 * (2.0 * e0 + 4.0 * e1 * y + 6.0 * e2 * yy)
-    return by_x, by_y, tl.where(inside, var * (2.0 * e1 + 6.0 * e2 * centre), 0.0)
+    wx = w * x
+    wy = w2 * y
+    centre = wx + wy
+    xx = tl.fma(x, x, v)
+    yy = tl.fma(y, y, v)
+    e0 = 2.0 * (centre - mean)  # 2 E0
+    e1 = 4.0 * (tl.fma(xx, w, w2 * yy) - second)  # 4 E1
+    e2 = 6.0 * (tl.fma(wx, xx, wy * yy) + 2.0 * v * centre - raw)  # 6 E2
+    slope = var * tl.fma(e2, centre, 0.5 * e1)
+    by_x = w * tl.fma(e2, xx, tl.fma(e1, x, e0))
+    by_y = w2 * tl.fma(e2, yy, tl.fma(e1, y, e0))
+    return by_x, by_y, tl.where((beta >= 0.1) & (beta <= 1.2), slope, 0.0)
 
 
 @triton.jit
 def fit_adan(mean, var, third, p, ITERATIONS: tl.constexpr):
     """adan: the released fit, ITERATIONS of Adan on the squared residuals of the three raw moments."""
-    second = mean * mean + var
-    raw = third + 3.0 * mean * var + mean * mean * mean
+    second = tl.fma(mean, mean, var)
+    raw = tl.fma(mean, tl.fma(mean, mean, 3.0 * var), third)
     zero = tl.zeros_like(mean)
     a, ma, da, sa, la = mean, zero, zero, zero, zero
     b, mb, db, sb, lb = mean - 1e-3, zero, zero, zero, zero
@@ -119,17 +164,36 @@ def fit_adan(mean, var, third, p, ITERATIONS: tl.constexpr):
 
 
 @triton.jit
-def fit_mixture(mean, base, excess, third, below, above, p, FIT: tl.constexpr, ITERATIONS: tl.constexpr):
+def fit_mixture(mean, base, excess, third, p, FIT: tl.constexpr, ITERATIONS: tl.constexpr):
     if FIT == "gaussian":
         mixture = p.weight, mean, mean, base + excess
     elif FIT == "adan":
         mixture = fit_adan(mean, base + excess, third, p, ITERATIONS)
     else:
-        mixture = fit_closed(mean, base, excess, third, below, above, p, FIT == "free")
+        mixture = fit_closed(mean, base, excess, third, p, FIT == "free")
     return mixture
 
 
 @triton.jit
-def draw(mixture, z, u):
-    weight, mean_a, mean_b, var = mixture
-    return tl.fma(tl.sqrt_rn(var), z, tl.where(u < weight, mean_a, mean_b))
+def choose(mean, excess, third, u, known, p, FIT: tl.constexpr, ITERATIONS: tl.constexpr):
+    """The component that u chooses."""
+    scale, base, most, _ = known
+    if FIT == "gaussian":
+        component = mean, tl.sqrt_rn(at_most(tl.fma(excess, scale, base), most))
+    elif FIT == "adan":
+        weight, mean_a, mean_b, var = fit_adan(mean, tl.fma(excess, scale, base), third, p, ITERATIONS)
+        component = tl.where(u < weight, mean_a, mean_b), tl.sqrt_rn(at_most(var, most))
+    else:
+        component = choose_closed(mean, excess, third, u, known, p, FIT == "free")
+    return component
+
+
+@triton.jit
+def base_of(var, floor, FIT: tl.constexpr):
+    """The part of the variance that the means may not use; only the closed fits look at it."""
+    return at_most(var, floor) if FIT == "exact" or FIT == "free" else var
+
+
+@triton.jit
+def excess_of(var, floor, FIT: tl.constexpr):
+    return at_least(var - floor, 0.0) if FIT == "exact" or FIT == "free" else tl.zeros_like(var)

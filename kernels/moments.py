@@ -1,23 +1,23 @@
-"""From noise moments to the mean, variance and third central moment of x_s (csrc/gms/moments.h; docs/notation.md)."""
+"""From noise moments to the cumulants of x_0 given x_t, and of x_s (csrc/gms/moments.h; docs/notation.md, eqs. 1-3)."""
 
 from collections import namedtuple
 
 import triton
 import triton.language as tl
 
-# inv_alpha, ratio: 1/alpha_t, sigma_t/alpha_t; lo, hi: the data range, infinite where there is none.
-StepCoefficients = namedtuple("StepCoefficients", "inv_alpha ratio A B c var_max lo hi")
+# r = sigma_t/alpha_t, r2 = r^2, r3 = -r^3, B2 = B^2, std = sqrt(min(c, var_max)); the data range may be infinite.
+StepCoefficients = namedtuple("StepCoefficients", "inv_alpha r r2 r3 A B B2 c var_max std lo hi")
 
 
-# NaN goes through: every comparison with it is false, and the first operand stays (tl.maximum would drop it).
+# NaN goes through.
 @triton.jit
 def at_least(x, low):
-    return tl.where(x < low, low, x)
+    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def at_most(x, high):
-    return tl.where(x > high, high, x)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -27,32 +27,33 @@ def clamp(x, low, high):
 
 @triton.jit
 def data_cumulants(x, e1, e2, e3, k, CENTRAL: tl.constexpr):
-    """(m, v, k): mean, variance and third central moment of x_0 given x_t, as the network has them."""
+    """(m, v, third): mean, variance and third central moment of x_0 given x_t, as the network has them."""
     if CENTRAL:
         r2 = e2
         r3 = e3
     else:
         r2 = tl.fma(-e1, e1, e2)
-        # e3 - 3 e1 e2 + 2 e1^3 = e3 - e1 (3 e2 - 2 e1^2)
-        r3 = tl.fma(-e1, tl.fma(-2.0 * e1, e1, 3.0 * e2), e3)
-    r = k.ratio
-    return tl.fma(-r, e1, x * k.inv_alpha), r * r * r2, -(r * r * r) * r3
+        r3 = tl.fma(-e1, tl.fma(e1, e1, 3.0 * r2), e3)  # e3 - 3 e1 e2 + 2 e1^3, where e2 = r2 + e1^2
+    return tl.fma(e1, -k.r, x * k.inv_alpha), k.r2 * r2, k.r3 * r3
 
 
 @triton.jit
-def step_moments(x, e1, e2, e3, k, CENTRAL: tl.constexpr, BOUND: tl.constexpr):
-    """(mean_s, base, excess, third_s, m), var_s = base + excess: the known Gaussian, and what x_0 adds.
-
-    BOUND: also bound v by (m - lo)(hi - m) (Bhatia-Davis).
-    """
+def posterior(x, e1, e2, e3, k, CENTRAL: tl.constexpr, BOUND: tl.constexpr):
+    """The same within the data range: no wider law lies on [lo, hi]. BOUND: nor one of this mean (Bhatia-Davis)."""
     m, v, third = data_cumulants(x, e1, e2, e3, k, CENTRAL)
     m = clamp(m, k.lo, k.hi)
     half = 0.5 * (k.hi - k.lo)
-    b = k.B
     v = clamp(v, 0.0, half * half)
     if BOUND:
         v = at_most(v, (m - k.lo) * (k.hi - m))
-    return tl.fma(k.A, x, b * m), k.c, b * b * v, b * b * b * third, m
+    return m, v, third
+
+
+@triton.jit
+def step_moments(x, e1, e2, e3, k, CENTRAL: tl.constexpr):
+    """(mean_s, base, excess, third_s), var_s = base + excess: the known Gaussian, and what x_0 adds."""
+    m, v, third = posterior(x, e1, e2, e3, k, CENTRAL, False)
+    return tl.fma(m, k.B, k.A * x), k.c, k.B2 * v, k.B * k.B2 * third
 
 
 @triton.jit
@@ -66,12 +67,11 @@ def released_moments(x, e1, e2, e3, k, CENTRAL: tl.constexpr):
     raw = tl.fma(m, tl.fma(m, m, 3.0 * v), third)
     m = clamp(m, -1.0, 1.0)
     v = clamp(v, 0.0, 1.0)
-    b = k.B
     u = clamp(tl.where(tl.abs(raw) <= tl.abs(m), raw, m), -1.0, 1.0)
-    mean = clamp(tl.fma(k.A, x, b * m), -1000.0, 1000.0)
-    full = tl.fma(b * b, v, k.c)
+    mean = clamp(tl.fma(m, k.B, k.A * x), -1000.0, 1000.0)
+    full = tl.fma(v, k.B2, k.c)
     var = clamp(full, 0.0, 1.0)
-    third = 3.0 * k.A * x * b * b * (tl.fma(-m, m, q) - v)
-    third += b * b * b * tl.fma(-m, tl.fma(m, m, 3.0 * v), u)
+    third = 3.0 * k.A * x * k.B2 * (tl.fma(-m, m, q) - v)
+    third += k.B * k.B2 * tl.fma(-m, tl.fma(m, m, 3.0 * v), u)
     third += 3.0 * mean * (full - var)
-    return mean, at_most(var, k.c), at_least(var - k.c, 0.0), third, m
+    return mean, at_most(var, k.c), at_least(var - k.c, 0.0), third

@@ -7,7 +7,7 @@ Key words: low and high half of the seed. Word j of a call belongs to element 4 
 import triton
 import triton.language as tl
 
-from gms_fast.kernels.elementary import log_unit, sincos_turn
+from gms_fast.kernels.elementary import minus_two_log, sincos_turn
 
 NORMALS = tl.constexpr(0)
 UNIFORMS = tl.constexpr(1)
@@ -15,44 +15,62 @@ UNIFORMS = tl.constexpr(1)
 
 @triton.jit
 def make_counter(counters, sample, stream):
-    """Counter words c1..c3 and the key (k0, k1), uint32, from counters = (seeds, seed_low, seed_high, offset, step).
+    """Counter words c1..c3 and the key (k0, k1), uint32, from counters = (seeds, seed_at, step_at, seed_low, seed_high,
+    sample_offset, step): the first three are pointers to int64, or None.
 
-    seeds: one int64 key per sample, or None: then samples are told apart by their index. The words are int32 bits.
+    seeds: one key per sample; seed_at: one for all, else seed_low and seed_high, and samples are told apart by their
+    index; step_at, else step. The words are the bits of int32 numbers.
     """
-    seeds, seed_low, seed_high, sample_offset, step = counters
-    if seeds is None:
-        k0 = seed_low.to(tl.uint32, bitcast=True)
-        k1 = seed_high.to(tl.uint32, bitcast=True)
-        index = sample + sample_offset
-    else:
+    seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step = counters
+    index = sample + sample_offset
+    if seeds is not None:
         key = tl.load(seeds + sample)
-        k0 = key.to(tl.uint32)
-        k1 = (key >> 32).to(tl.uint32)
         index = sample * 0
+    elif seed_at is not None:
+        key = tl.load(seed_at)
+    else:
+        key = (seed_high.to(tl.int64) << 32) | (seed_low.to(tl.int64) & 0xFFFFFFFF)
+    c1 = step if step_at is None else tl.load(step_at)
     c3 = (((index >> 32) << 8) | stream).to(tl.uint32)
-    return step.to(tl.uint32, bitcast=True), index.to(tl.uint32), c3, k0, k1
+    return c1.to(tl.uint32), index.to(tl.uint32), c3, key.to(tl.uint32), (key >> 32).to(tl.uint32)
+
+
+@triton.jit
+def philox_words(quad, counter):
+    """Four words; the products in 64 bits, which is one instruction for both halves."""
+    c1, c2, c3, k0, k1 = counter
+    c0 = quad
+    for _ in tl.static_range(10):
+        p0 = c0.to(tl.uint64) * 0xD2511F53
+        p1 = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = p1.to(tl.uint32)
+        c3 = p0.to(tl.uint32)
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    return c0, c1, c2, c3
 
 
 @triton.jit
 def uniform(w):
     """u = w 2^-32 + 2^-33 in float32, in (0, 1]."""
-    return w.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    return tl.fma(w.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
 
 
 @triton.jit
 def box_muller(w0, w1):
     """Two normals from two words."""
     s, c = sincos_turn(uniform(w1))
-    r = tl.sqrt_rn(-2.0 * log_unit(uniform(w0)))
+    r = tl.sqrt_rn(minus_two_log(uniform(w0)))
     return r * c, r * s
 
 
 @triton.jit
 def fill_noise(first, counter, NORMAL: tl.constexpr, BLOCK: tl.constexpr):
     """The draws of elements 4 first .. 4 first + BLOCK - 1, in order: one Philox call for four of them."""
-    c1, c2, c3, k0, k1 = counter
     quad = (first + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox_impl(quad, c1, c2, c3, k0, k1)
+    w0, w1, w2, w3 = philox_words(quad, counter)
     if NORMAL:
         a, b = box_muller(w0, w1)
         c, d = box_muller(w2, w3)
@@ -64,6 +82,5 @@ def fill_noise(first, counter, NORMAL: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def shared_uniform(counter):
     """The uniform of a whole sample: that of its element 0."""
-    c1, c2, c3, k0, k1 = counter
-    w, _, _, _ = tl.philox_impl(c1 * 0, c1, c2, c3, k0, k1)
+    w, _, _, _ = philox_words(counter[0] * 0, counter)
     return uniform(w)

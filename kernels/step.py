@@ -1,94 +1,108 @@
 """The kernels: each program takes BLOCK elements of one sample, BLOCK a multiple of 4 so that it starts at a whole
-Philox call. Tensors are contiguous (samples, elements); any of float32, bfloat16, float16 each, float32 inside.
+Philox call. Any of float32, bfloat16, float16 each, float32 inside.
+
+A tensor is (pointer or None, strides); the strides of the sample and of the sizes inside it, or None where all elements
+follow each other; sizes: inside a sample, where some tensor has strides. counters: see `make_counter`. z, u: pointers
+to given draws, or None.
 """
 
 import triton
 import triton.language as tl
 
-from gms_fast.kernels.mixture import draw, fit_mixture
-from gms_fast.kernels.moments import at_least, at_most, released_moments, step_moments
+from gms_fast.kernels.mixture import base_of, choose, excess_of, fit_mixture, within
+from gms_fast.kernels.moments import StepCoefficients, at_most, posterior, released_moments, step_moments
 from gms_fast.kernels.philox import NORMALS, UNIFORMS, fill_noise, make_counter, shared_uniform
 
-_COUNTERS = ["seed_low", "seed_high", "sample_offset", "step", "stream"]  # vary from step to step: one kernel for all
+_VARYING = ["counters", "stream"]  # from step to step: one kernel for all values
 
 
 @triton.jit
 def span(elements, BLOCK: tl.constexpr):
-    """(sample, first element, offsets into the tensors, mask) of this program."""
+    """(sample, first element, elements, number of elements) of this program."""
     blocks = tl.cdiv(elements, BLOCK)
     sample = (tl.program_id(0) // blocks).to(tl.int64)  # offsets pass 2^31 before the grid does
     begin = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
-    inside = begin + tl.arange(0, BLOCK)
-    return sample, begin, sample * elements + inside, inside < elements
+    return sample, begin, begin + tl.arange(0, BLOCK), elements
 
 
 @triton.jit
-def load(pointer, offsets, mask):
-    if pointer is None:
-        value = tl.zeros(offsets.shape, tl.float32)
+def offsets_in(strides, sizes, place):
+    """Where the program's elements lie in a tensor."""
+    sample, _, inside, elements = place
+    if strides is None:
+        offsets = sample * elements + inside
     else:
-        value = tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+        row = inside // sizes[2]
+        offsets = sample * strides[0] + row // sizes[1] * strides[1] + row % sizes[1] * strides[2]
+        offsets += inside % sizes[2] * strides[3]
+    return offsets
+
+
+@triton.jit
+def load(tensor, sizes, place):
+    pointer, strides = tensor
+    _, _, inside, elements = place
+    if pointer is None:
+        value = tl.zeros(inside.shape, tl.float32)
+    else:
+        value = tl.load(pointer + offsets_in(strides, sizes, place), mask=inside < elements, other=0.0).to(tl.float32)
     return value
 
 
 @triton.jit
-def store(pointer, offsets, mask, value):
-    tl.store(pointer + offsets, tl.cast(value, tl.float32).to(pointer.dtype.element_ty), mask=mask)
+def store(tensor, sizes, place, value):
+    pointer, strides = tensor
+    _, _, inside, elements = place
+    value = tl.cast(value, tl.float32).to(pointer.dtype.element_ty)
+    tl.store(pointer + offsets_in(strides, sizes, place), value, mask=inside < elements)
 
 
 @triton.jit
 def normals(z, counters, place):
     """The given normals, else drawn."""
-    sample, begin, offsets, mask = place
+    sample, begin, inside, _ = place
     if z is None:
-        counter = make_counter(counters, sample, NORMALS)
-        value = fill_noise(begin // 4, counter, True, offsets.shape[0])
+        value = fill_noise(begin // 4, make_counter(counters, sample, NORMALS), True, inside.shape[0])
     else:
-        value = load(z, offsets, mask)
+        value = load((z, None), None, place)
     return value
 
 
 @triton.jit
 def uniforms(u, counters, place, ELEMENT: tl.constexpr):
     """The given uniforms, else drawn: one for each element, or one for the sample."""
-    sample, begin, offsets, mask = place
+    sample, begin, inside, _ = place
     if u is None:
         counter = make_counter(counters, sample, UNIFORMS)
-        value = fill_noise(begin // 4, counter, False, offsets.shape[0]) if ELEMENT else shared_uniform(counter)
+        value = fill_noise(begin // 4, counter, False, inside.shape[0]) if ELEMENT else shared_uniform(counter)
     elif ELEMENT:
-        value = load(u, offsets, mask)
+        value = load((u, None), None, place)
     else:
         value = tl.load(u + sample)
     return value
 
 
 @triton.jit
-def draw_and_store(out, mixture, z, u, counters, place, FIT: tl.constexpr, ELEMENT: tl.constexpr):
-    _, _, offsets, mask = place
-    normal = normals(z, counters, place)
-    if FIT == "gaussian":
-        _, mean, _, var = mixture
-        result = tl.fma(tl.sqrt_rn(var), normal, mean)
-    else:
-        result = draw(mixture, normal, uniforms(u, counters, place, ELEMENT))
-    store(out, offsets, mask, result)
+def coefficients_from(numbers, k):
+    """k, with the numbers that `numbers` points to on the device, where that is not None."""
+    if numbers is not None:
+        n = numbers
+        k = StepCoefficients(
+            tl.load(n), tl.load(n + 1), tl.load(n + 2), tl.load(n + 3), tl.load(n + 4), tl.load(n + 5),
+            tl.load(n + 6), tl.load(n + 7), tl.load(n + 8), tl.load(n + 9), k.lo, k.hi,
+        )  # fmt: skip
+    return k
 
 
-@triton.jit(do_not_specialize=_COUNTERS)
+@triton.jit(do_not_specialize=_VARYING)
 def step_kernel(
-    x,
-    e1,
-    e2,
-    e3,
-    out,
+    tensors,  # x, e1, e2, e3, out
+    sizes,
     elements,
     k,
     p,
-    seeds,
-    seed_low,
-    seed_high,
-    sample_offset,
-    step,
+    numbers,
+    counters,
     z,
     u,
     FIT: tl.constexpr,
@@ -98,49 +112,42 @@ def step_kernel(
     ELEMENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """q(x_s|x_t) is the law of x_0 given x_t scaled by B, shifted by A x_t and widened by the known Gaussian (eq. 1):
+    the closed fits are of x_0. The released moments and optimiser are of x_s itself."""
     place = span(elements, BLOCK)
-    _, _, offsets, mask = place
-    GUARD: tl.constexpr = FIT == "free" and MOMENTS == "cumulant"
-    x1, n1, n2, n3 = load(x, offsets, mask), load(e1, offsets, mask), load(e2, offsets, mask), load(e3, offsets, mask)
-    if MOMENTS == "released":
-        mean, base, excess, third, m = released_moments(x1, n1, n2, n3, k, CENTRAL)
+    x, e1, e2, e3 = (
+        load(tensors[0], sizes, place),
+        load(tensors[1], sizes, place),
+        load(tensors[2], sizes, place),
+        load(tensors[3], sizes, place),
+    )
+    k = coefficients_from(numbers, k)
+    normal = normals(z, counters, place)
+    uniform = 0.0 if FIT == "gaussian" else uniforms(u, counters, place, ELEMENT)
+    if MOMENTS == "released" or FIT == "adan":
+        if MOMENTS == "released":
+            mean, base, excess, third = released_moments(x, e1, e2, e3, k, CENTRAL)
+        else:
+            mean, base, excess, third = step_moments(x, e1, e2, e3, k, CENTRAL)
+        known = 1.0, base, k.var_max, tl.sqrt_rn(at_most(base, k.var_max))
+        mean, std = choose(mean, excess, third, uniform, known, p, FIT, ITERATIONS)
     else:
-        mean, base, excess, third, m = step_moments(x1, n1, n2, n3, k, CENTRAL, GUARD)
-    below = float("inf")
-    above = float("inf")
-    if GUARD:
-        below = k.B * (m - k.lo)
-        above = k.B * (k.hi - m)
-    weight, mean_a, mean_b, var = fit_mixture(mean, base, excess, third, below, above, p, FIT, ITERATIONS)
-    mixture = weight, mean_a, mean_b, at_most(var, k.var_max)
-    counters = seeds, seed_low, seed_high, sample_offset, step
-    draw_and_store(out, mixture, z, u, counters, place, FIT, ELEMENT)
+        m, v, third = posterior(x, e1, e2, e3, k, CENTRAL, FIT == "free")
+        if FIT == "free":
+            third = within(third, v, m - k.lo, k.hi - m)
+        chosen, std = choose(m, v, third, uniform, (k.B2, k.c, k.var_max, k.std), p, FIT, ITERATIONS)
+        mean = tl.fma(chosen, k.B, k.A * x)
+    store(tensors[4], sizes, place, tl.fma(std, normal, mean))
 
 
-@triton.jit
-def fit_at(mean, var, third, floor, p, place, FIT: tl.constexpr, ITERATIONS: tl.constexpr):
-    """The mixture of var = min(var, floor) + the rest, of which the means may use the second part only."""
-    _, _, offsets, mask = place
-    m, v, t = load(mean, offsets, mask), load(var, offsets, mask), load(third, offsets, mask)
-    base = at_most(v, floor)
-    excess = at_least(v - floor, 0.0)
-    return fit_mixture(m, base, excess, t, float("inf"), float("inf"), p, FIT, ITERATIONS)
-
-
-@triton.jit(do_not_specialize=_COUNTERS)
+@triton.jit(do_not_specialize=_VARYING)
 def sample_kernel(
-    mean,
-    var,
-    third,
-    out,
+    tensors,  # mean, var, third, out
+    sizes,
     elements,
     floor,
     p,
-    seeds,
-    seed_low,
-    seed_high,
-    sample_offset,
-    step,
+    counters,
     z,
     u,
     FIT: tl.constexpr,
@@ -149,20 +156,19 @@ def sample_kernel(
     BLOCK: tl.constexpr,
 ):
     place = span(elements, BLOCK)
-    mixture = fit_at(mean, var, third, floor, p, place, FIT, ITERATIONS)
-    counters = seeds, seed_low, seed_high, sample_offset, step
-    draw_and_store(out, mixture, z, u, counters, place, FIT, ELEMENT)
+    mean, var, third = load(tensors[0], sizes, place), load(tensors[1], sizes, place), load(tensors[2], sizes, place)
+    normal = normals(z, counters, place)
+    uniform = 0.0 if FIT == "gaussian" else uniforms(u, counters, place, ELEMENT)
+    base = base_of(var, floor, FIT)
+    known = 1.0, base, float("inf"), tl.sqrt_rn(base)
+    mean, std = choose(mean, excess_of(var, floor, FIT), third, uniform, known, p, FIT, ITERATIONS)
+    store(tensors[3], sizes, place, tl.fma(std, normal, mean))
 
 
 @triton.jit
 def fit_kernel(
-    mean,
-    var,
-    third,
-    weight_out,
-    mean_a_out,
-    mean_b_out,
-    var_out,
+    tensors,  # mean, var, third, weight, mean_a, mean_b, var
+    sizes,
     elements,
     floor,
     p,
@@ -171,27 +177,44 @@ def fit_kernel(
     BLOCK: tl.constexpr,
 ):
     place = span(elements, BLOCK)
-    _, _, offsets, mask = place
-    weight, mean_a, mean_b, v = fit_at(mean, var, third, floor, p, place, FIT, ITERATIONS)
-    store(weight_out, offsets, mask, weight)
-    store(mean_a_out, offsets, mask, mean_a)
-    store(mean_b_out, offsets, mask, mean_b)
-    store(var_out, offsets, mask, v)
+    mean, var, third = load(tensors[0], sizes, place), load(tensors[1], sizes, place), load(tensors[2], sizes, place)
+    base, excess = base_of(var, floor, FIT), excess_of(var, floor, FIT)
+    weight, mean_a, mean_b, var = fit_mixture(mean, base, excess, third, p, FIT, ITERATIONS)
+    store(tensors[3], sizes, place, weight)
+    store(tensors[4], sizes, place, mean_a)
+    store(tensors[5], sizes, place, mean_b)
+    store(tensors[6], sizes, place, var)
 
 
-@triton.jit(do_not_specialize=_COUNTERS)
-def philox_kernel(
-    out,
+@triton.jit(do_not_specialize=[*_VARYING, "weights"])
+def affine_kernel(
+    tensors,  # x, terms, out
+    sizes,
     elements,
-    seeds,
-    seed_low,
-    seed_high,
-    sample_offset,
-    step,
-    stream,
-    NORMAL: tl.constexpr,
+    weights,  # of x, of the terms, of the noise; or (pointer to these,)
+    counters,
+    z,
+    TERMS: tl.constexpr,
+    NOISY: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample, begin, offsets, mask = span(elements, BLOCK)
-    counter = make_counter((seeds, seed_low, seed_high, sample_offset, step), sample, stream)
-    store(out, offsets, mask, fill_noise(begin // 4, counter, NORMAL, BLOCK))
+    place = span(elements, BLOCK)
+    total = weight_at(weights, 0, ON_DEVICE) * load(tensors[0], sizes, place)
+    for i in tl.static_range(TERMS):
+        total = tl.fma(load(tensors[i + 1], sizes, place), weight_at(weights, i + 1, ON_DEVICE), total)
+    if NOISY:
+        total = tl.fma(normals(z, counters, place), weight_at(weights, TERMS + 1, ON_DEVICE), total)
+    store(tensors[TERMS + 1], sizes, place, total)
+
+
+@triton.jit
+def weight_at(weights, i: tl.constexpr, ON_DEVICE: tl.constexpr):
+    return tl.load(weights[0] + i) if ON_DEVICE else weights[i]
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def philox_kernel(out, elements, counters, stream, NORMAL: tl.constexpr, BLOCK: tl.constexpr):
+    place = span(elements, BLOCK)
+    sample, begin, _, _ = place
+    store((out, None), None, place, fill_noise(begin // 4, make_counter(counters, sample, stream), NORMAL, BLOCK))

@@ -41,8 +41,11 @@ def on_plain_torch(run, tensors, backend):
         gms_fast.set_backend(backend)
 
 
-def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, narrow=NARROW):
-    """run(tensors) on `backend` against float64, within the budget."""
+def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, narrow=NARROW, fit=None):
+    """run(tensors) on `backend` against float64, within the budget.
+
+    fit="adan" divides by sums near zero in every iteration: any element may move as far as the one that moved most.
+    """
     given = cast(inputs, dtype)
     want = run(cast(given, torch.float64))  # float64 is always the reference
     eager = on_plain_torch(run, cast(given, torch.float32), backend)
@@ -52,6 +55,8 @@ def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, narrow=N
         assert got.dtype == dtype
         assert torch.isfinite(got).all()
         unstable = torch.stack([(o - w).abs() for o in others]).amax(0)
+        if fit == "adan":
+            unstable = unstable.amax().expand_as(unstable)
         rounding = (e.double() - w).abs()
         budget = 2 * rounding + 2 * unstable + 8 * EPS * (w.abs() + scale) + narrow[dtype] * w.abs()
         assert ((got.double() - w).abs() <= budget.clamp(min=2 * rounding.max() + 8 * EPS * scale)).all()

@@ -56,7 +56,7 @@ def test_impossible_coefficients_are_refused(position):
 
 
 def test_step_of_another_type_is_refused():
-    with pytest.raises(TypeError, match="step must be StepCoefficients: got tuple"):
+    with pytest.raises(TypeError, match="step must be StepCoefficients, or its tensor: got tuple"):
         ops.gms_step(*moments(), (1, 2, 3))
 
 

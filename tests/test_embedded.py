@@ -43,12 +43,17 @@ def test_every_step_has_three_finite_moments(model):
 
 
 @pytest.mark.skipif(not _native.available, reason="plain torch rounds a tensor's tail differently")
-def test_picture_does_not_depend_on_the_batch(model):
-    """Same noise to the bit; the network's own rounding may differ with the batch size."""
-    whole = gms_fast.sample(model, 3, n=7, seed=5)
+@pytest.mark.parametrize("solver", ["sn-ddpm", "gms"])
+def test_picture_does_not_depend_on_the_batch(model, solver):
+    """Same noise to the bit; the network's own rounding, some 1e-6 of e3, may differ with the batch size.
+
+    GMS takes a cube root of the third moment, which near zero turns that into (13.5e-6)^(1/3) = 0.024 at most.
+    """
+    whole = gms_fast.sample(model, 3, n=7, seed=5, solver=solver)
     for i in (0, 3, 6):
-        alone = gms_fast.sample(model, 3, n=1, seed=5, sample_offset=i)
-        torch.testing.assert_close(alone[0], whole[i], atol=1e-4, rtol=0)
+        difference = (gms_fast.sample(model, 3, n=1, seed=5, sample_offset=i, solver=solver)[0] - whole[i]).abs()
+        assert difference.max() < (1e-4 if solver == "sn-ddpm" else 0.024)
+        assert difference.median() < 1e-5
 
 
 def test_committed_scores_meet_the_bar():

@@ -17,10 +17,19 @@ LAYOUTS = {
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
     "strided": lambda t: torch.stack([t, t], dim=-1)[..., 0],
     "expanded": lambda t: t[:, :1].expand(-1, 3, -1, -1),
+    "channels": lambda t: torch.cat([t, t], dim=1)[:, :3],  # of a network with more outputs
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
     "no_samples": lambda t: t[:0],
     "no_elements": lambda t: t[:, :0],
 }
-INPUTS = {"fit_mixture": 3, "sample_mixture": 3, "gms_step": 4, "gms_step_out": 4}
+INPUTS = {
+    "fit_mixture": 3,
+    "sample_mixture": 3,
+    "gms_step": 4,
+    "gms_step_out": 4,
+    "affine_noise": 3,
+    "affine_noise_out": 3,
+}
 
 
 def tensors(count, dtype=torch.float32, layout="contiguous", shape=(2, 3, 4, 5)):
@@ -39,7 +48,9 @@ def test_op_passes_opcheck(op, layout, dtype):
     arguments, options = tensors(INPUTS[op], dtype, layout), {}
     if op.startswith("gms_step"):
         arguments.append(STEP.as_list())
-    if op == "gms_step_out":
+    if op.startswith("affine_noise"):
+        arguments = [arguments[0], arguments[1:], [0.5, -2.0, 0.25], 0.3]
+    if op.endswith("_out"):
         options["out"] = torch.empty_like(arguments[0])
     torch.library.opcheck(getattr(torch.ops.gms_fast, op).default, tuple(arguments), options)
 
@@ -63,7 +74,7 @@ def test_compiled_function_equals_eager():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded", "channels", "transposed"])
 def test_values_do_not_depend_on_the_layout(layout, dtype):
     moved = tensors(4, dtype, layout)
     plain = [t.contiguous() for t in moved]
@@ -73,12 +84,73 @@ def test_values_do_not_depend_on_the_layout(layout, dtype):
         assert torch.equal(ops.sample_mixture(*moved[:3], fit=fit), ops.sample_mixture(*plain[:3], fit=fit))
         for a, b in zip(ops.fit_mixture(*moved[:3], fit=fit), ops.fit_mixture(*plain[:3], fit=fit), strict=True):
             assert torch.equal(a, b)
-            assert a.is_contiguous()
+            assert a.stride() == torch.empty_like(moved[0]).stride()
             assert a.dtype == dtype
+        mixed = [moved[0], plain[1], moved[2], plain[3]]
+        assert torch.equal(gms_step(*mixed, fit=fit), gms_step(*plain, fit=fit))
+    terms, weights = moved[1:], [0.5, -2.0, 0.25, 1.0]
+    got = ops.affine_noise(moved[0], terms, weights, 0.3, seed=4)
+    assert torch.equal(got, ops.affine_noise(plain[0], plain[1:], weights, 0.3, seed=4))
+
+
+def test_layouts_of_many_dimensions_are_copied():
+    """Where no three strides tell where elements lie."""
+    x = torch.rand(2, 3, 4, 5, 6, 2)[..., 0].permute(0, 4, 2, 3, 1)
+    moved = [x, *(torch.rand(2, 6, 4, 5, 3) for _ in range(3))]
+    assert torch.equal(gms_step(*moved), gms_step(*(t.contiguous() for t in moved)))
+    out = torch.empty(2, 3, 4, 5, 6, 2)[..., 0].permute(0, 4, 2, 3, 1)
+    assert torch.equal(gms_step(*moved, out=out), gms_step(*moved))
+
+
+@pytest.mark.parametrize("into", DTYPES)
+def test_out_of_another_dtype_is_rounded_once(into):
+    x, *moments = tensors(4)
+    out = torch.empty_like(x, dtype=into)
+    gms_step(x, *moments, out=out)
+    want = gms_step(*(t.double() for t in (x, *moments))) if into == torch.float64 else gms_step(x, *moments).to(into)
+    assert torch.equal(out, want)
+
+
+def test_negative_bit_is_resolved():
+    x, e1, e2, e3 = tensors(4)
+    negated = torch.complex(e1, -x).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(gms_step(negated, e1, e2, e3), gms_step(x, e1, e2, e3))
+
+
+def test_affine_noise_is_the_weighted_sum():
+    x, y, w, z = tensors(4)
+    got = ops.affine_noise(x, [y, w], [0.5, -2.0, 0.25], 0.3, noise=z)
+    want = 0.5 * x.double() - 2 * y.double() + 0.25 * w.double() + 0.3 * z.double()
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=4 * 4 * 2**-23)  # four roundings of numbers below 4
+    drawn = ops.affine_noise(x, [], [1.0], 1.0, seed=3, step_index=2, sample_offset=1)
+    z = ops.philox_normal(x.shape, seed=3, step=2, sample_offset=1)
+    assert torch.equal(drawn, x + z)  # fma(1, z, 1 x) rounds once
+    assert torch.equal(ops.affine_noise(x, [y], [0.0, 1.0]), y)
+    assert torch.equal(ops.affine_noise(x, [y], [0.0, 1.0], out=x), y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_numbers_may_come_in_tensors(dtype):
+    """As a CUDA graph needs them: seed, step index, coefficients and weights, read when the kernel runs."""
+    inputs = tensors(4, dtype)
+    seed, index = torch.tensor(-5), torch.tensor(7)
+    want = gms_step(*inputs, seed=-5, step_index=7, sample_offset=3)
+    got = gms_step(*inputs, STEP.as_tensor(), seed=seed, step_index=index, sample_offset=3)
+    if dtype == torch.float64:  # the tensor is float32
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(got, want)
+    shape = (3, 5)
+    assert torch.equal(ops.philox_normal(shape, seed=seed, step=index), ops.philox_normal(shape, seed=-5, step=7))
+    x, *terms = inputs
+    weights = torch.tensor([0.5, -2.0, 0.25, 1.0, 0.5])
+    got = ops.affine_noise(x, terms, weights, seed=seed, step_index=index)
+    assert torch.equal(got, ops.affine_noise(x, terms, weights[:-1].tolist(), 0.5, seed=-5, step_index=7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "transposed", "channels"])
 def test_out_receives_the_result(layout, dtype):
     inputs = tensors(4, dtype)
     out = torch.full_like(LAYOUTS[layout](inputs[0]), math.nan)
@@ -182,7 +254,7 @@ REFUSALS = {
     "seeds": (
         lambda: ops.sample_mixture(X, X, X, seed=[1, 2, 3]),
         ValueError,
-        r"seeds must be \(2,\) int64.* got \(3,\)",
+        r"seeds must be \(2,\) or \(\) int64.* got \(3,\)",
     ),
     "seeds dtype": (lambda: gms_step(X, X, X, X, seed=torch.ones(2)), TypeError, "seed must be .* got torch.float32"),
     "seed": (lambda: gms_step(X, X, X, X, seed=0.5), TypeError, "seed must be an integer"),
@@ -190,10 +262,44 @@ REFUSALS = {
     "step": (lambda: gms_step(X, X, X, X, step_index=-1), ValueError, "step must lie in"),
     "sample_offset": (lambda: gms_step(X, X, X, X, sample_offset=-1), ValueError, "sample_offset must lie in"),
     "out shape": (lambda: gms_step(X, X, X, X, out=torch.empty(3, 2)), ValueError, r"out must match x: got \(3, 2\)"),
-    "out dtype": (
-        lambda: gms_step(X, X, X, X, out=X.double()),
-        TypeError,
-        "out must have x's dtype: got torch.float64",
+    "out dtype": (lambda: gms_step(X, X, X, X, out=X.int()), TypeError, "out must be float32.* got torch.int32"),
+    "out expanded": (
+        lambda: gms_step(X, X, X, X, out=X[:1].expand(2, 3)),
+        ValueError,
+        "out must have a place of its own",
+    ),
+    "step shape": (
+        lambda: gms_step(X, X, X, X, torch.ones(6)),
+        ValueError,
+        r"step must be \(10,\) float32.* got \(6,\)",
+    ),
+    "step_index shape": (
+        lambda: gms_step(X, X, X, X, step_index=torch.zeros(2, dtype=torch.int64)),
+        ValueError,
+        r"step must be \(\) int64.* got \(2,\)",
+    ),
+    "terms shape": (
+        lambda: ops.affine_noise(X, [X, X[:1]], [1, 1, 1]),
+        ValueError,
+        r"terms\[1\] must match x: got \(1",
+    ),
+    "terms": (lambda: ops.affine_noise(X, [None], [1, 1]), TypeError, r"terms\[0\] must be a tensor: got None"),
+    "many terms": (
+        lambda: ops.affine_noise(X, [X] * 9, [1] * 10),
+        ValueError,
+        "terms must be at most 8 tensors: got 9",
+    ),
+    "weights": (lambda: ops.affine_noise(X, [X], [1.0]), ValueError, "weights must be one of x and .*, 2: got 1"),
+    "weights NaN": (lambda: ops.affine_noise(X, [X], [1.0, NAN]), ValueError, "weights must be finite: got"),
+    "weights tensor": (
+        lambda: ops.affine_noise(X, [X], torch.ones(2)),
+        ValueError,
+        r"weights must be \(3,\) float32.* got \(2,\)",
+    ),
+    "noise_std": (
+        lambda: ops.affine_noise(X, [], [1.0], -1.0),
+        ValueError,
+        "noise_std must be .* got -1",
     ),
     "shape": (lambda: ops.philox_normal((), seed=0), ValueError, r"shape must be \(B, \*\)"),
     "negative size": (lambda: ops.philox_uniform((2, -1), seed=0), ValueError, r"shape must be .* got \(2, -1\)"),

@@ -1,70 +1,128 @@
 // SPDX-License-Identifier: MIT
-// The CPU loops over blocks that fit in the first-level cache: draw the noise of a block, load (and widen) its
-// inputs, fit and draw, store (and narrow). Compiled once per instruction set, with GMS_TABLE naming the table.
-#include "cpu/ops.h"
-
+// The CPU loops over blocks that fit in the first-level cache: draw the noise of a block, load (gather, widen) its
+// inputs, fit and draw, store (narrow, scatter). Compiled once per instruction set, with GMS_TABLE naming the table.
 #include <algorithm>
-#include <limits>
+
+#include "ops.h"
 
 namespace gms {
 namespace {
 
-constexpr int64_t kBlock = 512;            // elements; a multiple of 4, so that blocks start at whole Philox calls
+constexpr int64_t kBlock = 512;             // elements; a multiple of 4, so that blocks start at whole Philox calls
 constexpr int64_t kParallelFrom = 1 << 14;  // elements below which a second thread costs more than it saves
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Span {  // part of one sample
-  int64_t sample, begin, size, elements;
-  int64_t offset() const { return sample * elements + begin; }
+  int64_t sample, begin, size;
 };
 
 template <typename F>
-void for_each_block(const Shape& shape, const F& body) {
+void for_each_block(const Shape& shape, const Where& where, const F& body) {
   const int64_t blocks = (shape.elements + kBlock - 1) / kBlock, total = shape.samples * blocks;
-  const bool parallel = shape.threads > 1 && shape.samples * shape.elements >= kParallelFrom;
-#pragma omp parallel for schedule(static) num_threads(shape.threads) if (parallel)
-  for (int64_t i = 0; i < total; ++i) {
+  const auto run = [&](int64_t i) __attribute__((noinline)) {
     const int64_t begin = i % blocks * kBlock;
-    body(Span{i / blocks, begin, std::min(kBlock, shape.elements - begin), shape.elements});
+    body(Span{i / blocks, begin, std::min(kBlock, shape.elements - begin)});
+  };
+  if (where.threads == 1 || shape.samples * shape.elements < kParallelFrom) {
+    for (int64_t i = 0; i < total; ++i) run(i);
+    return;
+  }
+#pragma omp parallel for schedule(static) num_threads(where.threads)
+  for (int64_t i = 0; i < total; ++i) run(i);
+}
+
+// The narrow types as integers, converted by integer arithmetic, which every instruction set vectorises.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+float float_of(uint32_t bits) { return from_bits(static_cast<int32_t>(bits)); }
+
+float widen(float x) { return x; }
+float widen(BFloat16 x) { return float_of(uint32_t{x.bits} << 16); }
+float widen(Float16 x) {
+  const uint32_t size = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
+  const uint32_t scaled = static_cast<uint32_t>(bits_of(float_of(size << 13) * 0x1p112f));  // exact, denormals too
+  return float_of((size >= 0x7c00u ? 0x7f800000u | size << 13 : scaled) | sign);
+}
+
+// To nearest, ties to even; NaN stays NaN.
+void narrow(float x, float& to) { to = x; }
+void narrow(float x, BFloat16& to) {
+  const uint32_t i = static_cast<uint32_t>(bits_of(x));
+  const uint32_t rounded = (i + 0x7fffu + (i >> 16 & 1u)) >> 16;
+  to.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
+}
+void narrow(float x, Float16& to) {
+  const uint32_t i = static_cast<uint32_t>(bits_of(x)), size = i & 0x7fffffffu, sign = i >> 16 & 0x8000u;
+  const uint32_t normal = (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13;
+  // 0.5 has the last bit of its mantissa where a denormal half has its own: the sum is rounded there.
+  const uint32_t small = static_cast<uint32_t>(bits_of(float_of(size) + 0.5f)) - 0x3f000000u;
+  const uint32_t finite = size < 0x38800000u ? small : normal;
+  const uint32_t half = size >= 0x477ff000u ? (size > 0x7f800000u ? 0x7e00u : 0x7c00u) : finite;
+  to.bits = static_cast<uint16_t>(half | sign);
+}
+
+// Calls body(pointer to the tensor's first element, of its own type).
+template <typename F>
+void with_type(const Operand& tensor, const F& body) {
+  if (tensor.dtype == DType::kFloat32) return body(static_cast<float*>(tensor.data));
+  if (tensor.dtype == DType::kBFloat16) return body(static_cast<BFloat16*>(tensor.data));
+  body(static_cast<Float16*>(tensor.data));
+}
+
+// Calls body(offset in the tensor, stride, place in the block, size) for the parts of a block that lie evenly.
+template <typename F>
+void for_each_run(const Operand& tensor, const Shape& shape, const Span& span, const F& body) {
+  if (tensor.dense) return body(span.sample * shape.elements + span.begin, 1, 0, span.size);
+  Cursor cursor(shape, span.sample, span.begin);
+  for (int64_t done = 0, size; done < span.size; done += size, cursor.advance(shape, size)) {
+    size = std::min(span.size - done, shape.sizes[2] - cursor.k);
+    body(cursor.offset(tensor.strides), tensor.strides[3], done, size);
   }
 }
 
-// The block's values as float: in place where they are, else widened into `buffer`.
-const float* load(Input in, const Span& span, float* buffer) {
+bool in_place(const Operand& tensor) { return tensor.dense && tensor.dtype == DType::kFloat32; }
+
+float* address(const Operand& tensor, const Shape& shape, const Span& span) {
+  return static_cast<float*>(tensor.data) + span.sample * shape.elements + span.begin;
+}
+
+// The block's values as float: in place where they are, else brought into `buffer`.
+const float* load(const Operand& in, const Shape& shape, const Span& span, float* buffer) {
   if (in.data == nullptr) {
     std::fill_n(buffer, span.size, 0.0f);
     return buffer;
   }
-  if (in.dtype == DType::kFloat32) return static_cast<const float*>(in.data) + span.offset();
-  if (in.dtype == DType::kBFloat16) {
-    const uint16_t* p = static_cast<const uint16_t*>(in.data) + span.offset();
-    for (int64_t i = 0; i < span.size; ++i) buffer[i] = from_bits(static_cast<int32_t>(uint32_t{p[i]} << 16));
-  } else {
-    const _Float16* p = static_cast<const _Float16*>(in.data) + span.offset();
-    for (int64_t i = 0; i < span.size; ++i) buffer[i] = static_cast<float>(p[i]);
-  }
+  if (in_place(in)) return address(in, shape, span);
+  with_type(in, [&](const auto* data) {
+    for_each_run(in, shape, span, [&](int64_t offset, int64_t stride, int64_t begin, int64_t size) {
+      const auto* p = data + offset;
+      if (stride == 1) {
+        for (int64_t i = 0; i < size; ++i) buffer[begin + i] = widen(p[i]);
+      } else {
+        for (int64_t i = 0; i < size; ++i) buffer[begin + i] = widen(p[i * stride]);
+      }
+    });
+  });
   return buffer;
 }
 
-uint16_t to_bfloat16(float x) {  // to nearest, ties to even; NaN stays NaN
-  const uint32_t i = static_cast<uint32_t>(bits_of(x));
-  const uint32_t rounded = (i + 0x7fffu + (i >> 16 & 1u)) >> 16;
-  return static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
+// Where a block's results are computed: in the output itself, or in `buffer`, from which `store` takes them.
+float* target(const Operand& out, const Shape& shape, const Span& span, float* buffer) {
+  return in_place(out) ? address(out, shape, span) : buffer;
 }
 
-// Where a block's results are computed: in the output itself, or in `buffer` and narrowed by `store`.
-float* target(Output out, const Span& span, float* buffer) {
-  return out.dtype == DType::kFloat32 ? static_cast<float*>(out.data) + span.offset() : buffer;
-}
-
-void store(Output out, const Span& span, const float* buffer) {
-  if (out.dtype == DType::kBFloat16) {
-    uint16_t* p = static_cast<uint16_t*>(out.data) + span.offset();
-    for (int64_t i = 0; i < span.size; ++i) p[i] = to_bfloat16(buffer[i]);
-  } else if (out.dtype == DType::kFloat16) {
-    _Float16* p = static_cast<_Float16*>(out.data) + span.offset();
-    for (int64_t i = 0; i < span.size; ++i) p[i] = static_cast<_Float16>(buffer[i]);
-  }
+void store(const Operand& out, const Shape& shape, const Span& span, const float* buffer) {
+  if (in_place(out)) return;
+  with_type(out, [&](auto* data) {
+    for_each_run(out, shape, span, [&](int64_t offset, int64_t stride, int64_t begin, int64_t size) {
+      auto* p = data + offset;
+      for (int64_t i = 0; i < size; ++i) narrow(buffer[begin + i], p[i * stride]);
+    });
+  });
 }
 
 template <bool kNormal>
@@ -94,133 +152,225 @@ struct Draws {  // normals and uniforms of one block
   const float* z;
   const float* u;
 
-  Draws(const Noise& noise, const Span& span, bool needs_uniforms) : z(z_buffer), u(u_buffer) {
+  Draws(const Noise& noise, const Shape& shape, const Span& span, bool needs_uniforms) : z(z_buffer), u(u_buffer) {
+    const int64_t offset = span.sample * shape.elements + span.begin;
     if (noise.z != nullptr) {
-      z = noise.z + span.offset();
+      z = noise.z + offset;
     } else {
-      fill_noise<true>(counter_of(noise, span.sample, kNormals), span, z_buffer);
+      fill_noise<true>(noise.counter(span.sample, kNormals), span, z_buffer);
     }
     if (!needs_uniforms) return;
-    if (noise.element) {
-      if (noise.u != nullptr) {
-        u = noise.u + span.offset();
-      } else {
-        fill_noise<false>(counter_of(noise, span.sample, kUniforms), span, u_buffer);
-      }
-    } else {
+    if (!noise.element) {
       std::fill_n(u_buffer, span.size, noise.u != nullptr ? noise.u[span.sample] : shared_uniform(noise, span.sample));
+    } else if (noise.u != nullptr) {
+      u = noise.u + offset;
+    } else {
+      fill_noise<false>(noise.counter(span.sample, kUniforms), span, u_buffer);
     }
   }
 
   static float shared_uniform(const Noise& noise, int64_t sample) {
     uint32_t w[4];
-    philox_words(0, counter_of(noise, sample, kUniforms), w);
+    philox_words(0, noise.counter(sample, kUniforms), w);
     return uniform(w[0]);
   }
 };
 
+struct Fitted {  // the released fit of one block, iteration by iteration for a few registers of elements together
+  static constexpr int kTogether = 4, kStride = kTogether * kLanes;
+  float mean_a[kBlock], mean_b[kBlock], var[kBlock];
+
+  Fitted(const float* mean, const float* variance, const float* third, int64_t size, const FitParameters<float>& p) {
+    for (int64_t i = 0; i < size; i += kStride) {
+      const auto start = [&](int64_t j) {
+        return Adan<Lanes>(lanes_of(mean, j, size), lanes_of(variance, j, size), lanes_of(third, j, size));
+      };
+      Adan<Lanes> fits[kTogether] = {start(i), start(i + kLanes), start(i + 2 * kLanes), start(i + 3 * kLanes)};
+      AdanClock<float> clock;
+      for (int32_t k = 0; k < p.iterations; ++k) {
+        const AdanRates<float> rates = clock.next(p);
+        GMS_UNROLL
+        for (Adan<Lanes>& fit : fits) fit.iterate(p.weight, k == 0, rates);
+      }
+      for (int r = 0; r < kTogether; ++r) {
+        const Mixture<Lanes> fit = fits[r].mixture(p.weight);
+        for (int j = 0; j < kLanes; ++j) {
+          const int64_t at = i + r * kLanes + j;
+          mean_a[at] = fit.mean_a[j], mean_b[at] = fit.mean_b[j], var[at] = fit.var[j];
+        }
+      }
+    }
+  }
+
+  static Lanes lanes_of(const float* values, int64_t begin, int64_t size) {
+    Lanes lanes = {};
+    for (int64_t j = begin; j < std::min(begin + kLanes, size); ++j) lanes[j - begin] = values[j];
+    return lanes;
+  }
+
+  // The components that u chooses.
+  void draw_to(float* out, int64_t size, const Draws& draws, float weight, float most) const {
+    for (int64_t i = 0; i < size; ++i) {
+      const Component<float> c = {draws.u[i] < weight ? mean_a[i] : mean_b[i], root(at_most(var[i], most))};
+      out[i] = draw(c, draws.z[i]);
+    }
+  }
+};
+
+// The blocks take their numbers by value: behind a reference they might change with every element that is written.
+
 template <Fit kFit, Moments kMoments, bool kCentral>
-void step_block(const float* x, const float* e1, const float* e2, const float* e3, float* out, int64_t n,
-                const StepCoefficients<float>& k, const Fitting& f, const Draws& draws) {
-  constexpr bool kGuard = kFit == Fit::kFree && kMoments == Moments::kCumulant;
+void step_block(const float* const in[4], float* out, int64_t size, const StepCoefficients<float> k,
+                const FitParameters<float> p, const Draws& draws) {
+  const float* __restrict x = in[0];
+  const float* __restrict e1 = in[1];
+  const float* __restrict e2 = in[2];
+  const float* __restrict e3 = in[3];
   const float* __restrict z = draws.z;
   const float* __restrict u = draws.u;
-  for (int64_t i = 0; i < n; ++i) {
-    const StepMoments<float> s = kMoments == Moments::kReleased
-                                     ? released_moments<kCentral>(x[i], e1[i], e2[i], e3[i], k)
-                                     : step_moments<kCentral, kGuard>(x[i], e1[i], e2[i], e3[i], k);
-    const float below = kGuard ? k.B * (s.m - k.lo) : kInfinity, above = kGuard ? k.B * (k.hi - s.m) : kInfinity;
-    Mixture<float> fit = fit_mixture<kFit>(s.mean, s.base, s.excess, s.third, below, above, f.parameters);
-    fit.var = at_most(fit.var, k.var_max);
-    out[i] = kFit == Fit::kGaussian ? std::fma(std::sqrt(fit.var), z[i], fit.mean_a) : draw(fit, z[i], u[i]);
+  if constexpr (kFit == Fit::kAdan) {
+    float mean[kBlock] = {}, var[kBlock] = {}, third[kBlock] = {};
+    for (int64_t i = 0; i < size; ++i) {
+      const StepMoments<float> s = kMoments == Moments::kReleased
+                                       ? released_moments<kCentral>(x[i], e1[i], e2[i], e3[i], k)
+                                       : step_moments<kCentral>(x[i], e1[i], e2[i], e3[i], k);
+      mean[i] = s.mean, var[i] = s.base + s.excess, third[i] = s.third;
+    }
+    Fitted(mean, var, third, size, p).draw_to(out, size, draws, p.weight, k.var_max);
+  } else {
+    for (int64_t i = 0; i < size; ++i) {
+      out[i] = gms_step<kFit, kMoments, kCentral>(x[i], e1[i], e2[i], e3[i], z[i], u[i], k, p);
+    }
   }
 }
 
-using StepBlock = void (*)(const float*, const float*, const float*, const float*, float*, int64_t,
-                           const StepCoefficients<float>&, const Fitting&, const Draws&);
+using StepBlock = void (*)(const float* const[4], float*, int64_t, StepCoefficients<float>, FitParameters<float>,
+                           const Draws&);
 
 template <Fit kFit>
-StepBlock step_block_of(const Stepping& s) {
+StepBlock step_block_of(const Scheme& s) {
   if (s.moments == Moments::kReleased) {
     return s.central ? step_block<kFit, Moments::kReleased, true> : step_block<kFit, Moments::kReleased, false>;
   }
   return s.central ? step_block<kFit, Moments::kCumulant, true> : step_block<kFit, Moments::kCumulant, false>;
 }
 
-void gms_step(Input x, Input e1, Input e2, Input e3, Output out, const Shape& shape, const Stepping& stepping,
-              const Fitting& fitting, const Noise& noise) {
+void gms_step(const Operand tensors[5], const Shape& shape, const Scheme& scheme, const float* numbers,
+              const Noise& noise, const Where& where) {
   StepBlock block = nullptr;
-  with_fit(fitting.fit, [&](auto kind) { block = step_block_of<decltype(kind)::value>(stepping); });
-  for_each_block(shape, [&](const Span& span) {
-    const Draws draws(noise, span, fitting.fit != Fit::kGaussian);
+  with_fit(scheme.fit, [&](auto fit) { block = step_block_of<decltype(fit)::value>(scheme); });
+  const StepCoefficients<float> k = scheme.coefficients_from(numbers);
+  for_each_block(shape, where, [&](const Span& span) {
+    const Draws draws(noise, shape, span, scheme.fit != Fit::kGaussian);
     float buffers[5][kBlock];
-    float* result = target(out, span, buffers[4]);
-    block(load(x, span, buffers[0]), load(e1, span, buffers[1]), load(e2, span, buffers[2]),
-          load(e3, span, buffers[3]), result, span.size, stepping.coefficients, fitting, draws);
-    store(out, span, result);
+    const float* in[4];
+    for (int j = 0; j < 4; ++j) in[j] = load(tensors[j], shape, span, buffers[j]);
+    float* out = target(tensors[4], shape, span, buffers[4]);
+    block(in, out, span.size, k, scheme.parameters, draws);
+    store(tensors[4], shape, span, out);
   });
 }
 
 template <Fit kFit>
-Mixture<float> fit_at(float mean, float var, float third, float floor, const Fitting& f) {
-  return fit_mixture<kFit>(mean, at_most(var, floor), at_least(var - floor, 0.0f), third, kInfinity, kInfinity,
-                           f.parameters);
+void sample_block(const float* const in[3], float* out, int64_t size, const float floor, const FitParameters<float> p,
+                  const Draws& draws) {
+  const float* __restrict mean = in[0];
+  const float* __restrict var = in[1];
+  const float* __restrict third = in[2];
+  const float* __restrict z = draws.z;
+  const float* __restrict u = draws.u;
+  if constexpr (kFit == Fit::kAdan) {
+    Fitted(mean, var, third, size, p).draw_to(out, size, draws, p.weight, INFINITY);
+  } else {
+    for (int64_t i = 0; i < size; ++i) out[i] = sample_mixture<kFit>(mean[i], var[i], third[i], floor, z[i], u[i], p);
+  }
 }
 
-void sample_mixture(Input mean, Input var, Input third, Output out, const Shape& shape, float floor,
-                    const Fitting& fitting, const Noise& noise) {
-  with_fit(fitting.fit, [&](auto kind) {
-    constexpr Fit kFit = decltype(kind)::value;
-    for_each_block(shape, [&](const Span& span) {
-      const Draws draws(noise, span, kFit != Fit::kGaussian);
+void sample_mixture(const Operand tensors[4], const Shape& shape, const Scheme& scheme, const Noise& noise,
+                    const Where& where) {
+  with_fit(scheme.fit, [&](auto fit) {
+    for_each_block(shape, where, [&](const Span& span) {
+      const Draws draws(noise, shape, span, scheme.fit != Fit::kGaussian);
       float buffers[4][kBlock];
-      const float* m = load(mean, span, buffers[0]);
-      const float* v = load(var, span, buffers[1]);
-      const float* t = load(third, span, buffers[2]);
-      float* result = target(out, span, buffers[3]);
-      for (int64_t i = 0; i < span.size; ++i) {
-        const Mixture<float> fit = fit_at<kFit>(m[i], v[i], t[i], floor, fitting);
-        result[i] = kFit == Fit::kGaussian ? std::fma(std::sqrt(fit.var), draws.z[i], fit.mean_a)
-                                           : draw(fit, draws.z[i], draws.u[i]);
-      }
-      store(out, span, result);
+      const float* in[3];
+      for (int j = 0; j < 3; ++j) in[j] = load(tensors[j], shape, span, buffers[j]);
+      float* out = target(tensors[3], shape, span, buffers[3]);
+      sample_block<decltype(fit)::value>(in, out, span.size, scheme.floor, scheme.parameters, draws);
+      store(tensors[3], shape, span, out);
     });
   });
 }
 
-void fit_mixture(Input mean, Input var, Input third, Output weight, Output mean_a, Output mean_b, Output out_var,
-                 const Shape& shape, float floor, const Fitting& fitting) {
-  with_fit(fitting.fit, [&](auto kind) {
-    for_each_block(shape, [&](const Span& span) {
-      float in[3][kBlock], out[4][kBlock];
-      const float* m = load(mean, span, in[0]);
-      const float* v = load(var, span, in[1]);
-      const float* t = load(third, span, in[2]);
-      const Output outputs[4] = {weight, mean_a, mean_b, out_var};
-      float* r[4];
-      for (int j = 0; j < 4; ++j) r[j] = target(outputs[j], span, out[j]);
-      for (int64_t i = 0; i < span.size; ++i) {
-        const Mixture<float> fit = fit_at<decltype(kind)::value>(m[i], v[i], t[i], floor, fitting);
-        r[0][i] = fit.weight, r[1][i] = fit.mean_a, r[2][i] = fit.mean_b, r[3][i] = fit.var;
-      }
-      for (int j = 0; j < 4; ++j) store(outputs[j], span, r[j]);
+// Not inlined: there the compiler would forget that the seven do not overlap.
+template <Fit kFit>
+__attribute__((noinline)) void fit_block(const float* __restrict mean, const float* __restrict var,
+                                         const float* __restrict third, float* __restrict weight,
+                                         float* __restrict mean_a, float* __restrict mean_b, float* __restrict rest,
+                                         int64_t size, const float floor, const FitParameters<float> p) {
+  if constexpr (kFit == Fit::kAdan) {
+    const Fitted fit(mean, var, third, size, p);
+    std::fill_n(weight, size, p.weight);
+    std::copy_n(fit.mean_a, size, mean_a);
+    std::copy_n(fit.mean_b, size, mean_b);
+    std::copy_n(fit.var, size, rest);
+  } else {
+    for (int64_t i = 0; i < size; ++i) {
+      const Mixture<float> fit = fit_mixture_above<kFit>(mean[i], var[i], third[i], floor, p);
+      weight[i] = fit.weight, mean_a[i] = fit.mean_a, mean_b[i] = fit.mean_b, rest[i] = fit.var;
+    }
+  }
+}
+
+void fit_mixture(const Operand tensors[7], const Shape& shape, const Scheme& scheme, const Where& where) {
+  with_fit(scheme.fit, [&](auto fit) {
+    for_each_block(shape, where, [&](const Span& span) {
+      float buffers[7][kBlock];
+      const float* in[3];
+      float* out[4];
+      for (int j = 0; j < 3; ++j) in[j] = load(tensors[j], shape, span, buffers[j]);
+      for (int j = 0; j < 4; ++j) out[j] = target(tensors[3 + j], shape, span, buffers[3 + j]);
+      fit_block<decltype(fit)::value>(in[0], in[1], in[2], out[0], out[1], out[2], out[3], span.size, scheme.floor,
+                                      scheme.parameters);
+      for (int j = 0; j < 4; ++j) store(tensors[3 + j], shape, span, out[j]);
     });
   });
 }
 
-void philox(Output out, const Shape& shape, const Noise& noise, uint32_t stream, bool normal) {
-  for_each_block(shape, [&](const Span& span) {
+void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
+                  const Where& where) {
+  for_each_block(shape, where, [&](const Span& span) {
+    float sum[kBlock], buffer[kBlock];
+    const float* x = load(tensors[0], shape, span, buffer);
+    for (int64_t i = 0; i < span.size; ++i) sum[i] = affine.weight(0) * x[i];
+    for (int term = 0; term < affine.terms; ++term) {
+      const float* y = load(affine.term[term], shape, span, buffer);
+      const float weight = affine.weight(term + 1);
+      for (int64_t i = 0; i < span.size; ++i) sum[i] = fma(weight, y[i], sum[i]);
+    }
+    if (affine.noisy) {
+      const Draws draws(noise, shape, span, false);
+      const float std = affine.weight(affine.terms + 1);
+      for (int64_t i = 0; i < span.size; ++i) sum[i] = fma(std, draws.z[i], sum[i]);
+    }
+    std::copy_n(sum, in_place(tensors[1]) ? span.size : 0, target(tensors[1], shape, span, buffer));
+    store(tensors[1], shape, span, sum);
+  });
+}
+
+void philox(const Operand& out, const Shape& shape, const Noise& noise, uint32_t stream, bool normal,
+            const Where& where) {
+  for_each_block(shape, where, [&](const Span& span) {
     float values[kBlock];
-    const Counter counter = counter_of(noise, span.sample, stream);
+    const Counter counter = noise.counter(span.sample, stream);
     normal ? fill_noise<true>(counter, span, values) : fill_noise<false>(counter, span, values);
-    if (out.dtype == DType::kFloat32) std::copy_n(values, span.size, target(out, span, nullptr));
-    store(out, span, values);
+    std::copy_n(values, in_place(out) ? span.size : 0, target(out, shape, span, values));
+    store(out, shape, span, values);
   });
 }
 
 }  // namespace
 
 extern const Table GMS_TABLE;
-const Table GMS_TABLE = {gms_step, sample_mixture, fit_mixture, philox};
+const Table GMS_TABLE = {gms_step, sample_mixture, fit_mixture, affine_noise, philox};
 
 }  // namespace gms

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The ops on a GPU: each thread takes groups of four elements, one Philox call each; the arithmetic is csrc/gms.
+// The ops on a GPU: each thread takes groups of eight elements, two Philox calls for their normals, in 16-byte accesses
+// where tensors are dense and aligned, element by element elsewhere; the arithmetic is csrc/gms.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -8,155 +9,304 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/ops.h"
+#include "ops.h"
 
 namespace gms {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kGroup = 8;            // elements
+constexpr int kBlocksPerProcessor = 16;
 
-struct StepArguments {
-  Input x, e1, e2, e3;
-  Output out;
-  Shape shape;
-  StepCoefficients<float> coefficients;
-  FitParameters<float> fit;
-  Noise noise;
+// A grid-stride walk over groups without divisions but the first: its stride in whole samples and groups.
+struct Walk {
+  int64_t groups, samples;  // groups per sample
+  int64_t stride_samples, stride_groups;
+  unsigned blocks;
 };
 
-__device__ float load(const Input& in, int64_t i) {
-  if (in.data == nullptr) return 0.0f;
-  if (in.dtype == DType::kFloat32) return static_cast<const float*>(in.data)[i];
-  if (in.dtype == DType::kBFloat16) return __bfloat162float(static_cast<const __nv_bfloat16*>(in.data)[i]);
-  return __half2float(static_cast<const __half*>(in.data)[i]);
-}
-
-__device__ void store(const Output& out, int64_t i, float value) {
-  if (out.dtype == DType::kFloat32) {
-    static_cast<float*>(out.data)[i] = value;
-  } else if (out.dtype == DType::kBFloat16) {
-    static_cast<__nv_bfloat16*>(out.data)[i] = __float2bfloat16_rn(value);
-  } else {
-    static_cast<__half*>(out.data)[i] = __float2half_rn(value);
-  }
-}
-
-__device__ void draw_four(const Counter& counter, uint32_t quad, bool normal, float out[4]) {
-  uint32_t w[4];
-  philox_words(quad, counter, w);
-  if (normal) {
-    box_muller(w[0], w[1], out[0], out[1]);
-    box_muller(w[2], w[3], out[2], out[3]);
-  } else {
-    for (int j = 0; j < 4; ++j) out[j] = uniform(w[j]);
-  }
-}
-
-struct Draws {  // of four neighbouring elements
-  float z[4], u[4];
-
-  __device__ Draws(const Noise& noise, int64_t sample, uint32_t quad, bool needs_uniforms) {
-    if (noise.z == nullptr) draw_four(counter_of(noise, sample, kNormals), quad, true, z);
-    if (!needs_uniforms || noise.u != nullptr) return;
-    draw_four(counter_of(noise, sample, kUniforms), noise.element ? quad : 0, false, u);
-    if (!noise.element) u[1] = u[2] = u[3] = u[0];
-  }
-
-  __device__ float normal(const Noise& noise, int j, int64_t i) const { return noise.z != nullptr ? noise.z[i] : z[j]; }
-  __device__ float uniform_at(const Noise& noise, int j, int64_t i, int64_t sample) const {
-    return noise.u != nullptr ? noise.u[noise.element ? i : sample] : u[j];
-  }
+struct Group {
+  int64_t sample, begin;  // first element in the sample
+  int count;
 };
 
-template <Fit kFit>
-__device__ float draw_from(const Mixture<float>& fit, const Draws& draws, const Noise& noise, int j, int64_t i,
-                           int64_t sample) {
-  const float z = draws.normal(noise, j, i);
-  if (kFit == Fit::kGaussian) return std::fma(std::sqrt(fit.var), z, fit.mean_a);
-  return draw(fit, z, draws.uniform_at(noise, j, i, sample));
-}
-
-// Calls body(sample, quad) for this thread's groups of four, in a grid-stride loop.
 template <typename F>
-__device__ void for_each_quad(const Shape& shape, const F& body) {
-  const int64_t quads = (shape.elements + 3) / 4, total = quads * shape.samples;
-  for (int64_t g = blockIdx.x * int64_t{kThreads} + threadIdx.x; g < total; g += int64_t{gridDim.x} * kThreads) {
-    body(g / quads, g % quads);
+__device__ void for_each_group(const Shape& shape, const Walk& walk, const F& body) {
+  const int64_t first = blockIdx.x * int64_t{kThreads} + threadIdx.x;
+  int64_t sample = first / walk.groups, group = first - sample * walk.groups;
+  while (sample < walk.samples) {
+    const int64_t begin = group * kGroup, left = shape.elements - begin;
+    body(Group{sample, begin, static_cast<int>(left < kGroup ? left : kGroup)});
+    sample += walk.stride_samples, group += walk.stride_groups;
+    if (group >= walk.groups) group -= walk.groups, ++sample;
   }
 }
 
-// Calls body(j, i) for the elements of a group that exist, i being the index in the whole tensor.
+struct Raw {  // a group as it lies in memory: a word for each float32, half a word for each narrow number
+  uint32_t w[kGroup];
+};
+
+// Calls body(j, offset) for the elements of a group that exist.
 template <typename F>
-__device__ void for_each_lane(const Shape& shape, int64_t sample, int64_t quad, const F& body) {
+__device__ void for_each_element(const Operand& tensor, const Shape& shape, const Group& g, const F& body) {
+  const int64_t offset = g.sample * shape.elements + g.begin;
+  if (tensor.dense) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    if (4 * quad + j < shape.elements) body(j, sample * shape.elements + 4 * quad + j);
+    for (int j = 0; j < kGroup; ++j) {
+      if (j < g.count) body(j, offset + j);
+    }
+    return;
+  }
+  Cursor cursor(shape, g.sample, g.begin);
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) {
+    if (j < g.count) body(j, cursor.offset(tensor.strides));
+    cursor.advance(shape);
   }
 }
 
-template <Fit kFit, Moments kMoments, bool kCentral>
-__global__ void __launch_bounds__(kThreads) step_kernel(const StepArguments a) {
-  constexpr bool kGuard = kFit == Fit::kFree && kMoments == Moments::kCumulant;
-  const StepCoefficients<float>& k = a.coefficients;
-  for_each_quad(a.shape, [&](int64_t sample, int64_t quad) {
-    const Draws draws(a.noise, sample, static_cast<uint32_t>(quad), kFit != Fit::kGaussian);
-    for_each_lane(a.shape, sample, quad, [&](int j, int64_t i) {
-      const float x = load(a.x, i), e1 = load(a.e1, i), e2 = load(a.e2, i), e3 = load(a.e3, i);
-      const StepMoments<float> s = kMoments == Moments::kReleased ? released_moments<kCentral>(x, e1, e2, e3, k)
-                                                                  : step_moments<kCentral, kGuard>(x, e1, e2, e3, k);
-      const float below = kGuard ? k.B * (s.m - k.lo) : INFINITY, above = kGuard ? k.B * (k.hi - s.m) : INFINITY;
-      Mixture<float> fit = fit_mixture<kFit>(s.mean, s.base, s.excess, s.third, below, above, a.fit);
-      fit.var = at_most(fit.var, k.var_max);
-      store(a.out, i, draw_from<kFit>(fit, draws, a.noise, j, i, sample));
-    });
-  });
+__device__ uint4* vectors(const Operand& tensor, const Shape& shape, const Group& g) {
+  const int64_t size = tensor.dtype == DType::kFloat32 ? 4 : 2;
+  return reinterpret_cast<uint4*>(static_cast<char*>(tensor.data) + (g.sample * shape.elements + g.begin) * size);
 }
 
-struct MixtureArguments {
-  Input mean, var, third;
-  Output out[4];  // the draw, or weight, mean_a, mean_b, var
+// All operands are fetched before the first is used, so that their loads overlap.
+template <bool kVector>
+__device__ Raw fetch(const Operand& in, const Shape& shape, const Group& g) {
+  Raw raw = {};
+  if (in.data == nullptr) return raw;
+  if (kVector) {
+    const uint4* p = vectors(in, shape, g);
+    const uint4 a = p[0];
+    raw.w[0] = a.x, raw.w[1] = a.y, raw.w[2] = a.z, raw.w[3] = a.w;
+    if (in.dtype == DType::kFloat32) {
+      const uint4 b = p[1];
+      raw.w[4] = b.x, raw.w[5] = b.y, raw.w[6] = b.z, raw.w[7] = b.w;
+    }
+  } else if (in.dtype == DType::kFloat32) {
+    for_each_element(in, shape, g, [&](int j, int64_t i) { raw.w[j] = static_cast<const uint32_t*>(in.data)[i]; });
+  } else {
+    for_each_element(in, shape, g, [&](int j, int64_t i) {
+      raw.w[j / 2] |= uint32_t{static_cast<const uint16_t*>(in.data)[i]} << (j % 2 * 16);
+    });
+  }
+  return raw;
+}
+
+struct Values {
+  float v[kGroup];
+};
+
+__device__ Values widen(const Raw& raw, DType dtype) {
+  Values out;
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) {
+    const uint32_t half = raw.w[j / 2] >> (j % 2 * 16);
+    if (dtype == DType::kFloat32) {
+      out.v[j] = from_bits(static_cast<int32_t>(raw.w[j]));
+    } else if (dtype == DType::kBFloat16) {
+      out.v[j] = from_bits(static_cast<int32_t>(half << 16));
+    } else {
+      out.v[j] = __half2float(__ushort_as_half(static_cast<unsigned short>(half & 0xffffu)));
+    }
+  }
+  return out;
+}
+
+__device__ Raw narrow(const Values& values, DType dtype) {
+  Raw raw = {};
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) {
+    const float x = values.v[j];
+    if (dtype == DType::kFloat32) {
+      raw.w[j] = static_cast<uint32_t>(bits_of(x));
+    } else {
+      const uint32_t half = dtype == DType::kBFloat16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
+                                                      : __half_as_ushort(__float2half_rn(x));
+      raw.w[j / 2] |= half << (j % 2 * 16);
+    }
+  }
+  return raw;
+}
+
+template <bool kVector>
+__device__ Values load(const Operand& in, const Shape& shape, const Group& g) {
+  return widen(fetch<kVector>(in, shape, g), in.dtype);
+}
+
+template <bool kVector>
+__device__ void store(const Operand& out, const Shape& shape, const Group& g, const Values& values) {
+  const Raw raw = narrow(values, out.dtype);
+  if (kVector) {
+    uint4* p = vectors(out, shape, g);
+    p[0] = make_uint4(raw.w[0], raw.w[1], raw.w[2], raw.w[3]);
+    if (out.dtype == DType::kFloat32) p[1] = make_uint4(raw.w[4], raw.w[5], raw.w[6], raw.w[7]);
+  } else if (out.dtype == DType::kFloat32) {
+    for_each_element(out, shape, g, [&](int j, int64_t i) { static_cast<uint32_t*>(out.data)[i] = raw.w[j]; });
+  } else {
+    for_each_element(out, shape, g, [&](int j, int64_t i) {
+      static_cast<uint16_t*>(out.data)[i] = static_cast<uint16_t>(raw.w[j / 2] >> (j % 2 * 16));
+    });
+  }
+}
+
+__device__ Values draw_group(const Counter& counter, int64_t begin, bool normal) {
+  Values out;
+#pragma unroll
+  for (int quad = 0; quad < kGroup / 4; ++quad) {
+    float* v = out.v + 4 * quad;
+    uint32_t w[4];
+    philox_words(static_cast<uint32_t>(begin / 4 + quad), counter, w);
+    if (normal) {
+      box_muller(w[0], w[1], v[0], v[1]);
+      box_muller(w[2], w[3], v[2], v[3]);
+    } else {
+      for (int j = 0; j < 4; ++j) v[j] = uniform(w[j]);
+    }
+  }
+  return out;
+}
+
+__device__ Values given(const float* values, const Shape& shape, const Group& g) {
+  Values out = {};
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) {
+    if (j < g.count) out.v[j] = values[g.sample * shape.elements + g.begin + j];
+  }
+  return out;
+}
+
+__device__ Values normals(const Noise& noise, const Shape& shape, const Group& g) {
+  return noise.z != nullptr ? given(noise.z, shape, g) : draw_group(noise.counter(g.sample, kNormals), g.begin, true);
+}
+
+__device__ Values uniforms(const Noise& noise, const Shape& shape, const Group& g) {
+  if (noise.element) {
+    return noise.u != nullptr ? given(noise.u, shape, g)
+                              : draw_group(noise.counter(g.sample, kUniforms), g.begin, false);
+  }
+  float u;
+  if (noise.u != nullptr) {
+    u = noise.u[g.sample];
+  } else {
+    uint32_t w[4];
+    philox_words(0, noise.counter(g.sample, kUniforms), w);
+    u = uniform(w[0]);
+  }
+  Values out;
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) out.v[j] = u;
+  return out;
+}
+
+template <size_t kTensors>
+struct Arguments {
+  Operand tensors[kTensors];
   Shape shape;
-  float floor;
-  FitParameters<float> fit;
+  Walk walk;
+  Scheme scheme;
+  const float* numbers;
   Noise noise;
 };
 
-template <Fit kFit>
-__device__ Mixture<float> fit_at(const MixtureArguments& a, int64_t i) {
-  const float var = load(a.var, i);
-  return fit_mixture<kFit>(load(a.mean, i), at_most(var, a.floor), at_least(var - a.floor, 0.0f), load(a.third, i),
-                           INFINITY, INFINITY, a.fit);
-}
-
-template <Fit kFit>
-__global__ void __launch_bounds__(kThreads) sample_kernel(const MixtureArguments a) {
-  for_each_quad(a.shape, [&](int64_t sample, int64_t quad) {
-    const Draws draws(a.noise, sample, static_cast<uint32_t>(quad), kFit != Fit::kGaussian);
-    for_each_lane(a.shape, sample, quad, [&](int j, int64_t i) {
-      store(a.out[0], i, draw_from<kFit>(fit_at<kFit>(a, i), draws, a.noise, j, i, sample));
-    });
+template <Fit kFit, Moments kMoments, bool kCentral, bool kVector>
+__global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ Arguments<5> a) {
+  const StepCoefficients<float> k = a.scheme.coefficients_from(a.numbers);
+  for_each_group(a.shape, a.walk, [&](const Group& g) {
+    Raw raw[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) raw[i] = fetch<kVector>(a.tensors[i], a.shape, g);
+    const Values z = normals(a.noise, a.shape, g), u = kFit == Fit::kGaussian ? Values{} : uniforms(a.noise, a.shape, g);
+    const Values x = widen(raw[0], a.tensors[0].dtype), e1 = widen(raw[1], a.tensors[1].dtype),
+                 e2 = widen(raw[2], a.tensors[2].dtype), e3 = widen(raw[3], a.tensors[3].dtype);
+    Values out;
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      out.v[j] = gms_step<kFit, kMoments, kCentral>(x.v[j], e1.v[j], e2.v[j], e3.v[j], z.v[j], u.v[j], k,
+                                                    a.scheme.parameters);
+    }
+    store<kVector>(a.tensors[4], a.shape, g, out);
   });
 }
 
-template <Fit kFit>
-__global__ void __launch_bounds__(kThreads) fit_kernel(const MixtureArguments a) {
-  for_each_quad(a.shape, [&](int64_t sample, int64_t quad) {
-    for_each_lane(a.shape, sample, quad, [&](int, int64_t i) {
-      const Mixture<float> fit = fit_at<kFit>(a, i);
-      store(a.out[0], i, fit.weight);
-      store(a.out[1], i, fit.mean_a);
-      store(a.out[2], i, fit.mean_b);
-      store(a.out[3], i, fit.var);
-    });
+template <Fit kFit, bool kVector>
+__global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ Arguments<4> a) {
+  for_each_group(a.shape, a.walk, [&](const Group& g) {
+    Raw raw[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) raw[i] = fetch<kVector>(a.tensors[i], a.shape, g);
+    const Values z = normals(a.noise, a.shape, g), u = kFit == Fit::kGaussian ? Values{} : uniforms(a.noise, a.shape, g);
+    const Values mean = widen(raw[0], a.tensors[0].dtype), var = widen(raw[1], a.tensors[1].dtype),
+                 third = widen(raw[2], a.tensors[2].dtype);
+    Values out;
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      out.v[j] = sample_mixture<kFit>(mean.v[j], var.v[j], third.v[j], a.scheme.floor, z.v[j], u.v[j],
+                                      a.scheme.parameters);
+    }
+    store<kVector>(a.tensors[3], a.shape, g, out);
   });
 }
 
-__global__ void __launch_bounds__(kThreads)
-    philox_kernel(const Output out, const Shape shape, const Noise noise, uint32_t stream, bool normal) {
-  for_each_quad(shape, [&](int64_t sample, int64_t quad) {
-    float values[4];
-    draw_four(counter_of(noise, sample, stream), static_cast<uint32_t>(quad), normal, values);
-    for_each_lane(shape, sample, quad, [&](int j, int64_t i) { store(out, i, values[j]); });
+template <Fit kFit, bool kVector>
+__global__ void __launch_bounds__(kThreads) fit_kernel(const __grid_constant__ Arguments<7> a) {
+  for_each_group(a.shape, a.walk, [&](const Group& g) {
+    Raw raw[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) raw[i] = fetch<kVector>(a.tensors[i], a.shape, g);
+    const Values mean = widen(raw[0], a.tensors[0].dtype), var = widen(raw[1], a.tensors[1].dtype),
+                 third = widen(raw[2], a.tensors[2].dtype);
+    Values out[4];
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      const Mixture<float> fit =
+          fit_mixture_above<kFit>(mean.v[j], var.v[j], third.v[j], a.scheme.floor, a.scheme.parameters);
+      out[0].v[j] = fit.weight, out[1].v[j] = fit.mean_a, out[2].v[j] = fit.mean_b, out[3].v[j] = fit.var;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store<kVector>(a.tensors[3 + i], a.shape, g, out[i]);
+  });
+}
+
+struct AffineArguments {
+  Operand tensors[2];
+  Shape shape;
+  Walk walk;
+  Affine affine;
+  Noise noise;
+};
+
+template <bool kVector>
+__global__ void __launch_bounds__(kThreads) affine_kernel(const __grid_constant__ AffineArguments a) {
+  const auto add = [&](Values& sum, int weight, const Values& values) {
+    const float w = a.affine.weight(weight);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) sum.v[j] = fma(w, values.v[j], sum.v[j]);
+  };
+  for_each_group(a.shape, a.walk, [&](const Group& g) {
+    Values sum = load<kVector>(a.tensors[0], a.shape, g);
+    const float first = a.affine.weight(0);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) sum.v[j] *= first;
+    for (int i = 0; i < a.affine.terms; ++i) add(sum, i + 1, load<kVector>(a.affine.term[i], a.shape, g));
+    if (a.affine.noisy) add(sum, a.affine.terms + 1, normals(a.noise, a.shape, g));
+    store<kVector>(a.tensors[1], a.shape, g, sum);
+  });
+}
+
+struct PhiloxArguments {
+  Operand out;
+  Shape shape;
+  Walk walk;
+  Noise noise;
+  uint32_t stream;
+  bool normal;
+};
+
+template <bool kVector>
+__global__ void __launch_bounds__(kThreads) philox_kernel(const __grid_constant__ PhiloxArguments a) {
+  for_each_group(a.shape, a.walk, [&](const Group& g) {
+    store<kVector>(a.out, a.shape, g, draw_group(a.noise.counter(g.sample, a.stream), g.begin, a.normal));
   });
 }
 
@@ -165,52 +315,103 @@ void check(cudaError_t status, const char* what) {
 }
 
 // Enough blocks to fill the device, no more than there is work for.
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, void* stream, Arguments... arguments) {
-  const int64_t groups = (shape.elements + 3) / 4 * shape.samples;
-  if (groups == 0) return;  // a launch of no blocks is an error
+Walk walk_over(const Shape& shape) {
   int device = 0, processors = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  const int64_t blocks = std::min<int64_t>((groups + kThreads - 1) / kThreads, int64_t{processors} * 16);
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  check(cudaGetLastError(), name);
+  const int64_t groups = (shape.elements + kGroup - 1) / kGroup;
+  const int64_t blocks = std::min<int64_t>((groups * shape.samples + kThreads - 1) / kThreads,
+                                           int64_t{processors} * kBlocksPerProcessor);
+  const int64_t stride = blocks * kThreads, per_sample = std::max<int64_t>(groups, 1);
+  return {groups, shape.samples, stride / per_sample, stride % per_sample, static_cast<unsigned>(blocks)};
 }
 
-template <Fit kFit>
-auto step_kernel_of(const Stepping& s) {
-  if (s.moments == Moments::kReleased) {
-    return s.central ? step_kernel<kFit, Moments::kReleased, true> : step_kernel<kFit, Moments::kReleased, false>;
-  }
-  return s.central ? step_kernel<kFit, Moments::kCumulant, true> : step_kernel<kFit, Moments::kCumulant, false>;
+bool in_vectors(const Operand* tensors, int count, const Shape& shape) {
+  const auto fits = [](const Operand& t) { return t.dense && reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
+  return shape.elements % kGroup == 0 && std::all_of(tensors, tensors + count, fits);
 }
+
+template <typename A>
+void launch(const char* name, void (*kernel)(const A), const A& arguments, const Where& where) {
+  if (arguments.walk.blocks == 0) return;  // a launch of no blocks is an error
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(arguments.walk.blocks);
+  config.blockDim = dim3(kThreads);
+  config.stream = static_cast<cudaStream_t>(where.stream);
+  check(cudaLaunchKernelEx(&config, kernel, arguments), name);
+}
+
+// Calls body with a compile-time constant.
+template <typename F>
+void with_bool(bool value, const F& body) {
+  value ? body(std::true_type()) : body(std::false_type());
+}
+
+template <size_t kTensors>
+Arguments<kTensors> arguments_of(const Operand* tensors, const Shape& shape, const Scheme& scheme,
+                                 const float* numbers, const Noise& noise) {
+  Arguments<kTensors> a = {{}, shape, walk_over(shape), scheme, numbers, noise};
+  std::copy_n(tensors, kTensors, a.tensors);
+  return a;
+}
+
+template <Fit kFit, bool kVector>
+auto step_kernel_of(const Scheme& s) {
+  if (s.moments == Moments::kReleased) {
+    return s.central ? step_kernel<kFit, Moments::kReleased, true, kVector>
+                     : step_kernel<kFit, Moments::kReleased, false, kVector>;
+  }
+  return s.central ? step_kernel<kFit, Moments::kCumulant, true, kVector>
+                   : step_kernel<kFit, Moments::kCumulant, false, kVector>;
+}
+
+void gms_step(const Operand tensors[5], const Shape& shape, const Scheme& scheme, const float* numbers,
+              const Noise& noise, const Where& where) {
+  const Arguments<5> a = arguments_of<5>(tensors, shape, scheme, numbers, noise);
+  with_fit(scheme.fit, [&](auto fit) {
+    with_bool(in_vectors(tensors, 5, shape), [&](auto vector) {
+      launch("gms_step", step_kernel_of<decltype(fit)::value, decltype(vector)::value>(scheme), a, where);
+    });
+  });
+}
+
+void sample_mixture(const Operand tensors[4], const Shape& shape, const Scheme& scheme, const Noise& noise,
+                    const Where& where) {
+  const Arguments<4> a = arguments_of<4>(tensors, shape, scheme, nullptr, noise);
+  with_fit(scheme.fit, [&](auto fit) {
+    with_bool(in_vectors(tensors, 4, shape), [&](auto vector) {
+      launch("sample_mixture", sample_kernel<decltype(fit)::value, decltype(vector)::value>, a, where);
+    });
+  });
+}
+
+void fit_mixture(const Operand tensors[7], const Shape& shape, const Scheme& scheme, const Where& where) {
+  const Arguments<7> a = arguments_of<7>(tensors, shape, scheme, nullptr, Noise{});
+  with_fit(scheme.fit, [&](auto fit) {
+    with_bool(in_vectors(tensors, 7, shape), [&](auto vector) {
+      launch("fit_mixture", fit_kernel<decltype(fit)::value, decltype(vector)::value>, a, where);
+    });
+  });
+}
+
+void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
+                  const Where& where) {
+  const AffineArguments a = {{tensors[0], tensors[1]}, shape, walk_over(shape), affine, noise};
+  const bool vector = in_vectors(tensors, 2, shape) && in_vectors(affine.term, affine.terms, shape);
+  with_bool(vector, [&](auto v) { launch("affine_noise", affine_kernel<decltype(v)::value>, a, where); });
+}
+
+void philox(const Operand& out, const Shape& shape, const Noise& noise, uint32_t stream, bool normal,
+            const Where& where) {
+  const PhiloxArguments a = {out, shape, walk_over(shape), noise, stream, normal};
+  with_bool(in_vectors(&out, 1, shape),
+            [&](auto v) { launch("philox", philox_kernel<decltype(v)::value>, a, where); });
+}
+
+constexpr Table kTable = {gms_step, sample_mixture, fit_mixture, affine_noise, philox};
 
 }  // namespace
 
-void cuda_gms_step(Input x, Input e1, Input e2, Input e3, Output out, const Shape& shape, const Stepping& stepping,
-                   const Fitting& fitting, const Noise& noise, void* stream) {
-  const StepArguments a = {x, e1, e2, e3, out, shape, stepping.coefficients, fitting.parameters, noise};
-  with_fit(fitting.fit,
-           [&](auto kind) { launch("gms_step", step_kernel_of<decltype(kind)::value>(stepping), shape, stream, a); });
-}
-
-void cuda_sample_mixture(Input mean, Input var, Input third, Output out, const Shape& shape, float floor,
-                         const Fitting& fitting, const Noise& noise, void* stream) {
-  const MixtureArguments a = {mean, var, third, {out}, shape, floor, fitting.parameters, noise};
-  with_fit(fitting.fit,
-           [&](auto kind) { launch("sample_mixture", sample_kernel<decltype(kind)::value>, shape, stream, a); });
-}
-
-void cuda_fit_mixture(Input mean, Input var, Input third, Output weight, Output mean_a, Output mean_b, Output out_var,
-                      const Shape& shape, float floor, const Fitting& fitting, void* stream) {
-  const MixtureArguments a = {mean,  var,   third,             {weight, mean_a, mean_b, out_var},
-                              shape, floor, fitting.parameters, Noise{}};
-  with_fit(fitting.fit,
-           [&](auto kind) { launch("fit_mixture", fit_kernel<decltype(kind)::value>, shape, stream, a); });
-}
-
-void cuda_philox(Output out, const Shape& shape, const Noise& noise, uint32_t stream_id, bool normal, void* stream) {
-  launch("philox", philox_kernel, shape, stream, out, shape, noise, stream_id, normal);
-}
+const Table kCuda = kTable;
 
 }  // namespace gms

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What both compilers need: the arithmetic below is compiled by g++ for the CPU and by nvcc for the GPU.
+// What both compilers need: the arithmetic below is compiled by g++ for the CPU and by nvcc for the GPU, for one
+// number at a time (float, or double in tests) or for a register of them (Lanes).
 #pragma once
 
 #include <cmath>
@@ -12,3 +13,74 @@
 #define GMS_UNROLL _Pragma("GCC unroll 16")
 #define GMS_HD inline __attribute__((always_inline))
 #endif
+
+namespace gms {
+
+GMS_HD float fma(float a, float b, float c) { return std::fma(a, b, c); }
+GMS_HD double fma(double a, double b, double c) { return std::fma(a, b, c); }
+GMS_HD float root(float x) { return std::sqrt(x); }
+GMS_HD double root(double x) { return std::sqrt(x); }
+
+template <typename T>
+struct ScalarOf {
+  using type = T;
+};
+
+#ifndef __CUDACC__
+// A vector register of numbers.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+using Lanes = float __attribute__((vector_size(4 * kLanes)));
+
+template <>
+struct ScalarOf<Lanes> {
+  using type = float;
+};
+
+GMS_HD Lanes fma(Lanes a, Lanes b, Lanes c) {
+  Lanes r;
+  for (int i = 0; i < kLanes; ++i) r[i] = std::fma(a[i], b[i], c[i]);
+  return r;
+}
+GMS_HD Lanes root(Lanes x) {
+  Lanes r;
+  for (int i = 0; i < kLanes; ++i) r[i] = std::sqrt(x[i]);
+  return r;
+}
+#endif
+
+template <typename T>
+using Scalar = typename ScalarOf<T>::type;
+
+// A number in every lane.
+template <typename T>
+GMS_HD T splat(Scalar<T> x) {
+  return x - T{};  // x - 0 is x, -0 too
+}
+
+// NaN goes through, like in every comparison with it: x stays.
+template <typename T>
+GMS_HD T at_least(T x, T low) { return x < low ? low : x; }
+template <typename T>
+GMS_HD T at_most(T x, T high) { return x > high ? high : x; }
+#ifdef __CUDA_ARCH__
+__device__ __forceinline__ float at_least(float x, float low) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(low));
+  return r;
+}
+__device__ __forceinline__ float at_most(float x, float high) {
+  float r;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(high));
+  return r;
+}
+#endif
+template <typename T>
+GMS_HD T clamp(T x, T low, T high) { return at_most(at_least(x, low), high); }
+
+}  // namespace gms

@@ -4,7 +4,6 @@
 
 #include "gms/config.h"
 #include "gms/elementary.h"
-#include "gms/moments.h"
 
 namespace gms {
 
@@ -25,36 +24,102 @@ struct Mixture {
   T weight, mean_a, mean_b, var;
 };
 
-// exact: means d apart with w(1-w)(1-2w) d^3 = third, |d| no larger than `excess` allows.
-// free: where it would be larger, the two-point law of that skewness on a variance of `base`. The third moment is
-// bounded so that the means stay within `below` and `above` of the mean: a node q s above it has its partner s/q
-// below, and the skewness q - 1/q grows with q. (Comparisons with the NaN of excess = 0 leave it alone.)
+template <typename T>
+struct Range {  // how far the means may lie below and above the mean
+  T below, above;
+};
+
+// What is known of the variance besides the fitted part V: the whole is min(scale V + base, most), of which
+// std = sqrt(min(base, most)) is left where V = 0.
+template <typename T>
+struct Known {
+  T scale, base, most, std;
+};
+
+template <typename T>
+struct Component {  // of a mixture, chosen by a uniform
+  T mean, std;
+};
+
+// Of the weight w: means d apart with w(1-w)(1-2w) d^3 = third, and the rest V of the variance, which is negative
+// where the third moment asks for more than the variance has.
+template <typename T>
+struct Solution {
+  T d, rest;
+};
+template <typename T>
+GMS_HD Solution<T> solve(T excess, T third, const FitParameters<T>& p) {
+  const T d = cube_root(third * p.inv_skew);
+  return {d, fma(-p.spread * d, d, excess)};
+}
+
+// The two-point law of variance e = excess and skewness S/sqrt(e): nodes a above and b below the mean, with a b = e
+// and a - b = S, hence (|S| + h)/2 for the far one, h = sqrt(S^2 + 4e). Weight of the upper one: b/(a + b).
+template <typename T>
+GMS_HD T two_point_slant(T excess, T third) {
+  const T limit = T(0x1p60);  // past it the far weight is below every uniform draw, and S^2 must not overflow
+  return clamp(third / excess, -limit, limit);
+}
+template <typename T>
+struct TwoPoint {
+  T weight, above, below;
+};
+template <typename T>
+GMS_HD TwoPoint<T> two_point(T excess, T slant, T h) {
+  const T far = T(0.5) * (std::fabs(slant) + h), near = excess / far;
+  const T light = excess / fma(far, far, excess);  // near/(far + near)
+  const bool up = slant >= T(0);
+  return {up ? light : T(1) - light, up ? far : near, up ? near : far};
+}
+
+// The third moment whose two-point law stays within the range: a node a above the mean has its partner e/a below.
+// Plain comparisons, which leave it alone where the bounds are NaN: for e = 0, and a range without end.
+template <typename T>
+GMS_HD T within(T third, T excess, const Range<T>& range) {
+  const T share = excess / (range.below * range.above);
+  const T low = excess * fma(share, range.above, -range.below);
+  const T high = excess * fma(-share, range.below, range.above);
+  third = third < low ? low : third;
+  return third > high ? high : third;
+}
+
+// exact: the weight of `p`, and as much of the third moment as excess allows. free: where that is less than all of
+// it, the two-point law.
 template <Fit kFit, typename T>
-GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, T below, T above, const FitParameters<T>& p) {
-  if (kFit == Fit::kFree) {
-    third = clamp(third, excess * (excess / below - below), excess * (above - excess / above));
+GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParameters<T>& p) {
+  const Solution<T> s = solve(excess, third, p);
+  const bool infeasible = s.rest < T(0);
+  const T var = base + (infeasible ? T(0) : s.rest), a = T(1) - p.weight, b = -p.weight;
+  if (kFit == Fit::kExact) {
+    const T longest = std::copysign(root(excess * p.inv_spread), s.d), d = infeasible ? longest : s.d;
+    return {p.weight, fma(a, d, mean), fma(b, d, mean), var};
   }
-  const T d_max = std::sqrt(excess * p.inv_spread);
-  const T wanted = cube_root(third * p.inv_skew);
-  const bool infeasible = std::fabs(wanted) > d_max;
-  const T d = clamp(wanted, -d_max, d_max);
-  const T rest = at_least(std::fma(-p.spread * d, d, excess), T(0));
-  Mixture<T> fit = {p.weight, std::fma(T(1) - p.weight, d, mean), std::fma(-p.weight, d, mean),
-                    base + (infeasible ? T(0) : rest)};
-  if (kFit == Fit::kFree) {
-    const T s = std::sqrt(excess), inv_s = T(1) / s;
-    const T limit = T(0x1p60);  // past it the far weight is below every uniform draw, and g^2 must not overflow
-    const T g = clamp(third * inv_s * inv_s * inv_s, -limit, limit);
-    const T h = std::sqrt(std::fma(g, g, T(4)));
-    const T far = T(0.5) * (h + std::fabs(g)), near = T(1) / far;
-    const T light = near / h;  // weight of the far node, without the cancellation of (1 - |g|/h)/2
-    const bool up = g >= T(0), choose = infeasible && excess > T(0);
-    fit.weight = choose ? (up ? light : T(1) - light) : fit.weight;
-    fit.mean_a = choose ? std::fma(s, up ? far : near, mean) : fit.mean_a;
-    fit.mean_b = choose ? std::fma(-s, up ? near : far, mean) : fit.mean_b;
-    fit.var = choose ? base : fit.var;
+  const T slant = two_point_slant(excess, third);
+  const TwoPoint<T> law = two_point(excess, slant, root(fma(slant, slant, T(4) * excess)));
+  const bool some = excess > T(0);
+  const T weight = some ? law.weight : p.weight, above = some ? law.above : T(0), below = some ? law.below : T(0);
+  return {infeasible ? weight : p.weight, infeasible ? mean + above : fma(a, s.d, mean),
+          infeasible ? mean - below : fma(b, s.d, mean), var};
+}
+
+// The component that u chooses of that mixture, with one square root for the fit and the draw together: where the fit
+// is feasible it is of the variance, elsewhere of what the means need.
+template <Fit kFit, typename T>
+GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p) {
+  const Solution<T> s = solve(excess, third, p);
+  const bool infeasible = s.rest < T(0);
+  const T var = at_most(fma(known.scale, s.rest, known.base), known.most);
+  const T slant = kFit == Fit::kFree ? two_point_slant(excess, third) : T(0);
+  const T needed = kFit == Fit::kFree ? fma(slant, slant, T(4) * excess) : excess * p.inv_spread;
+  const T one_root = root(infeasible ? needed : var), std = infeasible ? known.std : one_root;
+  const T a = T(1) - p.weight, b = -p.weight;
+  if (kFit == Fit::kExact) {
+    const T d = infeasible ? std::copysign(one_root, s.d) : s.d;
+    return {fma(u < p.weight ? a : b, d, mean), std};
   }
-  return fit;
+  const TwoPoint<T> law = two_point(excess, slant, one_root);
+  const T far = excess > T(0) ? (u < law.weight ? law.above : -law.below) : T(0);
+  return {infeasible ? mean + far : fma(u < p.weight ? a : b, s.d, mean), std};
 }
 
 template <typename T>
@@ -62,67 +127,94 @@ struct AdanUnknown {  // one unknown of the released fit with its optimiser stat
   T value, m, d, s, last;
 };
 
-template <typename T>
+template <typename S>
 struct AdanRates {  // of iteration k: lr/(1-0.9^k), 0.92 lr/(1-0.92^k), 1/sqrt(1-0.92^k), eps
-  T first, difference, second, eps;
+  S first, difference, second, eps;
 };
 
-template <typename T>
+template <typename S>
 struct AdanClock {  // 0.9^k and 0.92^k
-  T first = 1, second = 1;
+  S first = 1, second = 1;
 
-  GMS_HD AdanRates<T> next(const FitParameters<T>& p) {
-    first *= T(0.9);
-    second *= T(0.92);
-    const T left = T(1) - second;
-    return {p.lr / (T(1) - first), T(0.92) * p.lr / left, T(1) / std::sqrt(left), p.eps};
+  GMS_HD AdanRates<S> next(const FitParameters<S>& p) {
+    first *= S(0.9);
+    second *= S(0.92);
+    const S left = S(1) - second;
+    return {p.lr / (S(1) - first), S(0.92) * p.lr / left, S(1) / root(left), p.eps};
   }
 };
 
 template <typename T>
-GMS_HD void adan_update(AdanUnknown<T>& u, T gradient, bool first_step, const AdanRates<T>& rate) {
-  const T diff = first_step ? T(0) : gradient - u.last;
-  const T nesterov = gradient + T(0.92) * diff;
-  u.m = T(0.9) * u.m + T(0.1) * gradient;
-  u.d = T(0.92) * u.d + T(0.08) * diff;
-  u.s = T(0.92) * u.s + T(0.08) * nesterov * nesterov;
-  u.value -= (u.m * rate.first + u.d * rate.difference) / (std::sqrt(u.s) * rate.second + rate.eps);
+GMS_HD void adan_update(AdanUnknown<T>& u, T gradient, bool first_step, const AdanRates<Scalar<T>>& rate) {
+  using S = Scalar<T>;
+  const T diff = first_step ? T{} : gradient - u.last;
+  const T nesterov = fma(splat<T>(S(0.92)), diff, gradient);
+  u.m = fma(splat<T>(S(0.9)), u.m, S(0.1) * gradient);
+  u.d = fma(splat<T>(S(0.92)), u.d, S(0.08) * diff);
+  u.s = fma(splat<T>(S(0.92)), u.s, S(0.08) * nesterov * nesterov);
+  const T step = fma(u.m, splat<T>(rate.first), u.d * rate.difference);
+  u.value -= step / fma(root(u.s), splat<T>(rate.second), splat<T>(rate.eps));
   u.last = gradient;
 }
 
-// adan: the released fit, `iterations` of Adan on the squared residuals of the three raw moments.
+// adan: the released fit, Adan on the squared residuals of the three raw moments.
+template <typename T>
+struct Adan {
+  using S = Scalar<T>;
+  T mean, var, second, raw;
+  AdanUnknown<T> a, b, beta;
+
+  GMS_HD Adan(T mean, T var, T third)
+      : mean(mean), var(var), second(fma(mean, mean, var)), raw(fma(mean, fma(mean, mean, S(3) * var), third)),
+        a{mean, T{}, T{}, T{}, T{}}, b{mean - S(1e-3), T{}, T{}, T{}, T{}},
+        beta{splat<T>(S(0.998)), T{}, T{}, T{}, T{}} {}
+
+  GMS_HD T variance() const { return var * clamp(beta.value, splat<T>(S(0.1)), splat<T>(S(1.2))); }
+
+  GMS_HD void iterate(S w, bool first_step, const AdanRates<S>& rates) {
+    const S w2 = S(1) - w;
+    const T low = splat<T>(S(0.1)), high = splat<T>(S(1.2));
+    const T v = variance(), x = a.value, y = b.value, wx = w * x, wy = w2 * y;
+    const T centre = wx + wy, xx = fma(x, x, v), yy = fma(y, y, v);
+    const T e0 = S(2) * (centre - mean);                                   // 2 E0
+    const T e1 = S(4) * (fma(splat<T>(w), xx, w2 * yy) - second);          // 4 E1
+    const T e2 = S(6) * (fma(wx, xx, wy * yy) + S(2) * v * centre - raw);  // 6 E2
+    const T slope = var * fma(e2, centre, S(0.5) * e1);
+    adan_update(a, w * fma(e2, xx, fma(e1, x, e0)), first_step, rates);
+    adan_update(b, w2 * fma(e2, yy, fma(e1, y, e0)), first_step, rates);
+    adan_update(beta, (beta.value >= low) & (beta.value <= high) ? slope : T{}, first_step, rates);
+  }
+
+  GMS_HD Mixture<T> mixture(S w) const { return {splat<T>(w), a.value, b.value, variance()}; }
+};
+
 template <typename T>
 GMS_HD Mixture<T> fit_adan(T mean, T var, T third, const FitParameters<T>& p) {
-  const T w = p.weight, w2 = T(1) - p.weight;
-  const T second = mean * mean + var, raw = third + T(3) * mean * var + mean * mean * mean;
-  AdanUnknown<T> a = {mean, 0, 0, 0, 0}, b = {mean - T(1e-3), 0, 0, 0, 0}, beta = {T(0.998), 0, 0, 0, 0};
+  Adan<T> fit(mean, var, third);
   AdanClock<T> clock;
-  for (int32_t k = 0; k < p.iterations; ++k) {
-    const AdanRates<T> rates = clock.next(p);
-    const T v = var * clamp(beta.value, T(0.1), T(1.2)), x = a.value, y = b.value;
-    const T centre = w * x + w2 * y, xx = x * x + v, yy = y * y + v;
-    const T e0 = centre - mean;
-    const T e1 = w * xx + w2 * yy - second;
-    const T e2 = w * x * (xx + T(2) * v) + w2 * y * (yy + T(2) * v) - raw;
-    const bool inside = beta.value >= T(0.1) && beta.value <= T(1.2);
-    const T gradient_beta = inside ? var * (T(2) * e1 + T(6) * e2 * centre) : T(0);
-    adan_update(a, w * (T(2) * e0 + T(4) * e1 * x + T(6) * e2 * xx), k == 0, rates);
-    adan_update(b, w2 * (T(2) * e0 + T(4) * e1 * y + T(6) * e2 * yy), k == 0, rates);
-    adan_update(beta, gradient_beta, k == 0, rates);
-  }
-  return {w, a.value, b.value, var * clamp(beta.value, T(0.1), T(1.2))};
+  for (int32_t k = 0; k < p.iterations; ++k) fit.iterate(p.weight, k == 0, clock.next(p));
+  return fit.mixture(p.weight);
 }
 
 template <Fit kFit, typename T>
-GMS_HD Mixture<T> fit_mixture(T mean, T base, T excess, T third, T below, T above, const FitParameters<T>& p) {
+GMS_HD Mixture<T> fit_mixture(T mean, T base, T excess, T third, const FitParameters<T>& p) {
   if (kFit == Fit::kGaussian) return {p.weight, mean, mean, base + excess};
   if (kFit == Fit::kAdan) return fit_adan(mean, base + excess, third, p);
-  return fit_closed<kFit>(mean, base, excess, third, below, above, p);
+  return fit_closed<kFit>(mean, base, excess, third, p);
+}
+
+// The component that u chooses.
+template <Fit kFit, typename T>
+GMS_HD Component<T> choose(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p) {
+  if (kFit == Fit::kGaussian) return {mean, root(at_most(fma(known.scale, excess, known.base), known.most))};
+  if (kFit == Fit::kAdan) {
+    const Mixture<T> fit = fit_adan(mean, fma(known.scale, excess, known.base), third, p);
+    return {u < fit.weight ? fit.mean_a : fit.mean_b, root(at_most(fit.var, known.most))};
+  }
+  return choose_closed<kFit>(mean, excess, third, u, known, p);
 }
 
 template <typename T>
-GMS_HD T draw(const Mixture<T>& fit, T z, T u) {
-  return std::fma(std::sqrt(fit.var), z, u < fit.weight ? fit.mean_a : fit.mean_b);
-}
+GMS_HD T draw(const Component<T>& component, T z) { return fma(component.std, z, component.mean); }
 
 }  // namespace gms

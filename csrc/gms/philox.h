@@ -34,14 +34,23 @@ GMS_HD void philox_words(uint32_t quad, const Counter& key, uint32_t w[4]) {
   w[0] = c0, w[1] = c1, w[2] = c2, w[3] = c3;
 }
 
+// The nearest float32, from halves that are exact where no instruction converts unsigned words.
+GMS_HD float to_float(uint32_t w) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return fma(static_cast<float>(static_cast<int32_t>(w >> 16)), 65536.0f, static_cast<float>(static_cast<int32_t>(w & 0xffffu)));
+#else
+  return static_cast<float>(w);
+#endif
+}
+
 // u = w 2^-32 + 2^-33 in float32, in (0, 1].
-GMS_HD float uniform(uint32_t w) { return static_cast<float>(w) * 0x1p-32f + 0x1p-33f; }
+GMS_HD float uniform(uint32_t w) { return fma(to_float(w), 0x1p-32f, 0x1p-33f); }
 
 // Two normals from two words (Box-Muller).
 GMS_HD void box_muller(uint32_t w0, uint32_t w1, float& z0, float& z1) {
   float s, c;
   sincos_turn(uniform(w1), s, c);
-  const float r = std::sqrt(-2.0f * log_unit(uniform(w0)));
+  const float r = root(minus_two_log(uniform(w0)));
   z0 = r * c;
   z1 = r * s;
 }

@@ -1,7 +1,7 @@
-"""The drop-in ops: mixture fits and draws, the fused GMS step, and counter-based noise.
+"""The drop-in ops: mixture fits and draws, the fused GMS step, linear updates, and counter-based noise.
 
-All are forward only, take float32, bfloat16 or float16 (float32 inside; float64 runs the reference), return the
-dtype of their first tensor, contiguous, and are also registered as `torch.ops.gms_fast.*`.
+All are forward only, take float32, bfloat16 or float16 in any mixture and any layout (float32 inside; float64 runs the
+reference), return the dtype and layout of their first tensor, and are also registered as `torch.ops.gms_fast.*`.
 Symbols and equation numbers: docs/notation.md.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gms_fast.ops import library as library
 from gms_fast.steps import StepCoefficients
@@ -19,15 +20,13 @@ from gms_fast.types import as_range as as_range
 Seed = int | Sequence[int] | Tensor
 Draws = tuple[Tensor | None, Tensor | None] | Tensor | None
 
-_ops = torch.ops.gms_fast
-
 
 def as_seed(seed: Seed) -> int | Tensor:
-    """A seed as the 64 bits of one signed integer, or as an int64 tensor of one per sample.
+    """A seed as the 64 bits of one signed integer, or as an int64 tensor: one per sample (B,), or one for all ().
 
     Raises TypeError for anything but integers, ValueError for one outside [-2^63, 2^64).
     """
-    if isinstance(seed, Tensor) and seed.ndim == 1:
+    if isinstance(seed, Tensor) and seed.ndim <= 1:
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int64 tensor if it is a tensor: got {seed.dtype}")
         return seed
@@ -42,14 +41,26 @@ def as_seed(seed: Seed) -> int | Tensor:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _seeds(seed: Seed, device: torch.device) -> dict[str, object]:
-    seed = as_seed(seed)
-    return {"seeds": seed.to(device)} if isinstance(seed, Tensor) else {"seed": seed}
+def _counters(seed: Seed, step: int | Tensor, device: torch.device) -> tuple[int, Tensor | None, int, Tensor | None]:
+    """(seed, seeds, step, step_at) as the ops take them: integers, or tensors that the kernels read."""
+    seeds = None
+    if type(seed) is not int or not 0 <= seed < 1 << 63:
+        seed = as_seed(seed)
+        if isinstance(seed, Tensor):
+            seed, seeds = 0, seed.to(device)
+    return (seed, seeds, 0, step) if isinstance(step, Tensor) else (seed, seeds, step, None)
 
 
-def _draws(noise: Draws) -> dict[str, Tensor | None]:
-    z, u = noise if isinstance(noise, tuple) else (noise, None)
-    return {"z": z, "u": u}
+def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
+    return noise if isinstance(noise, tuple) else (noise, None)
+
+
+def _op(name: str, first: Tensor):
+    """The op, past the dispatcher where nothing listens to it: that costs as much as a small kernel."""
+    eager = type(first) is Tensor and first.device.type in ("cpu", "cuda")
+    if eager and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode():
+        return getattr(library, name)
+    return getattr(torch.ops.gms_fast, name)
 
 
 def fit_mixture(
@@ -79,8 +90,8 @@ def fit_mixture(
     Returns Mixture(weight, mean_a, mean_b, var), each (B, *). NaN in gives NaN out in that element only.
     Raises ValueError or TypeError naming the argument. Source: arXiv 2311.00941 and docs/notation.md.
     """
-    options = {"fit": fit, "weight": weight, "iterations": iterations, "lr": lr, "eps": eps}
-    return Mixture(*_ops.fit_mixture(mean, var, third, floor, **options))
+    op = _op("fit_mixture", mean)
+    return Mixture(*op(mean, var, third, floor, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps))
 
 
 def sample_mixture(
@@ -90,7 +101,7 @@ def sample_mixture(
     floor: float = 0.0,
     *,
     seed: Seed = 0,
-    step: int = 0,
+    step: int | Tensor = 0,
     sample_offset: int = 0,
     component: str = "element",
     fit: str = "exact",
@@ -101,13 +112,18 @@ def sample_mixture(
 
     mean, var, third, floor, fit, weight  as in `fit_mixture`
     seed, step, sample_offset   the draws are a pure function of (seed, sample_offset + b, step, element); one seed
-                                per sample replaces (seed, sample) by (its seed, 0)
+                                per sample replaces (seed, sample) by (its seed, 0). Seed and step may be int64
+                                tensors () on the device: a CUDA graph reads them at every replay
     component   "element": one u per element; "sample": one u per sample, shared by its elements
     noise       (z, u), given draws: z (B, *), u like z for "element", (B,) for "sample"; None draws them
     Returns (B, *).
     """
-    options = {"step": step, "sample_offset": sample_offset, "component": component, "fit": fit, "weight": weight}
-    return _ops.sample_mixture(mean, var, third, floor, **options, **_seeds(seed, mean.device), **_draws(noise))
+    seed, seeds, step, step_at = _counters(seed, step, mean.device)
+    z, u = _draws(noise)
+    return _op("sample_mixture", mean)(
+        mean, var, third, floor, fit=fit, weight=weight, seed=seed, seeds=seeds, step=step, step_at=step_at,
+        sample_offset=sample_offset, component=component, z=z, u=u,
+    )  # fmt: skip
 
 
 def gms_step(
@@ -115,10 +131,10 @@ def gms_step(
     e1: Tensor,
     e2: Tensor | None,
     e3: Tensor | None,
-    step: StepCoefficients,
+    step: StepCoefficients | Tensor,
     *,
     seed: Seed = 0,
-    step_index: int = 0,
+    step_index: int | Tensor = 0,
     sample_offset: int = 0,
     component: str = "sample",
     fit: str = "exact",
@@ -136,33 +152,71 @@ def gms_step(
 
     x, e1, e2, e3   (B, *): state and E[eps^k|x_t], or E[(eps-e1)^k|x_t] for k = 2, 3 if `central`. fit="gaussian"
                     takes None for e3 (SN-DDPM) and for e2 (DDPM)
-    step            `StepCoefficients.between(schedule, t, s)`
+    step            `StepCoefficients.between(schedule, t, s)`, or its `as_tensor(device)`
     clip            data range [lo, hi] of x_0, or None
     moments         "cumulant": E[x_0|x_t] clipped to the range, its variance to [0, ((hi-lo)/2)^2]; fit="free" also
                     keeps both nodes of x_0 in the range. "released": as the released code clips, range [-1, 1]
-    out             a tensor like x to write to (x itself is allowed)
+    out             a tensor of x's shape to write to, of any dtype; it may be one of the inputs
     The rest as in `sample_mixture` and `fit_mixture`. Returns (B, *), x's dtype.
     """
-    if not isinstance(step, StepCoefficients):
-        raise TypeError(f"step must be StepCoefficients: got {type(step).__name__}")
-    lo, hi = as_range(clip) if clip is not None else (None, None)
-    options = {"step": step_index, "sample_offset": sample_offset, "component": component, "fit": fit} | {
-        "weight": weight, "moments": moments, "central": central, "lo": lo, "hi": hi,
-        "iterations": iterations, "lr": lr, "eps": eps,
-    }  # fmt: skip
-    arguments = x, e1, e2, e3, step.as_list()
-    options |= _seeds(seed, x.device) | _draws(noise)
-    if out is None:
-        return _ops.gms_step(*arguments, **options)
-    _ops.gms_step_out(*arguments, **options, out=out)
-    return out
+    lo, hi = (None, None) if clip is None else as_range(clip)
+    seed, seeds, index, step_at = _counters(seed, step_index, x.device)
+    z, u = _draws(noise)
+    coefficients, numbers = _step_numbers(step)
+    written = {} if out is None else {"out": out}
+    result = _op("gms_step" if out is None else "gms_step_out", x)(
+        x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps,
+        seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component, z=z, u=u,
+        moments=moments, central=central, lo=lo, hi=hi, **written,
+    )  # fmt: skip
+    return result if out is None else out
+
+
+def _step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor | None]:
+    if isinstance(step, StepCoefficients):
+        return step.as_list(), None
+    if isinstance(step, Tensor):
+        return [], step
+    raise TypeError(f"step must be StepCoefficients, or its tensor: got {type(step).__name__}")
+
+
+def affine_noise(
+    x: Tensor,
+    terms: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    noise_std: float = 0.0,
+    *,
+    seed: Seed = 0,
+    step_index: int | Tensor = 0,
+    sample_offset: int = 0,
+    noise: Draws = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """w_0 x + sum_i w_i term_i + noise_std z in one pass: the update of every linear solver (eq. 7).
+
+    x, terms   (B, *), at most eight terms
+    weights    w_0 of x, then one for each term; or a (n + 2,) float32 tensor on x's device, read by the kernel, of
+               these and noise_std, which then is not given
+    noise_std  of the normals z; nothing is drawn for 0
+    noise      z, given draws
+    The rest as in `gms_step`. Returns (B, *), x's dtype.
+    """
+    seed, seeds, index, step_at = _counters(seed, step_index, x.device)
+    numbers = weights if isinstance(weights, Tensor) else None
+    weights = [] if numbers is not None else [float(w) for w in weights]
+    written = {} if out is None else {"out": out}
+    result = _op("affine_noise" if out is None else "affine_noise_out", x)(
+        x, list(terms), weights, float(noise_std), numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
+        sample_offset=sample_offset, z=_draws(noise)[0], **written,
+    )  # fmt: skip
+    return result if out is None else out
 
 
 def philox_normal(
     shape: Sequence[int],
     *,
     seed: Seed,
-    step: int = 0,
+    step: int | Tensor = 0,
     stream: int = 0,
     sample_offset: int = 0,
     device: torch.device | str | None = None,
@@ -173,24 +227,25 @@ def philox_normal(
     stream  0 normals of a step, 1 its uniforms, 2 the initial x_T
     dtype   float32 unless given; float64 has the precision of float32 uniforms
     """
-    return _philox(_ops.philox_normal, shape, seed, step, stream, sample_offset, device, dtype)
+    return _philox("philox_normal", shape, seed, step, stream, sample_offset, device, dtype)
 
 
 def philox_uniform(
     shape: Sequence[int],
     *,
     seed: Seed,
-    step: int = 0,
+    step: int | Tensor = 0,
     stream: int = 0,
     sample_offset: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Uniforms in (0, 1], w 2^-32 + 2^-33 for 32-bit words w; arguments as in `philox_normal`."""
-    return _philox(_ops.philox_uniform, shape, seed, step, stream, sample_offset, device, dtype)
+    return _philox("philox_uniform", shape, seed, step, stream, sample_offset, device, dtype)
 
 
 def _philox(op, shape, seed, step, stream, sample_offset, device, dtype):
     device = torch.device("cpu") if device is None else torch.device(device)
-    options = {"step": step, "stream": stream, "sample_offset": sample_offset, "dtype": dtype, "device": device}
-    return op(list(shape), **options, **_seeds(seed, device))
+    seed, seeds, step, step_at = _counters(seed, step, device)
+    counters = {"seed": seed, "seeds": seeds, "step": step, "step_at": step_at, "sample_offset": sample_offset}
+    return getattr(torch.ops.gms_fast, op)(list(shape), **counters, stream=stream, dtype=dtype, device=device)

@@ -1,9 +1,10 @@
 """The ops as `torch.ops.gms_fast.*`: schemas, checks, fakes and the one place that picks a backend.
 
-Every implementation checks its arguments (compiled backends work on raw pointers), makes them contiguous in logical
-order, allocates the output and hands over. All ops are forward only.
+Every implementation checks its arguments (compiled backends work on raw pointers), allocates the output and hands
+over. All ops are forward only.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,42 +13,40 @@ from torch import Tensor
 
 from gms_fast import _native, dispatch
 from gms_fast.arguments import Fitting, Noise, Stepping
+from gms_fast.layout import layout_of
 from gms_fast.ops import plain
+from gms_fast.steps import kernel_numbers
 
 FITS = ("exact", "free", "adan", "gaussian")
 MOMENTS = ("cumulant", "released")
 COMPONENTS = ("sample", "element")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_TERMS = 8  # of affine_noise, besides x
+NUMBERS = 10  # of StepCoefficients.as_tensor
 
 _FIT = 'str fit="exact", float weight=0.3333333333333333, int iterations=70, float lr=0.06, float eps=1e-8'
-_NOISE = 'int seed=0, Tensor? seeds=None, int step=0, int sample_offset=0, str component="element"'
-_DRAWS = "Tensor? z=None, Tensor? u=None"
+_COUNTERS = "int seed=0, Tensor? seeds=None, int step=0, Tensor? step_at=None, int sample_offset=0"
+_NOISE = f'{_COUNTERS}, str component="element", Tensor? z=None, Tensor? u=None'
 _STEP = (
-    "Tensor x, Tensor e1, Tensor? e2, Tensor? e3, float[] coefficients, *, "
-    f'{_FIT}, {_NOISE}, str moments="cumulant", bool central=False, float? lo=-1.0, float? hi=1.0, {_DRAWS}'
+    "Tensor x, Tensor e1, Tensor? e2, Tensor? e3, float[] coefficients, *, Tensor? numbers=None, "
+    f'{_FIT}, {_NOISE}, str moments="cumulant", bool central=False, float? lo=-1.0, float? hi=1.0'
+)
+_AFFINE = (
+    "Tensor x, Tensor[] terms, float[] weights, float noise_std=0.0, *, Tensor? numbers=None, "
+    f"{_COUNTERS}, Tensor? z=None"
 )
 _MIXTURE = "Tensor mean, Tensor var, Tensor third, float floor=0.0"
-_SHAPE = "int[] shape, *, int seed=0, Tensor? seeds=None, int step=0, int stream=0, int sample_offset=0"
+_SHAPE = f"int[] shape, *, {_COUNTERS}, int stream=0, ScalarType? dtype=None, Device? device=None"
 SCHEMAS = (
     f"fit_mixture({_MIXTURE}, *, {_FIT}) -> (Tensor, Tensor, Tensor, Tensor)",
-    f"sample_mixture({_MIXTURE}, *, {_FIT}, {_NOISE}, {_DRAWS}) -> Tensor",
+    f"sample_mixture({_MIXTURE}, *, {_FIT}, {_NOISE}) -> Tensor",
     f"gms_step({_STEP}) -> Tensor",
     f"gms_step_out({_STEP}, Tensor(a!) out) -> ()",
-    f"philox_normal({_SHAPE}, ScalarType? dtype=None, Device? device=None) -> Tensor",
-    f"philox_uniform({_SHAPE}, ScalarType? dtype=None, Device? device=None) -> Tensor",
+    f"affine_noise({_AFFINE}) -> Tensor",
+    f"affine_noise_out({_AFFINE}, Tensor(a!) out) -> ()",
+    f"philox_normal({_SHAPE}) -> Tensor",
+    f"philox_uniform({_SHAPE}) -> Tensor",
 )
-
-
-def _backend(device: torch.device, *tensors: Tensor | None) -> object:
-    """The module whose functions take these tensors."""
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        return plain  # float64 is the reference path
-    name = dispatch.chosen(device.type)
-    if name == "triton":
-        from gms_fast.ops import triton
-
-        return triton
-    return plain if name == "torch" else _native
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -75,25 +74,39 @@ def _check_dtype(name: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64: got {dtype}")
 
 
-def _check_inputs(**tensors: Tensor | None) -> None:
-    """The first tensor sets shape and device; None passes. Asking for a gradient is an error."""
-    (first_name, first), *_ = tensors.items()
-    if first is None:
-        raise TypeError(f"{first_name} must be a tensor: got None")
-    if first.ndim == 0:
-        raise ValueError(f"{first_name} must be (B, *) with at least one dimension: got a scalar")
-    for name, tensor in tensors.items():
-        if tensor is None:
-            if name in ("e2", "e3"):
-                continue
-            raise TypeError(f"{name} must be a tensor: got None")
-        _check_tensor(name, tensor, first, first_name)
+def _check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """The first tensor sets shape and device; e2 and e3 may be None. Asking for a gradient is an error."""
+    first = tensors[0]
+    if isinstance(first, Tensor):
+        shape, device, gradients = first.shape, first.device, torch.is_grad_enabled()
+        for t in tensors:
+            if t is None or t.shape != shape or t.device != device or t.dtype not in DTYPES:
+                break
+            if gradients and t.requires_grad:
+                break
+        else:
+            if shape:
+                return
+    _explain(names, tensors)
+
+
+def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """Raise the error that tells what is wrong, if anything is."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is None and name in ("e2", "e3"):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor: got {tensor!r}")
+        if tensor.ndim == 0 and tensors[0].ndim == 0:
+            raise ValueError(f"{name} must be (B, *) with at least one dimension: got a scalar")
+        _check_tensor(name, tensor, tensors[0], names[0])
         if tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 f"gms_fast ops are forward only, but {name} requires a gradient: detach it or use torch.no_grad()"
             )
 
 
+@functools.lru_cache(1024)
 def _fitting(
     fit: str = "exact", weight: float = 1 / 3, iterations: int = 70, lr: float = 0.06, eps: float = 1e-8
 ) -> Fitting:
@@ -108,54 +121,66 @@ def _fitting(
 
 
 def _noise(
-    samples: int,
-    device: torch.device,
+    like: Tensor,
     seed: int = 0,
     seeds: Tensor | None = None,
     step: int = 0,
+    step_at: Tensor | None = None,
     sample_offset: int = 0,
     component: str = "element",
     z: Tensor | None = None,
     u: Tensor | None = None,
-    like: Tensor | None = None,
 ) -> Noise:
+    """Checked draws for a tensor like `like`."""
+    samples = like.shape[0]
     check_choice("component", component, COMPONENTS)
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step must lie in [0, 2^32): got {step}")
     check_sample_offset(sample_offset, samples)
     if seeds is not None:
-        if seeds.shape != (samples,) or seeds.dtype != torch.int64 or seeds.device != device:
-            got = f"{tuple(seeds.shape)} {seeds.dtype} on {seeds.device}"
-            raise ValueError(f"seeds must be ({samples},) int64 on {device}, one per sample: got {got}")
-        seeds = seeds.contiguous()
+        seeds = _on_device("seeds", seeds, [(samples,), ()], torch.int64, like.device)
+    if step_at is not None:
+        step_at = _on_device("step", step_at, [()], torch.int64, like.device)
     if z is not None:
         _check_tensor("noise z", z, like, "the output")
         z = _as_draws(z, like)
+    element = component == "element"
     if u is not None:
-        if component == "element":
+        if element:
             _check_tensor("noise u", u, like, "the output")
         elif u.numel() != samples:
             raise ValueError(f'noise u must hold one uniform per sample for component="sample": got {tuple(u.shape)}')
-        u = _as_draws(u, like).reshape(like.shape if component == "element" else (samples,))
-    return Noise(seed & (1 << 64) - 1, seeds, sample_offset, step, z, u, component == "element")
+        u = _as_draws(u, like).reshape(like.shape if element else (samples,))
+    return Noise(seed & (1 << 64) - 1, seeds, sample_offset, step, step_at, z, u, element)
+
+
+def _on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor that the kernels read numbers from."""
+    if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or tensor.device != device:
+        want = f"{' or '.join(map(str, shapes))} {str(dtype).removeprefix('torch.')} on {device}"
+        raise ValueError(f"{name} must be {want}: got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}")
+    return tensor.contiguous()
 
 
 def _as_draws(draws: Tensor, like: Tensor) -> Tensor:
     return draws.to(torch.float64 if like.dtype == torch.float64 else torch.float32).contiguous()
 
 
+@functools.lru_cache(4096)
 def _stepping(
-    coefficients: Sequence[float], moments: str, central: bool, lo: float | None, hi: float | None
+    coefficients: tuple[float, ...], moments: str, central: bool, lo: float | None, hi: float | None
 ) -> Stepping:
     check_choice("moments", moments, MOMENTS)
+    lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
+    if not lo < hi:
+        raise ValueError(f"clip must be (lo, hi) with lo < hi: got ({lo}, {hi})")
+    if not coefficients:
+        return Stepping((), moments, central, lo, hi)
     if len(coefficients) != 6 or not all(map(math.isfinite, coefficients[:5])):
         raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max), finite: got {coefficients}")
     if coefficients[0] == 0 or coefficients[4] < 0 or not coefficients[5] >= 0:
         raise ValueError(f"coefficients must have alpha_t != 0, c >= 0 and var_max >= 0: got {coefficients}")
-    lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
-    if not lo < hi:
-        raise ValueError(f"clip must be (lo, hi) with lo < hi: got ({lo}, {hi})")
-    return Stepping(tuple(coefficients), moments, central, lo, hi)
+    return Stepping(kernel_numbers(*coefficients), moments, central, lo, hi)
 
 
 def _check_floor(floor: float) -> None:
@@ -163,83 +188,155 @@ def _check_floor(floor: float) -> None:
         raise ValueError(f"floor must be finite and not negative: got {floor}")
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.detach().contiguous() for t in tensors]
+def _backend(device: torch.device, wide: bool) -> object:
+    """The module whose functions take tensors there; float64 is the reference path."""
+    name = "torch" if wide else dispatch.chosen(device.type)
+    if name == "triton":
+        from gms_fast import kernels
+
+        return kernels
+    return plain if name == "torch" else _native
 
 
-def _new(like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format, requires_grad=False)
+def _run(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
+    """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies."""
+    tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
+    for t in tensors:
+        if t is not None:
+            dense = dense and t.is_contiguous()
+            wide = wide or t.dtype == torch.float64
+    if not outputs[0].numel():
+        return
+    if not dense:
+        tensors = tuple(None if t is None else t.resolve_neg() for t in tensors)
+        layout = layout_of(tensors)
+        if layout is None:
+            _run_on_copies(op, inputs, outputs, *arguments)
+            return
+    getattr(_backend(outputs[0].device, wide), op)(tensors, layout, *arguments)
 
 
-# The dispatcher leaves out arguments that equal the schema's defaults, so `_fitting` and `_noise` repeat them.
+def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
+    dense = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in outputs]
+    _run(op, [None if t is None else t.contiguous() for t in inputs], dense, *arguments)
+    for out, result in zip(outputs, dense, strict=True):
+        out.copy_(result)
 
 
-def fit_mixture(mean, var, third, floor=0.0, **fit):
-    _check_inputs(mean=mean, var=var, third=third)
-    _check_floor(floor)
-    fitting = _fitting(**fit)
-    out = tuple(_new(mean) for _ in range(4))
-    if mean.numel():
-        _backend(mean.device, mean, var, third).fit_mixture(*_contiguous(mean, var, third), out, floor, fitting)
-    return out
+def _check_out(out: Tensor, like: Tensor) -> None:
+    _check_inputs(("x", "out"), (like, out))
+    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError("out must have a place of its own for every element: got an expanded tensor")
 
 
-def sample_mixture(mean, var, third, floor=0.0, **options):
-    _check_inputs(mean=mean, var=var, third=third)
-    _check_floor(floor)
-    fit, counters = _split(options)
-    fitting = _fitting(**fit)
-    noise = _noise(len(mean), mean.device, **counters, like=mean)
-    out = _new(mean)
-    if mean.numel():
-        _backend(mean.device, mean, var, third).sample_mixture(
-            *_contiguous(mean, var, third), out, floor, fitting, noise
-        )
-    return out
-
-
-def gms_step(x, e1, e2, e3, coefficients, **options):
-    out = _new(x)
-    _gms_step(x, e1, e2, e3, coefficients, out, **options)
-    return out
-
-
-def gms_step_out(x, e1, e2, e3, coefficients, *, out, **options):
-    _check_inputs(x=x, out=out)
-    if out.dtype != x.dtype:
-        raise TypeError(f"out must have x's dtype: got {out.dtype}, want {x.dtype}")
-    if out.is_contiguous() and not any(_overlaps(out, t) for t in (x, e1, e2, e3)):
-        _gms_step(x, e1, e2, e3, coefficients, out, **options)
-    else:
-        out.copy_(gms_step(x, e1, e2, e3, coefficients, **options))
+def _apart(out: Tensor, like: Tensor, inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The inputs, copied if writing out[i] may change another element of one; out may be an input itself."""
+    _check_out(out, like)
+    if not any(_overlaps(out, t) for t in inputs):
+        return inputs
+    return [None if t is None else t.clone() for t in inputs]
 
 
 def _overlaps(out: Tensor, tensor: Tensor | None) -> bool:
-    """Whether writing out[i] may change another element of `tensor` before it is read; out may be `tensor` itself."""
     if tensor is None or tensor.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
         return False
-    return tensor.data_ptr() != out.data_ptr() or not tensor.is_contiguous() or tensor.dtype != out.dtype
+    same = tensor.data_ptr() == out.data_ptr() and tensor.stride() == out.stride() and tensor.dtype == out.dtype
+    return not same
 
 
-def _gms_step(x, e1, e2, e3, coefficients, out, *, moments="cumulant", central=False, lo=-1.0, hi=1.0, **options):
-    _check_inputs(x=x, e1=e1, e2=e2, e3=e3)
-    fit, counters = _split(options)
+# The dispatcher leaves out arguments that equal the schema's defaults, so the functions repeat them.
+
+
+def fit_mixture(mean, var, third, floor=0.0, **fit):
+    _check_inputs(("mean", "var", "third"), (mean, var, third))
+    _check_floor(floor)
     fitting = _fitting(**fit)
-    stepping = _stepping(coefficients, moments, central, lo, hi)
+    out = tuple(torch.empty_like(mean, requires_grad=False) for _ in range(4))
+    _run("fit_mixture", (mean, var, third), out, floor, fitting)
+    return out
+
+
+def sample_mixture(
+    mean, var, third, floor=0.0, *, fit="exact", weight=1 / 3, iterations=70, lr=0.06, eps=1e-8, **noise
+):
+    _check_inputs(("mean", "var", "third"), (mean, var, third))
+    _check_floor(floor)
+    fitting = _fitting(fit, weight, iterations, lr, eps)
+    draws = _noise(mean, **noise)
+    out = torch.empty_like(mean, requires_grad=False)
+    _run("sample_mixture", (mean, var, third), (out,), floor, fitting, draws)
+    return out
+
+
+def gms_step(
+    x, e1, e2, e3, coefficients, *, numbers=None, fit="exact", weight=1 / 3, iterations=70, lr=0.06, eps=1e-8,
+    seed=0, seeds=None, step=0, step_at=None, sample_offset=0, component="element", z=None, u=None,
+    moments="cumulant", central=False, lo=-1.0, hi=1.0, out=None,
+):  # fmt: skip
+    inputs = x, e1, e2, e3
+    _check_inputs(("x", "e1", "e2", "e3"), inputs)
+    fitting = _fitting(fit, weight, iterations, lr, eps)
+    if numbers is not None:
+        numbers = _on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
+    stepping = _stepping(tuple(coefficients) if numbers is None else (), moments, central, lo, hi)
+    if e2 is None or e3 is None:
+        _check_moments(e2, e3, fit, moments)
+    noise = _noise(x, seed, seeds, step, step_at, sample_offset, component, z, u)
+    if out is None:
+        out = torch.empty_like(x, requires_grad=False)
+    else:
+        inputs = _apart(out, x, inputs)
+    _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise)
+    return out
+
+
+def _check_moments(e2: Tensor | None, e3: Tensor | None, fit: str, moments: str) -> None:
     for name, tensor in (("e2", e2), ("e3", e3)):
-        if tensor is None and fitting.fit != "gaussian":
-            raise ValueError(f"{name} must be given for fit={fitting.fit!r}: got None")
+        if tensor is None and fit != "gaussian":
+            raise ValueError(f"{name} must be given for fit={fit!r}: got None")
     if moments == "released" and e2 is None:
         raise ValueError('e2 must be given for moments="released": got None')
-    noise = _noise(len(x), x.device, **counters, like=x)
-    if x.numel():
-        _backend(x.device, x, e1, e2, e3).gms_step(*_contiguous(x, e1, e2, e3), out, stepping, fitting, noise)
 
 
-def _split(options: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """The options of the fit, and those of the draws."""
-    fit = {k: v for k, v in options.items() if k in Fitting._fields}
-    return fit, {k: v for k, v in options.items() if k not in fit}
+def affine_noise(
+    x, terms, weights, noise_std=0.0, *, numbers=None,
+    seed=0, seeds=None, step=0, step_at=None, sample_offset=0, z=None, out=None,
+):  # fmt: skip
+    inputs = x, *terms
+    _check_inputs(_affine_names(terms), inputs)
+    if numbers is not None:
+        numbers = _on_device("weights", numbers, [(len(terms) + 2,)], torch.float32, x.device)
+    _check_affine(terms, weights if numbers is None else [0.0] * len(inputs), noise_std)
+    noise = _noise(x, seed, seeds, step, step_at, sample_offset, "element", z)
+    if out is None:
+        out = torch.empty_like(x, requires_grad=False)
+    else:
+        inputs = _apart(out, x, inputs)
+    _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, numbers is not None or noise_std > 0, noise)
+    return out
+
+
+def _affine_names(terms: Sequence[Tensor]) -> tuple[str, ...]:
+    return "x", *(f"terms[{i}]" for i in range(len(terms)))
+
+
+def _check_affine(terms: Sequence[Tensor], weights: Sequence[float], noise_std: float) -> None:
+    if len(terms) > MAX_TERMS:
+        raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {len(terms)}")
+    if len(weights) != len(terms) + 1:
+        raise ValueError(f"weights must be one of x and one of each term, {len(terms) + 1}: got {len(weights)}")
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"weights must be finite: got {tuple(weights)}")
+    if not 0 <= noise_std < math.inf:
+        raise ValueError(f"noise_std must be finite and not negative: got {noise_std}")
+
+
+def gms_step_out(*arguments, out, **options):
+    gms_step(*arguments, out=out, **options)
+
+
+def affine_noise_out(*arguments, out, **options):
+    affine_noise(*arguments, out=out, **options)
 
 
 def _philox(normal: bool):
@@ -247,12 +344,15 @@ def _philox(normal: bool):
         out = _new_of_shape(shape, dtype, device)
         if not 0 <= stream < 256:
             raise ValueError(f"stream must lie in [0, 256): got {stream}")
-        noise = _noise(shape[0], out.device, **counters)
+        noise = _noise(out, **counters)
         if out.numel():
-            _backend(out.device, out).philox(out, noise, stream, normal)
+            _backend(out.device, out.dtype == torch.float64).philox(out, noise, stream, normal)
         return out
 
     return philox
+
+
+philox_normal, philox_uniform = _philox(True), _philox(False)
 
 
 def _new_of_shape(shape: Sequence[int], dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
@@ -263,31 +363,42 @@ def _new_of_shape(shape: Sequence[int], dtype: torch.dtype | None, device: torch
     return torch.empty(shape, dtype=dtype, device=device or "cpu")
 
 
-def _fake(n: int = 1, **tensors: Tensor | None) -> list[Tensor]:
-    """n outputs without data, for tensors that pass the checks."""
-    _check_inputs(**tensors)
-    return [_new(next(iter(tensors.values()))) for _ in range(n)]
+def _fake_mixture(mean, var, third, *args, **kwargs) -> Tensor:
+    _check_inputs(("mean", "var", "third"), (mean, var, third))
+    return torch.empty_like(mean, requires_grad=False)
 
 
-def _fake_out(x, e1, e2, e3, *args, out, **kwargs):
-    _fake(0, x=x, e1=e1, e2=e2, e3=e3, out=out)
+def _fake_step(x, e1, e2, e3, *args, **kwargs) -> Tensor:
+    _check_inputs(("x", "e1", "e2", "e3"), (x, e1, e2, e3))
+    return torch.empty_like(x, requires_grad=False)
+
+
+def _fake_affine(x, terms, *args, **kwargs) -> Tensor:
+    _check_inputs(_affine_names(terms), (x, *terms))
+    return torch.empty_like(x, requires_grad=False)
+
+
+def _fake_out(x, *args, out, **kwargs) -> None:
+    _check_out(out, x)
 
 
 def _register() -> torch.library.Library:
     library = torch.library.Library("gms_fast", "DEF")
     for schema in SCHEMAS:
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for op in (fit_mixture, sample_mixture, gms_step, gms_step_out):
+    for op in (fit_mixture, sample_mixture, gms_step, gms_step_out, affine_noise, affine_noise_out):
         for key in ("CPU", "CUDA"):
             library.impl(op.__name__, op, key)
     fakes = {
-        "fit_mixture": lambda mean, var, third, *args, **kwargs: tuple(_fake(mean=mean, var=var, third=third, n=4)),
-        "sample_mixture": lambda mean, var, third, *args, **kwargs: _fake(mean=mean, var=var, third=third)[0],
-        "gms_step": lambda x, e1, e2, e3, *args, **kwargs: _fake(x=x, e1=e1, e2=e2, e3=e3)[0],
+        "fit_mixture": lambda *args, **kwargs: tuple(_fake_mixture(*args, **kwargs) for _ in range(4)),
+        "sample_mixture": _fake_mixture,
+        "gms_step": _fake_step,
         "gms_step_out": _fake_out,
+        "affine_noise": _fake_affine,
+        "affine_noise_out": _fake_out,
     }
-    for name, normal in (("philox_normal", True), ("philox_uniform", False)):
-        library.impl(name, _philox(normal), "CompositeExplicitAutograd")
+    for name, op in (("philox_normal", philox_normal), ("philox_uniform", philox_uniform)):
+        library.impl(name, op, "CompositeExplicitAutograd")
         fakes[name] = lambda shape, *, dtype=None, device=None, **kwargs: _new_of_shape(shape, dtype, device)
     for name, fake in fakes.items():
         torch.library.register_fake(f"gms_fast::{name}", fake, lib=library)

@@ -1,21 +1,30 @@
 """The "torch" backend: the reference on any device, in float64 for float64 inputs and in float32 for all others."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gms_fast import reference
 from gms_fast.arguments import Fitting, Noise, Stepping
+from gms_fast.layout import Layout
 
 _NORMALS, _UNIFORMS = 0, 1
 
 
 def _keys(noise: Noise, samples: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Key (B,) and sample index (B,) of every sample."""
-    if noise.seeds is not None:
+    if noise.seeds is not None and noise.seeds.ndim:
         return noise.seeds, torch.zeros_like(noise.seeds)
-    seed = noise.seed - (1 << 64) if noise.seed >> 63 else noise.seed  # as int64 bits
     index = torch.arange(samples, dtype=torch.int64, device=device) + noise.sample_offset
+    if noise.seeds is not None:
+        return noise.seeds.expand(samples), index
+    seed = noise.seed - (1 << 64) if noise.seed >> 63 else noise.seed  # as int64 bits
     return torch.full_like(index, seed), index
+
+
+def _step(noise: Noise) -> int | Tensor:
+    return noise.step if noise.step_at is None else noise.step_at
 
 
 def _draws(noise: Noise, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,39 +32,64 @@ def _draws(noise: Noise, x: Tensor) -> tuple[Tensor, Tensor]:
     z, u = noise.z, noise.u
     keys, elements = _keys(noise, x.shape[0], x.device), x[0].numel() if x.shape[0] else 0
     if z is None:
-        z = reference.philox_normal(*keys, noise.step, _NORMALS, elements, x.dtype).reshape(x.shape)
+        z = reference.philox_normal(*keys, _step(noise), _NORMALS, elements, x.dtype).reshape(x.shape)
     if u is None:
-        u = reference.philox_uniform(*keys, noise.step, _UNIFORMS, elements if noise.element else 1, x.dtype)
+        u = reference.philox_uniform(*keys, _step(noise), _UNIFORMS, elements if noise.element else 1, x.dtype)
     u = u.reshape(x.shape) if noise.element else u.reshape(-1, *[1] * (x.ndim - 1))
     return z.to(x.dtype), u.to(x.dtype)
 
 
-def _working(out: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
-    wide = any(t is not None and t.dtype == torch.float64 for t in (out, *tensors))
-    return [None if t is None else t.to(torch.float64 if wide else torch.float32) for t in tensors]
+def _working(tensors: Sequence[Tensor | None], outputs: int = 1) -> list[Tensor | None]:
+    """The inputs in float64 if any tensor is, else in float32."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return [None if t is None else t.to(torch.float64 if wide else torch.float32) for t in tensors[:-outputs]]
+
+
+def _coefficients(step: Stepping, numbers: Tensor | None, dtype: torch.dtype) -> Sequence[float | Tensor]:
+    """(alpha_t, sigma_t, A, B, c, var_max) back from the kernels' numbers."""
+    inv_alpha, r, _, _, A, B, _, c, var_max, _ = step.numbers if numbers is None else numbers.to(dtype)
+    return 1 / inv_alpha, r / inv_alpha, A, B, c, var_max
 
 
 def gms_step(
-    x: Tensor, e1: Tensor, e2: Tensor | None, e3: Tensor | None, out: Tensor, step: Stepping, fit: Fitting, noise: Noise
+    tensors: Sequence[Tensor | None],
+    layout: Layout | None,
+    step: Stepping,
+    numbers: Tensor | None,
+    fit: Fitting,
+    noise: Noise,
 ) -> None:
-    x, e1, e2, e3 = _working(out, x, e1, e2, e3)
+    x, e1, e2, e3 = _working(tensors)
     clip = None if step.lo == -torch.inf and step.hi == torch.inf else (step.lo, step.hi)
     options = {"moments": step.moments, "central": step.central, "clip": clip, **fit._asdict()}
-    out.copy_(reference.gms_step(x, e1, e2, e3, step.coefficients, *_draws(noise, x), **options))
+    coefficients = _coefficients(step, numbers, x.dtype)
+    tensors[-1].copy_(reference.gms_step(x, e1, e2, e3, coefficients, *_draws(noise, x), **options))
 
 
-def sample_mixture(
-    mean: Tensor, var: Tensor, third: Tensor, out: Tensor, floor: float, fit: Fitting, noise: Noise
-) -> None:
-    mean, var, third = _working(out, mean, var, third)
-    out.copy_(reference.sample_mixture(mean, var, third, floor, *_draws(noise, mean), *fit))
+def sample_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, fit: Fitting, noise: Noise) -> None:
+    mean, var, third = _working(tensors)
+    tensors[-1].copy_(reference.sample_mixture(mean, var, third, floor, *_draws(noise, mean), *fit))
 
 
-def fit_mixture(mean: Tensor, var: Tensor, third: Tensor, out: tuple[Tensor, ...], floor: float, fit: Fitting) -> None:
-    mean, var, third = _working(out[0], mean, var, third)
+def fit_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, fit: Fitting) -> None:
+    mean, var, third = _working(tensors, outputs=4)
     base, excess = reference.split_variance(var, floor)
-    for target, value in zip(out, reference.fit_mixture(mean, base, excess, third, *fit), strict=True):
+    for target, value in zip(tensors[3:], reference.fit_mixture(mean, base, excess, third, *fit), strict=True):
         target.copy_(value)
+
+
+def affine_noise(
+    tensors: Sequence[Tensor],
+    layout: Layout | None,
+    weights: Sequence[float],
+    numbers: Tensor | None,
+    noisy: bool,
+    noise: Noise,
+) -> None:
+    x, *terms = _working(tensors)
+    *weights, std = weights if numbers is None else numbers.to(x.dtype)
+    z = _draws(noise, x)[0] if noisy else torch.zeros_like(x)
+    tensors[-1].copy_(reference.affine_noise(x, terms, weights, std, z))
 
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
@@ -63,4 +97,4 @@ def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     elements = out.numel() // max(out.shape[0], 1)
     keys = _keys(noise, out.shape[0], out.device)
-    out.copy_(generate(*keys, noise.step, stream, elements, dtype).reshape(out.shape))
+    out.copy_(generate(*keys, _step(noise), stream, elements, dtype).reshape(out.shape))

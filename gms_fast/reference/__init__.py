@@ -1,5 +1,6 @@
 """The oracle: every op in plain torch, written to be read. Takes any floating dtype; float64 is what counts."""
 
+from gms_fast.reference.affine import affine_noise as affine_noise
 from gms_fast.reference.mixture import adan as adan
 from gms_fast.reference.mixture import draw as draw
 from gms_fast.reference.mixture import fit_mixture as fit_mixture

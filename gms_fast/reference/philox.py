@@ -34,11 +34,11 @@ def philox_words(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tup
     return c0, c1, c2, c3
 
 
-def _words(seeds: Tensor, samples: Tensor, step: int, stream: int, elements: int) -> tuple[Tensor, ...]:
+def _words(seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elements: int) -> tuple[Tensor, ...]:
     """Words (B, ceil(elements / 4)) for seeds (B,) and sample indices (B,), int64."""
     quads = torch.arange((elements + 3) // 4, dtype=torch.int64, device=seeds.device)[None]
     seeds, samples = seeds[:, None], samples[:, None]
-    counter = (quads, torch.full_like(quads, step), samples & MASK, ((samples >> 32) << 8) | stream)
+    counter = (quads, torch.zeros_like(quads) + step, samples & MASK, ((samples >> 32) << 8) | stream)
     return philox_words(counter, (seeds & MASK, (seeds >> 32) & MASK))
 
 
@@ -47,13 +47,17 @@ def _uniform(word: Tensor) -> Tensor:
     return word.to(torch.float32) * 2.0**-32 + 2.0**-33
 
 
-def philox_uniform(seeds: Tensor, samples: Tensor, step: int, stream: int, elements: int, dtype: torch.dtype) -> Tensor:
+def philox_uniform(
+    seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elements: int, dtype: torch.dtype
+) -> Tensor:
     """Uniforms (B, elements)."""
     u = torch.stack([_uniform(w) for w in _words(seeds, samples, step, stream, elements)], dim=-1)
     return u.flatten(1)[:, :elements].to(dtype)
 
 
-def philox_normal(seeds: Tensor, samples: Tensor, step: int, stream: int, elements: int, dtype: torch.dtype) -> Tensor:
+def philox_normal(
+    seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elements: int, dtype: torch.dtype
+) -> Tensor:
     """Standard normals (B, elements): two Box-Muller pairs a call, computed in `dtype` from float32 uniforms."""
     u = [_uniform(w).to(dtype) for w in _words(seeds, samples, step, stream, elements)]
     z = []

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+// The ops for one element: what every loop, on every device, calls.
+#pragma once
+
+#include "gms/mixture.h"
+#include "gms/moments.h"
+
+namespace gms {
+
+// Noise moments to x_s. q(x_s|x_t) is the law of x_0 given x_t scaled by B, shifted by A x_t and widened by the known
+// Gaussian (eq. 1): the closed fits are of x_0. The released moments and optimiser are of x_s itself.
+template <Fit kFit, Moments kMoments, bool kCentral, typename T>
+GMS_HD T gms_step(T x, T e1, T e2, T e3, T z, T u, const StepCoefficients<T>& k, const FitParameters<T>& p) {
+  constexpr bool kFree = kFit == Fit::kFree;
+  if (kMoments == Moments::kReleased || kFit == Fit::kAdan) {
+    const StepMoments<T> s = kMoments == Moments::kReleased ? released_moments<kCentral>(x, e1, e2, e3, k)
+                                                            : step_moments<kCentral>(x, e1, e2, e3, k);
+    const Known<T> known = {T(1), s.base, k.var_max, root(at_most(s.base, k.var_max))};
+    return draw(choose<kFit>(s.mean, s.excess, s.third, u, known, p), z);
+  }
+  const Cumulants<T> d = posterior<kCentral, kFree>(x, e1, e2, e3, k);
+  const T third = kFree ? within(d.third, d.var, Range<T>{d.mean - k.lo, k.hi - d.mean}) : d.third;
+  const Component<T> of_x_0 = choose<kFit>(d.mean, d.var, third, u, Known<T>{k.B2, k.c, k.var_max, k.std}, p);
+  return draw(Component<T>{fma(k.B, of_x_0.mean, k.A * x), of_x_0.std}, z);
+}
+
+// The part of the variance that the means may not use; only the closed fits look at it.
+template <Fit kFit, typename T>
+GMS_HD T base_of(T var, T floor) {
+  return kFit == Fit::kExact || kFit == Fit::kFree ? at_most(var, floor) : var;
+}
+template <Fit kFit, typename T>
+GMS_HD T excess_of(T var, T floor) {
+  return kFit == Fit::kExact || kFit == Fit::kFree ? at_least(var - floor, T(0)) : T(0);
+}
+
+template <Fit kFit, typename T>
+GMS_HD Mixture<T> fit_mixture_above(T mean, T var, T third, T floor, const FitParameters<T>& p) {
+  return fit_mixture<kFit>(mean, base_of<kFit>(var, floor), excess_of<kFit>(var, floor), third, p);
+}
+
+template <Fit kFit, typename T>
+GMS_HD T sample_mixture(T mean, T var, T third, T floor, T z, T u, const FitParameters<T>& p) {
+  const T base = base_of<kFit>(var, floor);
+  const Known<T> known = {T(1), base, T(INFINITY), root(base)};
+  return draw(choose<kFit>(mean, excess_of<kFit>(var, floor), third, u, known, p), z);
+}
+
+}  // namespace gms

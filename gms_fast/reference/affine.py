@@ -1,0 +1,13 @@
+"""The update of every linear solver: a weighted sum and noise (docs/notation.md, eq. 7)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def affine_noise(x: Tensor, terms: Sequence[Tensor], weights: Sequence[float], noise_std: float, z: Tensor) -> Tensor:
+    """w_0 x + sum_i w_i term_i + noise_std z."""
+    total = weights[0] * x
+    for weight, term in zip(weights[1:], terms, strict=True):
+        total = total + weight * term
+    return total + noise_std * z
