@@ -106,7 +106,6 @@ def _visits(schedule: VP | str, steps: int, timesteps: Sequence[float] | None) -
     return [_Visit(i, t, time, StepCoefficients(**dict(numbers))) for i, (t, time, numbers) in enumerate(plan)]
 
 
-@torch.compiler.assume_constant_result  # plain numbers, which are all that torch.compile takes for constant
 def _plan(schedule: VP | str, times: int | list[float]) -> list[tuple]:
     """(time, network time, step coefficients as pairs of name and number) of each visit."""
     schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
@@ -115,6 +114,11 @@ def _plan(schedule: VP | str, times: int | list[float]) -> list[tuple]:
     steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
     steps.append(StepCoefficients.at(schedule, times[-1]))
     return [(t, float(schedule.network_time(t)), tuple(vars(k).items())) for t, k in zip(times, steps, strict=True)]
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the compiler, which takes a second. Then
+# torch.compile calls `_plan` and takes the plain numbers (it could not take objects) for constants.
+_plan._dynamo_marked_constant = True
 
 
 @dataclass(frozen=True)
