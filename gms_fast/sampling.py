@@ -2,9 +2,9 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from gms_fast import ops, schedules, solvers
 from gms_fast import prediction as predictions
+from gms_fast.finite import FiniteCheck
 from gms_fast.schedules import VP
 from gms_fast.solvers import NoiseSource, Solver, StepContext
 from gms_fast.steps import StepCoefficients
@@ -50,15 +51,21 @@ def sample(
     n, shape   number of samples and shape of one
     timesteps  times of the schedule to visit, noisiest first, steps + 1 of them; replaces `steps`
     prediction "noise" | "x0" | "v": what a single tensor from the model means
-    seed       64-bit integer, or one per sample; sample i depends on it and on i alone
+    seed       64-bit integer, or one per sample; sample i depends on it and on i alone. An int64 tensor on the state's
+               device is read there when noise is drawn: a CUDA graph of the loop takes the values of each replay
     sample_offset  index of the first sample: batches that continue each other give the samples of one big batch
     x_T        (n, *shape) to start from; drawn from N(0, sigma_T^2) if None
     noise      noise(step) -> z or (z, u) replaces the counter-based draws
     clip       data range for E[x_0|x_t], or None
     device, dtype  of the state (the model's device and float32 unless given)
+    progress   whether to show a progress bar on stderr
     callback   callback(step, t, x, x0) with the state at t and E[x_0|x_t], before each step
     Returns (n, *shape). Raises ValueError or TypeError naming the argument before the model is called, and
     ValueError naming the step if the model returns NaN, infinity or too few moments.
+
+    The loop never waits for a GPU: NaN and infinity there, in x_T too, are reported after the last step. It compiles
+    into one graph with `torch.compile(..., fullgraph=True)`, without `progress` and with a callback that can be traced,
+    and can be captured in a CUDA graph. Then NaN and infinity are not reported and go through to their samples.
     """
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable as callback(step, t, x, x0): got {type(callback).__name__}")
@@ -70,28 +77,62 @@ def sample(
         clip,
         NoiseSource(seed=ops.as_seed(seed), sample_offset=sample_offset, given=noise),
     )
-    times = run.times(steps, timesteps)
-    x = run.initial(times[0], n, shape, x_T, device, dtype)
+    visits = _visits(run.schedule, steps, timesteps)
+    x = run.initial(visits[0], n, shape, x_T, device, dtype)
     state = run.solver.start()
-    for i, context in enumerate(tqdm(run.contexts(times), disable=not progress, unit="step")):
-        moments = run.evaluate(x, i, context.t, context.coefficients)
+    pairs = list(zip(visits, run.contexts(visits, x.device), strict=False))  # the last visit starts no step
+    for visit, context in tqdm(pairs, unit="step") if progress else pairs:
+        moments = run.evaluate(x, visit)
         if callback is not None:
-            callback(i, context.t, x, run.data_estimate(x, moments, context.coefficients))
+            callback(visit.index, visit.t, x, run.data_estimate(x, moments, visit))
         x, state = run.solver.step(x, moments, context, state)
-    return run.denoise(x, times[-1], len(times) - 1)
+    x_0 = run.data_estimate(x, run.evaluate(x, visits[-1]), visits[-1])  # the K+1st call
+    run.finite.report()
+    return x_0
+
+
+class _Visit(NamedTuple):
+    """One call of the network: its place in the loop, its time, and the numbers of the step from there."""
+
+    index: int
+    t: float
+    network_time: float
+    coefficients: StepCoefficients
+
+
+def _visits(schedule: VP | str, steps: int, timesteps: Sequence[float] | None) -> list[_Visit]:
+    """All calls of the network: at `timesteps` or after as many steps, the last to remove what noise is left."""
+    plan = _plan(schedule, _integer("steps", steps)) if timesteps is None else _plan(schedule, _times(timesteps))
+    return [_Visit(i, t, time, StepCoefficients(**dict(numbers))) for i, (t, time, numbers) in enumerate(plan)]
+
+
+def _plan(schedule: VP | str, times: int | list[float]) -> list[tuple]:
+    """(time, network time, step coefficients as pairs of name and number) of each visit."""
+    schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
+    times = schedule.timesteps(times) if isinstance(times, int) else times
+    schedule.check_times(times)
+    steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
+    steps.append(StepCoefficients.at(schedule, times[-1]))
+    return [(t, float(schedule.network_time(t)), tuple(vars(k).items())) for t, k in zip(times, steps, strict=True)]
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the compiler, which takes a second. Then
+# torch.compile calls `_plan` and takes the plain numbers (it could not take objects) for constants.
+_plan._dynamo_marked_constant = True
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The checked arguments of one call of `sample`."""
+    """The checked arguments of one call of `sample`, and what it watches."""
 
     model: Callable[[Tensor, Tensor], Tensor | NoiseMoments]
     solver: Solver
-    schedule: VP
+    schedule: VP | str
     prediction: str
     clip: tuple[float, float] | None
     noise: NoiseSource
     central: bool
+    finite: FiniteCheck
 
     @classmethod
     def prepare(cls, model, solver, schedule, form, clip, noise) -> "_Run":
@@ -102,9 +143,7 @@ class _Run:
         schedule = schedule if schedule is not None else getattr(model, "schedule", None)
         if schedule is None:
             raise ValueError("schedule must be given: this model has no attribute `schedule`")
-        if isinstance(schedule, str):
-            schedule = schedules.build(schedule)
-        if not isinstance(schedule, VP):
+        if not isinstance(schedule, VP | str):
             raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
         form = form or getattr(model, "prediction", "noise")
         if form not in predictions.names():
@@ -113,23 +152,14 @@ class _Run:
         moments = getattr(model, "moments", "raw")
         if moments not in ("raw", "central"):
             raise ValueError(f'model.moments must be "raw" or "central": got {moments!r}')
-        return cls(model, solvers.build(solver), schedule, form, clip, noise, moments == "central")
+        return cls(model, solvers.build(solver), schedule, form, clip, noise, moments == "central", FiniteCheck())
 
-    def times(self, steps: int, timesteps: Sequence[float] | None) -> list[float]:
-        if timesteps is None:
-            return self.schedule.timesteps(_integer("steps", steps))
-        try:
-            times = [float(t) for t in timesteps]
-        except (TypeError, ValueError):
-            raise TypeError(f"timesteps must be a sequence of times: got {timesteps!r}") from None
-        self.schedule.check_times(times)
-        return times
-
-    def initial(self, t, n, shape, x_T, device, dtype) -> Tensor:
+    def initial(self, visit, n, shape, x_T, device, dtype) -> Tensor:
         """x_T: given, or sigma_T times counter-based normals."""
         weight = self._weight()
         if x_T is not None:
             x = _given_state(x_T, shape)
+            self.finite.see(x, "x_T must be finite: it holds NaN or infinity")
             return self._checked(x.to(device or x.device, dtype or x.dtype))
         device = device or (weight.device if weight is not None else "cpu")
         dtype = dtype or torch.float32
@@ -140,34 +170,37 @@ class _Run:
             raise ValueError("shape must be given: this model has no attribute `sample_shape`")
         x = self._checked(_described_state(n, shape, dtype, device))
         draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset, "stream": _INITIAL}
-        return float(self.schedule.sigma(t)) * ops.philox_normal(x.shape, **draw, device=device, dtype=dtype)
+        return visit.coefficients.sigma_t * ops.philox_normal(x.shape, **draw, device=device, dtype=dtype)
 
     def _checked(self, x: Tensor) -> Tensor:
         """x, if seeds and sample indices fit it."""
         seed, offset = self.noise.seed, _integer("sample_offset", self.noise.sample_offset)
-        if isinstance(seed, Tensor) and len(seed) != len(x):
+        if isinstance(seed, Tensor) and seed.ndim == 1 and len(seed) != len(x):
             raise ValueError(f"seed must be one integer or one per sample, {len(x)} of them: got {len(seed)}")
         ops.library.check_sample_offset(offset, len(x))
         return x
 
-    def contexts(self, times: list[float]) -> list[StepContext]:
+    def contexts(self, visits: list[_Visit], device: torch.device) -> list[StepContext]:
+        """What the solver knows about each step, its seeds on the state's device."""
+        seed = self.noise.seed
+        noise = replace(self.noise, seed=seed.to(device)) if isinstance(seed, Tensor) else self.noise
         return [
             StepContext(
-                index=i,
-                is_last=i == len(times) - 2,
-                t=t,
-                s=s,
-                coefficients=StepCoefficients.between(self.schedule, t, s),
+                index=visit.index,
+                is_last=visit.index == len(visits) - 2,
+                t=visit.t,
+                s=following.t,
+                coefficients=visit.coefficients,
                 clip=self.clip,
                 central=self.central,
-                noise=self.noise,
+                noise=noise,
             )
-            for i, (t, s) in enumerate(pairwise(times))
+            for visit, following in pairwise(visits)
         ]
 
-    def evaluate(self, x: Tensor, index: int, t: float, coefficients: StepCoefficients) -> NoiseMoments:
-        """The network's noise moments at (x, t), checked."""
-        moments = predictions.noise_moments(self._call(x, t), x, coefficients, self.prediction)
+    def evaluate(self, x: Tensor, visit: _Visit) -> NoiseMoments:
+        """The network's noise moments at x, checked."""
+        moments = predictions.noise_moments(self._call(x, visit.network_time), x, visit.coefficients, self.prediction)
         given = sum(e is not None for e in moments)
         if given < self.solver.moments_needed:
             raise ValueError(
@@ -176,12 +209,12 @@ class _Run:
                 "gms_fast.training.train_moment_heads, or choose a solver that needs the noise alone, such as ddim"
             )
         for name, e in zip(NoiseMoments._fields, moments, strict=True):
-            if e is not None and not bool(torch.isfinite(e).all()):
-                raise ValueError(f"model returned NaN or infinity in {name} at step {index} (t = {t:g})")
+            if e is not None:
+                message = f"model returned NaN or infinity in {name} at step {visit.index} (t = {visit.t:g})"
+                self.finite.see(e, message)
         return moments
 
-    def _call(self, x: Tensor, t: float) -> Tensor | NoiseMoments:
-        time = float(self.schedule.network_time(t))
+    def _call(self, x: Tensor, time: float) -> Tensor | NoiseMoments:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         weight = self._weight()
         y = x if weight is None else x.to(weight.dtype)  # a float32 state may have a bfloat16 network
@@ -191,19 +224,25 @@ class _Run:
         """A parameter that tells device and dtype of the network."""
         return next(self.model.parameters(), None) if isinstance(self.model, torch.nn.Module) else None
 
-    def data_estimate(self, x: Tensor, moments: NoiseMoments, k: StepCoefficients) -> Tensor:
+    def data_estimate(self, x: Tensor, moments: NoiseMoments, visit: _Visit) -> Tensor:
+        k = visit.coefficients
         return predictions.data_estimate(x, moments.e1, k.alpha_t, k.sigma_t, self.clip)
-
-    def denoise(self, x: Tensor, t: float, index: int) -> Tensor:
-        """E[x_0|x_t] at the last visited time: the K+1st network call."""
-        k = StepCoefficients.at(self.schedule, t)
-        return self.data_estimate(x, self.evaluate(x, index, t, k), k)
 
 
 def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer: got {value!r}")
-    return operator.index(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer: got {value!r}") from None
+
+
+def _times(timesteps: Sequence[float]) -> list[float]:
+    try:
+        return [float(t) for t in timesteps]
+    except (TypeError, ValueError):
+        raise TypeError(f"timesteps must be a sequence of times: got {timesteps!r}") from None
 
 
 def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:
@@ -211,8 +250,6 @@ def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:
         raise TypeError(f"x_T must be a floating-point tensor (n, *): got {x_T!r}")
     if shape is not None and tuple(x_T.shape[1:]) != tuple(shape):
         raise ValueError(f"x_T must be (n, {', '.join(map(str, shape))}): got {tuple(x_T.shape)}")
-    if not bool(torch.isfinite(x_T).all()):
-        raise ValueError("x_T must be finite: it holds NaN or infinity")
     return x_T
 
 

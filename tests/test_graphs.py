@@ -1,0 +1,119 @@
+"""The loop on a device that the host does not wait for: one look at the end, and the loop as a CUDA graph."""
+
+import math
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import gms_fast
+from gms_fast import NoiseMoments, solvers
+from gms_fast.finite import FiniteCheck
+from gms_fast.schedules import VPLinear
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")]
+SOLVERS = {
+    "gms": "gms",
+    "free, element": solvers.GMS(fit="free", component="element"),
+    "sn-ddpm": "sn-ddpm",
+    "ddpm": "ddpm",
+    "ddim, eta 0.5": solvers.DDIM(eta=0.5),
+}
+
+
+def elsewhere(*values):
+    """What stands on a device that is neither a CPU nor can capture graphs."""
+    tensor = torch.tensor(values)
+    return SimpleNamespace(device=torch.device("xpu"), is_cuda=False, numel=tensor.numel, aminmax=tensor.aminmax)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_report_names_the_first_of_all_bad_tensors(bad):
+    finite = FiniteCheck()
+    for message, values in (("none", ()), ("fine", (1.0, 3e38, 3e38)), ("first", (0.0, bad)), ("second", (bad,))):
+        finite.see(elsewhere(*values), message)
+    with pytest.raises(ValueError, match="first"):
+        finite.report()
+    finite.report()  # what is reported is forgotten
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_on_a_cpu_the_error_is_at_once(dtype):
+    finite = FiniteCheck()
+    finite.see(torch.full((2, 3), torch.finfo(dtype).max, dtype=dtype), "large")
+    finite.see(torch.zeros(0, 3, dtype=dtype), "empty")
+    with pytest.raises(ValueError, match="bad"):
+        finite.see(torch.tensor([1, math.nan, 2], dtype=dtype), "bad")
+
+
+class Net(torch.nn.Module):
+    """Moments of pictures out of sums and products, with NaN in e2 from the time `bad_from` on."""
+
+    sample_shape, schedule, moments = (1, 8, 8), VPLinear(), "central"
+
+    def __init__(self, bad_from=-1.0):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(0.9))
+        self.bad_from = bad_from
+
+    def forward(self, x, t):
+        t = t.reshape(-1, 1, 1, 1)
+        level = t / 1000 + 0 * x
+        e2 = (0.2 + 0.1 * level).masked_fill(t <= self.bad_from, math.nan)
+        return NoiseMoments(self.slope * x, e2, 0.05 + 0.1 * level)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_bad_network_output_is_named_on_every_device(device):
+    seen = []
+    with pytest.raises(ValueError, match=r"NaN or infinity in e2 at step 2 \(t = 332\)"):
+        gms_fast.sample(Net(bad_from=400).to(device), 3, n=2, callback=lambda i, *_: seen.append(i))
+    assert seen == ([0, 1] if device == "cpu" else [0, 1, 2])
+    with pytest.raises(ValueError, match="x_T must be finite"):
+        gms_fast.sample(Net().to(device), 3, x_T=torch.full((1, 1, 8, 8), math.nan, device=device))
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=GPU)])
+def net(request):
+    return Net().to(request.param)
+
+
+def test_host_waits_once(net):
+    """For the report at the end."""
+    gms_fast.sample(net, n=4)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            gms_fast.sample(net, n=4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing CUDA operation" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_captured_loop_draws_for_the_seeds_of_each_replay(net, solver):
+    seeds = torch.zeros(4, dtype=torch.int64, device="cuda")
+    batches = [torch.tensor(batch, device="cuda") for batch in ([1, 2, 3, -1], [7, 1, 5, 6])]
+
+    def draw():
+        return gms_fast.sample(net, n=4, seed=seeds, solver=solver)
+
+    want = [draw() for _ in map(seeds.copy_, batches)]  # which also builds the kernels, as capturing must not
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x = draw()
+    for batch, expected in zip(batches, want, strict=True):
+        seeds.copy_(batch)
+        graph.replay()
+        assert torch.equal(x, expected)
+    assert not torch.equal(*want)
+
+
+def test_loop_that_the_compiler_captures_draws_for_the_seeds_of_each_call(net):
+    """But for the rounding that test_compile.py bounds by 1e-3."""
+    draw = torch.compile(lambda seeds: gms_fast.sample(net, n=4, seed=seeds), fullgraph=True, mode="reduce-overhead")
+    for first in (1, 50, 90):
+        seeds = torch.arange(first, first + 4, device="cuda")
+        assert (draw(seeds) - gms_fast.sample(net, n=4, seed=seeds)).abs().max() < 1e-3
