@@ -12,6 +12,7 @@ from gms_fast.schedules import VPLinear
 SHAPES = {
     "mnist": (64, 1, 28, 28),
     "cifar": (128, 3, 32, 32),
+    "cifar512": (512, 3, 32, 32),
     "latent": (16, 4, 64, 64),
     "imagenet": (16, 3, 256, 256),
     "stream": (1024, 1 << 16),  # for GPUs: 2^26 elements, far beyond any cache

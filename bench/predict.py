@@ -1,4 +1,4 @@
-"""What to expect of an H200 where none is at hand: `python bench/predict.py [--out bench/results/h200_prediction.json]`.
+"""What to expect of an H200 where none is at hand: `python bench/predict.py [--out bench/results/h200_predicted.json]`.
 
 The Triton kernel of gms_step is compiled ahead of time, by the real launcher and with its real options, and its machine
 code is read. Assumptions, also written to the JSON:
