@@ -39,7 +39,7 @@ class _AbsentGPU:
     """What Triton asks its driver before it compiles."""
 
     def get_current_device(self) -> int:
-        return 0
+        return -1  # Triton keeps kernels by device: no true one must find these
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -57,7 +57,7 @@ def launches(call) -> list[Launch]:
 
     from gms_fast.ops import library, triton
 
-    found, run, backend = [], JITFunction.run, library._backend
+    found, run, backend, active = [], JITFunction.run, library._backend, driver._active
 
     def compile_only(self, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
@@ -70,6 +70,7 @@ def launches(call) -> list[Launch]:
         call()
     finally:
         JITFunction.run, library._backend = run, backend
+        driver.set_active(active)
     return found
 
 
