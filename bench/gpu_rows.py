@@ -124,7 +124,11 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device is visible: nothing to measure")
     end = time.monotonic() + args.seconds
-    gms_fast.set_backend(args.backend)
+    try:
+        gms_fast.set_backend(args.backend)
+    except RuntimeError as error:
+        args.out.write_text(json.dumps({"skipped": str(error)}) + "\n")
+        return
     result: dict[str, object] = {"environment": environment(), "bars": [], "lines": [], "parts": {}}
     for name, run in PARTS.items():
         part = attempt(run, end - time.monotonic())
