@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 
 import torch
 from cases import Case
@@ -59,10 +60,11 @@ def spread(values: list[float]) -> tuple[float, float, float]:
 
 def environment() -> dict[str, object]:
     """Versions, processor and commit that a result belongs to."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     return {
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
         "gms_fast": gms_fast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -71,3 +73,8 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "backends": gms_fast.backends(),
     }
+
+
+def _git(*command: str) -> str:
+    root = Path(__file__).parent.parent
+    return subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
