@@ -27,8 +27,11 @@ test: setup
 	$(BIN)/pytest
 
 bench: setup
-	$(BIN)/python bench/gms_step.py
-	$(BIN)/python bench/wasserstein.py
+	for op in gms_step sample_mixture fit_mixture philox affine_noise; do \
+		$(BIN)/python bench/$$op.py --out bench/results/$${op}_cpu.json || exit 1; done
+	$(BIN)/python bench/wasserstein.py > bench/results/wasserstein.md
+	$(BIN)/python bench/predict.py --out bench/results/h200_predicted.json
+	$(BIN)/python bench/report.py
 
 clean:
 	rm -rf .venv build *.egg-info gms_fast/_C*.so

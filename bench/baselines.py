@@ -1,18 +1,11 @@
-"""What the fused step is measured against, each written from docs/notation.md in plain torch."""
+"""What the ops are measured against, each written from docs/notation.md in plain torch."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from gms_fast import StepCoefficients, reference
-
-
-def inputs(shape: tuple[int, ...], device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A state and noise moments of the kind a network returns in the middle of sampling."""
-    generator = torch.Generator().manual_seed(seed)
-    x, e1, spread, skew = (torch.randn(shape, generator=generator) for _ in range(4))
-    r2 = 0.05 * spread**2
-    moments = (x, e1, r2 + e1**2, skew * r2**1.5 + 3 * e1 * r2 + e1**3)
-    return tuple(t.to(device) for t in moments)
 
 
 def released_step(
@@ -65,3 +58,45 @@ def ddpm_step(x: Tensor, e1: Tensor, step: StepCoefficients) -> Tensor:
     """A plain DDPM update in eager torch, clipping included."""
     m = ((x - step.sigma_t * e1) / step.alpha_t).clamp(-1, 1)
     return step.A * x + step.B * m + step.c**0.5 * torch.randn_like(x)
+
+
+def eager_fit(mean: Tensor, var: Tensor, third: Tensor, floor: float) -> tuple[Tensor, ...]:
+    """The closed fit alone."""
+    base, excess = reference.split_variance(var, floor)
+    return reference.fit_mixture(mean, base, excess, third, "exact", 1 / 3, 0, 0.0, 0.0)
+
+
+def eager_draw(mean: Tensor, var: Tensor, third: Tensor, floor: float) -> Tensor:
+    """The closed fit, and a draw with one uniform per element."""
+    weight, mean_a, mean_b, v = eager_fit(mean, var, third, floor)
+    return torch.where(torch.rand_like(mean) < weight, mean_a, mean_b) + v.sqrt() * torch.randn_like(mean)
+
+
+def eager_gaussian(mean: Tensor, var: Tensor) -> Tensor:
+    """A draw from one Gaussian."""
+    return mean + var.sqrt() * torch.randn_like(mean)
+
+
+def released_draw(mean: Tensor, var: Tensor, third: Tensor, iterations: int = 70) -> Tensor:
+    """The released optimiser's fit, and a draw with one uniform per element."""
+    a, b, v = autograd_fit(mean, var, third, iterations)
+    return torch.where(torch.rand_like(mean) < 1 / 3, a, b) + v.sqrt() * torch.randn_like(mean)
+
+
+def eager_affine(x: Tensor, terms: tuple[Tensor, ...], weights: tuple[float, ...], noise_std: float) -> Tensor:
+    """weights[0] x + sum of weights[i+1] terms[i] + noise_std z."""
+    result = weights[0] * x
+    for weight, term in zip(weights[1:], terms, strict=True):
+        result = result + weight * term
+    return result + noise_std * torch.randn_like(x)
+
+
+def compiled(function: Callable[..., object], *inputs: Tensor) -> Callable[..., object] | None:
+    """torch.compile of the function, compiled on `inputs`; None, and a line saying so, where torch cannot."""
+    fast = torch.compile(function, dynamic=False)
+    try:
+        fast(*inputs)
+    except RuntimeError as error:
+        print(f"torch.compile is left out: {str(error).strip().splitlines()[0]}")
+        return None
+    return fast

@@ -1,75 +1,86 @@
-"""Time of the fused step beside its rivals, on 128x3x32x32 float32: `python bench/gms_step.py [--out FILE]`.
-
-Prints each case's time as a multiple of `torch.randn_like` of the same tensor, medians of interleaved runs.
-"""
-
-import argparse
-import json
-from pathlib import Path
+"""Time of the fused step beside its rivals: `python bench/gms_step.py [--device cuda] [--shape cifar] [--out FILE]`."""
 
 import torch
-from baselines import ddpm_step, eager_step, inputs, released_step
-from timing import environment, in_turn, spread
+from bars import Bar, ratio
+from baselines import compiled, ddpm_step, eager_step, released_step
+from cases import SHAPES, STEP, Case, Inputs, cast, input_sets, noise_moments, yardsticks
+from figures import main, measured, ridge
+from torch import Tensor
 
-from gms_fast import StepCoefficients, ops
-from gms_fast.schedules import VPLinear
+from gms_fast import ops
 
-SHAPE = (128, 3, 32, 32)
-
-
-def check(tensors, step) -> None:
-    """Correctness before speed: the kernel against the float64 reference on the same counters."""
-    got = ops.gms_step(*tensors, step)
-    want = ops.gms_step(*(t.double() for t in tensors), step)
-    # The third moment is a difference of cubes of the noise, off by some eps max|e1|^3; a cube root turns that into
-    # at most (13.5 B^3 r^3 4 eps max|e1|^3)^(1/3) = 3.8 B r eps^(1/3) max|e1| in the distance of the means.
-    r, largest = step.sigma_t / step.alpha_t, float(tensors[1].abs().max())
-    torch.testing.assert_close(got.double(), want, atol=3.8 * step.B * r * 2.0 ** (-23 / 3) * largest, rtol=1e-5)
+EXACT, ADAN, RELEASED = "gms_step exact/sample", "gms_step adan/sample", "released-style autograd fit"
+DDPM = "eager DDPM update"
+FITS = (("exact", "sample"), ("exact", "element"), ("free", "sample"), ("free", "element"))
 
 
-def measure(device: str, runs: int) -> dict[str, list[float]]:
-    step = StepCoefficients.between(VPLinear(), 499, 399)
-    tensors = inputs(SHAPE, device)
-    x, e1, *_ = tensors
-    check(tensors, step)
-    fused = {
-        f"gms_step {fit}/{component}": lambda fit=fit, component=component: ops.gms_step(
-            *tensors, step, fit=fit, component=component
-        )
-        for fit, component in (("exact", "sample"), ("exact", "element"), ("free", "sample"), ("gaussian", "sample"))
-    }
-    cases = {
-        "torch.randn_like": lambda: torch.randn_like(x),
-        **fused,
-        "eager DDPM update": lambda: ddpm_step(x, e1, step),
-        "eager closed fit": lambda: eager_step(*tensors, step),
-    }
-    slow = {
-        "torch.randn_like": cases["torch.randn_like"],
-        "gms_step adan/sample": lambda: ops.gms_step(*tensors, step, fit="adan", moments="released"),
-        "released-style autograd fit": lambda: released_step(*tensors, step),
-    }
-    return in_turn(cases, runs) | {f: s for f, s in in_turn(slow, max(runs // 6, 3), 1).items() if f not in cases}
+def fused(sets: list[Inputs], fit: str, component: str, **options: object) -> Case:
+    """gms_step in the dtypes of the sets."""
+    bytes_ = sum(t.element_size() for t in sets[0]) + sets[0][0].element_size()
+    options = {"fit": fit, "component": component, **options}
+    name = f"gms_step {fit}/{component}"
+    return Case(name, lambda *t: ops.gms_step(*t, STEP, **options), sets, bytes_, checked=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    args = parser.parse_args()
-    seconds = measure(args.device, args.runs)
-    base = spread(seconds["torch.randn_like"])[1]
-    rows = {name: [q / base for q in spread(values)] for name, values in seconds.items()}
-    print(f"{'x'.join(map(str, SHAPE))} float32, {torch.get_num_threads()} threads: multiples of torch.randn_like")
-    for name, (low, median, high) in rows.items():
-        print(f"{name:30} {median:9.2f}  ({low:.2f} .. {high:.2f})")
-    released = rows["released-style autograd fit"][1]
-    print(f"released-style fit / gms_step exact/sample: {released / rows['gms_step exact/sample'][1]:.0f}")
-    print(f"released-style fit / gms_step adan/sample:  {released / rows['gms_step adan/sample'][1]:.1f}")
-    if args.out:
-        args.out.write_text(json.dumps({"environment": environment(), "shape": SHAPE, "ratio": rows}, indent=1) + "\n")
+def gaussian(sets: list[Inputs]) -> Case:
+    """SN-DDPM: the same kernel without a third moment."""
+    return fused([t[:3] for t in sets], "gaussian", "sample")._replace(
+        run=lambda x, e1, e2: ops.gms_step(x, e1, e2, None, STEP, fit="gaussian")
+    )
+
+
+def narrow(sets: list[Inputs]) -> list[Case]:
+    """exact/sample with bfloat16 moments and float32 state, with bfloat16 output too where the op takes it, and all
+    in bfloat16."""
+    half = torch.bfloat16
+    mixed, low = fused(cast(sets, torch.float32, half), "exact", "sample"), fused(cast(sets, half, half), *FITS[0])
+    cases = [mixed._replace(name=f"{EXACT}, bfloat16 moments"), low._replace(name=f"{EXACT}, bfloat16")]
+    out = torch.empty_like(sets[0][0], dtype=half)
+
+    def into(x: Tensor, *moments: Tensor) -> Tensor:
+        """float64, which the gate asks for, keeps its width."""
+        return ops.gms_step(x, *moments, STEP, out=out if x.dtype == torch.float32 else None)
+
+    try:
+        into(*mixed.sets[0])
+    except TypeError:
+        return cases
+    name = f"{EXACT}, bfloat16 moments and output"
+    return [*cases, mixed._replace(name=name, run=into, bytes=mixed.bytes - 2)]
+
+
+def rivals(sets: list[Inputs]) -> list[Case]:
+    cases = [
+        Case(DDPM, lambda x, e1, *_: ddpm_step(x, e1, STEP), sets, 12),
+        Case("eager closed fit", lambda *t: eager_step(*t, STEP), sets, 20),
+    ]
+    if fast := compiled(lambda x, e1: ddpm_step(x, e1, STEP), *sets[0][:2]):
+        cases.append(Case("torch.compile of the DDPM update", lambda x, e1, *_: fast(x, e1), sets, 12))
+    if fast_fit := compiled(lambda *t: eager_step(*t, STEP), *sets[0]):
+        cases.append(Case("torch.compile of the closed fit", fast_fit, sets, 20))
+    return cases
+
+
+def measure(device: str, shape: str, runs: int) -> dict[str, object]:
+    sets = input_sets(noise_moments, SHAPES[shape], device)
+    base = yardsticks(sets)
+    ours = [*(fused(sets, *fit) for fit in FITS), gaussian(sets), *narrow(sets)]
+    slow = [
+        fused(sets, "adan", "sample", moments="released"),
+        Case(RELEASED, lambda *t: released_step(*t, STEP), sets, 20),
+    ]
+    result = measured(shape, [*base, *ours, *rivals(sets)], [*base, *slow], runs)
+    return result | {"op": "gms_step", "ridge": ridge(sets, runs)}
+
+
+def bars(rows: list[dict]) -> list[Bar]:
+    return [
+        *ratio(rows, EXACT, "torch.randn_like", 0.8, 0.4, at_most=True),
+        *ratio(rows, EXACT, DDPM, 0.4, 0.2, at_most=True),
+        *ratio(rows, RELEASED, EXACT, 1000, 2500, at_most=False),
+        *ratio(rows, RELEASED, ADAN, 30, 60, at_most=False),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, bars)

@@ -1,0 +1,50 @@
+"""Time of fit and draw in one pass: `python bench/sample_mixture.py [--device cuda] [--shape cifar] [--out FILE]`."""
+
+import torch
+from baselines import compiled, eager_draw, eager_gaussian, released_draw
+from cases import FLOOR, SHAPES, Case, Inputs, cast, input_sets, step_moments, yardsticks
+from figures import main, measured
+
+from gms_fast import ops
+
+BYTES = 16  # mean, var, third in; one draw out
+
+
+def drawn(sets: list[Inputs], fit: str, component: str) -> Case:
+    options = {"fit": fit, "component": component}
+    name = f"sample_mixture {fit}/{component}"
+    return Case(name, lambda *t: ops.sample_mixture(*t, FLOOR, **options), sets, BYTES, checked=True)
+
+
+def fused(sets: list[Inputs]) -> list[Case]:
+    half = torch.bfloat16
+    mixed, low = (drawn(cast(sets, dtype, half), "exact", "element") for dtype in (torch.float32, half))
+    return [
+        *(drawn(sets, *options) for options in (("exact", "element"), ("exact", "sample"), ("free", "element"))),
+        mixed._replace(name=f"{mixed.name}, bfloat16 var and third", bytes=12),
+        low._replace(name=f"{low.name}, bfloat16", bytes=8),
+    ]
+
+
+def rivals(sets: list[Inputs]) -> list[Case]:
+    def draw(*moments):
+        return eager_draw(*moments, FLOOR)
+
+    cases = [
+        Case("eager draw from one Gaussian", lambda mean, var, _: eager_gaussian(mean, var), sets, 12),
+        Case("eager closed fit and draw", draw, sets, BYTES),
+    ]
+    if fast := compiled(draw, *sets[0]):
+        cases.append(Case("torch.compile of the closed fit and draw", fast, sets, BYTES))
+    return cases
+
+
+def measure(device: str, shape: str, runs: int) -> dict[str, object]:
+    sets = input_sets(step_moments, SHAPES[shape], device)
+    base = yardsticks(sets)
+    slow = [Case("released-style autograd fit and draw", released_draw, sets, BYTES)]
+    return measured(shape, [*base, *fused(sets), *rivals(sets)], [*base, *slow], runs) | {"op": "sample_mixture"}
+
+
+if __name__ == "__main__":
+    main(__doc__, measure)
