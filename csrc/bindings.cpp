@@ -173,8 +173,9 @@ float elementary(const std::string& name, float x) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of gms_fast; called through gms_fast.ops, which checks and marshals arguments.";
-  py::class_<gms::Scheme>(m, "Scheme", "Which fit and which step, prepared for many calls.").def(py::init(&make_scheme));
-  py::class_<gms::Noise>(m, "Noise", "Where the draws of a call come from.").def(py::init(&make_noise));
+  // module_local: tests load a second build of this module.
+  py::class_<gms::Scheme>(m, "Scheme", py::module_local(), "Which fit and which step, prepared for many calls.").def(py::init(&make_scheme));
+  py::class_<gms::Noise>(m, "Noise", py::module_local(), "Where the draws of a call come from.").def(py::init(&make_noise));
   m.def("gms_step", &gms_step);
   m.def("sample_mixture", &sample_mixture);
   m.def("fit_mixture", &fit_mixture);

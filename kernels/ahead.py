@@ -1,10 +1,13 @@
 """Compiles a launch for a GPU that need not be there: for tests, and to count what a kernel costs."""
 
+from collections.abc import Callable
+
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from gms_fast.kernels import launch as launchers
 from gms_fast.kernels.launch import Launch
 
 _POINTERS = {
@@ -13,6 +16,17 @@ _POINTERS = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
 }
+
+
+def launches(call: Callable[[], object]) -> list[Launch]:
+    """What call() launches of these kernels, without running it."""
+    found: list[Launch] = []
+    run, launchers._run = launchers._run, lambda launch, like: found.append(launch)
+    try:
+        call()
+    finally:
+        launchers._run = run
+    return found
 
 
 def compile_ahead(launch: Launch, architecture: int) -> object:

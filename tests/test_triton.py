@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from gms_fast import StepCoefficients, ops
+from gms_fast.schedules import VPLinear
+
 triton = pytest.importorskip("triton")
 
 PARITY = Path(__file__).with_name("triton_parity.py")
 COMPILER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-COUNTERS = ("seed_low", "seed_high", "sample_offset", "step", "stream")
+STEP = StepCoefficients.between(VPLinear(), 400, 300)
 VARIANTS = [  # fit, moments, central, component: each fit with both of each switch
     ("exact", "cumulant", False, "sample"),
     ("exact", "released", True, "element"),
@@ -48,29 +51,14 @@ def test_parity_on_the_gpu(tmp_path):
     run_parity(tmp_path, TRITON_INTERPRET="0")
 
 
-def compile_kernel(kernel, architecture, warps=8, element="fp32", **constants):
-    """Ahead of time, with the options and the alignment that the launcher's arguments have."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@pytest.fixture
+def compiled(monkeypatch):
+    """compiled(call, architecture) -> [(launch, its compiled kernel)]: what the ops of call() would launch on a GPU."""
+    from gms_fast import kernels
+    from gms_fast.kernels.ahead import compile_ahead, launches
 
-    from gms_fast.kernels.mixture import FitParameters
-    from gms_fast.kernels.moments import StepCoefficients
-
-    scalars = {
-        "k": StepCoefficients(*["fp32"] * len(StepCoefficients._fields)),
-        "p": FitParameters(*["fp32"] * len(FitParameters._fields)),
-        "seeds": "*i64",
-        **dict.fromkeys(("elements", *COUNTERS), "i32"),
-        **dict.fromkeys(("z", "u"), "*fp32"),
-        "floor": "fp32",
-        **dict.fromkeys(constants, "constexpr"),
-    }
-    signature = {name: scalars.get(name, f"*{element}") for name in kernel.arg_names}
-    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name] == f"*{element}" or name == "elements"]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": warps, "enable_fp_fusion": False}
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    monkeypatch.setattr(ops.library, "_backend", lambda *_: kernels)
+    return lambda call, architecture: [(found, compile_ahead(found, architecture)) for found in launches(call)]
 
 
 def check_compiled(compiled, directory):
@@ -78,49 +66,57 @@ def check_compiled(compiled, directory):
     path = directory / "kernel.cubin"
     path.write_bytes(compiled.asm["cubin"])
     usage = subprocess.run([COMPILER / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
-    spilled = {name: int(size) for name, size in re.findall(r"(STACK|LOCAL):(\d+)", usage.stdout)}
-    assert spilled == {"STACK": 0, "LOCAL": 0}
+    used = {name: int(size) for name, size in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    assert used["STACK"] == used["LOCAL"] == 0
+    assert used["REG"] <= 128  # two blocks of 256 threads a multiprocessor at least
     assert not re.findall(r"\S+\.(?:ftz|approx|full)\S*", compiled.asm["ptx"])
 
 
-@compiles
-@pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize(("fit", "moments", "central", "component"), VARIANTS)
-def test_step_compiles_without_spilling(fit, moments, central, component, architecture, tmp_path):
-    from gms_fast.kernels.step import step_kernel
-
-    switches = {"FIT": fit, "MOMENTS": moments, "CENTRAL": central, "ELEMENT": component == "element", "BLOCK": 1024}
-    drawn = {"seeds": None, "z": None, "u": None, "ITERATIONS": 70}
-    compiled = compile_kernel(step_kernel, architecture, **switches, **drawn)
-    check_compiled(compiled, tmp_path)
-    assert "ld.global.v4" in compiled.asm["ptx"]
-    assert "convert_layout" not in compiled.asm["ttgir"]  # the draws come out of Philox in the order of the loads
+def moments(dtype=torch.float32):
+    return [torch.rand(2, 2048).to(dtype) for _ in range(4)]
 
 
 @compiles
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_other_kernels_and_arguments_compile(architecture, tmp_path):
-    from gms_fast.kernels.step import fit_kernel, philox_kernel, sample_kernel, step_kernel
+@pytest.mark.parametrize(("fit", "moments_", "central", "component"), VARIANTS)
+def test_step_compiles_without_spilling(fit, moments_, central, component, architecture, compiled, tmp_path):
+    options = {"fit": fit, "moments": moments_, "central": central, "component": component}
+    ((_, kernel),) = compiled(lambda: ops.gms_step(*moments(), STEP, **options), architecture)
+    check_compiled(kernel, tmp_path)
+    assert "ld.global.v4" in kernel.asm["ptx"]
+    assert "convert_layout" not in kernel.asm["ttgir"]  # the draws come out of Philox in the order of the loads
 
-    free, drawn = {"FIT": "free", "ITERATIONS": 0}, {"z": None, "u": None}
-    step = {**free, "MOMENTS": "cumulant", "CENTRAL": False, "ELEMENT": False}
-    cases = [
-        (sample_kernel, {**free, **drawn, "seeds": None, "ELEMENT": True}),
-        (fit_kernel, free),
-        (philox_kernel, {"seeds": None, "NORMAL": True}),
-        (step_kernel, {**step, **drawn, "element": "bf16"}),  # with a seed for each sample
-        (step_kernel, {**step, "seeds": None, "element": "fp16"}),  # with given z and u
-        (step_kernel, {**step, **drawn, "seeds": None, "e2": None, "e3": None}),
-    ]
-    for kernel, constants in cases:
-        check_compiled(compile_kernel(kernel, architecture, warps=1, BLOCK=128, **constants), tmp_path)
+
+@compiles
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_other_kernels_and_arguments_compile(architecture, compiled, tmp_path):
+    x, e1, e2, e3 = moments()
+    seeds, seed, index = torch.tensor([3, 4]), torch.tensor(3), torch.tensor(7)
+    strided = [torch.rand(2, 2048, 2)[..., 0] for _ in range(4)]
+
+    def calls():
+        ops.sample_mixture(x, e1, e2, fit="free")
+        ops.fit_mixture(x, e1, e2, fit="free")
+        ops.affine_noise(x, [e1, e2], [1.0, 2.0, 3.0], 0.5)
+        ops.affine_noise(x, [e1], torch.ones(3), seed=seed, step_index=index)
+        ops.library.philox_normal([2, 64], seeds=seeds)
+        ops.library.philox_uniform([2, 63], step_at=index)
+        ops.gms_step(*moments(torch.bfloat16), STEP, seed=seeds)
+        ops.gms_step(*moments(torch.float16), STEP, noise=(x.half(), e1[:, 0]), component="sample")
+        ops.gms_step(x, e1, None, None, STEP, fit="gaussian")
+        ops.gms_step(x, e1, e2, e3, STEP.as_tensor(), seed=seed, step_index=index)
+        ops.gms_step(*strided, STEP)
+
+    found = compiled(calls, architecture)
+    assert len(found) == 11
+    for _, kernel in found:
+        check_compiled(kernel, tmp_path)
 
 
 @compiles
 def test_counters_do_not_compile_a_kernel_anew():
-    from gms_fast.kernels.step import philox_kernel, sample_kernel, step_kernel
+    from gms_fast.kernels.step import affine_kernel, philox_kernel, sample_kernel, step_kernel
 
-    for kernel in (step_kernel, sample_kernel, philox_kernel):
-        named = [p for p in kernel.params if p.name in COUNTERS]
-        assert len(named) >= 4
-        assert all(p.do_not_specialize for p in named)
+    for kernel in (step_kernel, sample_kernel, affine_kernel, philox_kernel):
+        (counters,) = [p for p in kernel.params if p.name == "counters"]
+        assert counters.do_not_specialize

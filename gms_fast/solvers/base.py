@@ -26,17 +26,6 @@ class NoiseSource:
         noise = None if self.given is None else self.given(index)
         return {"seed": self.seed, "sample_offset": self.sample_offset, "step_index": index, "noise": noise}
 
-    def normal(self, index: int, like: Tensor) -> Tensor:
-        """The normals of step `index`, shaped like the state."""
-        if self.given is not None:
-            noise = self.given(index)
-            z = noise[0] if isinstance(noise, tuple) else noise
-            if z.shape != like.shape:
-                raise ValueError(f"noise z must match the state: got {tuple(z.shape)}, want {tuple(like.shape)}")
-            return z.to(like)
-        where = {"device": like.device, "dtype": like.dtype}
-        return ops.philox_normal(like.shape, seed=self.seed, step=index, sample_offset=self.sample_offset, **where)
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gms_fast import ops
 from gms_fast.prediction import data_estimate
 from gms_fast.solvers.base import Solver, StepContext
 from gms_fast.types import NoiseMoments
@@ -29,7 +30,6 @@ class DDIM(Solver):
         m = data_estimate(x, moments.e1, k.alpha_t, k.sigma_t, context.clip)
         std = self.eta * math.sqrt(k.c)
         scale = math.sqrt(k.sigma_s**2 - std**2) / k.sigma_t
-        x_s = scale * x + (k.alpha_s - scale * k.alpha_t) * m  # e follows the clipped m
-        if std > 0:
-            x_s = x_s + std * context.noise.normal(context.index, like=x)
-        return x_s, state
+        weights = [scale, k.alpha_s - scale * k.alpha_t]  # e follows the clipped m
+        noise = context.noise.arguments(context.index) if std > 0 else {}
+        return ops.affine_noise(x, [m], weights, std, **noise), state

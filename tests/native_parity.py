@@ -1,0 +1,132 @@
+"""The C++ and CUDA kernels of a second build against the installed ones, bit for bit; test_native.py runs this.
+
+The second build has sanitizers, which end the process at the first bad address or undefined operation, and its CUDA
+kernels run on the CPU, thread by thread (tests/cuda_shim).
+"""
+
+import importlib.util
+import itertools
+import math
+import os
+
+import pytest
+import torch
+from parity import FITS, network_moments
+
+from gms_fast import _native, ops
+from gms_fast.schedules import VPLinear
+from gms_fast.steps import StepCoefficients
+
+STEP = StepCoefficients.between(VPLinear(), 400, 300)
+SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000), (2, 3, 8, 8), (40, 512)]  # the last two in 16-byte accesses
+LAYOUTS = {
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "strided": lambda t: torch.stack([t, t], dim=-1)[..., 0],
+    "channels": lambda t: torch.cat([t, t], dim=1)[:, :3],
+}
+
+
+def second_build():
+    spec = importlib.util.spec_from_file_location("_C", os.environ["GMS_FAST_SECOND_BUILD"])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SECOND = second_build()
+
+
+class OnDevice:
+    """The second build, its ops on the CPU or, as if tensors were there, on the GPU."""
+
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def __getattr__(self, name):
+        op = getattr(SECOND, name)
+        return op if name in ("Scheme", "Noise") else lambda device, *rest: op((self.gpu, 0 if self.gpu else 1), *rest)
+
+
+@pytest.fixture(params=["cpp", "cuda"])
+def same(request, monkeypatch):
+    """same(op, ...): the op's result has the same bits in both builds."""
+    device = OnDevice(request.param == "cuda")
+
+    def check(op, *arguments, **options):
+        want = op(*arguments, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(_native, "_C", device)
+            patch.setattr(torch, "empty_like", lambda like, **options: like.clone().fill_(math.nan))
+            _native._scheme.cache_clear()
+            got = op(*arguments, **options)
+        _native._scheme.cache_clear()
+        for g, w in zip(*[r if isinstance(r, tuple) else (r,) for r in (got, want)], strict=True):
+            assert g.dtype == w.dtype
+            assert torch.equal(g.nan_to_num(7.0), w.nan_to_num(7.0))
+
+    return check
+
+
+CASES = list(itertools.product(FITS, ["cumulant", "released"], [False, True], ["sample", "element"]))
+
+
+@pytest.mark.parametrize(("fit", "moments", "central", "component"), CASES)
+def test_gms_step(same, fit, moments, central, component):
+    options = {"fit": fit, "moments": moments, "central": central, "component": component, "iterations": 9}
+    options |= {"seed": 3 + (1 << 63), "step_index": 2, "sample_offset": 5 + (1 << 40)}
+    for shape in SHAPES:
+        same(ops.gms_step, *network_moments(shape, 400, central), STEP, **options)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_narrow_and_mixed_dtypes(same, shape, dtype, fit):
+    x, *moments = network_moments(shape, 400)
+    moments = [t.to(dtype) for t in moments]
+    same(ops.gms_step, x.to(dtype), *moments, STEP, fit=fit)
+    same(ops.gms_step, x, *moments, STEP, fit=fit, out=torch.empty(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layouts(same, layout, dtype):
+    inputs = [LAYOUTS[layout](t.to(dtype)) for t in network_moments((2, 3, 5, 7), 400)]
+    same(ops.gms_step, *inputs, STEP, component="element")
+    same(ops.gms_step, inputs[0].contiguous(), *inputs[1:], STEP)
+    same(ops.affine_noise, inputs[0], inputs[1:], [1.0, 0.5, -2.0, 0.25], 0.5)
+    same(ops.fit_mixture, *(t.abs() for t in inputs[:3]))
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fit_and_sample_mixture(same, shape, fit):
+    mean, var, third = (torch.randn(shape) for _ in range(3))  # negative variances are defined too
+    same(ops.fit_mixture, mean, var.abs(), third, 0.05, fit=fit)
+    same(ops.sample_mixture, mean, var.abs(), third, 0.05, fit=fit, seed=4)
+    same(ops.sample_mixture, mean, var, third, fit=fit, component="sample")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_numbers_in_tensors_given_draws_and_absent_moments(same, shape):
+    x, e1, e2, e3 = inputs = network_moments(shape, 400)
+    numbers = {"seed": torch.tensor(-5), "step_index": torch.tensor(7)}
+    same(ops.gms_step, *inputs, STEP.as_tensor(), **numbers)
+    same(ops.gms_step, *inputs, STEP, seed=torch.arange(len(x)) * 7919)
+    same(ops.affine_noise, x, [e1], torch.tensor([0.5, -2.0, 0.25]), **numbers)
+    same(ops.affine_noise, x, [e1], [0.5, 2.0])
+    same(ops.gms_step, x, e1, None, None, STEP, fit="gaussian")
+    same(ops.gms_step, *inputs, STEP, noise=(e1, torch.rand(len(x))))
+    same(ops.gms_step, *inputs, STEP, noise=(e1, e2), component="element")
+    same(ops.philox_normal, shape, seed=9, sample_offset=1 << 50)
+    same(ops.philox_uniform, shape, seed=9, stream=2, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_extremes(same, fit):
+    """Defined results, in both builds the same, for all that is no sensible moment."""
+    odd = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, 2e-5, -0.3, 7.0, 1e20, -3e38, math.inf, -math.inf, math.nan])
+    grid = [t.flatten()[None] for t in torch.meshgrid(odd, odd, odd, indexing="ij")]
+    same(ops.fit_mixture, *grid, fit=fit)
+    same(ops.sample_mixture, *grid, fit=fit)
+    same(ops.gms_step, grid[0], *grid, STEP, fit=fit)
