@@ -53,13 +53,13 @@ def test_baseline_objects_hold_no_wide_code():
         assert not [line for line in symbols.splitlines() if " W " in line], path
 
 
-def test_the_double_instantiation_of_the_headers_equals_the_oracle(tmp_path):
+@pytest.mark.parametrize("compiler", [["g++"], ["nvcc", "-x", "cu"]], ids=["g++", "nvcc"])
+def test_the_double_instantiation_of_the_headers_equals_the_oracle(compiler, tmp_path):
     """The same text in double leaves no rounding for a wrong formula to hide behind."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"{compiler[0]} is not installed")
     binary, program = str(tmp_path / "double"), str(ROOT / "tests" / "double.cpp")
-    subprocess.run([compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", program, "-o", binary], check=True)
+    subprocess.run([*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", program, "-o", binary], check=True)
     compare_with_oracle(subprocess.run([binary], capture_output=True, text=True, check=True).stdout)
 
 

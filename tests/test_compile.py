@@ -75,8 +75,10 @@ def test_loop_from_a_given_state(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_loop_from_a_tensor_of_seeds(solver):
-    net, seeds = MomentNet(), torch.tensor([3, -1, 5, 0])
-    assert_compiles_once(lambda s: gms_fast.sample(net, n=4, seed=s, solver=solver), seeds, seeds + 7)
+    """One for each sample, or one for all."""
+    net = MomentNet()
+    for seeds in (torch.tensor([3, -1, 5, 0]), torch.tensor(3)):
+        assert_compiles_once(lambda s: gms_fast.sample(net, n=4, seed=s, solver=solver), seeds, seeds + 7)
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])

@@ -2,13 +2,14 @@
 
 import math
 import warnings
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import gms_fast
-from gms_fast import NoiseMoments, solvers
+from gms_fast import NoiseMoments, ops, solvers
 from gms_fast.finite import FiniteCheck
 from gms_fast.schedules import VPLinear
 
@@ -93,9 +94,10 @@ def test_host_waits_once(net):
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_captured_loop_draws_for_the_seeds_of_each_replay(net, solver):
-    seeds = torch.zeros(4, dtype=torch.int64, device="cuda")
-    batches = [torch.tensor(batch, device="cuda") for batch in ([1, 2, 3, -1], [7, 1, 5, 6])]
+@pytest.mark.parametrize("seeds_of_two_replays", [([1, 2, 3, -1], [7, 1, 5, 6]), (3, -4)], ids=["each", "all"])
+def test_captured_loop_draws_for_the_seeds_of_each_replay(net, solver, seeds_of_two_replays):
+    batches = [torch.tensor(batch, device="cuda") for batch in seeds_of_two_replays]
+    seeds = torch.zeros_like(batches[0])
 
     def draw():
         return gms_fast.sample(net, n=4, seed=seeds, solver=solver)
@@ -109,6 +111,29 @@ def test_captured_loop_draws_for_the_seeds_of_each_replay(net, solver):
         graph.replay()
         assert torch.equal(x, expected)
     assert not torch.equal(*want)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_one_captured_step_serves_every_step(net, backend):
+    """Coefficients, seed and step index are read at the replay."""
+    schedule, times = VPLinear(), [999, 700, 300, 0]
+    steps = [gms_fast.StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
+    x, e1, e2, e3 = (torch.rand(4, 1, 8, 8, device="cuda") for _ in range(4))
+    numbers, seed, index = steps[0].as_tensor("cuda"), torch.tensor(0, device="cuda"), torch.tensor(0, device="cuda")
+    gms_fast.set_backend(backend)
+    try:
+        ops.gms_step(x, e1, e2, e3, numbers, seed=seed, step_index=index)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            x_s = ops.gms_step(x, e1, e2, e3, numbers, seed=seed, step_index=index)
+        for i, step in enumerate(steps):
+            numbers.copy_(step.as_tensor("cuda"))
+            seed.fill_(7 + i)
+            index.fill_(i)
+            graph.replay()
+            assert torch.equal(x_s, ops.gms_step(x, e1, e2, e3, step, seed=7 + i, step_index=i))
+    finally:
+        gms_fast.set_backend(None)
 
 
 def test_loop_that_the_compiler_captures_draws_for_the_seeds_of_each_call(net):

@@ -167,6 +167,49 @@ def test_philox_words_are_those_of_the_reference(words):
     check(lambda i: ops.philox_normal(shape, device=DEVICE, dtype=i[0].dtype, **words), [z])
 
 
+LAYOUTS = {
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "strided": lambda t: torch.stack([t, t], dim=-1)[..., 0],
+    "channels": lambda t: torch.cat([t, t], dim=1)[:, :3],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_do_not_depend_on_the_layout(layout):
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    plain = network_moments((2, 3, 5, 7), 400)
+    moved = [LAYOUTS[layout](t) for t in plain]
+    for inputs in (moved, [plain[0], *moved[1:]], [moved[0], *plain[1:]]):
+        assert torch.equal(ops.gms_step(*inputs, step), ops.gms_step(*plain, step))
+    weights = [0.5, -2.0, 0.25, 1.0]
+    got = ops.affine_noise(moved[0], moved[1:], weights, 0.3)
+    assert torch.equal(got, ops.affine_noise(plain[0], plain[1:], weights, 0.3))
+    for got, want in zip(ops.fit_mixture(*moved[:3]), ops.fit_mixture(*plain[:3]), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 3])
+def test_affine_noise(terms):
+    x, *rest = network_moments((2, 77), 400)
+    weights = [0.5, -2.0, 0.25, 1.0][: terms + 1]
+    check(lambda i: ops.affine_noise(i[0], i[1:], weights, 0.3, seed=4, step_index=2), [x, *rest[:terms]], scale=4.0)
+    check(lambda i: ops.affine_noise(i[0], i[1:], weights), [x, *rest[:terms]], scale=4.0)
+
+
+def test_numbers_may_come_in_tensors():
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    x, *rest = network_moments((2, 77), 400)
+    seed, index = (torch.tensor(v, device=DEVICE) for v in (-5, 7))
+    got = ops.gms_step(x, *rest, step.as_tensor(DEVICE), seed=seed, step_index=index, sample_offset=3)
+    assert torch.equal(got, ops.gms_step(x, *rest, step, seed=-5, step_index=7, sample_offset=3))
+    got = ops.affine_noise(
+        x, rest, torch.tensor([0.5, -2.0, 0.25, 1.0, 0.5], device=DEVICE), seed=seed, step_index=index
+    )
+    assert torch.equal(got, ops.affine_noise(x, rest, [0.5, -2.0, 0.25, 1.0], 0.5, seed=-5, step_index=7))
+    got = ops.philox_uniform((3, 5), seed=seed, step=index, device=DEVICE)
+    assert torch.equal(got, ops.philox_uniform((3, 5), seed=-5, step=7, device=DEVICE))
+
+
 def test_nan_stays_in_its_element():
     step = StepCoefficients.between(VPLinear(), 400, 300)
     for fit in FITS:
@@ -184,6 +227,16 @@ def test_empty_tensors_are_not_launched():
     empty = torch.empty(0, 3, device=DEVICE)
     step = StepCoefficients.between(VPLinear(), 400, 300)
     assert ops.gms_step(empty, empty, empty, empty, step).shape == (0, 3)
+
+
+@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+def test_affine_noise_and_cpp_give_the_same_bits():
+    x, *rest = network_moments((2, 3, 9, 9), 400)
+    got = ops.affine_noise(x, rest, [0.5, -2.0, 0.25, 1.0], 0.3, seed=5)
+    gms_fast.set_backend("cpp")
+    assert torch.equal(
+        got.cpu(), ops.affine_noise(x.cpu(), [t.cpu() for t in rest], [0.5, -2.0, 0.25, 1.0], 0.3, seed=5)
+    )
 
 
 @pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
