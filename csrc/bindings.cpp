@@ -50,21 +50,22 @@ void set_instruction_set(const std::string& name) {
   throw std::invalid_argument("instruction set " + name + " is not supported by this processor");
 }
 
-// (data_ptr or 0, dtype code) of each tensor.
-using Buffers = std::vector<std::pair<uintptr_t, int>>;
 // Sizes inside a sample, and for each tensor its four strides, or none where it is dense.
 using Layout = std::optional<std::pair<std::array<int64_t, 3>, std::vector<std::optional<std::array<int64_t, 4>>>>>;
 
 struct Tensors {
   gms::Shape shape;
+  size_t count;
   std::array<gms::Operand, gms::kMaxTerms + 2> operands;
 
-  Tensors(const Buffers& buffers, int64_t samples, int64_t elements, const Layout& layout)
-      : shape{samples, elements, {1, 1, elements}}, operands{} {
-    if (buffers.size() > operands.size()) throw std::invalid_argument("too many tensors");
+  // buffers: data_ptr and dtype code of one tensor after the other, 0 and 0 for none.
+  Tensors(const py::list& buffers, int64_t samples, int64_t elements, const Layout& layout)
+      : shape{samples, elements, {1, 1, elements}}, count(buffers.size() / 2), operands{} {
+    if (count > operands.size()) throw std::invalid_argument("too many tensors");
     if (layout) std::copy_n(layout->first.begin(), 3, shape.sizes);
-    for (size_t i = 0; i < buffers.size(); ++i) {
-      operands[i] = {reinterpret_cast<void*>(buffers[i].first), static_cast<gms::DType>(buffers[i].second), true, {}};
+    for (size_t i = 0; i < count; ++i) {
+      operands[i] = {reinterpret_cast<void*>(buffers[2 * i].cast<uintptr_t>()),
+                     static_cast<gms::DType>(buffers[2 * i + 1].cast<int>()), true, {}};
       if (!layout || !layout->second.at(i)) continue;
       operands[i].dense = false;
       std::copy_n(layout->second[i]->begin(), 4, operands[i].strides);
@@ -91,72 +92,82 @@ gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double
   return s;
 }
 
-// seeds, step_at, z and u are data pointers, 0 for none.
-gms::Noise make_noise(uint64_t seed, uintptr_t seeds, bool shared, uint64_t sample_offset, uint32_t step,
-                      uintptr_t step_at, uintptr_t z, uintptr_t u, bool element) {
-  return {seed, reinterpret_cast<const uint64_t*>(seeds), shared, sample_offset, step,
-          reinterpret_cast<const int64_t*>(step_at), reinterpret_cast<const float*>(z),
-          reinterpret_cast<const float*>(u), element};
+// (seed, seeds, shared, sample_offset, step, step_at, z, u, element); seeds, step_at, z and u are data pointers or 0.
+gms::Noise make_noise(const py::tuple& a) {
+  const auto pointer = [&](int i) { return a[i].cast<uintptr_t>(); };
+  return {a[0].cast<uint64_t>(),
+          reinterpret_cast<const uint64_t*>(pointer(1)),
+          a[2].cast<bool>(),
+          a[3].cast<uint64_t>(),
+          a[4].cast<uint32_t>(),
+          reinterpret_cast<const int64_t*>(pointer(5)),
+          reinterpret_cast<const float*>(pointer(6)),
+          reinterpret_cast<const float*>(pointer(7)),
+          a[8].cast<bool>()};
 }
 
-// Where a call runs: (on the GPU, number of threads or stream).
-using Device = std::pair<bool, uintptr_t>;
-
-const gms::Table& table_of(const Device& device) {
+// Every op starts with: whether it runs on the GPU, the stream there or the number of threads, the tensors, the number
+// of samples, of elements per sample, and the layout.
+const gms::Table& table_of(bool gpu) {
 #ifdef GMS_WITH_CUDA
-  if (device.first) return gms::kCuda;
+  if (gpu) return gms::kCuda;
 #endif
-  if (device.first) throw std::runtime_error("built without CUDA kernels");
+  if (gpu) throw std::runtime_error("built without CUDA kernels");
   return *chosen.table;
 }
-gms::Where where_of(const Device& device) {
-  if (device.first) return {1, reinterpret_cast<void*>(device.second)};
-  return {static_cast<int32_t>(device.second), nullptr};
+gms::Where where_of(bool gpu, uintptr_t where) {
+  if (gpu) return {1, reinterpret_cast<void*>(where)};
+  return {static_cast<int32_t>(where), nullptr};
 }
 
-void gms_step(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements, const Layout& layout,
-              const gms::Scheme& scheme, uintptr_t numbers, const gms::Noise& noise) {
+void gms_step(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+              const Layout& layout, const gms::Scheme& scheme, uintptr_t numbers, const py::tuple& draws) {
   const Tensors t(buffers, samples, elements, layout);
+  const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;
-  table_of(device).gms_step(t.operands.data(), t.shape, scheme, reinterpret_cast<const float*>(numbers), noise,
-                            where_of(device));
+  table_of(gpu).gms_step(t.operands.data(), t.shape, scheme, reinterpret_cast<const float*>(numbers), noise,
+                         where_of(gpu, where));
 }
 
-void sample_mixture(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements,
-                    const Layout& layout, const gms::Scheme& scheme, const gms::Noise& noise) {
+void sample_mixture(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+                    const Layout& layout, const gms::Scheme& scheme, const py::tuple& draws) {
   const Tensors t(buffers, samples, elements, layout);
+  const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;
-  table_of(device).sample_mixture(t.operands.data(), t.shape, scheme, noise, where_of(device));
+  table_of(gpu).sample_mixture(t.operands.data(), t.shape, scheme, noise, where_of(gpu, where));
 }
 
-void fit_mixture(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements,
+void fit_mixture(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
                  const Layout& layout, const gms::Scheme& scheme) {
   const Tensors t(buffers, samples, elements, layout);
   const py::gil_scoped_release release;
-  table_of(device).fit_mixture(t.operands.data(), t.shape, scheme, where_of(device));
+  table_of(gpu).fit_mixture(t.operands.data(), t.shape, scheme, where_of(gpu, where));
 }
 
 // buffers: x, terms, out.
-void affine_noise(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements,
+void affine_noise(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
                   const Layout& layout, const std::vector<double>& weights, uintptr_t weights_at, bool noisy,
-                  const gms::Noise& noise) {
+                  const py::tuple& draws) {
   const Tensors t(buffers, samples, elements, layout);
   gms::Affine affine = {};
-  affine.terms = static_cast<int32_t>(buffers.size()) - 2;
+  affine.terms = static_cast<int32_t>(t.count) - 2;
   std::copy_n(t.operands.begin() + 1, affine.terms, affine.term);
-  const gms::Operand ends[2] = {t.operands[0], t.operands[buffers.size() - 1]};
+  const gms::Operand ends[2] = {t.operands[0], t.operands[t.count - 1]};
+  if (weights.size() > std::size(affine.weights)) throw std::invalid_argument("too many weights");
   std::transform(weights.begin(), weights.end(), affine.weights, narrow);
   affine.weights_at = reinterpret_cast<const float*>(weights_at);
   affine.noisy = noisy;
+  const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;
-  table_of(device).affine_noise(ends, t.shape, affine, noise, where_of(device));
+  table_of(gpu).affine_noise(ends, t.shape, affine, noise, where_of(gpu, where));
 }
 
-void philox(const Device& device, const Buffers& buffers, int64_t samples, int64_t elements, const Layout& layout,
-            const gms::Noise& noise, uint32_t stream, bool normal) {
+void philox(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+            const Layout& layout, const py::tuple& draws, uint32_t stream, bool normal) {
   const Tensors t(buffers, samples, elements, layout);
+  const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;
-  table_of(device).philox(t.operands[0], t.shape, noise, stream, normal, where_of(device));
+  table_of(gpu).philox(t.operands[0], t.shape, noise, stream, normal, where_of(gpu, where));
 }
 
 float elementary(const std::string& name, float x) {
@@ -175,7 +186,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of gms_fast; called through gms_fast.ops, which checks and marshals arguments.";
   // module_local: tests load a second build of this module.
   py::class_<gms::Scheme>(m, "Scheme", py::module_local(), "Which fit and which step, prepared for many calls.").def(py::init(&make_scheme));
-  py::class_<gms::Noise>(m, "Noise", py::module_local(), "Where the draws of a call come from.").def(py::init(&make_noise));
   m.def("gms_step", &gms_step);
   m.def("sample_mixture", &sample_mixture);
   m.def("fit_mixture", &fit_mixture);

@@ -56,24 +56,26 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _noise(noise: Noise):
+def _noise(noise: Noise) -> tuple:
     seed, seeds, sample_offset, step, step_at, z, u, element = noise
     shared = seeds is not None and seeds.ndim == 0
-    pointers = _pointer(seeds), shared, sample_offset, step, _pointer(step_at), _pointer(z), _pointer(u)
-    return _C.Noise(seed, *pointers, element)
+    return seed, _pointer(seeds), shared, sample_offset, step, _pointer(step_at), _pointer(z), _pointer(u), element
 
 
 def _call(op: str, tensors: Sequence[Tensor | None], layout: Layout | None, *arguments: object) -> None:
     """`_C.op` on the threads of the CPU, or on the current stream of the tensors' GPU."""
+    buffers: list[int] = []
+    for t in tensors:
+        buffers += (0, 0) if t is None else (t.data_ptr(), _DTYPES[t.dtype])
     first = tensors[0]
-    buffers = [_ABSENT if t is None else (t.data_ptr(), _DTYPES[t.dtype]) for t in tensors]
     samples = first.shape[0]
-    where = buffers, samples, first.numel() // samples, layout
+    elements = first.numel() // samples
     if first.is_cuda:
         with torch.cuda.device(first.device):
-            getattr(_C, op)((True, torch.cuda.current_stream().cuda_stream), *where, *arguments)
+            stream = torch.cuda.current_stream().cuda_stream
+            getattr(_C, op)(True, stream, buffers, samples, elements, layout, *arguments)
     else:
-        getattr(_C, op)((False, torch.get_num_threads()), *where, *arguments)
+        getattr(_C, op)(False, torch.get_num_threads(), buffers, samples, elements, layout, *arguments)
 
 
 def gms_step(

@@ -44,7 +44,8 @@ class OnDevice:
 
     def __getattr__(self, name):
         op = getattr(SECOND, name)
-        return op if name in ("Scheme", "Noise") else lambda device, *rest: op((self.gpu, 0 if self.gpu else 1), *rest)
+        where = (True, 0) if self.gpu else (False, 1)
+        return op if name == "Scheme" else lambda gpu, threads, *rest: op(*where, *rest)
 
 
 @pytest.fixture(params=["cpp", "cuda"])

@@ -57,7 +57,7 @@ def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
 
 def _op(name: str, first: Tensor):
     """The op, past the dispatcher where nothing listens to it: that costs as much as a small kernel."""
-    eager = type(first) is Tensor and first.device.type in ("cpu", "cuda")
+    eager = type(first) is Tensor and (first.is_cpu or first.is_cuda)
     if eager and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode():
         return getattr(library, name)
     return getattr(torch.ops.gms_fast, name)
@@ -163,8 +163,8 @@ def gms_step(
     seed, seeds, index, step_at = _counters(seed, step_index, x.device)
     z, u = _draws(noise)
     coefficients, numbers = _step_numbers(step)
-    written = {} if out is None else {"out": out}
-    result = _op("gms_step" if out is None else "gms_step_out", x)(
+    op, written = (_op("gms_step", x), {}) if out is None else (_op("gms_step_out", x), {"out": out})
+    result = op(
         x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps,
         seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component, z=z, u=u,
         moments=moments, central=central, lo=lo, hi=hi, **written,
@@ -204,8 +204,8 @@ def affine_noise(
     seed, seeds, index, step_at = _counters(seed, step_index, x.device)
     numbers = weights if isinstance(weights, Tensor) else None
     weights = [] if numbers is not None else [float(w) for w in weights]
-    written = {} if out is None else {"out": out}
-    result = _op("affine_noise" if out is None else "affine_noise_out", x)(
+    op, written = (_op("affine_noise", x), {}) if out is None else (_op("affine_noise_out", x), {"out": out})
+    result = op(
         x, list(terms), weights, float(noise_std), numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
         sample_offset=sample_offset, z=_draws(noise)[0], **written,
     )  # fmt: skip

@@ -78,11 +78,9 @@ def _check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> Non
     """The first tensor sets shape and device; e2 and e3 may be None. Asking for a gradient is an error."""
     first = tensors[0]
     if isinstance(first, Tensor):
-        shape, device, gradients = first.shape, first.device, torch.is_grad_enabled()
+        shape, device = first.shape, first.device
         for t in tensors:
-            if t is None or t.shape != shape or t.device != device or t.dtype not in DTYPES:
-                break
-            if gradients and t.requires_grad:
+            if t is None or t.shape != shape or t.device != device or t.dtype not in DTYPES or t.requires_grad:
                 break
         else:
             if shape:
@@ -188,9 +186,9 @@ def _check_floor(floor: float) -> None:
         raise ValueError(f"floor must be finite and not negative: got {floor}")
 
 
-def _backend(device: torch.device, wide: bool) -> object:
+def _backend(on_gpu: bool, wide: bool) -> object:
     """The module whose functions take tensors there; float64 is the reference path."""
-    name = "torch" if wide else dispatch.chosen(device.type)
+    name = "torch" if wide else dispatch.chosen("cuda" if on_gpu else "cpu")
     if name == "triton":
         from gms_fast import kernels
 
@@ -203,9 +201,9 @@ def _run(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *a
     tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
     for t in tensors:
         if t is not None:
+            wide = wide or t.dtype is torch.float64
             dense = dense and t.is_contiguous()
-            wide = wide or t.dtype == torch.float64
-    if not outputs[0].numel():
+    if not tensors[-1].numel():
         return
     if not dense:
         tensors = tuple(None if t is None else t.resolve_neg() for t in tensors)
@@ -213,7 +211,7 @@ def _run(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *a
         if layout is None:
             _run_on_copies(op, inputs, outputs, *arguments)
             return
-    getattr(_backend(outputs[0].device, wide), op)(tensors, layout, *arguments)
+    getattr(_backend(tensors[0].is_cuda, wide), op)(tensors, layout, *arguments)
 
 
 def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
@@ -283,7 +281,7 @@ def gms_step(
         _check_moments(e2, e3, fit, moments)
     noise = _noise(x, seed, seeds, step, step_at, sample_offset, component, z, u)
     if out is None:
-        out = torch.empty_like(x, requires_grad=False)
+        out = torch.empty_like(x)
     else:
         inputs = _apart(out, x, inputs)
     _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise)
@@ -309,7 +307,7 @@ def affine_noise(
     _check_affine(terms, weights if numbers is None else [0.0] * len(inputs), noise_std)
     noise = _noise(x, seed, seeds, step, step_at, sample_offset, "element", z)
     if out is None:
-        out = torch.empty_like(x, requires_grad=False)
+        out = torch.empty_like(x)
     else:
         inputs = _apart(out, x, inputs)
     _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, numbers is not None or noise_std > 0, noise)
@@ -346,7 +344,7 @@ def _philox(normal: bool):
             raise ValueError(f"stream must lie in [0, 256): got {stream}")
         noise = _noise(out, **counters)
         if out.numel():
-            _backend(out.device, out.dtype == torch.float64).philox(out, noise, stream, normal)
+            _backend(out.is_cuda, out.dtype == torch.float64).philox(out, noise, stream, normal)
         return out
 
     return philox
