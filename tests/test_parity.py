@@ -13,7 +13,7 @@ from gms_fast.steps import StepCoefficients
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 
-SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000), (4, 1, 28, 28)]
+SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000), (4, 1, 28, 28), (300, 5)]
 
 
 @pytest.fixture(params=_native.instruction_sets() if _native.available else [])

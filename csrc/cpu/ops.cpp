@@ -11,16 +11,20 @@ namespace {
 constexpr int64_t kBlock = 512;             // elements; a multiple of 4, so that blocks start at whole Philox calls
 constexpr int64_t kParallelFrom = 1 << 14;  // elements below which a second thread costs more than it saves
 
-struct Span {  // part of one sample
-  int64_t sample, begin, size;
+struct Span {  // part of one sample, or a few whole small ones
+  int64_t sample, samples, begin, size;
 };
 
+// A block is kBlock elements of one sample, or as many samples as have room with every one at a whole Philox call.
 template <typename F>
 void for_each_block(const Shape& shape, const Where& where, const F& body) {
-  const int64_t blocks = (shape.elements + kBlock - 1) / kBlock, total = shape.samples * blocks;
+  const int64_t together = std::max<int64_t>(kBlock / ((shape.elements + 3) / 4 * 4), 1);
+  const int64_t blocks = (shape.elements + kBlock - 1) / kBlock;  // of a sample; 1 where some go together
+  const int64_t total = (shape.samples + together - 1) / together * blocks;
   const auto run = [&](int64_t i) __attribute__((noinline)) {
-    const int64_t begin = i % blocks * kBlock;
-    body(Span{i / blocks, begin, std::min(kBlock, shape.elements - begin)});
+    const int64_t sample = i / blocks * together, begin = i % blocks * kBlock;
+    const int64_t samples = std::min(together, shape.samples - sample);
+    body(Span{sample, samples, begin, std::min(kBlock, shape.elements - begin) * samples});
   };
   if (where.threads == 1 || shape.samples * shape.elements < kParallelFrom) {
     for (int64_t i = 0; i < total; ++i) run(i);
@@ -125,25 +129,64 @@ void store(const Operand& out, const Shape& shape, const Span& span, const float
   });
 }
 
-template <bool kNormal>
-void fill_noise(const Counter& counter, const Span& span, float* out) {  // out holds kBlock floats
-  const uint32_t first = static_cast<uint32_t>(span.begin / 4);
-  const int64_t quads = (span.size + 3) / 4;
-  uint32_t w0[kBlock / 4], w1[kBlock / 4], w2[kBlock / 4], w3[kBlock / 4];
-  for (int64_t q = 0; q < quads; ++q) {
-    uint32_t w[4];
-    philox_words(first + static_cast<uint32_t>(q), counter, w);
-    w0[q] = w[0], w1[q] = w[1], w2[q] = w[2], w3[q] = w[3];
+struct Words {  // of the Philox calls of one block
+  static constexpr int64_t kWhole = 16;  // calls are made in whole registers: what is too much is not looked at
+  uint32_t w[4][kBlock / 4];
+
+  // `calls` for every sample of the block, the first for element span.begin.
+  Words(const Noise& noise, uint32_t stream, const Span& span, int64_t calls) {
+    const int64_t total = (span.samples * calls + kWhole - 1) / kWhole * kWhole;
+    const Counter first = noise.counter(span.sample, stream);
+    if (span.samples == 1) {
+      const uint32_t begin = static_cast<uint32_t>(span.begin / 4);
+      for (int64_t i = 0; i < total; ++i) draw(i, begin + static_cast<uint32_t>(i), first);
+      return;
+    }
+    uint32_t c0[kBlock / 4] = {}, c2[kBlock / 4] = {}, c3[kBlock / 4] = {}, k0[kBlock / 4] = {}, k1[kBlock / 4] = {};
+    for (int64_t s = 0, i = 0; s < span.samples; ++s) {
+      const Counter counter = noise.counter(span.sample + s, stream);
+      for (int64_t quad = 0; quad < calls; ++quad, ++i) {
+        c0[i] = static_cast<uint32_t>(quad);
+        c2[i] = counter.c2, c3[i] = counter.c3, k0[i] = counter.k0, k1[i] = counter.k1;
+      }
+    }
+    for (int64_t i = 0; i < total; ++i) draw(i, c0[i], Counter{first.c1, c2[i], c3[i], k0[i], k1[i]});
   }
-  for (int64_t q = 0; q < quads; ++q) {
+
+  void draw(int64_t i, uint32_t quad, const Counter& counter) {
+    uint32_t four[4];
+    philox_words(quad, counter, four);
+    w[0][i] = four[0], w[1][i] = four[1], w[2][i] = four[2], w[3][i] = four[3];
+  }
+};
+
+template <bool kNormal>
+void fill_noise(const Noise& noise, uint32_t stream, const Span& span, float* out) {  // out holds kBlock floats
+  const int64_t elements = span.size / span.samples, calls = (elements + 3) / 4;
+  const Words words(noise, stream, span, calls);
+  const int64_t total = (span.samples * calls + Words::kWhole - 1) / Words::kWhole * Words::kWhole;
+  for (int64_t q = 0; q < total; ++q) {
+    const uint32_t w0 = words.w[0][q], w1 = words.w[1][q], w2 = words.w[2][q], w3 = words.w[3][q];
     float a = 0, b = 0, c = 0, d = 0;
     if (kNormal) {
-      box_muller(w0[q], w1[q], a, b);
-      box_muller(w2[q], w3[q], c, d);
+      box_muller(w0, w1, a, b);
+      box_muller(w2, w3, c, d);
     } else {
-      a = uniform(w0[q]), b = uniform(w1[q]), c = uniform(w2[q]), d = uniform(w3[q]);
+      a = uniform(w0), b = uniform(w1), c = uniform(w2), d = uniform(w3);
     }
     out[4 * q] = a, out[4 * q + 1] = b, out[4 * q + 2] = c, out[4 * q + 3] = d;
+  }
+  if (elements % 4 == 0) return;
+  for (int64_t s = 1; s < span.samples; ++s) std::copy_n(out + s * 4 * calls, elements, out + s * elements);
+}
+
+// One uniform for each sample, for all its elements.
+void fill_shared(const Noise& noise, const Span& span, float* out) {
+  const int64_t elements = span.size / span.samples;
+  const Words words(noise, kUniforms, Span{span.sample, span.samples, 0, span.samples}, 1);
+  for (int64_t s = 0; s < span.samples; ++s) {
+    std::fill_n(out + s * elements, elements,
+                noise.u != nullptr ? noise.u[span.sample + s] : uniform(words.w[0][s]));
   }
 }
 
@@ -157,22 +200,16 @@ struct Draws {  // normals and uniforms of one block
     if (noise.z != nullptr) {
       z = noise.z + offset;
     } else {
-      fill_noise<true>(noise.counter(span.sample, kNormals), span, z_buffer);
+      fill_noise<true>(noise, kNormals, span, z_buffer);
     }
     if (!needs_uniforms) return;
     if (!noise.element) {
-      std::fill_n(u_buffer, span.size, noise.u != nullptr ? noise.u[span.sample] : shared_uniform(noise, span.sample));
+      fill_shared(noise, span, u_buffer);
     } else if (noise.u != nullptr) {
       u = noise.u + offset;
     } else {
-      fill_noise<false>(noise.counter(span.sample, kUniforms), span, u_buffer);
+      fill_noise<false>(noise, kUniforms, span, u_buffer);
     }
-  }
-
-  static float shared_uniform(const Noise& noise, int64_t sample) {
-    uint32_t w[4];
-    philox_words(0, noise.counter(sample, kUniforms), w);
-    return uniform(w[0]);
   }
 };
 
@@ -361,8 +398,7 @@ void philox(const Operand& out, const Shape& shape, const Noise& noise, uint32_t
             const Where& where) {
   for_each_block(shape, where, [&](const Span& span) {
     float values[kBlock];
-    const Counter counter = noise.counter(span.sample, stream);
-    normal ? fill_noise<true>(counter, span, values) : fill_noise<false>(counter, span, values);
+    normal ? fill_noise<true>(noise, stream, span, values) : fill_noise<false>(noise, stream, span, values);
     std::copy_n(values, in_place(out) ? span.size : 0, target(out, shape, span, values));
     store(out, shape, span, values);
   });
