@@ -18,7 +18,15 @@ from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
 STEP = StepCoefficients.between(VPLinear(), 400, 300)
-SHAPES = [(1, 1), (3, 63), (300, 5), (2, 3, 5, 7), (2, 1000), (2, 3, 8, 8), (40, 512)]  # the last two in 16-byte accesses
+SHAPES = [
+    (1, 1),
+    (3, 63),
+    (300, 5),
+    (2, 3, 5, 7),
+    (2, 1000),
+    (2, 3, 8, 8),
+    (40, 512),
+]  # the last two in 16-byte accesses
 LAYOUTS = {
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
     "strided": lambda t: torch.stack([t, t], dim=-1)[..., 0],

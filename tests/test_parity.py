@@ -13,6 +13,7 @@ from gms_fast.steps import StepCoefficients
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 
+STEP = StepCoefficients.between(VPLinear(), 400, 300)
 SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000), (4, 1, 28, 28), (300, 5)]
 
 
@@ -35,7 +36,10 @@ def _poisoned(monkeypatch):
 @pytest.mark.parametrize("central", [False, True])
 def test_gms_step(instruction_set, fit, moments, central):
     for shape, (t, s), component in zip(
-        SHAPES, [(999, 899), (500, 400), (300, 100), (99, 0), (999, 0)], ["sample", "element"] * 3, strict=False
+        SHAPES,
+        [(999, 899), (500, 400), (300, 100), (99, 0), (999, 0), (600, 500)],
+        ["sample", "element"] * 3,
+        strict=True,
     ):
         step = StepCoefficients.between(VPLinear(), t, s)
         options = {"fit": fit, "moments": moments, "central": central, "component": component}
@@ -86,21 +90,31 @@ def test_fit_and_sample_mixture(instruction_set, fit):
             check(lambda i, f=fit: ops.sample_mixture(*i, 0.05, fit=f, seed=4), inputs, scale=2.0)
 
 
-def test_all_instruction_sets_and_thread_counts_give_the_same_bits():
-    step = StepCoefficients.between(VPLinear(), 400, 300)
-    inputs = network_moments((5, 3, 64, 65), 400)
+CALLS = {
+    **{f"gms_step {fit}": lambda i, fit=fit: ops.gms_step(*i, STEP, fit=fit, iterations=9) for fit in FITS},
+    **{f"sample_mixture {fit}": lambda i, fit=fit: ops.sample_mixture(i[0], i[1].abs(), i[3], fit=fit) for fit in FITS},
+    **{f"fit_mixture {fit}": lambda i, fit=fit: ops.fit_mixture(i[0], i[1].abs(), i[3], fit=fit) for fit in FITS},
+    "affine_noise": lambda i: ops.affine_noise(i[0], i[1:], [0.5, -2.0, 0.25, 1.0], 0.3),
+    "philox_normal": lambda i: ops.philox_normal(i[0].shape, seed=1, dtype=torch.float16),
+    "philox_uniform": lambda i: ops.philox_uniform(i[0].shape, seed=1, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("shape", [(5, 3, 64, 65), (9001, 3)])
+def test_all_instruction_sets_and_thread_counts_give_the_same_bits(call, shape):
+    inputs = network_moments(shape, 400)
     before, threads, results = _native.instruction_set(), torch.get_num_threads(), []
     try:
-        for name, count, fit in itertools.product(_native.instruction_sets(), (1, 2, 3), ("exact", "free")):
+        for name, count in itertools.product(_native.instruction_sets(), (1, 2, 3)):
             _native.set_instruction_set(name)
             torch.set_num_threads(count)
-            results.append((fit, ops.gms_step(*inputs, step, fit=fit)))
+            result = CALLS[call](inputs)
+            results.append(torch.stack(result) if isinstance(result, tuple) else result)
     finally:
         _native.set_instruction_set(before)
         torch.set_num_threads(threads)
-    for fit in ("exact", "free"):
-        first, *rest = (r for f, r in results if f == fit)
-        assert all(torch.equal(first, r) for r in rest)
+    assert all(torch.equal(results[0], r) for r in results[1:])
 
 
 @pytest.mark.parametrize("component", ["sample", "element"])
