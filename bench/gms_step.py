@@ -41,10 +41,6 @@ def narrow(sets: list[Inputs]) -> list[Case]:
         """float64, which the gate asks for, keeps its width."""
         return ops.gms_step(x, *moments, STEP, out=out if x.dtype == torch.float32 else None)
 
-    try:
-        into(*mixed.sets[0])
-    except TypeError:
-        return cases
     name = f"{EXACT}, bfloat16 moments and output"
     return [*cases, mixed._replace(name=name, run=into, bytes=mixed.bytes - 2)]
 

@@ -53,7 +53,14 @@ def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping | None = None):
 
 
 def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    return 0 if tensor is None else _address(tensor)
+
+
+def _address(tensor: Tensor) -> int:
+    address = tensor.data_ptr()
+    if not address:
+        raise RuntimeError(f"a tensor without data reached the kernels: {type(tensor).__name__} on {tensor.device}")
+    return address
 
 
 def _noise(noise: Noise) -> tuple:
@@ -66,7 +73,7 @@ def _call(op: str, tensors: Sequence[Tensor | None], layout: Layout | None, *arg
     """`_C.op` on the threads of the CPU, or on the current stream of the tensors' GPU."""
     buffers: list[int] = []
     for t in tensors:
-        buffers += (0, 0) if t is None else (t.data_ptr(), _DTYPES[t.dtype])
+        buffers += (0, 0) if t is None else (_address(t), _DTYPES[t.dtype])
     first = tensors[0]
     samples = first.shape[0]
     elements = first.numel() // samples

@@ -1,13 +1,19 @@
 """The few nouns that every room shares: what a network returns and what a fit returns."""
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
 
 
 def as_range(clip: object) -> tuple[float, float]:
-    """A data range as two floats. Raises ValueError unless it is (lo, hi) with lo < hi."""
-    if type(clip) is tuple and len(clip) == 2 and type(clip[0]) is type(clip[1]) is float and clip[0] < clip[1]:
+    """A data range as two floats. Raises ValueError unless it is (lo, hi) with lo < hi, not infinite at one end."""
+    if (
+        type(clip) is tuple
+        and len(clip) == 2
+        and type(clip[0]) is type(clip[1]) is float
+        and -math.inf < clip[0] < clip[1] < math.inf
+    ):
         return clip
     try:
         lo, hi = (float(v) for v in clip)  # type: ignore[attr-defined]
@@ -15,6 +21,8 @@ def as_range(clip: object) -> tuple[float, float]:
         raise ValueError(f"clip must be (lo, hi) with lo < hi, or None: got {clip!r}") from None
     if not lo < hi:
         raise ValueError(f"clip must be (lo, hi) with lo < hi, or None: got {clip!r}")
+    if math.isinf(lo) != math.isinf(hi):
+        raise ValueError(f"clip must be finite at both ends, or None: got {clip!r}")
     return lo, hi
 
 

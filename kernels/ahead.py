@@ -30,7 +30,10 @@ def launches(call: Callable[[], object]) -> list[Launch]:
 
 
 def compile_ahead(launch: Launch, architecture: int) -> object:
-    """The compiled kernel (its `asm` has "ttgir", "ptx", "cubin") for compute capability `architecture`, e.g. 90."""
+    """The compiled kernel (its `asm` has "ttgir", "ptx", "cubin") for compute capability `architecture`, e.g. 90.
+
+    As a launch compiles it, but that integers equal to 1 stay arguments.
+    """
     names = launch.kernel.arg_names
     arguments = dict(zip(names, launch.arguments, strict=False))
     signature = {name: _type(arguments[name]) if name in arguments else "constexpr" for name in names}

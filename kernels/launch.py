@@ -32,14 +32,14 @@ def gms_step(tensors, layout, step, numbers, fit, noise) -> None:
     """Noise moments to x_s; tensors: x, e1, e2, e3, out, where e2, e3 = None stand for zeros."""
     k = StepCoefficients(*(step.numbers or (0.0,) * 10), step.lo, step.hi)
     switches = {**_fit_switches(fit), "MOMENTS": step.moments, "CENTRAL": step.central, "ELEMENT": noise.element}
-    numbers_and_draws = numbers, _counters(noise), noise.z, noise.u
+    numbers_and_draws = numbers, *_counters(noise), noise.z, noise.u
     arguments = (*_places(tensors, layout), k, _fit_parameters(fit), *numbers_and_draws)
     _run(_launch(step_kernel, tensors[0], arguments, switches), tensors[0])
 
 
 def sample_mixture(tensors, layout, floor, fit, noise) -> None:
     """Fit and draw; tensors: mean, var, third, out."""
-    arguments = (*_places(tensors, layout), float(floor), _fit_parameters(fit), _counters(noise), noise.z, noise.u)
+    arguments = (*_places(tensors, layout), float(floor), _fit_parameters(fit), *_counters(noise), noise.z, noise.u)
     _run(_launch(sample_kernel, tensors[0], arguments, {**_fit_switches(fit), "ELEMENT": noise.element}), tensors[0])
 
 
@@ -53,14 +53,14 @@ def affine_noise(tensors, layout, weights, numbers, noisy, noise) -> None:
     """w_0 x + sum_i w_i term_i + std z; tensors: x, terms, out."""
     weights = tuple(map(float, weights)) if numbers is None else (numbers,)
     switches = {"TERMS": len(tensors) - 2, "NOISY": noisy, "ON_DEVICE": numbers is not None}
-    arguments = (*_places(tensors, layout), weights, _counters(noise), noise.z)
+    arguments = (*_places(tensors, layout), weights, *_counters(noise), noise.z)
     _run(_launch(affine_kernel, tensors[0], arguments, switches), tensors[0])
 
 
 def philox(out, noise, stream, normal) -> None:
     """Normals or uniforms of one stream."""
     elements = out.numel() // out.shape[0]
-    _run(_launch(philox_kernel, out, (out, elements, _counters(noise), stream), {"NORMAL": normal}), out)
+    _run(_launch(philox_kernel, out, (out, elements, *_counters(noise), stream), {"NORMAL": normal}), out)
 
 
 def _places(tensors: Sequence[Tensor | None], layout) -> tuple:

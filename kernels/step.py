@@ -13,7 +13,8 @@ from gms_fast.kernels.mixture import base_of, choose, excess_of, fit_mixture, wi
 from gms_fast.kernels.moments import StepCoefficients, at_most, posterior, released_moments, step_moments
 from gms_fast.kernels.philox import NORMALS, UNIFORMS, fill_noise, make_counter, shared_uniform
 
-_VARYING = ["counters", "stream"]  # from step to step: one kernel for all values
+# They vary from step to step: one kernel for all values. (Triton looks at what is inside a tuple all the same.)
+_VARYING = ["seed_low", "seed_high", "sample_offset", "step", "stream"]
 
 
 @triton.jit
@@ -102,7 +103,13 @@ def step_kernel(
     k,
     p,
     numbers,
-    counters,
+    seeds,
+    seed_at,
+    step_at,
+    seed_low,
+    seed_high,
+    sample_offset,
+    step,
     z,
     u,
     FIT: tl.constexpr,
@@ -122,6 +129,7 @@ def step_kernel(
         load(tensors[3], sizes, place),
     )
     k = coefficients_from(numbers, k)
+    counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
     normal = normals(z, counters, place)
     uniform = 0.0 if FIT == "gaussian" else uniforms(u, counters, place, ELEMENT)
     if MOMENTS == "released" or FIT == "adan":
@@ -147,7 +155,13 @@ def sample_kernel(
     elements,
     floor,
     p,
-    counters,
+    seeds,
+    seed_at,
+    step_at,
+    seed_low,
+    seed_high,
+    sample_offset,
+    step,
     z,
     u,
     FIT: tl.constexpr,
@@ -157,6 +171,7 @@ def sample_kernel(
 ):
     place = span(elements, BLOCK)
     mean, var, third = load(tensors[0], sizes, place), load(tensors[1], sizes, place), load(tensors[2], sizes, place)
+    counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
     normal = normals(z, counters, place)
     uniform = 0.0 if FIT == "gaussian" else uniforms(u, counters, place, ELEMENT)
     base = base_of(var, floor, FIT)
@@ -186,13 +201,19 @@ def fit_kernel(
     store(tensors[6], sizes, place, var)
 
 
-@triton.jit(do_not_specialize=[*_VARYING, "weights"])
+@triton.jit(do_not_specialize=_VARYING)
 def affine_kernel(
     tensors,  # x, terms, out
     sizes,
     elements,
     weights,  # of x, of the terms, of the noise; or (pointer to these,)
-    counters,
+    seeds,
+    seed_at,
+    step_at,
+    seed_low,
+    seed_high,
+    sample_offset,
+    step,
     z,
     TERMS: tl.constexpr,
     NOISY: tl.constexpr,
@@ -204,6 +225,7 @@ def affine_kernel(
     for i in tl.static_range(TERMS):
         total = tl.fma(load(tensors[i + 1], sizes, place), weight_at(weights, i + 1, ON_DEVICE), total)
     if NOISY:
+        counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
         total = tl.fma(normals(z, counters, place), weight_at(weights, TERMS + 1, ON_DEVICE), total)
     store(tensors[TERMS + 1], sizes, place, total)
 
@@ -214,7 +236,21 @@ def weight_at(weights, i: tl.constexpr, ON_DEVICE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def philox_kernel(out, elements, counters, stream, NORMAL: tl.constexpr, BLOCK: tl.constexpr):
+def philox_kernel(
+    out,
+    elements,
+    seeds,
+    seed_at,
+    step_at,
+    seed_low,
+    seed_high,
+    sample_offset,
+    step,
+    stream,
+    NORMAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     place = span(elements, BLOCK)
     sample, begin, _, _ = place
+    counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
     store((out, None), None, place, fill_noise(begin // 4, make_counter(counters, sample, stream), NORMAL, BLOCK))

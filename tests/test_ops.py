@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,9 +114,55 @@ def test_out_of_another_dtype_is_rounded_once(into):
 
 def test_negative_bit_is_resolved():
     x, e1, e2, e3 = tensors(4)
-    negated = torch.complex(e1, -x).conj().imag
-    assert negated.is_neg()
-    assert torch.equal(gms_step(negated, e1, e2, e3), gms_step(x, e1, e2, e3))
+    for negated in (torch.complex(e1, -x).conj().imag, torch._neg_view(-x)):
+        assert negated.is_neg()
+        assert torch.equal(gms_step(negated, e1, e2, e3), gms_step(x, e1, e2, e3))
+        assert torch.equal(gms_step(e1, e1, e2, e3, noise=negated), gms_step(e1, e1, e2, e3, noise=x))
+        with pytest.raises(ValueError, match="out must not be a lazy negation"):
+            gms_step(x, e1, e2, e3, out=negated)
+
+
+def test_out_over_anything_that_is_read_gives_the_same_result():
+    """Whatever storage holds it: inputs and draws that `out` lies over are copied first."""
+    x, e1, e2, e3 = (t.flatten(1) for t in tensors(4, shape=(2, 300)))
+    z, u = torch.randn(2, 300), torch.rand(2, 300)
+    want = gms_step(x, e1, e2, e3, noise=(z, u), component="element")
+    for read in range(6):
+        memory = np.zeros((2, 301), dtype=np.float32)
+        over, out = torch.from_numpy(memory[:, :300]), torch.from_numpy(memory[:, 1:])
+        arguments = [x, e1, e2, e3, z, u]
+        arguments[read] = over.copy_(arguments[read])
+        gms_step(*arguments[:4], noise=tuple(arguments[4:]), component="element", out=out)
+        assert torch.equal(out, want)
+    seeds = torch.tensor([3, 4])
+    want = gms_step(x[:, :2], e1[:, :2], e2[:, :2], e3[:, :2], seed=seeds)
+    out = seeds.view(torch.float32).view(2, 2)
+    assert torch.equal(gms_step(x[:, :2], e1[:, :2], e2[:, :2], e3[:, :2], seed=seeds, out=out), want)
+
+
+def test_writing_to_out_is_seen_by_autograd():
+    x, *moments = tensors(4)
+    w, out = torch.rand_like(x, requires_grad=True), torch.rand_like(x)
+    y = (w * out).sum()
+    gms_step(x, *moments, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    with torch.inference_mode():
+        gms_step(*tensors(4), out=torch.empty(2, 3, 4, 5))
+
+
+def test_numbers_that_are_tensors_are_read_at_every_call():
+    mean, var, third = tensors(3)
+    weight = torch.tensor(0.3)
+    first = ops.fit_mixture(mean, var, third, weight=weight)
+    weight.fill_(0.2)
+    assert not torch.equal(ops.fit_mixture(mean, var, third, weight=weight).weight, first.weight)
+
+
+def test_transforms_of_torch_func_reach_the_registered_op():
+    inputs = tensors(4)
+    batched = torch.func.vmap(lambda *t: gms_step(*t), randomness="same")(*(t[None] for t in inputs))
+    assert torch.equal(batched[0], gms_step(*inputs))
 
 
 def test_affine_noise_is_the_weighted_sum():
@@ -259,7 +306,7 @@ REFUSALS = {
     "seeds dtype": (lambda: gms_step(X, X, X, X, seed=torch.ones(2)), TypeError, "seed must be .* got torch.float32"),
     "seed": (lambda: gms_step(X, X, X, X, seed=0.5), TypeError, "seed must be an integer"),
     "seed range": (lambda: gms_step(X, X, X, X, seed=1 << 64), ValueError, "seed must fit in 64 bits"),
-    "step": (lambda: gms_step(X, X, X, X, step_index=-1), ValueError, "step must lie in"),
+    "step": (lambda: gms_step(X, X, X, X, step_index=-1), ValueError, "step index must lie in"),
     "sample_offset": (lambda: gms_step(X, X, X, X, sample_offset=-1), ValueError, "sample_offset must lie in"),
     "out shape": (lambda: gms_step(X, X, X, X, out=torch.empty(3, 2)), ValueError, r"out must match x: got \(3, 2\)"),
     "out dtype": (lambda: gms_step(X, X, X, X, out=X.int()), TypeError, "out must be float32.* got torch.int32"),
@@ -267,6 +314,48 @@ REFUSALS = {
         lambda: gms_step(X, X, X, X, out=X[:1].expand(2, 3)),
         ValueError,
         "out must have a place of its own",
+    ),
+    "out over itself": (
+        lambda: gms_step(X, X, X, X, out=torch.zeros(9).as_strided((2, 3), (1, 1))),
+        ValueError,
+        "out must have a place of its own",
+    ),
+    "z with a gradient": (
+        lambda: gms_step(X, X, X, X, noise=torch.rand(2, 3, requires_grad=True)),
+        RuntimeError,
+        "forward only, but noise z requires a gradient",
+    ),
+    "u on another device": (
+        lambda: gms_step(X, X, X, X, noise=(None, torch.empty(2, device="meta"))),
+        ValueError,
+        "noise u must be on the output's device",
+    ),
+    "integer u": (
+        lambda: gms_step(X, X, X, X, noise=(None, torch.ones(2).int())),
+        TypeError,
+        "noise u must be float32",
+    ),
+    "weight in words": (lambda: ops.fit_mixture(X, X, X, weight="a"), TypeError, "weight must be a number: got 'a'"),
+    "tiny weight": (lambda: ops.fit_mixture(X, X, X, weight=1e-50), ValueError, "weight must lie in .* got 1e-50"),
+    "fit in a list": (lambda: ops.fit_mixture(X, X, X, fit=["exact"]), ValueError, "fit must be one of"),
+    "iterations not whole": (lambda: ops.fit_mixture(X, X, X, iterations=2.5), TypeError, "iterations must be an int"),
+    "many iterations": (lambda: ops.fit_mixture(X, X, X, iterations=1 << 31), ValueError, "iterations must be below"),
+    "lr": (lambda: ops.fit_mixture(X, X, X, lr=NAN), ValueError, "lr must be finite"),
+    "step_index not whole": (lambda: gms_step(X, X, X, X, step_index=2.5), TypeError, "step index must be an integer"),
+    "clip half open": (
+        lambda: gms_step(X, X, X, X, clip=(-math.inf, 1.0)),
+        ValueError,
+        "clip must be finite at both ends",
+    ),
+    "tiny alpha_t": (
+        lambda: gms_step(X, X, X, X, replace(STEP, alpha_t=1e-120)),
+        ValueError,
+        "coefficients must have sigma_t/alpha_t whose cube is finite",
+    ),
+    "weights and noise_std": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3), 5.0),
+        ValueError,
+        "noise_std must not be given beside a tensor of weights",
     ),
     "step shape": (
         lambda: gms_step(X, X, X, X, torch.ones(6)),
@@ -276,7 +365,7 @@ REFUSALS = {
     "step_index shape": (
         lambda: gms_step(X, X, X, X, step_index=torch.zeros(2, dtype=torch.int64)),
         ValueError,
-        r"step must be \(\) int64.* got \(2,\)",
+        r"step index must be \(\) int64.* got \(2,\)",
     ),
     "terms shape": (
         lambda: ops.affine_noise(X, [X, X[:1]], [1, 1, 1]),

@@ -95,7 +95,7 @@ def test_narrow_dtypes_round_the_float32_draws(dtype):
         ({"seed": 1 << 64}, "seed must fit in 64 bits"),
         ({"seed": 1.5}, "seed must be an integer"),
         ({"seed": [1, 2, 3]}, r"seeds must be \(2,\) or \(\) int64"),
-        ({"seed": 0, "step": -1}, "step must lie in"),
+        ({"seed": 0, "step": -1}, "step index must lie in"),
         ({"seed": 0, "stream": 256}, "stream must lie in"),
         ({"seed": 0, "sample_offset": 1 << 56}, "sample_offset must lie in"),
         ({"seed": 0, "dtype": torch.int32}, "dtype must be float32"),

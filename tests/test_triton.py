@@ -114,9 +114,23 @@ def test_other_kernels_and_arguments_compile(architecture, compiled, tmp_path):
 
 
 @compiles
-def test_counters_do_not_compile_a_kernel_anew():
-    from gms_fast.kernels.step import affine_kernel, philox_kernel, sample_kernel, step_kernel
+def test_counters_do_not_compile_a_kernel_anew(monkeypatch):
+    """Triton makes kernels for 1 and for multiples of 16, but not of what is marked and not hidden in a tuple."""
+    from gms_fast import kernels
+    from gms_fast.kernels.ahead import launches
 
-    for kernel in (step_kernel, sample_kernel, affine_kernel, philox_kernel):
-        (counters,) = [p for p in kernel.params if p.name == "counters"]
-        assert counters.do_not_specialize
+    monkeypatch.setattr(ops.library, "_backend", lambda *_: kernels)
+    counters = {"seed_low", "seed_high", "sample_offset", "step"}
+    x = moments()[0]
+    calls = [
+        lambda: ops.gms_step(*moments(), STEP),
+        lambda: ops.sample_mixture(*moments()[:3]),
+        lambda: ops.affine_noise(x, [x], [1.0, 1.0], 1.0),
+        lambda: ops.philox_normal((2, 8), seed=1),
+    ]
+    for (found,) in map(launches, calls):
+        marked = {p.name for p in found.kernel.params if p.do_not_specialize}
+        arguments = dict(zip(found.kernel.arg_names, found.arguments, strict=False))
+        assert counters <= marked
+        assert all(type(arguments[name]) is int for name in counters)
+        assert not [v for v in arguments.values() if isinstance(v, tuple) and any(type(n) is int for n in v)]

@@ -48,8 +48,9 @@ float widen(float x) { return x; }
 float widen(BFloat16 x) { return float_of(uint32_t{x.bits} << 16); }
 float widen(Float16 x) {
   const uint32_t size = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
-  const uint32_t scaled = static_cast<uint32_t>(bits_of(float_of(size << 13) * 0x1p112f));  // exact, denormals too
-  return float_of((size >= 0x7c00u ? 0x7f800000u | size << 13 : scaled) | sign);
+  const uint32_t denormal = static_cast<uint32_t>(bits_of(static_cast<float>(static_cast<int32_t>(size)) * 0x1p-24f));
+  const uint32_t normal = (size << 13) + (size >= 0x7c00u ? 0x70000000u : 0x38000000u);
+  return float_of((size < 0x400u ? denormal : normal) | sign);
 }
 
 // To nearest, ties to even; NaN stays NaN.
@@ -259,12 +260,7 @@ struct Fitted {  // the released fit of one block, iteration by iteration for a 
 template <Fit kFit, Moments kMoments, bool kCentral>
 void step_block(const float* const in[4], float* out, int64_t size, const StepCoefficients<float> k,
                 const FitParameters<float> p, const Draws& draws) {
-  const float* __restrict x = in[0];
-  const float* __restrict e1 = in[1];
-  const float* __restrict e2 = in[2];
-  const float* __restrict e3 = in[3];
-  const float* __restrict z = draws.z;
-  const float* __restrict u = draws.u;
+  const float *x = in[0], *e1 = in[1], *e2 = in[2], *e3 = in[3], *z = draws.z, *u = draws.u;
   if constexpr (kFit == Fit::kAdan) {
     float mean[kBlock] = {}, var[kBlock] = {}, third[kBlock] = {};
     for (int64_t i = 0; i < size; ++i) {
@@ -275,6 +271,7 @@ void step_block(const float* const in[4], float* out, int64_t size, const StepCo
     }
     Fitted(mean, var, third, size, p).draw_to(out, size, draws, p.weight, k.var_max);
   } else {
+#pragma GCC ivdep  // out may be an input, but no element is read after another is written
     for (int64_t i = 0; i < size; ++i) {
       out[i] = gms_step<kFit, kMoments, kCentral>(x[i], e1[i], e2[i], e3[i], z[i], u[i], k, p);
     }
@@ -311,14 +308,11 @@ void gms_step(const Operand tensors[5], const Shape& shape, const Scheme& scheme
 template <Fit kFit>
 void sample_block(const float* const in[3], float* out, int64_t size, const float floor, const FitParameters<float> p,
                   const Draws& draws) {
-  const float* __restrict mean = in[0];
-  const float* __restrict var = in[1];
-  const float* __restrict third = in[2];
-  const float* __restrict z = draws.z;
-  const float* __restrict u = draws.u;
+  const float *mean = in[0], *var = in[1], *third = in[2], *z = draws.z, *u = draws.u;
   if constexpr (kFit == Fit::kAdan) {
     Fitted(mean, var, third, size, p).draw_to(out, size, draws, p.weight, INFINITY);
   } else {
+#pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) out[i] = sample_mixture<kFit>(mean[i], var[i], third[i], floor, z[i], u[i], p);
   }
 }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gms_fast.ops import library as library
@@ -58,7 +59,8 @@ def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
 def _op(name: str, first: Tensor):
     """The op, past the dispatcher where nothing listens to it: that costs as much as a small kernel."""
     eager = type(first) is Tensor and (first.is_cpu or first.is_cuda)
-    if eager and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode():
+    watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch.jit.is_tracing()
+    if eager and not watched and peek_interpreter_stack() is None:  # no torch.func transform
         return getattr(library, name)
     return getattr(torch.ops.gms_fast, name)
 
@@ -203,6 +205,8 @@ def affine_noise(
     """
     seed, seeds, index, step_at = _counters(seed, step_index, x.device)
     numbers = weights if isinstance(weights, Tensor) else None
+    if numbers is not None and noise_std:
+        raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
     weights = [] if numbers is not None else [float(w) for w in weights]
     op, written = (_op("affine_noise", x), {}) if out is None else (_op("affine_noise_out", x), {"out": out})
     result = op(

@@ -6,10 +6,12 @@ over. All ops are forward only.
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gms_fast import _native, dispatch
 from gms_fast.arguments import Fitting, Noise, Stepping
@@ -64,9 +66,17 @@ def check_sample_offset(sample_offset: int, samples: int) -> None:
 def _check_tensor(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
     if tensor.shape != like.shape:
         raise ValueError(f"{name} must match {like_name}: got {tuple(tensor.shape)}, want {tuple(like.shape)}")
+    _check_place(name, tensor, like, like_name)
+
+
+def _check_place(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like_name}'s device: got {tensor.device}, want {like.device}")
     _check_dtype(name, tensor.dtype)
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"gms_fast ops are forward only, but {name} requires a gradient: detach it or use torch.no_grad()"
+        )
 
 
 def _check_dtype(name: str, dtype: torch.dtype) -> None:
@@ -98,23 +108,44 @@ def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
         if tensor.ndim == 0 and tensors[0].ndim == 0:
             raise ValueError(f"{name} must be (B, *) with at least one dimension: got a scalar")
         _check_tensor(name, tensor, tensors[0], names[0])
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"gms_fast ops are forward only, but {name} requires a gradient: detach it or use torch.no_grad()"
-            )
 
 
-@functools.lru_cache(1024)
+def _number(name: str, value: object, kind: type) -> float | int:
+    """`value` as a float or an integer; a tensor, which may change, as what it holds now."""
+    try:
+        return float(value) if kind is float else operator.index(value)
+    except (TypeError, ValueError):
+        wanted = "a number" if kind is float else "an integer"
+        raise TypeError(f"{name} must be {wanted}: got {value!r}") from None
+
+
 def _fitting(
     fit: str = "exact", weight: float = 1 / 3, iterations: int = 70, lr: float = 0.06, eps: float = 1e-8
 ) -> Fitting:
+    if not (type(weight) is type(lr) is type(eps) is float and type(iterations) is int):
+        weight, lr, eps = _number("weight", weight, float), _number("lr", lr, float), _number("eps", eps, float)
+        iterations = _number("iterations", iterations, int)
+    if not isinstance(fit, str):
+        check_choice("fit", fit, FITS)
+    return _checked_fitting(fit, weight, iterations, lr, eps)
+
+
+@functools.lru_cache(1024)
+def _checked_fitting(fit: str, weight: float, iterations: int, lr: float, eps: float) -> Fitting:
     check_choice("fit", fit, FITS)
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1): got {weight}")
+    if not 1e-6 <= weight <= 1 - 1e-6:
+        raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6] for float32 to tell it from 0 and 1: got {weight}")
     if weight == 0.5 and fit in ("exact", "free"):
         raise ValueError("weight must not be 1/2: a symmetric mixture has no third moment")
     if iterations < 0:
         raise ValueError(f"iterations must not be negative: got {iterations}")
+    if iterations >= 1 << 31:
+        raise ValueError(f"iterations must be below 2^31: got {iterations}")
+    for name, value in (("lr", lr), ("eps", eps)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and not negative: got {value}")
     return Fitting(fit, weight, iterations, lr, eps)
 
 
@@ -132,13 +163,15 @@ def _noise(
     """Checked draws for a tensor like `like`."""
     samples = like.shape[0]
     check_choice("component", component, COMPONENTS)
+    if type(step) is not int:
+        step = _number("step index", step, int)
     if not 0 <= step < 1 << 32:
-        raise ValueError(f"step must lie in [0, 2^32): got {step}")
+        raise ValueError(f"step index must lie in [0, 2^32): got {step}")
     check_sample_offset(sample_offset, samples)
     if seeds is not None:
         seeds = _on_device("seeds", seeds, [(samples,), ()], torch.int64, like.device)
     if step_at is not None:
-        step_at = _on_device("step", step_at, [()], torch.int64, like.device)
+        step_at = _on_device("step index", step_at, [()], torch.int64, like.device)
     if z is not None:
         _check_tensor("noise z", z, like, "the output")
         z = _as_draws(z, like)
@@ -148,6 +181,7 @@ def _noise(
             _check_tensor("noise u", u, like, "the output")
         elif u.numel() != samples:
             raise ValueError(f'noise u must hold one uniform per sample for component="sample": got {tuple(u.shape)}')
+        _check_place("noise u", u, like, "the output")
         u = _as_draws(u, like).reshape(like.shape if element else (samples,))
     return Noise(seed & (1 << 64) - 1, seeds, sample_offset, step, step_at, z, u, element)
 
@@ -157,11 +191,14 @@ def _on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, devi
     if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or tensor.device != device:
         want = f"{' or '.join(map(str, shapes))} {str(dtype).removeprefix('torch.')} on {device}"
         raise ValueError(f"{name} must be {want}: got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"gms_fast ops are forward only, but {name} requires a gradient: detach it")
     return tensor.contiguous()
 
 
 def _as_draws(draws: Tensor, like: Tensor) -> Tensor:
-    return draws.to(torch.float64 if like.dtype == torch.float64 else torch.float32).contiguous()
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return draws.detach().resolve_neg().to(wide).contiguous()
 
 
 @functools.lru_cache(4096)
@@ -170,15 +207,19 @@ def _stepping(
 ) -> Stepping:
     check_choice("moments", moments, MOMENTS)
     lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
-    if not lo < hi:
-        raise ValueError(f"clip must be (lo, hi) with lo < hi: got ({lo}, {hi})")
+    if not lo < hi or math.isinf(lo) != math.isinf(hi):
+        raise ValueError(f"clip must be (lo, hi) with lo < hi, or None, and both finite: got ({lo}, {hi})")
     if not coefficients:
         return Stepping((), moments, central, lo, hi)
     if len(coefficients) != 6 or not all(map(math.isfinite, coefficients[:5])):
         raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max), finite: got {coefficients}")
     if coefficients[0] == 0 or coefficients[4] < 0 or not coefficients[5] >= 0:
         raise ValueError(f"coefficients must have alpha_t != 0, c >= 0 and var_max >= 0: got {coefficients}")
-    return Stepping(kernel_numbers(*coefficients), moments, central, lo, hi)
+    try:
+        numbers = kernel_numbers(*coefficients)
+    except OverflowError:
+        raise ValueError(f"coefficients must have sigma_t/alpha_t whose cube is finite: got {coefficients}") from None
+    return Stepping(numbers, moments, central, lo, hi)
 
 
 def _check_floor(floor: float) -> None:
@@ -202,11 +243,12 @@ def _run(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *a
     for t in tensors:
         if t is not None:
             wide = wide or t.dtype is torch.float64
-            dense = dense and t.is_contiguous()
+            dense = dense and t.is_contiguous() and not t.is_neg()
     if not tensors[-1].numel():
         return
     if not dense:
-        tensors = tuple(None if t is None else t.resolve_neg() for t in tensors)
+        inputs = [None if t is None else t.resolve_neg() for t in inputs]
+        tensors = (*inputs, *outputs)
         layout = layout_of(tensors)
         if layout is None:
             _run_on_copies(op, inputs, outputs, *arguments)
@@ -223,23 +265,39 @@ def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[T
 
 def _check_out(out: Tensor, like: Tensor) -> None:
     _check_inputs(("x", "out"), (like, out))
-    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
-        raise ValueError("out must have a place of its own for every element: got an expanded tensor")
+    if out.is_neg():
+        raise ValueError("out must not be a lazy negation: give out.resolve_neg()")
+    room = 1
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1 and stride < room:
+            raise ValueError("out must have a place of its own for every element: got a tensor that overlaps itself")
+        room += stride * (size - 1)
 
 
-def _apart(out: Tensor, like: Tensor, inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """The inputs, copied if writing out[i] may change another element of one; out may be an input itself."""
+def _apart(
+    out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], numbers: Tensor | None, noise: Noise
+) -> tuple[Sequence[Tensor | None], Tensor | None, Noise]:
+    """What is read, copied where writing out[i] may change what is read after it; out may be an input itself."""
     _check_out(out, like)
-    if not any(_overlaps(out, t) for t in inputs):
-        return inputs
-    return [None if t is None else t.clone() for t in inputs]
+    extent = _extent(out)
+
+    def apart(tensor: Tensor | None, may_coincide: bool = False) -> Tensor | None:
+        if tensor is None:
+            return None
+        begin, end = _extent(tensor)
+        if end <= extent[0] or extent[1] <= begin:
+            return tensor
+        same = tensor.data_ptr() == out.data_ptr() and tensor.stride() == out.stride() and tensor.dtype == out.dtype
+        return tensor if same and may_coincide else tensor.clone()
+
+    read = {name: apart(getattr(noise, name)) for name in ("seeds", "step_at", "z", "u")}
+    return [apart(t, True) for t in inputs], apart(numbers), noise._replace(**read)
 
 
-def _overlaps(out: Tensor, tensor: Tensor | None) -> bool:
-    if tensor is None or tensor.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
-        return False
-    same = tensor.data_ptr() == out.data_ptr() and tensor.stride() == out.stride() and tensor.dtype == out.dtype
-    return not same
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte of a tensor and of the first behind it."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else -1
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 # The dispatcher leaves out arguments that equal the schema's defaults, so the functions repeat them.
@@ -283,7 +341,8 @@ def gms_step(
     if out is None:
         out = torch.empty_like(x)
     else:
-        inputs = _apart(out, x, inputs)
+        inputs, numbers, noise = _apart(out, x, inputs, numbers, noise)
+        increment_version(out)
     _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise)
     return out
 
@@ -309,7 +368,8 @@ def affine_noise(
     if out is None:
         out = torch.empty_like(x)
     else:
-        inputs = _apart(out, x, inputs)
+        inputs, numbers, noise = _apart(out, x, inputs, numbers, noise)
+        increment_version(out)
     _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, numbers is not None or noise_std > 0, noise)
     return out
 

@@ -38,7 +38,7 @@ def _words(seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elem
     """Words (B, ceil(elements / 4)) for seeds (B,) and sample indices (B,), int64."""
     quads = torch.arange((elements + 3) // 4, dtype=torch.int64, device=seeds.device)[None]
     seeds, samples = seeds[:, None], samples[:, None]
-    counter = (quads, torch.zeros_like(quads) + step, samples & MASK, ((samples >> 32) << 8) | stream)
+    counter = (quads, (torch.zeros_like(quads) + step) & MASK, samples & MASK, ((samples >> 32) << 8) | stream)
     return philox_words(counter, (seeds & MASK, (seeds >> 32) & MASK))
 
 

@@ -1,0 +1,53 @@
+"""The CUDA kernels on a GPU give the bits of the C++ kernels on the CPU. (Without one: test_native.py.)"""
+
+import itertools
+
+import pytest
+import torch
+from parity import FITS, network_moments
+
+import gms_fast
+from gms_fast import _native, ops
+from gms_fast.schedules import VPLinear
+from gms_fast.steps import StepCoefficients
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
+    pytest.mark.skipif(not _native.with_cuda, reason="the CUDA kernels were not compiled"),
+]
+STEP = StepCoefficients.between(VPLinear(), 400, 300)
+SHAPES = [(1, 1), (3, 63), (300, 5), (2, 3, 5, 7), (40, 512), (64, 3, 32, 32)]
+CASES = list(itertools.product(FITS, ["cumulant", "released"], [False, True], ["sample", "element"]))
+
+
+@pytest.fixture(autouse=True)
+def _cuda():
+    gms_fast.set_backend(None)
+    assert gms_fast.backends()["chosen"]["cuda"] == "cuda"
+
+
+def same(op, *tensors, **options):
+    want = op(*tensors, **options)
+    got = op(*(t.cuda() for t in tensors), **options)
+    for g, w in zip(*[r if isinstance(r, tuple) else (r,) for r in (got, want)], strict=True):
+        assert torch.equal(g.cpu(), w)
+
+
+@pytest.mark.parametrize(("fit", "moments", "central", "component"), CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gms_step(shape, fit, moments, central, component):
+    options = {"fit": fit, "moments": moments, "central": central, "component": component, "iterations": 9, "seed": 5}
+    same(lambda *t: ops.gms_step(*t, STEP, **options), *network_moments(shape, 400, central))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dtypes_and_layouts(shape, dtype):
+    x, *moments = network_moments(shape, 400)
+    strided = [torch.stack([t, t], dim=-1)[..., 0] for t in moments]
+    for inputs in ([x, *(t.to(dtype) for t in moments)], [t.to(dtype) for t in (x, *moments)], [x, *strided]):
+        same(lambda *t: ops.gms_step(*t, STEP), *inputs)
+        same(lambda *t: ops.affine_noise(t[0], t[1:], [0.5, -2.0, 0.25, 1.0], 0.3), *inputs)
+    same(lambda *t: ops.fit_mixture(t[0], t[1].abs(), t[2]), *moments)
+    same(lambda *t: ops.sample_mixture(t[0], t[1].abs(), t[2]), *moments)
