@@ -55,7 +55,7 @@ def _between_events(case: Case, first: int, repeat: int) -> float:
 
 def spread(values: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile."""
-    return tuple(statistics.quantiles(values, n=4)) if len(values) > 1 else (values[0],) * 3
+    return tuple(statistics.quantiles(values, n=4, method="inclusive")) if len(values) > 1 else (values[0],) * 3
 
 
 def environment() -> dict[str, object]:
