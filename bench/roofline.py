@@ -12,25 +12,28 @@ from pathlib import Path
 # operation one. What is the same for a whole sample or step is not counted.
 WORDS = 20  # philox.h, philox_words: 10 rounds of 8 for 4 elements
 UNIFORM = WORDS + 3
-NORMAL = WORDS + 38  # and box_muller: 2 uniforms 6, log_unit 32, sincos_turn 34, the rest 4, for 2 elements
-MOMENTS = 22  # moments.h, data_cumulants 13, step_moments 9
+NORMAL = WORDS + 39  # and box_muller: 2 uniforms 6, minus_two_log 32, sincos_turn 36, the rest 3, for 2 elements
+MOMENTS = 19  # moments.h, posterior: data_cumulants 12, clipping 4; step.h, from x_0 to x_s 3
+GAUSSIAN = 17  # the same without a third moment, and the root of the variance 4
 RELEASED = 45  # released_moments, data_cumulants included
 SPLIT = 3  # variance into floor and excess
-EXACT = 58  # mixture.h, fit_closed: cbrt_newton 40, the rest 18
-FREE = EXACT + 46
-ADAN = 11 + 70 * (49 + 3 * 22)  # fit_adan: gradients 49, three updates of 22 an iteration
-DRAW = 6
+SOLVE = 31  # mixture.h, solve: cbrt_newton 26, the rest 5
+EXACT = SOLVE + 14  # choose_closed
+FREE = EXACT + 25
+WITHIN = 12
+ADAN = 7 + 70 * (43 + 3 * 21)  # Adan: gradients 43, three updates of 21 an iteration
+DRAW = 2
 
 OPERATIONS = {
     "gms_step exact/sample": MOMENTS + EXACT + NORMAL + DRAW,
     "gms_step exact/element": MOMENTS + EXACT + NORMAL + UNIFORM + DRAW,
-    "gms_step free/sample": MOMENTS + FREE + NORMAL + DRAW,
-    "gms_step gaussian/sample": 15 + NORMAL + 4,
-    "gms_step adan/sample": RELEASED + ADAN + NORMAL + DRAW,
-    "sample_mixture exact/element": SPLIT + EXACT + NORMAL + UNIFORM + 5,
-    "fit_mixture exact": SPLIT + EXACT,
-    "fit_mixture free": SPLIT + FREE,
-    "fit_mixture adan": SPLIT + ADAN,
+    "gms_step free/sample": MOMENTS + WITHIN + FREE + NORMAL + DRAW,
+    "gms_step gaussian/sample": GAUSSIAN + NORMAL + DRAW,
+    "gms_step adan/sample": RELEASED + ADAN + NORMAL + DRAW + 4,
+    "sample_mixture exact/element": SPLIT + EXACT + 1 + NORMAL + UNIFORM + DRAW,
+    "fit_mixture exact": SPLIT + SOLVE + 10,
+    "fit_mixture free": SPLIT + SOLVE + 10 + 26,
+    "fit_mixture adan": ADAN,
     "philox_normal": NORMAL,
     "philox_uniform": UNIFORM,
     "affine_noise, terms: 2": 7 + NORMAL,

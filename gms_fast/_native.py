@@ -52,11 +52,10 @@ def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping | None = None):
     return _C.Scheme(kind, floor, numbers, _MOMENTS[step.moments], step.central)
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else _address(tensor)
-
-
-def _address(tensor: Tensor) -> int:
+def _address(tensor: Tensor | None) -> int:
+    """Where the data of a tensor lies; 0 for no tensor, which a tensor without data must not be taken for."""
+    if tensor is None:
+        return 0
     address = tensor.data_ptr()
     if not address:
         raise RuntimeError(f"a tensor without data reached the kernels: {type(tensor).__name__} on {tensor.device}")
@@ -65,15 +64,17 @@ def _address(tensor: Tensor) -> int:
 
 def _noise(noise: Noise) -> tuple:
     seed, seeds, sample_offset, step, step_at, z, u, element = noise
+    if seeds is step_at is z is u is None:
+        return seed, 0, False, sample_offset, step, 0, 0, 0, element
     shared = seeds is not None and seeds.ndim == 0
-    return seed, _pointer(seeds), shared, sample_offset, step, _pointer(step_at), _pointer(z), _pointer(u), element
+    return seed, _address(seeds), shared, sample_offset, step, _address(step_at), _address(z), _address(u), element
 
 
 def _call(op: str, tensors: Sequence[Tensor | None], layout: Layout | None, *arguments: object) -> None:
     """`_C.op` on the threads of the CPU, or on the current stream of the tensors' GPU."""
     buffers: list[int] = []
     for t in tensors:
-        buffers += (0, 0) if t is None else (_address(t), _DTYPES[t.dtype])
+        buffers += (0, 0) if t is None else (t.data_ptr() or _address(t), _DTYPES[t.dtype])
     first = tensors[0]
     samples = first.shape[0]
     elements = first.numel() // samples
@@ -93,7 +94,7 @@ def gms_step(
     fit: Fitting,
     noise: Noise,
 ) -> None:
-    _call("gms_step", tensors, layout, _scheme(fit, 0.0, step), _pointer(numbers), _noise(noise))
+    _call("gms_step", tensors, layout, _scheme(fit, 0.0, step), _address(numbers), _noise(noise))
 
 
 def sample_mixture(
@@ -114,7 +115,7 @@ def affine_noise(
     noisy: bool,
     noise: Noise,
 ) -> None:
-    _call("affine_noise", tensors, layout, weights, _pointer(numbers), noisy, _noise(noise))
+    _call("affine_noise", tensors, layout, weights, _address(numbers), noisy, _noise(noise))
 
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
