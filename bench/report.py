@@ -32,10 +32,10 @@ GPU_ROWS = {  # bar of gpu_rows.py: what the README calls it, format, row of pre
         "{:.0%}",
         "gms_step exact/sample, float32",
     ),
-    "exact/sample, bfloat16 moments: share of the copy's bandwidth": (
-        "`gms_step` exact, bfloat16 moments: share of a copy's bandwidth",
+    "exact/sample, bfloat16 moments and output: share of the copy's bandwidth": (
+        "`gms_step` exact, bfloat16 moments and output: share of a copy's bandwidth",
         "{:.0%}",
-        "gms_step exact/sample, bfloat16 moments",
+        "gms_step exact/sample, bfloat16 moments and output",
     ),
     "released-style fit / exact/sample, 512x3x32x32": (
         "released-style fit under autograd / `gms_step` exact, 512x3x32x32",

@@ -120,7 +120,7 @@ def _labels(axis, places: Places) -> None:
         text = {"fontsize": 9, "color": _style(name)[0], "va": "center"}
         axis.annotate(name, ends[name], (margin, height), arrowprops=line, annotation_clip=False, **text)
     if len(ends) < len(places):
-        note = "joined, from the left: float32,\nbfloat16 moments, all bfloat16"
+        note = "joined, from the left: float32, bfloat16\nmoments, output too, state too"
         axis.text(0.97, 0.03, note, transform=axis.transAxes, ha="right", fontsize=8.5, color="#444444")
 
 
