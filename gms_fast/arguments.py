@@ -1,4 +1,4 @@
-"""What the ops hand to a backend, grouped by what it describes; made and checked in `gms_fast.ops.library` only."""
+"""What the ops hand to a backend, grouped by what it describes; made and checked in `gms_fast.ops.checks` only."""
 
 from typing import NamedTuple
 

@@ -177,7 +177,7 @@ class _Run:
         seed, offset = self.noise.seed, _integer("sample_offset", self.noise.sample_offset)
         if isinstance(seed, Tensor) and seed.ndim == 1 and len(seed) != len(x):
             raise ValueError(f"seed must be one integer or one per sample, {len(x)} of them: got {len(seed)}")
-        ops.library.check_sample_offset(offset, len(x))
+        ops.check_sample_offset(offset, len(x))
         return x
 
     def contexts(self, visits: list[_Visit], device: torch.device) -> list[StepContext]:

@@ -14,6 +14,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gms_fast.ops import library as library
+from gms_fast.ops.checks import check_sample_offset as check_sample_offset
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from gms_fast import ops
-from gms_fast.ops.library import COMPONENTS, FITS, MOMENTS, check_choice
+from gms_fast.ops.checks import COMPONENTS, FITS, MOMENTS, check_choice
 from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
 from gms_fast.types import NoiseMoments
 

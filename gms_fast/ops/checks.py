@@ -1,0 +1,255 @@
+"""What the ops refuse, naming the argument, and how what they were given is grouped for a backend."""
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gms_fast.arguments import Fitting, Noise, Stepping
+from gms_fast.steps import kernel_numbers
+
+FITS = ("exact", "free", "adan", "gaussian")
+MOMENTS = ("cumulant", "released")
+COMPONENTS = ("sample", "element")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_TERMS = 8  # of affine_noise, besides x
+NUMBERS = 10  # of StepCoefficients.as_tensor
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}: got {value!r}")
+
+
+def check_sample_offset(sample_offset: int, samples: int) -> None:
+    """Raise ValueError unless the indices of `samples` samples from `sample_offset` on fit in 56 bits."""
+    if not 0 <= sample_offset <= (1 << 56) - samples:
+        raise ValueError(f"sample_offset must lie in [0, 2^56 - {samples}]: got {sample_offset}")
+
+
+def check_tensor(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name} must match {like_name}: got {tuple(tensor.shape)}, want {tuple(like.shape)}")
+    check_place(name, tensor, like, like_name)
+
+
+def check_place(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like_name}'s device: got {tensor.device}, want {like.device}")
+    check_dtype(name, tensor.dtype)
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"gms_fast ops are forward only, but {name} requires a gradient: detach it or use torch.no_grad()"
+        )
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64: got {dtype}")
+
+
+def check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """The first tensor sets shape and device; e2 and e3 may be None. Asking for a gradient is an error."""
+    first = tensors[0]
+    if isinstance(first, Tensor):
+        shape, device = first.shape, first.device
+        for t in tensors:
+            if t is None or t.shape != shape or t.device != device or t.dtype not in DTYPES or t.requires_grad:
+                break
+        else:
+            if shape:
+                return
+    _explain(names, tensors)
+
+
+def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """Raise the error that tells what is wrong, if anything is."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is None and name in ("e2", "e3"):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor: got {tensor!r}")
+        if tensor.ndim == 0 and tensors[0].ndim == 0:
+            raise ValueError(f"{name} must be (B, *) with at least one dimension: got a scalar")
+        check_tensor(name, tensor, tensors[0], names[0])
+
+
+def _number(name: str, value: object, kind: type) -> float | int:
+    """`value` as a float or an integer; a tensor, which may change, as what it holds now."""
+    try:
+        return float(value) if kind is float else operator.index(value)
+    except (TypeError, ValueError):
+        wanted = "a number" if kind is float else "an integer"
+        raise TypeError(f"{name} must be {wanted}: got {value!r}") from None
+
+
+def fitting_of(
+    fit: str = "exact", weight: float = 1 / 3, iterations: int = 70, lr: float = 0.06, eps: float = 1e-8
+) -> Fitting:
+    if not (type(weight) is type(lr) is type(eps) is float and type(iterations) is int):
+        weight, lr, eps = _number("weight", weight, float), _number("lr", lr, float), _number("eps", eps, float)
+        iterations = _number("iterations", iterations, int)
+    if not isinstance(fit, str):
+        check_choice("fit", fit, FITS)
+    return _checked_fitting(fit, weight, iterations, lr, eps)
+
+
+@functools.lru_cache(1024)
+def _checked_fitting(fit: str, weight: float, iterations: int, lr: float, eps: float) -> Fitting:
+    check_choice("fit", fit, FITS)
+    if not 0 < weight < 1:
+        raise ValueError(f"weight must lie in (0, 1): got {weight}")
+    if not 1e-6 <= weight <= 1 - 1e-6:
+        raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6] for float32 to tell it from 0 and 1: got {weight}")
+    if weight == 0.5 and fit in ("exact", "free"):
+        raise ValueError("weight must not be 1/2: a symmetric mixture has no third moment")
+    if iterations < 0:
+        raise ValueError(f"iterations must not be negative: got {iterations}")
+    if iterations >= 1 << 31:
+        raise ValueError(f"iterations must be below 2^31: got {iterations}")
+    for name, value in (("lr", lr), ("eps", eps)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and not negative: got {value}")
+    return Fitting(fit, weight, iterations, lr, eps)
+
+
+def noise_of(
+    like: Tensor,
+    seed: int = 0,
+    seeds: Tensor | None = None,
+    step: int = 0,
+    step_at: Tensor | None = None,
+    sample_offset: int = 0,
+    component: str = "element",
+    z: Tensor | None = None,
+    u: Tensor | None = None,
+) -> Noise:
+    """Checked draws for a tensor like `like`."""
+    samples = like.shape[0]
+    check_choice("component", component, COMPONENTS)
+    if type(step) is not int:
+        step = _number("step index", step, int)
+    if not 0 <= step < 1 << 32:
+        raise ValueError(f"step index must lie in [0, 2^32): got {step}")
+    check_sample_offset(sample_offset, samples)
+    if seeds is not None:
+        seeds = on_device("seeds", seeds, [(samples,), ()], torch.int64, like.device)
+    if step_at is not None:
+        step_at = on_device("step index", step_at, [()], torch.int64, like.device)
+    if z is not None:
+        check_tensor("noise z", z, like, "the output")
+        z = _as_draws(z, like)
+    element = component == "element"
+    if u is not None:
+        if element:
+            check_tensor("noise u", u, like, "the output")
+        elif u.numel() != samples:
+            raise ValueError(f'noise u must hold one uniform per sample for component="sample": got {tuple(u.shape)}')
+        check_place("noise u", u, like, "the output")
+        u = _as_draws(u, like).reshape(like.shape if element else (samples,))
+    return Noise(seed & (1 << 64) - 1, seeds, sample_offset, step, step_at, z, u, element)
+
+
+def on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor that the kernels read numbers from."""
+    if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or tensor.device != device:
+        want = f"{' or '.join(map(str, shapes))} {str(dtype).removeprefix('torch.')} on {device}"
+        raise ValueError(f"{name} must be {want}: got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"gms_fast ops are forward only, but {name} requires a gradient: detach it")
+    return tensor.contiguous()
+
+
+def _as_draws(draws: Tensor, like: Tensor) -> Tensor:
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return draws.detach().resolve_neg().to(wide).contiguous()
+
+
+@functools.lru_cache(4096)
+def stepping_of(
+    coefficients: tuple[float, ...], moments: str, central: bool, lo: float | None, hi: float | None
+) -> Stepping:
+    check_choice("moments", moments, MOMENTS)
+    lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
+    if not lo < hi or math.isinf(lo) != math.isinf(hi):
+        raise ValueError(f"clip must be (lo, hi) with lo < hi, or None, and both finite: got ({lo}, {hi})")
+    if not coefficients:
+        return Stepping((), moments, central, lo, hi)
+    if len(coefficients) != 6 or not all(map(math.isfinite, coefficients[:5])):
+        raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max), finite: got {coefficients}")
+    if coefficients[0] == 0 or coefficients[4] < 0 or not coefficients[5] >= 0:
+        raise ValueError(f"coefficients must have alpha_t != 0, c >= 0 and var_max >= 0: got {coefficients}")
+    try:
+        numbers = kernel_numbers(*coefficients)
+    except OverflowError:
+        raise ValueError(f"coefficients must have sigma_t/alpha_t whose cube is finite: got {coefficients}") from None
+    return Stepping(numbers, moments, central, lo, hi)
+
+
+def check_floor(floor: float) -> None:
+    if not 0 <= floor < math.inf:
+        raise ValueError(f"floor must be finite and not negative: got {floor}")
+
+
+def check_moments(e2: Tensor | None, e3: Tensor | None, fit: str, moments: str) -> None:
+    for name, tensor in (("e2", e2), ("e3", e3)):
+        if tensor is None and fit != "gaussian":
+            raise ValueError(f"{name} must be given for fit={fit!r}: got None")
+    if moments == "released" and e2 is None:
+        raise ValueError('e2 must be given for moments="released": got None')
+
+
+def affine_names(terms: Sequence[Tensor]) -> tuple[str, ...]:
+    return "x", *(f"terms[{i}]" for i in range(len(terms)))
+
+
+def check_affine(terms: Sequence[Tensor], weights: Sequence[float], noise_std: float) -> None:
+    if len(terms) > MAX_TERMS:
+        raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {len(terms)}")
+    if len(weights) != len(terms) + 1:
+        raise ValueError(f"weights must be one of x and one of each term, {len(terms) + 1}: got {len(weights)}")
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"weights must be finite: got {tuple(weights)}")
+    if not 0 <= noise_std < math.inf:
+        raise ValueError(f"noise_std must be finite and not negative: got {noise_std}")
+
+
+def check_out(out: Tensor, like: Tensor) -> None:
+    check_inputs(("x", "out"), (like, out))
+    if out.is_neg():
+        raise ValueError("out must not be a lazy negation: give out.resolve_neg()")
+    room = 1
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1 and stride < room:
+            raise ValueError("out must have a place of its own for every element: got a tensor that overlaps itself")
+        room += stride * (size - 1)
+
+
+def apart_from(
+    out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], numbers: Tensor | None, noise: Noise
+) -> tuple[Sequence[Tensor | None], Tensor | None, Noise]:
+    """What is read, copied where writing out[i] may change what is read after it; out may be an input itself."""
+    check_out(out, like)
+    extent = _extent(out)
+
+    def apart(tensor: Tensor | None, may_coincide: bool = False) -> Tensor | None:
+        if tensor is None:
+            return None
+        begin, end = _extent(tensor)
+        if end <= extent[0] or extent[1] <= begin:
+            return tensor
+        same = tensor.data_ptr() == out.data_ptr() and tensor.stride() == out.stride() and tensor.dtype == out.dtype
+        return tensor if same and may_coincide else tensor.clone()
+
+    read = {name: apart(getattr(noise, name)) for name in ("seeds", "step_at", "z", "u")}
+    return [apart(t, True) for t in inputs], apart(numbers), noise._replace(**read)
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte of a tensor and of the first behind it."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else -1
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
