@@ -2,6 +2,7 @@
 // The CPU loops over blocks that fit in the first-level cache: draw the noise of a block, load (gather, widen) its
 // inputs, fit and draw, store (narrow, scatter). Compiled once per instruction set, with GMS_TABLE naming the table.
 #include <algorithm>
+#include <cstring>
 
 #include "ops.h"
 
@@ -139,8 +140,10 @@ struct Words {  // of the Philox calls of one block
     const int64_t total = (span.samples * calls + kWhole - 1) / kWhole * kWhole;
     const Counter first = noise.counter(span.sample, stream);
     if (span.samples == 1) {
-      const uint32_t begin = static_cast<uint32_t>(span.begin / 4);
-      for (int64_t i = 0; i < total; ++i) draw(i, begin + static_cast<uint32_t>(i), first);
+      Wide quad = static_cast<uint64_t>(span.begin / 4) - Wide{};
+      for (int lane = 0; lane < kWide; ++lane) quad[lane] += static_cast<uint64_t>(lane);
+      const Wide c1 = Wide{} + first.c1, c2 = Wide{} + first.c2, c3 = Wide{} + first.c3;
+      for (int64_t i = 0; i < total; i += kWide, quad += kWide) draw(i, quad, c1, c2, c3, first.k0, first.k1);
       return;
     }
     uint32_t c0[kBlock / 4] = {}, c2[kBlock / 4] = {}, c3[kBlock / 4] = {}, k0[kBlock / 4] = {}, k1[kBlock / 4] = {};
@@ -151,13 +154,25 @@ struct Words {  // of the Philox calls of one block
         c2[i] = counter.c2, c3[i] = counter.c3, k0[i] = counter.k0, k1[i] = counter.k1;
       }
     }
-    for (int64_t i = 0; i < total; ++i) draw(i, c0[i], Counter{first.c1, c2[i], c3[i], k0[i], k1[i]});
+    for (int64_t i = 0; i < total; i += kWide) {
+      draw(i, wide(c0 + i), Wide{} + first.c1, wide(c2 + i), wide(c3 + i), wide(k0 + i), wide(k1 + i));
+    }
   }
 
-  void draw(int64_t i, uint32_t quad, const Counter& counter) {
-    uint32_t four[4];
-    philox_words(quad, counter, four);
-    w[0][i] = four[0], w[1][i] = four[1], w[2][i] = four[2], w[3][i] = four[3];
+  static Wide wide(const uint32_t* from) {
+    Wide words;
+    for (int lane = 0; lane < kWide; ++lane) words[lane] = from[lane];
+    return words;
+  }
+
+  template <typename K>
+  void draw(int64_t i, Wide c0, Wide c1, Wide c2, Wide c3, K k0, K k1) {
+    philox_rounds(c0, c1, c2, c3, k0, k1);
+    const Wide four[4] = {c0, c1, c2, c3};
+    for (int j = 0; j < 4; ++j) {
+      const Words32 words = __builtin_convertvector(four[j], Words32);
+      std::memcpy(w[j] + i, &words, sizeof words);
+    }
   }
 };
 

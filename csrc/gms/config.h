@@ -5,6 +5,9 @@
 
 #include <cmath>
 #include <cstdint>
+#if defined(__AVX2__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
 
 #ifdef __CUDACC__
 #define GMS_HD __host__ __device__ __forceinline__
@@ -36,6 +39,21 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 using Lanes = float __attribute__((vector_size(4 * kLanes)));
+
+// A vector register of 32-bit words, each in the low half of 64 bits, where their products have room.
+constexpr int kWide = kLanes / 2;
+using Wide = uint64_t __attribute__((vector_size(4 * kLanes)));
+using Words32 = uint32_t __attribute__((vector_size(2 * kLanes)));
+
+GMS_HD Wide multiply_low(Wide a, uint32_t m) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(m));
+#elif defined(__AVX2__)
+  return (Wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
+#else
+  return (a & 0xffffffffu) * m;
+#endif
+}
 
 template <>
 struct ScalarOf<Lanes> {

@@ -18,20 +18,40 @@ GMS_HD Counter make_counter(uint64_t seed, uint64_t sample, uint32_t step, uint3
           static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
 }
 
-GMS_HD void philox_words(uint32_t quad, const Counter& key, uint32_t w[4]) {
-  uint32_t c0 = quad, c1 = key.c1, c2 = key.c2, c3 = key.c3, k0 = key.k0, k1 = key.k1;
+// The product of two words as two words. Of Wide words only the low halves count: no mask is spent on the others.
+template <typename W>
+struct Product {
+  W high, low;
+};
+GMS_HD Product<uint32_t> product(uint32_t a, uint32_t m) {
+  const uint64_t p = static_cast<uint64_t>(a) * m;
+  return {static_cast<uint32_t>(p >> 32), static_cast<uint32_t>(p)};
+}
+#ifndef __CUDACC__
+GMS_HD Product<Wide> product(Wide a, uint32_t m) {
+  const Wide p = multiply_low(a, m);
+  return {p >> 32, p};
+}
+#endif
+
+// W: a word, or a register of them; K: the key's words, one for all or one for each.
+template <typename W, typename K>
+GMS_HD void philox_rounds(W& c0, W& c1, W& c2, W& c3, K k0, K k1) {
   GMS_UNROLL
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0;
-    const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1);
-    c3 = static_cast<uint32_t>(p0);
+    const Product<W> p0 = product(c0, 0xD2511F53u), p1 = product(c2, 0xCD9E8D57u);
+    c0 = p1.high ^ c1 ^ k0;
+    c2 = p0.high ^ c3 ^ k1;
+    c1 = p1.low;
+    c3 = p0.low;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  w[0] = c0, w[1] = c1, w[2] = c2, w[3] = c3;
+}
+
+GMS_HD void philox_words(uint32_t quad, const Counter& key, uint32_t w[4]) {
+  w[0] = quad, w[1] = key.c1, w[2] = key.c2, w[3] = key.c3;
+  philox_rounds(w[0], w[1], w[2], w[3], key.k0, key.k1);
 }
 
 // The nearest float32, from halves that are exact where no instruction converts unsigned words.
