@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import ops
+from gms_fast import _native, ops
 from gms_fast.schedules import VPLinear
 
 STEP = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
+# Bits are a promise of the compiled kernels: plain torch rounds as its own vectors happen to lie.
+compiled = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = {
     "contiguous": lambda t: t,
@@ -74,6 +76,7 @@ def test_compiled_function_equals_eager():
     assert torch.equal(compiled(x, e), update(x, e))
 
 
+@compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded", "channels", "transposed"])
 def test_values_do_not_depend_on_the_layout(layout, dtype):
@@ -177,6 +180,7 @@ def test_affine_noise_is_the_weighted_sum():
     assert torch.equal(ops.affine_noise(x, [y], [0.0, 1.0], out=x), y)
 
 
+@compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_may_come_in_tensors(dtype):
     """As a CUDA graph needs them: seed, step index, coefficients and weights, read when the kernel runs."""
