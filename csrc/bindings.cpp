@@ -199,7 +199,6 @@ PYBIND11_MODULE(_C, m) {
     for (const Isa& isa : supported()) names.emplace_back(isa.name);
     return py::tuple(py::cast(names));
   });
-  m.attr("max_terms") = gms::kMaxTerms;
 #ifdef GMS_WITH_CUDA
   m.attr("with_cuda") = true;
 #else

@@ -23,8 +23,7 @@ with_cuda = available and _C.with_cuda
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FITS = {"exact": 0, "free": 1, "adan": 2, "gaussian": 3}
 _MOMENTS = {"cumulant": 0, "released": 1}
-_ABSENT = (0, 0)
-_NO_NUMBERS = (0.0,) * 10
+_NO_STEP = Stepping((0.0,) * 10, "cumulant", False, 0.0, 0.0)
 
 
 def instruction_set() -> str | None:
@@ -43,13 +42,10 @@ def set_instruction_set(name: str) -> None:
 
 
 @functools.lru_cache(1024)
-def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping | None = None):
+def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping = _NO_STEP):
     """Fit and step as the kernels take them, prepared once for many calls."""
-    kind = (_FITS[fit.fit], *fit[1:])
-    if step is None:
-        return _C.Scheme(kind, floor, (*_NO_NUMBERS, 0.0, 0.0), 0, False)
-    numbers = (*(step.numbers or _NO_NUMBERS), step.lo, step.hi)
-    return _C.Scheme(kind, floor, numbers, _MOMENTS[step.moments], step.central)
+    numbers = (*step.numbers, step.lo, step.hi)
+    return _C.Scheme((_FITS[fit.fit], *fit[1:]), floor, numbers, _MOMENTS[step.moments], step.central)
 
 
 def _address(tensor: Tensor | None) -> int:

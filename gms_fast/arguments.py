@@ -16,7 +16,7 @@ class Fitting(NamedTuple):
 
 
 class Stepping(NamedTuple):
-    """numbers as of `kernel_numbers`, () where they come in a tensor; the data range [lo, hi] may be infinite."""
+    """numbers as of `kernel_numbers`, zeros where a tensor has them; the data range [lo, hi] may be infinite."""
 
     numbers: tuple[float, ...]
     moments: str

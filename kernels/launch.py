@@ -30,7 +30,7 @@ class Launch(NamedTuple):
 
 def gms_step(tensors, layout, step, numbers, fit, noise) -> None:
     """Noise moments to x_s; tensors: x, e1, e2, e3, out, where e2, e3 = None stand for zeros."""
-    k = StepCoefficients(*(step.numbers or (0.0,) * 10), step.lo, step.hi)
+    k = StepCoefficients(*step.numbers, step.lo, step.hi)
     switches = {**_fit_switches(fit), "MOMENTS": step.moments, "CENTRAL": step.central, "ELEMENT": noise.element}
     numbers_and_draws = numbers, *_counters(noise), noise.z, noise.u
     arguments = (*_places(tensors, layout), k, _fit_parameters(fit), *numbers_and_draws)

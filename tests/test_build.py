@@ -1,6 +1,7 @@
 """What was built and installed is what the tests believe they test."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,20 @@ def test_the_double_instantiation_of_the_headers_equals_the_oracle(compiler, tmp
     binary, program = str(tmp_path / "double"), str(ROOT / "tests" / "double.cpp")
     subprocess.run([*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", program, "-o", binary], check=True)
     compare_with_oracle(subprocess.run([binary], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_cuda_kernels_keep_their_state_in_registers(tmp_path):
+    """On both generations no kernel has a stack frame, so none spills."""
+    architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90)]
+    source, target = str(ROOT / "csrc" / "cuda" / "ops.cu"), str(tmp_path / "ops.o")
+    command = ["nvcc", "-std=c++17", "-O3", "-fmad=false", *architectures, f"-I{ROOT / 'csrc'}", "-DGMS_WITH_CUDA"]
+    command += ["--threads", "2", "-Xptxas", "-v", "-c", source, "-o", target]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+    assert len(frames) > 2 * 40  # kernels of each fit, clipping, kind of moments and kind of access
+    assert set(frames) == {("0", "0")}
 
 
 def compare_with_oracle(output: str) -> None:

@@ -376,6 +376,7 @@ REFUSALS = {
         ValueError,
         r"terms\[1\] must match x: got \(1",
     ),
+    "e1 in a list": (lambda: gms_step(X, [1.0], X, X), TypeError, r"e1 must be a tensor: got \[1.0\]"),
     "terms": (lambda: ops.affine_noise(X, [None], [1, 1]), TypeError, r"terms\[0\] must be a tensor: got None"),
     "many terms": (
         lambda: ops.affine_noise(X, [X] * 9, [1] * 10),

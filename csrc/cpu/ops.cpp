@@ -84,9 +84,11 @@ template <typename F>
 void for_each_run(const Operand& tensor, const Shape& shape, const Span& span, const F& body) {
   if (tensor.dense) return body(span.sample * shape.elements + span.begin, 1, 0, span.size);
   Cursor cursor(shape, span.sample, span.begin);
-  for (int64_t done = 0, size; done < span.size; done += size, cursor.advance(shape, size)) {
+  for (int64_t done = 0, size; done < span.size; done += size) {
     size = std::min(span.size - done, shape.sizes[2] - cursor.k);
     body(cursor.offset(tensor.strides), tensor.strides[3], done, size);
+    cursor.advance(shape, size);
+    if (cursor.i == shape.sizes[0]) cursor.i = 0, ++cursor.sample;
   }
 }
 
@@ -134,10 +136,11 @@ void store(const Operand& out, const Shape& shape, const Span& span, const float
 struct Words {  // of the Philox calls of one block
   static constexpr int64_t kWhole = 16;  // calls are made in whole registers: what is too much is not looked at
   uint32_t w[4][kBlock / 4];
+  int64_t total;
 
   // `calls` for every sample of the block, the first for element span.begin.
-  Words(const Noise& noise, uint32_t stream, const Span& span, int64_t calls) {
-    const int64_t total = (span.samples * calls + kWhole - 1) / kWhole * kWhole;
+  Words(const Noise& noise, uint32_t stream, const Span& span, int64_t calls)
+      : total((span.samples * calls + kWhole - 1) / kWhole * kWhole) {
     const Counter first = noise.counter(span.sample, stream);
     if (span.samples == 1) {
       Wide quad = static_cast<uint64_t>(span.begin / 4) - Wide{};
@@ -180,7 +183,7 @@ template <bool kNormal>
 void fill_noise(const Noise& noise, uint32_t stream, const Span& span, float* out) {  // out holds kBlock floats
   const int64_t elements = span.size / span.samples, calls = (elements + 3) / 4;
   const Words words(noise, stream, span, calls);
-  const int64_t total = (span.samples * calls + Words::kWhole - 1) / Words::kWhole * Words::kWhole;
+  const int64_t total = words.total;
   for (int64_t q = 0; q < total; ++q) {
     const uint32_t w0 = words.w[0][q], w1 = words.w[1][q], w2 = words.w[2][q], w3 = words.w[3][q];
     float a = 0, b = 0, c = 0, d = 0;
@@ -199,11 +202,12 @@ void fill_noise(const Noise& noise, uint32_t stream, const Span& span, float* ou
 // One uniform for each sample, for all its elements.
 void fill_shared(const Noise& noise, const Span& span, float* out) {
   const int64_t elements = span.size / span.samples;
+  const auto fill = [&](const auto& value) {
+    for (int64_t s = 0; s < span.samples; ++s) std::fill_n(out + s * elements, elements, value(s));
+  };
+  if (noise.u != nullptr) return fill([&](int64_t s) { return noise.u[span.sample + s]; });
   const Words words(noise, kUniforms, Span{span.sample, span.samples, 0, span.samples}, 1);
-  for (int64_t s = 0; s < span.samples; ++s) {
-    std::fill_n(out + s * elements, elements,
-                noise.u != nullptr ? noise.u[span.sample + s] : uniform(words.w[0][s]));
-  }
+  fill([&](int64_t s) { return uniform(words.w[0][s]); });
 }
 
 struct Draws {  // normals and uniforms of one block
@@ -279,9 +283,7 @@ void step_block(const float* const in[4], float* out, int64_t size, const StepCo
   if constexpr (kFit == Fit::kAdan) {
     float mean[kBlock] = {}, var[kBlock] = {}, third[kBlock] = {};
     for (int64_t i = 0; i < size; ++i) {
-      const StepMoments<float> s = kMoments == Moments::kReleased
-                                       ? released_moments<kCentral>(x[i], e1[i], e2[i], e3[i], k)
-                                       : step_moments<kCentral>(x[i], e1[i], e2[i], e3[i], k);
+      const StepMoments<float> s = moments_of_step<kMoments, kCentral>(x[i], e1[i], e2[i], e3[i], k);
       mean[i] = s.mean, var[i] = s.base + s.excess, third[i] = s.third;
     }
     Fitted(mean, var, third, size, p).draw_to(out, size, draws, p.weight, k.var_max);

@@ -18,6 +18,9 @@ constexpr int kThreads = 256;
 constexpr int kGroup = 8;            // elements
 constexpr int kBlocksPerProcessor = 16;
 
+// Blocks that a processor holds at a time, at least: 3 leave 80 registers a thread, 2 leave 128.
+constexpr int blocks_held(Fit fit, bool vector) { return vector && fit != Fit::kAdan ? 3 : 2; }
+
 // A grid-stride walk over groups without divisions but the first: its stride in whole samples and groups.
 struct Walk {
   int64_t groups, samples;  // groups per sample
@@ -70,7 +73,6 @@ __device__ uint4* vectors(const Operand& tensor, const Shape& shape, const Group
   return reinterpret_cast<uint4*>(static_cast<char*>(tensor.data) + (g.sample * shape.elements + g.begin) * size);
 }
 
-// All operands are fetched before the first is used, so that their loads overlap.
 template <bool kVector>
 __device__ Raw fetch(const Operand& in, const Shape& shape, const Group& g) {
   Raw raw = {};
@@ -133,6 +135,18 @@ template <bool kVector>
 __device__ Values load(const Operand& in, const Shape& shape, const Group& g) {
   return widen(fetch<kVector>(in, shape, g), in.dtype);
 }
+
+// The inputs of a kernel: all are fetched before the first is used, so that their loads overlap with each other and
+// with the drawing of noise.
+template <bool kVector, int kCount>
+struct Inputs {
+  Raw raw[kCount];
+
+  __device__ Inputs(const Operand* tensors, const Shape& shape, const Group& g) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) raw[i] = fetch<kVector>(tensors[i], shape, g);
+  }
+};
 
 template <bool kVector>
 __device__ void store(const Operand& out, const Shape& shape, const Group& g, const Values& values) {
@@ -210,15 +224,13 @@ struct Arguments {
 };
 
 template <Fit kFit, Moments kMoments, bool kCentral, bool kVector>
-__global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ Arguments<5> a) {
+__global__ void __launch_bounds__(kThreads, blocks_held(kFit, kVector)) step_kernel(const __grid_constant__ Arguments<5> a) {
   const StepCoefficients<float> k = a.scheme.coefficients_from(a.numbers);
   for_each_group(a.shape, a.walk, [&](const Group& g) {
-    Raw raw[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) raw[i] = fetch<kVector>(a.tensors[i], a.shape, g);
+    const Inputs<kVector, 4> in(a.tensors, a.shape, g);
     const Values z = normals(a.noise, a.shape, g), u = kFit == Fit::kGaussian ? Values{} : uniforms(a.noise, a.shape, g);
-    const Values x = widen(raw[0], a.tensors[0].dtype), e1 = widen(raw[1], a.tensors[1].dtype),
-                 e2 = widen(raw[2], a.tensors[2].dtype), e3 = widen(raw[3], a.tensors[3].dtype);
+    const Values x = widen(in.raw[0], a.tensors[0].dtype), e1 = widen(in.raw[1], a.tensors[1].dtype),
+                 e2 = widen(in.raw[2], a.tensors[2].dtype), e3 = widen(in.raw[3], a.tensors[3].dtype);
     Values out;
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
@@ -230,14 +242,12 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ 
 }
 
 template <Fit kFit, bool kVector>
-__global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ Arguments<4> a) {
+__global__ void __launch_bounds__(kThreads, blocks_held(kFit, kVector)) sample_kernel(const __grid_constant__ Arguments<4> a) {
   for_each_group(a.shape, a.walk, [&](const Group& g) {
-    Raw raw[3];
-#pragma unroll
-    for (int i = 0; i < 3; ++i) raw[i] = fetch<kVector>(a.tensors[i], a.shape, g);
+    const Inputs<kVector, 3> in(a.tensors, a.shape, g);
     const Values z = normals(a.noise, a.shape, g), u = kFit == Fit::kGaussian ? Values{} : uniforms(a.noise, a.shape, g);
-    const Values mean = widen(raw[0], a.tensors[0].dtype), var = widen(raw[1], a.tensors[1].dtype),
-                 third = widen(raw[2], a.tensors[2].dtype);
+    const Values mean = widen(in.raw[0], a.tensors[0].dtype), var = widen(in.raw[1], a.tensors[1].dtype),
+                 third = widen(in.raw[2], a.tensors[2].dtype);
     Values out;
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
@@ -251,11 +261,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
 template <Fit kFit, bool kVector>
 __global__ void __launch_bounds__(kThreads) fit_kernel(const __grid_constant__ Arguments<7> a) {
   for_each_group(a.shape, a.walk, [&](const Group& g) {
-    Raw raw[3];
-#pragma unroll
-    for (int i = 0; i < 3; ++i) raw[i] = fetch<kVector>(a.tensors[i], a.shape, g);
-    const Values mean = widen(raw[0], a.tensors[0].dtype), var = widen(raw[1], a.tensors[1].dtype),
-                 third = widen(raw[2], a.tensors[2].dtype);
+    const Inputs<kVector, 3> in(a.tensors, a.shape, g);
+    const Values mean = widen(in.raw[0], a.tensors[0].dtype), var = widen(in.raw[1], a.tensors[1].dtype),
+                 third = widen(in.raw[2], a.tensors[2].dtype);
     Values out[4];
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {

@@ -20,7 +20,7 @@ struct Shape {
   int64_t sizes[3];           // inside a sample, as far as neighbouring dimensions do not merge
 };
 
-// A place that moves along in logical order, from one sample into the next.
+// A place inside a sample, that moves along in logical order; past the last element i is sizes[0].
 struct Cursor {
   int64_t sample, i, j, k;
 
@@ -39,9 +39,7 @@ struct Cursor {
     if (k < shape.sizes[2]) return;
     k = 0;
     if (++j < shape.sizes[1]) return;
-    j = 0;
-    if (++i < shape.sizes[0]) return;
-    i = 0, ++sample;
+    j = 0, ++i;
   }
 };
 

@@ -65,4 +65,10 @@ GMS_HD StepMoments<T> released_moments(T x, T e1, T e2, T e3, const StepCoeffici
   return {mean, at_most(var, k.c), at_least(var - k.c, T(0)), third};
 }
 
+template <Moments kMoments, bool kCentral, typename T>
+GMS_HD StepMoments<T> moments_of_step(T x, T e1, T e2, T e3, const StepCoefficients<T>& k) {
+  return kMoments == Moments::kReleased ? released_moments<kCentral>(x, e1, e2, e3, k)
+                                        : step_moments<kCentral>(x, e1, e2, e3, k);
+}
+
 }  // namespace gms

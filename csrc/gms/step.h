@@ -13,8 +13,7 @@ template <Fit kFit, Moments kMoments, bool kCentral, typename T>
 GMS_HD T gms_step(T x, T e1, T e2, T e3, T z, T u, const StepCoefficients<T>& k, const FitParameters<T>& p) {
   constexpr bool kFree = kFit == Fit::kFree;
   if (kMoments == Moments::kReleased || kFit == Fit::kAdan) {
-    const StepMoments<T> s = kMoments == Moments::kReleased ? released_moments<kCentral>(x, e1, e2, e3, k)
-                                                            : step_moments<kCentral>(x, e1, e2, e3, k);
+    const StepMoments<T> s = moments_of_step<kMoments, kCentral>(x, e1, e2, e3, k);
     const Known<T> known = {T(1), s.base, k.var_max, root(at_most(s.base, k.var_max))};
     return draw(choose<kFit>(s.mean, s.excess, s.third, u, known, p), z);
   }

@@ -7,6 +7,7 @@ Symbols and equation numbers: docs/notation.md.
 
 import operator
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,7 +64,14 @@ def _op(name: str, first: Tensor):
     watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch.jit.is_tracing()
     if eager and not watched and peek_interpreter_stack() is None:  # no torch.func transform
         return getattr(library, name)
-    return getattr(torch.ops.gms_fast, name)
+    return partial(_dispatched, name)
+
+
+def _dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: object):
+    if out is None:
+        return getattr(torch.ops.gms_fast, name)(*arguments, **options)
+    getattr(torch.ops.gms_fast, f"{name}_out")(*arguments, **options, out=out)
+    return out
 
 
 def fit_mixture(
@@ -166,13 +174,11 @@ def gms_step(
     seed, seeds, index, step_at = _counters(seed, step_index, x.device)
     z, u = _draws(noise)
     coefficients, numbers = _step_numbers(step)
-    op, written = (_op("gms_step", x), {}) if out is None else (_op("gms_step_out", x), {"out": out})
-    result = op(
+    return _op("gms_step", x)(
         x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps,
         seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component, z=z, u=u,
-        moments=moments, central=central, lo=lo, hi=hi, **written,
+        moments=moments, central=central, lo=lo, hi=hi, out=out,
     )  # fmt: skip
-    return result if out is None else out
 
 
 def _step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor | None]:
@@ -209,12 +215,10 @@ def affine_noise(
     if numbers is not None and noise_std:
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
     weights = [] if numbers is not None else [float(w) for w in weights]
-    op, written = (_op("affine_noise", x), {}) if out is None else (_op("affine_noise_out", x), {"out": out})
-    result = op(
+    return _op("affine_noise", x)(
         x, list(terms), weights, float(noise_std), numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
-        sample_offset=sample_offset, z=_draws(noise)[0], **written,
+        sample_offset=sample_offset, z=_draws(noise)[0], out=out,
     )  # fmt: skip
-    return result if out is None else out
 
 
 def philox_normal(

@@ -41,6 +41,10 @@ def check_place(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like_name}'s device: got {tensor.device}, want {like.device}")
     check_dtype(name, tensor.dtype)
+    _check_forward_only(name, tensor)
+
+
+def _check_forward_only(name: str, tensor: Tensor) -> None:
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"gms_fast ops are forward only, but {name} requires a gradient: detach it or use torch.no_grad()"
@@ -58,7 +62,13 @@ def check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None
     if isinstance(first, Tensor):
         shape, device = first.shape, first.device
         for t in tensors:
-            if t is None or t.shape != shape or t.device != device or t.dtype not in DTYPES or t.requires_grad:
+            if (
+                not isinstance(t, Tensor)
+                or t.shape != shape
+                or t.device != device
+                or t.dtype not in DTYPES
+                or t.requires_grad
+            ):
                 break
         else:
             if shape:
@@ -149,7 +159,8 @@ def noise_of(
             check_tensor("noise u", u, like, "the output")
         elif u.numel() != samples:
             raise ValueError(f'noise u must hold one uniform per sample for component="sample": got {tuple(u.shape)}')
-        check_place("noise u", u, like, "the output")
+        else:
+            check_place("noise u", u, like, "the output")
         u = _as_draws(u, like).reshape(like.shape if element else (samples,))
     return Noise(seed & (1 << 64) - 1, seeds, sample_offset, step, step_at, z, u, element)
 
@@ -159,8 +170,7 @@ def on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, devic
     if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or tensor.device != device:
         want = f"{' or '.join(map(str, shapes))} {str(dtype).removeprefix('torch.')} on {device}"
         raise ValueError(f"{name} must be {want}: got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}")
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(f"gms_fast ops are forward only, but {name} requires a gradient: detach it")
+    _check_forward_only(name, tensor)
     return tensor.contiguous()
 
 
@@ -178,7 +188,7 @@ def stepping_of(
     if not lo < hi or math.isinf(lo) != math.isinf(hi):
         raise ValueError(f"clip must be (lo, hi) with lo < hi, or None, and both finite: got ({lo}, {hi})")
     if not coefficients:
-        return Stepping((), moments, central, lo, hi)
+        return Stepping((0.0,) * NUMBERS, moments, central, lo, hi)
     if len(coefficients) != 6 or not all(map(math.isfinite, coefficients[:5])):
         raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max), finite: got {coefficients}")
     if coefficients[0] == 0 or coefficients[4] < 0 or not coefficients[5] >= 0:
@@ -207,12 +217,13 @@ def affine_names(terms: Sequence[Tensor]) -> tuple[str, ...]:
     return "x", *(f"terms[{i}]" for i in range(len(terms)))
 
 
-def check_affine(terms: Sequence[Tensor], weights: Sequence[float], noise_std: float) -> None:
+def check_affine(terms: Sequence[Tensor], weights: Sequence[float] | None, noise_std: float) -> None:
+    """weights are None where a tensor holds them."""
     if len(terms) > MAX_TERMS:
         raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {len(terms)}")
-    if len(weights) != len(terms) + 1:
+    if weights is not None and len(weights) != len(terms) + 1:
         raise ValueError(f"weights must be one of x and one of each term, {len(terms) + 1}: got {len(weights)}")
-    if not all(map(math.isfinite, weights)):
+    if weights is not None and not all(map(math.isfinite, weights)):
         raise ValueError(f"weights must be finite: got {tuple(weights)}")
     if not 0 <= noise_std < math.inf:
         raise ValueError(f"noise_std must be finite and not negative: got {noise_std}")

@@ -143,9 +143,9 @@ def affine_noise(
 ):  # fmt: skip
     inputs = x, *terms
     check_inputs(affine_names(terms), inputs)
+    check_affine(terms, weights if numbers is None else None, noise_std)
     if numbers is not None:
         numbers = on_device("weights", numbers, [(len(terms) + 2,)], torch.float32, x.device)
-    check_affine(terms, weights if numbers is None else [0.0] * len(inputs), noise_std)
     noise = noise_of(x, seed, seeds, step, step_at, sample_offset, "element", z)
     if out is None:
         out = torch.empty_like(x)

@@ -7,7 +7,7 @@
 #define __device__
 #define __global__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct uint4 {
   uint32_t x, y, z, w;
