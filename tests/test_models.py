@@ -85,6 +85,68 @@ def test_point_cloud_with_bandwidth_equals_quadrature(t):
             torch.testing.assert_close(moment, want, rtol=1e-9, atol=tolerance(model.schedule, t, order))
 
 
+def centred(p, values, order):
+    """Mean and central moments 2..order of the laws p (B, N) of the values (N,) or (B, N)."""
+    mean = (p * values).sum(1, keepdim=True)
+    return [mean[:, 0], *((p * (values - mean) ** n).sum(1) for n in range(2, order + 1))]
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_data_moments_of_the_mixture_equal_quadrature(t):
+    model, schedule = GaussianMixture1D(**MIXTURE), VPLinear()
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    x = alpha * torch.tensor([-0.9, -0.1, 0.45], dtype=torch.float64) + 0.3 * sigma
+    x_0 = torch.linspace(-2, 2, 20_001, dtype=torch.float64)
+    p = mixture_density(x_0, **MIXTURE) * torch.exp(-(((x[:, None] - alpha * x_0) / sigma) ** 2) / 2)
+    want = centred(p / p.sum(1, keepdim=True), x_0, 5)
+    for got, moment in zip(model.data_moments(x[:, None], torch.full((3,), float(t)), 5), want, strict=True):
+        torch.testing.assert_close(got[:, 0], moment, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_data_moments_of_the_cloud_keep_their_digits(t):
+    """To 1e-14 at every noise: they are sums over the points, never scaled by (sigma/alpha)^order, 10^11 at t = 999."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand(50, 3, generator=generator, dtype=torch.float64) * 2 - 1
+    model = PointCloud(data)
+    alpha, sigma = (float(f(t)) for f in (model.schedule.alpha, model.schedule.sigma))
+    x = alpha * data[:20] + sigma * torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    p = torch.softmax(-((x[:, None] - alpha * data).square().sum(2)) / (2 * sigma**2), dim=1)
+    got = model.data_moments(x, torch.full((20,), float(t)), 5)
+    for element in range(3):
+        for moment, want in zip(got, centred(p, data[:, element], 5), strict=True):
+            slack = 1e-14 + 8 * EPS / sigma**2  # of the exponents of p, |x - alpha d|^2/(2 sigma^2)
+            torch.testing.assert_close(moment[:, element], want, rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize("model", [GaussianMixture1D(**MIXTURE), PointCloud(torch.rand(40, 1) * 2 - 1)])
+def test_third_moment_of_the_data_survives_raw_noise_moments(model):
+    """At sigma/alpha = 157, where e3 - 3 e1 e2 + 2 e1^3 is multiplied by 4e6: float64 gives 4e-8, no better."""
+    x, t = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None], torch.full((41,), 999.0)
+    alpha, sigma = (float(f(999)) for f in (model.schedule.alpha, model.schedule.sigma))
+    e1, e2, e3 = model(x, t)
+    third = -((sigma / alpha) ** 3) * (e3 - 3 * e1 * e2 + 2 * e1**3)
+    torch.testing.assert_close(third, model.data_moments(x, t, 3)[2], rtol=0, atol=4e-8)
+
+
+def test_call_takes_one_posterior_for_all_orders(monkeypatch):
+    model, calls = PointCloud(torch.rand(6, 2)), []
+    posterior = model.posterior
+    monkeypatch.setattr(model, "posterior", lambda *args: calls.append(args) or posterior(*args))
+    model(torch.rand(3, 2), torch.zeros(3))
+    assert len(calls) == 1
+
+
+def test_constant_elements_have_no_variance():
+    """A border that is black in every picture stays exactly black, whatever the rounding of the posterior."""
+    data = torch.cat([torch.full((99, 1), 0.1), torch.rand(99, 1)], dim=1)
+    mean, *central = PointCloud(data).data_moments(torch.randn(20, 2), torch.full((20,), 500.0), 5)
+    torch.testing.assert_close(mean[:, 0], data[:20, 0].double(), rtol=1e-15, atol=0)
+    for moment in central:
+        assert moment[:, 0].abs().max() < 1e-30
+        assert moment[:, 1].abs().max() > 1e-6
+
+
 def test_one_point_cloud_is_one_gaussian():
     cloud = PointCloud(torch.full((1, 3), 0.3), bandwidth=0.2)
     mixture = GaussianMixture1D([1.0], [0.3], [0.2], sample_shape=(3,))

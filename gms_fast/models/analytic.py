@@ -1,7 +1,7 @@
 """Models whose noise moments are known exactly, for tests and for judging solvers without a network's error.
 
-Both are mixtures of Gaussians: given x_t and the component i, eps is Gaussian with mean
-mu_i = sigma (x - alpha m_i)/(alpha^2 s_i^2 + sigma^2) and variance tau_i = alpha^2 s_i^2/(alpha^2 s_i^2 + sigma^2).
+Both are mixtures of Gaussians: given x_t and the component i, x_0 is Gaussian with mean and variance
+mu_i = (sigma^2 m_i + alpha s_i^2 x)/(alpha^2 s_i^2 + sigma^2) and tau_i = sigma^2 s_i^2/(alpha^2 s_i^2 + sigma^2).
 """
 
 import math
@@ -15,15 +15,39 @@ from gms_fast.types import NoiseMoments
 
 
 class _Analytic:
-    """A model with exact `noise_moment(x, t, order)`; called like a network it returns the first three."""
+    """A model with exact moments of x_0 and of the noise; called like a network it returns three of the noise.
+
+    Its subclasses define `data_moments`, from which the others follow.
+    """
 
     prediction = "noise"
     moments = "raw"
     schedule: VP
 
     def __call__(self, x: Tensor, t: Tensor) -> NoiseMoments:
-        orders = [self.noise_moment(x, t, k).to(x.dtype) for k in (1, 2, 3)]
-        return NoiseMoments(*orders)
+        return NoiseMoments(*(e.to(x.dtype) for e in self.noise_moments(x, t, (1, 2, 3))))
+
+    def data_moments(self, x: Tensor, t: Tensor, order: int) -> tuple[Tensor, ...]:
+        """Mean and central moments 2..order of every element of x_0 given x_t, float64, each shaped like x (B, *).
+
+        t (B,) network times. Moments of x_0 made of raw noise moments lose (sigma/alpha)^order in accuracy, these none.
+        """
+        raise NotImplementedError
+
+    def noise_moments(self, x: Tensor, t: Tensor, orders: Sequence[int]) -> tuple[Tensor, ...]:
+        """E[eps^order|x_t] for each of `orders` (>= 1), float64, shaped like x (B, *); t (B,) network times.
+
+        eps - e1 = -(alpha/sigma)(x_0 - m), so E[eps^n] = sum_k C(n, k) e1^(n-k) (-alpha/sigma)^k E[(x_0 - m)^k].
+        """
+        alpha, sigma = self._alpha_sigma(x, t)
+        mean, *central = self.data_moments(x, t, max(orders))
+        e1 = (x.double() - alpha * mean) / sigma
+        powers = {k: (-alpha / sigma) ** k * c for k, c in enumerate(central, start=2)}
+        return tuple(e1**n + sum(math.comb(n, k) * e1 ** (n - k) * powers[k] for k in range(2, n + 1)) for n in orders)
+
+    def noise_moment(self, x: Tensor, t: Tensor, order: int) -> Tensor:
+        """E[eps^order|x_t], float64, shaped like x (B, *); t (B,) network times."""
+        return self.noise_moments(x, t, (order,))[0]
 
     def _alpha_sigma(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha, sigma (B, 1, ...) in float64 for network times t (B,)."""
@@ -63,15 +87,20 @@ class GaussianMixture1D(_Analytic):
         self.schedule = VPLinear() if schedule is None else schedule
         self.sample_shape = tuple(sample_shape)
 
-    def noise_moment(self, x: Tensor, t: Tensor, order: int) -> Tensor:
-        """E[eps^order|x_t], float64, shaped like x (B, *); t (B,) network times."""
+    def data_moments(self, x: Tensor, t: Tensor, order: int) -> tuple[Tensor, ...]:
         alpha, sigma = (v[..., None] for v in self._alpha_sigma(x, t))
         w, m, s = (v.to(x.device) for v in (self.weights, self.means, self.stds))
         x = x.double()[..., None]
         spread = (alpha * s) ** 2 + sigma**2
-        mu, tau = sigma * (x - alpha * m) / spread, (alpha * s) ** 2 / spread
         posterior = torch.softmax(w.log() - 0.5 * spread.log() - (x - alpha * m) ** 2 / (2 * spread), dim=-1)
-        return sum(k * (posterior * mu ** (order - 2 * j) * tau**j).sum(-1) for k, j in _gaussian_power(order))
+        mu, tau = (sigma**2 * m + alpha * s**2 * x) / spread, (sigma * s) ** 2 / spread
+        mean = (posterior * mu).sum(-1, keepdim=True)
+        away = mu - mean
+        central = [
+            sum(c * (posterior * away ** (n - 2 * j) * tau**j).sum(-1) for c, j in _gaussian_power(n))
+            for n in range(2, order + 1)
+        ]
+        return mean[..., 0], *central
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n samples (n, *sample_shape) of x_0, float64."""
@@ -83,7 +112,8 @@ class GaussianMixture1D(_Analytic):
 class PointCloud(_Analytic):
     """x_0 is one of the given data points plus N(0, bandwidth^2) in every element.
 
-    data  (N, *); bandwidth >= 0. Memory of a call: (B, N) float64.
+    data  (N, *); bandwidth >= 0. Memory of a call: a few (B, N) float64; time: one matrix product (B, D) x (D, N) for
+    the posterior and one (B, N) x (N, D) for each order.
     """
 
     def __init__(self, data: Tensor, bandwidth: float = 0.0, *, schedule: VP | None = None) -> None:
@@ -94,26 +124,45 @@ class PointCloud(_Analytic):
         self.data, self.bandwidth = data.double().flatten(1), bandwidth
         self.schedule = VPLinear() if schedule is None else schedule
         self.sample_shape = tuple(data.shape[1:])
-        self._norms = self.data.square().sum(1)
+        self._centre = self.data.mean(0)
+        self._cache: dict[tuple[torch.device, int], Tensor] = {}
 
-    def noise_moment(self, x: Tensor, t: Tensor, order: int) -> Tensor:
-        """E[eps^order|x_t], float64, shaped like x (B, *); t (B,) network times."""
+    def posterior(self, x: Tensor, t: Tensor) -> Tensor:
+        """Probability of each data point given x_t, (B, N) float64; t (B,) network times."""
         flat = x.double().flatten(1)
-        data, norms = self.data.to(x.device), self._norms.to(x.device)
         alpha, sigma = self._alpha_sigma(flat, t)
         spread = (alpha * self.bandwidth) ** 2 + sigma**2
-        tau = (alpha * self.bandwidth) ** 2 / spread
-        posterior = torch.softmax((2 * alpha * flat @ data.T - alpha**2 * norms) / (2 * spread), dim=1)
-        total = torch.zeros_like(flat)
-        for coefficient, j in _gaussian_power(order):
-            n = order - 2 * j
-            for power in range(n + 1):  # (x - alpha d)^n expanded, so that the sum over data points is one product
-                term = math.comb(n, power) * flat ** (n - power) * (-alpha) ** power * (posterior @ data**power)
-                total += coefficient * tau**j * (sigma / spread) ** n * term
-        return total.view(x.shape)
+        points = self._power(1, x.device)
+        near = ((flat - alpha * self._centre.to(x.device)) * (alpha / spread)) @ points.T
+        return torch.softmax(near - alpha**2 / (2 * spread) * self._power(2, x.device).sum(1), dim=1)
+
+    def data_moments(self, x: Tensor, t: Tensor, order: int) -> tuple[Tensor, ...]:
+        posterior, flat = self.posterior(x, t), x.double().flatten(1)
+        alpha, sigma = self._alpha_sigma(flat, t)
+        spread = (alpha * self.bandwidth) ** 2 + sigma**2
+        shrink, tau = sigma**2 / spread, (sigma * self.bandwidth) ** 2 / spread
+        raw = [posterior @ self._power(n, x.device) for n in range(1, order + 1)]
+        mean = shrink * (self._centre.to(x.device) + raw[0]) + alpha * self.bandwidth**2 / spread * flat
+        away = [c * shrink**n for n, c in enumerate(_central(raw))]  # of the component's mean, about the mean
+        central = [sum(c * tau**j * away[n - 2 * j] for c, j in _gaussian_power(n)) for n in range(2, order + 1)]
+        return tuple(v.expand_as(flat).reshape(x.shape) for v in (mean, *central))
+
+    def _power(self, n: int, device: torch.device) -> Tensor:
+        """(data - its mean)^n (N, D); about the mean, so that little cancels where all points are alike."""
+        if (device, n) not in self._cache:
+            self._cache[device, n] = (self.data - self._centre).pow(n).to(device)
+        return self._cache[device, n]
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n samples (n, *sample_shape) of x_0, float64."""
         i = torch.randint(len(self.data), (n,), generator=generator)
         noise = torch.randn(n, self.data.shape[1], generator=generator, dtype=torch.float64)
         return (self.data[i] + self.bandwidth * noise).view(n, *self.sample_shape)
+
+
+def _central(raw: Sequence[Tensor]) -> list[Tensor]:
+    """Central moments 0..order from the raw moments 1..order: c_n = sum_k C(n, k) (-raw_1)^(n-k) raw_k."""
+    one = torch.ones_like(raw[0])
+    full, shift = [one, *raw], -raw[0]
+    higher = (sum(math.comb(n, k) * shift ** (n - k) * full[k] for k in range(n + 1)) for n in range(2, len(full)))
+    return [one, torch.zeros_like(one), *higher]
