@@ -8,6 +8,8 @@ from gms_fast.reference.moments import step_moments as step_moments
 from gms_fast.reference.philox import philox_normal as philox_normal
 from gms_fast.reference.philox import philox_uniform as philox_uniform
 from gms_fast.reference.philox import philox_words as philox_words
+from gms_fast.reference.quadrature import pick as pick
+from gms_fast.reference.quadrature import quadrature as quadrature
 from gms_fast.reference.step import gms_step as gms_step
 from gms_fast.reference.step import sample_mixture as sample_mixture
 from gms_fast.reference.step import split_variance as split_variance
