@@ -77,7 +77,7 @@ def sample(
         clip,
         NoiseSource(seed=ops.as_seed(seed), sample_offset=sample_offset, given=noise),
     )
-    visits = _visits(run.schedule, steps, timesteps)
+    visits = _visits(run.schedule, steps, timesteps, run.solver.spacing)
     x = run.initial(visits[0], n, shape, x_T, device, dtype)
     state = run.solver.start()
     pairs = list(zip(visits, run.contexts(visits, x.device), strict=False))  # the last visit starts no step
@@ -100,16 +100,16 @@ class _Visit(NamedTuple):
     coefficients: StepCoefficients
 
 
-def _visits(schedule: VP | str, steps: int, timesteps: Sequence[float] | None) -> list[_Visit]:
+def _visits(schedule: VP | str, steps: int, timesteps: Sequence[float] | None, spacing: str | float) -> list[_Visit]:
     """All calls of the network: at `timesteps` or after as many steps, the last to remove what noise is left."""
-    plan = _plan(schedule, _integer("steps", steps)) if timesteps is None else _plan(schedule, _times(timesteps))
+    plan = _plan(schedule, _integer("steps", steps) if timesteps is None else _times(timesteps), spacing)
     return [_Visit(i, t, time, StepCoefficients(**dict(numbers))) for i, (t, time, numbers) in enumerate(plan)]
 
 
-def _plan(schedule: VP | str, times: int | list[float]) -> list[tuple]:
+def _plan(schedule: VP | str, times: int | list[float], spacing: str | float) -> list[tuple]:
     """(time, network time, step coefficients as pairs of name and number) of each visit."""
     schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
-    times = schedule.timesteps(times) if isinstance(times, int) else times
+    times = schedule.timesteps(times, spacing=spacing) if isinstance(times, int) else times
     schedule.check_times(times)
     steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
     steps.append(StepCoefficients.at(schedule, times[-1]))

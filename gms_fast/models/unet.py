@@ -151,6 +151,9 @@ class MomentUNet(nn.Module):
     head                None | "simple" | "complex": form of the heads of the second and third moment
     out_channels        channels of `out`: C, or 2C for checkpoints that also learned a variance (first C used)
     moments             what the heads predict: "raw" E[eps^k], or "central" E[(eps - e1)^k]
+    normalised          whether the heads' own outputs are E[(eps - e1)^k]/alpha_t^k: central moments of the velocity
+                        alpha_t eps - sigma_t x_0, of order one at every t, the second made positive. `forward` scales
+                        them back. Needs moments = "central"
     schedule            the schedule the network was trained with
     """
 
@@ -171,6 +174,7 @@ class MomentUNet(nn.Module):
         head: str | None = "complex",
         out_channels: int | None = None,
         moments: str = "raw",
+        normalised: bool = False,
         schedule: object = None,
     ) -> None:
         super().__init__()
@@ -178,6 +182,8 @@ class MomentUNet(nn.Module):
             raise ValueError(f'head must be None, "simple" or "complex": got {head!r}')
         if moments not in ("raw", "central"):
             raise ValueError(f'moments must be "raw" or "central": got {moments!r}')
+        if normalised and (moments != "central" or head is None):
+            raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
         if model_channels % GROUPS:
             raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
         self.config = {
@@ -193,10 +199,13 @@ class MomentUNet(nn.Module):
             "head": head,
             "out_channels": out_channels or in_channels,
             "moments": moments,
+            "normalised": normalised,
         }
         self.sample_shape = (in_channels, image_size, image_size)
         self.schedule = VPLinear() if schedule is None else schedule
         self.moments = moments
+        table = self.schedule.alpha(range(self.schedule.T)).float() if normalised else None
+        self.register_buffer("alpha_table", table, persistent=False)
         self.in_channels, self.model_channels = in_channels, model_channels
 
         emb = 4 * model_channels
@@ -239,6 +248,10 @@ class MomentUNet(nn.Module):
             self.out2, self.out3 = (ComplexHead(res(ch, ch), *_output(ch, in_channels)) for _ in range(2))
 
     @property
+    def normalised(self) -> bool:
+        return self.config["normalised"]
+
+    @property
     def has_heads(self) -> bool:
         return self.config["head"] is not None
 
@@ -259,10 +272,24 @@ class MomentUNet(nn.Module):
         return h, emb
 
     def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
-        """The second and third moment from the features of `features`."""
-        return self.out2(h, emb), self.out3(h, emb)
+        """The second and third moment from the features of `features`, in the heads' own units (`alpha`)."""
+        second, third = self.out2(h, emb), self.out3(h, emb)
+        return (nn.functional.softplus(second) if self.normalised else second), third
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """alpha_t (B, 1, 1, 1) at network times t (B,): the unit of normalised heads."""
+        times = t.float() * (self.schedule.T / 1000) - self.schedule.time_shift
+        low = times.floor().clamp(0, self.schedule.T - 2).long()
+        alpha = torch.lerp(self.alpha_table[low].float(), self.alpha_table[low + 1].float(), times - low)
+        return alpha.view(-1, 1, 1, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> NoiseMoments | Tensor:
         h, emb = self.features(x, t)
         e1 = self.out(h)[:, : self.in_channels]
-        return NoiseMoments(e1, *self.heads(h, emb)) if self.has_heads else e1
+        if not self.has_heads:
+            return e1
+        e2, e3 = self.heads(h, emb)
+        if self.normalised:
+            alpha = self.alpha(t).to(x.dtype)
+            e2, e3 = alpha**2 * e2, alpha**3 * e3
+        return NoiseMoments(e1, e2, e3)

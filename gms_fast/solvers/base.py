@@ -45,9 +45,11 @@ class Solver(ABC):
     """One step of a sampler; subclasses are frozen dataclasses with keyword-only fields.
 
     moments_needed  1 for E[eps|x_t] alone, 2 and 3 for solvers that use the moment heads
+    spacing         the time grid that `sample` gives it, as `schedule.timesteps` takes it
     """
 
     moments_needed: int = 1
+    spacing: str | float = "uniform"
 
     def start(self) -> Any:
         """State before the first step; multistep solvers keep their history in it."""

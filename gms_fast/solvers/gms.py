@@ -15,19 +15,20 @@ from gms_fast.types import NoiseMoments
 class GMS(Solver):
     """Draws x_s from a two-component mixture with the first three moments of q(x_s|x_t), element by element.
 
-    fit         "exact" | "free" | "adan" (the released optimiser) | "gaussian", as in `gms_fast.ops.fit_mixture`
-    component   "sample": one uniform picks the component of a whole sample (released); "element": one each
+    fit         "free" | "exact" | "adan" (the released optimiser) | "gaussian", as in `gms_fast.ops.fit_mixture`
+    component   "element": one uniform each picks the component; "sample": one that of a whole sample (released)
     weight      of component a, in (0, 1), not 1/2
     moments     "cumulant" | "released", as in `gms_fast.ops.gms_step`
     iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
     clip_pixel  grey levels of noise that the last step, then Gaussian, may leave in a picture (1 suits the cosine
                 schedule); None draws it like every other step
 
-    Needs a model with second and third noise moments.
+    Needs a model with second and third noise moments. The defaults are what docs/quality.md found best. `spacing`, the
+    time grid that `sample` takes, is that of its tables too, but "uniform", the released one, for fit="adan".
     """
 
-    fit: str = "exact"
-    component: str = "sample"
+    fit: str = "free"
+    component: str = "element"
     weight: float = 1 / 3
     moments: str = "cumulant"
     iterations: int = 70
@@ -44,6 +45,10 @@ class GMS(Solver):
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative: got {self.iterations}")
         check_clip_pixel(self.clip_pixel)
+
+    @property
+    def spacing(self) -> str | float:  # type: ignore[override]
+        return "uniform" if self.fit == "adan" else 0.5
 
     @property
     def moments_needed(self) -> int:  # type: ignore[override]

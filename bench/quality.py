@@ -1,0 +1,108 @@
+"""Which sampler is best when? `python bench/quality.py [GROUP ...] [--quick] [--heads OUT] [--out FOLDER]`.
+
+Runs the groups of the quality matrix, each in its own folder: records.jsonl, tables.md and plots. Interrupted, the same
+command goes on. docs/quality.md reads the results that are committed under bench/results/quality/.
+
+exact    exact noise moments: the solvers without a network's error, on the released grid and on a better one
+digits   the embedded 8x8 model: solvers, time grids, options
+mnist    the embedded 28x28 model: solvers on their best grid
+heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
+--quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+
+from timing import environment
+
+from gms_fast.quality import matrix, report
+from gms_fast.quality.cells import CONTROLS, Cell
+
+RANGES, STEPS = range(3), (5, 10, 20)
+N = {"mixture-1d": 50_000, "eight": 4000, "exact-digits": 2000, "exact-mnist5k": 800, "digits": 1000, "mnist": 800}
+SOLVERS = ("ddpm", "sn-ddpm", "ddim")
+FITS = tuple(f"gms:fit={fit},component={c}" for fit in ("exact", "free") for c in ("sample", "element"))
+BEST = "gms:fit=free,component=element"
+NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
+
+
+def adan(model: str) -> str:
+    """The released code: its eps is 1e-8 times the number of elements of a call."""
+    elements = {"mixture-1d": 1, "eight": 2, "exact-digits": 64, "digits": 64}[model]
+    at_once = 100 if model == "digits" else N[model]
+    return f"gms:fit=adan,component=sample,moments=released,eps={1e-8 * elements * at_once:g}"
+
+
+def cells(model: str, solvers: Iterable[str], grids: Iterable[str], steps: Iterable[int] = STEPS) -> list[Cell]:
+    if model in NOISY:
+        bounded = {s: f"{s}{',' if ':' in s else ':'}clip_pixel=None" for s in solvers if not s.startswith("ddim")}
+        solvers = [bounded.get(s, s) for s in solvers]
+    drawn = [Cell(model, s, g, k, r) for s, g, k, r in product(solvers, grids, steps, RANGES)]
+    return [*(Cell(model, c, range=r) for c in CONTROLS for r in RANGES), *drawn]
+
+
+def groups(heads: Path | None) -> dict[str, list[Cell]]:
+    """The cells of each group, in the order they are run."""
+    trained = sorted(heads.glob("*/model")) if heads else []
+    return {
+        "exact": [
+            *cells("mixture-1d", [*SOLVERS, adan("mixture-1d"), *FITS], ["uniform", "0.5", "log-snr"], (3, 5, 10, 20)),
+            *cells("eight", [*SOLVERS, adan("eight"), *FITS], ["uniform", "0.5"]),
+            *cells("exact-digits", [*SOLVERS, adan("exact-digits"), *FITS], ["uniform"]),
+            *cells("exact-digits", ["sn-ddpm", "ddim", FITS[0], BEST], ["0.5"]),
+            *cells("exact-mnist5k", ["sn-ddpm", "ddim", FITS[0], BEST], ["0.5"]),
+        ],
+        "digits": [
+            *cells("digits", ["sn-ddpm", "ddim", BEST], ["uniform", "0.7", "0.5", "0.4"]),
+            *cells("digits", ["ddpm", *FITS[:3], f"{BEST},weight=0.2", f"{FITS[1]},weight=0.2"], ["0.5"]),
+            *cells("digits", [adan("digits"), FITS[0]], ["uniform"]),
+            *cells("digits@bfloat16", ["sn-ddpm", BEST], ["0.5"]),
+        ],
+        "mnist": cells("mnist", ["sn-ddpm", BEST, FITS[0], "ddim"], ["0.5"]),
+        "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
+    }
+
+
+def quick() -> list[Cell]:
+    models = {"mixture-1d": (3, 10), "eight": (5,), "exact-digits": (5,), "digits": (5, 10)}
+    return [c for m, steps in models.items() for c in cells(m, ["sn-ddpm", "ddim", BEST], ["0.5"], steps)]
+
+
+def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], *, workers: int | None, data: str | None) -> None:
+    commit = environment()["commit"]
+    progress = sys.stderr.isatty()
+    records = matrix.run(todo, out, n=n, workers=workers, data=data, progress=progress, origin=f"commit {commit}")
+    (out / "tables.md").write_text(f"# Quality matrix: {name}\n\n{report.tables(records)}")
+    for model in dict.fromkeys(r["model"] for r in records):
+        own = [r for r in records if r["model"] == model]
+        report.plot(own, out / f"{Path(model).parent.name if '/' in model else model}.png")
+    print(f"{name}: {len(records)} cells, {out / 'tables.md'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="*", help="exact, digits, mnist, heads (default: all but heads)")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--heads", type=Path, help="what bench/heads.py wrote")
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
+    args = parser.parse_args()
+    known = groups(args.heads)
+    if unknown := set(args.groups) - set(known):
+        raise SystemExit(f"groups must be some of {', '.join(known)}: got {', '.join(sorted(unknown))}")
+    if "heads" in args.groups and not known["heads"]:
+        raise SystemExit("heads: --heads must name a folder that bench/heads.py wrote")
+    if args.quick:
+        n = {"mixture-1d": 5000, "eight": 500, "exact-digits": 300, "digits": 300}
+        run("quick", quick(), args.out / "quick", n, workers=args.workers, data=None)
+        return
+    for name in args.groups or [g for g in known if g != "heads"]:
+        n = N | {"digits@bfloat16": N["digits"]} | {c.model: N["digits"] for c in known["heads"]}
+        run(name, known[name], args.out / name, n, workers=args.workers, data="digits" if name == "heads" else None)
+
+
+if __name__ == "__main__":
+    main()

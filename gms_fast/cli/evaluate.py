@@ -1,0 +1,87 @@
+"""`gms-fast evaluate`: draw with several solvers, measure the samples against real data, write tables and plots."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from gms_fast.cli import options
+
+SUMMARY = "Measure how good a model's samples are, by solver, time grid and number of steps."
+TABLES = "tables.md"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `gms-fast evaluate`."""
+    parser.set_defaults(on_interrupt="; the same command with --resume goes on from there")
+    add = parser.add_argument
+    add(
+        "--model",
+        default="mnist",
+        help="embedded name, folder, checkpoint, or exact-digits, ... (default: mnist)",
+    )
+    add("--data", help="real data: mnist5k, digits, a file or folder (default: what an embedded model was trained on)")
+    add("--schedule", choices=("linear", "cosine"), help="of a model with exact moments (default: linear)")
+    add("--solver", action="append", help="like gms or gms:fit=free; repeat for more (default: gms, sn-ddpm)")
+    add("--grid", action="append", help="default, uniform, log-snr or an exponent; repeat for more (default: default)")
+    add("--steps", type=options.integers, default=(5, 10, 20), help="numbers of steps (default: 5,10,20)")
+    add("--n", type=options.positive, default=1000, help="samples of each (default: 1000)")
+    add("--ranges", type=options.positive, default=3, help="ranges of n samples, for the spread (default: 3)")
+    add("--workers", type=options.positive, help="processes (default: one a processor)")
+    add("--out", type=Path, required=True, help="folder for records, tables and plots")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue in --out")
+    again.add_argument("--force", action="store_true", help="delete the records in --out and start anew")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, and say where the tables are."""
+    from gms_fast.quality import matrix, report, subjects
+    from gms_fast.quality.cells import CONTROLS, Cell, parse, timesteps
+
+    if not args.steps:
+        raise ValueError("--steps must have at least one number: got none")
+    subject = subjects.build(args.model, args.data, args.schedule)
+    solvers, grids = args.solver or ["gms", "sn-ddpm"], args.grid or ["default"]
+    for solver, grid, steps in ((s, g, k) for s in solvers for g in grids for k in args.steps):
+        timesteps(parse(solver), subject.model.schedule, grid, steps)
+    _prepare(args, matrix)
+    cells = [
+        *(Cell(args.model, control, range=r) for control in CONTROLS for r in range(args.ranges)),
+        *(
+            Cell(args.model, solver, grid, steps, r)
+            for steps in args.steps
+            for solver in solvers
+            for grid in grids
+            for r in range(args.ranges)
+        ),
+    ]
+    records = matrix.run(
+        cells,
+        args.out,
+        n=args.n,
+        data=args.data,
+        schedule=args.schedule,
+        workers=args.workers,
+        progress=sys.stderr.isatty(),
+    )
+    (args.out / TABLES).write_text(report.tables(records))
+    report.plot(records, args.out / f"{report.headline(records)}.png")
+    print(f"{len(records)} cells: {args.out / TABLES}")
+    return 0
+
+
+def _prepare(args: argparse.Namespace, matrix: object) -> None:
+    """Make sure that the run may write to --out, and that records to be replaced are gone."""
+    if args.out.exists() and not args.out.is_dir():
+        raise FileExistsError(f"--out {args.out} is a file: a folder is wanted")
+    if args.force:
+        for name in (matrix.SETTINGS, matrix.RECORDS, TABLES):
+            (args.out / name).unlink(missing_ok=True)
+        shutil.rmtree(args.out / matrix.IMAGES, ignore_errors=True)
+        for plot in args.out.glob("*.png"):
+            plot.unlink()
+    elif not args.resume and args.out.exists() and any(args.out.iterdir()):
+        raise FileExistsError(f"--out {args.out} is not empty: add --resume to continue it or --force to start anew")

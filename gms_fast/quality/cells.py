@@ -1,0 +1,128 @@
+"""One cell of the quality matrix: so many samples of a model by a solver on a time grid, and what they measure."""
+
+import ast
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gms_fast
+from gms_fast import solvers
+from gms_fast.quality import classifier, measures, subjects
+from gms_fast.quality.subjects import Subject
+from gms_fast.solvers import Solver
+
+CONTROLS = ("real", "gaussian")
+_AT_A_TIME = 100  # a network's activations then stay in the cache
+SHOWN = 10
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """model      a name of `subjects.names` or what `gms_fast.load` takes
+    solver     "gms", "gms:fit=free,component=element", ... (`parse`), or a control, "real" | "gaussian"
+    grid       "default" (the solver's own), "uniform", "log-snr" or an exponent, as `schedule.timesteps` takes
+    steps      K; 0 for a control
+    range      which samples: indices range * n .. (range + 1) * n - 1 of seed 0
+    """
+
+    model: str
+    solver: str
+    grid: str = "default"
+    steps: int = 0
+    range: int = 0
+
+
+def parse(text: str) -> Solver:
+    """A solver from its name and options: "gms:fit=free,component=element". Raises ValueError naming what is wrong."""
+    name, _, options = text.partition(":")
+    kind = type(solvers.build(name))
+    given = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {text!r}")
+        given[key.strip()] = _literal(value.strip())
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ValueError(f"solver {text!r}: {error}") from error
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # a word, such as free
+
+
+def timesteps(solver: Solver, schedule: Any, grid: str, steps: int) -> list[int]:
+    """The times that `grid` visits."""
+    if grid == "default":
+        return schedule.timesteps(steps, spacing=solver.spacing)
+    return schedule.timesteps(steps, spacing=grid if grid.isalpha() or "-" in grid else float(grid))
+
+
+@torch.no_grad()
+def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
+    """(n samples, network calls each of them took)."""
+    if cell.solver in CONTROLS:
+        return getattr(subject, cell.solver)(n, cell.range), 0
+    solver = parse(cell.solver)
+    times = timesteps(solver, subject.model.schedule, cell.grid, cell.steps)
+    size = _AT_A_TIME if subject.control is not None else n
+    parts = [
+        gms_fast.sample(
+            subject.model,
+            solver=solver,
+            timesteps=times,
+            n=min(size, n - start),
+            sample_offset=cell.range * n + start,
+            clip=subject.clip,
+            dtype=subject.dtype,
+        )
+        for start in range(0, n, size)
+    ]
+    return torch.cat(parts), len(times)
+
+
+def measure(x: Tensor, subject: Subject) -> dict[str, float]:
+    """Every measure that suits the data. Raises ValueError with the counts where samples are too few or not finite."""
+    if x.shape[1:] != subject.reference.shape[1:]:
+        raise ValueError(f"samples must be {tuple(subject.reference.shape[1:])} each: got {tuple(x.shape[1:])}")
+    flat, real = x.flatten(1), subject.reference.flatten(1)
+    if flat.shape[1] == 1:
+        return {"wasserstein": measures.wasserstein(flat, real)}
+    found = {"energy": measures.energy_distance(flat, real), "sliced": measures.sliced_wasserstein(flat, real)}
+    found |= dict(zip(("mean", "variance", "third"), measures.moment_errors(flat, real), strict=True))
+    if subject.features is None:
+        return found
+    net = _classifier(subject.features)
+    seen, real = net.features(x), _real_features(subject)
+    found["frechet"] = measures.frechet_distance(seen, real)
+    found["kernel"] = measures.kernel_distance(seen, real)
+    found["precision"], found["recall"] = measures.precision_recall(seen, real)
+    found["confident"] = float((net.confidence(seen) > 0.9).double().mean())
+    return found
+
+
+@lru_cache(maxsize=2)
+def _classifier(data: str) -> classifier.DigitClassifier:
+    return classifier.load(data)
+
+
+def _real_features(subject: Subject) -> Tensor:
+    return _classifier(subject.features).features(subject.reference)
+
+
+def evaluate(cell: Cell, n: int, data: str | None = None, schedule: str | None = None) -> dict[str, Any]:
+    """The record of a cell: its fields, network calls, seconds, measures, and for images the first `SHOWN` samples."""
+    subject = subjects.build(cell.model, data, schedule)
+    start = time.perf_counter()
+    x, calls = samples(cell, subject, n)
+    seconds = time.perf_counter() - start
+    record = {**vars(cell), "n": len(x), "calls": calls, "seconds": round(seconds, 1), **measure(x, subject)}
+    return {"record": record, "shown": x[:SHOWN].float() if x.ndim == 4 and cell.range == 0 else None}

@@ -1,0 +1,134 @@
+"""The matrix of cells: run over processes, written line by line, resumed where it stopped.
+
+A folder holds `settings.json` (what the records depend on beside their cell), `records.jsonl` (one line a cell) and
+`samples/` (a few images of each). Records of other settings, or of other sources of this package, are refused.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import gms_fast
+from gms_fast.images import save_images
+from gms_fast.quality.cells import CONTROLS, Cell, evaluate, parse
+
+SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "samples"
+PACKAGE = Path(gms_fast.__file__).parent
+_NOT_HASHED = ("cli", "training", "quality/report.py", "__pycache__")
+
+
+def sources() -> str:
+    """A fingerprint of everything in this package that a record may depend on: code, weights, compiled kernels."""
+    digest = hashlib.sha256()
+    for file in sorted(p for s in ("*.py", "*.safetensors", "*.so") for p in PACKAGE.rglob(s)):
+        name = file.relative_to(PACKAGE).as_posix()
+        if not name.startswith(_NOT_HASHED):
+            digest.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def run(
+    cells: Iterable[Cell],
+    out: str | Path,
+    *,
+    n: dict[str, int] | int,
+    data: str | None = None,
+    schedule: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    origin: str = "",
+) -> list[dict[str, Any]]:
+    """The records of all cells, those in `out` already among them.
+
+    n        samples of a cell, or that for each model
+    data     real data of models that are not embedded
+    workers  processes, each with one thread; default: one a processor
+    origin   a commit, for instance: kept with each record
+    Raises ValueError for a bad cell before any is run, and for an `out` of other settings or sources, saying which.
+    Interrupted, it keeps what is done: the same call goes on from there.
+    """
+    cells, out = list(dict.fromkeys(cells)), Path(out)
+    for cell in cells:
+        if cell.solver not in CONTROLS:
+            parse(cell.solver)
+    settings = {"n": n, "data": data, "schedule": schedule, "sources": sources()}
+    _settle(out, settings)
+    done = {_cell(record): record for record in read(out)}
+    todo = [cell for cell in cells if cell not in done]
+    with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
+        for cell, result in _results(todo, n, data, schedule, workers or os.cpu_count() or 1):
+            done[cell] = result["record"] | {"origin": origin}
+            _append(out, done[cell], result["shown"])
+            bar.update()
+    return [done[cell] for cell in cells]
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """The records in a folder; a last line that an interrupt cut off is left out, and removed."""
+    file = out / RECORDS
+    if not file.exists():
+        return []
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def picture(cell: Cell) -> str:
+    """The name of the file with a cell's first samples."""
+    plain = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{cell.model}-{cell.solver}-{cell.grid}")
+    return f"{plain}-{cell.steps}.png"
+
+
+def _cell(record: dict[str, Any]) -> Cell:
+    return Cell(**{field.name: record[field.name] for field in fields(Cell)})
+
+
+def _settle(out: Path, settings: dict[str, Any]) -> None:
+    """Make `out` a folder of these settings. Raises ValueError listing the differences if it is one of others."""
+    settings = json.loads(json.dumps(settings))
+    file = out / SETTINGS
+    if file.exists():
+        stored = json.loads(file.read_text())
+        differ = [k for k in settings if stored.get(k) != settings[k]]
+        if differ:
+            lines = "; ".join(f"{k} is {stored.get(k)!r} there and {settings[k]!r} here" for k in differ)
+            raise ValueError(f"out: {out} holds records of another configuration, choose another folder: {lines}")
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"out: {out} is not empty and holds no {SETTINGS}: choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _append(out: Path, record: dict[str, Any], shown: torch.Tensor | None) -> None:
+    if shown is not None:
+        (out / IMAGES).mkdir(exist_ok=True)
+        save_images(shown, out / IMAGES / picture(_cell(record)), columns=len(shown))
+    with (out / RECORDS).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | None, workers: int) -> Iterable[tuple]:
+    """(cell, result) as they come; what has not begun is dropped when the caller stops."""
+    if not todo:
+        return
+    processes = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(workers, len(todo)), processes, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        jobs = {pool.submit(evaluate, c, n if isinstance(n, int) else n[c.model], data, schedule): c for c in todo}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

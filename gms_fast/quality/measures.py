@@ -1,0 +1,122 @@
+"""Distances between samples and real data. None is enough alone: energy and pixels see mean and covariance first.
+
+x and reference are (N, D) points or features, N at least `LEAST`, more where a measure says so. All give a float, lower
+is better unless said, and raise ValueError for NaN, infinity, other widths or too few rows, with the counts.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+LEAST = 50
+
+
+def wasserstein(x: Tensor, reference: Tensor) -> float:
+    """Wasserstein-1 distance of numbers (N, 1), in the unit of the data (scipy)."""
+    from scipy.stats import wasserstein_distance
+
+    x, reference = _pair(x, reference)
+    if x.shape[1] != 1:
+        raise ValueError(f"x must be (N, 1) for the distance of numbers: got {tuple(x.shape)}")
+    return float(wasserstein_distance(x[:, 0].numpy(), reference[:, 0].numpy()))
+
+
+def sliced_wasserstein(x: Tensor, reference: Tensor, projections: int = 512) -> float:
+    """Root of the mean squared Wasserstein-2 distance over random lines, in the unit of the data (POT)."""
+    import ot
+
+    x, reference = _pair(x, reference)
+    return float(ot.sliced_wasserstein_distance(x.numpy(), reference.numpy(), n_projections=projections, seed=0))
+
+
+def energy_distance(x: Tensor, reference: Tensor) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| without bias, so it may be slightly negative (Szekely & Rizzo 2013)."""
+    x, reference = _pair(x, reference)
+    return float(2 * torch.cdist(x, reference).mean() - _mean_distance(x) - _mean_distance(reference))
+
+
+def frechet_distance(x: Tensor, reference: Tensor) -> float:
+    """|mu - mu'|^2 + tr(S + S' - 2 (S S')^1/2) (torchmetrics). Biased upwards by some D/N: compare at equal N.
+
+    Needs more rows than columns. On Inception features it is called FID; these are not.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    x, reference = _pair(x, reference)
+    for name, rows in (("x", x), ("reference", reference)):
+        if len(rows) <= x.shape[1]:
+            raise ValueError(f"{name} must have more than {x.shape[1]} rows for a covariance: got {len(rows)}")
+    return _torchmetrics(FrechetInceptionDistance(_Identity(x.shape[1])).set_dtype(torch.float64), x, reference)
+
+
+def kernel_distance(x: Tensor, reference: Tensor) -> float:
+    """Squared maximum mean discrepancy of the kernel (x y/D + 1)^3, without bias (torchmetrics; KID on Inception's)."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    x, reference = _pair(x, reference)
+    size = min(len(x), len(reference))
+    metric = KernelInceptionDistance(_Identity(x.shape[1]), subsets=1, subset_size=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # which rows of the larger set are compared
+        return _torchmetrics(metric, x, reference)
+
+
+def precision_recall(x: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
+    """Share of x within the reference's manifold, and of the reference within that of x; higher is better.
+
+    A set's manifold is the union of balls around its points, each as wide as the distance to its k-th neighbour
+    (Kynkaanniemi et al. 2019). Both depend on the counts: compare at equal N.
+    """
+    x, reference = _pair(x, reference)
+    between = torch.cdist(x, reference)
+    real, drawn = (torch.cdist(y, y).kthvalue(k + 1).values for y in (reference, x))  # the nearest is the point itself
+    within = ((between <= real[None]).any(1), (between <= drawn[:, None]).any(0))
+    return tuple(float(inside.double().mean()) for inside in within)
+
+
+def moment_errors(x: Tensor, reference: Tensor) -> tuple[float, float, float]:
+    """Root mean square over elements of the error in mean, variance and third central moment; units of x, x^2, x^3."""
+    x, reference = _pair(x, reference)
+    errors = (a - b for a, b in zip(_central_moments(x), _central_moments(reference), strict=True))
+    return tuple(float(e.square().mean().sqrt()) for e in errors)
+
+
+def _pair(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    for name, rows in (("x", x), ("reference", reference)):
+        if rows.ndim != 2:
+            raise ValueError(f"{name} must be (N, D): got {tuple(rows.shape)}")
+        if len(rows) < LEAST:
+            raise ValueError(f"{name} must have at least {LEAST} rows: got {len(rows)}")
+        if bad := int((~torch.isfinite(rows)).any(1).sum()):
+            raise ValueError(f"{name} must be finite: {bad} of {len(rows)} rows hold NaN or infinity")
+    if x.shape[1] != reference.shape[1]:
+        raise ValueError(f"x and reference must be of one width: got {x.shape[1]} and {reference.shape[1]}")
+    return x.detach().cpu().double(), reference.detach().cpu().double()
+
+
+def _mean_distance(x: Tensor) -> Tensor:
+    return torch.pdist(x).mean()
+
+
+def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.mean(0)
+    return mean, x.var(0), ((x - mean) ** 3).mean(0)
+
+
+class _Identity(nn.Module):
+    """Features that are there already, as torchmetrics wants a network."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _torchmetrics(metric: Callable, x: Tensor, reference: Tensor) -> float:
+    metric.update(reference, real=True)
+    metric.update(x, real=False)
+    value = metric.compute()
+    return float(value[0] if isinstance(value, tuple) else value)

@@ -1,0 +1,118 @@
+"""From records to Markdown tables and plots: every figure a mean over ranges of samples, with their spread."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gms_fast.quality.cells import CONTROLS
+
+Records = Sequence[dict[str, Any]]
+SHOWN = ("wasserstein", "frechet", "kernel", "energy", "sliced", "precision", "recall", "confident")
+HIGHER = ("precision", "recall", "confident")  # is better
+LABELS = {
+    "wasserstein": "Wasserstein-1",
+    "frechet": "Fréchet distance of classifier features",
+    "kernel": "kernel distance of classifier features",
+    "energy": "energy distance",
+    "sliced": "sliced Wasserstein",
+}
+_ROW = ("solver", "grid")
+
+
+def headline(records: Records) -> str:
+    """The measure that ranks samples of this model."""
+    return next(m for m in ("wasserstein", "frechet", "sliced") if m in records[0])
+
+
+def spread(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation (nan of a single value)."""
+    values = list(values)
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def table(records: Records, measure: str) -> str:
+    """Markdown: solvers and grids by steps, mean ± standard deviation over the ranges; then the controls."""
+    steps = sorted({r["steps"] for r in records if r["solver"] not in CONTROLS})
+    rows: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        rows[tuple(record[k] for k in _ROW)][record["steps"]].append(record[measure])
+    lines = ["| solver | grid | " + " | ".join(f"K={k}" for k in steps) + " |", "|---" * (len(steps) + 2) + "|"]
+    for (solver, grid), found in rows.items():
+        control = solver in CONTROLS
+        cells = [_figure(found[0 if control and k == steps[0] else k]) for k in steps]
+        lines.append(f"| {_name(solver)} | {'' if control else grid} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables(records: Records, shown: Sequence[str] = SHOWN) -> str:
+    """For each model all its tables, under headings, with the counts and origins of the samples."""
+    parts = []
+    for model in dict.fromkeys(r["model"] for r in records):
+        own = [r for r in records if r["model"] == model]
+        counts = sorted({r["n"] for r in own})
+        ranges = len({r["range"] for r in own})
+        origins = ", ".join(sorted({r["origin"] for r in own if r.get("origin")}))
+        parts.append(
+            f"## {model}\n\n{ranges} ranges of {' or '.join(map(str, counts))} samples"
+            + (f"; {origins}." if origins else ".")
+        )
+        for measure in (m for m in shown if m in own[0]):
+            better = "higher" if measure in HIGHER else "lower"
+            parts.append(f"**{LABELS.get(measure, measure)}** ({better} is better)\n\n{table(own, measure)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def plot(records: Records, path: str | Path, measure: str | None = None) -> None:
+    """Draw a measure of one model against network calls: a curve per solver on its best grid, a band for the spread."""
+    from matplotlib.figure import Figure
+
+    measure = measure or headline(records)
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for solver in dict.fromkeys(r["solver"] for r in records):
+        if solver in CONTROLS:
+            value = spread(r[measure] for r in records if r["solver"] == solver)[0]
+            axes.axhline(value, color="0.6", linestyle=":" if solver == "real" else "--", linewidth=1)
+            axes.annotate(solver, (1.0, value), xycoords=("axes fraction", "data"), color="0.4", fontsize=8, ha="right")
+            continue
+        calls, means, widths = zip(*_best(records, solver, measure), strict=True)
+        (line,) = axes.plot(calls, means, marker="o", markersize=4, label=solver)
+        low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
+        axes.fill_between(calls, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xlabel="network calls", ylabel=LABELS.get(measure, measure), title=records[0]["model"], xscale="log")
+    axes.set_yscale("linear" if measure in (*HIGHER, "energy") else "log")
+    ticks = sorted({r["calls"] for r in records if r["calls"]})
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _best(records: Records, solver: str, measure: str) -> list[tuple[int, float, float]]:
+    """(calls, mean, spread) by steps, each on the grid that is best there."""
+    groups: dict[tuple[int, str], list[dict]] = defaultdict(list)
+    for r in records:
+        if r["solver"] == solver:
+            groups[r["steps"], r["grid"]].append(r)
+    points: dict[int, tuple[int, float, float]] = {}
+    sign = -1 if measure in HIGHER else 1
+    for (steps, _), group in groups.items():
+        mean, width = spread(r[measure] for r in group)
+        point = (group[0]["calls"], mean, 0.0 if math.isnan(width) else width)
+        points[steps] = min(points.get(steps, point), point, key=lambda p: sign * p[1])
+    return sorted(points.values())
+
+
+def _figure(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean, width = spread(values)
+    digits = 4 if abs(mean) < 0.1 else 3 if abs(mean) < 1 else 2 if abs(mean) < 10 else 1
+    return f"{mean:.{digits}f}" + ("" if math.isnan(width) else f" ±{width:.{digits}f}")
+
+
+def _name(solver: str) -> str:
+    return {"real": "*real against real*", "gaussian": "*Gaussian control*"}.get(solver, f"`{solver}`")

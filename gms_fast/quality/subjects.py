@@ -1,0 +1,107 @@
+"""What is evaluated: a model, the real data its samples are held against, and the features they are seen through."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gms_fast import data, io, schedules
+from gms_fast.models import GaussianMixture1D, PointCloud
+from gms_fast.quality.classifier import SIDES
+
+BANDWIDTH = 0.1  # of the noise that makes a density of the data points
+_REAL = 1 << 32  # generators of real samples start here, far from those of other uses
+EIGHT = [(np.cos(a), np.sin(a)) for a in np.arange(8) * np.pi / 4]
+LEARNED = {"mnist": "mnist5k", "digits": "digits"}  # embedded model: the data it was trained on
+DATA_OF_EXACT = {"exact-digits": "digits", "exact-mnist5k": "mnist5k"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its real data.
+
+    model      for `gms_fast.sample`
+    reference  (R, *shape) real samples
+    control    (N, *shape) other real samples; None: they are drawn from the model as need be
+    features   data set of the classifier that sees the samples, or None
+    clip, dtype  for `gms_fast.sample`
+    """
+
+    model: Any
+    reference: Tensor
+    control: Tensor | None
+    features: str | None
+    clip: tuple[float, float] | None
+    dtype: torch.dtype
+
+    def real(self, n: int, index: int) -> Tensor:
+        """At most n real samples beside the reference; another `index`, other samples."""
+        if self.control is None:
+            return self.model.draw(n, torch.Generator().manual_seed(_REAL + index)).to(self.dtype)
+        generator = torch.Generator().manual_seed(index)
+        return self.control[torch.randperm(len(self.control), generator=generator)[:n]]
+
+    def gaussian(self, n: int, index: int) -> Tensor:
+        """n draws of the Gaussian with the mean and covariance of the reference: what linear statistics cannot tell."""
+        flat = self.reference.flatten(1).double().numpy()
+        draw = np.random.default_rng(index).multivariate_normal(
+            flat.mean(0), np.cov(flat, rowvar=False), n, method="eigh"
+        )
+        return torch.from_numpy(draw).view(n, *self.reference.shape[1:]).to(self.dtype)
+
+
+def names() -> list[str]:
+    """The subjects that a name alone describes: exact noise moments, then learned ones."""
+    return ["mixture-1d", "eight", *DATA_OF_EXACT, *LEARNED]
+
+
+@lru_cache(maxsize=2)
+def build(model: str, source: str | None = None, schedule: str | None = None) -> Subject:
+    """The subject of a name, or of whatever `gms_fast.load` takes with the real data of `gms_fast.data.load`.
+
+    model     "...@bfloat16": a learned model whose outputs are rounded to bfloat16
+    schedule  of a model with exact moments; a learned one has its own
+    Real data is split in two: a reference and a control. Raises ValueError where data or shapes are missing or differ.
+    """
+    noise = None if schedule is None else schedules.build(schedule)
+    if model in ("mixture-1d", "eight"):
+        exact = _mixture(noise) if model == "mixture-1d" else PointCloud(torch.tensor(EIGHT), 0.05, schedule=noise)
+        return Subject(
+            exact, _drawn(exact, 100_000 if model == "mixture-1d" else 10_000), None, None, None, torch.float64
+        )
+    if model in DATA_OF_EXACT:
+        exact = PointCloud(data.load(DATA_OF_EXACT[model]), BANDWIDTH, schedule=noise)
+        return Subject(exact, _drawn(exact, 4000), None, DATA_OF_EXACT[model], None, torch.float64)
+    if schedule is not None:
+        raise ValueError(f"schedule is for exact models; {model} was trained with its own: got {schedule!r}")
+    model, _, precision = model.partition("@")
+    network = io.load(model).requires_grad_(False).to(memory_format=torch.channels_last)
+    if precision:
+        network.register_forward_hook(_rounded(precision))
+    source = source or LEARNED.get(model)
+    if source is None:
+        raise ValueError(f"data must be given for model {model}: real images to hold its samples against")
+    real = data.load(source)
+    if tuple(real.shape[1:]) != tuple(network.sample_shape):
+        raise ValueError(f"data must be {tuple(network.sample_shape)} for model {model}: got {tuple(real.shape[1:])}")
+    real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+    half = len(real) // 2
+    return Subject(network, real[:half], real[half:], source if source in SIDES else None, (-1.0, 1.0), torch.float32)
+
+
+def _mixture(schedule: Any) -> GaussianMixture1D:
+    """0.4 N(-0.6, 0.12^2) + 0.6 N(0.5, 0.08^2)."""
+    return GaussianMixture1D((0.4, 0.6), (-0.6, 0.5), (0.12, 0.08), schedule=schedule)
+
+
+def _rounded(precision: str) -> Any:
+    if precision != "bfloat16":
+        raise ValueError(f'model must be a name or a name with "@bfloat16": got @{precision}')
+    return lambda network, given, moments: type(moments)(*(e.bfloat16().to(e.dtype) for e in moments))
+
+
+def _drawn(exact: Any, n: int) -> Tensor:
+    return exact.draw(n, torch.Generator().manual_seed(_REAL - 1))

@@ -1,0 +1,217 @@
+"""The quality matrix: what a cell draws, how a run resumes, what it refuses, and what its tables and plots say."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import gms_fast
+from gms_fast import data, solvers
+from gms_fast.quality import cells, classifier, matrix, report, subjects
+from gms_fast.quality.cells import Cell
+
+pytestmark = pytest.mark.filterwarnings("ignore:Metric `Kernel")
+CELLS = [Cell("mixture-1d", s, "uniform", k, r) for s in ("gms", "ddim") for k in (2, 3) for r in (0, 1)]
+
+
+def run(out, todo=CELLS, **changes):
+    return matrix.run(todo, out, **{"n": 200, "workers": 1, "progress": False, **changes})
+
+
+def plain(records):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+@pytest.mark.parametrize(
+    ("text", "solver"),
+    [
+        ("gms", solvers.GMS()),
+        ("gms:fit=free,weight=0.25", solvers.GMS(fit="free", weight=0.25)),
+        ("sn-ddpm:clip_pixel=None", solvers.SNDDPM(clip_pixel=None)),
+        ("ddim:eta=1", solvers.DDIM(eta=1)),
+    ],
+)
+def test_solver_is_read_from_its_name_and_options(text, solver):
+    assert cells.parse(text) == solver
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("euler", "solver must be a Solver or one of"),
+        ("gms:fit", "got 'fit' in 'gms:fit'"),
+        ("gms:fits=free", "solver 'gms:fits=free': .*unexpected keyword argument 'fits'"),
+        ("gms:fit=best", "fit must be"),
+    ],
+)
+def test_bad_solver_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        cells.parse(text)
+
+
+def test_a_range_of_samples_continues_the_one_before():
+    subject = subjects.build("exact-digits")
+    first, second = (cells.samples(Cell("exact-digits", "gms", "uniform", 2, r), subject, 4)[0] for r in (0, 1))
+    times = subject.model.schedule.timesteps(2)
+    whole = gms_fast.sample(subject.model, timesteps=times, n=8, clip=None, dtype=torch.float64)
+    assert (torch.cat([first, second]) - whole).abs().max() < 1e-9  # only the matrix products' rounding
+
+
+def test_controls_are_real_samples_and_a_gaussian_of_their_mean_and_covariance():
+    subject = subjects.build("digits", "digits")
+    real = data.load("digits")
+    assert len(subject.reference) + len(subject.control) == len(real)
+    rows = {tuple(x.flatten().tolist()) for x in real}
+    assert all(tuple(x.flatten().tolist()) in rows for x in subject.real(50, 0))
+    assert len(subject.real(10_000, 0)) == len(subject.control)
+    drawn, flat = subject.gaussian(20_000, 0).flatten(1).double(), subject.reference.flatten(1).double()
+    assert (drawn.mean(0) - flat.mean(0)).abs().max() < 5 * flat.std(0).max() / 20_000**0.5
+    spread = flat.std(0).max() ** 2 * (2 / 20_000) ** 0.5
+    assert (torch.cov(drawn.T) - torch.cov(flat.T)).abs().max() < 5 * spread
+
+
+@pytest.mark.parametrize("name", ["eight", "exact-digits", "digits"])
+def test_real_samples_come_closest_on_every_model(name):
+    """Real against real beats two steps of DDIM in every distance: a measure that cannot see that is broken."""
+    subject = subjects.build(name)
+    real = cells.measure(subject.real(800, 7), subject)
+    drawn = cells.measure(cells.samples(Cell(name, "ddim", "uniform", 2), subject, 800)[0], subject)
+    for measure in ("energy", "sliced", "mean", "variance", "third"):
+        assert real[measure] < drawn[measure], measure
+    if subject.features:
+        assert real["frechet"] < drawn["frechet"]
+        assert real["precision"] > drawn["precision"]
+        assert real["confident"] > drawn["confident"]
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "digits"])
+def test_classifier_knows_digits_it_has_not_seen(name, monkeypatch, request):
+    monkeypatch.syspath_prepend(str(request.config.rootpath / "bench"))
+    from classifier import held_out
+
+    images, labels, unseen = held_out(name)
+    net = classifier.load(name)
+    features = net.features(images[unseen])
+    assert features.shape == (int(unseen.sum()), classifier.FEATURES)
+    assert (net(images[unseen]).argmax(1) == labels[unseen]).float().mean() > 0.95
+    assert (net.confidence(features) > 0.9).float().mean() > 0.9
+
+
+def test_classifier_refuses_other_images():
+    with pytest.raises(ValueError, match=r"images must be \(N, 1, 8, 8\): got \(2, 1, 28, 28\)"):
+        classifier.load("digits").features(torch.zeros(2, 1, 28, 28))
+    with pytest.raises(ValueError, match="there are classifiers for mnist5k, digits: got 'cifar'"):
+        classifier.load("cifar")
+
+
+def test_samples_are_refused_where_shape_or_count_do_not_do():
+    subject = subjects.build("eight")
+    with pytest.raises(ValueError, match=r"samples must be \(2,\) each: got \(3,\)"):
+        cells.measure(torch.zeros(100, 3), subject)
+    with pytest.raises(ValueError, match="at least 50 rows: got 20"):
+        cells.measure(torch.zeros(20, 2), subject)
+
+
+def test_subject_is_refused_where_data_and_model_differ():
+    with pytest.raises(ValueError, match=r"data must be \(1, 28, 28\) for model mnist: got \(1, 8, 8\)"):
+        subjects.build("mnist", "digits")
+    with pytest.raises(ValueError, match="schedule is for exact models"):
+        subjects.build("mnist", None, "cosine")
+
+
+def test_interrupted_matrix_goes_on_to_the_same_records(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+    out = tmp_path / "parts"
+    append, calls = matrix._append, []
+
+    def interrupt_at_the_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        append(*args)
+
+    monkeypatch.setattr(matrix, "_append", interrupt_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(out)
+    monkeypatch.setattr(matrix, "_append", append)
+    file = out / matrix.RECORDS
+    assert len(file.read_text().splitlines()) == 2
+    file.write_text(file.read_text() + '{"model": "mixture-1d", "sol')  # cut off while writing
+    assert plain(run(out)) == plain(whole)
+    assert len(file.read_text().splitlines()) == len(CELLS)
+    monkeypatch.setattr(matrix, "_results", None)  # everything is there: nothing is run again
+    with pytest.raises(TypeError):
+        run(out, [*CELLS, Cell("mixture-1d", "ddpm", "uniform", 2)])
+
+
+@pytest.mark.parametrize(("change", "message"), [({"n": 300}, "n is 200 there and 300 here"), ({}, "sources is ")])
+def test_records_of_another_configuration_are_not_mixed(tmp_path, monkeypatch, change, message):
+    run(tmp_path, CELLS[:1])
+    before = (tmp_path / matrix.RECORDS).read_text()
+    if not change:
+        monkeypatch.setattr(matrix, "sources", lambda: "another commit")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, CELLS[:2], **change)
+    assert (tmp_path / matrix.RECORDS).read_text() == before
+
+
+def test_fingerprint_follows_code_and_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "PACKAGE", tmp_path)
+    found = set()
+    for name, text in [("a.py", "1"), ("a.py", "2"), ("w.safetensors", "1"), ("w.safetensors", "2")]:
+        (tmp_path / name).write_text(text)
+        found.add(matrix.sources())
+    assert len(found) == 4
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "sample.py").write_text("x")
+    assert matrix.sources() in found
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"is not empty and holds no settings\.json"):
+        run(tmp_path)
+    with pytest.raises(ValueError, match="got 'fit' in"):
+        run(tmp_path / "new", [Cell("mixture-1d", "gms:fit", "uniform", 2)])
+    assert not (tmp_path / "new").exists()
+
+
+def record(**fields):
+    return {"model": "m", "grid": "uniform", "n": 10, "calls": fields["steps"] + 1, "origin": "abc", **fields}
+
+
+RECORDS = [
+    *(record(solver="gms", steps=k, range=r, frechet=10 / k + r) for k in (5, 10) for r in (0, 1, 2)),
+    *(record(solver="gms", grid="0.7", steps=5, range=r, frechet=1.0) for r in (0, 1)),
+    record(solver="real", grid="default", steps=0, range=0, frechet=0.25),
+]
+
+
+def test_table_gives_means_spreads_and_controls():
+    assert report.table(RECORDS, "frechet").splitlines() == [
+        "| solver | grid | K=5 | K=10 |",
+        "|---|---|---|---|",
+        "| `gms` | uniform | 3.00 ±1.00 | 2.00 ±1.00 |",
+        "| `gms` | 0.7 | 1.00 ±0.00 |  |",
+        "| *real against real* |  | 0.250 |  |",
+    ]
+    text = report.tables(RECORDS)
+    assert "## m\n\n3 ranges of 10 samples; abc." in text
+    assert "(lower is better)" in text
+
+
+def test_plot_shows_each_solver_on_its_best_grid(tmp_path):
+    assert report._best(RECORDS, "gms", "frechet") == [(6, 1.0, 0.0), (11, 2.0, 1.0)]
+    report.plot(RECORDS, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_first_images_of_a_cell_are_kept(tmp_path):
+    cell = Cell("exact-digits", "ddim", "uniform", 2)
+    run(tmp_path, [cell])
+    with Image.open(tmp_path / matrix.IMAGES / matrix.picture(cell)) as picture:
+        assert picture.size[0] > 9 * picture.size[1] / 2
+    assert json.loads((tmp_path / matrix.SETTINGS).read_text())["n"] == 200
