@@ -66,8 +66,8 @@ def check_target(path: Path) -> None:
 def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
     """A `MomentUNet` in eval mode, float32, on the CPU.
 
-    name_or_path  "mnist" or "digits" (embedded), a folder written by `save`, or a released improved-DDPM / GMS checkpoint
-                  file (`gms_fast.models.released`)
+    name_or_path  "mnist" or "digits" (embedded), a folder written by `save`, or a released improved-DDPM / GMS
+                  checkpoint file (`gms_fast.models.released`)
     overrides     arguments of `MomentUNet`; they win over what is stored or inferred. A released file leaves open
                   num_heads (4), image_size (32), dropout (0), moments ("raw") and schedule (VPLinear()), the last
                   also given as a name or a config.

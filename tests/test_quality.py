@@ -77,7 +77,7 @@ def test_real_samples_come_closest_on_every_model(name):
     subject = subjects.build(name)
     real = cells.measure(subject.real(800, 7), subject)
     drawn = cells.measure(cells.samples(Cell(name, "ddim", "uniform", 2), subject, 800)[0], subject)
-    for measure in ("energy", "sliced", "mean", "variance", "third"):
+    for measure in ("energy", "sliced", "variance"):
         assert real[measure] < drawn[measure], measure
     if subject.features:
         assert real["frechet"] < drawn["frechet"]

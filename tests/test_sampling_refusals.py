@@ -76,7 +76,7 @@ def test_gms_says_how_to_get_the_missing_moments(given):
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
-@pytest.mark.parametrize(("moment", "step", "t"), [("e1", 0, 999), ("e2", 2, 332), ("e3", 1, 665), ("e1", 3, 0)])
+@pytest.mark.parametrize(("moment", "step", "t"), [("e1", 0, 999), ("e2", 2, 183), ("e3", 1, 422), ("e1", 3, 0)])
 def test_bad_network_output_is_named_with_its_step(moment, step, t, bad):
     def model(x, time):
         moments = polynomial(0 * x, time)._asdict()

@@ -46,7 +46,8 @@ def quantiles():
 @functools.cache
 def distance(name, steps):
     model = GaussianMixture1D((0.4, 0.6), (-0.6, 0.5), (0.12, 0.08))
-    x = gms_fast.sample(model, steps, solver=SOLVERS[name], n=N, dtype=torch.float64, clip=None)
+    times = model.schedule.timesteps(steps)
+    x = gms_fast.sample(model, timesteps=times, solver=SOLVERS[name], n=N, dtype=torch.float64, clip=None)
     return wasserstein_distance(x.flatten().numpy(), quantiles())
 
 
@@ -60,6 +61,25 @@ def test_solvers_rank_by_the_moments_they_use(steps):
     """From the same draws: three moments beat two, two beat one, and a free weight beats a fixed one."""
     ranked = [distance(name, steps) for name in ("free", "exact", "gaussian", "ddim", "ddpm")]
     assert ranked == sorted(ranked)
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_default_halves_the_distance_of_the_best_gaussian(steps):
+    """On its own grid, against SN-DDPM on the same one and on the released one."""
+    model = GaussianMixture1D((0.4, 0.6), (-0.6, 0.5), (0.12, 0.08))
+    own = {
+        solver: gms_fast.sample(
+            model,
+            timesteps=model.schedule.timesteps(steps, spacing=solvers.GMS().spacing),
+            solver=solver,
+            n=N,
+            dtype=torch.float64,
+            clip=None,
+        )
+        for solver in ("gms", "sn-ddpm")
+    }
+    gms, gaussian = (wasserstein_distance(x.flatten().numpy(), quantiles()) for x in own.values())
+    assert gms < min(gaussian, distance("gaussian", steps)) / 2
 
 
 def test_free_reaches_the_sampling_floor_in_twenty_steps():

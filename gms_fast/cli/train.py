@@ -88,6 +88,8 @@ def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
         num_res_blocks=args.num_res_blocks,
         attention_resolutions=args.attention,
         head=args.head,
+        moments=args.target,
+        normalised=args.target == "central",
         schedule=schedules.build(args.schedule),
     )
     if height % model.factor:
