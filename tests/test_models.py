@@ -244,6 +244,21 @@ def test_network_with_heads_gives_three_moments(head, shape):
 
 
 @torch.no_grad()
+def test_normalised_heads_are_scaled_by_powers_of_alpha():
+    model = awake(network(moments="central", normalised=True))
+    x, t = torch.randn(4, 2, 8, 8), torch.tensor([0.0, 500, 998.5, 999])
+    alpha = model.schedule.alpha(model.schedule.from_network_time(t)).float().view(-1, 1, 1, 1)
+    torch.testing.assert_close(model.alpha(t), alpha, rtol=1.4e-5, atol=0)  # a chord of exp: (beta_T/2)^2/8
+    moments, (second, third) = model(x, t), model.heads(*model.features(x, t))
+    torch.testing.assert_close(moments.e2, alpha**2 * second, rtol=3e-5, atol=0)
+    torch.testing.assert_close(moments.e3, alpha**3 * third, rtol=4e-5, atol=0)
+    assert (moments.e2 > 0).all()
+    assert network(moments="central", normalised=True).state_dict().keys() == network().state_dict().keys()
+    half = model.bfloat16()(x.bfloat16(), t)
+    torch.testing.assert_close(half.e2.float(), moments.e2, rtol=0.1, atol=1e-6)
+
+
+@torch.no_grad()
 def test_network_without_heads_gives_the_noise_alone():
     model = awake(network(head=None))
     assert not model.has_heads
@@ -298,6 +313,8 @@ def test_defaults_for_sampling_come_with_the_network():
     ("options", "message"),
     [
         ({"head": "linear"}, "head must be None, .* got 'linear'"),
+        ({"normalised": True}, "normalised heads need moments=\"central\" and a head: got 'raw'"),
+        ({"normalised": True, "moments": "central", "head": None}, "normalised heads need .* head=None"),
         ({"moments": "cumulants"}, "moments must be .* got 'cumulants'"),
         ({"model_channels": 48}, "model_channels must be a multiple of 32: got 48"),
         ({"num_heads": 5}, "num_heads must divide the channels: got 5 heads for 64 channels"),

@@ -13,7 +13,7 @@ import torch
 from gms_fast import data
 from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import VPCosine
-from gms_fast.training import Settings, checkpoint, loop, train_moment_heads, train_noise_network
+from gms_fast.training import Settings, checkpoint, loop, losses, train_moment_heads, train_noise_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,6 +89,40 @@ def test_second_moment_head_learns_the_variance_of_the_noise(tmp_path):
     assert moments.e1.abs().max() == 0
     assert abs(moments.e2.mean() - 1) < 0.2
     assert abs(moments.e3.mean()) < 0.5
+
+
+def test_normalised_heads_learn_deviations_from_the_clipped_mean():
+    """(m - x_0)/sigma_t is (eps - e1)/alpha_t, but where e1 would put m outside the data range."""
+    schedule, x_0 = tiny().schedule, torch.tensor([-0.5, 0.25, 1.0])
+    for t, rtol in ((999, 1e-4), (300, 1e-5), (5, 1e-3)):  # float32 loses what alpha or sigma is small by
+        alpha, sigma = (f(t).float() for f in (schedule.alpha, schedule.sigma))
+        eps, m = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([0.1, 0.9, -1.0])
+        x_t = alpha * x_0 + sigma * eps
+        e1 = (x_t - alpha * m) / sigma
+        torch.testing.assert_close(losses._deviation(x_t, eps, e1, alpha), (m - x_0) / sigma, rtol=rtol, atol=1e-3)
+        wild = (x_t - alpha * torch.tensor([7.0, -3.0, 1.5])) / sigma
+        clipped = (torch.tensor([1.0, -1.0, 1.0]) - x_0) / sigma
+        torch.testing.assert_close(losses._deviation(x_t, eps, wild, alpha), clipped, rtol=rtol, atol=1e-3)
+
+
+def test_normalised_heads_learn_the_mean_square_deviation(tmp_path):
+    """By the tower property the second head averages to E (m - x_0)^2/sigma_t^2 over t, x_0 and eps."""
+    model, images = tiny(moments="central", normalised=True), torch.full((2, 1, 8, 8), 0.5)
+    train_moment_heads(model, images, steps=150, out=tmp_path, target="central", lr=1e-2, **{**QUIET, "warmup": 5})
+    generator = torch.Generator().manual_seed(5)
+    t = torch.randint(1000, (1000,), generator=generator)
+    alpha, sigma = (f(t).float().view(-1, 1, 1, 1) for f in (model.schedule.alpha, model.schedule.sigma))
+    x_t = alpha * 0.5 + sigma * torch.randn(1000, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        learned = (model(x_t, t.float()).e2 / alpha**2).mean()
+    m = (x_t / alpha).clamp(-1, 1)  # e1 = 0 before stage 1
+    assert float(learned) == pytest.approx(float(((m - 0.5) ** 2 / sigma**2).mean()), rel=0.2)
+
+
+def test_normalised_heads_learn_central_moments_only(tmp_path, digits):
+    model = tiny(moments="central", normalised=True)
+    with pytest.raises(ValueError, match="target must be \"central\" for a model with normalised heads: got 'raw'"):
+        train_moment_heads(model, digits, steps=1, out=tmp_path, target="raw", **QUIET)
 
 
 def test_bfloat16_and_flips_train(tmp_path, digits):

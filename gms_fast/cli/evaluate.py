@@ -39,11 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, and say where the tables are."""
     from gms_fast.quality import matrix, report, subjects
-    from gms_fast.quality.cells import CONTROLS, Cell, parse, timesteps
+    from gms_fast.quality.cells import CONTROLS, Cell, check_count, parse, timesteps
 
     if not args.steps:
         raise ValueError("--steps must have at least one number: got none")
     subject = subjects.build(args.model, args.data, args.schedule)
+    check_count(args.n, subject)
     solvers, grids = args.solver or ["gms", "sn-ddpm"], args.grid or ["default"]
     for solver, grid, steps in ((s, g, k) for s in solvers for g in grids for k in args.steps):
         timesteps(parse(solver), subject.model.schedule, grid, steps)

@@ -89,6 +89,13 @@ def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
     return torch.cat(parts), len(times)
 
 
+def check_count(n: int, subject: Subject) -> None:
+    """Raise ValueError unless n samples are enough for the subject's measures."""
+    least = max(measures.LEAST, classifier.FEATURES + 1 if subject.features else 0)
+    if n < least:
+        raise ValueError(f"n must be at least {least} samples for these measures: got {n}")
+
+
 def measure(x: Tensor, subject: Subject) -> dict[str, float]:
     """Every measure that suits the data. Raises ValueError with the counts where samples are too few or not finite."""
     if x.shape[1:] != subject.reference.shape[1:]:

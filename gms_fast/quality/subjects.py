@@ -47,9 +47,8 @@ class Subject:
     def gaussian(self, n: int, index: int) -> Tensor:
         """n draws of the Gaussian with the mean and covariance of the reference: what linear statistics cannot tell."""
         flat = self.reference.flatten(1).double().numpy()
-        draw = np.random.default_rng(index).multivariate_normal(
-            flat.mean(0), np.cov(flat, rowvar=False), n, method="eigh"
-        )
+        covariance = np.atleast_2d(np.cov(flat, rowvar=False))
+        draw = np.random.default_rng(index).multivariate_normal(flat.mean(0), covariance, n, method="eigh")
         return torch.from_numpy(draw).view(n, *self.reference.shape[1:]).to(self.dtype)
 
 

@@ -53,7 +53,9 @@ class GMS(Solver):
         return "uniform" if self.fit == "adan" else 0.5
 
     def _component(self, x: Tensor, given: Any) -> str:
-        shared = isinstance(given, tuple) and len(given) == 2 and given[1].numel() == len(x) and given[1].shape != x.shape
+        shared = (
+            isinstance(given, tuple) and len(given) == 2 and given[1].numel() == len(x) and given[1].shape != x.shape
+        )
         return self.component or ("sample" if self.fit == "adan" or shared else "element")
 
     @property

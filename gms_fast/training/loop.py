@@ -92,8 +92,8 @@ def train_noise_network(
     Raises ValueError for bad settings, a truncated checkpoint, or a folder made with another configuration.
     """
     parameters = {n: p for n, p in model.named_parameters() if not n.startswith(("out2", "out3"))}
-    run = Settings(steps=steps, **settings)
-    return _train(model, parameters, data, noise_loss, {"stage": "noise"}, run, out, resume, checkpoint_every, progress)
+    run, stage = Settings(steps=steps, **settings), {"stage": "noise", "unused": ("normalised",)}
+    return _train(model, parameters, data, noise_loss, stage, run, out, resume, checkpoint_every, progress)
 
 
 def train_moment_heads(
@@ -118,7 +118,9 @@ def train_moment_heads(
     if not parameters:
         raise ValueError('model has no moment heads: make it with head="simple" or "complex"')
     run = Settings(steps=steps, **settings)
-    stage = {"stage": "heads", "target": target}
+    if model.normalised and target != "central":
+        raise ValueError(f'target must be "central" for a model with normalised heads: got {target!r}')
+    stage = {"stage": "heads", "target": target, "unused": ()}
     model = _train(model, parameters, data, moment_loss(target), stage, run, out, resume, checkpoint_every, progress)
     model.moments = model.config["moments"] = target
     return model
@@ -145,9 +147,9 @@ def _train(
         raise FileExistsError(f"out: {folder} already holds a training run; resume it or choose another folder")
     frozen = {n: p for n, p in model.named_parameters() if n not in parameters}
     configuration = {
-        **stage,
+        **{k: v for k, v in stage.items() if k != "unused"},
         **asdict(run),
-        "model": {k: v for k, v in model.config.items() if k != "moments"},
+        "model": {k: v for k, v in model.config.items() if k not in ("moments", *stage["unused"])},
         "schedule": model.schedule.config,
         "data": _fingerprint([data]),
         "frozen": _fingerprint(frozen.values()) if stage["stage"] == "heads" else None,
