@@ -50,7 +50,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
     return {
         "exact": [
             *cells("mixture-1d", [*SOLVERS, adan("mixture-1d"), *FITS], ["uniform", "0.5", "log-snr"], (3, 5, 10, 20)),
-            *cells("eight", [*SOLVERS, adan("eight"), *FITS], ["uniform", "0.5"]),
+            *cells("eight", [*SOLVERS, adan("eight"), *FITS], ["0.5"]),
             *cells("exact-digits", [*SOLVERS, adan("exact-digits"), *FITS], ["uniform"]),
             *cells("exact-digits", ["sn-ddpm", "ddim", FITS[0], BEST], ["0.5"]),
             *cells("exact-mnist5k", ["sn-ddpm", "ddim", FITS[0], BEST], ["0.5"]),

@@ -69,7 +69,7 @@ def build(model: str, source: str | None = None, schedule: str | None = None) ->
     if model in ("mixture-1d", "eight"):
         exact = _mixture(noise) if model == "mixture-1d" else PointCloud(torch.tensor(EIGHT), 0.05, schedule=noise)
         return Subject(
-            exact, _drawn(exact, 100_000 if model == "mixture-1d" else 10_000), None, None, None, torch.float64
+            exact, _drawn(exact, 100_000 if model == "mixture-1d" else 4000), None, None, None, torch.float64
         )
     if model in DATA_OF_EXACT:
         exact = PointCloud(data.load(DATA_OF_EXACT[model]), BANDWIDTH, schedule=noise)

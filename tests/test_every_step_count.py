@@ -1,0 +1,19 @@
+"""The closed fits on learned moments, at few steps and at many: finite, and inside their guards."""
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("name", "steps"), [("digits", (1, 2, 3, 5, 7, 10, 20, 50, 100)), ("mnist", (1, 2, 5, 10, 30))]
+)
+def test_closed_fits_stay_inside_their_guards(name, steps, monkeypatch, request):
+    """`python bench/finite.py` tries every number of steps from 1 to 100."""
+    monkeypatch.syspath_prepend(str(request.config.rootpath / "bench"))
+    import finite
+
+    worst = finite.survey([name], steps)
+    assert len(worst) == len(finite.FITS) * len(finite.DTYPES)
+    assert max(worst.values()) <= 1, worst
+    assert min(worst.values()) > 0.2  # a bound that nothing comes near would show nothing
