@@ -28,7 +28,7 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # relative: that of x_s
 
 
 def excess(model: MomentUNet, fit: str, steps: int, seed: int = 0) -> float:
-    """Largest |x_s - A x_t| over its bound in all steps and elements; inf for a result that is not finite or in range."""
+    """Largest |x_s - A x_t| over its bound in all steps and elements; inf for a result not finite or out of range."""
     dtype, seen = next(model.parameters()).dtype, []
 
     def watch(index: int, t: float, x: Tensor, x_0: Tensor) -> None:
