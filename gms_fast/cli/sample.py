@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n", type=options.positive, default=64, help="number of images (default: 64)")
     add("--solver", default="gms", help="name of a solver, see gms-fast info (default: gms)")
     add("--fit", choices=("exact", "free", "adan", "gaussian"), help="how GMS fits the mixture (default: free)")
-    add("--component", choices=("sample", "element"), help="of GMS: one component a sample or an element (default: element)")
+    add("--component", choices=("sample", "element"), help="GMS: a component for each (default: element)")
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
