@@ -68,9 +68,10 @@ def tables(records: Records, shown: Sequence[str] = SHOWN) -> str:
 def plot(records: Records, path: str | Path, measure: str | None = None) -> None:
     """Draw a measure of one model against network calls: a curve per solver on its best grid, a band for the spread."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     measure = measure or headline(records)
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     for solver in dict.fromkeys(r["solver"] for r in records):
         if solver in CONTROLS:
@@ -83,11 +84,14 @@ def plot(records: Records, path: str | Path, measure: str | None = None) -> None
         low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
         axes.fill_between(calls, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="network calls", ylabel=LABELS.get(measure, measure), title=records[0]["model"], xscale="log")
-    axes.set_yscale("linear" if measure in (*HIGHER, "energy") else "log")
+    if measure not in (*HIGHER, "energy"):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
     ticks = sorted({r["calls"] for r in records if r["calls"]})
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
 
 
