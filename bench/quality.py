@@ -61,7 +61,10 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *cells("digits", [adan("digits"), FITS[0]], ["uniform"]),
             *cells("digits@bfloat16", ["sn-ddpm", BEST], ["0.5"]),
         ],
-        "mnist": cells("mnist", ["sn-ddpm", BEST, FITS[0], "ddim"], ["0.5"]),
+        "mnist": [
+            *cells("mnist", ["sn-ddpm", BEST], ["0.5"]),
+            *cells("mnist", ["ddim", FITS[0]], ["0.5"], (5, 10)),
+        ],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
 

@@ -1,6 +1,7 @@
 """The quality matrix: what a cell draws, how a run resumes, what it refuses, and what its tables and plots say."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -145,6 +146,16 @@ def test_interrupted_matrix_goes_on_to_the_same_records(tmp_path, monkeypatch):
         run(out, [*CELLS, Cell("mixture-1d", "ddpm", "uniform", 2)])
 
 
+def test_an_error_ends_the_run_at_once(tmp_path, monkeypatch):
+    """The cells after the one that fails are not begun, but for those already handed to the one worker."""
+    many = [Cell("mixture-1d", "ddim", "uniform", 2, r) for r in range(400)]
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="steps must be at most 999"):
+        run(tmp_path, [Cell("mixture-1d", "ddim", "uniform", 5000), *many], n=50_000)
+    assert time.perf_counter() - start < 30
+    assert matrix.read(tmp_path) == []
+
+
 @pytest.mark.parametrize(("change", "message"), [({"n": 300}, "n is 200 there and 300 here"), ({}, "sources is ")])
 def test_records_of_another_configuration_are_not_mixed(tmp_path, monkeypatch, change, message):
     run(tmp_path, CELLS[:1])
@@ -154,6 +165,23 @@ def test_records_of_another_configuration_are_not_mixed(tmp_path, monkeypatch, c
     with pytest.raises(ValueError, match=message):
         run(tmp_path, CELLS[:2], **change)
     assert (tmp_path / matrix.RECORDS).read_text() == before
+
+
+def test_a_model_trained_anew_is_another_configuration(tmp_path):
+    network = gms_fast.load("digits")
+    models = [str(tmp_path / name) for name in ("one", "two")]
+    for path in models:
+        gms_fast.io.save(network, path)
+    out = tmp_path / "out"
+    run(out, [Cell(models[0], "ddim", "uniform", 1)], data="digits", n=100)
+    run(
+        out, [Cell(m, "ddim", "uniform", 1) for m in models], data="digits", n=100
+    )  # one more is no other configuration
+    with torch.no_grad():
+        network.out[2].bias.add_(0.1)
+    gms_fast.io.save(network, models[0])
+    with pytest.raises(ValueError, match="inputs is "):
+        run(out, [Cell(models[0], "ddim", "uniform", 1)], data="digits", n=100)
 
 
 def test_fingerprint_follows_code_and_weights(tmp_path, monkeypatch):

@@ -26,6 +26,17 @@ PACKAGE = Path(gms_fast.__file__).parent
 _NOT_HASHED = ("cli", "training", "quality/report.py", "__pycache__")
 
 
+def inputs(paths: Iterable[str]) -> dict[str, str]:
+    """A fingerprint of what lies at each of the paths that exist: saved models, checkpoints, data."""
+    found = {}
+    for path in sorted(set(paths)):
+        files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if Path(path).is_dir() else [Path(path)]
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        if digests:
+            found[path] = hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+    return found
+
+
 def sources() -> str:
     """A fingerprint of everything in this package that a record may depend on: code, weights, compiled kernels."""
     digest = hashlib.sha256()
@@ -60,7 +71,8 @@ def run(
     for cell in cells:
         if cell.solver not in CONTROLS:
             parse(cell.solver)
-    settings = {"n": n, "data": data, "schedule": schedule, "sources": sources()}
+    paths = [cell.model.partition("@")[0] for cell in cells] + ([data] if data else [])
+    settings = {"n": n, "data": data, "schedule": schedule, "sources": sources(), "inputs": inputs(paths)}
     _settle(out, settings)
     done = {_cell(record): record for record in read(out)}
     todo = [cell for cell in cells if cell not in done]
@@ -100,6 +112,9 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     file = out / SETTINGS
     if file.exists():
         stored = json.loads(file.read_text())
+        settings["inputs"] = {**stored.get("inputs", {}), **settings["inputs"]}  # of other models there may be none yet
+        if all(settings["inputs"][k] == v for k, v in stored.get("inputs", {}).items()):
+            stored["inputs"] = settings["inputs"]
         differ = [k for k in settings if stored.get(k) != settings[k]]
         if differ:
             lines = "; ".join(f"{k} is {stored.get(k)!r} there and {settings[k]!r} here" for k in differ)
@@ -122,13 +137,15 @@ def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | Non
     """(cell, result) as they come; what has not begun is dropped when the caller stops."""
     if not todo:
         return
-    processes = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(workers, len(todo)), processes, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    pool = ProcessPoolExecutor(
+        min(workers, len(todo)),
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+    try:
         jobs = {pool.submit(evaluate, c, n if isinstance(n, int) else n[c.model], data, schedule): c for c in todo}
-        try:
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # as `with` would, but that would take the cancelling back

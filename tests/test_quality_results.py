@@ -1,0 +1,108 @@
+"""The quick matrix runs; the committed full one says what docs/quality.md and the defaults rest on."""
+
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_ind
+
+from gms_fast.quality import matrix
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "quality"
+DEFAULT = "gms:fit=free,component=element"
+LOWER = ("frechet", "kernel", "energy", "sliced", "mean", "variance", "third")
+HIGHER = ("precision", "recall", "confident")
+
+
+def values(group, model, solver, grid, steps, measure):
+    """The committed figures of the three ranges."""
+    cell = {"model": model, "solver": solver, "grid": grid, "steps": steps}
+    found = [r[measure] for r in matrix.read(RESULTS / group) if all(r[k] == v for k, v in cell.items())]
+    assert len(found) == 3, cell
+    return found
+
+
+def spread(*cell):
+    """Their mean and standard deviation."""
+    found = values(*cell)
+    return statistics.fmean(found), statistics.stdev(found)
+
+
+@pytest.mark.slow
+def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
+    command = [sys.executable, "-W", "ignore", ROOT / "bench" / "quality.py", "--quick", "--out", tmp_path]
+    subprocess.run(command, check=True, timeout=300)
+    folder = tmp_path / "quick"
+    records = (folder / matrix.RECORDS).read_text()
+    tables = (folder / "tables.md").read_text()
+    models = ("mixture-1d", "eight", "exact-digits", "digits")
+    for model in models:
+        assert f"## {model}\n" in tables
+        assert (folder / f"{model}.png").stat().st_size > 5000
+    assert len(records.splitlines()) == 3 * sum(2 + 3 * steps for steps in (2, 1, 1, 2))
+    subprocess.run(command, check=True, timeout=60)
+    assert (folder / matrix.RECORDS).read_text() == records
+
+
+@pytest.mark.parametrize("group", ["exact", "digits", "mnist"])
+def test_committed_records_are_of_one_commit_and_say_which(group):
+    records = matrix.read(RESULTS / group)
+    assert len({r["origin"] for r in records}) == 1
+    assert "dirty" not in records[0]["origin"]
+    assert {r["solver"] for r in records} >= {"real", "gaussian", "sn-ddpm"} or group == "exact"
+
+
+def test_page_shows_the_committed_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import quality_docs
+
+    text = quality_docs.PAGE.read_text()
+    assert len(quality_docs.BLOCK.findall(text)) >= 8
+    assert quality_docs.page(text) == text
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "energy"),
+    [
+        ("ddpm", 5, 0.132), ("ddpm", 10, 0.0167), ("ddpm", 20, 0.0041),
+        ("sn-ddpm", 5, 0.0175), ("sn-ddpm", 10, 0.0068), ("sn-ddpm", 20, 0.0021),
+        ("gms:fit=exact,component=element", 5, 0.0167), ("gms:fit=exact,component=sample", 5, 0.0162),
+        ("gms:fit=exact,component=sample", 10, 0.0063), ("gms:fit=free,component=element", 10, 0.0079),
+    ],
+)  # fmt: skip
+def test_exact_moments_of_digits_reproduce_the_specified_table(solver, steps, energy):
+    """4,000 samples there, 2,000 here: its spread is taken as 1/sqrt 2 of that here, and three of both allowed."""
+    solver = f"{solver}{',' if ':' in solver else ':'}clip_pixel=None"
+    mean, width = spread("exact", "exact-digits", solver, "uniform", steps, "energy")
+    assert abs(mean - energy) < 3 * math.hypot(width / math.sqrt(3), max(width, 0.001) / math.sqrt(2))
+
+
+def test_free_fit_halves_the_distance_of_sn_ddpm_in_one_dimension():
+    for grid in ("uniform", "0.5", "log-snr"):
+        free, gaussian = (spread("exact", "mixture-1d", s, grid, 10, "wasserstein")[0] for s in (DEFAULT, "sn-ddpm"))
+        assert free <= gaussian / 2, grid
+
+
+@pytest.mark.parametrize(("model", "grids"), [("digits", ("uniform", "0.7", "0.5", "0.4")), ("mnist", ("0.5",))])
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("measure", [*LOWER, *HIGHER])
+def test_default_is_not_worse_than_sn_ddpm_beyond_the_spread(model, grids, steps, measure):
+    """Each on its best grid. Three ranges tell little of a spread, so by Welch's test: worse with 99 % confidence."""
+    sign = -1 if measure in HIGHER else 1
+    gms, gaussian = (
+        min((values(model, model, s, g, steps, measure) for g in grids), key=lambda v: sign * statistics.fmean(v))
+        for s in (DEFAULT, "sn-ddpm")
+    )
+    worse = "greater" if sign > 0 else "less"
+    assert ttest_ind(gms, gaussian, equal_var=False, alternative=worse).pvalue > 0.01
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_grid_of_the_default_beats_the_released_one(steps):
+    own, own_width = spread("digits", "digits", DEFAULT, "0.5", steps, "frechet")
+    released, width = spread("digits", "digits", DEFAULT, "uniform", steps, "frechet")
+    assert own + 2 * own_width < released - 2 * width
