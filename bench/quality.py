@@ -5,7 +5,8 @@ command goes on. docs/quality.md reads the results that are committed under benc
 
 exact    exact noise moments: the solvers without a network's error, on the released grid and on a better one
 digits   the embedded 8x8 model: solvers, time grids, options
-mnist    the embedded 28x28 model: solvers on their best grid
+mnist    the embedded 28x28 model: solvers on one grid
+angle    all of them on the grid that is the default of GMS since: it was found last
 heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
 """
@@ -65,13 +66,19 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *cells("mnist", ["sn-ddpm", BEST], ["0.5"]),
             *cells("mnist", ["ddim", FITS[0]], ["0.5"], (5, 10)),
         ],
+        "angle": [
+            *cells("digits", ["sn-ddpm", "ddim", BEST], ["angle"]),
+            *cells("mixture-1d", ["sn-ddpm", "ddim", BEST], ["angle"], (3, 5, 10, 20)),
+            *cells("exact-digits", ["sn-ddpm", "ddim", FITS[0], BEST], ["angle"]),
+            *cells("mnist", ["sn-ddpm", BEST], ["angle"], (5, 10)),
+        ],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
 
 
 def quick() -> list[Cell]:
     models = {"mixture-1d": (3, 10), "eight": (5,), "exact-digits": (5,), "digits": (5, 10)}
-    return [c for m, steps in models.items() for c in cells(m, ["sn-ddpm", "ddim", BEST], ["0.5"], steps)]
+    return [c for m, steps in models.items() for c in cells(m, ["sn-ddpm", "ddim", BEST], ["angle"], steps)]
 
 
 def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], *, workers: int | None, data: str | None) -> None:
@@ -87,7 +94,7 @@ def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], *, workers: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", help="exact, digits, mnist, heads (default: all but heads)")
+    parser.add_argument("groups", nargs="*", help="exact, digits, mnist, angle, heads (default: all but heads)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--heads", type=Path, help="what bench/heads.py wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))

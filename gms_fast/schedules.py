@@ -67,6 +67,10 @@ class VP:
         """lambda_t = log(alpha_t / sigma_t), decreasing in t."""
         return self.log_alpha(t) - self.sigma(t).log()
 
+    def angle(self, t: Times) -> Tensor:
+        """arctan(sigma_t / alpha_t) in (0, pi/2): the way from data to noise on the unit circle."""
+        return torch.atan2(self.sigma(t), self.alpha(t))
+
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """The time t in [0, T-1] with log_snr(t) = lam; values outside the schedule's range give its ends."""
         lam = _float64(lam)
@@ -80,6 +84,8 @@ class VP:
 
         spacing  "uniform": t_i = max(int(T-1 - (T/K) i), 0), i = 0..K-1, then 0: the released grid.
                  "log-snr": uniform in log(alpha/sigma), rounded, duplicates dropped.
+                 "angle": uniform in arctan(sigma/alpha), rounded, duplicates dropped: the noise levels of the cosine
+                 schedule at uniform times, on any schedule.
                  a float p > 0: t_i = round((T-1)(1 - (i/K)^p)); p < 1 spends more steps at low noise.
         """
         if steps < 1:
@@ -92,10 +98,14 @@ class VP:
         elif spacing == "log-snr":
             ends = self.log_snr([self.T - 1.0, 0.0])
             times = self.inverse_log_snr(ends[0] + (ends[1] - ends[0]) * torch.from_numpy(ramp)).round().int().tolist()
+        elif spacing == "angle":
+            first, last = self.angle([self.T - 1.0, 0.0])
+            angles = first + (last - first) * torch.from_numpy(ramp)
+            times = self.inverse_log_snr(-angles.tan().log()).round().int().tolist()
         elif isinstance(spacing, int | float) and spacing > 0:
             times = np.rint((self.T - 1) * (1 - ramp ** float(spacing))).astype(int).tolist()
         else:
-            raise ValueError(f'spacing must be "uniform", "log-snr" or a positive exponent: got {spacing!r}')
+            raise ValueError(f'spacing must be "uniform", "log-snr", "angle" or a positive exponent: got {spacing!r}')
         return list(dict.fromkeys(times))
 
     def check_times(self, times: Sequence[float]) -> None:

@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", help="real data: mnist5k, digits, a file or folder (default: what an embedded model was trained on)")
     add("--schedule", choices=("linear", "cosine"), help="of a model with exact moments (default: linear)")
     add("--solver", action="append", help="like gms or gms:fit=free; repeat for more (default: gms, sn-ddpm)")
-    add("--grid", action="append", help="default, uniform, log-snr or an exponent; repeat for more (default: default)")
+    add(
+        "--grid",
+        action="append",
+        help="default, angle, uniform, log-snr or an exponent; repeat for more (default: default)",
+    )
     add("--steps", type=options.integers, default=(5, 10, 20), help="numbers of steps (default: 5,10,20)")
     add("--n", type=options.positive, default=1000, help="samples of each (default: 1000)")
     add("--ranges", type=options.positive, default=3, help="ranges of n samples, for the spread (default: 3)")

@@ -24,7 +24,7 @@ SHOWN = 10
 class Cell:
     """model      a name of `subjects.names` or what `gms_fast.load` takes
     solver     "gms", "gms:fit=free,component=element", ... (`parse`), or a control, "real" | "gaussian"
-    grid       "default" (the solver's own), "uniform", "log-snr" or an exponent, as `schedule.timesteps` takes
+    grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as `schedule.timesteps` takes
     steps      K; 0 for a control
     range      which samples: indices range * n .. (range + 1) * n - 1 of seed 0
     """
@@ -63,7 +63,10 @@ def timesteps(solver: Solver, schedule: Any, grid: str, steps: int) -> list[int]
     """The times that `grid` visits."""
     if grid == "default":
         return schedule.timesteps(steps, spacing=solver.spacing)
-    return schedule.timesteps(steps, spacing=grid if grid.isalpha() or "-" in grid else float(grid))
+    try:
+        return schedule.timesteps(steps, spacing=float(grid))
+    except ValueError:
+        return schedule.timesteps(steps, spacing=grid)
 
 
 @torch.no_grad()

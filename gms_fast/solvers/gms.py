@@ -50,7 +50,7 @@ class GMS(Solver):
 
     @property
     def spacing(self) -> str | float:  # type: ignore[override]
-        return "uniform" if self.fit == "adan" else 0.5
+        return "uniform" if self.fit == "adan" else "angle"
 
     def _component(self, x: Tensor, given: Any) -> str:
         shared = (
