@@ -110,7 +110,7 @@ def main() -> None:
         run("quick", quick(), args.out / "quick", n, workers=args.workers, data=None)
         return
     for name in args.groups or [g for g in known if g != "heads"]:
-        n = N | {"digits@bfloat16": N["digits"]} | {c.model: N["digits"] for c in known["heads"]}
+        n = {c.model: N.get(c.model, N["digits"]) for c in known[name]}
         run(name, known[name], args.out / name, n, workers=args.workers, data="digits" if name == "heads" else None)
 
 

@@ -39,7 +39,10 @@ STRIPS = (("SN-DDPM", "sn-ddpm"), ("GMS", "gms:fit=free,component=element"), ("D
 
 
 def records(group: str, model: str) -> list[dict]:
-    return [r for r in matrix.read(RESULTS / group) if r["model"] == model]
+    found = [r for r in matrix.read(RESULTS / group) if r["model"] == model]
+    if not found:
+        raise SystemExit(f"docs/quality.md asks for {model} of group {group}, of which nothing is committed")
+    return found
 
 
 def page(text: str) -> str:

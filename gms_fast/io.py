@@ -92,6 +92,9 @@ def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
             f"model must be one of {known}, a folder written by gms_fast.save or a checkpoint file: "
             f"nothing is at {name_or_path}"
         )
+    units = config.get("normalised", False)
+    if overrides.get("normalised", units) != units:
+        raise ValueError(f"normalised is how the heads of {name_or_path} were trained: it cannot be other than {units}")
     return _assemble(weights, {**config, **overrides}, str(name_or_path))
 
 

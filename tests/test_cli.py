@@ -349,6 +349,18 @@ def test_evaluate_goes_on_or_starts_anew_as_told(tmp_path, capsys):
     assert run(*command, "--n", 200, "--force") == 0
 
 
+def test_evaluate_force_deletes_its_own_files_only(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ("evaluate", *QUICK, "--solver", "ddim", "--out", out)
+    assert run(*command) == 0
+    (out / "samples").mkdir()
+    for mine in (out / "holiday.png", out / "samples" / "thesis.txt"):
+        mine.write_text("mine")
+    capsys.readouterr()
+    assert "holds no settings.json" in refusal(capsys, *command, "--force")  # it will not work among other files
+    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["holiday.png", "thesis.txt"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -338,3 +338,8 @@ def test_released_foreign_files_are_refused(tmp_path):
 
 class Foreign:
     """Something that only an unsafe unpickler would build."""
+
+
+def test_units_of_the_heads_are_not_overridden():
+    with pytest.raises(ValueError, match="normalised is how the heads of digits were trained: .* other than True"):
+        io.load("digits", normalised=False)

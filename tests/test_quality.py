@@ -1,8 +1,10 @@
 """The quality matrix: what a cell draws, how a run resumes, what it refuses, and what its tables and plots say."""
 
+import dataclasses
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -112,11 +114,16 @@ def test_samples_are_refused_where_shape_or_count_do_not_do():
         cells.measure(torch.zeros(100, 3), subject)
     with pytest.raises(ValueError, match="at least 50 rows: got 20"):
         cells.measure(torch.zeros(20, 2), subject)
+    pixels = data.load("digits")[:100] * 127.5 + 127.5
+    with pytest.raises(ValueError, match="samples must be in the data's units: 100 of 100 go beyond 5"):
+        cells.measure(pixels, subjects.build("digits"))
 
 
 def test_subject_is_refused_where_data_and_model_differ():
     with pytest.raises(ValueError, match=r"data must be \(1, 28, 28\) for model mnist: got \(1, 8, 8\)"):
         subjects.build("mnist", "digits")
+    with pytest.raises(ValueError, match="data is for learned models"):
+        subjects.build("mixture-1d", "nowhere.npy")
     with pytest.raises(ValueError, match="schedule is for exact models"):
         subjects.build("mnist", None, "cosine")
 
@@ -141,19 +148,62 @@ def test_interrupted_matrix_goes_on_to_the_same_records(tmp_path, monkeypatch):
     file.write_text(file.read_text() + '{"model": "mixture-1d", "sol')  # cut off while writing
     assert plain(run(out)) == plain(whole)
     assert len(file.read_text().splitlines()) == len(CELLS)
-    monkeypatch.setattr(matrix, "_results", None)  # everything is there: nothing is run again
-    with pytest.raises(TypeError):
-        run(out, [*CELLS, Cell("mixture-1d", "ddpm", "uniform", 2)])
+
+    def nothing_left(todo, *rest):
+        assert list(todo) == []
+        return []
+
+    monkeypatch.setattr(matrix, "_results", nothing_left)
+    assert plain(run(out)) == plain(whole)
 
 
-def test_an_error_ends_the_run_at_once(tmp_path, monkeypatch):
+def test_an_error_ends_the_run_at_once(tmp_path):
     """The cells after the one that fails are not begun, but for those already handed to the one worker."""
-    many = [Cell("mixture-1d", "ddim", "uniform", 2, r) for r in range(400)]
+    network = gms_fast.load("digits")
+    with torch.no_grad():
+        network.out[2].weight.fill_(3e38)
+    gms_fast.io.save(network, tmp_path / "broken")
+    broken = Cell(str(tmp_path / "broken"), "ddim", "uniform", 1)
     start = time.perf_counter()
-    with pytest.raises(ValueError, match="steps must be at most 999"):
-        run(tmp_path, [Cell("mixture-1d", "ddim", "uniform", 5000), *many], n=50_000)
-    assert time.perf_counter() - start < 30
-    assert matrix.read(tmp_path) == []
+    with pytest.raises(ValueError, match="model returned NaN or infinity in e1 at step 0"):
+        run(tmp_path / "out", [broken, *(Cell("digits", "ddim", "uniform", 50, r) for r in range(400))], data="digits")
+    assert time.perf_counter() - start < 60  # the others would take ten times that
+    assert matrix.read(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "message"),
+    [
+        (Cell("digits", "gms", "fast", 2), {}, "spacing must be"),
+        (Cell("digits", "gms", "uniform", 5000), {}, "steps must be at most 999"),
+        (Cell("digits", "gms", "uniform", 2), {"n": {"mnist": 100}}, "n must say how many samples of digits to draw"),
+        (Cell("digits", "gms", "uniform", 2), {"n": 64}, "n must be at least 65 samples"),
+        (Cell("nowhere", "gms", "uniform", 2), {}, "nothing is at nowhere"),
+        (Cell("eight", "gms", "uniform", 2), {"data": "digits"}, "data is for learned models; eight has its own"),
+        (Cell("digits@bfloat17", "gms", "uniform", 2), {}, "nothing is at digits@bfloat17"),
+    ],
+)
+def test_a_bad_cell_is_refused_before_anything_is_written(tmp_path, cell, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(tmp_path / "out", [cell], **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_real_data_is_refused(tmp_path):
+    np.save(tmp_path / "few.npy", data.load("digits")[:120, 0].numpy())
+    subject = subjects.build("digits", str(tmp_path / "few.npy"))
+    assert subject.features is None  # not known to be digits
+    subject = dataclasses.replace(subject, features="digits")
+    with pytest.raises(
+        ValueError, match="data must hold at least 130 samples, half of them as reference: got 60 there"
+    ):
+        cells.check(Cell("digits", "gms", "uniform", 2), 100, subject)
+
+
+def test_reading_changes_nothing(tmp_path):
+    (tmp_path / matrix.RECORDS).write_text('{"a": 1}\n{"a"')
+    assert matrix.read(tmp_path) == [{"a": 1}]
+    assert (tmp_path / matrix.RECORDS).read_text() == '{"a": 1}\n{"a"'
 
 
 @pytest.mark.parametrize(("change", "message"), [({"n": 300}, "n is 200 there and 300 here"), ({}, "sources is ")])
@@ -182,6 +232,13 @@ def test_a_model_trained_anew_is_another_configuration(tmp_path):
     gms_fast.io.save(network, models[0])
     with pytest.raises(ValueError, match="inputs is "):
         run(out, [Cell(models[0], "ddim", "uniform", 1)], data="digits", n=100)
+
+
+def test_a_name_is_no_path(tmp_path, monkeypatch):
+    """A folder that happens to be called like a model, the very output for instance, is not what is evaluated."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        run("mixture-1d", CELLS[:1])
 
 
 def test_fingerprint_follows_code_and_weights(tmp_path, monkeypatch):
@@ -221,7 +278,7 @@ def test_table_gives_means_spreads_and_controls():
         "| solver | grid | K=5 | K=10 |",
         "|---|---|---|---|",
         "| `gms` | uniform | 3.00 ±1.00 | 2.00 ±1.00 |",
-        "| `gms` | 0.7 | 1.00 ±0.00 |  |",
+        "| `gms` | 0.7 | 1.00 |  |",
         "| *real against real* |  | 0.250 |  |",
     ]
     text = report.tables(RECORDS)

@@ -125,6 +125,15 @@ def test_normalised_heads_learn_central_moments_only(tmp_path, digits):
         train_moment_heads(model, digits, steps=1, out=tmp_path, target="raw", **QUIET)
 
 
+def test_every_seed_and_step_draws_its_own(tmp_path, digits):
+    """torch's CPU generator takes 32 bits of a seed, so (seed << 32) + step would forget the seed."""
+    assert len({loop._seed_of(seed, step) for seed in range(40) for step in range(50)}) == 2000
+    one, two = (
+        train_noise_network(tiny(), digits, steps=2, out=tmp_path / str(seed), seed=seed, **QUIET) for seed in (0, 1)
+    )
+    assert not torch.equal(one.out[2].weight, two.out[2].weight)
+
+
 def test_bfloat16_and_flips_train(tmp_path, digits):
     start = weights(tiny())
     model = train_noise_network(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -42,17 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, and say where the tables are."""
-    from gms_fast.quality import matrix, report, subjects
-    from gms_fast.quality.cells import CONTROLS, Cell, check_count, parse, timesteps
+    from gms_fast.quality import matrix, report
+    from gms_fast.quality.cells import CONTROLS, Cell
 
     if not args.steps:
         raise ValueError("--steps must have at least one number: got none")
-    subject = subjects.build(args.model, args.data, args.schedule)
-    check_count(args.n, subject)
     solvers, grids = args.solver or ["gms", "sn-ddpm"], args.grid or ["default"]
-    for solver, grid, steps in ((s, g, k) for s in solvers for g in grids for k in args.steps):
-        timesteps(parse(solver), subject.model.schedule, grid, steps)
-    _prepare(args, matrix)
     cells = [
         *(Cell(args.model, control, range=r) for control in CONTROLS for r in range(args.ranges)),
         *(
@@ -63,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
             for r in range(args.ranges)
         ),
     ]
+    matrix.check(cells, args.n, args.data, args.schedule)
+    _prepare(args)
     records = matrix.run(
         cells,
         args.out,
@@ -78,15 +74,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace, matrix: object) -> None:
+def _prepare(args: argparse.Namespace) -> None:
     """Make sure that the run may write to --out, and that records to be replaced are gone."""
     if args.out.exists() and not args.out.is_dir():
         raise FileExistsError(f"--out {args.out} is a file: a folder is wanted")
     if args.force:
-        for name in (matrix.SETTINGS, matrix.RECORDS, TABLES):
-            (args.out / name).unlink(missing_ok=True)
-        shutil.rmtree(args.out / matrix.IMAGES, ignore_errors=True)
-        for plot in args.out.glob("*.png"):
-            plot.unlink()
+        _clear(args.out)
     elif not args.resume and args.out.exists() and any(args.out.iterdir()):
         raise FileExistsError(f"--out {args.out} is not empty: add --resume to continue it or --force to start anew")
+
+
+def _clear(out: Path) -> None:
+    """Delete what a run writes, and nothing else that may lie beside it."""
+    from gms_fast.quality import matrix, report
+
+    pictures = {f"{matrix.IMAGES}/{matrix.picture(cell)}" for cell in map(matrix.cell_of, matrix.read(out))}
+    for name in (matrix.SETTINGS, matrix.RECORDS, TABLES, *(f"{m}.png" for m in report.LABELS), *pictures):
+        (out / name).unlink(missing_ok=True)
+    if (out / matrix.IMAGES).is_dir() and not any((out / matrix.IMAGES).iterdir()):
+        (out / matrix.IMAGES).rmdir()

@@ -152,8 +152,9 @@ class MomentUNet(nn.Module):
     out_channels        channels of `out`: C, or 2C for checkpoints that also learned a variance (first C used)
     moments             what the heads predict: "raw" E[eps^k], or "central" E[(eps - e1)^k]
     normalised          whether the heads' own outputs are E[(eps - e1)^k]/alpha_t^k: central moments of the velocity
-                        alpha_t eps - sigma_t x_0, of order one at every t, the second made positive. `forward` scales
-                        them back. Needs moments = "central"
+                        alpha_t eps - sigma_t x_0, of order one at every t, the second made positive, and deviations
+                        from the mean that belongs to E[x_0|x_t] clipped to [-1, 1]. `forward` scales them back, in
+                        float32. Needs moments = "central"
     schedule            the schedule the network was trained with
     """
 
@@ -290,6 +291,6 @@ class MomentUNet(nn.Module):
             return e1
         e2, e3 = self.heads(h, emb)
         if self.normalised:
-            alpha = self.alpha(t).to(x.dtype)
-            e2, e3 = alpha**2 * e2, alpha**3 * e3
+            alpha = self.alpha(t)  # in float32, whose range the third power needs
+            e2, e3 = alpha**2 * e2.float(), alpha**3 * e3.float()
         return NoiseMoments(e1, e2, e3)

@@ -92,17 +92,27 @@ def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
     return torch.cat(parts), len(times)
 
 
-def check_count(n: int, subject: Subject) -> None:
-    """Raise ValueError unless n samples are enough for the subject's measures."""
+def check(cell: Cell, n: int, subject: Subject) -> None:
+    """Raise ValueError for a solver, grid or steps that are none, and for too few samples or real data to measure."""
     least = max(measures.LEAST, classifier.FEATURES + 1 if subject.features else 0)
     if n < least:
         raise ValueError(f"n must be at least {least} samples for these measures: got {n}")
+    for name, real in (("reference", subject.reference), ("control", subject.control)):
+        if real is not None and len(real) < least:
+            raise ValueError(
+                f"data must hold at least {2 * least} samples, half of them as {name}: got {len(real)} there"
+            )
+    if cell.solver not in CONTROLS:
+        timesteps(parse(cell.solver), subject.model.schedule, cell.grid, cell.steps)
 
 
 def measure(x: Tensor, subject: Subject) -> dict[str, float]:
     """Every measure that suits the data. Raises ValueError with the counts where samples are too few or not finite."""
     if x.shape[1:] != subject.reference.shape[1:]:
         raise ValueError(f"samples must be {tuple(subject.reference.shape[1:])} each: got {tuple(x.shape[1:])}")
+    reach = 5 * float(subject.reference.abs().max())  # generous, for Gaussian controls; 0..255 is not [-1, 1]
+    if wild := int((x.flatten(1).abs() > reach).any(1).sum()):
+        raise ValueError(f"samples must be in the data's units: {wild} of {len(x)} go beyond {reach:.3g}")
     flat, real = x.flatten(1), subject.reference.flatten(1)
     if flat.shape[1] == 1:
         return {"wasserstein": measures.wasserstein(flat, real)}

@@ -18,8 +18,12 @@ import torch
 from tqdm import tqdm
 
 import gms_fast
+from gms_fast import io
+from gms_fast.data import names as data_names
 from gms_fast.images import save_images
-from gms_fast.quality.cells import CONTROLS, Cell, evaluate, parse
+from gms_fast.quality import subjects
+from gms_fast.quality.cells import Cell, evaluate
+from gms_fast.quality.cells import check as cells_check
 
 SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "samples"
 PACKAGE = Path(gms_fast.__file__).parent
@@ -27,13 +31,13 @@ _NOT_HASHED = ("cli", "training", "quality/report.py", "__pycache__")
 
 
 def inputs(paths: Iterable[str]) -> dict[str, str]:
-    """A fingerprint of what lies at each of the paths that exist: saved models, checkpoints, data."""
+    """A fingerprint of what lies at each of the paths: a saved model, a checkpoint, data. Names are no paths."""
+    named = {*subjects.names(), *io.EMBEDDED, *data_names()}
     found = {}
-    for path in sorted(set(paths)):
-        files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if Path(path).is_dir() else [Path(path)]
+    for path in sorted(set(paths) - named):
+        files = [Path(path, f) for f in (io.WEIGHTS, io.CONFIG)] if Path(path).is_dir() else [Path(path)]
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-        if digests:
-            found[path] = hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+        found[path] = hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
     return found
 
 
@@ -68,13 +72,12 @@ def run(
     Interrupted, it keeps what is done: the same call goes on from there.
     """
     cells, out = list(dict.fromkeys(cells)), Path(out)
-    for cell in cells:
-        if cell.solver not in CONTROLS:
-            parse(cell.solver)
-    paths = [cell.model.partition("@")[0] for cell in cells] + ([data] if data else [])
+    check(cells, n, data, schedule)
+    paths = [subjects.split(cell.model)[0] for cell in cells] + ([data] if data else [])
     settings = {"n": n, "data": data, "schedule": schedule, "sources": sources(), "inputs": inputs(paths)}
     _settle(out, settings)
-    done = {_cell(record): record for record in read(out)}
+    _mend(out)
+    done = {cell_of(record): record for record in read(out)}
     todo = [cell for cell in cells if cell not in done]
     with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
         for cell, result in _results(todo, n, data, schedule, workers or os.cpu_count() or 1):
@@ -84,16 +87,33 @@ def run(
     return [done[cell] for cell in cells]
 
 
+def check(cells: Iterable[Cell], n: dict[str, int] | int, data: str | None, schedule: str | None) -> None:
+    """Raise ValueError for a cell that could not be evaluated, naming what is wrong with it."""
+    for cell in sorted(cells):  # by model: few of them are kept in memory
+        cells_check(cell, _count(n, cell.model), subjects.build(cell.model, data, schedule))
+
+
+def _count(n: dict[str, int] | int, model: str) -> int:
+    if isinstance(n, dict) and model not in n:
+        raise ValueError(f"n must say how many samples of {model} to draw: got {sorted(n)}")
+    return n[model] if isinstance(n, dict) else n
+
+
 def read(out: Path) -> list[dict[str, Any]]:
-    """The records in a folder; a last line that an interrupt cut off is left out, and removed."""
+    """The records in a folder, without a last line that an interrupt cut off."""
+    return [json.loads(line) for line in _whole_lines(out / RECORDS).splitlines()]
+
+
+def _whole_lines(file: Path) -> str:
+    text = file.read_text() if file.exists() else ""
+    return text[: text.rfind("\n") + 1]
+
+
+def _mend(out: Path) -> None:
+    """Cut off a last line that an interrupt left unfinished, so that the next one starts afresh."""
     file = out / RECORDS
-    if not file.exists():
-        return []
-    text = file.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
+    if file.exists() and (whole := _whole_lines(file)) != file.read_text():
         file.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def picture(cell: Cell) -> str:
@@ -102,7 +122,8 @@ def picture(cell: Cell) -> str:
     return f"{plain}-{cell.steps}.png"
 
 
-def _cell(record: dict[str, Any]) -> Cell:
+def cell_of(record: dict[str, Any]) -> Cell:
+    """The cell that a record belongs to."""
     return Cell(**{field.name: record[field.name] for field in fields(Cell)})
 
 
@@ -128,7 +149,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
 def _append(out: Path, record: dict[str, Any], shown: torch.Tensor | None) -> None:
     if shown is not None:
         (out / IMAGES).mkdir(exist_ok=True)
-        save_images(shown, out / IMAGES / picture(_cell(record)), columns=len(shown))
+        save_images(shown, out / IMAGES / picture(cell_of(record)), columns=len(shown))
     with (out / RECORDS).open("a") as file:
         file.write(json.dumps(record) + "\n")
 
@@ -144,7 +165,7 @@ def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | Non
         initargs=(1,),
     )
     try:
-        jobs = {pool.submit(evaluate, c, n if isinstance(n, int) else n[c.model], data, schedule): c for c in todo}
+        jobs = {pool.submit(evaluate, c, _count(n, c.model), data, schedule): c for c in todo}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
     finally:

@@ -10,7 +10,10 @@ from typing import Any
 from gms_fast.quality.cells import CONTROLS
 
 Records = Sequence[dict[str, Any]]
-SHOWN = ("wasserstein", "frechet", "kernel", "energy", "sliced", "precision", "recall", "confident")
+SHOWN = (
+    *("wasserstein", "frechet", "kernel", "precision", "recall", "confident"),
+    *("energy", "sliced", "mean", "variance", "third"),
+)
 HIGHER = ("precision", "recall", "confident")  # is better
 LABELS = {
     "wasserstein": "Wasserstein-1",
@@ -18,6 +21,9 @@ LABELS = {
     "kernel": "kernel distance of classifier features",
     "energy": "energy distance",
     "sliced": "sliced Wasserstein",
+    "mean": "error of the elements' means",
+    "variance": "error of the elements' variances",
+    "third": "error of the elements' third central moments",
 }
 _ROW = ("solver", "grid")
 
@@ -115,7 +121,8 @@ def _figure(values: list[float]) -> str:
         return ""
     mean, width = spread(values)
     digits = 4 if abs(mean) < 0.1 else 3 if abs(mean) < 1 else 2 if abs(mean) < 10 else 1
-    return f"{mean:.{digits}f}" + ("" if math.isnan(width) else f" ±{width:.{digits}f}")
+    alone = math.isnan(width) or width == 0  # one range, or the same samples in each
+    return f"{mean:.{digits}f}" + ("" if alone else f" ±{width:.{digits}f}")
 
 
 def _name(solver: str) -> str:

@@ -13,7 +13,8 @@ from gms_fast.models import GaussianMixture1D, PointCloud
 from gms_fast.quality.classifier import SIDES
 
 BANDWIDTH = 0.1  # of the noise that makes a density of the data points
-_REAL = 1 << 32  # generators of real samples start here, far from those of other uses
+ROUNDED = "@bfloat16"
+_REAL = 1 << 31  # seeds of real samples start here; torch takes 32 bits of a seed
 EIGHT = [(np.cos(a), np.sin(a)) for a in np.arange(8) * np.pi / 4]
 LEARNED = {"mnist": "mnist5k", "digits": "digits"}  # embedded model: the data it was trained on
 DATA_OF_EXACT = {"exact-digits": "digits", "exact-mnist5k": "mnist5k"}
@@ -66,6 +67,8 @@ def build(model: str, source: str | None = None, schedule: str | None = None) ->
     Real data is split in two: a reference and a control. Raises ValueError where data or shapes are missing or differ.
     """
     noise = None if schedule is None else schedules.build(schedule)
+    if source is not None and model in set(names()) - LEARNED.keys():
+        raise ValueError(f"data is for learned models; {model} has its own: got {source!r}")
     if model in ("mixture-1d", "eight"):
         exact = _mixture(noise) if model == "mixture-1d" else PointCloud(torch.tensor(EIGHT), 0.05, schedule=noise)
         return Subject(
@@ -76,10 +79,10 @@ def build(model: str, source: str | None = None, schedule: str | None = None) ->
         return Subject(exact, _drawn(exact, 4000), None, DATA_OF_EXACT[model], None, torch.float64)
     if schedule is not None:
         raise ValueError(f"schedule is for exact models; {model} was trained with its own: got {schedule!r}")
-    model, _, precision = model.partition("@")
+    model, precision = split(model)
     network = io.load(model).requires_grad_(False).to(memory_format=torch.channels_last)
     if precision:
-        network.register_forward_hook(_rounded(precision))
+        network.register_forward_hook(_rounded)
     source = source or LEARNED.get(model)
     if source is None:
         raise ValueError(f"data must be given for model {model}: real images to hold its samples against")
@@ -96,10 +99,15 @@ def _mixture(schedule: Any) -> GaussianMixture1D:
     return GaussianMixture1D((0.4, 0.6), (-0.6, 0.5), (0.12, 0.08), schedule=schedule)
 
 
-def _rounded(precision: str) -> Any:
-    if precision != "bfloat16":
-        raise ValueError(f'model must be a name or a name with "@bfloat16": got @{precision}')
-    return lambda network, given, moments: type(moments)(*(e.bfloat16().to(e.dtype) for e in moments))
+def split(model: str) -> tuple[str, bool]:
+    """The name or path of a model, and whether its outputs are to be rounded to bfloat16."""
+    return model.removesuffix(ROUNDED), model.endswith(ROUNDED)
+
+
+def _rounded(network: Any, given: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.bfloat16().to(output.dtype)
+    return type(output)(*(e.bfloat16().to(e.dtype) for e in output))
 
 
 def _drawn(exact: Any, n: int) -> Tensor:

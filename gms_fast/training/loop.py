@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -149,7 +150,7 @@ def _train(
     configuration = {
         **{k: v for k, v in stage.items() if k != "unused"},
         **asdict(run),
-        "model": {k: v for k, v in model.config.items() if k not in ("moments", *stage["unused"])},
+        "model": {k: v for k, v in model.config.items() if k not in ("moments", *stage["unused"]) and v is not False},
         "schedule": model.schedule.config,
         "data": _fingerprint([data]),
         "frozen": _fingerprint(frozen.values()) if stage["stage"] == "heads" else None,
@@ -180,7 +181,7 @@ def _train(
 def _step(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", run: Settings) -> float:
     device = next(model.parameters()).device
     schedule = model.schedule
-    generator = torch.Generator().manual_seed((run.seed << 32) + state.step)
+    generator = torch.Generator().manual_seed(_seed_of(run.seed, state.step))
     x_0 = data[torch.randint(len(data), (run.batch_size,), generator=generator)]
     if run.flips:
         x_0 = torch.where(torch.rand(run.batch_size, 1, 1, 1, generator=generator) < 0.5, x_0, x_0.flip(-1))
@@ -189,11 +190,16 @@ def _step(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", run: S
     alpha, sigma = (f(t).float().view(-1, 1, 1, 1) for f in (schedule.alpha, schedule.sigma))
     x_t, times, eps = (y.to(device) for y in (alpha * x_0 + sigma * eps, schedule.network_time(t).float(), eps))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((run.seed << 32) + state.step)  # dropout
+        torch.manual_seed(_seed_of(run.seed, state.step))  # dropout
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
             loss = loss_fn(model, x_t, times, eps)
     state.update(loss)
     return loss.item()
+
+
+def _seed_of(seed: int, step: int) -> int:
+    """32 bits of (seed, step), since torch's CPU generator takes no more."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
 class _State:
