@@ -48,12 +48,12 @@ def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
     assert (folder / matrix.RECORDS).read_text() == records
 
 
-@pytest.mark.parametrize("group", ["exact", "digits", "mnist"])
+@pytest.mark.parametrize("group", ["exact", "digits", "mnist", "angle", "heads"])
 def test_committed_records_are_of_one_commit_and_say_which(group):
     records = matrix.read(RESULTS / group)
     assert len({r["origin"] for r in records}) == 1
     assert "dirty" not in records[0]["origin"]
-    assert {r["solver"] for r in records} >= {"real", "gaussian", "sn-ddpm"} or group == "exact"
+    assert {r["solver"] for r in records} >= {"real", "gaussian", "sn-ddpm"}
 
 
 def test_page_shows_the_committed_records(monkeypatch):
@@ -74,7 +74,7 @@ def test_page_shows_the_committed_records(monkeypatch):
         ("gms:fit=exact,component=sample", 10, 0.0063), ("gms:fit=free,component=element", 10, 0.0079),
     ],
 )  # fmt: skip
-def test_exact_moments_of_digits_reproduce_the_specified_table(solver, steps, energy):
+def test_exact_moments_of_digits_reproduce_earlier_measurements(solver, steps, energy):
     """4,000 samples there, 2,000 here: its spread is taken as 1/sqrt 2 of that here, and three of both allowed."""
     solver = f"{solver}{',' if ':' in solver else ':'}clip_pixel=None"
     mean, width = spread("exact", "exact-digits", solver, "uniform", steps, "energy")
@@ -87,22 +87,32 @@ def test_free_fit_halves_the_distance_of_sn_ddpm_in_one_dimension():
         assert free <= gaussian / 2, grid
 
 
-@pytest.mark.parametrize(("model", "grids"), [("digits", ("uniform", "0.7", "0.5", "0.4")), ("mnist", ("0.5",))])
-@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize(
+    ("model", "group", "grids", "steps"),
+    [
+        *(("digits", "digits", ("uniform", "0.7", "0.5", "0.4"), k) for k in (5, 10, 20)),
+        *(("digits", "angle", ("angle",), k) for k in (5, 10, 20)),
+        *(("mnist", "mnist", ("0.5",), k) for k in (5, 10, 20)),
+        *(("mnist", "angle", ("angle",), k) for k in (5, 10)),
+    ],
+)
 @pytest.mark.parametrize("measure", [*LOWER, *HIGHER])
-def test_default_is_not_worse_than_sn_ddpm_beyond_the_spread(model, grids, steps, measure):
-    """Each on its best grid. Three ranges tell little of a spread, so by Welch's test: worse with 99 % confidence."""
+def test_default_is_not_worse_than_sn_ddpm_beyond_the_spread(model, group, grids, steps, measure):
+    """Each on its best of the grids. Three ranges tell little of a spread: worse with 99 % confidence by Welch's test,
+    and, since that allows much, by more than 15 %."""
     sign = -1 if measure in HIGHER else 1
     gms, gaussian = (
-        min((values(model, model, s, g, steps, measure) for g in grids), key=lambda v: sign * statistics.fmean(v))
+        min((values(group, model, s, g, steps, measure) for g in grids), key=lambda v: sign * statistics.fmean(v))
         for s in (DEFAULT, "sn-ddpm")
     )
     worse = "greater" if sign > 0 else "less"
     assert ttest_ind(gms, gaussian, equal_var=False, alternative=worse).pvalue > 0.01
+    if measure in ("frechet", "energy", *HIGHER):
+        assert sign * (statistics.fmean(gms) / statistics.fmean(gaussian) - 1) < 0.15
 
 
 @pytest.mark.parametrize("steps", [5, 10])
 def test_grid_of_the_default_beats_the_released_one(steps):
-    own, own_width = spread("digits", "digits", DEFAULT, "0.5", steps, "frechet")
+    own, own_width = spread("angle", "digits", DEFAULT, "angle", steps, "frechet")
     released, width = spread("digits", "digits", DEFAULT, "uniform", steps, "frechet")
     assert own + 2 * own_width < released - 2 * width
