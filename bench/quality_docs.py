@@ -62,7 +62,7 @@ def draw() -> None:
     strips(PICTURES / "samples.png")
 
 
-def strips(path: Path, steps: tuple[int, ...] = (5, 10, 20)) -> None:
+def strips(path: Path, steps: tuple[int, ...] = (5, 10)) -> None:
     """The same seeds by solver (rows) and number of steps (columns)."""
     folder = RESULTS / "mnist" / matrix.IMAGES
     rows = [[Image.open(folder / matrix.picture(Cell("mnist", s, "0.5", k))) for k in steps] for _, s in STRIPS]
