@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from gms_fast.quality import matrix, report
-from gms_fast.quality.cells import Cell
+from gms_fast.quality.cells import CONTROLS, Cell
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, PICTURES = (
@@ -19,7 +19,7 @@ RESULTS, PAGE, PICTURES = (
     ROOT / "docs" / "quality.md",
     ROOT / "docs" / "quality",
 )
-BLOCK = re.compile(r"(<!-- begin (\S+) (\S+) (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- begin (\S+) (\S+) (\S+) -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
 CURVES = {  # model: group; of the solvers those in SHOWN
     "mixture-1d": "exact",
     "exact-digits": "exact",
@@ -47,7 +47,7 @@ def records(group: str, model: str) -> list[dict]:
 
 def page(text: str) -> str:
     """The text with every table made anew."""
-    return BLOCK.sub(lambda m: m[1] + report.table(records(m[2], m[3]), m[4]) + m[5], text)
+    return BLOCK.sub(lambda m: m[1] + report.table(records(m[2], m[3]), m[4]) + "\n" + m[5], text)
 
 
 def plain(solver: str) -> str:
@@ -57,7 +57,8 @@ def plain(solver: str) -> str:
 def draw() -> None:
     PICTURES.mkdir(exist_ok=True)
     for model, group in CURVES.items():
-        shown = [{**r, "solver": plain(r["solver"])} for r in records(group, model) if plain(r["solver"]) in SHOWN]
+        found = records(group, model) + [r for r in records("angle", model) if r["solver"] not in CONTROLS]
+        shown = [{**r, "solver": plain(r["solver"])} for r in found if plain(r["solver"]) in SHOWN]
         report.plot(shown, PICTURES / f"{model}.png")
     strips(PICTURES / "samples.png")
 
