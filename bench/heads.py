@@ -32,7 +32,7 @@ def network(kind: str, schedule: str) -> MomentUNet:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--schedule", default="linear", choices=schedules.names())
+    parser.add_argument("--schedule", default="linear", choices=("cosine", "linear"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--head-steps", type=int, default=4_000)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gms_fast import ops, schedules, solvers
 from gms_fast import prediction as predictions
 from gms_fast.finite import FiniteCheck
-from gms_fast.schedules import VP
+from gms_fast.schedules import Schedule
 from gms_fast.solvers import NoiseSource, Solver, StepContext
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments, as_range
@@ -29,7 +29,7 @@ def sample(
     solver: str | Solver = "gms",
     n: int = 16,
     shape: Sequence[int] | None = None,
-    schedule: VP | str | None = None,
+    schedule: Schedule | str | None = None,
     timesteps: Sequence[float] | None = None,
     prediction: str | None = None,
     seed: ops.Seed = 0,
@@ -100,13 +100,13 @@ class _Visit(NamedTuple):
     coefficients: StepCoefficients
 
 
-def _visits(schedule: VP | str, steps: int, timesteps: Sequence[float] | None, spacing: str | float) -> list[_Visit]:
+def _visits(schedule: Schedule | str, steps: int, timesteps: Sequence[float] | None, spacing: str | float) -> list[_Visit]:
     """All calls of the network: at `timesteps` or after as many steps, the last to remove what noise is left."""
     plan = _plan(schedule, _integer("steps", steps) if timesteps is None else _times(timesteps), spacing)
     return [_Visit(i, t, time, StepCoefficients(**dict(numbers))) for i, (t, time, numbers) in enumerate(plan)]
 
 
-def _plan(schedule: VP | str, times: int | list[float], spacing: str | float) -> list[tuple]:
+def _plan(schedule: Schedule | str, times: int | list[float], spacing: str | float) -> list[tuple]:
     """(time, network time, step coefficients as pairs of name and number) of each visit."""
     schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
     times = schedule.timesteps(times, spacing=spacing) if isinstance(times, int) else times
@@ -127,7 +127,7 @@ class _Run:
 
     model: Callable[[Tensor, Tensor], Tensor | NoiseMoments]
     solver: Solver
-    schedule: VP | str
+    schedule: Schedule | str
     prediction: str
     clip: tuple[float, float] | None
     noise: NoiseSource
@@ -143,7 +143,7 @@ class _Run:
         schedule = schedule if schedule is not None else getattr(model, "schedule", None)
         if schedule is None:
             raise ValueError("schedule must be given: this model has no attribute `schedule`")
-        if not isinstance(schedule, VP | str):
+        if not isinstance(schedule, Schedule | str):
             raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
         form = form or getattr(model, "prediction", "noise")
         if form not in predictions.names():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gms_fast.schedules import VP
+from gms_fast.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,14 @@ class StepCoefficients:
     var_max: float = math.inf
 
     @classmethod
-    def between(cls, schedule: VP, t: float, s: float) -> "StepCoefficients":
+    def between(cls, schedule: Schedule, t: float, s: float) -> "StepCoefficients":
         """The step from time t to time s of `schedule`, s less noisy than t; computed in float64."""
         (alpha_t, alpha_s), (sigma_t, sigma_s) = (f([t, s]).tolist() for f in (schedule.alpha, schedule.sigma))
         if not sigma_s * alpha_t < sigma_t * alpha_s:
             raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
         alpha_ts = alpha_t / alpha_s
-        share = -math.expm1(2 * (math.log(alpha_ts) + math.log(sigma_s) - math.log(sigma_t))) if sigma_s > 0 else 1.0
+        known = sigma_s > 0 and alpha_t > 0
+        share = -math.expm1(2 * (math.log(alpha_ts) + math.log(sigma_s) - math.log(sigma_t))) if known else 1.0
         # share = beta_ts/sigma_t^2 = 1 - (alpha_ts sigma_s/sigma_t)^2, which cancels badly for close times
         return cls(
             alpha_t=alpha_t,
@@ -47,7 +48,7 @@ class StepCoefficients:
         )
 
     @classmethod
-    def at(cls, schedule: VP, t: float) -> "StepCoefficients":
+    def at(cls, schedule: Schedule, t: float) -> "StepCoefficients":
         """The numbers of time t alone, for the evaluation that removes the last noise: x_s = E[x_0|x_t]."""
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         return cls(alpha_t=alpha, sigma_t=sigma, alpha_s=1.0, sigma_s=0.0, A=0.0, B=1.0, c=0.0)

@@ -52,7 +52,7 @@ ONLY = {  # folder: the parts of gms_fast that it may import
     "gms_fast/types.py": [],
     "gms_fast/arguments.py": [],
     "gms_fast/version.py": [],
-    "gms_fast/schedules.py": [],
+    "gms_fast/schedules": ["schedules"],
     "gms_fast/steps.py": ["schedules"],
     "gms_fast/prediction.py": ["steps", "types"],
     "gms_fast/layout.py": [],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gms_fast import schedules
-from gms_fast.schedules import VP, VPCosine, VPLinear
+from gms_fast.schedules import EDM, VP, Flow, Schedule, VPContinuous, VPContinuousCosine, VPCosine, VPLinear
 from gms_fast.steps import StepCoefficients
 
 EPS = 2.0**-52
@@ -191,9 +191,102 @@ def test_config_builds_the_same_schedule(schedule):
     assert type(again) is type(schedule)
     assert torch.equal(again.betas, schedule.betas)
     assert again.config == schedule.config
-    assert isinstance(schedules.build("linear"), VPLinear)
-    assert isinstance(schedules.build("cosine"), VPCosine)
-    assert schedules.names() == ["cosine", "linear"]
+
+
+def test_names_build_schedules():
+    kinds = {name: type(schedules.build(name)) for name in schedules.names()}
+    assert kinds == {
+        "linear": VPLinear, "cosine": VPCosine, "edm": EDM, "flow": Flow,
+        "vp": VPContinuous, "vp-cosine": VPContinuousCosine,
+    }  # fmt: skip
+
+
+CONTINUOUS = [VPContinuous(), VPContinuousCosine(), EDM(), Flow(), Flow(t_max=0.99, t_min=0.01)]
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS, ids=repr)
+def test_continuous_schedule_round_trips_and_is_monotone(schedule):
+    t = torch.linspace(schedule.t_min or 1e-6, min(schedule.t_max, 80.0), 500, dtype=torch.float64)[:-1]
+    lam = schedule.log_snr(t)
+    assert (lam.diff() < 0).all()
+    torch.testing.assert_close(schedule.inverse_log_snr(lam), t, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(schedule.from_network_time(schedule.network_time(t)), t, rtol=1e-14, atol=0)
+    again = schedules.build(schedule.config)
+    assert type(again) is type(schedule)
+    assert again.config == schedule.config
+    assert repr(again) == repr(schedule)
+
+
+def test_continuous_schedules_are_their_formulas():
+    t = torch.tensor([0.001, 0.3, 0.9], dtype=torch.float64)
+    for schedule in (VPContinuous(), VPContinuousCosine()):
+        assert ((schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) - 1).abs().max() <= 4 * EPS
+        assert float(schedule.alpha(0.0)) == 1
+        assert float(schedule.sigma(0.0)) == 0
+    beta = torch.linspace(0, 0.3, 100_001, dtype=torch.float64) * 19.9 + 0.1
+    assert float(VPContinuous().alpha(0.3).log()) == pytest.approx(-float(torch.trapezoid(beta, dx=3e-6)) / 2, rel=1e-9)
+    # at 10^-3, 1 - alpha^2 in float32 would give 4.557594
+    assert float(VPContinuous().log_snr(1e-3)) == pytest.approx(4.557715, abs=1e-6)
+    cosine = (torch.tensor([0.308, 0.008], dtype=torch.float64) / 1.008 * math.pi / 2).cos()
+    assert float(VPContinuousCosine().alpha(0.3)) == pytest.approx(float(cosine[0] / cosine[1]), rel=1e-14)
+    assert EDM().alpha(t).tolist() == [1, 1, 1]
+    assert torch.equal(EDM().sigma(t), t)
+    assert torch.equal(Flow().alpha(t), 1 - t)
+    assert VPContinuous().network_time(0.5) == 499.5
+
+
+def test_edm_grid_is_that_of_karras_and_ends_at_zero():
+    ends = 80.0 ** (1 / 7), 0.002 ** (1 / 7)
+    want = [(ends[0] + i / 9 * (ends[1] - ends[0])) ** 7 for i in range(10)]
+    times = EDM().timesteps(10)
+    assert times[:-1] == pytest.approx(want, rel=1e-12)
+    assert times[-1] == 0
+    assert EDM().timesteps(1) == [80.0, 0.0]
+    assert EDM(rho=3).timesteps(5)[1] == pytest.approx(
+        (80 ** (1 / 3) + (0.002 ** (1 / 3) - 80 ** (1 / 3)) / 4) ** 3, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("schedule", [VPContinuous(), VPContinuousCosine(), Flow(0.99, 0.01)], ids=repr)
+def test_grids_are_even_in_what_names_them(schedule):
+    def even(spacing, value):
+        times = torch.tensor(schedule.timesteps(6, spacing=spacing), dtype=torch.float64)
+        assert (times[0], times[-1]) == (schedule.t_max, schedule.t_min)
+        gaps = value(times).diff()
+        torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-9, atol=1e-12)
+
+    even("uniform", lambda t: t)
+    even("quadratic", torch.sqrt)
+    even("log-snr", schedule.log_snr)
+    even("karras", lambda t: (-schedule.log_snr(t) / 7).exp())
+    even("angle", schedule.angle)
+
+
+def test_quadratic_grid_of_discrete_times_counts_from_the_data():
+    times = torch.tensor(VPLinear().timesteps(5, spacing="quadratic"), dtype=torch.float64)
+    gaps = ((times + 1) / 1000).sqrt().diff()
+    assert times[0] == 999
+    assert times[-1] == 0
+    assert (gaps - gaps.mean()).abs().max() < 0.01  # times are rounded
+
+
+def test_two_formulas_are_a_schedule():
+    class Squared(Schedule):
+        def alpha(self, t):
+            return 1 - self.sigma(t)
+
+        def sigma(self, t):
+            return torch.as_tensor(t, dtype=torch.float64) ** 2
+
+    k = StepCoefficients.between(Squared(), 0.5, 0.0)
+    assert (k.alpha_t, k.sigma_t, k.A, k.B, k.c) == (0.75, 0.25, 0, 1, 0)
+    with pytest.raises(NotImplementedError, match="give timesteps"):
+        Squared().inverse_log_snr(0.0)
+
+
+def test_step_from_pure_noise_knows_nothing_of_the_state():
+    k = StepCoefficients.between(Flow(), 1.0, 0.25)
+    assert (k.A, k.B, k.c) == (0, 0.75, 0.0625)
 
 
 LINEAR = VPLinear()
@@ -211,7 +304,7 @@ REFUSALS = {
     "upwards": (lambda: StepCoefficients.between(LINEAR, 5, 9), "s must be less noisy than t: got t=5, s=9"),
     "no steps": (lambda: LINEAR.timesteps(0), "steps must be at least 1: got 0"),
     "too many steps": (lambda: LINEAR.timesteps(1000), r"steps must be at most 999 .* got 1000"),
-    "spacing": (lambda: LINEAR.timesteps(5, spacing="karras"), "spacing must be .* got 'karras'"),
+    "spacing": (lambda: LINEAR.timesteps(5, spacing="cubic"), "spacing must be .* got 'cubic'"),
     "spacing of 0": (lambda: LINEAR.timesteps(5, spacing=0), "spacing must be .* positive exponent: got 0"),
     "one time": (
         lambda: LINEAR.check_times([5]),
@@ -221,8 +314,16 @@ REFUSALS = {
     "repeated times": (lambda: LINEAR.check_times([5, 5, 0]), "timesteps must be .* strictly decreasing"),
     "time between": (lambda: LINEAR.check_times([5.5, 0]), "timesteps must be integers"),
     "time outside": (lambda: LINEAR.check_times([1000, 0]), r"times must lie in \[0, 999\]"),
-    "name": (lambda: schedules.build("sigmoid"), "schedule must be one of cosine, linear: got 'sigmoid'"),
-    "nameless": (lambda: schedules.build({"T": 10}), "schedule must be one of cosine, linear: got None"),
+    "EDM ends": (lambda: EDM(sigma_min=90), "sigma_min, sigma_max must have .* got 90, 80.0"),
+    "EDM rho": (lambda: EDM(rho=0), "rho must be positive: got 0"),
+    "Flow ends": (lambda: Flow(t_max=1.5), "t_max, t_min must have .* got 1.5, 0.0"),
+    "betas of the SDE": (lambda: VPContinuous(beta_0=30), "beta_0, beta_1 must have"),
+    "sigma outside": (lambda: EDM().check_times([90, 0]), r"times must lie in \[0, 80\] for EDM.* got 0 \.\. 90"),
+    "NaN among times": (lambda: EDM().check_times([80, math.nan]), "timesteps must be .* strictly decreasing"),
+    "endless log-snr": (lambda: Flow().timesteps(3, spacing="log-snr"), "spacing 'log-snr' needs a schedule with finite"),
+    "endless karras": (lambda: Flow().timesteps(3, spacing="karras"), "spacing 'karras' needs a schedule with finite"),
+    "name": (lambda: schedules.build("sigmoid"), "schedule must be one of cosine, edm, .*: got 'sigmoid'"),
+    "nameless": (lambda: schedules.build({"T": 10}), "schedule must be one of cosine, edm, .*: got None"),
 }
 
 

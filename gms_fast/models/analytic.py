@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gms_fast.schedules import VP, VPLinear
+from gms_fast.schedules import Schedule, VPLinear
 from gms_fast.types import NoiseMoments
 
 
@@ -22,7 +22,7 @@ class _Analytic:
 
     prediction = "noise"
     moments = "raw"
-    schedule: VP
+    schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> NoiseMoments:
         return NoiseMoments(*(e.to(x.dtype) for e in self.noise_moments(x, t, (1, 2, 3))))
@@ -74,7 +74,7 @@ class GaussianMixture1D(_Analytic):
         means: Sequence[float],
         stds: Sequence[float],
         *,
-        schedule: VP | None = None,
+        schedule: Schedule | None = None,
         sample_shape: Sequence[int] = (1,),
     ) -> None:
         self.weights, self.means, self.stds = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, stds))
@@ -116,7 +116,7 @@ class PointCloud(_Analytic):
     the posterior and one (B, N) x (N, D) for each order.
     """
 
-    def __init__(self, data: Tensor, bandwidth: float = 0.0, *, schedule: VP | None = None) -> None:
+    def __init__(self, data: Tensor, bandwidth: float = 0.0, *, schedule: Schedule | None = None) -> None:
         if data.ndim < 2 or len(data) == 0:
             raise ValueError(f"data must be (N, *) with N >= 1: got {tuple(data.shape)}")
         if not bandwidth >= 0:

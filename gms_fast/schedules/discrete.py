@@ -1,25 +1,16 @@
-"""Noise schedules: x_t = alpha_t x_0 + sigma_t eps, in float64.
-
-A schedule maps its own times (for discrete variance-preserving schedules: 0 .. T-1) to `alpha`, `sigma` and the
-log signal-to-noise ratio, proposes times to visit, and translates a time into what the network was trained with.
-"""
+"""Discrete variance-preserving schedules, of times 0 .. T-1."""
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Times = float | Sequence[float] | np.ndarray | Tensor
+from gms_fast.schedules.base import Schedule, Times, as_float64, check_range, check_steps
 
 
-def _float64(values: Times) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
-
-
-class VP:
+class VP(Schedule):
     """Discrete variance-preserving schedule: alpha_t^2 = prod_{i<=t} (1 - beta_i), sigma_t^2 = 1 - alpha_t^2.
 
     betas: (T,), each in (0, 1). Times are 0 .. T-1 (least to most noise); between integers log alpha is linear in t.
@@ -28,13 +19,14 @@ class VP:
     """
 
     def __init__(self, betas: Times, *, time_shift: int = 0) -> None:
-        betas = _float64(betas)
+        betas = as_float64(betas)
         if betas.ndim != 1 or len(betas) < 2:
             raise ValueError(f"betas must be a sequence of at least two numbers: got shape {tuple(betas.shape)}")
         if not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must lie in (0, 1)")
         self.betas = betas
         self.T = len(betas)
+        self.t_max, self.t_min = float(self.T - 1), 0.0
         self.time_shift = time_shift
         self._log_alpha = 0.5 * torch.log1p(-betas).cumsum(0)
 
@@ -48,9 +40,8 @@ class VP:
 
     def log_alpha(self, t: Times) -> Tensor:
         """log alpha_t for times in [0, T-1], any shape."""
-        t = _float64(t)
-        if not bool(((t >= 0) & (t <= self.T - 1)).all()):
-            raise ValueError(f"times must lie in [0, {self.T - 1}] for {self!r}: got {t.min():g} .. {t.max():g}")
+        t = as_float64(t)
+        check_range(t, 0, self.T - 1, repr(self))
         low = t.floor().long().clamp(max=self.T - 2)
         table = self._log_alpha
         return torch.lerp(table[low], table[low + 1], t - low)
@@ -64,67 +55,55 @@ class VP:
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
     def log_snr(self, t: Times) -> Tensor:
-        """lambda_t = log(alpha_t / sigma_t), decreasing in t."""
         return self.log_alpha(t) - self.sigma(t).log()
-
-    def angle(self, t: Times) -> Tensor:
-        """arctan(sigma_t / alpha_t) in (0, pi/2): the way from data to noise on the unit circle."""
-        return torch.atan2(self.sigma(t), self.alpha(t))
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """The time t in [0, T-1] with log_snr(t) = lam; values outside the schedule's range give its ends."""
-        lam = _float64(lam)
+        lam = as_float64(lam)
         log_alpha = -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
         table = self._log_alpha.flip(0).numpy()  # increasing, as numpy.interp wants it
         times = np.arange(self.T - 1, -1, -1, dtype=np.float64)
         return torch.from_numpy(np.interp(np.atleast_1d(log_alpha.numpy()), table, times)).reshape(lam.shape)
 
-    def timesteps(self, steps: int, spacing: str = "uniform") -> list[int]:
+    def timesteps(self, steps: int, spacing: str | float | None = None) -> list[int]:
         """Integer times to visit, noisiest first, ending at 0.
 
         spacing  "uniform": t_i = max(int(T-1 - (T/K) i), 0), i = 0..K-1, then 0: the released grid.
-                 "log-snr": uniform in log(alpha/sigma), rounded, duplicates dropped.
-                 "angle": uniform in arctan(sigma/alpha), rounded, duplicates dropped: the noise levels of the cosine
-                 schedule at uniform times, on any schedule.
-                 a float p > 0: t_i = round((T-1)(1 - (i/K)^p)); p < 1 spends more steps at low noise.
+                 Every other as in `grid`, rounded, duplicates dropped.
         """
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1: got {steps}")
+        check_steps(steps)
         if steps > self.T - 1:
             raise ValueError(f"steps must be at most {self.T - 1} for {self!r}: got {steps}")
-        ramp = np.arange(steps + 1) / steps
+        spacing = self.spacing if spacing is None else spacing
         if spacing == "uniform":
             times = [max(int(self.T - 1 - self.T / steps * i), 0) for i in range(steps)] + [0]
-        elif spacing == "log-snr":
-            ends = self.log_snr([self.T - 1.0, 0.0])
-            times = self.inverse_log_snr(ends[0] + (ends[1] - ends[0]) * torch.from_numpy(ramp)).round().int().tolist()
-        elif spacing == "angle":
-            first, last = self.angle([self.T - 1.0, 0.0])
-            angles = first + (last - first) * torch.from_numpy(ramp)
-            times = self.inverse_log_snr(-angles.tan().log()).round().int().tolist()
-        elif isinstance(spacing, int | float) and spacing > 0:
-            times = np.rint((self.T - 1) * (1 - ramp ** float(spacing))).astype(int).tolist()
         else:
-            raise ValueError(f'spacing must be "uniform", "log-snr", "angle" or a positive exponent: got {spacing!r}')
+            times = self.grid(steps, spacing).round().int().tolist()
         return list(dict.fromkeys(times))
 
     def check_times(self, times: Sequence[float]) -> None:
-        """Raise ValueError unless `times` are at least two of this schedule's times, strictly decreasing."""
-        if len(times) < 2 or any(a <= b for a, b in pairwise(times)):
-            raise ValueError(f"timesteps must be at least two strictly decreasing times: got {_listed(times)}")
+        super().check_times(times)
         if any(t % 1 for t in times):
-            raise ValueError(f"timesteps must be integers for {self!r}: got {_listed(times)}")
+            got = ", ".join(f"{t:g}" for t in times)
+            raise ValueError(f"timesteps must be integers for {self!r}: got [{got}]")
         self.log_alpha(times)
 
     def network_time(self, t: Times) -> Tensor:
         """What a network trained on this schedule takes for time t: (t + time_shift) 1000/T."""
-        return (_float64(t) + self.time_shift) * (1000.0 / self.T)
+        return (as_float64(t) + self.time_shift) * (1000.0 / self.T)
 
     def from_network_time(self, t: Times) -> Tensor:
         """Inverse of `network_time`; rounding of the network's own precision is undone at integer times."""
-        t = _float64(t) * (self.T / 1000.0) - self.time_shift
+        t = as_float64(t) * (self.T / 1000.0) - self.time_shift
         nearest = t.round()
         return torch.where((t - nearest).abs() < 1e-3, nearest, t)
+
+    def clock(self, t: Times) -> Tensor:
+        """(t + 1)/T: time t of T lies at the end of its interval."""
+        return (as_float64(t) + 1) / self.T
+
+    def from_clock(self, t: Times) -> Tensor:
+        return as_float64(t) * self.T - 1
 
 
 class VPLinear(VP):
@@ -153,30 +132,7 @@ class VPCosine(VP):
         return {"name": "VPCosine", **self._config}
 
 
-def _listed(times: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{t:g}" for t in times) + "]"
-
-
 def _count(T: int) -> int:
     if not isinstance(T, int) or T < 2:
         raise ValueError(f"T must be an integer of at least 2: got {T!r}")
     return T
-
-
-_BY_NAME = {"VP": VP, "VPLinear": VPLinear, "VPCosine": VPCosine}
-_ALIASES = {"linear": "VPLinear", "cosine": "VPCosine"}
-
-
-def names() -> list[str]:
-    """The schedules that a name alone describes."""
-    return sorted(_ALIASES)
-
-
-def build(description: str | dict[str, object]) -> VP:
-    """A schedule from a name ("linear", "cosine") or from the `config` of one."""
-    options = {"name": description} if isinstance(description, str) else dict(description)
-    name = options.pop("name", None)
-    kind = _BY_NAME.get(_ALIASES.get(str(name), str(name)))
-    if kind is None:
-        raise ValueError(f"schedule must be one of {', '.join(names())}: got {name!r}")
-    return kind(**options)

@@ -1,0 +1,41 @@
+"""Noise schedules: x_t = alpha_t x_0 + sigma_t eps, in float64.
+
+A schedule maps its own times (0 .. T-1 for discrete variance-preserving ones, t for continuous ones, sigma for EDM) to
+`alpha`, `sigma` and the log signal-to-noise ratio, proposes times to visit, and translates a time into what the network
+was trained with.
+"""
+
+from gms_fast.schedules.base import Schedule as Schedule
+from gms_fast.schedules.base import Times as Times
+from gms_fast.schedules.continuous import EDM as EDM
+from gms_fast.schedules.continuous import Flow as Flow
+from gms_fast.schedules.continuous import VPContinuous as VPContinuous
+from gms_fast.schedules.continuous import VPContinuousCosine as VPContinuousCosine
+from gms_fast.schedules.discrete import VP as VP
+from gms_fast.schedules.discrete import VPCosine as VPCosine
+from gms_fast.schedules.discrete import VPLinear as VPLinear
+
+_BY_NAME = {k.__name__: k for k in (VP, VPLinear, VPCosine, VPContinuous, VPContinuousCosine, EDM, Flow)}
+_ALIASES = {
+    "linear": "VPLinear",
+    "cosine": "VPCosine",
+    "vp": "VPContinuous",
+    "vp-cosine": "VPContinuousCosine",
+    "edm": "EDM",
+    "flow": "Flow",
+}
+
+
+def names() -> list[str]:
+    """The schedules that a name alone describes."""
+    return sorted(_ALIASES)
+
+
+def build(description: str | dict[str, object]) -> Schedule:
+    """A schedule from a name of `names()` or from the `config` of one."""
+    options = {"name": description} if isinstance(description, str) else dict(description)
+    name = options.pop("name", None)
+    kind = _BY_NAME.get(_ALIASES.get(str(name), str(name)))
+    if kind is None:
+        raise ValueError(f"schedule must be one of {', '.join(names())}: got {name!r}")
+    return kind(**options)

@@ -1,0 +1,140 @@
+"""What a schedule is: x_t = alpha_t x_0 + sigma_t eps, its log signal-to-noise ratio, and grids of times to visit."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Times = float | Sequence[float] | np.ndarray | Tensor
+
+
+def as_float64(values: Times) -> Tensor:
+    """`values` as a float64 tensor on the CPU."""
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+
+
+class Schedule(ABC):
+    """Noise levels over time, in float64. alpha(t) and sigma(t) alone serve `sample` with explicit `timesteps`.
+
+    t_max, t_min  the noisiest time and the last one with noise, between which the grids lie
+    spacing       the grid of `timesteps` unless a solver or the user names another
+    rho           exponent of "karras"
+    """
+
+    t_max: float
+    t_min: float
+    spacing: str | float = "uniform"
+    rho: float = 7.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @property
+    def config(self) -> dict[str, object]:
+        """What `gms_fast.schedules.build` needs to make this schedule again."""
+        raise NotImplementedError(f"{type(self).__name__} has no config")
+
+    @abstractmethod
+    def alpha(self, t: Times) -> Tensor:
+        """Scale of the signal at times t, any shape, float64."""
+
+    @abstractmethod
+    def sigma(self, t: Times) -> Tensor:
+        """Standard deviation of the noise at times t, any shape, float64."""
+
+    def log_snr(self, t: Times) -> Tensor:
+        """lambda_t = log(alpha_t / sigma_t), decreasing in t."""
+        return self.alpha(t).log() - self.sigma(t).log()
+
+    def inverse_log_snr(self, lam: Times) -> Tensor:
+        """The time with log_snr(t) = lam."""
+        raise NotImplementedError(f"{type(self).__name__} cannot find the time of a noise level: give timesteps")
+
+    def angle(self, t: Times) -> Tensor:
+        """arctan(sigma_t / alpha_t) in [0, pi/2]: the way from data to noise on the unit circle."""
+        return torch.atan2(self.sigma(t), self.alpha(t))
+
+    def network_time(self, t: Times) -> Tensor:
+        """What a network trained on this schedule takes for time t."""
+        return as_float64(t)
+
+    def from_network_time(self, t: Times) -> Tensor:
+        """Inverse of `network_time`."""
+        return as_float64(t)
+
+    def clock(self, t: Times) -> Tensor:
+        """Continuous time, 0 at the data: what "quadratic" spacing is quadratic in."""
+        return as_float64(t)
+
+    def from_clock(self, t: Times) -> Tensor:
+        """Inverse of `clock`."""
+        return as_float64(t)
+
+    def timesteps(self, steps: int, spacing: str | float | None = None) -> list[float]:
+        """Times to visit, noisiest first, steps + 1 of them; `spacing` as in `grid`, this schedule's own if None."""
+        check_steps(steps)
+        return self.grid(steps, self.spacing if spacing is None else spacing).tolist()
+
+    def grid(self, steps: int, spacing: str | float, t_max: float | None = None, t_min: float | None = None) -> Tensor:
+        """steps + 1 times from t_max to t_min, not rounded.
+
+        spacing  "uniform" in time, "quadratic": in its square root, "log-snr": in log(alpha/sigma),
+                 "karras": in (sigma/alpha)^(1/rho) (Karras et al. 2022), "angle": in arctan(sigma/alpha),
+                 a number p > 0: t_min + (t_max - t_min) (1 - (i/K)^p), so that p < 1 spends more steps at low noise
+        """
+        ends = as_float64([self.t_max if t_max is None else t_max, self.t_min if t_min is None else t_min])
+        times = self._spaced(ends, torch.arange(steps + 1, dtype=torch.float64) / steps, spacing)
+        times[[0, -1]] = ends
+        return times
+
+    def _spaced(self, ends: Tensor, ramp: Tensor, spacing: str | float) -> Tensor:
+        if spacing == "uniform":
+            return torch.lerp(*ends, ramp)
+        if spacing == "quadratic":
+            return self.from_clock(torch.lerp(*self.clock(ends).sqrt(), ramp) ** 2)
+        if spacing == "angle":
+            return self.inverse_log_snr(-torch.lerp(*self.angle(ends), ramp).tan().log())
+        if spacing == "karras":
+            level = torch.lerp(*(-self._finite_log_snr(ends, spacing) / self.rho).exp(), ramp)
+            return self.inverse_log_snr(-self.rho * level.log())
+        if spacing == "log-snr":
+            return self.inverse_log_snr(torch.lerp(*self._finite_log_snr(ends, spacing), ramp))
+        if isinstance(spacing, int | float) and not isinstance(spacing, bool) and spacing > 0:
+            return torch.lerp(*ends, ramp ** float(spacing))
+        raise ValueError(
+            'spacing must be "uniform", "quadratic", "log-snr", "karras", "angle" or a positive exponent: '
+            f"got {spacing!r}"
+        )
+
+    def _finite_log_snr(self, ends: Tensor, spacing: str) -> Tensor:
+        lam = self.log_snr(ends)
+        if not bool(lam.isfinite().all()):
+            got = " .. ".join(f"{v:g}" for v in lam.tolist())
+            raise ValueError(f"spacing {spacing!r} needs a schedule with finite log(alpha/sigma) at both ends: got {got}")
+        return lam
+
+    def check_times(self, times: Sequence[float]) -> None:
+        """Raise ValueError unless `times` are at least two of this schedule's times, strictly decreasing."""
+        if len(times) < 2 or any(not a > b for a, b in pairwise(times)):
+            raise ValueError(f"timesteps must be at least two strictly decreasing times: got {_listed(times)}")
+
+
+def check_range(t: Tensor, first: float, last: float, name: str) -> Tensor:
+    """t, if all of it lies in [first, last]; ValueError otherwise."""
+    if not bool(((t >= first) & (t <= last)).all()):
+        got = f"{float(t.min()):g} .. {float(t.max()):g}"
+        raise ValueError(f"times must lie in [{first:g}, {last:g}] for {name}: got {got}")
+    return t
+
+
+def check_steps(steps: int) -> None:
+    """Raise ValueError unless there is at least one step."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1: got {steps}")
+
+
+def _listed(times: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{t:g}" for t in times) + "]"

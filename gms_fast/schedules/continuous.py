@@ -1,0 +1,170 @@
+"""Schedules of continuous time: the VP SDE, EDM's variance exploding one, and flow matching."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gms_fast.schedules.base import Schedule, Times, as_float64, check_range, check_steps
+
+
+class _ContinuousVP(Schedule):
+    """alpha_t^2 + sigma_t^2 = 1 with a closed log alpha; time from 0, the data, to t_max."""
+
+    t_min = 1e-3
+
+    def log_alpha(self, t: Times) -> Tensor:
+        raise NotImplementedError
+
+    def _checked(self, t: Times) -> Tensor:
+        return check_range(as_float64(t), 0.0, self.t_max, repr(self))
+
+    def alpha(self, t: Times) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Times) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def log_snr(self, t: Times) -> Tensor:
+        return self.log_alpha(t) - self.sigma(t).log()
+
+    def network_time(self, t: Times) -> Tensor:
+        """999 t, as the score-based SDE networks take it."""
+        return as_float64(t) * 999.0
+
+    def from_network_time(self, t: Times) -> Tensor:
+        return as_float64(t) / 999.0
+
+    def check_times(self, times) -> None:
+        super().check_times(times)
+        self._checked(times)
+
+
+class VPContinuous(_ContinuousVP):
+    """log alpha_t = -(beta_1 - beta_0) t^2/4 - beta_0 t/2, t in [0, 1]; grids end at t = 10^-3.
+
+    The VP SDE of Song et al. 2021 (arXiv 2011.13456).
+    """
+
+    t_max = 1.0
+
+    def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0) -> None:
+        if not 0 < beta_0 < beta_1:
+            raise ValueError(f"beta_0, beta_1 must have 0 < beta_0 < beta_1: got {beta_0}, {beta_1}")
+        self.beta_0, self.beta_1 = float(beta_0), float(beta_1)
+
+    def __repr__(self) -> str:
+        return f"VPContinuous(beta_0={self.beta_0:g}, beta_1={self.beta_1:g})"
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "VPContinuous", "beta_0": self.beta_0, "beta_1": self.beta_1}
+
+    def log_alpha(self, t: Times) -> Tensor:
+        t = self._checked(t)
+        return -0.25 * t * t * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
+
+    def inverse_log_snr(self, lam: Times) -> Tensor:
+        """The root of the quadratic log alpha_t = -log(1 + exp(-2 lam))/2, written without cancellation."""
+        lam = as_float64(lam)
+        q = 2 * (self.beta_1 - self.beta_0) * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
+        t = q / ((self.beta_1 - self.beta_0) * ((self.beta_0**2 + q).sqrt() + self.beta_0))
+        return t.clamp(0.0, self.t_max)
+
+
+class VPContinuousCosine(_ContinuousVP):
+    """alpha_t = cos((t + a)/(1 + a) pi/2) / cos(a/(1 + a) pi/2), a = 0.008, t in [0, 0.9946] (Nichol & Dhariwal 2021)."""
+
+    t_max = 0.9946
+    _a = 0.008
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "VPContinuousCosine"}
+
+    def _cos(self, t: Tensor | float) -> Tensor:
+        return (((as_float64(t) + self._a) / (1 + self._a)) * (math.pi / 2)).cos()
+
+    def log_alpha(self, t: Times) -> Tensor:
+        return self._cos(self._checked(t)).log() - self._cos(0.0).log()
+
+    def inverse_log_snr(self, lam: Times) -> Tensor:
+        lam = as_float64(lam)
+        alpha = (-0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)).exp()
+        t = (2 * (1 + self._a) / math.pi) * (alpha * self._cos(0.0)).acos() - self._a
+        return t.clamp(0.0, self.t_max)
+
+
+class EDM(Schedule):
+    """alpha = 1, sigma(t) = t: time is the standard deviation of the noise (Karras et al. 2022, arXiv 2206.00364).
+
+    Grids visit steps levels from sigma_max to sigma_min, "karras" with exponent rho unless told otherwise, and then 0.
+    """
+
+    spacing = "karras"
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"sigma_min, sigma_max must have 0 < sigma_min < sigma_max: got {sigma_min}, {sigma_max}")
+        if not rho > 0:
+            raise ValueError(f"rho must be positive: got {rho}")
+        self.t_min, self.t_max, self.rho = float(sigma_min), float(sigma_max), float(rho)
+
+    def __repr__(self) -> str:
+        return f"EDM(sigma_min={self.t_min:g}, sigma_max={self.t_max:g}, rho={self.rho:g})"
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "EDM", "sigma_min": self.t_min, "sigma_max": self.t_max, "rho": self.rho}
+
+    def alpha(self, t: Times) -> Tensor:
+        return torch.ones_like(as_float64(t))
+
+    def sigma(self, t: Times) -> Tensor:
+        return check_range(as_float64(t), 0.0, self.t_max, repr(self))
+
+    def inverse_log_snr(self, lam: Times) -> Tensor:
+        return (-as_float64(lam)).exp()
+
+    def timesteps(self, steps: int, spacing: str | float | None = None) -> list[float]:
+        check_steps(steps)
+        if steps == 1:
+            return [self.t_max, 0.0]
+        return [*self.grid(steps - 1, self.spacing if spacing is None else spacing).tolist(), 0.0]
+
+    def check_times(self, times) -> None:
+        super().check_times(times)
+        self.sigma(times)
+
+
+class Flow(Schedule):
+    """alpha = 1 - t, sigma = t, t in [0, 1]: linear flow matching (Lipman et al. 2023, arXiv 2210.02747).
+
+    Grids go from t_max to t_min. At t = 1 nothing of the data is left: solvers that divide by alpha, and grids uniform
+    in log(alpha/sigma), need t_max < 1.
+    """
+
+    def __init__(self, t_max: float = 1.0, t_min: float = 0.0) -> None:
+        if not 0 <= t_min < t_max <= 1:
+            raise ValueError(f"t_max, t_min must have 0 <= t_min < t_max <= 1: got {t_max}, {t_min}")
+        self.t_max, self.t_min = float(t_max), float(t_min)
+
+    def __repr__(self) -> str:
+        return f"Flow(t_max={self.t_max:g}, t_min={self.t_min:g})"
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "Flow", "t_max": self.t_max, "t_min": self.t_min}
+
+    def alpha(self, t: Times) -> Tensor:
+        return 1 - self.sigma(t)
+
+    def sigma(self, t: Times) -> Tensor:
+        return check_range(as_float64(t), 0.0, 1.0, repr(self))
+
+    def inverse_log_snr(self, lam: Times) -> Tensor:
+        return torch.sigmoid(-as_float64(lam))
+
+    def check_times(self, times) -> None:
+        super().check_times(times)
+        self.sigma(times)
