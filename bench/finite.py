@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import gms_fast
 from gms_fast.models import MomentUNet
+from gms_fast.prediction import Estimate
 from gms_fast.solvers import GMS, StepContext
-from gms_fast.types import NoiseMoments
 
 FITS, DTYPES, SAMPLES = ("free", "exact"), (torch.float32, torch.bfloat16), 2
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # relative: that of x_s, and of x_t before it
@@ -35,8 +35,8 @@ class Watched(GMS):
 
     seen: list[float]
 
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        x_s, state = super().step(x, moments, context, state)
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        x_s, state = super().step(x, estimate, context, state)
         k, x_t, after = context.coefficients, x.double(), x_s.double()
         bound = k.B + 7 * math.sqrt(k.c + k.B**2) + ROUNDING[x.dtype] * (x_t.abs() + after.abs())
         self.seen.append(float(((after - k.A * x_t).abs() / bound).nan_to_num(math.inf, math.inf).max()))

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import gms_fast
 from gms_fast import data, ops
 from gms_fast.models import PointCloud
+from gms_fast.prediction import Estimate
 from gms_fast.quality import cells, subjects
 from gms_fast.solvers import GMS, Solver, StepContext
 from gms_fast.solvers.base import bounded_last_step
@@ -68,11 +69,11 @@ class Guarded(Solver):
     moments_needed = 3
     spacing = 0.5
 
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         if bounded_last_step(x, context, GMS().clip_pixel) or self.guard == "nodes":
-            return GMS(fit=self.fit).step(x, moments, context, state)
+            return GMS(fit=self.fit).step(x, estimate, context, state)
         (lo, hi), k = context.clip, context.coefficients
-        m, v, third = data_moments(x, moments, context)
+        m, v, third = data_moments(x, estimate.moments, context)
         m, v = m.clamp(lo, hi), v.clamp(min=0)
         if self.guard != "none":
             v = torch.minimum(v, (m - lo) * (hi - m))
@@ -90,10 +91,10 @@ class Watched(GMS):
 
     seen: list[dict[str, float]]
 
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         sigma_alpha = context.coefficients.sigma_t / context.coefficients.alpha_t
-        self.seen.append({"sigma/alpha": sigma_alpha, **impossible(*data_moments(x, moments, context))})
-        return super().step(x, moments, context, state)
+        self.seen.append({"sigma/alpha": sigma_alpha, **impossible(*data_moments(x, estimate.moments, context))})
+        return super().step(x, estimate, context, state)
 
 
 def shares(model: Any, steps: int, n: int) -> list[dict[str, float]]:

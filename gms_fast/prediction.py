@@ -1,33 +1,90 @@
-"""What a network predicts, as noise moments, and back to the data estimate (docs/notation.md)."""
+"""What a network predicts, as noise moments and as the data estimate (docs/notation.md)."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
-# e1 = E[eps|x_t] from the output y at x = alpha x_0 + sigma eps; v = alpha eps - sigma x_0 (Salimans & Ho 2022).
+_SIGMA_DATA = 0.5  # of "edm"
+
+
+def _edm(y: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+    """c_skip x/alpha + c_out y at the level r = sigma/alpha (Karras et al. 2022, table 1)."""
+    r = sigma / alpha
+    total = r * r + _SIGMA_DATA**2
+    return (_SIGMA_DATA**2 / total / alpha) * x + (r * _SIGMA_DATA / math.sqrt(total)) * y
+
+
+# E[x_0|x_t] from the output y at x = alpha x_0 + sigma eps. "v" is alpha eps - sigma x_0 (Salimans & Ho 2022), "flow"
+# eps - x_0, "edm" the raw network F of EDM's preconditioning, called with x and sigma as they are.
+_TO_DATA: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+    "noise": lambda y, x, alpha, sigma: (x - sigma * y) / alpha,
+    "x0": lambda y, x, alpha, sigma: y,
+    "v": lambda y, x, alpha, sigma: (alpha * x - sigma * y) / (alpha**2 + sigma**2),
+    "flow": lambda y, x, alpha, sigma: (x - sigma * y) / (alpha + sigma),
+    "edm": _edm,
+}
+# e1 = E[eps|x_t]; where no formula stands here it is what E[x_0|x_t] leaves of x.
 _TO_NOISE: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "noise": lambda y, x, alpha, sigma: y,
-    "x0": lambda y, x, alpha, sigma: (x - alpha * y) / sigma,
-    "v": lambda y, x, alpha, sigma: alpha * y + sigma * x,
+    "v": lambda y, x, alpha, sigma: (alpha * y + sigma * x) / (alpha**2 + sigma**2),
+    "flow": lambda y, x, alpha, sigma: (x + alpha * y) / (alpha + sigma),
 }
 
 
 def names() -> list[str]:
-    """The forms of prediction that `noise_moments` understands."""
-    return list(_TO_NOISE)
+    """The forms of prediction that `estimate` understands."""
+    return list(_TO_DATA)
 
 
-def noise_moments(output: object, x: Tensor, step: StepCoefficients, prediction: str) -> NoiseMoments:
-    """`NoiseMoments` from a model's output at state x: moments as they are, one tensor by its `prediction`.
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a network says about the state x_t: noise moments, or one tensor in one of the forms of `names()`."""
+
+    x: Tensor
+    output: Tensor | NoiseMoments
+    form: str
+    step: StepCoefficients
+    clip: tuple[float, float] | None
+
+    @property
+    def moments(self) -> NoiseMoments:
+        """Moments of the noise as the network gives them, e1 alone where it gives one tensor."""
+        if not isinstance(self.output, Tensor):
+            return self.output
+        y, alpha, sigma = self.output.to(self.x.dtype), self.step.alpha_t, self.step.sigma_t
+        if self.form in _TO_NOISE:
+            return NoiseMoments(_TO_NOISE[self.form](y, self.x, alpha, sigma))
+        return NoiseMoments((self.x - alpha * _TO_DATA[self.form](y, self.x, alpha, sigma)) / sigma)
+
+    def x0(self) -> Tensor:
+        """E[x_0|x_t], clipped to the data range if there is one; x's dtype."""
+        tensor = isinstance(self.output, Tensor)
+        y, form = (self.output, self.form) if tensor else (self.output.e1, "noise")
+        m = _TO_DATA[form](y.to(self.x.dtype), self.x, self.step.alpha_t, self.step.sigma_t)
+        return m if self.clip is None else m.clamp(*self.clip)
+
+    def noise(self) -> Tensor:
+        """E[eps|x_t], or where there is a data range what the clipped E[x_0|x_t] leaves of x; x's dtype."""
+        if self.clip is None:
+            return self.moments.e1.to(self.x.dtype)
+        return (self.x - self.step.alpha_t * self.x0()) / self.step.sigma_t
+
+
+def estimate(
+    output: object, x: Tensor, step: StepCoefficients, form: str, clip: tuple[float, float] | None = None
+) -> Estimate:
+    """A model's output at state x: moments as they are, one tensor by its `form`.
 
     Raises TypeError for another output, ValueError for one that is not shaped like x.
     """
     if isinstance(output, Tensor):
         _check_shape("output", output, x)
-        return NoiseMoments(_TO_NOISE[prediction](output.to(x.dtype), x, step.alpha_t, step.sigma_t))
+        return Estimate(x=x, output=output, form=form, step=step, clip=clip)
     if not isinstance(output, tuple) or len(output) != 3:
         raise TypeError(f"model must return a tensor or NoiseMoments(e1, e2, e3): got {type(output).__name__}")
     if output[0] is None:
@@ -35,15 +92,9 @@ def noise_moments(output: object, x: Tensor, step: StepCoefficients, prediction:
     for name, tensor in zip(NoiseMoments._fields, output, strict=True):
         if tensor is not None:
             _check_shape(name, tensor, x)
-    return NoiseMoments(*output)
+    return Estimate(x=x, output=NoiseMoments(*output), form=form, step=step, clip=clip)
 
 
 def _check_shape(name: str, tensor: Tensor, x: Tensor) -> None:
     if tensor.shape != x.shape:
         raise ValueError(f"model's {name} must be shaped like x, {tuple(x.shape)}: got {tuple(tensor.shape)}")
-
-
-def data_estimate(x: Tensor, e1: Tensor, alpha: float, sigma: float, clip: tuple[float, float] | None = None) -> Tensor:
-    """E[x_0|x_t] = (x_t - sigma_t e1)/alpha_t, clipped to the data range if one is given; x's dtype."""
-    m = (x - sigma * e1.to(x.dtype)) / alpha
-    return m if clip is None else m.clamp(*clip)

@@ -42,15 +42,16 @@ def sample(
     progress: bool = False,
     callback: Callable[[int, float, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Draw samples from a diffusion model: `steps` steps of a solver, then one call more that removes the last noise.
+    """Draw samples from a diffusion model: `steps` steps of a solver, then one call more that removes noise still left.
 
     model      callable (x, t) -> Tensor or NoiseMoments; x (B, *), t (B,) network times. Its attributes
                `sample_shape`, `schedule`, `prediction` and `moments`, if any, are the defaults here
-    steps      K >= 1; the network is called K + 1 times (fewer where the grid of integer times has duplicates)
+    steps      K >= 1; the network is called K + 1 times (fewer where the grid of integer times has duplicates), K times
+               where the schedule ends without noise and by solvers with `denoise = False` (er-sde, DPMSolverV3)
     solver     a name from `gms_fast.solvers.names()` or a Solver
     n, shape   number of samples and shape of one
     timesteps  times of the schedule to visit, noisiest first, steps + 1 of them; replaces `steps`
-    prediction "noise" | "x0" | "v": what a single tensor from the model means
+    prediction "noise" | "x0" | "v" | "flow" | "edm": what a single tensor from the model means
     seed       64-bit integer, or one per sample; sample i depends on it and on i alone. An int64 tensor on the state's
                device is read there when noise is drawn: a CUDA graph of the loop takes the values of each replay
     sample_offset  index of the first sample: batches that continue each other give the samples of one big batch
@@ -77,18 +78,21 @@ def sample(
         clip,
         NoiseSource(seed=ops.as_seed(seed), sample_offset=sample_offset, given=noise),
     )
-    visits = _visits(run.schedule, steps, timesteps, run.solver.spacing)
+    visits = _visits(run.schedule, steps, timesteps, run.solver)
     x = run.initial(visits[0], n, shape, x_T, device, dtype)
-    state = run.solver.start()
-    pairs = list(zip(visits, run.contexts(visits, x.device), strict=False))  # the last visit starts no step
+    run.solver.check(model, run.schedule, x.shape[1:])
+    contexts = run.contexts(visits, x.device)
+    state = run.solver.start(x, contexts)
+    pairs = list(zip(visits, contexts, strict=False))  # the last visit starts no step
     for visit, context in tqdm(pairs, unit="step") if progress else pairs:
-        moments = run.evaluate(x, visit)
+        estimate = run.evaluate(x, visit)
         if callback is not None:
-            callback(visit.index, visit.t, x, run.data_estimate(x, moments, visit))
-        x, state = run.solver.step(x, moments, context, state)
-    x_0 = run.data_estimate(x, run.evaluate(x, visits[-1]), visits[-1])  # the K+1st call
+            callback(visit.index, visit.t, x, estimate.x0())
+        x, state = run.solver.step(x, estimate, context, state)
+    if run.solver.denoise and visits[-1].coefficients.sigma_t > 0:
+        x = run.evaluate(x, visits[-1]).x0()  # the K+1st call
     run.finite.report()
-    return x_0
+    return x
 
 
 class _Visit(NamedTuple):
@@ -98,22 +102,26 @@ class _Visit(NamedTuple):
     t: float
     network_time: float
     coefficients: StepCoefficients
+    plan: Any
 
 
-def _visits(schedule: Schedule | str, steps: int, timesteps: Sequence[float] | None, spacing: str | float) -> list[_Visit]:
+def _visits(schedule: Schedule | str, steps: int, timesteps: Sequence[float] | None, solver: Solver) -> list[_Visit]:
     """All calls of the network: at `timesteps` or after as many steps, the last to remove what noise is left."""
-    plan = _plan(schedule, _integer("steps", steps) if timesteps is None else _times(timesteps), spacing)
-    return [_Visit(i, t, time, StepCoefficients(**dict(numbers))) for i, (t, time, numbers) in enumerate(plan)]
+    plan = _plan(schedule, _integer("steps", steps) if timesteps is None else _times(timesteps), solver)
+    return [
+        _Visit(i, t, time, StepCoefficients(**dict(numbers)), own) for i, (t, time, numbers, own) in enumerate(plan)
+    ]
 
 
-def _plan(schedule: Schedule | str, times: int | list[float], spacing: str | float) -> list[tuple]:
-    """(time, network time, step coefficients as pairs of name and number) of each visit."""
+def _plan(schedule: Schedule | str, wanted: int | list[float], solver: Solver) -> list[tuple]:
+    """(time, network time, step coefficients as pairs of name and number, the solver's own numbers) of each visit."""
     schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
-    times = schedule.timesteps(times, spacing=spacing) if isinstance(times, int) else times
-    schedule.check_times(times)
+    times = solver.times(schedule, wanted)
     steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
     steps.append(StepCoefficients.at(schedule, times[-1]))
-    return [(t, float(schedule.network_time(t)), tuple(vars(k).items())) for t, k in zip(times, steps, strict=True)]
+    own = [*solver.plan(schedule, times), None]
+    numbers = [tuple(vars(k).items()) for k in steps]
+    return [(t, float(schedule.network_time(t)), *n) for t, *n in zip(times, numbers, own, strict=True)]
 
 
 # What torch.compiler.assume_constant_result sets, without its import of the compiler, which takes a second. Then
@@ -194,25 +202,28 @@ class _Run:
                 clip=self.clip,
                 central=self.central,
                 noise=noise,
+                plan=visit.plan,
             )
             for visit, following in pairwise(visits)
         ]
 
-    def evaluate(self, x: Tensor, visit: _Visit) -> NoiseMoments:
-        """The network's noise moments at x, checked."""
-        moments = predictions.noise_moments(self._call(x, visit.network_time), x, visit.coefficients, self.prediction)
-        given = sum(e is not None for e in moments)
-        if given < self.solver.moments_needed:
+    def evaluate(self, x: Tensor, visit: _Visit) -> predictions.Estimate:
+        """What the network says at x, checked."""
+        output = self._call(x, visit.network_time)
+        estimate = predictions.estimate(output, x, visit.coefficients, self.prediction, self.clip)
+        if isinstance(output, Tensor):
+            said = {"e1" if self.prediction == "noise" else "its output": output}
+        else:
+            said = {name: e for name, e in zip(NoiseMoments._fields, output, strict=True) if e is not None}
+        if len(said) < self.solver.moments_needed:
             raise ValueError(
                 f"model must return NoiseMoments with {self.solver.moments_needed} moments for "
-                f"{type(self.solver).__name__}, but gives {given}: train heads with "
+                f"{type(self.solver).__name__}, but gives {len(said)}: train heads with "
                 "gms_fast.training.train_moment_heads, or choose a solver that needs the noise alone, such as ddim"
             )
-        for name, e in zip(NoiseMoments._fields, moments, strict=True):
-            if e is not None:
-                message = f"model returned NaN or infinity in {name} at step {visit.index} (t = {visit.t:g})"
-                self.finite.see(e, message)
-        return moments
+        for name, tensor in said.items():
+            self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {visit.index} (t = {visit.t:g})")
+        return estimate
 
     def _call(self, x: Tensor, time: float) -> Tensor | NoiseMoments:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -223,10 +234,6 @@ class _Run:
     def _weight(self) -> Tensor | None:
         """A parameter that tells device and dtype of the network."""
         return next(self.model.parameters(), None) if isinstance(self.model, torch.nn.Module) else None
-
-    def data_estimate(self, x: Tensor, moments: NoiseMoments, visit: _Visit) -> Tensor:
-        k = visit.coefficients
-        return predictions.data_estimate(x, moments.e1, k.alpha_t, k.sigma_t, self.clip)
 
 
 def _integer(name: str, value: object) -> int:

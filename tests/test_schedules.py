@@ -320,8 +320,8 @@ REFUSALS = {
     "betas of the SDE": (lambda: VPContinuous(beta_0=30), "beta_0, beta_1 must have"),
     "sigma outside": (lambda: EDM().check_times([90, 0]), r"times must lie in \[0, 80\] for EDM.* got 0 \.\. 90"),
     "NaN among times": (lambda: EDM().check_times([80, math.nan]), "timesteps must be .* strictly decreasing"),
-    "endless log-snr": (lambda: Flow().timesteps(3, spacing="log-snr"), "spacing 'log-snr' needs a schedule with finite"),
-    "endless karras": (lambda: Flow().timesteps(3, spacing="karras"), "spacing 'karras' needs a schedule with finite"),
+    "endless log-snr": (lambda: Flow().timesteps(3, spacing="log-snr"), "spacing 'log-snr' needs finite"),
+    "endless karras": (lambda: Flow().timesteps(3, spacing="karras"), "spacing 'karras' needs finite"),
     "name": (lambda: schedules.build("sigmoid"), "schedule must be one of cosine, edm, .*: got 'sigmoid'"),
     "nameless": (lambda: schedules.build({"T": 10}), "schedule must be one of cosine, edm, .*: got None"),
 }

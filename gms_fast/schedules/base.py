@@ -113,7 +113,7 @@ class Schedule(ABC):
         lam = self.log_snr(ends)
         if not bool(lam.isfinite().all()):
             got = " .. ".join(f"{v:g}" for v in lam.tolist())
-            raise ValueError(f"spacing {spacing!r} needs a schedule with finite log(alpha/sigma) at both ends: got {got}")
+            raise ValueError(f"spacing {spacing!r} needs finite log(alpha/sigma) at both ends: got {got}")
         return lam
 
     def check_times(self, times: Sequence[float]) -> None:

@@ -73,7 +73,10 @@ class VPContinuous(_ContinuousVP):
 
 
 class VPContinuousCosine(_ContinuousVP):
-    """alpha_t = cos((t + a)/(1 + a) pi/2) / cos(a/(1 + a) pi/2), a = 0.008, t in [0, 0.9946] (Nichol & Dhariwal 2021)."""
+    """alpha_t = cos((t + a)/(1 + a) pi/2) / cos(a/(1 + a) pi/2), a = 0.008, t in [0, 0.9946].
+
+    Nichol & Dhariwal 2021 (arXiv 2102.09672) in continuous time.
+    """
 
     t_max = 0.9946
     _a = 0.008

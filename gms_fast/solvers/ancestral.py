@@ -1,12 +1,15 @@
 """Gaussian reverse steps: DDPM (Ho et al. 2020) and SN-DDPM (Bao et al. 2022, Extended Analytic-DPM)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from gms_fast import ops
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
+from gms_fast.prediction import Estimate
+from gms_fast.schedules import Schedule
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel, check_signal
 from gms_fast.types import NoiseMoments
 
 
@@ -18,33 +21,36 @@ def _gaussian_step(x: Tensor, moments: NoiseMoments, context: StepContext, clip_
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPM(Solver):
+class _Gaussian(Solver):
+    clip_pixel: float | None = 2
+
+    def __post_init__(self) -> None:
+        check_clip_pixel(self.clip_pixel)
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
+        check_signal(self, schedule, times)
+        return super().plan(schedule, times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(_Gaussian):
     """x_s ~ N(A x_t + B E[x_0|x_t], c): the posterior variance c of known x_0 ("small").
 
     clip_pixel  grey levels of noise that the last step may leave in a picture; None for no bound
     """
 
-    clip_pixel: float | None = 2
-
-    def __post_init__(self) -> None:
-        check_clip_pixel(self.clip_pixel)
-
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        return _gaussian_step(x, NoiseMoments(moments.e1), context, self.clip_pixel), state
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        return _gaussian_step(x, NoiseMoments(estimate.moments.e1), context, self.clip_pixel), state
 
 
 @dataclass(frozen=True, kw_only=True)
-class SNDDPM(Solver):
+class SNDDPM(_Gaussian):
     """x_s ~ N(A x_t + B E[x_0|x_t], c + B^2 Var[x_0|x_t]): the optimal Gaussian, from E[eps^2|x_t].
 
     clip_pixel  grey levels of noise that the last step may leave in a picture; None for no bound
     """
 
-    clip_pixel: float | None = 2
     moments_needed = 2
 
-    def __post_init__(self) -> None:
-        check_clip_pixel(self.clip_pixel)
-
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        return _gaussian_step(x, NoiseMoments(moments.e1, moments.e2), context, self.clip_pixel), state
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        return _gaussian_step(x, NoiseMoments(*estimate.moments[:2]), context, self.clip_pixel), state

@@ -2,15 +2,16 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from gms_fast import ops
+from gms_fast.prediction import Estimate
+from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
-from gms_fast.types import NoiseMoments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,10 @@ class NoiseSource:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """All a solver may know about a step: its place in the loop, its numbers, the data range and its noise."""
+    """All a solver may know about a step: its place in the loop, its numbers, the data range and its noise.
+
+    plan  what the solver's `plan` says about this step
+    """
 
     index: int
     is_last: bool
@@ -39,25 +43,66 @@ class StepContext:
     clip: tuple[float, float] | None
     central: bool
     noise: NoiseSource
+    plan: Any = None
 
 
 class Solver(ABC):
     """One step of a sampler; subclasses are frozen dataclasses with keyword-only fields.
 
     moments_needed  1 for E[eps|x_t] alone, 2 and 3 for solvers that use the moment heads
-    spacing         the time grid that `sample` gives it, as `schedule.timesteps` takes it
+    spacing         the time grid that `sample` gives it, as `schedule.timesteps` takes it; None: the schedule's own
+    denoise         whether noise that is left at the last time is removed by one more call of the network
     """
 
     moments_needed: int = 1
-    spacing: str | float = "uniform"
+    spacing: str | float | None = None
+    denoise: bool = True
 
-    def start(self) -> Any:
+    def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
+        """The times to visit, noisiest first: a grid of `wanted` steps, or the `wanted` times, checked."""
+        times = schedule.timesteps(wanted, spacing=self.spacing) if isinstance(wanted, int) else list(wanted)
+        schedule.check_times(times)
+        return times
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
+        """What `step` needs to know of each step beyond its coefficients: plain numbers, computed once in float64."""
+        return [None] * (len(times) - 1)
+
+    def check(self, model: Any, schedule: Schedule, shape: Sequence[int]) -> None:  # noqa: B027 - most have nothing to check
+        """Raise ValueError if the solver was made for another model, schedule or shape of one sample."""
+
+    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> Any:
         """State before the first step; multistep solvers keep their history in it."""
         return None
 
     @abstractmethod
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        """(x_s, new state) from x_t, the noise moments there and the state. Must not write to x."""
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        """(x_s, new state) from x_t, what the network says there, and the state. Must not write to x."""
+
+
+class Multistep(Solver):
+    """x_s = w_0 x_t + sum_j w_j m_j + std z of the last data estimates m_0 = E[x_0|x_t], m_1, ..: (weights, std) is the
+    plan of a step, and history is all its state.
+    """
+
+    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple[Tensor, ...]:
+        return ()
+
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        weights, std = context.plan
+        history = (estimate.x0(), *state)
+        noise = context.noise.arguments(context.index) if std > 0 else {}
+        x_s = ops.affine_noise(x, history[: len(weights) - 1], weights, std, **noise)
+        return x_s, history[: self.order - 1]
+
+
+def check_signal(solver: Solver, schedule: Schedule, times: Sequence[float]) -> None:
+    """Raise ValueError where the first time has no signal: noise moments tell nothing of x_0 there."""
+    if not float(schedule.alpha(times[0])) > 0:
+        raise ValueError(
+            f"timesteps must start where alpha > 0 for {type(solver).__name__}: {schedule!r} has alpha = 0 at "
+            f"t = {times[0]:g}; start later, as with {type(schedule).__name__}(t_max=0.999)"
+        )
 
 
 def check_clip_pixel(clip_pixel: object) -> None:

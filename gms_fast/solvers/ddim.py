@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from gms_fast import ops
-from gms_fast.prediction import data_estimate
+from gms_fast.prediction import Estimate
 from gms_fast.solvers.base import Solver, StepContext
-from gms_fast.types import NoiseMoments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +24,10 @@ class DDIM(Solver):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1]: got {self.eta}")
 
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         k = context.coefficients
-        m = data_estimate(x, moments.e1, k.alpha_t, k.sigma_t, context.clip)
         std = self.eta * math.sqrt(k.c)
         scale = math.sqrt(k.sigma_s**2 - std**2) / k.sigma_t
-        weights = [scale, k.alpha_s - scale * k.alpha_t]  # e follows the clipped m
+        weights = [scale, k.alpha_s - scale * k.alpha_t]  # e follows the clipped m = x_0
         noise = context.noise.arguments(context.index) if std > 0 else {}
-        return ops.affine_noise(x, [m], weights, std, **noise), state
+        return ops.affine_noise(x, [estimate.x0()], weights, std, **noise), state

@@ -1,5 +1,6 @@
 """Gaussian Mixture Solvers: Guo et al., NeurIPS 2023 (arXiv 2311.00941)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,9 @@ from torch import Tensor
 
 from gms_fast import ops
 from gms_fast.ops.checks import COMPONENTS, FITS, MOMENTS, check_choice
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
-from gms_fast.types import NoiseMoments
+from gms_fast.prediction import Estimate
+from gms_fast.schedules import Schedule
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel, check_signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class GMS(Solver):
         check_clip_pixel(self.clip_pixel)
 
     @property
-    def spacing(self) -> str | float:  # type: ignore[override]
+    def spacing(self) -> str | float | None:  # type: ignore[override]
         return "uniform" if self.fit == "adan" else "angle"
 
     def _component(self, x: Tensor, given: Any) -> str:
@@ -62,12 +64,16 @@ class GMS(Solver):
     def moments_needed(self) -> int:  # type: ignore[override]
         return 2 if self.fit == "gaussian" else 3
 
-    def step(self, x: Tensor, moments: NoiseMoments, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
+        check_signal(self, schedule, times)
+        return super().plan(schedule, times)
+
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         bounded = bounded_last_step(x, context, self.clip_pixel)
         noise = context.noise.arguments(context.index)
         x_s = ops.gms_step(
             x,
-            *moments,
+            *estimate.moments,
             bounded or context.coefficients,
             component=self._component(x, noise["noise"]),
             fit="gaussian" if bounded else self.fit,
