@@ -6,9 +6,11 @@ from gms_fast.solvers.base import NoiseSource as NoiseSource
 from gms_fast.solvers.base import Solver as Solver
 from gms_fast.solvers.base import StepContext as StepContext
 from gms_fast.solvers.ddim import DDIM as DDIM
+from gms_fast.solvers.dpm_solver_pp import DPMSolverPP as DPMSolverPP
+from gms_fast.solvers.er_sde import ERSDE as ERSDE
 from gms_fast.solvers.gms import GMS as GMS
 
-_BY_NAME = {"gms": GMS, "ddpm": DDPM, "sn-ddpm": SNDDPM, "ddim": DDIM}
+_BY_NAME = {"gms": GMS, "ddpm": DDPM, "sn-ddpm": SNDDPM, "ddim": DDIM, "dpm-solver++": DPMSolverPP, "er-sde": ERSDE}
 
 
 def names() -> list[str]:

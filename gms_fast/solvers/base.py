@@ -85,6 +85,8 @@ class Multistep(Solver):
     plan of a step, and history is all its state.
     """
 
+    order: int
+
     def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple[Tensor, ...]:
         return ()
 
@@ -94,6 +96,12 @@ class Multistep(Solver):
         noise = context.noise.arguments(context.index) if std > 0 else {}
         x_s = ops.affine_noise(x, history[: len(weights) - 1], weights, std, **noise)
         return x_s, history[: self.order - 1]
+
+
+def check_order(order: object, orders: Sequence[int]) -> None:
+    """Raise ValueError unless `order` is one of `orders`."""
+    if isinstance(order, bool) or order not in orders:
+        raise ValueError(f"order must be one of {', '.join(map(str, orders))}: got {order!r}")
 
 
 def check_signal(solver: Solver, schedule: Schedule, times: Sequence[float]) -> None:
