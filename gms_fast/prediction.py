@@ -1,6 +1,5 @@
 """What a network predicts, as noise moments and as the data estimate (docs/notation.md)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ def _edm(y: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
     """c_skip x/alpha + c_out y at the level r = sigma/alpha (Karras et al. 2022, table 1)."""
     r = sigma / alpha
     total = r * r + _SIGMA_DATA**2
-    return (_SIGMA_DATA**2 / total / alpha) * x + (r * _SIGMA_DATA / math.sqrt(total)) * y
+    return (_SIGMA_DATA**2 / total / alpha) * x + (r * _SIGMA_DATA / total**0.5) * y
 
 
 # E[x_0|x_t] from the output y at x = alpha x_0 + sigma eps. "v" is alpha eps - sigma x_0 (Salimans & Ho 2022), "flow"

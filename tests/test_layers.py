@@ -55,6 +55,7 @@ ONLY = {  # folder: the parts of gms_fast that it may import
     "gms_fast/schedules": ["schedules"],
     "gms_fast/steps.py": ["schedules"],
     "gms_fast/prediction.py": ["steps", "types"],
+    "gms_fast/statistics": ["statistics", "ops", "schedules", "prediction", "types"],
     "gms_fast/layout.py": [],
     "gms_fast/_native.py": ["_C", "arguments", "layout"],
     "gms_fast/dispatch.py": ["_native"],

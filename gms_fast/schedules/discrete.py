@@ -96,7 +96,7 @@ class VP(Schedule):
         """Inverse of `network_time`; rounding of the network's own precision is undone at integer times."""
         t = as_float64(t) * (self.T / 1000.0) - self.time_shift
         nearest = t.round()
-        return torch.where((t - nearest).abs() < 1e-3, nearest, t)
+        return torch.where((t - nearest).abs() < 1e-3, t + (nearest - t).detach(), t)  # rounded, but its slope kept
 
     def clock(self, t: Times) -> Tensor:
         """(t + 1)/T: time t of T lies at the end of its interval."""

@@ -1,0 +1,216 @@
+"""The statistics themselves: curves over the half-log-SNR, their integrals, and their file.
+
+With y = x/alpha, lambda = log(alpha/sigma) and eps(x, lambda) the network's noise, all elementwise,
+
+    f = exp(-lambda) eps - l y        dy/dlambda = -l y - f        df/dlambda ~ s f + b
+
+where l makes f as flat in x as can be, and s, b regress its derivative along the ODE on it.
+Source: Zheng et al. 2023 (arXiv 2310.13268), sections 3 and 4.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gms_fast import schedules
+from gms_fast.schedules import Schedule
+from gms_fast.statistics import files
+
+FORMAT, FILE = "gms_fast empirical statistics 1", "empirical.safetensors"
+_CURVES = ("l", "s", "b")
+_METADATA = ("schedule", "N", "lambda", "shape", "samples", "network")
+
+
+class Tables(NamedTuple):
+    """Integrals over lambda from the noisiest node to every node, each (N+1, *sample)."""
+
+    L: Tensor  # of l
+    S: Tensor  # of s
+    I: Tensor  # of exp(L + S)
+    B: Tensor  # of exp(-S) b
+    C: Tensor  # of exp(L + S) B
+
+
+@dataclass(frozen=True, eq=False)
+class EmpiricalModel:
+    """What DPM-Solver-v3 knows about a network: l, s, b on a grid of lambda = log(alpha/sigma).
+
+    schedule  the schedule they were measured on
+    lam       (N+1,) half-log-SNR, uniform, increasing: noisiest first
+    l, s, b   (N+1, *sample): no unit, no unit, and the data's
+    network   `fingerprint` of the network, samples  how many were averaged; None where unknown
+    Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
+    """
+
+    schedule: Schedule
+    lam: Tensor
+    l: Tensor
+    s: Tensor
+    b: Tensor
+    network: str | None = field(default=None, kw_only=True)
+    samples: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule: got {self.schedule!r}")
+        for name in ("lam", *_CURVES):
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach()
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name} must be finite: it holds NaN or infinity")
+            object.__setattr__(self, name, value)
+        _check_grid(self.lam)
+        for name in _CURVES:
+            shape, wanted = tuple(getattr(self, name).shape), (len(self.lam), *self.l.shape[1:])
+            if shape != wanted:
+                raise ValueError(f"{name} must be (N+1, *sample) like lam and l, {wanted}: got {shape}")
+
+    @property
+    def N(self) -> int:  # noqa: N802
+        """Number of intervals of the grid."""
+        return len(self.lam) - 1
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.l.shape[1:])
+
+    def degenerate(self) -> "EmpiricalModel":
+        """The same with l = 1 and s = b = 0, which makes DPM-Solver++ of DPM-Solver-v3."""
+        return replace(self, l=torch.ones_like(self.l), s=torch.zeros_like(self.s), b=torch.zeros_like(self.b))
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The integrals by the trapezoid rule."""
+        L, S = self._integral(self.l), self._integral(self.s)
+        growth, B = (L + S).exp(), self._integral((-S).exp() * self.b)
+        return Tables(L, S, self._integral(growth), B, self._integral(growth * B))
+
+    def moment(self, i: int, j: int, k: int) -> Tensor:
+        """E_k(i, j) = INT exp((L+S) - (L+S)_i) (lambda - lambda_i)^k/k! dlambda from node i to node j > i.
+
+        Trapezoid rule over all nodes between them; (*sample), float64.
+        """
+        if not 0 <= i < j <= self.N or k < 0:
+            raise ValueError(f"i, j, k must have 0 <= i < j <= {self.N} and k >= 0: got {i}, {j}, {k}")
+        exponent, lam = (self.tables.L + self.tables.S)[i : j + 1], self.lam[i : j + 1]
+        powers = (lam - lam[0]) ** k / math.factorial(k)
+        return torch.trapezoid((exponent - exponent[0]).exp() * self._along(powers), lam, dim=0)
+
+    def check(
+        self,
+        *,
+        model: Callable | None = None,
+        schedule: Schedule | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        """Raise ValueError saying what of these, where given, the statistics were not measured for."""
+        wrong = []
+        if schedule not in (None, self.schedule) and schedule.config != self.schedule.config:
+            wrong.append(f"schedule: {_schedules(self.schedule, schedule)}")
+        if shape is not None and tuple(shape) != self.sample_shape:
+            wrong.append(f"shape: {self.sample_shape} there, {tuple(shape)} here")
+        network = None if model is None else fingerprint(model)
+        if None not in (network, self.network) and network != self.network:
+            wrong.append(f"network: {self.network} there, {network} here")
+        if wrong:
+            raise ValueError(
+                "statistics were measured for something else: " + "; ".join(wrong) + ". Measure them with "
+                "gms_fast.statistics.empirical_model or gms-fast statistics"
+            )
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write one safetensors file: the curves, and in its metadata what they belong to.
+
+        dtype  of s and b, which sampling error makes uncertain anyway; l is stored as float32, the grid as float64
+        Raises ValueError for curves that `dtype` cannot hold.
+        """
+        kept = {"lam": self.lam, "l": self.l.float(), "s": self.s.to(dtype), "b": self.b.to(dtype)}
+        if lost := [name for name, curve in kept.items() if not bool(curve.isfinite().all())]:
+            raise ValueError(f"{', '.join(lost)} cannot be stored as {dtype}: too large")
+        metadata = {
+            "schedule": self.schedule.config,
+            "N": self.N,
+            "lambda": self.lam[[0, -1]].tolist(),
+            "shape": self.sample_shape,
+            "samples": self.samples,
+            "network": self.network,
+        }
+        files.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EmpiricalModel":
+        """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        curves, stored = files.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
+        try:
+            known = {key: json.loads(stored[key]) for key in _METADATA}
+            schedule = schedules.build(known["schedule"])
+            kept = {name: curves[name].double() for name in ("lam", *_CURVES)}
+            statistics = cls(schedule, **kept, network=known["network"], samples=known["samples"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"statistics {path} make no sense: {error}") from error
+        found = {
+            "N": statistics.N,
+            "lambda": statistics.lam[[0, -1]].tolist(),
+            "shape": list(statistics.sample_shape),
+        }
+        for key, value in found.items():
+            if known[key] != value:
+                raise ValueError(f"statistics {path}: {key} is {known[key]} by its metadata, but {value} in its curves")
+        return statistics
+
+    def _along(self, values: Tensor) -> Tensor:
+        """(n,) values over nodes, to multiply curves (n, *sample) by."""
+        return values.view(-1, *[1] * len(self.sample_shape))
+
+    def _integral(self, values: Tensor) -> Tensor:
+        """(N+1, *sample): the integral from the first node to every node."""
+        steps = (values[1:] + values[:-1]) / 2 * self._along(self.lam.diff())
+        return torch.cat([torch.zeros_like(values[:1]), steps.cumsum(0)])
+
+
+def load(name_or_path: str | Path) -> EmpiricalModel:
+    """Statistics of an embedded model, by its name ("mnist", "digits"), or those of a file."""
+    shipped = Path(str(resources.files("gms_fast.models") / str(name_or_path) / FILE))
+    return EmpiricalModel.load(shipped if shipped.is_file() else name_or_path)
+
+
+def fingerprint(model: Callable) -> str | None:
+    """16 hexadecimal digits that tell a network's parameters from others; None for what has no parameters.
+
+    Names, shapes, and values rounded to bfloat16: casting a network to bfloat16, or one that was loaded from a
+    half-precision file to half precision, keeps them, and so does `torch.compile`.
+    """
+    parameters = dict(model.named_parameters()) if isinstance(model, torch.nn.Module) else {}
+    if not parameters:
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted((name.replace("_orig_mod.", ""), value) for name, value in parameters.items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_grid(lam: Tensor) -> None:
+    if lam.ndim != 1 or len(lam) < 2:
+        raise ValueError(f"lam must be (N+1,) with N >= 1: got {tuple(lam.shape)}")
+    steps = lam.diff()
+    mean = (lam[-1] - lam[0]) / (len(lam) - 1)
+    if not (mean > 0 and bool(((steps - mean).abs() <= 1e-3 * mean).all())):  # float32 grids too
+        raise ValueError(
+            f"lam must be uniform and increasing: got steps from {float(steps.min()):g} to {float(steps.max()):g}"
+        )
+
+
+def _schedules(there: Schedule, here: Schedule) -> str:
+    """Both, and in what they differ: the names alone may be the same."""
+    a, b = there.config, here.config
+    return f"{there!r} there, {here!r} here (other {', '.join(k for k in a | b if a.get(k) != b.get(k))})"

@@ -1,0 +1,62 @@
+"""What an unfinished measurement has so far, in memory and in a file beside the one it will become."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast.statistics import files
+
+FORMAT = "gms_fast unfinished statistics 1"
+SECONDS = 30.0  # between two writes
+
+
+class Work:
+    """Rows of named results, one a node, in order; read from `path` if it is there, kept in it if one is given.
+
+    configuration  what the rows depend on, JSON; a file of another one is refused
+    """
+
+    def __init__(self, path: Path | None, names: tuple[str, ...], configuration: dict[str, Any]) -> None:
+        self.path, self.configuration = path, configuration
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        self._written = time.monotonic()
+        if path is not None and path.exists():
+            stored, metadata = files.read(path, FORMAT, names, ("configuration",))
+            _check_same(path, json.loads(metadata["configuration"]), json.loads(json.dumps(configuration)))
+            self.rows = {name: list(stored[name]) for name in names}
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    def add(self, name: str, row: Tensor) -> None:
+        """One row more of `name`, written with the others if the last time is some while ago."""
+        self.rows[name].append(row.cpu())
+        if time.monotonic() - self._written > SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write all rows, if there is a file to write to."""
+        if self.path is None:
+            return
+        rows = {name: torch.stack(rows) if rows else torch.empty(0) for name, rows in self.rows.items()}
+        files.write(self.path, rows, {"format": FORMAT, "configuration": json.dumps(self.configuration)})
+        self._written = time.monotonic()
+
+    def delete(self) -> None:
+        """Remove the file, if there is one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    lines = [
+        f"  {k}: {stored.get(k)!r} there, {wanted.get(k)!r} asked for"
+        for k in sorted(stored | wanted)
+        if stored.get(k) != wanted.get(k)
+    ]
+    if lines:
+        raise ValueError(f"{path} is of another measurement; delete it or choose another file:\n" + "\n".join(lines))
