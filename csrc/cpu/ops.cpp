@@ -384,16 +384,41 @@ void fit_mixture(const Operand tensors[7], const Shape& shape, const Scheme& sch
   });
 }
 
-void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
-                  const Where& where) {
+struct Constant {  // a weight that all elements share
+  float value;
+  float operator[](int64_t) const { return value; }
+};
+
+// The weights of a block's elements: in place where they are, else one sample after the other in `buffer`.
+template <bool kByElement>
+auto weights_of(const Affine& affine, int row, const Shape& shape, const Span& span, float* buffer) {
+  if constexpr (kByElement) {
+    const float* weights = address(affine.by_element, shape, Span{row, 1, span.begin, 0});
+    if (span.samples == 1) return weights;
+    for (int64_t s = 0; s < span.samples; ++s) std::copy_n(weights, shape.elements, buffer + s * shape.elements);
+    return static_cast<const float*>(buffer);
+  } else {
+    return Constant{affine.weight(row)};
+  }
+}
+
+template <bool kByElement>
+void affine_blocks(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
+                   const Where& where) {
   for_each_block(shape, where, [&](const Span& span) {
-    float sum[kBlock], buffer[kBlock];
+    float sum[kBlock], buffer[kBlock], weight_buffer[kBlock];
+    const auto weights = [&](int row) { return weights_of<kByElement>(affine, row, shape, span, weight_buffer); };
     const float* x = load(tensors[0], shape, span, buffer);
-    for (int64_t i = 0; i < span.size; ++i) sum[i] = affine.weight(0) * x[i];
+    const auto first = weights(0);
+    for (int64_t i = 0; i < span.size; ++i) sum[i] = first[i] * x[i];
     for (int term = 0; term < affine.terms; ++term) {
       const float* y = load(affine.term[term], shape, span, buffer);
-      const float weight = affine.weight(term + 1);
-      for (int64_t i = 0; i < span.size; ++i) sum[i] = fma(weight, y[i], sum[i]);
+      const auto weight = weights(term + 1);
+      for (int64_t i = 0; i < span.size; ++i) sum[i] = fma(weight[i], y[i], sum[i]);
+    }
+    if constexpr (kByElement) {
+      const float* added = weights(affine.terms + 1);
+      for (int64_t i = 0; i < span.size; ++i) sum[i] += added[i];
     }
     if (affine.noisy) {
       const Draws draws(noise, shape, span, false);
@@ -403,6 +428,12 @@ void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& af
     std::copy_n(sum, in_place(tensors[1]) ? span.size : 0, target(tensors[1], shape, span, buffer));
     store(tensors[1], shape, span, sum);
   });
+}
+
+void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
+                  const Where& where) {
+  const auto blocks = affine.by_element.data != nullptr ? affine_blocks<true> : affine_blocks<false>;
+  blocks(tensors, shape, affine, noise, where);
 }
 
 void philox(const Operand& out, const Shape& shape, const Noise& noise, uint32_t stream, bool normal,
