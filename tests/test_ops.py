@@ -231,6 +231,8 @@ def test_equal_weights_by_element_are_the_weights(dtype):
     for std in (0.0, 0.3):
         want = ops.affine_noise(x, terms, numbers, std, seed=-5, step_index=7)
         assert torch.equal(ops.affine_noise(x, terms, weights, std, seed=seed, step_index=index), want)
+    never_read = torch.full_like(x, math.nan)
+    assert torch.equal(ops.affine_noise(x, terms, weights, noise=never_read), ops.affine_noise(x, terms, numbers))
     by_seed = ops.affine_noise(x, terms, weights, 0.3, seed=[4, 9])
     assert torch.equal(by_seed, ops.affine_noise(x, terms, numbers, 0.3, seed=[4, 9]))
 
