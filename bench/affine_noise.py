@@ -1,6 +1,10 @@
 """Time of a linear step with noise: `python bench/affine_noise.py [--device cuda] [--shape cifar] [--out FILE]`."""
 
+from collections.abc import Callable
+from itertools import product
+
 import torch
+from bars import Bar, ratio
 from baselines import compiled, eager_affine
 from cases import SHAPES, Case, Inputs, cast, input_sets, normals, yardsticks
 from figures import main, measured
@@ -9,24 +13,39 @@ from gms_fast import ops
 
 WEIGHTS = (0.9, -0.4, 0.3, -0.1)  # of x and up to three terms
 STD = 0.2
+THREE_TERMS = [  # by element, standard deviation
+    (f"terms: 3{', weights by element' * by_element}{', no noise' * (not std)}", by_element, std)
+    for by_element, std in product((False, True), (STD, 0.0))
+]
+
+
+def updates(op: Callable[..., torch.Tensor], *numbers: object) -> Callable[..., torch.Tensor]:
+    return lambda x, *terms: op(x, terms, *numbers)
 
 
 def fused(sets: list[Inputs], terms: int) -> Case:
     """The op on the first `terms` terms, in the dtypes of the sets."""
     used = [t[: terms + 1] for t in sets]
     bytes_ = sum(t.element_size() for t in used[0]) + used[0][0].element_size()
-
-    def run(x, *rest):
-        return ops.affine_noise(x, rest, WEIGHTS[: terms + 1], STD)
-
+    run = updates(ops.affine_noise, WEIGHTS[: terms + 1], STD)
     return Case(f"affine_noise, terms: {terms}", run, used, bytes_, checked=True)
 
 
-def rivals(sets: list[Inputs]) -> list[Case]:
-    def affine(x, *terms):
-        return eager_affine(x, terms, WEIGHTS[:3], STD)
+def three_terms(sets: list[Inputs]) -> list[Case]:
+    """A multistep solver's update beside eager torch; the bytes leave out weights by element, which samples share."""
+    x = sets[0][0]
+    rows = torch.randn((5, *x.shape[1:]), generator=torch.Generator(x.device).manual_seed(0), device=x.device)
+    cases = []
+    for name, by_element, std in THREE_TERMS:
+        *weights, constant = rows if by_element else (*WEIGHTS, None)
+        fast = updates(ops.affine_noise, rows if by_element else WEIGHTS, std)
+        slow = updates(eager_affine, weights, std, constant)
+        cases += [Case(f"affine_noise, {name}", fast, sets, 20, checked=True), Case(f"eager, {name}", slow, sets, 20)]
+    return cases
 
-    two = [t[:3] for t in sets]
+
+def rivals(sets: list[Inputs]) -> list[Case]:
+    two, affine = [t[:3] for t in sets], updates(eager_affine, WEIGHTS[:3], STD)
     cases = [Case("eager, terms: 2", affine, two, 16)]
     if fast := compiled(affine, *two[0]):
         cases.append(Case("torch.compile, terms: 2", fast, two, 16))
@@ -39,13 +58,19 @@ def measure(device: str, shape: str, runs: int) -> dict[str, object]:
     mixed, low = (fused(cast(sets, dtype, half), 2) for dtype in (torch.float32, half))
     cases = [
         *yardsticks(sets),
-        *(fused(sets, terms) for terms in (1, 2, 3)),
+        *(fused(sets, terms) for terms in (1, 2)),
         mixed._replace(name=f"{mixed.name}, bfloat16 terms"),
         low._replace(name=f"{low.name}, bfloat16"),
+        *three_terms(sets),
         *rivals(sets),
     ]
     return measured(shape, cases, [], runs) | {"op": "affine_noise"}
 
 
+def bars(rows: list[dict]) -> list[Bar]:
+    pairs = [(f"affine_noise, {name}", f"eager, {name}") for name, *_ in THREE_TERMS]
+    return [bar for pair in pairs for bar in ratio(rows, *pair, 0.5, 0.25, at_most=True)]
+
+
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, bars)

@@ -1,6 +1,6 @@
 """What the ops are measured against, each written from docs/notation.md in plain torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -83,12 +83,20 @@ def released_draw(mean: Tensor, var: Tensor, third: Tensor, iterations: int = 70
     return torch.where(torch.rand_like(mean) < 1 / 3, a, b) + v.sqrt() * torch.randn_like(mean)
 
 
-def eager_affine(x: Tensor, terms: tuple[Tensor, ...], weights: tuple[float, ...], noise_std: float) -> Tensor:
-    """weights[0] x + sum of weights[i+1] terms[i] + noise_std z."""
+def eager_affine(
+    x: Tensor,
+    terms: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    noise_std: float,
+    constant: Tensor | None = None,
+) -> Tensor:
+    """weights[0] x + sum of weights[i+1] terms[i] + constant + noise_std z."""
     result = weights[0] * x
     for weight, term in zip(weights[1:], terms, strict=True):
         result = result + weight * term
-    return result + noise_std * torch.randn_like(x)
+    if constant is not None:
+        result = result + constant
+    return result + noise_std * torch.randn_like(x) if noise_std else result
 
 
 def compiled(function: Callable[..., object], *inputs: Tensor) -> Callable[..., object] | None:

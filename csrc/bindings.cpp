@@ -146,8 +146,8 @@ void fit_mixture(bool gpu, uintptr_t where, const py::list& buffers, int64_t sam
 
 // buffers: x, terms, out.
 void affine_noise(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
-                  const Layout& layout, const std::vector<double>& weights, uintptr_t weights_at, bool noisy,
-                  const py::tuple& draws) {
+                  const Layout& layout, const std::vector<double>& weights, uintptr_t weights_at, bool by_element,
+                  bool noisy, const py::tuple& draws) {
   const Tensors t(buffers, samples, elements, layout);
   gms::Affine affine = {};
   affine.terms = static_cast<int32_t>(t.count) - 2;
@@ -155,7 +155,8 @@ void affine_noise(bool gpu, uintptr_t where, const py::list& buffers, int64_t sa
   const gms::Operand ends[2] = {t.operands[0], t.operands[t.count - 1]};
   if (weights.size() > std::size(affine.weights)) throw std::invalid_argument("too many weights");
   std::transform(weights.begin(), weights.end(), affine.weights, narrow);
-  affine.weights_at = reinterpret_cast<const float*>(weights_at);
+  affine.weights_at = by_element ? nullptr : reinterpret_cast<const float*>(weights_at);
+  affine.by_element = {by_element ? reinterpret_cast<void*>(weights_at) : nullptr, gms::DType::kFloat32, true, {}};
   affine.noisy = noisy;
   const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;

@@ -63,6 +63,7 @@ struct Affine {
   Operand term[kMaxTerms];
   float weights[kMaxTerms + 2];  // of x, of the terms, of the noise
   const float* weights_at;       // the same, or null
+  Operand by_element;            // (terms + 2, elements): weights of x, of the terms, and what is added; may be null
   bool noisy;
 
   GMS_HD float weight(int i) const { return weights_at != nullptr ? weights_at[i] : weights[i]; }

@@ -111,7 +111,8 @@ def affine_noise(
     noisy: bool,
     noise: Noise,
 ) -> None:
-    _call("affine_noise", tensors, layout, weights, _address(numbers), noisy, _noise(noise))
+    by_element = numbers is not None and numbers.ndim > 1
+    _call("affine_noise", tensors, layout, weights, _address(numbers), by_element, noisy, _noise(noise))
 
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:

@@ -51,8 +51,10 @@ def fit_mixture(tensors, layout, floor, fit) -> None:
 
 def affine_noise(tensors, layout, weights, numbers, noisy, noise) -> None:
     """w_0 x + sum_i w_i term_i + std z; tensors: x, terms, out."""
-    weights = tuple(map(float, weights)) if numbers is None else (numbers,)
-    switches = {"TERMS": len(tensors) - 2, "NOISY": noisy, "ON_DEVICE": numbers is not None}
+    weights, kind = tuple(map(float, weights)), "given"
+    if numbers is not None:
+        weights, kind = ((numbers,), "on device") if numbers.ndim == 1 else ((numbers, weights[-1]), "by element")
+    switches = {"TERMS": len(tensors) - 2, "NOISY": noisy, "WEIGHTS": kind}
     arguments = (*_places(tensors, layout), weights, *_counters(noise), noise.z)
     _run(_launch(affine_kernel, tensors[0], arguments, switches), tensors[0])
 

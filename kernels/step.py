@@ -206,7 +206,7 @@ def affine_kernel(
     tensors,  # x, terms, out
     sizes,
     elements,
-    weights,  # of x, of the terms, of the noise; or (pointer to these,)
+    weights,  # see `weight_at`, and in the end that of the noise
     seeds,
     seed_at,
     step_at,
@@ -217,22 +217,34 @@ def affine_kernel(
     z,
     TERMS: tl.constexpr,
     NOISY: tl.constexpr,
-    ON_DEVICE: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     place = span(elements, BLOCK)
-    total = weight_at(weights, 0, ON_DEVICE) * load(tensors[0], sizes, place)
+    total = weight_at(weights, 0, place, WEIGHTS) * load(tensors[0], sizes, place)
     for i in tl.static_range(TERMS):
-        total = tl.fma(load(tensors[i + 1], sizes, place), weight_at(weights, i + 1, ON_DEVICE), total)
+        total = tl.fma(load(tensors[i + 1], sizes, place), weight_at(weights, i + 1, place, WEIGHTS), total)
+    if WEIGHTS == "by element":
+        total += weight_at(weights, TERMS + 1, place, WEIGHTS)
     if NOISY:
         counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
-        total = tl.fma(normals(z, counters, place), weight_at(weights, TERMS + 1, ON_DEVICE), total)
+        std = weights[1] if WEIGHTS == "by element" else weight_at(weights, TERMS + 1, place, WEIGHTS)
+        total = tl.fma(normals(z, counters, place), std, total)
     store(tensors[TERMS + 1], sizes, place, total)
 
 
 @triton.jit
-def weight_at(weights, i: tl.constexpr, ON_DEVICE: tl.constexpr):
-    return tl.load(weights[0] + i) if ON_DEVICE else weights[i]
+def weight_at(weights, i: tl.constexpr, place, WEIGHTS: tl.constexpr):
+    """Weight i of x and the terms. weights: "given", the numbers; "on device", (pointer to them,); "by element",
+    (pointer to rows of them, the last of which is added, and the weight of the noise)."""
+    if WEIGHTS == "by element":
+        _, begin, inside, elements = place
+        weight = load((weights[0], None), None, (tl.cast(i, tl.int64), begin, inside, elements))
+    elif WEIGHTS == "on device":
+        weight = tl.load(weights[0] + i)
+    else:
+        weight = weights[i]
+    return weight
 
 
 @triton.jit(do_not_specialize=_VARYING)

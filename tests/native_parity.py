@@ -11,7 +11,7 @@ import os
 
 import pytest
 import torch
-from parity import FITS, network_moments
+from parity import FITS, network_moments, weights_by_element
 
 from gms_fast import _native, ops
 from gms_fast.schedules import VPLinear
@@ -105,6 +105,7 @@ def test_layouts(same, layout, dtype):
     same(ops.gms_step, *inputs, STEP, component="element")
     same(ops.gms_step, inputs[0].contiguous(), *inputs[1:], STEP)
     same(ops.affine_noise, inputs[0], inputs[1:], [1.0, 0.5, -2.0, 0.25], 0.5)
+    same(ops.affine_noise, inputs[0], inputs[1:], LAYOUTS[layout](weights_by_element(3, inputs[0])), 0.5)
     same(ops.fit_mixture, *(t.abs() for t in inputs[:3]))
 
 
@@ -115,6 +116,19 @@ def test_fit_and_sample_mixture(same, shape, fit):
     same(ops.fit_mixture, mean, var.abs(), third, 0.05, fit=fit)
     same(ops.sample_mixture, mean, var.abs(), third, 0.05, fit=fit, seed=4)
     same(ops.sample_mixture, mean, var, third, fit=fit, component="sample")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_affine_noise_with_weights_by_element(same, shape, dtype):
+    x, *terms = network_moments(shape, 400)
+    for count in (0, 5):
+        terms_ = [terms[i % 3].to(dtype) for i in range(count)]
+        weights = weights_by_element(count, x)
+        same(ops.affine_noise, x, terms_, weights, 0.3, seed=torch.tensor(-5), step_index=torch.tensor(7))
+        same(ops.affine_noise, x.to(dtype), terms_, weights)
+        unaligned = torch.cat([weights.flatten(), weights.flatten()[:1]])[1:].view_as(weights)
+        same(ops.affine_noise, x, terms_, unaligned, 0.3)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

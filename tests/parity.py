@@ -27,6 +27,12 @@ def network_moments(shape, t, central=False, device="cpu"):
     return [m.to(device) for m in (alpha * x_0 + sigma * eps, eps * (1 + 0.01 * torch.randn(shape)), e2, e3)]
 
 
+def weights_by_element(terms, like):
+    """Of x, of the terms, and what is added: (terms + 2, *), of either sign."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn((terms + 2, *like.shape[1:]), generator=generator).to(like.device)
+
+
 def cast(tensors, dtype, noise=0.0):
     """The tensors in another dtype, each element moved by a random part of `noise`."""
     given = [None if t is None else t.to(dtype) for t in tensors]

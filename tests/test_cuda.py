@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from parity import FITS, network_moments
+from parity import FITS, network_moments, weights_by_element
 
 import gms_fast
 from gms_fast import _native, ops
@@ -49,5 +49,8 @@ def test_dtypes_and_layouts(shape, dtype):
     for inputs in ([x, *(t.to(dtype) for t in moments)], [t.to(dtype) for t in (x, *moments)], [x, *strided]):
         same(lambda *t: ops.gms_step(*t, STEP), *inputs)
         same(lambda *t: ops.affine_noise(t[0], t[1:], [0.5, -2.0, 0.25, 1.0], 0.3), *inputs)
+        weights = weights_by_element(3, x)
+        same(lambda *t: ops.affine_noise(t[0], t[1:-1], t[-1], 0.3), *inputs, weights)
+        same(lambda *t: ops.affine_noise(t[0], t[1:-1], t[-1]), *inputs, weights)
     same(lambda *t: ops.fit_mixture(t[0], t[1].abs(), t[2]), *moments)
     same(lambda *t: ops.sample_mixture(t[0], t[1].abs(), t[2]), *moments)

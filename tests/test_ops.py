@@ -180,6 +180,126 @@ def test_affine_noise_is_the_weighted_sum():
     assert torch.equal(ops.affine_noise(x, [y], [0.0, 1.0], out=x), y)
 
 
+def by_element(terms, like, dtype=torch.float32):
+    """Weights for every element of a sample: of x, of the terms, and what is added."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn((terms + 2, *like.shape[1:]), generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 7), (2, 3, 2, 2, 2)])
+@pytest.mark.parametrize("terms", [0, 3, 8])
+def test_affine_noise_by_element_is_the_weighted_sum(terms, shape):
+    """Element by element in Python's own float64, sum after sum."""
+    x, z, *rest = tensors(2 + terms, torch.float64, shape=shape)
+    weights = by_element(terms, x, torch.float64)
+    got = ops.affine_noise(x, rest, weights, 0.3, noise=z).flatten(1)
+    rows = weights.flatten(1).tolist()
+    for b in range(shape[0]):
+        for e in range(got.shape[1]):
+            values = [t.flatten(1)[b, e].item() for t in (x, *rest)]
+            want = math.fsum(row[e] * v for row, v in zip(rows, values, strict=False))
+            want += rows[-1][e] + 0.3 * z.flatten(1)[b, e].item()
+            assert abs(got[b, e].item() - want) < 64 * 2**-52  # a dozen roundings of numbers below 4
+
+
+@compiled
+def test_affine_noise_by_element_rounds_in_one_order():
+    """W_0 x, then an fma for each term, then the constant, then an fma for the noise; each column tells one of these
+    from its neighbours. p^2 = q + 2^-24 rounds to q, so that only an fma keeps the rest; 2^24 + 1 rounds to 2^24."""
+    p, q, large = 1 + 2.0**-12, 1 + 2.0**-11, 2.0**24
+    columns = {  # what is told: x, W_0, y, W_1, constant, z; the result
+        "W_0 x is rounded": (p, p, -q, 1, 0, 0, 0),
+        "the term's fma": (-q, 1, p, p, 0, 0, 2.0**-24),
+        "the term before the constant": (1, 1, large, 1, -large, 0, 0),
+        "the constant before the noise": (1, 1, 0, 1, large, -large, 0),
+    }
+    x, w_0, y, w_1, constant, z, want = torch.tensor([*columns.values()]).T[:, None]
+    assert torch.equal(ops.affine_noise(x, [y], torch.cat([w_0, w_1, constant]), 1.0, noise=z), want)
+    one = torch.ones(1, 1)
+    got = ops.affine_noise(one, [], torch.tensor([[0.0], [-q]]), p, noise=p * one)
+    assert got == 2.0**-24
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_weights_by_element_are_the_weights(dtype):
+    """The bits of scalar weights, with a constant of zero; and noise like theirs."""
+    x, *terms = tensors(4, dtype)
+    numbers = [0.5, -2.0, 0.25, 1.0]
+    weights = torch.tensor([*numbers, 0.0])[:, None, None, None].expand(-1, *x.shape[1:])
+    seed, index = torch.tensor(-5), torch.tensor(7)
+    for std in (0.0, 0.3):
+        want = ops.affine_noise(x, terms, numbers, std, seed=-5, step_index=7)
+        assert torch.equal(ops.affine_noise(x, terms, weights, std, seed=seed, step_index=index), want)
+    never_read = torch.full_like(x, math.nan)
+    assert torch.equal(ops.affine_noise(x, terms, weights, noise=never_read), ops.affine_noise(x, terms, numbers))
+    by_seed = ops.affine_noise(x, terms, weights, 0.3, seed=[4, 9])
+    assert torch.equal(by_seed, ops.affine_noise(x, terms, numbers, 0.3, seed=[4, 9]))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "channels", "transposed"])
+def test_weights_by_element_follow_the_logical_index(layout, dtype):
+    plain = tensors(4, dtype)
+    moved = [LAYOUTS[layout](t) for t in plain]
+    weights = by_element(3, plain[0])
+    negated = torch._neg_view(-weights)
+    want = ops.affine_noise(plain[0], plain[1:], weights, 0.3, seed=4)
+    for x, *terms in (moved, [moved[0], *plain[1:]], [plain[0], *moved[1:]]):
+        for w in (weights, LAYOUTS[layout](weights), negated, torch.complex(weights, -weights).conj().imag):
+            assert torch.equal(ops.affine_noise(x, terms, w, 0.3, seed=4), want)
+
+
+def test_weights_by_element_without_three_strides():
+    """Tensors that must be copied, and weights with them."""
+    x = torch.rand(2, 3, 4, 5, 6, 2)[..., 0].permute(0, 4, 2, 3, 1)
+    weights = by_element(1, x)
+    want = ops.affine_noise(x.contiguous(), [x.contiguous()], weights, 0.3)
+    assert torch.equal(ops.affine_noise(x, [x], weights, 0.3), want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ["affine_noise", "affine_noise_out"])
+def test_weights_by_element_pass_opcheck(op, dtype, layout):
+    x, *terms = tensors(6, dtype, layout)
+    options = {"numbers": by_element(5, x)}
+    if op.endswith("_out"):
+        options["out"] = torch.empty_like(x)
+    torch.library.opcheck(getattr(torch.ops.gms_fast, op).default, (x, terms, [], 0.3), options)
+
+
+def test_weights_by_element_compile_and_have_meta_results():
+    def update(x, y, weights):
+        return ops.affine_noise(x, [y, x * y], weights * 2, 0.3, seed=3) + 1
+
+    x, y = tensors(2)
+    weights = by_element(2, x)
+    assert torch.equal(torch.compile(update, fullgraph=True, backend="aot_eager")(x, y, weights), update(x, y, weights))
+    assert update(x.to("meta"), y.to("meta"), weights.to("meta")).shape == x.shape
+
+
+def test_float64_weights_by_element_keep_their_digits():
+    x, y = tensors(2, torch.float64)
+    weights = by_element(1, x, torch.float64) / 3
+    got = ops.affine_noise(x.float(), [y], weights, out=torch.empty_like(x))  # one term in float64 is enough
+    want = weights[0] * x.float() + weights[1] * y + weights[2]
+    torch.testing.assert_close(got, want, rtol=0, atol=8 * 2**-52)
+    assert torch.equal(ops.affine_noise(x, [y], weights.float()), ops.affine_noise(x, [y], weights.float().double()))
+
+
+def test_out_over_weights_by_element_gives_the_same_result():
+    """Samples after the first would else read what the first has written."""
+    x, y = (t.flatten(1) for t in tensors(2, shape=(4, 300)))
+    weights = by_element(1, x)
+    want = ops.affine_noise(x, [y], weights, 0.3)
+    for offset in (0, 1, 300):
+        memory = torch.empty(4 * 300 + offset)
+        given, out = memory[:900].view(3, 300).copy_(weights), memory[offset:].view(4, 300)
+        assert torch.equal(ops.affine_noise(x, [y], given, 0.3, out=out), want)
+
+
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_may_come_in_tensors(dtype):
@@ -389,6 +509,46 @@ REFUSALS = {
         lambda: ops.affine_noise(X, [X], torch.ones(2)),
         ValueError,
         r"weights must be \(3,\) float32.* got \(2,\)",
+    ),
+    "weights by element, shape": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3, 4)),
+        ValueError,
+        r"weights must be \(3, 3\) float32 on cpu: got \(3, 4\)",
+    ),
+    "weights by element, rows": (
+        lambda: ops.affine_noise(X, [X], torch.ones(2, 3), 0.5),
+        ValueError,
+        r"weights must be \(3, 3\) float32.* got \(2, 3\)",
+    ),
+    "weights for every sample": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3, 2, 3)),
+        ValueError,
+        r"weights must be \(3, 3\) float32.* got \(3, 2, 3\)",
+    ),
+    "weights by element, dtype": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3, 3).bfloat16()),
+        ValueError,
+        "weights must be .* float32.* got .* torch.bfloat16",
+    ),
+    "weights by element, float64": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3, 3).double()),
+        ValueError,
+        "weights must be .* float32.* got .* torch.float64",
+    ),
+    "weights by element, device": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3, 3, device="meta")),
+        ValueError,
+        "weights must be .* on cpu: got .* on meta",
+    ),
+    "weights by element with a gradient": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3, 3, requires_grad=True)),
+        RuntimeError,
+        "forward only, but weights requires a gradient",
+    ),
+    "weights by element, noise_std": (
+        lambda: ops.affine_noise(X, [X], torch.ones(3, 3), -1.0),
+        ValueError,
+        "noise_std must be .* got -1",
     ),
     "noise_std": (
         lambda: ops.affine_noise(X, [], [1.0], -1.0),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from parity import FITS, NARROW, check, network_moments
+from parity import FITS, NARROW, check, network_moments, weights_by_element
 
 from gms_fast import _native, ops
 from gms_fast.schedules import VPLinear
@@ -90,11 +90,24 @@ def test_fit_and_sample_mixture(instruction_set, fit):
             check(lambda i, f=fit: ops.sample_mixture(*i, 0.05, fit=f, seed=4), inputs, scale=2.0)
 
 
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("terms", [0, 1, 5, 8])
+def test_affine_noise_with_weights_by_element(instruction_set, terms, dtype):
+    for shape in SHAPES:
+        inputs = [t for _ in range(3) for t in network_moments(shape, 400)][: terms + 1]
+        weights = weights_by_element(terms, inputs[0])
+        for std in (0.0, 0.3):
+            check(
+                lambda i, w=weights, std=std: ops.affine_noise(i[0], i[1:], w, std, seed=4), inputs, dtype, scale=16.0
+            )
+
+
 CALLS = {
     **{f"gms_step {fit}": lambda i, fit=fit: ops.gms_step(*i, STEP, fit=fit, iterations=9) for fit in FITS},
     **{f"sample_mixture {fit}": lambda i, fit=fit: ops.sample_mixture(i[0], i[1].abs(), i[3], fit=fit) for fit in FITS},
     **{f"fit_mixture {fit}": lambda i, fit=fit: ops.fit_mixture(i[0], i[1].abs(), i[3], fit=fit) for fit in FITS},
     "affine_noise": lambda i: ops.affine_noise(i[0], i[1:], [0.5, -2.0, 0.25, 1.0], 0.3),
+    "affine_noise by element": lambda i: ops.affine_noise(i[0], i[1:], weights_by_element(3, i[0]), 0.3),
     "philox_normal": lambda i: ops.philox_normal(i[0].shape, seed=1, dtype=torch.float16),
     "philox_uniform": lambda i: ops.philox_uniform(i[0].shape, seed=1, dtype=torch.bfloat16),
 }
@@ -132,6 +145,20 @@ def test_sample_has_the_same_bits_in_any_batch_and_order(component):
     order = torch.randperm(64)
     reordered = ops.gms_step(*(t[order] for t in inputs), step, **(options | {"seed": seeds[order]}))
     assert torch.equal(reordered, by_seed[order])
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 5, 5), (64, 1000)])
+def test_weights_by_element_are_those_of_every_sample(shape):
+    """In any batch: blocks that hold several samples, or parts of one, read the same rows."""
+    x, *terms = network_moments(shape, 400)
+    weights = weights_by_element(3, x)
+    whole = ops.affine_noise(x, terms, weights, 0.3, seed=9)
+    for size in (1, 7):
+        parts = [
+            ops.affine_noise(x[i : i + size], [t[i : i + size] for t in terms], weights, 0.3, seed=9, sample_offset=i)
+            for i in range(0, 64, size)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
 
 
 def test_nan_stays_in_its_element():

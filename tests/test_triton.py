@@ -99,6 +99,8 @@ def test_other_kernels_and_arguments_compile(architecture, compiled, tmp_path):
         ops.fit_mixture(x, e1, e2, fit="free")
         ops.affine_noise(x, [e1, e2], [1.0, 2.0, 3.0], 0.5)
         ops.affine_noise(x, [e1], torch.ones(3), seed=seed, step_index=index)
+        ops.affine_noise(x, [e1, e2, e3, x, e1], torch.ones(7, 2048), 0.5, seed=seed, step_index=index)
+        ops.affine_noise(strided[0], [e1.half(), e2.bfloat16()], torch.ones(4, 2048))
         ops.library.philox_normal([2, 64], seeds=seeds)
         ops.library.philox_uniform([2, 63], step_at=index)
         ops.gms_step(*moments(torch.bfloat16), STEP, seed=seeds)
@@ -108,9 +110,19 @@ def test_other_kernels_and_arguments_compile(architecture, compiled, tmp_path):
         ops.gms_step(*strided, STEP)
 
     found = compiled(calls, architecture)
-    assert len(found) == 11
+    assert len(found) == 13
     for _, kernel in found:
         check_compiled(kernel, tmp_path)
+
+
+@compiles
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_weights_by_element_are_read_in_whole_vectors(architecture, compiled):
+    x, *terms = moments()
+    ((_, kernel),) = compiled(lambda: ops.affine_noise(x, terms, torch.rand(5, 2048), 0.5), architecture)
+    loads = re.findall(r"ld\.global\S*", kernel.asm["ptx"])
+    assert loads
+    assert all("v4" in load for load in loads)
 
 
 @compiles

@@ -184,6 +184,9 @@ def test_values_do_not_depend_on_the_layout(layout):
     weights = [0.5, -2.0, 0.25, 1.0]
     got = ops.affine_noise(moved[0], moved[1:], weights, 0.3)
     assert torch.equal(got, ops.affine_noise(plain[0], plain[1:], weights, 0.3))
+    weights = parity.weights_by_element(3, plain[0])
+    got = ops.affine_noise(moved[0], moved[1:], LAYOUTS[layout](weights), 0.3)
+    assert torch.equal(got, ops.affine_noise(plain[0], plain[1:], weights, 0.3))
     for got, want in zip(ops.fit_mixture(*moved[:3]), ops.fit_mixture(*plain[:3]), strict=True):
         assert torch.equal(got, want)
 
@@ -194,6 +197,18 @@ def test_affine_noise(terms):
     weights = [0.5, -2.0, 0.25, 1.0][: terms + 1]
     check(lambda i: ops.affine_noise(i[0], i[1:], weights, 0.3, seed=4, step_index=2), [x, *rest[:terms]], scale=4.0)
     check(lambda i: ops.affine_noise(i[0], i[1:], weights), [x, *rest[:terms]], scale=4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("terms", [0, 1, 5])
+def test_affine_noise_with_weights_by_element(terms, dtype):
+    for shape in SHAPES:
+        inputs = [t for _ in range(2) for t in network_moments(shape, 400)][: terms + 1]
+        weights = parity.weights_by_element(terms, inputs[0])
+        for std in (0.0, 0.3):
+            check(
+                lambda i, w=weights, std=std: ops.affine_noise(i[0], i[1:], w, std, seed=4), inputs, dtype, scale=16.0
+            )
 
 
 def test_numbers_may_come_in_tensors():
@@ -237,6 +252,18 @@ def test_affine_noise_and_cpp_give_the_same_bits():
     assert torch.equal(
         got.cpu(), ops.affine_noise(x.cpu(), [t.cpu() for t in rest], [0.5, -2.0, 0.25, 1.0], 0.3, seed=5)
     )
+
+
+@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.parametrize("std", [0.0, 0.3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_by_element_and_cpp_give_the_same_bits(layout, std):
+    x, *rest = network_moments((2, 3, 9, 9), 400)
+    terms = [*rest, *(LAYOUTS[layout](t) for t in rest[:2])]
+    weights = LAYOUTS[layout](parity.weights_by_element(5, x))
+    got = ops.affine_noise(x, terms, weights, std, seed=5)
+    gms_fast.set_backend("cpp")
+    assert torch.equal(got.cpu(), ops.affine_noise(x.cpu(), [t.cpu() for t in terms], weights.cpu(), std, seed=5))
 
 
 @pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")

@@ -2,7 +2,9 @@
 // The CPU loops over blocks that fit in the first-level cache: draw the noise of a block, load (gather, widen) its
 // inputs, fit and draw, store (narrow, scatter). Compiled once per instruction set, with GMS_TABLE naming the table.
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "ops.h"
 
@@ -384,25 +386,74 @@ void fit_mixture(const Operand tensors[7], const Shape& shape, const Scheme& sch
   });
 }
 
-void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
-                  const Where& where) {
+struct Constant {  // a weight that all elements share
+  float value;
+  float operator[](int64_t) const { return value; }
+};
+
+// The weights of a block's elements: in place where they are, else one sample after the other in `buffer`.
+template <bool kByElement>
+auto weights_of(const Affine& affine, int row, const Shape& shape, const Span& span, float* buffer) {
+  if constexpr (kByElement) {
+    const float* weights = address(affine.by_element, shape, Span{row, 1, span.begin, 0});
+    if (span.samples == 1) return weights;
+    for (int64_t s = 0; s < span.samples; ++s) std::copy_n(weights, shape.elements, buffer + s * shape.elements);
+    return static_cast<const float*>(buffer);
+  } else {
+    return Constant{affine.weight(row)};
+  }
+}
+
+template <bool kByElement>
+using Weights = std::array<decltype(weights_of<kByElement>({}, 0, {}, {}, nullptr)), kMaxTerms + 2>;
+using Inputs = std::array<const float*, kMaxTerms + 1>;
+
+// In one loop, so that no sum goes through memory.
+template <bool kByElement, size_t kTerms>
+void affine_block(const Inputs in, const Weights<kByElement> weights, float* out, int64_t size) {
+#pragma GCC ivdep  // out may be an input, but no element is read after another is written
+  for (int64_t i = 0; i < size; ++i) {
+    float sum = weights[0][i] * in[0][i];
+    GMS_UNROLL
+    for (size_t term = 1; term <= kTerms; ++term) sum = fma(weights[term][i], in[term][i], sum);
+    if constexpr (kByElement) sum += weights[kTerms + 1][i];
+    out[i] = sum;
+  }
+}
+
+template <bool kByElement, size_t... kTerms>
+constexpr auto affine_blocks_of(std::index_sequence<kTerms...>) {
+  return std::array{affine_block<kByElement, kTerms>...};
+}
+
+template <bool kByElement>
+void affine_blocks(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
+                   const Where& where) {
+  constexpr auto blocks = affine_blocks_of<kByElement>(std::make_index_sequence<kMaxTerms + 1>());
+  const auto block = blocks[affine.terms];
   for_each_block(shape, where, [&](const Span& span) {
-    float sum[kBlock], buffer[kBlock];
-    const float* x = load(tensors[0], shape, span, buffer);
-    for (int64_t i = 0; i < span.size; ++i) sum[i] = affine.weight(0) * x[i];
-    for (int term = 0; term < affine.terms; ++term) {
-      const float* y = load(affine.term[term], shape, span, buffer);
-      const float weight = affine.weight(term + 1);
-      for (int64_t i = 0; i < span.size; ++i) sum[i] = fma(weight, y[i], sum[i]);
+    float buffers[kMaxTerms + 2][kBlock], weight_buffers[kByElement ? kMaxTerms + 2 : 1][kBlock];
+    Inputs in = {load(tensors[0], shape, span, buffers[0])};
+    for (int i = 1; i <= affine.terms; ++i) in[i] = load(affine.term[i - 1], shape, span, buffers[i]);
+    Weights<kByElement> weights = {};
+    for (int i = 0; i < affine.terms + 2; ++i) {
+      weights[i] = weights_of<kByElement>(affine, i, shape, span, weight_buffers[kByElement ? i : 0]);
     }
+    float* out = target(tensors[1], shape, span, buffers[kMaxTerms + 1]);
+    block(in, weights, out, span.size);
     if (affine.noisy) {
       const Draws draws(noise, shape, span, false);
       const float std = affine.weight(affine.terms + 1);
-      for (int64_t i = 0; i < span.size; ++i) sum[i] = fma(std, draws.z[i], sum[i]);
+      for (int64_t i = 0; i < span.size; ++i) out[i] = fma(std, draws.z[i], out[i]);
     }
-    std::copy_n(sum, in_place(tensors[1]) ? span.size : 0, target(tensors[1], shape, span, buffer));
-    store(tensors[1], shape, span, sum);
+    store(tensors[1], shape, span, out);
   });
+}
+
+void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
+                  const Where& where) {
+  const auto blocks = affine.by_element.data != nullptr ? affine_blocks<true> : affine_blocks<false>;
+  blocks(tensors, shape, affine, noise, where);
 }
 
 void philox(const Operand& out, const Shape& shape, const Noise& noise, uint32_t stream, bool normal,

@@ -194,6 +194,13 @@ __device__ Values normals(const Noise& noise, const Shape& shape, const Group& g
   return noise.z != nullptr ? given(noise.z, shape, g) : draw_group(noise.counter(g.sample, kNormals), g.begin, true);
 }
 
+__device__ Values splat_group(float value) {
+  Values out;
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) out.v[j] = value;
+  return out;
+}
+
 __device__ Values uniforms(const Noise& noise, const Shape& shape, const Group& g) {
   if (noise.element) {
     return noise.u != nullptr ? given(noise.u, shape, g)
@@ -207,10 +214,7 @@ __device__ Values uniforms(const Noise& noise, const Shape& shape, const Group& 
     philox_words(0, noise.counter(g.sample, kUniforms), w);
     u = uniform(w[0]);
   }
-  Values out;
-#pragma unroll
-  for (int j = 0; j < kGroup; ++j) out.v[j] = u;
-  return out;
+  return splat_group(u);
 }
 
 template <size_t kTensors>
@@ -284,20 +288,35 @@ struct AffineArguments {
   Noise noise;
 };
 
-template <bool kVector>
+template <bool kByElement, bool kVector>
+__device__ Values weights_of(const Affine& affine, int row, const Shape& shape, const Group& g) {
+  if constexpr (kByElement) {
+    return load<kVector>(affine.by_element, shape, Group{row, g.begin, g.count});
+  } else {
+    return splat_group(affine.weight(row));
+  }
+}
+
+__device__ void add(Values& sum, const Values& weights, const Values& values) {
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) sum.v[j] = fma(weights.v[j], values.v[j], sum.v[j]);
+}
+
+template <bool kByElement, bool kVector>
 __global__ void __launch_bounds__(kThreads) affine_kernel(const __grid_constant__ AffineArguments a) {
-  const auto add = [&](Values& sum, int weight, const Values& values) {
-    const float w = a.affine.weight(weight);
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) sum.v[j] = fma(w, values.v[j], sum.v[j]);
-  };
   for_each_group(a.shape, a.walk, [&](const Group& g) {
+    const auto weights = [&](int row) { return weights_of<kByElement, kVector>(a.affine, row, a.shape, g); };
     Values sum = load<kVector>(a.tensors[0], a.shape, g);
-    const float first = a.affine.weight(0);
+    const Values first = weights(0);
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) sum.v[j] *= first;
-    for (int i = 0; i < a.affine.terms; ++i) add(sum, i + 1, load<kVector>(a.affine.term[i], a.shape, g));
-    if (a.affine.noisy) add(sum, a.affine.terms + 1, normals(a.noise, a.shape, g));
+    for (int j = 0; j < kGroup; ++j) sum.v[j] *= first.v[j];
+    for (int i = 0; i < a.affine.terms; ++i) add(sum, weights(i + 1), load<kVector>(a.affine.term[i], a.shape, g));
+    if (kByElement) {
+      const Values added = weights(a.affine.terms + 1);
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) sum.v[j] += added.v[j];
+    }
+    if (a.affine.noisy) add(sum, splat_group(a.affine.weight(a.affine.terms + 1)), normals(a.noise, a.shape, g));
     store<kVector>(a.tensors[1], a.shape, g, sum);
   });
 }
@@ -405,8 +424,13 @@ void fit_mixture(const Operand tensors[7], const Shape& shape, const Scheme& sch
 void affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
                   const Where& where) {
   const AffineArguments a = {{tensors[0], tensors[1]}, shape, walk_over(shape), affine, noise};
-  const bool vector = in_vectors(tensors, 2, shape) && in_vectors(affine.term, affine.terms, shape);
-  with_bool(vector, [&](auto v) { launch("affine_noise", affine_kernel<decltype(v)::value>, a, where); });
+  const bool vector = in_vectors(tensors, 2, shape) && in_vectors(affine.term, affine.terms, shape) &&
+                      in_vectors(&affine.by_element, 1, shape);
+  with_bool(affine.by_element.data != nullptr, [&](auto by_element) {
+    with_bool(vector, [&](auto v) {
+      launch("affine_noise", affine_kernel<decltype(by_element)::value, decltype(v)::value>, a, where);
+    });
+  });
 }
 
 void philox(const Operand& out, const Shape& shape, const Noise& noise, uint32_t stream, bool normal,

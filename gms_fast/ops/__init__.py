@@ -205,14 +205,16 @@ def affine_noise(
 
     x, terms   (B, *), at most eight terms
     weights    w_0 of x, then one for each term; or a (n + 2,) float32 tensor on x's device, read by the kernel, of
-               these and noise_std, which then is not given
+               these and noise_std, which then is not given; or for every element of a sample its own: a (n + 2, *)
+               float32 tensor on x's device, of x, of the terms, and last of what is added. It may be float64 where x
+               or a term is
     noise_std  of the normals z; nothing is drawn for 0
     noise      z, given draws
-    The rest as in `gms_step`. Returns (B, *), x's dtype.
+    The rest as in `gms_step`. Returns (B, *), x's dtype. Raises ValueError or TypeError naming the argument.
     """
     seed, seeds, index, step_at = _counters(seed, step_index, x.device)
     numbers = weights if isinstance(weights, Tensor) else None
-    if numbers is not None and noise_std:
+    if numbers is not None and numbers.ndim < 2 and noise_std:
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
     weights = [] if numbers is not None else [float(w) for w in weights]
     return _op("affine_noise", x)(

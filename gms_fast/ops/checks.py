@@ -171,7 +171,7 @@ def on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, devic
         want = f"{' or '.join(map(str, shapes))} {str(dtype).removeprefix('torch.')} on {device}"
         raise ValueError(f"{name} must be {want}: got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}")
     _check_forward_only(name, tensor)
-    return tensor.contiguous()
+    return tensor.resolve_neg().contiguous()
 
 
 def _as_draws(draws: Tensor, like: Tensor) -> Tensor:
@@ -227,6 +227,14 @@ def check_affine(terms: Sequence[Tensor], weights: Sequence[float] | None, noise
         raise ValueError(f"weights must be finite: got {tuple(weights)}")
     if not 0 <= noise_std < math.inf:
         raise ValueError(f"noise_std must be finite and not negative: got {noise_std}")
+
+
+def weights_of(numbers: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """Weights in a tensor: one of each input and that of the noise, or by element, the last row then being added."""
+    by_element = numbers.ndim > 1
+    shape = (len(inputs) + 1, *(inputs[0].shape[1:] if by_element else ()))
+    wide = by_element and numbers.dtype == torch.float64 and any(t.dtype == torch.float64 for t in inputs)
+    return on_device("weights", numbers, [shape], torch.float64 if wide else torch.float32, inputs[0].device)
 
 
 def check_out(out: Tensor, like: Tensor) -> None:

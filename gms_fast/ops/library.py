@@ -27,6 +27,7 @@ from gms_fast.ops.checks import (
     noise_of,
     on_device,
     stepping_of,
+    weights_of,
 )
 
 _FIT = 'str fit="exact", float weight=0.3333333333333333, int iterations=70, float lr=0.06, float eps=1e-8'
@@ -144,15 +145,17 @@ def affine_noise(
     inputs = x, *terms
     check_inputs(affine_names(terms), inputs)
     check_affine(terms, weights if numbers is None else None, noise_std)
+    noisy = noise_std > 0
     if numbers is not None:
-        numbers = on_device("weights", numbers, [(len(terms) + 2,)], torch.float32, x.device)
+        numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
+        noisy = noisy or numbers.ndim == 1  # its last number is noise_std
     noise = noise_of(x, seed, seeds, step, step_at, sample_offset, "element", z)
     if out is None:
         out = torch.empty_like(x)
     else:
         inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
         increment_version(out)
-    _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, numbers is not None or noise_std > 0, noise)
+    _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, noisy, noise)
     return out
 
 

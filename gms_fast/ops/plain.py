@@ -87,9 +87,13 @@ def affine_noise(
     noise: Noise,
 ) -> None:
     x, *terms = _working(tensors)
-    *weights, std = weights if numbers is None else numbers.to(x.dtype)
+    *weights, std = weights
+    constant = 0.0
+    if numbers is not None:
+        *weights, last = numbers.to(x.dtype)
+        std, constant = (last, constant) if numbers.ndim == 1 else (std, last)
     z = _draws(noise, x)[0] if noisy else torch.zeros_like(x)
-    tensors[-1].copy_(reference.affine_noise(x, terms, weights, std, z))
+    tensors[-1].copy_(reference.affine_noise(x, terms, weights, std, z, constant))
 
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
