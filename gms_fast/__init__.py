@@ -6,6 +6,7 @@
 """
 
 from gms_fast import data as data
+from gms_fast import guidance as guidance
 from gms_fast import models as models
 from gms_fast import ops as ops
 from gms_fast import schedules as schedules

@@ -75,7 +75,6 @@ class Schedule(ABC):
 
     def timesteps(self, steps: int, spacing: str | float | None = None) -> list[float]:
         """Times to visit, noisiest first, steps + 1 of them; `spacing` as in `grid`, this schedule's own if None."""
-        check_steps(steps)
         return self.grid(steps, self.spacing if spacing is None else spacing).tolist()
 
     def grid(self, steps: int, spacing: str | float, t_max: float | None = None, t_min: float | None = None) -> Tensor:
@@ -85,6 +84,7 @@ class Schedule(ABC):
                  "karras": in (sigma/alpha)^(1/rho) (Karras et al. 2022), "angle": in arctan(sigma/alpha),
                  a number p > 0: t_min + (t_max - t_min) (1 - (i/K)^p), so that p < 1 spends more steps at low noise
         """
+        check_steps(steps)
         ends = as_float64([self.t_max if t_max is None else t_max, self.t_min if t_min is None else t_min])
         times = self._spaced(ends, torch.arange(steps + 1, dtype=torch.float64) / steps, spacing)
         times[[0, -1]] = ends

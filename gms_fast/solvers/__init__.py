@@ -7,6 +7,7 @@ from gms_fast.solvers.base import Solver as Solver
 from gms_fast.solvers.base import StepContext as StepContext
 from gms_fast.solvers.ddim import DDIM as DDIM
 from gms_fast.solvers.dpm_solver_pp import DPMSolverPP as DPMSolverPP
+from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3 as DPMSolverV3
 from gms_fast.solvers.er_sde import ERSDE as ERSDE
 from gms_fast.solvers.gms import GMS as GMS
 

@@ -26,7 +26,7 @@ class DPMSolverPP(Multistep):
 
     Equals diffusers' DPMSolverMultistepScheduler on the same times with final_sigmas_type "zero": `sample`'s last call
     of the network is its last step. So a_2 is half of what integration gives, and for sde that less 1, as it is there:
-    the noisy order 3 spreads too much (std 14 % too large after 200 steps on a Gaussian). Take ERSDE(noise_scale="sde").
+    the noisy order 3 spreads too far (std 14 % too large after 200 steps on a Gaussian); ERSDE(noise_scale="sde") not.
     """
 
     order: int = 2

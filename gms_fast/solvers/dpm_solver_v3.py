@@ -1,0 +1,176 @@
+"""DPM-Solver-v3: Zheng et al., NeurIPS 2023 (arXiv 2310.13268)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gms_fast import ops
+from gms_fast.prediction import Estimate
+from gms_fast.schedules import Schedule
+from gms_fast.solvers.base import Solver, StepContext
+from gms_fast.statistics import EmpiricalModel
+
+CORRECTORS = (None, "same", "next")
+HALVES = (False, True, "released")
+_HALF = 0.5  # time, of t in [0, 1]
+
+
+class Update(NamedTuple):
+    """One local update: statistics nodes of the known values, the anchor first, and of the target."""
+
+    nodes: tuple[int, ...]
+    target: int
+    pseudo: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DPMSolverV3(Solver):
+    """Predictor and corrector for dy/dlambda = -l y - f, y = x/alpha, lambda = log(alpha/sigma), where the empirical
+    model statistics l, s, b make f = (sigma eps - l x)/alpha as smooth as one network allows:
+
+    y_t = A [y_s - int E B - int E g], A = exp(-int l), E = exp(int l + s), B = int exp(-int s) b, all from the step's
+    start s, and g = exp(-int s) f - B, a polynomial through its last values.
+
+    statistics         of this network and schedule: `gms_fast.statistics.empirical_model` or `.load`
+    order              of the predictor, >= 1; the first steps, with less history, are of lower order
+    corrector          after each call: None; "same", the order of the last predictor; "next", one order more, with
+                       pseudo derivatives. It costs no call
+    pseudo             derivatives by divided differences of ever more values, for the predictor: steadier in few steps
+    lower_order_final  end with orders .. 2, 1
+    half               correct in one half of time only: True where t <= 1/2, as published; "released" where t > 1/2, as
+                       the released code does
+    spacing            grid of `sample(steps=..)`: "log-snr", "uniform", "quadratic" or "karras"
+
+    Times are those of the nearest nodes of the statistics. One call a step; the state at the last time is the sample.
+    """
+
+    statistics: EmpiricalModel
+    order: int = 3
+    corrector: str | None = "next"
+    pseudo: bool = False
+    lower_order_final: bool = True
+    half: bool | str = False
+    spacing: str | float = "log-snr"
+    denoise = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.statistics, EmpiricalModel):
+            raise TypeError(
+                "statistics must be an EmpiricalModel, as from gms_fast.statistics.empirical_model: "
+                f"got {type(self.statistics).__name__}"
+            )
+        if not isinstance(self.order, int) or isinstance(self.order, bool) or self.order < 1:
+            raise ValueError(f"order must be an integer of at least 1: got {self.order!r}")
+        for name, choices in (("corrector", CORRECTORS), ("half", HALVES)):
+            if getattr(self, name) not in choices:
+                listed = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {listed}: got {getattr(self, name)!r}")
+
+    def check(self, model: Any, schedule: Schedule, shape: Sequence[int]) -> None:
+        if not len(shape):
+            raise ValueError("shape must have at least one dimension for DPMSolverV3: got ()")
+        self.statistics.check(model=model, schedule=schedule, shape=shape)
+
+    def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
+        """Times of the statistics' nodes nearest to those wanted, which must be different ones."""
+        lam, N = self.statistics.lam.numpy(), self.statistics.N
+        first, last = map(float, schedule.inverse_log_snr(lam[[0, -1]]))
+        if isinstance(wanted, int):
+            wanted = [float(t) for t in schedule.grid(wanted, self.spacing, first, last)]
+        nodes = self._nodes(schedule, wanted)
+        if nodes[0] < 0 or nodes[-1] > N:
+            got = f"{wanted[0]:g} .. {wanted[-1]:g}"
+            raise ValueError(f"timesteps must lie in the statistics' range, {first:g} .. {last:g}: got {got}")
+        if len(set(nodes)) < len(nodes) or nodes != sorted(nodes) or len(nodes) < 2:
+            raise ValueError(
+                f"timesteps must visit different nodes of the statistics, noisiest first: {len(nodes)} times fall on "
+                f"nodes {nodes} of 0 .. {N}; take fewer steps, another spacing or statistics of more nodes"
+            )
+        return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
+
+    def _nodes(self, schedule: Schedule, times: Sequence[float]) -> list[int]:
+        lam, N = self.statistics.lam.numpy(), self.statistics.N
+        place = (schedule.log_snr(times).numpy() - lam[0]) / (lam[-1] - lam[0]) * N
+        return [int(i) for i in np.clip(place, -1, N + 1).round()]
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[int, Update | None, Update]]:
+        """(node, corrector of its state or None, predictor of the next state) of each step."""
+        nodes, clock, last = self._nodes(schedule, times), schedule.clock(times).numpy(), 0
+        plan = []
+        for i in range(len(nodes) - 1):
+            past = nodes[i::-1]  # this node first
+            order = last + (self.corrector == "next")
+            corrector = None
+            if self.corrector and order > 1 and self._corrected(clock[i]):
+                corrector = Update((past[1], past[0], *past[2:])[:order], past[0], self.corrector == "next")
+            last = min(i + 1, self.order, len(nodes) - 1 - i if self.lower_order_final else self.order)
+            plan.append((nodes[i], corrector, Update(tuple(past[:last]), nodes[i + 1], self.pseudo)))
+        return plan
+
+    def _corrected(self, t: float) -> bool:
+        return not self.half or bool(t > _HALF) == (self.half == "released")
+
+    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple:
+        """(weights of each step, state before the last, f of the last states, latest first)."""
+        alphas = {c.plan[0]: c.coefficients.alpha_t for c in contexts}
+        alphas[contexts[-1].plan[2].target] = contexts[-1].coefficients.alpha_s
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+        def weights(update: Update | None) -> Tensor | None:
+            return None if update is None else local_update(self.statistics, update, alphas).to(x.device, wide)
+
+        table = []
+        for context in contexts:
+            node, corrector, predictor = context.plan
+            k, l = context.coefficients, self.statistics.l[node]
+            to_f = torch.stack([-l / k.alpha_t, torch.full_like(l, k.sigma_t / k.alpha_t), torch.zeros_like(l)])
+            table.append((to_f.to(x.device, wide), weights(corrector), weights(predictor)))
+        return table, None, ()
+
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        table, before, past = state
+        to_f, corrector, predictor = table[context.index]
+        f = (ops.affine_noise(x, [estimate.noise()], to_f), *past)
+        if corrector is not None:  # of the state before, through f at this one, which stays as it is
+            x = ops.affine_noise(before, (f[1], f[0], *f[2:])[: len(corrector) - 2], corrector)
+        x_s = ops.affine_noise(x, f[: len(predictor) - 2], predictor)
+        return x_s, (table, x, f[: self.order])
+
+
+def local_update(statistics: EmpiricalModel, update: Update, alphas: dict[int, float]) -> Tensor:
+    """x_target = W_0 x_anchor + sum_m W_{m+1} f_m + W_last: the rows of W, (nodes + 2, *sample) float64."""
+    table, (s, *_), t = statistics.tables, update.nodes, update.target
+    L, S, I, B, C = table
+    keep = (L[s] - L[t]).exp()
+    of_g = [-(-L[t] - S[s]).exp() * (I[t] - I[s])]
+    of_g += [torch.zeros_like(keep) for _ in update.nodes[1:]]
+    for k, row in enumerate(derivatives(statistics.lam, update), start=1):
+        share = -keep * statistics.moment(s, t, k)
+        of_g = [w + share * d for w, d in zip(of_g, row, strict=True)]
+    constant = -(-L[t]).exp() * (C[t] - C[s] - B[s] * (I[t] - I[s]))
+    constant = constant - S[s].exp() * sum(w * (B[m] - B[s]) for w, m in zip(of_g, update.nodes, strict=True))
+    of_f = [w * (S[s] - S[m]).exp() for w, m in zip(of_g, update.nodes, strict=True)]
+    return alphas[t] * torch.stack([keep / alphas[s], *of_f, constant])
+
+
+def derivatives(lam: Tensor, update: Update) -> list[list[float]]:
+    """Derivatives 1, 2, .. of g at the anchor, as weights of its values at the nodes.
+
+    Of the polynomial through all nodes; pseudo derivatives are k! [g_0, .., g_k], of the first k + 1 nodes only.
+    """
+    delta = (lam[list(update.nodes)] - lam[update.nodes[0]]).numpy()
+    n = len(delta) - 1
+    if update.pseudo:
+        return [[math.factorial(k) * w for w in _divided(delta[: k + 1])] + [0.0] * (n - k) for k in range(1, n + 1)]
+    inverse = np.linalg.inv(delta[1:, None] ** np.arange(1, n + 1))
+    return [[math.factorial(k) * w for w in (-sum(row), *row)] for k, row in enumerate(inverse, start=1)]
+
+
+def _divided(delta: Sequence[float]) -> list[float]:
+    """The divided difference as weights of the values."""
+    return [1 / math.prod(d - other for j, other in enumerate(delta) if j != i) for i, d in enumerate(delta)]
