@@ -18,6 +18,8 @@ SOLVERS = {
     "ddpm": "ddpm",
     "ddim": "ddim",
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
+    "dpm-solver++": "dpm-solver++",
+    "er-sde": "er-sde",
 }
 SLOPE = 0.9
 

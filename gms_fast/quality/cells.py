@@ -2,6 +2,7 @@
 
 import ast
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 import gms_fast
-from gms_fast import solvers
-from gms_fast.quality import classifier, measures, subjects
+from gms_fast import solvers, statistics
+from gms_fast.quality import classifier, measures, rivals, subjects
 from gms_fast.quality.subjects import Subject
 from gms_fast.solvers import Solver
 
@@ -23,7 +24,8 @@ SHOWN = 10
 @dataclass(frozen=True, order=True)
 class Cell:
     """model      a name of `subjects.names` or what `gms_fast.load` takes
-    solver     "gms", "gms:fit=free,component=element", ... (`parse`), or a control, "real" | "gaussian"
+    solver     "gms", "gms:fit=free,component=element", ... (`parse`), "diffusers:solver_order=2", ... (`rivals`), or a
+               control, "real" | "gaussian"
     grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as `schedule.timesteps` takes
     steps      K; 0 for a control
     range      which samples: indices range * n .. (range + 1) * n - 1 of seed 0
@@ -37,19 +39,30 @@ class Cell:
 
 
 def parse(text: str) -> Solver:
-    """A solver from its name and options: "gms:fit=free,component=element". Raises ValueError naming what is wrong."""
-    name, _, options = text.partition(":")
-    kind = type(solvers.build(name))
-    given = {}
-    for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {text!r}")
-        given[key.strip()] = _literal(value.strip())
+    """A solver from its name and options: "gms:fit=free,component=element". Raises ValueError naming what is wrong.
+
+    Statistics are named: "dpm-solver-v3:statistics=mnist,order=2".
+    """
+    name, given = options(text)
+    kind = solvers.kind(name)
+    if "statistics" in given:
+        given["statistics"] = statistics.load(given["statistics"])
     try:
         return kind(**given)
     except TypeError as error:
         raise ValueError(f"solver {text!r}: {error}") from error
+
+
+def options(text: str) -> tuple[str, dict[str, Any]]:
+    """The name of a solver and its options."""
+    name, _, listed = text.partition(":")
+    given = {}
+    for option in filter(None, listed.split(",")):
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {text!r}")
+        given[key.strip()] = _literal(value.strip())
+    return name, given
 
 
 def _literal(text: str) -> Any:
@@ -59,14 +72,16 @@ def _literal(text: str) -> Any:
         return text  # a word, such as free
 
 
-def timesteps(solver: Solver, schedule: Any, grid: str, steps: int) -> list[int]:
+def timesteps(solver: Solver | None, schedule: Any, grid: str, steps: int) -> list[float]:
     """The times that `grid` visits."""
     if grid == "default":
-        return schedule.timesteps(steps, spacing=solver.spacing)
+        return schedule.timesteps(steps) if solver is None else solver.times(schedule, steps)
     try:
-        return schedule.timesteps(steps, spacing=float(grid))
+        spacing: str | float = float(grid)
     except ValueError:
-        return schedule.timesteps(steps, spacing=grid)
+        spacing = grid
+    times = schedule.timesteps(steps, spacing=spacing)
+    return times if solver is None else solver.times(schedule, times)
 
 
 @torch.no_grad()
@@ -74,22 +89,29 @@ def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
     """(n samples, network calls each of them took)."""
     if cell.solver in CONTROLS:
         return getattr(subject, cell.solver)(n, cell.range), 0
-    solver = parse(cell.solver)
-    times = timesteps(solver, subject.model.schedule, cell.grid, cell.steps)
+    draw, calls = _drawer(cell, subject)
     size = _AT_A_TIME if subject.control is not None else n
-    parts = [
-        gms_fast.sample(
-            subject.model,
-            solver=solver,
-            timesteps=times,
-            n=min(size, n - start),
-            sample_offset=cell.range * n + start,
-            clip=subject.clip,
-            dtype=subject.dtype,
-        )
-        for start in range(0, n, size)
-    ]
-    return torch.cat(parts), len(times)
+    parts = [draw(min(size, n - start), cell.range * n + start) for start in range(0, n, size)]
+    return torch.cat(parts), calls
+
+
+def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor], int]:
+    """(what draws so many samples from such an index on, network calls each of them takes)."""
+    schedule = subject.model.schedule
+    name, given = options(cell.solver)
+    if name == rivals.NAME:
+        times = timesteps(None, schedule, cell.grid, cell.steps)
+        rivals.scheduler(given, schedule)
+        return lambda n, start: rivals.samples(given, subject, times, n, start), len(times)
+    solver = parse(cell.solver)
+    times = timesteps(solver, schedule, cell.grid, cell.steps)
+    again = solver.denoise and float(schedule.sigma(times[-1])) > 0
+
+    def draw(n: int, start: int) -> Tensor:
+        arguments = {"timesteps": times, "clip": subject.clip, "dtype": subject.dtype}
+        return gms_fast.sample(subject.model, solver=solver, n=n, sample_offset=start, **arguments)
+
+    return draw, len(times) - 1 + again
 
 
 def check(cell: Cell, n: int, subject: Subject) -> None:
@@ -103,7 +125,7 @@ def check(cell: Cell, n: int, subject: Subject) -> None:
                 f"data must hold at least {2 * least} samples, half of them as {name}: got {len(real)} there"
             )
     if cell.solver not in CONTROLS:
-        timesteps(parse(cell.solver), subject.model.schedule, cell.grid, cell.steps)
+        _drawer(cell, subject)
 
 
 def measure(x: Tensor, subject: Subject) -> dict[str, float]:

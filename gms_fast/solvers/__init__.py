@@ -11,18 +11,35 @@ from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3 as DPMSolverV3
 from gms_fast.solvers.er_sde import ERSDE as ERSDE
 from gms_fast.solvers.gms import GMS as GMS
 
-_BY_NAME = {"gms": GMS, "ddpm": DDPM, "sn-ddpm": SNDDPM, "ddim": DDIM, "dpm-solver++": DPMSolverPP, "er-sde": ERSDE}
+_BY_NAME = {
+    "gms": GMS,
+    "ddpm": DDPM,
+    "sn-ddpm": SNDDPM,
+    "ddim": DDIM,
+    "dpm-solver++": DPMSolverPP,
+    "er-sde": ERSDE,
+}
 
 
 def names() -> list[str]:
-    """The string forms of the solvers with their default options."""
+    """The string forms of the solvers with their default options. DPMSolverV3 has none: it needs statistics."""
     return list(_BY_NAME)
+
+
+def kind(name: str) -> type[Solver]:
+    """The class of that name, "dpm-solver-v3" among them."""
+    kinds = {**_BY_NAME, "dpm-solver-v3": DPMSolverV3}
+    if name not in kinds:
+        raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {name!r}")
+    return kinds[name]
 
 
 def build(solver: str | Solver) -> Solver:
     """The solver itself, or the one of that name."""
     if isinstance(solver, Solver):
         return solver
-    if not isinstance(solver, str) or solver not in _BY_NAME:
+    if solver == "dpm-solver-v3":
+        raise ValueError('solver "dpm-solver-v3" needs statistics of the network: give DPMSolverV3(statistics)')
+    if not isinstance(solver, str):
         raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
-    return _BY_NAME[solver]()
+    return kind(solver)()

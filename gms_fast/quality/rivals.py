@@ -1,0 +1,45 @@
+"""Samplers of other libraries, run on the same models: diffusers' schedulers."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast import ops
+from gms_fast.quality.subjects import Subject
+
+NAME = "diffusers"
+_INITIAL = 2  # the stream that `gms_fast.sample` draws x_T from
+
+
+def scheduler(options: dict[str, Any], schedule: Any) -> Any:
+    """diffusers' DPMSolverMultistepScheduler with these options, on a discrete VP schedule.
+
+    Raises ImportError where diffusers is not installed, ValueError for options that it does not know.
+    """
+    try:
+        from diffusers import DPMSolverMultistepScheduler
+    except ImportError as error:
+        raise ImportError("solver diffusers needs diffusers: pip install gms_fast[diffusers]") from error
+    if unknown := options.keys() - set(DPMSolverMultistepScheduler().config):
+        raise ValueError(f"solver diffusers has no option {', '.join(sorted(unknown))}")
+    return DPMSolverMultistepScheduler(trained_betas=schedule.betas.tolist(), **options)
+
+
+def samples(options: dict[str, Any], subject: Subject, times: Sequence[int], n: int, offset: int) -> Tensor:
+    """n samples by diffusers' loop: one network call at each of `times`, then the step to no noise."""
+    model = subject.model
+    own = scheduler(options, model.schedule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, in diffusers
+        own.set_timesteps(timesteps=list(times))
+    shape = (n, *model.sample_shape)
+    x = ops.philox_normal(shape, seed=0, stream=_INITIAL, sample_offset=offset, dtype=torch.float32)
+    x = x * float(model.schedule.sigma(times[0]))
+    generator = torch.Generator().manual_seed(offset)
+    for t in own.timesteps:
+        e1 = model(x.to(subject.dtype), torch.full((n,), float(model.schedule.network_time(float(t))))).e1
+        x = own.step(e1.float(), t, x, generator=generator).prev_sample
+    return (x if subject.clip is None else x.clamp(*subject.clip)).to(subject.dtype)  # as diffusers' pipelines do
