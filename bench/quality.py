@@ -7,6 +7,7 @@ exact    exact noise moments: the solvers without a network's error, on the rele
 digits   the embedded 8x8 model: solvers, time grids, options
 mnist    the embedded 28x28 model: solvers on one grid
 angle    all of them on the grid that is the default of GMS since: it was found last
+calls    the learned models at equal numbers of network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers (which it needs)
 heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
 """
@@ -27,6 +28,16 @@ N = {"mixture-1d": 50_000, "eight": 4000, "exact-digits": 2000, "exact-mnist5k":
 SOLVERS = ("ddpm", "sn-ddpm", "ddim")
 FITS = tuple(f"gms:fit={fit},component={c}" for fit in ("exact", "free") for c in ("sample", "element"))
 BEST = "gms:fit=free,component=element"
+AT_CALLS = {  # solver: its grids, the best of those tried and the released one; STATISTICS stands for those of the model
+    BEST: ["angle"],
+    "ddim": ["0.5"],
+    "dpm-solver++": ["0.7", "0.5"],
+    "diffusers:solver_order=2": ["uniform"],
+    "er-sde": ["0.7", "uniform"],
+    "er-sde:noise_scale=ode": ["0.7"],
+    "dpm-solver-v3:statistics=STATISTICS": ["0.7", "default"],
+    "dpm-solver-v3:statistics=STATISTICS,order=2,corrector=None": ["0.7"],
+}
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
 
@@ -43,6 +54,16 @@ def cells(model: str, solvers: Iterable[str], grids: Iterable[str], steps: Itera
         solvers = [bounded.get(s, s) for s in solvers]
     drawn = [Cell(model, s, g, k, r) for s, g, k, r in product(solvers, grids, steps, RANGES)]
     return [*(Cell(model, c, range=r) for c in CONTROLS for r in RANGES), *drawn]
+
+
+def at_calls(model: str, calls: Iterable[int]) -> list[Cell]:
+    """Solvers whose K steps cost K calls, and those of K + 1, side by side."""
+    found = []
+    for text, grids in AT_CALLS.items():
+        ends_noisy = text.startswith(("er-sde", "dpm-solver-v3"))
+        steps = [k if ends_noisy else k - 1 for k in calls]
+        found += cells(model, [text.replace("STATISTICS", model)], grids, steps)
+    return list(dict.fromkeys(found))
 
 
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
@@ -72,6 +93,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *cells("exact-digits", ["sn-ddpm", "ddim", FITS[0], BEST], ["angle"]),
             *cells("mnist", ["sn-ddpm", BEST], ["angle"], (5, 10)),
         ],
+        "calls": [*at_calls("digits", STEPS), *at_calls("mnist", (5, 10))],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
 

@@ -40,17 +40,28 @@ def spread(values: Iterable[float]) -> tuple[float, float]:
 
 
 def table(records: Records, measure: str) -> str:
-    """Markdown: solvers and grids by steps, mean ± standard deviation over the ranges; then the controls."""
-    steps = sorted({r["steps"] for r in records if r["solver"] not in CONTROLS})
+    """Markdown: solvers and grids by steps, mean ± standard deviation over the ranges; then the controls.
+
+    By network calls where the solvers differ in what K steps cost.
+    """
+    by, head = _columns(records)
+    steps = sorted({r[by] for r in records if r["solver"] not in CONTROLS})
     rows: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        rows[tuple(record[k] for k in _ROW)][record["steps"]].append(record[measure])
-    lines = ["| solver | grid | " + " | ".join(f"K={k}" for k in steps) + " |", "|---" * (len(steps) + 2) + "|"]
+        rows[tuple(record[k] for k in _ROW)][record[by]].append(record[measure])
+    lines = ["| solver | grid | " + " | ".join(head.format(k) for k in steps) + " |", "|---" * (len(steps) + 2) + "|"]
     for (solver, grid), found in rows.items():
         control = solver in CONTROLS
         cells = [_figure(found[0 if control and k == steps[0] else k]) for k in steps]
         lines.append(f"| {_name(solver)} | {'' if control else grid} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _columns(records: Records) -> tuple[str, str]:
+    """The field that makes the columns of a table, and their heading."""
+    drawn = [r for r in records if r["solver"] not in CONTROLS]
+    extra = {s: max(r["calls"] - r["steps"] for r in drawn if r["solver"] == s) for s in {r["solver"] for r in drawn}}
+    return ("steps", "K={}") if len(set(extra.values())) <= 1 else ("calls", "{} calls")
 
 
 def tables(records: Records, shown: Sequence[str] = SHOWN) -> str:
