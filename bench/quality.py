@@ -7,7 +7,7 @@ exact    exact noise moments: the solvers without a network's error, on the rele
 digits   the embedded 8x8 model: solvers, time grids, options
 mnist    the embedded 28x28 model: solvers on one grid
 angle    all of them on the grid that is the default of GMS since: it was found last
-calls    the learned models at equal numbers of network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers (which it needs)
+calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
 heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
 """
@@ -28,7 +28,7 @@ N = {"mixture-1d": 50_000, "eight": 4000, "exact-digits": 2000, "exact-mnist5k":
 SOLVERS = ("ddpm", "sn-ddpm", "ddim")
 FITS = tuple(f"gms:fit={fit},component={c}" for fit in ("exact", "free") for c in ("sample", "element"))
 BEST = "gms:fit=free,component=element"
-AT_CALLS = {  # solver: its grids, the best of those tried and the released one; STATISTICS stands for those of the model
+AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     BEST: ["angle"],
     "ddim": ["0.5"],
     "dpm-solver++": ["0.7", "0.5"],
