@@ -44,7 +44,7 @@ class DPMSolverV3(Solver):
     lower_order_final  end with orders .. 2, 1
     half               correct in one half of time only: True where t <= 1/2, as published; "released" where t > 1/2, as
                        the released code does
-    spacing            grid of `sample(steps=..)`: "log-snr", "uniform", "quadratic" or "karras"
+    spacing            grid of `sample(steps=..)`, as in `Schedule.grid`: the paper's are "log-snr" and "uniform"
 
     Times are those of the nearest nodes of the statistics. One call a step; the state at the last time is the sample.
     """
@@ -55,7 +55,7 @@ class DPMSolverV3(Solver):
     pseudo: bool = False
     lower_order_final: bool = True
     half: bool | str = False
-    spacing: str | float = "log-snr"
+    spacing: str | float = 0.7
     denoise = False
 
     def __post_init__(self) -> None:
