@@ -574,6 +574,7 @@ def test_files_are_not_overwritten(unfinished):
         ({"samples": 1}, "samples must be an integer of at least 2: got 1"),
         ({"samples": 4.0}, "samples"),
         ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed must be an integer of at least 0: got -1"),
         ({"window": -0.1}, "window must be finite and not negative"),
         ({"window": math.nan}, "window"),
         ({"tolerance": -1.0}, "tolerance"),

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors: got {args.out}")
-    measure.check_numbers(args.nodes, args.samples, args.batch_size, args.window)
+    measure.check_numbers(args.nodes, args.samples, args.batch_size, args.seed, args.window)
     device = options.device(args.device)
     images = data.load(args.data)
     model = io.load(args.model).to(device)

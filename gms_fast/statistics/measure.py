@@ -73,7 +73,7 @@ def empirical_model(
     ValueError naming the node where the model returns NaN or infinity.
     """
     schedule, form = _described(model, schedule, prediction)
-    check_numbers(N, samples, batch_size, window, tolerance)
+    check_numbers(N, samples, batch_size, seed, window, tolerance)
     chosen = _chosen(model, data, samples, seed)
     t, lam = _grid(schedule, N, t_max, t_min)
     run = _Run(
@@ -194,9 +194,11 @@ def _described(model: object, schedule: object, form: str | None) -> tuple[Sched
     return schedule, form
 
 
-def check_numbers(N: int, samples: int, batch_size: int, window: float | None, tolerance: float = 0.0) -> None:
+def check_numbers(
+    N: int, samples: int, batch_size: int, seed: int, window: float | None, tolerance: float = 0.0
+) -> None:
     """Raise ValueError naming the one that is out of range."""
-    for name, value, least in (("N", N, 2), ("samples", samples, 2), ("batch_size", batch_size, 1)):
+    for name, value, least in (("N", N, 2), ("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}: got {value!r}")
     for name, value in (("window", window or 0.0), ("tolerance", tolerance)):
