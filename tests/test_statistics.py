@@ -675,3 +675,21 @@ def test_command_goes_on_after_an_interruption(saved, tmp_path, capsys, monkeypa
 def test_command_refuses_another_suffix(saved, tmp_path, capsys):
     assert command(saved, tmp_path / "x.npz") == 2
     assert "--out must end in .safetensors" in capsys.readouterr().err
+
+
+# --- what comes along ---
+
+
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_embedded_models_bring_their_statistics(name):
+    statistics, model = load(name), io.load(name)
+    statistics.check(model=model, schedule=model.schedule, shape=model.sample_shape)
+    torch.testing.assert_close(statistics.lam[[0, -1]], model.schedule.log_snr([999, 0]), rtol=0, atol=1e-12)
+    assert statistics.N >= 100
+    mean = statistics.l.flatten(1).mean(1)
+    assert float(mean[0]) == pytest.approx(1, abs=0.01)  # all noise
+    smooth = mean.unfold(0, 10, 10).mean(1)
+    assert bool((smooth.diff() < 0.003).all())  # falling, but for sampling error
+    assert smooth[-1] < smooth[0] - 0.1
+    assert statistics.tables.S.abs().max() < 50  # of which exponentials are taken
+    assert all(bool(table.isfinite().all()) for table in statistics.tables)
