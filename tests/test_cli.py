@@ -57,7 +57,15 @@ def refusal(capsys, *argv):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["sample", "--help"], ["train", "--help"], ["info", "--help"], ["evaluate", "--help"]]
+    "argv",
+    [
+        ["--help"],
+        ["sample", "--help"],
+        ["train", "--help"],
+        ["statistics", "--help"],
+        ["info", "--help"],
+        ["evaluate", "--help"],
+    ],
 )
 def test_help_is_printed(capsys, argv):
     with pytest.raises(SystemExit) as exit_:

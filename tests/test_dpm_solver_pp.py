@@ -56,6 +56,21 @@ def test_equals_diffusers(order, sde, steps):
     torch.testing.assert_close(got.float(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_equals_diffusers_that_stops_at_the_last_time(order):
+    want = of_diffusers(
+        TIMES[:-1], start().float(), noises(len(TIMES)), solver_order=order, prediction_type="sample",
+        final_sigmas_type="sigma_min",
+    )  # fmt: skip
+    calls = []
+    got = gms_fast.sample(
+        lambda x, t: calls.append(t) or data_mean(x, t), solver=DPMSolverPP(order=order, denoise=False), prediction="x0",
+        schedule=VPLinear(), timesteps=TIMES, x_T=start(), clip=None,
+    )  # fmt: skip
+    torch.testing.assert_close(got.float(), want, rtol=1e-5, atol=1e-5)
+    assert len(calls) == len(TIMES) - 1
+
+
 @pytest.mark.parametrize("schedule", [VPLinear(), EDM(), Flow(0.99, 0.01), Flow()], ids=repr)
 def test_first_order_is_ddim(schedule):
     model = GaussianMixture1D([0.3, 0.7], [-1.0, 0.6], [0.25, 0.15], sample_shape=(4, 4), schedule=schedule)

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from gms_fast.cli import evaluate, info, sample, train
+from gms_fast.cli import evaluate, info, sample, statistics, train
 
-COMMANDS: dict[str, ModuleType] = {"sample": sample, "train": train, "evaluate": evaluate, "info": info}
+COMMANDS: dict[str, ModuleType] = {
+    "sample": sample,
+    "train": train,
+    "statistics": statistics,
+    "evaluate": evaluate,
+    "info": info,
+}
 BAD_INPUT, INTERRUPTED = 2, 130  # 130: what shells report for a program ended by Ctrl-C
 
 

@@ -235,7 +235,7 @@ def philox_normal(
 ) -> Tensor:
     """Standard normals (B, *), a pure function of (seed, sample_offset + b, step, stream, element).
 
-    stream  0 normals of a step, 1 its uniforms, 2 the initial x_T
+    stream  0 normals of a step, 1 its uniforms, 2 the initial x_T, 3 to 5 of `gms_fast.statistics`
     dtype   float32 unless given; float64 has the precision of float32 uniforms
     """
     return _philox("philox_normal", shape, seed, step, stream, sample_offset, device, dtype)

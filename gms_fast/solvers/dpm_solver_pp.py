@@ -25,9 +25,10 @@ class DPMSolverPP(Multistep):
     lower_order_final  with fewer than 15 network calls, end with orders .. 2, 1
     denoise            False: the state at the last time is the sample, and K steps cost K calls, as in the paper
 
-    Equals diffusers' DPMSolverMultistepScheduler on the same times with final_sigmas_type "zero": `sample`'s last call
-    of the network is its last step, or "sigma_min" without `denoise`. So a_2 is half of what integration gives, and for sde that less 1, as it is there:
-    the noisy order 3 spreads too far (std 14 % too large after 200 steps on a Gaussian); ERSDE(noise_scale="sde") not.
+    Equals diffusers' DPMSolverMultistepScheduler on the same times with final_sigmas_type "zero", where `sample`'s last
+    call of the network is its last step, or "sigma_min" without `denoise`. So a_2 is half of what integration gives, and
+    for sde that less 1, as it is there: the noisy order 3 spreads too far (std 14 % too large after 200 steps on a
+    Gaussian), and ERSDE(noise_scale="sde") does not.
     """
 
     order: int = 2
@@ -41,7 +42,7 @@ class DPMSolverPP(Multistep):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
         lam = [_log_ratio(k.alpha_t, k.sigma_t) for k in steps] + [_log_ratio(steps[-1].alpha_s, steps[-1].sigma_s)]
-        more = self.denoise and steps[-1].sigma_s > 0  # `sample` calls the network once more, which is a step of order 1
+        more = self.denoise and steps[-1].sigma_s > 0  # one call more, which is a step of order 1
         few = self.lower_order_final and len(steps) + more < _FEW_CALLS
         most = [len(steps) - i + more if few else self.order for i in range(len(steps))]
         return [self._step(k, lam[: i + 2][::-1], min(self.order, most[i])) for i, k in enumerate(steps)]

@@ -8,4 +8,4 @@ from gms_fast.statistics.empirical import EmpiricalModel as EmpiricalModel
 from gms_fast.statistics.empirical import Tables as Tables
 from gms_fast.statistics.empirical import fingerprint as fingerprint
 from gms_fast.statistics.empirical import load as load
-from gms_fast.statistics.estimate import empirical_model as empirical_model
+from gms_fast.statistics.measure import empirical_model as empirical_model

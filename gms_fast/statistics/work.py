@@ -15,19 +15,23 @@ SECONDS = 30.0  # between two writes
 
 
 class Work:
-    """Rows of named results, one a node, in order; read from `path` if it is there, kept in it if one is given.
+    """Rows of named results, one a node, in order."""
 
-    configuration  what the rows depend on, JSON; a file of another one is refused
-    """
-
-    def __init__(self, path: Path | None, names: tuple[str, ...], configuration: dict[str, Any]) -> None:
-        self.path, self.configuration = path, configuration
+    def __init__(self, names: tuple[str, ...]) -> None:
         self.rows: dict[str, list[Tensor]] = {name: [] for name in names}
-        self._written = time.monotonic()
-        if path is not None and path.exists():
-            stored, metadata = files.read(path, FORMAT, names, ("configuration",))
-            _check_same(path, json.loads(metadata["configuration"]), json.loads(json.dumps(configuration)))
-            self.rows = {name: list(stored[name]) for name in names}
+        self.path: Path | None = None
+
+    def keep_in(self, path: Path, configuration: dict[str, Any]) -> None:
+        """Go on from the rows in `path`, if it is there, and keep them there from now on.
+
+        configuration  what the rows depend on, JSON; ValueError naming what differs for a file of another one
+        """
+        self.path, self._written = path, time.monotonic()
+        self._metadata = {"format": FORMAT, "configuration": json.dumps(configuration)}
+        if path.exists():
+            stored, metadata = files.read(path, FORMAT, self.rows, self._metadata)
+            _check_same(path, *(json.loads(m["configuration"]) for m in (metadata, self._metadata)))
+            self.rows = {name: list(stored[name]) for name in self.rows}
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
@@ -35,7 +39,7 @@ class Work:
     def add(self, name: str, row: Tensor) -> None:
         """One row more of `name`, written with the others if the last time is some while ago."""
         self.rows[name].append(row.cpu())
-        if time.monotonic() - self._written > SECONDS:
+        if self.path is not None and time.monotonic() - self._written > SECONDS:
             self.write()
 
     def write(self) -> None:
@@ -43,7 +47,7 @@ class Work:
         if self.path is None:
             return
         rows = {name: torch.stack(rows) if rows else torch.empty(0) for name, rows in self.rows.items()}
-        files.write(self.path, rows, {"format": FORMAT, "configuration": json.dumps(self.configuration)})
+        files.write(self.path, rows, self._metadata)
         self._written = time.monotonic()
 
     def delete(self) -> None:

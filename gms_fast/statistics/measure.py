@@ -1,0 +1,252 @@
+"""Measuring the empirical model statistics of a network: the two passes over noised data, batch by batch.
+
+Noise and probes are counter-based, functions of the seed, the node and the index of the sample, so that neither the
+size of the batches nor an interruption changes the result.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from gms_fast import ops, schedules
+from gms_fast import prediction as predictions
+from gms_fast.schedules import Schedule
+from gms_fast.statistics.derivatives import Derivative, Noise, derivative_for, noise_of
+from gms_fast.statistics.empirical import EmpiricalModel, fingerprint
+from gms_fast.statistics.estimate import Node, diagonal, moments, nodes_of, regress, residuals, slope
+from gms_fast.statistics.work import Work
+from gms_fast.types import NoiseMoments
+
+NOISE_1, PROBES, NOISE_2 = 3, 4, 5  # streams of the counter-based noise, whose step is the node
+
+
+@torch.no_grad()
+def empirical_model(
+    model: Callable[[Tensor, Tensor], Tensor | NoiseMoments],
+    data: Tensor,
+    *,
+    N: int = 120,
+    samples: int = 1024,
+    schedule: Schedule | str | None = None,
+    prediction: str | None = None,
+    t_max: float | None = None,
+    t_min: float | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    window: float | None = 0.1,
+    tolerance: float = 1e-12,
+    out: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+) -> EmpiricalModel:
+    """Measure l, s, b of a network on data, in the time of about 8 samples (N + 1) calls.
+
+    model      callable (x, t) -> Tensor or NoiseMoments, in eval mode; x (B, *), t (B,) network times. Its attributes
+               `schedule` and `prediction`, if any, are the defaults here
+    data       (M, *) floating point, scaled as the network was trained. `samples` of them in random order, all again
+               where M is smaller, are noised afresh at every node
+    N          intervals of the grid, uniform in lambda from t_max to t_min (default: the schedule's). A solver's steps
+               end on nodes, so take many more than it has steps
+    samples    averaged at a node; errors fall as their square root. The published statistics have 1024 or 4096, and
+               gain more by samples than by nodes
+    prediction "noise", "x0", ...: what a single tensor from the model means
+    seed       determines probes and noise, whatever the batch_size
+    window     in lambda, of the moving average of dl/dlambda; None for none. The released script takes 11 nodes, a
+               window of 10 (lambda_N - lambda_0)/N
+    tolerance  s = 0 and b = E f' where Var(f) is at most this times E[(sigma eps/alpha)^2 + (l x/alpha)^2], the size of
+               the terms that f is the difference of: as for Gaussian data, where f is constant. 1e-12 is what float32
+               leaves of a difference
+    out        file for the result. Unfinished results are kept in `<out>.partial`, which a run with the same arguments
+               goes on from if `resume`; an existing file is refused
+    progress   whether to show a progress bar on stderr
+    device     of the calls (default: the model's, or the data's)
+    Derivatives are taken in forward mode, or by two backward passes through a network with a layer that has none.
+    Raises ValueError or TypeError naming the argument before the model is called, FileExistsError for `out`, and
+    ValueError naming the node where the model returns NaN or infinity.
+    """
+    schedule, form = _described(model, schedule, prediction)
+    check_numbers(N, samples, batch_size, seed, window, tolerance)
+    chosen = _chosen(model, data, samples, seed)
+    t, lam = _grid(schedule, N, t_max, t_min)
+    run = _Run(
+        noise=noise_of(model, schedule, form),
+        nodes=nodes_of(schedule, t, lam),
+        data=chosen,
+        seed=seed,
+        batch_size=batch_size,
+        window=window,
+        device=_device(model, data, device),
+    )
+    network = fingerprint(model)
+    work = Work(("l", "moments"))
+    if out is not None:
+        out = Path(out)
+        _check_files(out, resume)
+        origin = {"network": network, "prediction": form, "schedule": schedule.config}
+        work.keep_in(partial(out), {**origin, **run.configuration()})
+    with tqdm(total=2 * (N + 1), initial=len(work), disable=not progress, unit="node") as bar:
+        try:
+            run.fill(work, bar)
+        finally:
+            work.write()
+    s, b = regress(torch.stack(work.rows["moments"]), tolerance)
+    statistics = EmpiricalModel(schedule, lam, torch.stack(work.rows["l"]), s, b, network=network, samples=samples)
+    if out is not None:
+        statistics.save(out)
+        work.delete()
+    return statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One measurement: of what, where, with which samples and draws."""
+
+    noise: Noise
+    nodes: list[Node]
+    data: Tensor
+    seed: int
+    batch_size: int
+    window: float | None
+    device: torch.device
+
+    @property
+    def lam(self) -> Tensor:
+        return torch.stack([node.lam for node in self.nodes])
+
+    def configuration(self) -> dict[str, object]:
+        """What the results depend on, beside the network and how it is called."""
+        return {
+            "N": len(self.nodes) - 1,
+            "lambda": self.lam[[0, -1]].tolist(),
+            "samples": len(self.data),
+            "shape": list(self.data.shape[1:]),
+            "data": hashlib.sha256(self.data.numpy().tobytes()).hexdigest()[:16],
+            "seed": self.seed,
+            "window": self.window,
+        }
+
+    def fill(self, work: Work, bar: tqdm) -> None:
+        """Measure what `work` lacks: l at every node, and from all of it the moments."""
+        nodes = range(len(self.nodes))
+        with sdpa_kernel(SDPBackend.MATH):  # the one kind of attention that can be derived in every way
+            derivative = derivative_for(self.noise, self._noised(0, 0, NOISE_1)[:1], self.nodes[0].t)
+            for j in nodes[len(work.rows["l"]) :]:
+                work.add("l", self.linear(derivative, j))
+                bar.update()
+            l = torch.stack(work.rows["l"])
+            l_slope = slope(l, self.lam, self.window)
+            for j in nodes[len(work.rows["moments"]) :]:
+                work.add("moments", self.moments(derivative, j, l[j], l_slope[j]))
+                bar.update()
+
+    def linear(self, derivative: Derivative, j: int) -> Tensor:
+        """l at node j, (*sample)."""
+        node = self.nodes[j]
+        draws = {"seed": self.seed, "step": j, "stream": PROBES}
+
+        def batch(first: int, x: Tensor) -> Tensor:
+            u = ops.philox_uniform(x.shape, sample_offset=first, device=x.device, dtype=x.dtype, **draws)
+            return diagonal(self.noise, derivative, node, x, torch.where(u > 0.5, 1.0, -1.0).to(x.dtype)).sum(0)
+
+        return self._mean(batch, j, NOISE_1)
+
+    def moments(self, derivative: Derivative, j: int, l: Tensor, l_slope: Tensor) -> Tensor:
+        """Means at node j of what `moments` sums, (5, *sample)."""
+        node, l, l_slope = self.nodes[j], l.to(self.device), l_slope.to(self.device)
+        return self._mean(lambda _, x: moments(*residuals(self.noise, derivative, node, x, l, l_slope)), j, NOISE_2)
+
+    def _mean(self, batch: Callable[[int, Tensor], Tensor], j: int, stream: int) -> Tensor:
+        """Mean over the samples of what `batch` sums, given the first index and the noised samples of a batch."""
+        mean = sum(batch(first, self._noised(first, j, stream)) for first in range(0, len(self.data), self.batch_size))
+        if not bool(mean.isfinite().all()):
+            raise ValueError(f"model returned NaN or infinity at node {j} (t = {float(self.nodes[j].t):g})")
+        return mean.cpu() / len(self.data)
+
+    def _noised(self, first: int, j: int, stream: int) -> Tensor:
+        """alpha x_0 + sigma z at node j, for a batch of samples from index `first` on."""
+        x_0, node = self.data[first : first + self.batch_size].to(self.device), self.nodes[j]
+        draws = {"seed": self.seed, "step": j, "stream": stream, "sample_offset": first}
+        z = ops.philox_normal(x_0.shape, **draws, device=x_0.device, dtype=x_0.dtype)
+        return float(node.alpha) * x_0 + float(node.sigma) * z
+
+
+def _described(model: object, schedule: object, form: str | None) -> tuple[Schedule, str]:
+    """The schedule and the form of prediction, given or the model's own."""
+    if not callable(model):
+        raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
+    schedule = schedule if schedule is not None else getattr(model, "schedule", None)
+    if schedule is None:
+        raise ValueError("schedule must be given: this model has no attribute `schedule`")
+    schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
+    form = form or getattr(model, "prediction", "noise")
+    if form not in predictions.names():
+        raise ValueError(f"prediction must be one of {', '.join(predictions.names())}: got {form!r}")
+    return schedule, form
+
+
+def check_numbers(
+    N: int, samples: int, batch_size: int, seed: int, window: float | None, tolerance: float = 0.0
+) -> None:
+    """Raise ValueError naming the one that is out of range."""
+    for name, value, least in (("N", N, 2), ("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}: got {value!r}")
+    for name, value in (("window", window or 0.0), ("tolerance", tolerance)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and not negative: got {value}")
+
+
+def _chosen(model: object, data: object, samples: int, seed: int) -> Tensor:
+    """`samples` of the data in random order, on the CPU, float32 or float64; over and over where there are fewer."""
+    if not isinstance(data, Tensor) or not data.is_floating_point():
+        raise TypeError(f"data must be a floating-point tensor (M, *): got {getattr(data, 'dtype', type(data))}")
+    wanted = tuple(getattr(model, "sample_shape", data.shape[1:]))
+    if data.ndim < 2 or len(data) == 0 or tuple(data.shape[1:]) != wanted:
+        raise ValueError(f"data must be (M, {', '.join(map(str, wanted)) or '*'}) with M >= 1: got {tuple(data.shape)}")
+    if not bool(data.isfinite().all()):
+        raise ValueError("data must be finite: it holds NaN or infinity")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    chosen = data.detach().cpu()[order[torch.arange(samples) % len(data)]]
+    return chosen if chosen.dtype == torch.float64 else chosen.float()
+
+
+def _grid(schedule: Schedule, N: int, t_max: float | None, t_min: float | None) -> tuple[Tensor, Tensor]:
+    """Times and half-log-SNR of the nodes, (N+1,) each."""
+    t_max, t_min = schedule.t_max if t_max is None else t_max, schedule.t_min if t_min is None else t_min
+    if not t_max > t_min:
+        raise ValueError(f"t_max must be greater than t_min: got {t_max}, {t_min}")
+    ends = schedule.log_snr([t_max, t_min])
+    if not bool(ends.isfinite().all()):
+        got = " .. ".join(f"{v:g}" for v in ends.tolist())
+        raise ValueError(f"t_max, t_min must have finite log(alpha/sigma): got {t_max}, {t_min} with {got}")
+    return schedule.grid(N, "log-snr", t_max, t_min), torch.linspace(*ends.tolist(), N + 1, dtype=torch.float64)
+
+
+def partial(out: Path) -> Path:
+    """Where unfinished results for `out` lie."""
+    return out.with_name(out.name + ".partial")
+
+
+def _check_files(out: Path, resume: bool) -> None:
+    """Raise FileExistsError where a result lies, or results that are not to be resumed."""
+    if out.exists():
+        raise FileExistsError(f"out: {out} already exists; delete it or choose another file")
+    if partial(out).exists() and not resume:
+        raise FileExistsError(f"out: {partial(out)} holds an unfinished measurement: resume it or delete it")
+
+
+def _device(model: object, data: Tensor, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return data.device if weight is None else weight.device
