@@ -477,6 +477,15 @@ def test_batches_do_not_matter_and_seeds_do():
     assert (again.l - one.l).abs().max() > 1e-3
 
 
+def test_probes_know_nothing_of_the_noise():
+    """J v of eps_i = x_0 x_1 has v_0 v_1 x_i beside its diagonal: signs like those of x would add E|x_i|."""
+    model = Model(lambda x, t: x.prod(1, keepdim=True).expand(-1, 2), schedule=EDM(), sample_shape=(2,))
+    K = 4000
+    got = empirical_model(model, torch.zeros(K, 2, dtype=torch.float64), N=2, samples=K, t_max=2.0, t_min=0.5)
+    level = (-2 * got.lam).exp()[:, None]  # sigma^2, and the standard deviation of sigma (J v) v is sqrt(2) of it
+    assert bool((got.l.abs() < 6 * level * math.sqrt(2 / K)).all())
+
+
 def test_few_data_are_used_again_with_other_noise():
     got = empirical_model(Mixture(EDM()), draw(4), **{**SETTINGS, "samples": 8})
     assert got.samples == 8
