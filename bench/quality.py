@@ -31,12 +31,14 @@ BEST = "gms:fit=free,component=element"
 AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     BEST: ["angle"],
     "ddim": ["0.5"],
-    "dpm-solver++": ["0.7", "0.5"],
+    "dpm-solver++": ["0.7"],
+    "dpm-solver++:denoise=False": ["0.7"],
     "diffusers:solver_order=2": ["uniform"],
+    "diffusers:solver_order=2,final_sigmas_type=sigma_min": ["uniform"],
     "er-sde": ["0.7", "uniform"],
     "er-sde:noise_scale=ode": ["0.7"],
-    "dpm-solver-v3:statistics=STATISTICS": ["0.7", "default"],
-    "dpm-solver-v3:statistics=STATISTICS,order=2,corrector=None": ["0.7"],
+    "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
+    "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
 }
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
@@ -60,7 +62,7 @@ def at_calls(model: str, calls: Iterable[int]) -> list[Cell]:
     """Solvers whose K steps cost K calls, and those of K + 1, side by side."""
     found = []
     for text, grids in AT_CALLS.items():
-        ends_noisy = text.startswith(("er-sde", "dpm-solver-v3"))
+        ends_noisy = text.startswith(("er-sde", "dpm-solver-v3")) or "denoise=False" in text or "sigma_min" in text
         steps = [k if ends_noisy else k - 1 for k in calls]
         found += cells(model, [text.replace("STATISTICS", model)], grids, steps)
     return list(dict.fromkeys(found))

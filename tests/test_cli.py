@@ -105,7 +105,7 @@ def test_info_tells_what_is_installed(capsys):
     assert lines["torch"] == torch.__version__
     assert "torch" in lines["backends"]
     assert "gms" in lines["solvers"].split(", ")
-    assert lines["schedules"] == "cosine, linear"
+    assert lines["schedules"] == "cosine, edm, flow, linear, vp, vp-cosine"
     assert lines["models"] == (", ".join(io.embedded()) or "none")
 
 

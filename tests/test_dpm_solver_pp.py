@@ -64,8 +64,8 @@ def test_equals_diffusers_that_stops_at_the_last_time(order):
     )  # fmt: skip
     calls = []
     got = gms_fast.sample(
-        lambda x, t: calls.append(t) or data_mean(x, t), solver=DPMSolverPP(order=order, denoise=False), prediction="x0",
-        schedule=VPLinear(), timesteps=TIMES, x_T=start(), clip=None,
+        lambda x, t: calls.append(t) or data_mean(x, t), solver=DPMSolverPP(order=order, denoise=False),
+        prediction="x0", schedule=VPLinear(), timesteps=TIMES, x_T=start(), clip=None,
     )  # fmt: skip
     torch.testing.assert_close(got.float(), want, rtol=1e-5, atol=1e-5)
     assert len(calls) == len(TIMES) - 1

@@ -61,7 +61,8 @@ def solver_of(run, **changes):
         "half": "released" if run["half"] else False,
         "spacing": SPACINGS[run["skip_type"]],
     }
-    return DPMSolverV3(known.degenerate() if run["degenerated"] else known, **options | changes)
+    known = changes.pop("statistics", known.degenerate() if run["degenerated"] else known)
+    return DPMSolverV3(known, **options | changes)
 
 
 def sample(run, model, **arguments):
@@ -139,7 +140,10 @@ def test_gaussian_data_are_solved_in_one_step(case):
     known, noise = gaussian(schedule, case["N"])
     arguments = {"schedule": schedule, "x_T": wide(VECTORS["x_T"][case["x_T"]]), "clip": None}
     x = gms_fast.sample(
-        noise, case["steps"], solver=DPMSolverV3(known, order=case["order"], corrector=None), **arguments
+        noise,
+        case["steps"],
+        solver=DPMSolverV3(known, order=case["order"], corrector=None, spacing="log-snr"),
+        **arguments,
     )
     torch.testing.assert_close(x, wide(case["x_out"]), rtol=0, atol=1e-9)
     assert float((x - wide(case["exact"])).abs().max()) < 2 * case["max_abs_err"]
@@ -218,13 +222,37 @@ def test_ve_and_vp_agree_in_y():
     edm = EDM(sigma_min=1e-3, sigma_max=200.0)
     x_T, ends = wide(VECTORS["x_T"]["unit"]), []
     for schedule in (vp, edm):
-        solver = DPMSolverV3(EmpiricalModel(schedule, lam, *curves))
+        solver = DPMSolverV3(EmpiricalModel(schedule, lam, *curves), spacing="log-snr")
         times = solver.times(schedule, 8)
         x = gms_fast.sample(
             Mixture(schedule), 8, solver=solver, x_T=x_T / vp.alpha(1.0) * schedule.alpha(times[0]), clip=None
         )
         ends.append(x / schedule.alpha(times[-1]))
     torch.testing.assert_close(*ends, rtol=0, atol=1e-9)
+
+
+def test_distrusted_statistics_are_those_of_the_data_prediction():
+    run, schedule = RUNS["r06"], VPContinuous()
+    known = statistics("vp_linear_N120")
+    half = known.trusted(0.0)
+    noisy = known.lam < 0
+    assert torch.equal(half.l[noisy], torch.ones_like(half.l[noisy]))
+    assert not half.s[noisy].any()
+    assert torch.equal(half.b[~noisy], known.b[~noisy])
+
+    def states(**options):
+        seen = []
+        sample(run, Mixture(schedule), solver=solver_of(run, **options), callback=lambda i, t, x, x0: seen.append(x))
+        return seen, solver_of(run).times(schedule, run["steps"])
+
+    mixed, times = states(trust=0.0)
+    plain, _ = states(statistics=known.degenerate())
+    assert 1 < sum(float(schedule.log_snr(t)) < 0 for t in times) < len(times)
+    for t, a, b in zip(times, mixed, plain, strict=False):
+        if float(schedule.log_snr(t)) < 0:
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert float((mixed[-1] - plain[-1]).abs().max()) > 1e-3
+    torch.testing.assert_close(states(trust=-99.0)[0], states()[0], rtol=0, atol=0)
 
 
 def test_clip_is_what_the_solver_steps_by():

@@ -102,7 +102,7 @@ def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor],
     if name == rivals.NAME:
         times = timesteps(None, schedule, cell.grid, cell.steps)
         rivals.scheduler(given, schedule)
-        return lambda n, start: rivals.samples(given, subject, times, n, start), len(times)
+        return lambda n, start: rivals.samples(given, subject, times, n, start), rivals.calls(given, times)
     solver = parse(cell.solver)
     times = timesteps(solver, schedule, cell.grid, cell.steps)
     again = solver.denoise and float(schedule.sigma(times[-1])) > 0

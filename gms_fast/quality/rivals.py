@@ -28,13 +28,20 @@ def scheduler(options: dict[str, Any], schedule: Any) -> Any:
     return DPMSolverMultistepScheduler(trained_betas=schedule.betas.tolist(), **options)
 
 
+def calls(options: dict[str, Any], times: Sequence[int]) -> int:
+    """Network calls of a sample on these times."""
+    return len(times) - (options.get("final_sigmas_type") == "sigma_min")
+
+
 def samples(options: dict[str, Any], subject: Subject, times: Sequence[int], n: int, offset: int) -> Tensor:
-    """n samples by diffusers' loop: one network call at each of `times`, then the step to no noise."""
+    """n samples by diffusers' loop, a network call at each of its timesteps: `times`, or with final_sigmas_type
+    "sigma_min" all but the last, where it stops.
+    """
     model = subject.model
     own = scheduler(options, model.schedule)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, in diffusers
-        own.set_timesteps(timesteps=list(times))
+        own.set_timesteps(timesteps=list(times[: calls(options, times)]))
     shape = (n, *model.sample_shape)
     x = ops.philox_normal(shape, seed=0, stream=_INITIAL, sample_offset=offset, dtype=torch.float32)
     x = x * float(model.schedule.sigma(times[0]))

@@ -25,9 +25,9 @@ class DPMSolverPP(Multistep):
     lower_order_final  with fewer than 15 network calls, end with orders .. 2, 1
     denoise            False: the state at the last time is the sample, and K steps cost K calls, as in the paper
 
-    Equals diffusers' DPMSolverMultistepScheduler on the same times with final_sigmas_type "zero", where `sample`'s last
-    call of the network is its last step, or "sigma_min" without `denoise`. So a_2 is half of what integration gives, and
-    for sde that less 1, as it is there: the noisy order 3 spreads too far (std 14 % too large after 200 steps on a
+    Equals diffusers' DPMSolverMultistepScheduler on the same times with final_sigmas_type "zero", where the last call
+    of `sample` is its last step, or "sigma_min" without `denoise`. So a_2 is half of what integration gives, and for
+    sde that less 1, as it is there: the noisy order 3 spreads too far (std 14 % too large after 200 steps on a
     Gaussian), and ERSDE(noise_scale="sde") does not.
     """
 

@@ -44,6 +44,8 @@ class DPMSolverV3(Solver):
     lower_order_final  end with orders .. 2, 1
     half               correct in one half of time only: True where t <= 1/2, as published; "released" where t > 1/2, as
                        the released code does
+    trust              lambda from which on the statistics are used (`EmpiricalModel.trusted`); None: all of them. -2 is
+                       best for those of the embedded models
     spacing            grid of `sample(steps=..)`, as in `Schedule.grid`: the paper's are "log-snr" and "uniform"
 
     Times are those of the nearest nodes of the statistics. One call a step; the state at the last time is the sample.
@@ -55,6 +57,7 @@ class DPMSolverV3(Solver):
     pseudo: bool = False
     lower_order_final: bool = True
     half: bool | str = False
+    trust: float | None = None
     spacing: str | float = 0.7
     denoise = False
 
@@ -120,14 +123,15 @@ class DPMSolverV3(Solver):
         alphas = {c.plan[0]: c.coefficients.alpha_t for c in contexts}
         alphas[contexts[-1].plan[2].target] = contexts[-1].coefficients.alpha_s
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        known = self.statistics if self.trust is None else self.statistics.trusted(self.trust)
 
         def weights(update: Update | None) -> Tensor | None:
-            return None if update is None else local_update(self.statistics, update, alphas).to(x.device, wide)
+            return None if update is None else local_update(known, update, alphas).to(x.device, wide)
 
         table = []
         for context in contexts:
             node, corrector, predictor = context.plan
-            k, l = context.coefficients, self.statistics.l[node]
+            k, l = context.coefficients, known.l[node]
             to_f = torch.stack([-l / k.alpha_t, torch.full_like(l, k.sigma_t / k.alpha_t), torch.zeros_like(l)])
             table.append((to_f.to(x.device, wide), weights(corrector), weights(predictor)))
         return table, None, ()

@@ -87,6 +87,15 @@ class EmpiricalModel:
         """The same with l = 1 and s = b = 0, which makes DPM-Solver++ of DPM-Solver-v3."""
         return replace(self, l=torch.ones_like(self.l), s=torch.zeros_like(self.s), b=torch.zeros_like(self.b))
 
+    def trusted(self, lam: float) -> "EmpiricalModel":
+        """The same from `lam` on; below, at more noise, those of the data prediction, l = 1 and s = b = 0.
+
+        Where sigma/alpha = exp(-lambda) is 7 and more, f is eps magnified by that, errors included: what is measured
+        there is the network's own error as much as its shape.
+        """
+        noisy, plain = self._along(self.lam < lam), self.degenerate()
+        return replace(self, **{k: torch.where(noisy, getattr(plain, k), getattr(self, k)) for k in _CURVES})
+
     @cached_property
     def tables(self) -> Tables:
         """The integrals by the trapezoid rule."""
