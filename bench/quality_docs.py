@@ -26,6 +26,15 @@ CURVES = {  # model: group; of the solvers those in SHOWN
     "digits": "digits",
     "mnist": "mnist",
 }
+AT_CALLS = {  # of group calls: what the pictures show of it, and its name there
+    "gms:fit=free,component=element": "GMS",
+    "ddim": "DDIM",
+    "dpm-solver++": "DPM-Solver++ 2M",
+    "dpm-solver++:denoise=False": "DPM-Solver++ 2M, no last call",
+    "diffusers:solver_order=2": "diffusers 2M",
+    "er-sde": "ER-SDE",
+    "dpm-solver-v3:statistics={},trust=-2": "DPM-Solver-v3",
+}
 SHOWN = (
     "real",
     "gaussian",
@@ -60,6 +69,10 @@ def draw() -> None:
         found = records(group, model) + [r for r in records("angle", model) if r["solver"] not in CONTROLS]
         shown = [{**r, "solver": plain(r["solver"])} for r in found if plain(r["solver"]) in SHOWN]
         report.plot(shown, PICTURES / f"{model}.png")
+    for model in ("digits", "mnist"):
+        names = {solver.format(model): name for solver, name in AT_CALLS.items()}
+        found = [r | {"solver": names.get(r["solver"], r["solver"])} for r in records("calls", model)]
+        report.plot([r for r in found if r["solver"] in (*names.values(), *CONTROLS)], PICTURES / f"{model}-calls.png")
     strips(PICTURES / "samples.png")
 
 

@@ -48,12 +48,12 @@ def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
     assert (folder / matrix.RECORDS).read_text() == records
 
 
-@pytest.mark.parametrize("group", ["exact", "digits", "mnist", "angle", "heads"])
+@pytest.mark.parametrize("group", ["exact", "digits", "mnist", "angle", "calls", "heads"])
 def test_committed_records_are_of_one_commit_and_say_which(group):
     records = matrix.read(RESULTS / group)
     assert len({r["origin"] for r in records}) == 1
     assert "dirty" not in records[0]["origin"]
-    assert {r["solver"] for r in records} >= {"real", "gaussian", "sn-ddpm"}
+    assert {r["solver"] for r in records} >= {"real", "gaussian", DEFAULT}
 
 
 def test_page_shows_the_committed_records(monkeypatch):
@@ -116,3 +116,16 @@ def test_grid_of_the_default_beats_the_released_one(steps):
     own, own_width = spread("angle", "digits", DEFAULT, "angle", steps, "frechet")
     released, width = spread("digits", "digits", DEFAULT, "uniform", steps, "frechet")
     assert own + 2 * own_width < released - 2 * width
+
+
+@pytest.mark.parametrize("calls", [5, 10])
+@pytest.mark.parametrize("rival", ["dpm-solver++", "dpm-solver++:denoise=False", "diffusers:solver_order=2"])
+@pytest.mark.parametrize("model", ["digits", "mnist"])
+def test_dpm_solver_v3_is_not_worse_than_dpm_solver_pp(model, rival, calls):
+    """At equal network calls, with statistics trusted from lambda = -2 on; beyond the spread by Welch's test."""
+    records = [r for r in matrix.read(RESULTS / "calls") if r["model"] == model and r["calls"] == calls]
+    of = {s: [r for r in records if r["solver"] == s] for s in (f"dpm-solver-v3:statistics={model},trust=-2", rival)}
+    ours, theirs = ([r["frechet"] for r in found] for found in of.values())
+    assert len(ours) == len(theirs) == 3
+    assert ttest_ind(ours, theirs, equal_var=False, alternative="greater").pvalue > 0.01
+    assert statistics.fmean(ours) < statistics.fmean(theirs)
