@@ -7,27 +7,30 @@ import torch
 from torch import Tensor
 
 from gms_fast import prediction as predictions
+from gms_fast import schedules
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
 
-class _Guided:
-    """A model with the sample shape, schedule and prediction of another."""
+class _Guided(torch.nn.Module):
+    """A model with the parameters, sample shape, schedule and prediction of another, `unguided`."""
 
-    def __init__(self, model: Callable, schedule: Schedule | None, prediction: str | None) -> None:
+    def __init__(self, model: Callable, schedule: Schedule | str | None, prediction: str | None) -> None:
+        super().__init__()
         if not callable(model):
             raise TypeError(f"model must be callable: got {type(model).__name__}")
-        self.model = model
+        self.unguided = model
         self.sample_shape = getattr(model, "sample_shape", None)
-        self.schedule = schedule if schedule is not None else getattr(model, "schedule", None)
+        schedule = schedule if schedule is not None else getattr(model, "schedule", None)
+        self.schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
         self.prediction = prediction or getattr(model, "prediction", "noise")
 
 
 class ClassifierFree(_Guided):
     """y_u + scale (y_c - y_u) of a conditional network's outputs, in one call on a batch of twice the size.
 
-    model          callable (x, t, condition) -> Tensor
+    model          callable (x, t, condition) -> Tensor or NoiseMoments, of which e1 is led and the others dropped
     condition      tensor (B, *) or (1, *): what the samples shall be
     unconditional  a tensor like `condition` that stands for no condition; None, or scale 1: the conditional output
     scale          w; 1 is no guidance
@@ -41,18 +44,18 @@ class ClassifierFree(_Guided):
         unconditional: Tensor | None = None,
         *,
         scale: float = 1.0,
-        schedule: Schedule | None = None,
+        schedule: Schedule | str | None = None,
         prediction: str | None = None,
     ) -> None:
         super().__init__(model, schedule, prediction)
         self.condition, self.unconditional, self.scale = condition, unconditional, float(scale)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         condition = _for_batch("condition", self.condition, x)
         if self.unconditional is None or self.scale == 1:
-            return self.model(x, t, condition)
+            return _one(self.unguided(x, t, condition))
         both = torch.cat([_for_batch("unconditional", self.unconditional, x), condition])
-        without, given = self.model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        without, given = _one(self.unguided(torch.cat([x, x]), torch.cat([t, t]), both)).chunk(2)
         return without + self.scale * (given - without)
 
 
@@ -63,6 +66,8 @@ class Classifier(_Guided):
     log_prob  callable (x, t) -> (B,) log p(c|x_t), differentiable in x; t are the network's times
     scale     w
     schedule, prediction  of the model, unless it has attributes of these names
+
+    It looks at the time on the host: a GPU is waited for in every step.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class Classifier(_Guided):
         log_prob: Callable[[Tensor, Tensor], Tensor],
         *,
         scale: float = 1.0,
-        schedule: Schedule | None = None,
+        schedule: Schedule | str | None = None,
         prediction: str | None = None,
     ) -> None:
         super().__init__(model, schedule, prediction)
@@ -82,9 +87,11 @@ class Classifier(_Guided):
         self.log_prob, self.scale = log_prob, float(scale)
         self.form, self.prediction = self.prediction, "noise"
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if not len(x):
+            return x
         step = StepCoefficients.at(self.schedule, float(self.schedule.from_network_time(t[0])))
-        e = predictions.estimate(self.model(x, t), x, step, self.form).moments.e1
+        e = predictions.estimate(self.unguided(x, t), x, step, self.form).moments.e1
         return e - self.scale * step.sigma_t * self._gradient(x, t)
 
     def _gradient(self, x: Tensor, t: Tensor) -> Tensor:
@@ -94,6 +101,10 @@ class Classifier(_Guided):
             if log_prob.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return {tuple(x.shape[:1])}: got {tuple(log_prob.shape)}")
             return torch.autograd.grad(log_prob.sum(), leaf)[0]
+
+
+def _one(output: Tensor | NoiseMoments) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def _for_batch(name: str, condition: Any, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
+WITHOUT_SIGNAL = ("x0", "v", "flow")  # forms that tell x_0 even where alpha = 0
 _SIGMA_DATA = 0.5  # of "edm"
 
 

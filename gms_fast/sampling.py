@@ -18,7 +18,7 @@ from gms_fast.solvers import NoiseSource, Solver, StepContext
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments, as_range
 
-_INITIAL = 2  # stream of the counter-based noise that x_T is drawn from
+INITIAL = 2  # stream of the counter-based noise that x_T is drawn from
 
 
 @torch.no_grad()
@@ -51,7 +51,8 @@ def sample(
     solver     a name from `gms_fast.solvers.names()` or a Solver
     n, shape   number of samples and shape of one
     timesteps  times of the schedule to visit, noisiest first, steps + 1 of them; replaces `steps`
-    prediction "noise" | "x0" | "v" | "flow" | "edm": what a single tensor from the model means
+    prediction "noise" | "x0" | "v" | "flow" (eps - x_0) | "edm" (the raw network F of Karras et al. 2022, with the
+               scaling of its inputs in the model): what a single tensor from the model means
     seed       64-bit integer, or one per sample; sample i depends on it and on i alone. An int64 tensor on the state's
                device is read there when noise is drawn: a CUDA graph of the loop takes the values of each replay
     sample_offset  index of the first sample: batches that continue each other give the samples of one big batch
@@ -79,6 +80,12 @@ def sample(
         NoiseSource(seed=ops.as_seed(seed), sample_offset=sample_offset, given=noise),
     )
     visits = _visits(run.schedule, steps, timesteps, run.solver)
+    if visits[0].coefficients.alpha_t == 0 and run.prediction not in predictions.WITHOUT_SIGNAL:
+        forms = ", ".join(predictions.WITHOUT_SIGNAL)
+        raise ValueError(
+            f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {visits[0].t:g}: "
+            f"got {run.prediction!r}, which tells nothing of x_0 there"
+        )
     x = run.initial(visits[0], n, shape, x_T, device, dtype)
     run.solver.check(model, run.schedule, x.shape[1:])
     contexts = run.contexts(visits, x.device)
@@ -91,6 +98,7 @@ def sample(
         x, state = run.solver.step(x, estimate, context, state)
     if run.solver.denoise and visits[-1].coefficients.sigma_t > 0:
         x = run.evaluate(x, visits[-1]).x0()  # the K+1st call
+    run.finite.see(x, "samples must be finite: the last step made NaN or infinity")
     run.finite.report()
     return x
 
@@ -177,7 +185,7 @@ class _Run:
         if shape is None:
             raise ValueError("shape must be given: this model has no attribute `sample_shape`")
         x = self._checked(_described_state(n, shape, dtype, device))
-        draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset, "stream": _INITIAL}
+        draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset, "stream": INITIAL}
         return visit.coefficients.sigma_t * ops.philox_normal(x.shape, **draw, device=device, dtype=dtype)
 
     def _checked(self, x: Tensor) -> Tensor:

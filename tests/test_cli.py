@@ -183,6 +183,16 @@ def test_sample_takes_solvers_and_their_options(tmp_path, model, options):
     assert np.isfinite(drawn(tmp_path, model, *options)["images"]).all()
 
 
+def test_sample_takes_statistics_of_the_model(tmp_path, capsys):
+    options = ("--solver", "dpm-solver-v3", "--steps", 5, "--n", 1)
+    named, found = (drawn(tmp_path, "digits", *options, *more)["images"] for more in ((), ("--statistics", "digits")))
+    assert np.array_equal(named, found)
+    capsys.readouterr()
+    assert "measured for something else: shape" in refusal(
+        capsys, "sample", "--model", "digits", *options, "--statistics", "mnist", "--out", tmp_path / "y.png"
+    )
+
+
 def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
     out = tmp_path / "x.png"
     out.write_text("precious")
@@ -201,6 +211,8 @@ def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
         (("--device", "cuda:99"), "--device cuda:99 is not there"),
         (("--model", "gone"), "nothing is at gone"),
         (("--solver", "magic"), "magic"),
+        (("--solver", "ddim", "--statistics", "mnist"), "--statistics belongs to --solver dpm-solver-v3"),
+        (("--solver", "dpm-solver-v3"), "model"),
         (("--solver", "ddim", "--fit", "free"), "--fit belongs to --solver gms: got --solver ddim"),
     ],
 )

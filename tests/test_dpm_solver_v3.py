@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast.guidance import ClassifierFree
+from gms_fast.guidance import Classifier, ClassifierFree
 from gms_fast.schedules import EDM, VP, VPContinuous, VPLinear
 from gms_fast.solvers import DDIM, DPMSolverPP, DPMSolverV3
 from gms_fast.solvers.dpm_solver_v3 import Update, derivatives
@@ -219,7 +219,7 @@ def test_ve_and_vp_agree_in_y():
     """l, s, b and the network are functions of (y, lambda): with the same nodes the schedule does not matter."""
     vp, lam = VPContinuous(), statistics("vp_linear_N120").lam
     curves = [getattr(statistics("vp_linear_N120"), k) for k in ("l", "s", "b")]
-    edm = EDM(sigma_min=1e-3, sigma_max=200.0)
+    edm = EDM(*(-lam[[-1, 0]]).exp().tolist())
     x_T, ends = wide(VECTORS["x_T"]["unit"]), []
     for schedule in (vp, edm):
         solver = DPMSolverV3(EmpiricalModel(schedule, lam, *curves), spacing="log-snr")
@@ -292,15 +292,30 @@ def call(
     gms_fast.sample(model, steps, solver=solver, schedule=schedule, shape=shape, timesteps=timesteps)
 
 
+def part(known, first, last):
+    return EmpiricalModel(known.schedule, *(v[first:last] for v in (known.lam, known.l, known.s, known.b)))
+
+
 REFUSALS = {
     "statistics": ({"known": None}, TypeError, "statistics must be an EmpiricalModel.*: got NoneType"),
-    "order": ({"order": 0}, ValueError, "order must be an integer of at least 1: got 0"),
+    "order": ({"order": 0}, ValueError, "order must be an integer from 1 to 7: got 0"),
     "corrector": ({"corrector": "best"}, ValueError, "corrector must be one of None, 'same', 'next': got 'best'"),
     "half": ({"half": "left"}, ValueError, "half must be one of False, True, 'released': got 'left'"),
     "spacing": ({"spacing": "cubic"}, ValueError, "spacing must be .*: got 'cubic'"),
     "schedule": ({"schedule": VPContinuous(beta_1=10.0)}, ValueError, "measured for something else: schedule"),
     "shape": ({"shape": (3,)}, ValueError, r"measured for something else: shape: \(2,\) there, \(3,\) here"),
     "scalar": ({"shape": ()}, ValueError, "shape must have at least one dimension"),
+    "order of correctors": ({"order": 8}, ValueError, "order must be an integer from 1 to 7: got 8"),
+    "trust": ({"trust": float("nan")}, ValueError, "trust must be a finite lambda, or None: got nan"),
+    "range": (
+        {"known": part(KNOWN, 20, 121)}, ValueError, "statistics must reach over all of .*, lambda -5.02 .. 4.56",
+    ),
+    "end": ({"known": part(KNOWN, 0, 100)}, ValueError, "statistics must reach over all of"),
+    "infinite": (
+        {"known": EmpiricalModel(KNOWN.schedule, KNOWN.lam, KNOWN.l, 1e3 + KNOWN.s, KNOWN.b)}, ValueError,
+        "statistics must have finite integrals",
+    ),
+    "no times": ({"timesteps": []}, ValueError, "must visit different nodes"),
     "steps": ({"steps": 121}, ValueError, "must visit different nodes .* of 0 .. 120; take fewer steps"),
     "duplicates": ({"steps": 100, "spacing": "uniform"}, ValueError, "must visit different nodes"),
     "no steps": ({"steps": 0}, ValueError, "steps must be at least 1: got 0"),
@@ -322,6 +337,16 @@ def test_bad_argument_is_named_before_the_model_is_called(case):
         call(**arguments)
 
 
+def test_the_same_schedule_by_another_name_is_accepted():
+    again = VP(VPLinear().betas)
+    x_T = wide(VECTORS["x_T"]["unit"])
+    one, other = (
+        gms_fast.sample(Mixture(s), 6, solver=DPMSolverV3(DISCRETE), schedule=s, x_T=x_T) for s in (VPLinear(), again)
+    )
+    assert torch.equal(one, other)
+    gms_fast.sample(Mixture(VPLinear()), 6, solver=DPMSolverV3(DISCRETE), schedule="linear", x_T=x_T)
+
+
 def test_statistics_of_another_network_are_refused():
     class Net(torch.nn.Linear):
         def forward(self, x, t):
@@ -334,8 +359,9 @@ def test_statistics_of_another_network_are_refused():
     call(known=known, model=net)
     with torch.no_grad():
         net.weight += 1
-    with pytest.raises(ValueError, match="measured for something else: network"):
-        call(known=known, model=net)
+    for model in (net, Classifier(net, lambda x, t: x[:, 0], schedule=VPContinuous())):
+        with pytest.raises(ValueError, match="measured for something else: network"):
+            call(known=known, model=model)
 
 
 def test_degenerate_statistics_agree_with_dpm_solver_pp():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gms_fast
+from gms_fast import NoiseMoments
 from gms_fast.guidance import Classifier, ClassifierFree
 from gms_fast.models import GaussianMixture1D
 from gms_fast.schedules import EDM, VPLinear
@@ -85,6 +86,26 @@ def test_guided_models_are_sampled():
     x = gms_fast.sample(guided, 20, solver="dpm-solver++", n=64)
     assert float((x > 0).double().mean()) > 0.95
     assert not x.requires_grad
+
+
+def test_guided_networks_keep_their_dtype_and_moments_are_led_by_the_first():
+    class Net(torch.nn.Linear):
+        schedule, sample_shape, moments = VPLinear(), (3,), "central"
+
+        def forward(self, x, t, condition=None):
+            e1 = super().forward(x) + (0 if condition is None else condition)
+            return NoiseMoments(e1, e1 * 0 + 1, e1)
+
+    net = Net(3, 3).bfloat16().requires_grad_(False)
+    condition = torch.ones(1, 3, dtype=torch.bfloat16)
+    for guided in (ClassifierFree(net, condition, 0 * condition, scale=2.0), Classifier(net, lambda x, t: x.sum(1))):
+        x = gms_fast.sample(guided, 3, solver="ddim", n=2)
+        assert x.dtype == torch.float32
+        assert x.isfinite().all()
+        assert gms_fast.sample(guided, 3, solver="ddim", n=0).shape == (0, 3)
+        with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments"):
+            gms_fast.sample(guided, 3, solver="gms", n=2)
+    assert torch.equal(ClassifierFree(net, condition)(X.bfloat16(), T), net(X.bfloat16(), T, condition).e1)
 
 
 REFUSALS = {

@@ -73,6 +73,14 @@ def test_noise_moments_need_a_signal(solver):
         gms_fast.sample(pytest.fail, 4, solver=solver, schedule=Flow(), shape=(2,))
 
 
+@pytest.mark.parametrize("form", ["noise", "edm"])
+def test_forms_that_divide_by_the_signal_need_one(form):
+    with pytest.raises(
+        ValueError, match=f"prediction must be one of x0, v, flow where timesteps start at alpha = 0.*'{form}'"
+    ):
+        gms_fast.sample(pytest.fail, 4, solver="er-sde", schedule=Flow(), shape=(2,), prediction=form)
+
+
 @pytest.mark.parametrize("solver", ["ddim", "dpm-solver++", "er-sde"])
 def test_flow_from_pure_noise_to_data(solver):
     """Velocity of N(0.2, 0.3^2) data, whole way from t = 1 to t = 0: no call where no noise is left."""

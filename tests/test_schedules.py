@@ -270,6 +270,16 @@ def test_quadratic_grid_of_discrete_times_counts_from_the_data():
     assert (gaps - gaps.mean()).abs().max() < 0.01  # times are rounded
 
 
+@pytest.mark.parametrize("schedule", [*CONTINUOUS, EDM(sigma_max=80.3), EDM(sigma_max=10.0)], ids=repr)
+def test_rounding_does_not_lead_out_of_the_schedule(schedule):
+    """Of a network's float32 times, and of log-SNR there and back."""
+    narrow = schedule.network_time(schedule.t_max).float()
+    level, highest = (float(schedule.sigma(t)) for t in (schedule.from_network_time(narrow), schedule.t_max))
+    assert level == pytest.approx(highest, rel=2.0**-20)
+    if math.isfinite(lam := float(schedule.log_snr(schedule.t_max))):
+        assert float(schedule.inverse_log_snr(lam)) <= schedule.t_max
+
+
 def test_two_formulas_are_a_schedule():
     class Squared(Schedule):
         def alpha(self, t):

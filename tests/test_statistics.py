@@ -153,8 +153,10 @@ def test_statistics_fit_what_they_were_measured_for_alone():
     small().check(model=network)
     with pytest.raises(ValueError, match=r"shape: \(2, 3\) there, \(3, 2\) here"):
         statistics.check(shape=(3, 2))
-    with pytest.raises(ValueError, match=r"schedule: .*other sigma_max\)"):
-        statistics.check(schedule=EDM(sigma_max=70))
+    statistics.check(schedule=EDM(sigma_max=70))  # the same noise levels at the same times
+    for other in (VPContinuous(), VPLinear(), Flow()):
+        with pytest.raises(ValueError, match=r"schedule: EDM\(.*\) there, .*\) here, of other noise levels"):
+            statistics.check(schedule=other)
     with pytest.raises(ValueError, match=r"network: \w{16} there, \w{16} here"):
         statistics.check(model=nn.Linear(3, 3))
 
@@ -461,6 +463,23 @@ def test_tolerance_says_where_f_varies_too_little():
     assert float(b) == pytest.approx(3 - 2 * 5, rel=1e-6)
     s, b = regress(means, tolerance=1e-5)
     assert (float(s), float(b)) == (0, 3)
+    s, b = regress(means, tolerance=0.0, limit=4.9)
+    assert (float(s), float(b)) == (0, 3)
+
+
+def test_nearly_gaussian_data_do_not_break_the_solver():
+    """The error of l' over a variance of f that is next to nothing: rates beyond the grid's are cut."""
+
+    def almost(x, t):
+        alpha, sigma = (f(schedule.from_network_time(t))[:, None] for f in (schedule.alpha, schedule.sigma))
+        return sigma * x / ((0.5 * alpha) ** 2 + sigma**2) + 1e-4 * torch.tanh(x)
+
+    schedule = VPContinuous()
+    model = Model(almost, schedule=schedule, sample_shape=(2,))
+    known = empirical_model(model, 0.5 * normal(64, 2), N=60, samples=64)
+    assert float(known.s.abs().max()) <= 60 / float(known.lam[-1] - known.lam[0])
+    for curve in known.tables:
+        assert curve.isfinite().all()
 
 
 # --- measuring ---

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "Draw images with a trained model."
 SUFFIXES = (".png", ".npz")
+TRUST = -2.0  # statistics of pictures from this lambda on: docs/quality.md
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n", type=options.positive, default=64, help="number of images (default: 64)")
     add("--solver", default="gms", help="name of a solver, see gms-fast info (default: gms)")
     add("--fit", choices=("exact", "free", "adan", "gaussian"), help="how GMS fits the mixture (default: free)")
+    add("--statistics", help="dpm-solver-v3: a file of gms-fast statistics, or an embedded name (default: --model)")
     add("--component", choices=("sample", "element"), help="GMS: a component for each (default: element)")
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
@@ -73,11 +75,15 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def _solver(args: argparse.Namespace) -> str | Solver:
-    from gms_fast import solvers
+    from gms_fast import solvers, statistics
 
     given = {name: getattr(args, name) for name in ("fit", "component") if getattr(args, name) is not None}
     if given and args.solver != "gms":
         raise ValueError(f"--{next(iter(given))} belongs to --solver gms: got --solver {args.solver}")
+    if args.solver == "dpm-solver-v3":
+        return solvers.DPMSolverV3(statistics.load(args.statistics or args.model), trust=TRUST)
+    if args.statistics:
+        raise ValueError(f"--statistics belongs to --solver dpm-solver-v3: got --solver {args.solver}")
     return solvers.GMS(**given) if given else args.solver
 
 

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     device = options.device(args.device)
     images = data.load(args.data)
     model = io.load(args.model).to(device)
+    measure.check_data(model, images)
     if args.force:
         args.out.unlink(missing_ok=True)
         measure.partial(args.out).unlink(missing_ok=True)

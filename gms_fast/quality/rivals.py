@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gms_fast import ops
 from gms_fast.quality.subjects import Subject
+from gms_fast.sampling import INITIAL
 
 NAME = "diffusers"
-_INITIAL = 2  # the stream that `gms_fast.sample` draws x_T from
 
 
 def scheduler(options: dict[str, Any], schedule: Any) -> Any:
@@ -43,7 +43,7 @@ def samples(options: dict[str, Any], subject: Subject, times: Sequence[int], n: 
         warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, in diffusers
         own.set_timesteps(timesteps=list(times[: calls(options, times)]))
     shape = (n, *model.sample_shape)
-    x = ops.philox_normal(shape, seed=0, stream=_INITIAL, sample_offset=offset, dtype=torch.float32)
+    x = ops.philox_normal(shape, seed=0, stream=INITIAL, sample_offset=offset, dtype=torch.float32)
     x = x * float(model.schedule.sigma(times[0]))
     generator = torch.Generator().manual_seed(offset)
     for t in own.timesteps:

@@ -122,12 +122,35 @@ class Schedule(ABC):
             raise ValueError(f"timesteps must be at least two strictly decreasing times: got {_listed(times)}")
 
 
+class VariancePreserving(Schedule):
+    """alpha_t^2 + sigma_t^2 = 1, by log alpha."""
+
+    @abstractmethod
+    def log_alpha(self, t: Times) -> Tensor:
+        """log alpha_t, any shape, float64."""
+
+    def alpha(self, t: Times) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Times) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def log_snr(self, t: Times) -> Tensor:
+        return self.log_alpha(t) - self.sigma(t).log()
+
+
+def log_alpha_of(lam: Tensor) -> Tensor:
+    """log alpha of a variance-preserving schedule where log(alpha/sigma) = lam."""
+    return -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
+
+
 def check_range(t: Tensor, first: float, last: float, name: str) -> Tensor:
-    """t, if all of it lies in [first, last]; ValueError otherwise."""
-    if not bool(((t >= first) & (t <= last)).all()):
+    """t in [first, last], where float32 may have rounded it out of there; ValueError for what lies farther outside."""
+    slack = max(abs(first), abs(last)) * 2.0**-23
+    if not bool(((t >= first - slack) & (t <= last + slack)).all()):
         got = f"{float(t.min()):g} .. {float(t.max()):g}"
         raise ValueError(f"times must lie in [{first:g}, {last:g}] for {name}: got {got}")
-    return t
+    return t.clamp(first, last)
 
 
 def check_steps(steps: int) -> None:

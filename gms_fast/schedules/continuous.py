@@ -5,28 +5,24 @@ import math
 import torch
 from torch import Tensor
 
-from gms_fast.schedules.base import Schedule, Times, as_float64, check_range, check_steps
+from gms_fast.schedules.base import (
+    Schedule,
+    Times,
+    VariancePreserving,
+    as_float64,
+    check_range,
+    check_steps,
+    log_alpha_of,
+)
 
 
-class _ContinuousVP(Schedule):
-    """alpha_t^2 + sigma_t^2 = 1 with a closed log alpha; time from 0, the data, to t_max."""
+class _ContinuousVP(VariancePreserving):
+    """Time from 0, the data, to t_max."""
 
     t_min = 1e-3
 
-    def log_alpha(self, t: Times) -> Tensor:
-        raise NotImplementedError
-
     def _checked(self, t: Times) -> Tensor:
         return check_range(as_float64(t), 0.0, self.t_max, repr(self))
-
-    def alpha(self, t: Times) -> Tensor:
-        return self.log_alpha(t).exp()
-
-    def sigma(self, t: Times) -> Tensor:
-        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
-
-    def log_snr(self, t: Times) -> Tensor:
-        return self.log_alpha(t) - self.sigma(t).log()
 
     def network_time(self, t: Times) -> Tensor:
         """999 t, as the score-based SDE networks take it."""
@@ -67,7 +63,7 @@ class VPContinuous(_ContinuousVP):
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """The root of the quadratic log alpha_t = -log(1 + exp(-2 lam))/2, written without cancellation."""
         lam = as_float64(lam)
-        q = 2 * (self.beta_1 - self.beta_0) * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
+        q = -4 * (self.beta_1 - self.beta_0) * log_alpha_of(lam)
         t = q / ((self.beta_1 - self.beta_0) * ((self.beta_0**2 + q).sqrt() + self.beta_0))
         return t.clamp(0.0, self.t_max)
 
@@ -93,7 +89,7 @@ class VPContinuousCosine(_ContinuousVP):
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
         lam = as_float64(lam)
-        alpha = (-0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)).exp()
+        alpha = log_alpha_of(lam).exp()
         t = (2 * (1 + self._a) / math.pi) * (alpha * self._cos(0.0)).acos() - self._a
         return t.clamp(0.0, self.t_max)
 
@@ -127,7 +123,7 @@ class EDM(Schedule):
         return check_range(as_float64(t), 0.0, self.t_max, repr(self))
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        return (-as_float64(lam)).exp()
+        return (-as_float64(lam)).exp().clamp(max=self.t_max)
 
     def timesteps(self, steps: int, spacing: str | float | None = None) -> list[float]:
         check_steps(steps)

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast.schedules.base import Schedule, Times, as_float64, check_range, check_steps
+from gms_fast.schedules.base import Times, VariancePreserving, as_float64, check_range, check_steps, log_alpha_of
 
 
-class VP(Schedule):
+class VP(VariancePreserving):
     """Discrete variance-preserving schedule: alpha_t^2 = prod_{i<=t} (1 - beta_i), sigma_t^2 = 1 - alpha_t^2.
 
     betas: (T,), each in (0, 1). Times are 0 .. T-1 (least to most noise); between integers log alpha is linear in t.
@@ -40,27 +40,15 @@ class VP(Schedule):
 
     def log_alpha(self, t: Times) -> Tensor:
         """log alpha_t for times in [0, T-1], any shape."""
-        t = as_float64(t)
-        check_range(t, 0, self.T - 1, repr(self))
+        t = check_range(as_float64(t), 0, self.T - 1, repr(self))
         low = t.floor().long().clamp(max=self.T - 2)
         table = self._log_alpha
         return torch.lerp(table[low], table[low + 1], t - low)
 
-    def alpha(self, t: Times) -> Tensor:
-        """Scale of the signal at times t, any shape, float64."""
-        return self.log_alpha(t).exp()
-
-    def sigma(self, t: Times) -> Tensor:
-        """Standard deviation of the noise at times t, any shape, float64."""
-        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
-
-    def log_snr(self, t: Times) -> Tensor:
-        return self.log_alpha(t) - self.sigma(t).log()
-
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """The time t in [0, T-1] with log_snr(t) = lam; values outside the schedule's range give its ends."""
         lam = as_float64(lam)
-        log_alpha = -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
+        log_alpha = log_alpha_of(lam)
         table = self._log_alpha.flip(0).numpy()  # increasing, as numpy.interp wants it
         times = np.arange(self.T - 1, -1, -1, dtype=np.float64)
         return torch.from_numpy(np.interp(np.atleast_1d(log_alpha.numpy()), table, times)).reshape(lam.shape)

@@ -100,7 +100,7 @@ class Multistep(Solver):
 
 def check_order(order: object, orders: Sequence[int]) -> None:
     """Raise ValueError unless `order` is one of `orders`."""
-    if isinstance(order, bool) or order not in orders:
+    if type(order) is not int or order not in orders:
         raise ValueError(f"order must be one of {', '.join(map(str, orders))}: got {order!r}")
 
 

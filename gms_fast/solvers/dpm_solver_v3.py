@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast import ops
+from gms_fast import ops, schedules
+from gms_fast.ops.checks import MAX_TERMS
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Solver, StepContext
@@ -49,6 +50,8 @@ class DPMSolverV3(Solver):
     spacing            grid of `sample(steps=..)`, as in `Schedule.grid`: the paper's are "log-snr" and "uniform"
 
     Times are those of the nearest nodes of the statistics. One call a step; the state at the last time is the sample.
+    Where `trust` cuts in, f jumps: that helps few steps and costs many their order of convergence. Not for
+    torch.compile or CUDA graphs: it looks at statistics and network before it starts.
     """
 
     statistics: EmpiricalModel
@@ -67,26 +70,32 @@ class DPMSolverV3(Solver):
                 "statistics must be an EmpiricalModel, as from gms_fast.statistics.empirical_model: "
                 f"got {type(self.statistics).__name__}"
             )
-        if not isinstance(self.order, int) or isinstance(self.order, bool) or self.order < 1:
-            raise ValueError(f"order must be an integer of at least 1: got {self.order!r}")
+        most = MAX_TERMS - (self.corrector == "next")
+        if not isinstance(self.order, int) or isinstance(self.order, bool) or not 1 <= self.order <= most:
+            raise ValueError(f"order must be an integer from 1 to {most}: got {self.order!r}")
+        if self.trust is not None and not (isinstance(self.trust, int | float) and math.isfinite(self.trust)):
+            raise ValueError(f"trust must be a finite lambda, or None: got {self.trust!r}")
         for name, choices in (("corrector", CORRECTORS), ("half", HALVES)):
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {listed}: got {getattr(self, name)!r}")
 
-    def check(self, model: Any, schedule: Schedule, shape: Sequence[int]) -> None:
+    def check(self, model: Any, schedule: Schedule | str, shape: Sequence[int]) -> None:
         if not len(shape):
             raise ValueError("shape must have at least one dimension for DPMSolverV3: got ()")
+        schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
         self.statistics.check(model=model, schedule=schedule, shape=shape)
 
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
         """Times of the statistics' nodes nearest to those wanted, which must be different ones."""
+        self.statistics.check(schedule=schedule)
         lam, N = self.statistics.lam.numpy(), self.statistics.N
         first, last = map(float, schedule.inverse_log_snr(lam[[0, -1]]))
         if isinstance(wanted, int):
+            self._check_whole(schedule)
             wanted = [float(t) for t in schedule.grid(wanted, self.spacing, first, last)]
         nodes = self._nodes(schedule, wanted)
-        if nodes[0] < 0 or nodes[-1] > N:
+        if nodes and (nodes[0] < 0 or nodes[-1] > N):
             got = f"{wanted[0]:g} .. {wanted[-1]:g}"
             raise ValueError(f"timesteps must lie in the statistics' range, {first:g} .. {last:g}: got {got}")
         if len(set(nodes)) < len(nodes) or nodes != sorted(nodes) or len(nodes) < 2:
@@ -95,6 +104,16 @@ class DPMSolverV3(Solver):
                 f"nodes {nodes} of 0 .. {N}; take fewer steps, another spacing or statistics of more nodes"
             )
         return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
+
+    def _check_whole(self, schedule: Schedule) -> None:
+        """Raise ValueError unless the statistics reach from the schedule's first noise to its last."""
+        lam, ends = self.statistics.lam, schedule.log_snr([schedule.t_max, schedule.t_min])
+        cell = lam[1] - lam[0]
+        if (lam[0] - ends[0]).abs() > cell or lam[-1] < ends[1] - cell:
+            raise ValueError(
+                f"statistics must reach over all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
+                f"timesteps say where to go: got {lam[0]:.3g} .. {lam[-1]:.3g}"
+            )
 
     def _nodes(self, schedule: Schedule, times: Sequence[float]) -> list[int]:
         lam, N = self.statistics.lam.numpy(), self.statistics.N
@@ -128,6 +147,8 @@ class DPMSolverV3(Solver):
         def weights(update: Update | None) -> Tensor | None:
             return None if update is None else local_update(known, update, alphas).to(x.device, wide)
 
+        if not all(bool(curve.isfinite().all()) for curve in known.tables):
+            raise ValueError("statistics must have finite integrals: |l| or |s| is too large; measure them again")
         table = []
         for context in contexts:
             node, corrector, predictor = context.plan

@@ -59,7 +59,7 @@ class ERSDE(Multistep):
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3))
-        if not callable(self.noise_scale) and self.noise_scale not in NOISE_SCALES:
+        if not callable(self.noise_scale) and str(self.noise_scale) not in NOISE_SCALES:
             names = ", ".join(NOISE_SCALES)
             raise ValueError(f"noise_scale must be a callable phi(x) or one of {names}: got {self.noise_scale!r}")
         if self.quadrature not in QUADRATURES:
@@ -150,7 +150,12 @@ def _checked(phi: Phi, lam: np.ndarray) -> Phi:
             return np.asarray(phi(np.asarray(x, dtype=np.float64)), dtype=np.float64)
 
     levels = np.where(np.isinf(lam), _FAR[-1], lam)[lam > 0]
-    values = quiet(levels)
+    try:
+        values = quiet(levels)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"noise_scale must take and return float64 arrays: {error}") from error
+    if values.shape != levels.shape:
+        raise TypeError(f"noise_scale must return one value a level, {levels.shape}: got {values.shape}")
     for level, value in zip(levels, values, strict=True):
         if not value > 0 or (math.isinf(value) and level < levels[0]):
             raise ValueError(f"noise_scale must be positive and finite on the grid: got phi({level:g}) = {value:g}")
@@ -159,5 +164,6 @@ def _checked(phi: Phi, lam: np.ndarray) -> Phi:
             raise ValueError(
                 f"noise_scale must have phi(lambda)/lambda that does not fall with lambda: it falls from "
                 f"{below / low:g} at {low:g} to {above / high:g} at {high:g}"
+                + (", the start of the grid being at infinity" if high == _FAR[-1] else "")
             )
     return quiet

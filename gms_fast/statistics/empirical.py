@@ -27,6 +27,7 @@ from gms_fast.statistics import files
 
 FORMAT, FILE = "gms_fast empirical statistics 1", "empirical.safetensors"
 _CURVES = ("l", "s", "b")
+_SHARED = ("alpha", "sigma", "network_time")
 _METADATA = ("schedule", "N", "lambda", "shape", "samples", "network")
 
 
@@ -123,18 +124,34 @@ class EmpiricalModel:
     ) -> None:
         """Raise ValueError saying what of these, where given, the statistics were not measured for."""
         wrong = []
-        if schedule not in (None, self.schedule) and schedule.config != self.schedule.config:
-            wrong.append(f"schedule: {_schedules(self.schedule, schedule)}")
+        if schedule is not None and not self._fits(schedule):
+            wrong.append(
+                f"schedule: {self.schedule!r} there, {schedule!r} here, of other noise levels or network times"
+            )
         if shape is not None and tuple(shape) != self.sample_shape:
             wrong.append(f"shape: {self.sample_shape} there, {tuple(shape)} here")
-        network = None if model is None else fingerprint(model)
-        if None not in (network, self.network) and network != self.network:
+        network = None if model is None or self.network is None else fingerprint(model)
+        if network is not None and network != self.network:
             wrong.append(f"network: {self.network} there, {network} here")
         if wrong:
             raise ValueError(
                 "statistics were measured for something else: " + "; ".join(wrong) + ". Measure them with "
                 "gms_fast.statistics.empirical_model or gms-fast statistics"
             )
+
+    def _fits(self, schedule: Schedule) -> bool:
+        """Whether another schedule has the noise levels and network times of the one they were measured on."""
+        if schedule is self.schedule:
+            return True
+        times = self.schedule.inverse_log_snr(self.lam)
+        own = [getattr(self.schedule, name)(times) for name in _SHARED]
+        try:
+            return all(
+                torch.allclose(a, getattr(schedule, name)(times), rtol=1e-9)
+                for a, name in zip(own, _SHARED, strict=True)
+            )
+        except ValueError:  # not times of that schedule
+            return False
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write one safetensors file: the curves, and in its metadata what they belong to.
@@ -198,6 +215,7 @@ def fingerprint(model: Callable) -> str | None:
     Names, shapes, and values rounded to bfloat16: casting a network to bfloat16, or one that was loaded from a
     half-precision file to half precision, keeps them, and so does `torch.compile`.
     """
+    model = getattr(model, "unguided", model)  # of a guided model: its statistics are those of the network alone
     parameters = dict(model.named_parameters()) if isinstance(model, torch.nn.Module) else {}
     if not parameters:
         return None
@@ -217,9 +235,3 @@ def _check_grid(lam: Tensor) -> None:
         raise ValueError(
             f"lam must be uniform and increasing: got steps from {float(steps.min()):g} to {float(steps.max()):g}"
         )
-
-
-def _schedules(there: Schedule, here: Schedule) -> str:
-    """Both, and in what they differ: the names alone may be the same."""
-    a, b = there.config, here.config
-    return f"{there!r} there, {here!r} here (other {', '.join(k for k in a | b if a.get(k) != b.get(k))})"

@@ -9,6 +9,7 @@ eps' = d eps along dx/dlambda = dlog(alpha)/dlambda x - sigma eps. All elementwi
 sigma z with data x_0. Source: Zheng et al. 2023 (arXiv 2310.13268), section 3.2, and its authors' script.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -71,10 +72,15 @@ def slope(l: Tensor, lam: Tensor, window: float | None) -> Tensor:
     return torch.stack([raw[max(j - side, 0) : j + side + 1].mean(0) for j in range(len(raw))])
 
 
-def regress(means: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """s and b of mean `moments` (N+1, 5, *): least squares of f' on f; s = 0 where f varies too little to tell."""
+def regress(means: Tensor, tolerance: float, limit: float = math.inf) -> tuple[Tensor, Tensor]:
+    """s and b of mean `moments` (N+1, 5, *): least squares of f' on f.
+
+    s = 0 where f varies too little to tell it, and where |s| > limit: an error of l' enters f' as an error of y, which
+    dwarfs f where f hardly varies.
+    """
     f, f_slope, f_f, f_f_slope, size = means.unbind(1)
     variance = f_f - f * f
     known = variance > tolerance * size
     s = torch.where(known, (f_f_slope - f * f_slope) / torch.where(known, variance, 1.0), 0.0)
+    s = torch.where(s.abs() > limit, 0.0, s)
     return s, f_slope - s * f

@@ -62,8 +62,8 @@ def empirical_model(
     window     in lambda, of the moving average of dl/dlambda; None for none. The released script takes 11 nodes, a
                window of 10 (lambda_N - lambda_0)/N
     tolerance  s = 0 and b = E f' where Var(f) is at most this times E[(sigma eps/alpha)^2 + (l x/alpha)^2], the size of
-               the terms that f is the difference of: as for Gaussian data, where f is constant. 1e-12 is what float32
-               leaves of a difference
+               the terms that f is the difference of: as for Gaussian data, where f is constant; and where |s| exceeds
+               one over the distance of nodes. 1e-12 is what float32 leaves of a difference
     out        file for the result. Unfinished results are kept in `<out>.partial`, which a run with the same arguments
                goes on from if `resume`; an existing file is refused
     progress   whether to show a progress bar on stderr
@@ -97,7 +97,7 @@ def empirical_model(
             run.fill(work, bar)
         finally:
             work.write()
-    s, b = regress(torch.stack(work.rows["moments"]), tolerance)
+    s, b = regress(torch.stack(work.rows["moments"]), tolerance, 1 / float(lam[1] - lam[0]))
     statistics = EmpiricalModel(schedule, lam, torch.stack(work.rows["l"]), s, b, network=network, samples=samples)
     if out is not None:
         statistics.save(out)
@@ -206,8 +206,8 @@ def check_numbers(
             raise ValueError(f"{name} must be finite and not negative: got {value}")
 
 
-def _chosen(model: object, data: object, samples: int, seed: int) -> Tensor:
-    """`samples` of the data in random order, on the CPU, float32 or float64; over and over where there are fewer."""
+def check_data(model: object, data: object) -> None:
+    """Raise TypeError or ValueError unless `data` are finite samples for the model."""
     if not isinstance(data, Tensor) or not data.is_floating_point():
         raise TypeError(f"data must be a floating-point tensor (M, *): got {getattr(data, 'dtype', type(data))}")
     wanted = tuple(getattr(model, "sample_shape", data.shape[1:]))
@@ -215,6 +215,11 @@ def _chosen(model: object, data: object, samples: int, seed: int) -> Tensor:
         raise ValueError(f"data must be (M, {', '.join(map(str, wanted)) or '*'}) with M >= 1: got {tuple(data.shape)}")
     if not bool(data.isfinite().all()):
         raise ValueError("data must be finite: it holds NaN or infinity")
+
+
+def _chosen(model: object, data: Tensor, samples: int, seed: int) -> Tensor:
+    """`samples` of the data in random order, on the CPU, float32 or float64; over and over where there are fewer."""
+    check_data(model, data)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     chosen = data.detach().cpu()[order[torch.arange(samples) % len(data)]]
     return chosen if chosen.dtype == torch.float64 else chosen.float()
