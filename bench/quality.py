@@ -7,6 +7,7 @@ exact    exact noise moments: the solvers without a network's error, on the rele
 digits   the embedded 8x8 model: solvers, time grids, options
 mnist    the embedded 28x28 model: solvers on one grid
 angle    all of them on the grid that is the default of GMS since: it was found last
+cosine   exact moments of 8x8 digits on the cosine schedule
 calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
 heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
@@ -17,11 +18,13 @@ import sys
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from timing import environment
 
-from gms_fast.quality import matrix, report
-from gms_fast.quality.cells import CONTROLS, Cell
+from gms_fast import solvers
+from gms_fast.quality import matrix, report, rivals
+from gms_fast.quality.cells import CONTROLS, Cell, options
 
 RANGES, STEPS = range(3), (5, 10, 20)
 N = {"mixture-1d": 50_000, "eight": 4000, "exact-digits": 2000, "exact-mnist5k": 800, "digits": 1000, "mnist": 800}
@@ -40,6 +43,7 @@ AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
     "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
 }
+OTHER = {"heads": {"data": "digits"}, "cosine": {"schedule": "cosine"}}  # group: real data or schedule of its own
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
 
@@ -58,12 +62,19 @@ def cells(model: str, solvers: Iterable[str], grids: Iterable[str], steps: Itera
     return [*(Cell(model, c, range=r) for c in CONTROLS for r in RANGES), *drawn]
 
 
+def extra_calls(text: str) -> int:
+    """Network calls of K steps less K, on a schedule that ends with noise."""
+    name, given = options(text)
+    if name == rivals.NAME:
+        return rivals.calls(given, range(2)) - 1
+    return int(given.get("denoise", solvers.kind(name).denoise))
+
+
 def at_calls(model: str, calls: Iterable[int]) -> list[Cell]:
     """Solvers whose K steps cost K calls, and those of K + 1, side by side."""
     found = []
     for text, grids in AT_CALLS.items():
-        ends_noisy = text.startswith(("er-sde", "dpm-solver-v3")) or "denoise=False" in text or "sigma_min" in text
-        steps = [k if ends_noisy else k - 1 for k in calls]
+        steps = [k - extra_calls(text) for k in calls]
         found += cells(model, [text.replace("STATISTICS", model)], grids, steps)
     return list(dict.fromkeys(found))
 
@@ -95,6 +106,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *cells("exact-digits", ["sn-ddpm", "ddim", FITS[0], BEST], ["angle"]),
             *cells("mnist", ["sn-ddpm", BEST], ["angle"], (5, 10)),
         ],
+        "cosine": cells("exact-digits", ["sn-ddpm", BEST], ["uniform", "0.5"]),
         "calls": [*at_calls("digits", STEPS), *at_calls("mnist", (5, 10))],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
@@ -105,10 +117,9 @@ def quick() -> list[Cell]:
     return [c for m, steps in models.items() for c in cells(m, ["sn-ddpm", "ddim", BEST], ["angle"], steps)]
 
 
-def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], *, workers: int | None, data: str | None) -> None:
-    commit = environment()["commit"]
-    progress = sys.stderr.isatty()
-    records = matrix.run(todo, out, n=n, workers=workers, data=data, progress=progress, origin=f"commit {commit}")
+def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: Any) -> None:
+    options |= {"progress": sys.stderr.isatty(), "origin": f"commit {environment()['commit']}"}
+    records = matrix.run(todo, out, n=n, **options)
     (out / "tables.md").write_text(f"# Quality matrix: {name}\n\n{report.tables(records)}")
     for model in dict.fromkeys(r["model"] for r in records):
         own = [r for r in records if r["model"] == model]
@@ -118,7 +129,7 @@ def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], *, workers: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", help="exact, digits, mnist, angle, heads (default: all but heads)")
+    parser.add_argument("groups", nargs="*", help="names as above (default: all but heads)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--heads", type=Path, help="what bench/heads.py wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
@@ -131,11 +142,11 @@ def main() -> None:
         raise SystemExit("heads: --heads must name a folder that bench/heads.py wrote")
     if args.quick:
         n = {"mixture-1d": 5000, "eight": 500, "exact-digits": 300, "digits": 300}
-        run("quick", quick(), args.out / "quick", n, workers=args.workers, data=None)
+        run("quick", quick(), args.out / "quick", n, workers=args.workers)
         return
     for name in args.groups or [g for g in known if g != "heads"]:
         n = {c.model: N.get(c.model, N["digits"]) for c in known[name]}
-        run(name, known[name], args.out / name, n, workers=args.workers, data="digits" if name == "heads" else None)
+        run(name, known[name], args.out / name, n, workers=args.workers, **OTHER.get(name, {}))
 
 
 if __name__ == "__main__":

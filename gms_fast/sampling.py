@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gms_fast import ops, schedules, solvers
+from gms_fast import network, ops, schedules, solvers
 from gms_fast import prediction as predictions
 from gms_fast.finite import FiniteCheck
 from gms_fast.schedules import Schedule
@@ -87,7 +87,7 @@ def sample(
             f"got {run.prediction!r}, which tells nothing of x_0 there"
         )
     x = run.initial(visits[0], n, shape, x_T, device, dtype)
-    run.solver.check(model, run.schedule, x.shape[1:])
+    run.solver.check(model, x.shape[1:])
     contexts = run.contexts(visits, x.device)
     state = run.solver.start(x, contexts)
     pairs = list(zip(visits, contexts, strict=False))  # the last visit starts no step
@@ -152,18 +152,9 @@ class _Run:
 
     @classmethod
     def prepare(cls, model, solver, schedule, form, clip, noise) -> "_Run":
-        if not callable(model):
-            raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
+        schedule, form = network.described(model, schedule, form)
         if noise.given is not None and not callable(noise.given):
             raise TypeError(f"noise must be callable as noise(step): got {type(noise.given).__name__}")
-        schedule = schedule if schedule is not None else getattr(model, "schedule", None)
-        if schedule is None:
-            raise ValueError("schedule must be given: this model has no attribute `schedule`")
-        if not isinstance(schedule, Schedule | str):
-            raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
-        form = form or getattr(model, "prediction", "noise")
-        if form not in predictions.names():
-            raise ValueError(f"prediction must be one of {', '.join(predictions.names())}: got {form!r}")
         clip = None if clip is None else as_range(clip)
         moments = getattr(model, "moments", "raw")
         if moments not in ("raw", "central"):
@@ -172,7 +163,7 @@ class _Run:
 
     def initial(self, visit, n, shape, x_T, device, dtype) -> Tensor:
         """x_T: given, or sigma_T times counter-based normals."""
-        weight = self._weight()
+        weight = network.weight_of(self.model)
         if x_T is not None:
             x = _given_state(x_T, shape)
             self.finite.see(x, "x_T must be finite: it holds NaN or infinity")
@@ -234,14 +225,8 @@ class _Run:
         return estimate
 
     def _call(self, x: Tensor, time: float) -> Tensor | NoiseMoments:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        weight = self._weight()
-        y = x if weight is None else x.to(weight.dtype)  # a float32 state may have a bfloat16 network
-        return self.model(y, torch.full((len(x),), time, dtype=wide, device=x.device))
-
-    def _weight(self) -> Tensor | None:
-        """A parameter that tells device and dtype of the network."""
-        return next(self.model.parameters(), None) if isinstance(self.model, torch.nn.Module) else None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return network.call(self.model, x, torch.full((len(x),), time, dtype=wide, device=x.device))
 
 
 def _integer(name: str, value: object) -> int:

@@ -78,7 +78,7 @@ BAD_CALLS = {
     "clip a number": ({"clip": 1.0}, ValueError, "clip must be"),
     "clip a word": ({"clip": "ab"}, ValueError, "clip must be"),
     "timesteps a number": ({"timesteps": 5}, TypeError, "timesteps must be a sequence"),
-    "timesteps NaN": ({"timesteps": [float("nan"), 0]}, ValueError, "timesteps must be at least two strictly"),
+    "timesteps NaN": ({"timesteps": [float("nan"), 0]}, ValueError, "timesteps must be integers"),
     "solver a list": ({"solver": ["ddim"]}, ValueError, "solver must be"),
     "schedule a number": ({"schedule": 3}, TypeError, "schedule must be"),
     "shape a number": ({"shape": 4}, ValueError, "shape"),

@@ -48,7 +48,7 @@ def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
     assert (folder / matrix.RECORDS).read_text() == records
 
 
-@pytest.mark.parametrize("group", ["exact", "digits", "mnist", "angle", "calls", "heads"])
+@pytest.mark.parametrize("group", ["exact", "digits", "mnist", "angle", "cosine", "calls", "heads"])
 def test_committed_records_are_of_one_commit_and_say_which(group):
     records = matrix.read(RESULTS / group)
     assert len({r["origin"] for r in records}) == 1

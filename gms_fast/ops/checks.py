@@ -175,7 +175,7 @@ def on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, devic
 
 
 def _as_draws(draws: Tensor, like: Tensor) -> Tensor:
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(like.dtype, torch.float32)
     return draws.detach().resolve_neg().to(wide).contiguous()
 
 

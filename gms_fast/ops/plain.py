@@ -98,7 +98,7 @@ def affine_noise(
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
     generate = reference.philox_normal if normal else reference.philox_uniform
-    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(out.dtype, torch.float32)
     elements = out.numel() // max(out.shape[0], 1)
     keys = _keys(noise, out.shape[0], out.device)
     out.copy_(generate(*keys, _step(noise), stream, elements, dtype).reshape(out.shape))

@@ -76,11 +76,7 @@ def timesteps(solver: Solver | None, schedule: Any, grid: str, steps: int) -> li
     """The times that `grid` visits."""
     if grid == "default":
         return schedule.timesteps(steps) if solver is None else solver.times(schedule, steps)
-    try:
-        spacing: str | float = float(grid)
-    except ValueError:
-        spacing = grid
-    times = schedule.timesteps(steps, spacing=spacing)
+    times = schedule.timesteps(steps, spacing=_literal(grid))
     return times if solver is None else solver.times(schedule, times)
 
 
@@ -105,13 +101,12 @@ def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor],
         return lambda n, start: rivals.samples(given, subject, times, n, start), rivals.calls(given, times)
     solver = parse(cell.solver)
     times = timesteps(solver, schedule, cell.grid, cell.steps)
-    again = solver.denoise and float(schedule.sigma(times[-1])) > 0
 
     def draw(n: int, start: int) -> Tensor:
         arguments = {"timesteps": times, "clip": subject.clip, "dtype": subject.dtype}
         return gms_fast.sample(subject.model, solver=solver, n=n, sample_offset=start, **arguments)
 
-    return draw, len(times) - 1 + again
+    return draw, solver.calls(schedule, times)
 
 
 def check(cell: Cell, n: int, subject: Subject) -> None:

@@ -119,7 +119,8 @@ class Schedule(ABC):
     def check_times(self, times: Sequence[float]) -> None:
         """Raise ValueError unless `times` are at least two of this schedule's times, strictly decreasing."""
         if len(times) < 2 or any(not a > b for a, b in pairwise(times)):
-            raise ValueError(f"timesteps must be at least two strictly decreasing times: got {_listed(times)}")
+            raise ValueError(f"timesteps must be at least two strictly decreasing times: got {listed(times)}")
+        self.sigma(times)  # which knows its range
 
 
 class VariancePreserving(Schedule):
@@ -159,5 +160,5 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"steps must be at least 1: got {steps}")
 
 
-def _listed(times: Sequence[float]) -> str:
+def listed(times: Sequence[float]) -> str:
     return "[" + ", ".join(f"{t:g}" for t in times) + "]"

@@ -31,10 +31,6 @@ class _ContinuousVP(VariancePreserving):
     def from_network_time(self, t: Times) -> Tensor:
         return as_float64(t) / 999.0
 
-    def check_times(self, times) -> None:
-        super().check_times(times)
-        self._checked(times)
-
 
 class VPContinuous(_ContinuousVP):
     """log alpha_t = -(beta_1 - beta_0) t^2/4 - beta_0 t/2, t in [0, 1]; grids end at t = 10^-3.
@@ -131,10 +127,6 @@ class EDM(Schedule):
             return [self.t_max, 0.0]
         return [*self.grid(steps - 1, self.spacing if spacing is None else spacing).tolist(), 0.0]
 
-    def check_times(self, times) -> None:
-        super().check_times(times)
-        self.sigma(times)
-
 
 class Flow(Schedule):
     """alpha = 1 - t, sigma = t, t in [0, 1]: linear flow matching (Lipman et al. 2023, arXiv 2210.02747).
@@ -163,7 +155,3 @@ class Flow(Schedule):
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
         return torch.sigmoid(-as_float64(lam))
-
-    def check_times(self, times) -> None:
-        super().check_times(times)
-        self.sigma(times)

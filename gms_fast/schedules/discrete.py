@@ -7,7 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast.schedules.base import Times, VariancePreserving, as_float64, check_range, check_steps, log_alpha_of
+from gms_fast.schedules.base import (
+    Times,
+    VariancePreserving,
+    as_float64,
+    check_range,
+    check_steps,
+    listed,
+    log_alpha_of,
+)
 
 
 class VP(VariancePreserving):
@@ -70,11 +78,9 @@ class VP(VariancePreserving):
         return list(dict.fromkeys(times))
 
     def check_times(self, times: Sequence[float]) -> None:
-        super().check_times(times)
         if any(t % 1 for t in times):
-            got = ", ".join(f"{t:g}" for t in times)
-            raise ValueError(f"timesteps must be integers for {self!r}: got [{got}]")
-        self.log_alpha(times)
+            raise ValueError(f"timesteps must be integers for {self!r}: got {listed(times)}")
+        super().check_times(times)
 
     def network_time(self, t: Times) -> Tensor:
         """What a network trained on this schedule takes for time t: (t + time_shift) 1000/T."""

@@ -68,8 +68,12 @@ class Solver(ABC):
         """What `step` needs to know of each step beyond its coefficients: plain numbers, computed once in float64."""
         return [None] * (len(times) - 1)
 
-    def check(self, model: Any, schedule: Schedule, shape: Sequence[int]) -> None:  # noqa: B027 - most have nothing to check
-        """Raise ValueError if the solver was made for another model, schedule or shape of one sample."""
+    def calls(self, schedule: Schedule, times: Sequence[float]) -> int:
+        """Network calls that visiting `times` takes."""
+        return len(times) - 1 + (self.denoise and float(schedule.sigma(times[-1])) > 0)
+
+    def check(self, model: Any, shape: Sequence[int]) -> None:  # noqa: B027 - most have nothing to check
+        """Raise ValueError if the solver was made for another model or shape of one sample."""
 
     def start(self, x: Tensor, contexts: Sequence[StepContext]) -> Any:
         """State before the first step; multistep solvers keep their history in it."""

@@ -41,10 +41,10 @@ class DPMSolverPP(Multistep):
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
-        lam = [_log_ratio(k.alpha_t, k.sigma_t) for k in steps] + [_log_ratio(steps[-1].alpha_s, steps[-1].sigma_s)]
-        more = self.denoise and steps[-1].sigma_s > 0  # one call more, which is a step of order 1
-        few = self.lower_order_final and len(steps) + more < _FEW_CALLS
-        most = [len(steps) - i + more if few else self.order for i in range(len(steps))]
+        lam = [float(v) for v in schedule.log_snr(times)]
+        calls = self.calls(schedule, times)  # the last one may be a step of order 1 to no noise
+        few = self.lower_order_final and calls < _FEW_CALLS
+        most = [calls - i if few else self.order for i in range(len(steps))]
         return [self._step(k, lam[: i + 2][::-1], min(self.order, most[i])) for i, k in enumerate(steps)]
 
     def _step(self, k: StepCoefficients, lam: list[float], order: int) -> tuple[list[float], float]:
@@ -59,11 +59,6 @@ class DPMSolverPP(Multistep):
         std = k.sigma_s * math.sqrt(-math.expm1(-2 * h)) if self.sde else 0.0
         kept = math.exp(-h) if self.sde else 1.0
         return [k.sigma_s / k.sigma_t * kept, *weights], std
-
-
-def _log_ratio(alpha: float, sigma: float) -> float:
-    """log(alpha/sigma), infinite at the ends."""
-    return (math.log(alpha) if alpha else -math.inf) - (math.log(sigma) if sigma else -math.inf)
 
 
 def _of_differences(order: int, g: float, ph: float, sde: bool, r0: float = 1.0, r1: float = 1.0) -> list[float]:

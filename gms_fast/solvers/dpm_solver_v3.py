@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast import ops, schedules
+from gms_fast import ops
 from gms_fast.ops.checks import MAX_TERMS
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
@@ -80,11 +80,10 @@ class DPMSolverV3(Solver):
                 listed = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {listed}: got {getattr(self, name)!r}")
 
-    def check(self, model: Any, schedule: Schedule | str, shape: Sequence[int]) -> None:
+    def check(self, model: Any, shape: Sequence[int]) -> None:
         if not len(shape):
             raise ValueError("shape must have at least one dimension for DPMSolverV3: got ()")
-        schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
-        self.statistics.check(model=model, schedule=schedule, shape=shape)
+        self.statistics.check(model=model, shape=shape)
 
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
         """Times of the statistics' nodes nearest to those wanted, which must be different ones."""
@@ -141,7 +140,7 @@ class DPMSolverV3(Solver):
         """(weights of each step, state before the last, f of the last states, latest first)."""
         alphas = {c.plan[0]: c.coefficients.alpha_t for c in contexts}
         alphas[contexts[-1].plan[2].target] = contexts[-1].coefficients.alpha_s
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = torch.promote_types(x.dtype, torch.float32)
         known = self.statistics if self.trust is None else self.statistics.trusted(self.trust)
 
         def weights(update: Update | None) -> Tensor | None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Multistep, check_order
 
@@ -62,8 +63,7 @@ class ERSDE(Multistep):
         if not callable(self.noise_scale) and str(self.noise_scale) not in NOISE_SCALES:
             names = ", ".join(NOISE_SCALES)
             raise ValueError(f"noise_scale must be a callable phi(x) or one of {names}: got {self.noise_scale!r}")
-        if self.quadrature not in QUADRATURES:
-            raise ValueError(f"quadrature must be one of {', '.join(QUADRATURES)}: got {self.quadrature!r}")
+        check_choice("quadrature", self.quadrature, QUADRATURES)
         if self.variance_clip is not None and not self.variance_clip >= 0:
             raise ValueError(f"variance_clip must be None or not negative: got {self.variance_clip!r}")
 

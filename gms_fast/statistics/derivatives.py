@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gms_fast import prediction
+from gms_fast import network, prediction
 from gms_fast.schedules import Schedule
 
 Noise = Callable[[Tensor, Tensor], Tensor]
@@ -22,12 +22,10 @@ class _Level(NamedTuple):
 
 def noise_of(model: Callable, schedule: Schedule, form: str) -> Noise:
     """eps(x, t): E[eps|x_t] by the model, x (B, *), t () a time of the schedule in float64; x's dtype."""
-    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        time = schedule.network_time(t).to(x.device, wide).expand(len(x))
-        output = model(x if weight is None else x.to(weight.dtype), time)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        output = network.call(model, x, schedule.network_time(t).to(x.device, wide).expand(len(x)))
         level = _Level(*(f(t).to(x.device) for f in (schedule.alpha, schedule.sigma)))
         return prediction.estimate(output, x, level, form).moments.e1.to(x.dtype)
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from gms_fast import ops, schedules
-from gms_fast import prediction as predictions
+from gms_fast.network import described, weight_of
 from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import Derivative, Noise, derivative_for, noise_of
 from gms_fast.statistics.empirical import EmpiricalModel, fingerprint
@@ -72,7 +72,8 @@ def empirical_model(
     Raises ValueError or TypeError naming the argument before the model is called, FileExistsError for `out`, and
     ValueError naming the node where the model returns NaN or infinity.
     """
-    schedule, form = _described(model, schedule, prediction)
+    schedule, form = described(model, schedule, prediction)
+    schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
     check_numbers(N, samples, batch_size, seed, window, tolerance)
     chosen = _chosen(model, data, samples, seed)
     t, lam = _grid(schedule, N, t_max, t_min)
@@ -178,22 +179,6 @@ class _Run:
         return float(node.alpha) * x_0 + float(node.sigma) * z
 
 
-def _described(model: object, schedule: object, form: str | None) -> tuple[Schedule, str]:
-    """The schedule and the form of prediction, given or the model's own."""
-    if not callable(model):
-        raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
-    schedule = schedule if schedule is not None else getattr(model, "schedule", None)
-    if schedule is None:
-        raise ValueError("schedule must be given: this model has no attribute `schedule`")
-    schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
-    form = form or getattr(model, "prediction", "noise")
-    if form not in predictions.names():
-        raise ValueError(f"prediction must be one of {', '.join(predictions.names())}: got {form!r}")
-    return schedule, form
-
-
 def check_numbers(
     N: int, samples: int, batch_size: int, seed: int, window: float | None, tolerance: float = 0.0
 ) -> None:
@@ -253,5 +238,5 @@ def _check_files(out: Path, resume: bool) -> None:
 def _device(model: object, data: Tensor, device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
-    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    weight = weight_of(model)
     return data.device if weight is None else weight.device

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gms_fast.configuration import check_same
 from gms_fast.statistics import files
 
 FORMAT = "gms_fast unfinished statistics 1"
@@ -30,7 +31,8 @@ class Work:
         self._metadata = {"format": FORMAT, "configuration": json.dumps(configuration)}
         if path.exists():
             stored, metadata = files.read(path, FORMAT, self.rows, self._metadata)
-            _check_same(path, *(json.loads(m["configuration"]) for m in (metadata, self._metadata)))
+            message = f"{path} is of another measurement; delete it or choose another file"
+            check_same(*(json.loads(m["configuration"]) for m in (metadata, self._metadata)), message)
             self.rows = {name: list(stored[name]) for name in self.rows}
 
     def __len__(self) -> int:
@@ -54,13 +56,3 @@ class Work:
         """Remove the file, if there is one."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    lines = [
-        f"  {k}: {stored.get(k)!r} there, {wanted.get(k)!r} asked for"
-        for k in sorted(stored | wanted)
-        if stored.get(k) != wanted.get(k)
-    ]
-    if lines:
-        raise ValueError(f"{path} is of another measurement; delete it or choose another file:\n" + "\n".join(lines))

@@ -32,13 +32,3 @@ def read(path: Path) -> dict[str, Any]:
     if missing := FIELDS - state.keys():
         raise ValueError(f"checkpoint {path} is damaged: it lacks {', '.join(sorted(missing))}")
     return state
-
-
-def check_same_configuration(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise ValueError listing every setting in which the run in `path` differs from the one asked for."""
-    keys = sorted(stored.keys() | wanted.keys())
-    lines = [
-        f"  {k}: {stored.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys if stored.get(k) != wanted.get(k)
-    ]
-    if lines:
-        raise ValueError(f"{path} was made with another configuration; choose another folder:\n" + "\n".join(lines))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gms_fast.configuration import check_same
 from gms_fast.training import checkpoint
 from gms_fast.training.losses import Loss, moment_loss, noise_loss
 
@@ -253,7 +254,8 @@ class _State:
 
     def restore(self, path: Path, configuration: dict[str, Any]) -> None:
         state = checkpoint.read(path)
-        checkpoint.check_same_configuration(path.parent, state["configuration"], configuration)
+        message = f"{path.parent} was made with another configuration; choose another folder"
+        check_same(state["configuration"], configuration, message)
         self.step, self.smooth, self.seconds = state["step"], state["smooth"], state["seconds"]
         self.curve = state["curve"]
         self._copy(state["weights"], self.parameters)
