@@ -80,10 +80,11 @@ def sample(
         NoiseSource(seed=ops.as_seed(seed), sample_offset=sample_offset, given=noise),
     )
     visits = _visits(run.schedule, steps, timesteps, run.solver)
-    if visits[0].coefficients.alpha_t == 0 and run.prediction not in predictions.WITHOUT_SIGNAL:
+    first = visits[run.solver.free]  # where the network is called
+    if first.coefficients.alpha_t == 0 and run.prediction not in predictions.WITHOUT_SIGNAL:
         forms = ", ".join(predictions.WITHOUT_SIGNAL)
         raise ValueError(
-            f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {visits[0].t:g}: "
+            f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
             f"got {run.prediction!r}, which tells nothing of x_0 there"
         )
     x = run.initial(visits[0], n, shape, x_T, device, dtype)
@@ -92,7 +93,8 @@ def sample(
     state = run.solver.start(x, contexts)
     pairs = list(zip(visits, contexts, strict=False))  # the last visit starts no step
     for visit, context in tqdm(pairs, unit="step") if progress else pairs:
-        estimate = run.evaluate(x, visit)
+        known = visit.index < run.solver.free
+        estimate = run.solver.known(x, context) if known else run.evaluate(x, visit)
         if callback is not None:
             callback(visit.index, visit.t, x, estimate.x0())
         x, state = run.solver.step(x, estimate, context, state)

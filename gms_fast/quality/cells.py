@@ -3,7 +3,7 @@
 import ast
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import gms_fast
-from gms_fast import solvers, statistics
+from gms_fast import data, solvers, statistics
 from gms_fast.quality import classifier, measures, rivals, subjects
 from gms_fast.quality.subjects import Subject
-from gms_fast.solvers import Solver
+from gms_fast.schedules import Schedule
+from gms_fast.solvers import DPMSolverV3, Solver, Teleport
 
 CONTROLS = ("real", "gaussian")
 _AT_A_TIME = 100  # a network's activations then stay in the cache
@@ -41,16 +42,31 @@ class Cell:
 def parse(text: str) -> Solver:
     """A solver from its name and options: "gms:fit=free,component=element". Raises ValueError naming what is wrong.
 
-    Statistics are named: "dpm-solver-v3:statistics=mnist,order=2".
+    Statistics are named: "dpm-solver-v3:statistics=mnist,order=2". What follows a teleport stands behind it:
+    "teleport:statistics=mnist,until=5 then dpm-solver++".
     """
+    text, _, then = text.partition(" then ")
     name, given = options(text)
     kind = solvers.kind(name)
-    if "statistics" in given:
-        given["statistics"] = statistics.load(given["statistics"])
+    for key in ("statistics", "covariance"):
+        if key in given:
+            given[key] = statistics.load(given[key]) if kind is DPMSolverV3 else _gaussian(given[key])
+    if then:
+        given["then"] = parse(then)
     try:
         return kind(**given)
     except TypeError as error:
         raise ValueError(f"solver {text!r}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _gaussian(name: str) -> statistics.Gaussian:
+    """Of an embedded model's data, of a file, or of a subject with exact moments."""
+    if name not in subjects.DATA_OF_EXACT:
+        return statistics.load_gaussian(name)
+    points = statistics.gaussian(data.load(subjects.DATA_OF_EXACT[name]).double())
+    noise = subjects.BANDWIDTH**2
+    return replace(points, eigenvalues=points.eigenvalues + noise, residual=points.residual + noise)
 
 
 def options(text: str) -> tuple[str, dict[str, Any]]:
@@ -72,12 +88,13 @@ def _literal(text: str) -> Any:
         return text  # a word, such as free
 
 
-def timesteps(solver: Solver | None, schedule: Any, grid: str, steps: int) -> list[float]:
-    """The times that `grid` visits."""
+def _asked(solver: Solver, schedule: Schedule, grid: str, steps: int) -> tuple[Solver, int | list[float]]:
+    """The solver, and the steps or times to ask it for, so that it visits `grid`."""
     if grid == "default":
-        return schedule.timesteps(steps) if solver is None else solver.times(schedule, steps)
-    times = schedule.timesteps(steps, spacing=_literal(grid))
-    return times if solver is None else solver.times(schedule, times)
+        return solver, steps
+    if isinstance(solver, Teleport):
+        return replace(solver, spacing=_literal(grid)), steps
+    return solver, schedule.timesteps(steps, spacing=_literal(grid))
 
 
 @torch.no_grad()
@@ -96,17 +113,18 @@ def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor],
     schedule = subject.model.schedule
     name, given = options(cell.solver)
     if name == rivals.NAME:
-        times = timesteps(None, schedule, cell.grid, cell.steps)
+        spacing = None if cell.grid == "default" else _literal(cell.grid)
+        times = schedule.timesteps(cell.steps, spacing=spacing)
         rivals.scheduler(given, schedule)
         return lambda n, start: rivals.samples(given, subject, times, n, start), rivals.calls(given, times)
-    solver = parse(cell.solver)
-    times = timesteps(solver, schedule, cell.grid, cell.steps)
+    solver, wanted = _asked(parse(cell.solver), schedule, cell.grid, cell.steps)
+    arguments = {"clip": subject.clip, "dtype": subject.dtype, "solver": solver}
+    arguments |= {"steps": wanted} if isinstance(wanted, int) else {"timesteps": wanted}
 
     def draw(n: int, start: int) -> Tensor:
-        arguments = {"timesteps": times, "clip": subject.clip, "dtype": subject.dtype}
-        return gms_fast.sample(subject.model, solver=solver, n=n, sample_offset=start, **arguments)
+        return gms_fast.sample(subject.model, n=n, sample_offset=start, **arguments)
 
-    return draw, solver.calls(schedule, times)
+    return draw, solver.calls(schedule, solver.times(schedule, wanted))
 
 
 def check(cell: Cell, n: int, subject: Subject) -> None:

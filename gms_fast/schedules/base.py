@@ -73,9 +73,12 @@ class Schedule(ABC):
         """Inverse of `clock`."""
         return as_float64(t)
 
-    def timesteps(self, steps: int, spacing: str | float | None = None) -> list[float]:
-        """Times to visit, noisiest first, steps + 1 of them; `spacing` as in `grid`, this schedule's own if None."""
-        return self.grid(steps, self.spacing if spacing is None else spacing).tolist()
+    def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
+        """Times to visit, noisiest first, steps + 1 of them, from `t_max` on if that is given.
+
+        spacing  as in `grid`, this schedule's own if None
+        """
+        return self.grid(steps, self.spacing if spacing is None else spacing, t_max).tolist()
 
     def grid(self, steps: int, spacing: str | float, t_max: float | None = None, t_min: float | None = None) -> Tensor:
         """steps + 1 times from t_max to t_min, not rounded.

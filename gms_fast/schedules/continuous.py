@@ -121,11 +121,11 @@ class EDM(Schedule):
     def inverse_log_snr(self, lam: Times) -> Tensor:
         return (-as_float64(lam)).exp().clamp(max=self.t_max)
 
-    def timesteps(self, steps: int, spacing: str | float | None = None) -> list[float]:
+    def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
         check_steps(steps)
         if steps == 1:
-            return [self.t_max, 0.0]
-        return [*self.grid(steps - 1, self.spacing if spacing is None else spacing).tolist(), 0.0]
+            return [self.t_max if t_max is None else t_max, 0.0]
+        return [*super().timesteps(steps - 1, spacing, t_max), 0.0]
 
 
 class Flow(Schedule):

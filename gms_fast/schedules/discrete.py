@@ -61,20 +61,20 @@ class VP(VariancePreserving):
         times = np.arange(self.T - 1, -1, -1, dtype=np.float64)
         return torch.from_numpy(np.interp(np.atleast_1d(log_alpha.numpy()), table, times)).reshape(lam.shape)
 
-    def timesteps(self, steps: int, spacing: str | float | None = None) -> list[int]:
-        """Integer times to visit, noisiest first, ending at 0.
+    def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[int]:
+        """Integer times to visit, noisiest first, ending at 0; from `t_max` on, rounded, if that is given.
 
         spacing  "uniform": t_i = max(int(T-1 - (T/K) i), 0), i = 0..K-1, then 0: the released grid.
-                 Every other as in `grid`, rounded, duplicates dropped.
+                 Every other, and that from `t_max` on, as in `grid`, rounded, duplicates dropped.
         """
         check_steps(steps)
         if steps > self.T - 1:
             raise ValueError(f"steps must be at most {self.T - 1} for {self!r}: got {steps}")
         spacing = self.spacing if spacing is None else spacing
-        if spacing == "uniform":
+        if spacing == "uniform" and t_max is None:
             times = [max(int(self.T - 1 - self.T / steps * i), 0) for i in range(steps)] + [0]
         else:
-            times = self.grid(steps, spacing).round().int().tolist()
+            times = self.grid(steps, spacing, t_max).round().int().tolist()
         return list(dict.fromkeys(times))
 
     def check_times(self, times: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ from gms_fast.solvers.dpm_solver_pp import DPMSolverPP as DPMSolverPP
 from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3 as DPMSolverV3
 from gms_fast.solvers.er_sde import ERSDE as ERSDE
 from gms_fast.solvers.gms import GMS as GMS
+from gms_fast.solvers.teleport import Teleport as Teleport
 
 _BY_NAME = {
     "gms": GMS,
@@ -21,14 +22,17 @@ _BY_NAME = {
 }
 
 
+_WITH_STATISTICS = {"dpm-solver-v3": DPMSolverV3, "teleport": Teleport}
+
+
 def names() -> list[str]:
-    """The string forms of the solvers with their default options. DPMSolverV3 has none: it needs statistics."""
+    """The string forms of the solvers with their default options. Those that need statistics have none."""
     return list(_BY_NAME)
 
 
 def kind(name: str) -> type[Solver]:
-    """The class of that name, "dpm-solver-v3" among them."""
-    kinds = {**_BY_NAME, "dpm-solver-v3": DPMSolverV3}
+    """The class of that name, "dpm-solver-v3" and "teleport" among them."""
+    kinds = _BY_NAME | _WITH_STATISTICS
     if name not in kinds:
         raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {name!r}")
     return kinds[name]
@@ -38,8 +42,9 @@ def build(solver: str | Solver) -> Solver:
     """The solver itself, or the one of that name."""
     if isinstance(solver, Solver):
         return solver
-    if solver == "dpm-solver-v3":
-        raise ValueError('solver "dpm-solver-v3" needs statistics of the network: give DPMSolverV3(statistics)')
+    if isinstance(solver, str) and solver in _WITH_STATISTICS:
+        made = f"{_WITH_STATISTICS[solver].__name__}(statistics, ..)"
+        raise ValueError(f'solver "{solver}" needs statistics (gms_fast.statistics): give {made}')
     if not isinstance(solver, str):
         raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
     return kind(solver)()

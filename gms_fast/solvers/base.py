@@ -52,11 +52,13 @@ class Solver(ABC):
     moments_needed  1 for E[eps|x_t] alone, 2 and 3 for solvers that use the moment heads
     spacing         the time grid that `sample` gives it, as `schedule.timesteps` takes it; None: the schedule's own
     denoise         whether noise that is left at the last time is removed by one more call of the network
+    free            how many steps, the first ones, need no network: `known` says what there is to say
     """
 
     moments_needed: int = 1
     spacing: str | float | None = None
     denoise: bool = True
+    free: int = 0
 
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
         """The times to visit, noisiest first: a grid of `wanted` steps, or the `wanted` times, checked."""
@@ -70,7 +72,7 @@ class Solver(ABC):
 
     def calls(self, schedule: Schedule, times: Sequence[float]) -> int:
         """Network calls that visiting `times` takes."""
-        return len(times) - 1 + (self.denoise and float(schedule.sigma(times[-1])) > 0)
+        return len(times) - 1 - self.free + (self.denoise and float(schedule.sigma(times[-1])) > 0)
 
     def check(self, model: Any, shape: Sequence[int]) -> None:  # noqa: B027 - most have nothing to check
         """Raise ValueError if the solver was made for another model or shape of one sample."""
@@ -78,6 +80,10 @@ class Solver(ABC):
     def start(self, x: Tensor, contexts: Sequence[StepContext]) -> Any:
         """State before the first step; multistep solvers keep their history in it."""
         return None
+
+    def known(self, x: Tensor, context: StepContext) -> Estimate:
+        """What takes the network's place in the first `free` steps."""
+        raise NotImplementedError(f"{type(self).__name__} needs the network at every step")
 
     @abstractmethod
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:

@@ -1,9 +1,12 @@
 """Gaussian Mixture Solvers: Guo et al., NeurIPS 2023 (arXiv 2311.00941)."""
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gms_fast import ops
@@ -11,6 +14,10 @@ from gms_fast.ops.checks import COMPONENTS, FITS, MOMENTS, check_choice
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel, check_signal
+from gms_fast.statistics import Gaussian
+from gms_fast.steps import StepCoefficients
+
+SWITCH = 1.5  # sigma/alpha
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,10 @@ class GMS(Solver):
                 None: "element", but "sample" for fit="adan" and where the noise given holds one uniform per sample
     weight      of component a, in (0, 1), not 1/2
     moments     "cumulant" | "released", as in `gms_fast.ops.gms_step`
+    covariance  Gaussian statistics of the data. While sigma_t/alpha_t > `switch`, x_s = A x_t + B E[x_0|x_t] plus noise
+                with the covariance that x_s has given x_t where x_0 is that Gaussian (`Gaussian.step_noise`), elements
+                together; afterwards the mixture, element by element
+    switch      sigma_t/alpha_t; with 0 every step is drawn so, from a network of any kind, without moment heads
     iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
     clip_pixel  grey levels of noise that the last step, then Gaussian, may leave in a picture (1 suits the cosine
                 schedule); None draws it like every other step
@@ -34,6 +45,8 @@ class GMS(Solver):
     component: str | None = None
     weight: float = 1 / 3
     moments: str = "cumulant"
+    covariance: Gaussian | None = None
+    switch: float | None = None
     iterations: int = 70
     lr: float = 0.06
     eps: float = 1e-8
@@ -49,6 +62,14 @@ class GMS(Solver):
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative: got {self.iterations}")
         check_clip_pixel(self.clip_pixel)
+        if self.covariance is not None and not isinstance(self.covariance, Gaussian):
+            got = type(self.covariance).__name__
+            raise TypeError(f"covariance must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
+        if self.covariance is None and self.switch is not None:
+            raise ValueError(f"switch must not be given without covariance: got {self.switch!r}")
+        number = isinstance(self.switch, int | float) and not isinstance(self.switch, bool)
+        if self.switch is not None and not (number and 0 <= self.switch < math.inf):
+            raise ValueError(f"switch must be a level sigma/alpha, not negative: got {self.switch!r}")
 
     @property
     def spacing(self) -> str | float | None:  # type: ignore[override]
@@ -62,15 +83,43 @@ class GMS(Solver):
 
     @property
     def moments_needed(self) -> int:  # type: ignore[override]
+        if self._tau == 0:
+            return 1
         return 2 if self.fit == "gaussian" else 3
 
-    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
+    @property
+    def _tau(self) -> float:
+        """The level down to which elements are drawn together."""
+        if self.covariance is None:
+            return math.inf
+        return SWITCH if self.switch is None else self.switch
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
+        """Of each step, whether its elements are drawn together."""
         check_signal(self, schedule, times)
-        return super().plan(schedule, times)
+        ratios = (-schedule.log_snr(times[:-1])).exp().tolist()
+        if self.covariance is not None and self._tau > 0 and not ratios[-1] <= self._tau < ratios[0]:
+            kind = "together: switch=0 says so, and needs no heads" if self._tau < ratios[-1] else "by itself"
+            warnings.warn(
+                f"switch = {self._tau:g} never happens on steps of sigma/alpha from {ratios[0]:.3g} to "
+                f"{ratios[-1]:.3g}: all draw every element {kind}",
+                stacklevel=2,
+            )
+        return [ratio > self._tau for ratio in ratios]
+
+    def check(self, model: Any, shape: Sequence[int]) -> None:
+        if self.covariance is not None:
+            self.covariance.check(shape=shape)
+
+    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> None:
+        if self.covariance is not None:
+            self.covariance.check(clip=contexts[0].clip)
 
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         bounded = bounded_last_step(x, context, self.clip_pixel)
         noise = context.noise.arguments(context.index)
+        if context.plan:
+            return self._together(x, estimate.x0(), bounded or context.coefficients, noise), state
         x_s = ops.gms_step(
             x,
             *estimate.moments,
@@ -87,3 +136,11 @@ class GMS(Solver):
             **noise,
         )
         return x_s, state
+
+    def _together(self, x: Tensor, mean: Tensor, k: StepCoefficients, noise: dict[str, Any]) -> Tensor:
+        """x_s = A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
+        z = noise["noise"][0] if isinstance(noise["noise"], tuple) else noise["noise"]
+        if z is None:
+            drawn = {"seed": noise["seed"], "sample_offset": noise["sample_offset"], "step": noise["step_index"]}
+            z = ops.philox_normal(x.shape, **drawn, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        return ops.affine_noise(x, [mean], [k.A, k.B], 1.0, noise=self.covariance.step_noise(z, k))

@@ -1,0 +1,134 @@
+"""Gaussian teleportation: Wang & Vastola, TMLR 2024 (arXiv 2412.09726)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from gms_fast.prediction import Estimate
+from gms_fast.schedules import Schedule
+from gms_fast.solvers.base import Solver, StepContext
+from gms_fast.statistics import Gaussian
+
+
+@dataclass(frozen=True, eq=False)
+class Teleport(Solver):
+    """From x_T straight to the noise level `until`, without the network; from there another solver.
+
+    At much noise E[x_0|x_t] is that of one Gaussian with the data's mean and covariance, whose probability flow is
+    solved in closed form (`Gaussian.teleport`).
+
+    statistics  of the data: `gms_fast.statistics.gaussian`, or `load_gaussian` of an embedded model
+    until       >= 1: sigma/alpha where the network takes over. `steps` steps, that many calls, go from there on; of
+                explicit `timesteps` those noisier are skipped. < 1: the share of the steps to skip, as many calls less
+    then        a Solver; it starts with no history
+    spacing     grid of `sample(steps=..)`, as in `Schedule.grid`; None: that of `then`
+    direct      start from N(alpha mu, alpha^2 Sigma + sigma^2), the exact law there for Gaussian data, instead of where
+                x_T goes, which starts from N(0, sigma_T^2)
+
+    The noise of the first step after the jump is that of step 0. Raises ValueError for an `until` outside the schedule,
+    and for statistics of another shape or unit.
+    """
+
+    statistics: Gaussian
+    until: float
+    then: Solver
+    spacing: str | float | None = None
+    direct: bool = False
+    free = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.statistics, Gaussian):
+            got = type(self.statistics).__name__
+            raise TypeError(f"statistics must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
+        number = isinstance(self.until, int | float) and not isinstance(self.until, bool)
+        if not number or not 0 < self.until < math.inf:
+            raise ValueError(f"until must be sigma/alpha >= 1, or the share of steps to skip: got {self.until!r}")
+        if not isinstance(self.then, Solver) or isinstance(self.then, Teleport):
+            raise TypeError(f"then must be a solver, such as DPMSolverPP(): got {self.then!r}")
+
+    @property
+    def moments_needed(self) -> int:  # type: ignore[override]
+        return self.then.moments_needed
+
+    @property
+    def denoise(self) -> bool:  # type: ignore[override]
+        return self.then.denoise
+
+    def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
+        """[T, then's times from where the jump ends]."""
+        spacing = self.then.spacing if self.spacing is None else self.spacing
+        if self.until >= 1 and isinstance(wanted, int):
+            arrival = self._arrival(schedule, schedule.t_max, schedule.t_min)
+            times = [schedule.t_max, *schedule.timesteps(wanted, spacing, arrival)]
+        else:
+            times = schedule.timesteps(wanted, spacing) if isinstance(wanted, int) else list(wanted)
+            schedule.check_times(times)
+            del times[1 : self._first(schedule, times)]
+        times[1:] = self.then.times(schedule, times[1:])
+        if not times[0] > times[1]:
+            raise ValueError(f"until = {self.until:g} must lead away from the first time: got {times[0]:g} for both")
+        return times
+
+    def _first(self, schedule: Schedule, times: list[float]) -> int:
+        """Which of the times the jump ends at."""
+        if self.until < 1:
+            return self._skipped(len(times) - 1)
+        self._arrival(schedule, times[0], times[-1])
+        slack = 1 + 1e-9  # a time that was made of `until` has it
+        return next(i for i, t in enumerate(times) if self._ratio(schedule, t) <= self.until * slack)
+
+    def _skipped(self, steps: int) -> int:
+        """How many of the steps the share comes to."""
+        skipped = round(self.until * steps)
+        if not 0 < skipped < steps:
+            raise ValueError(
+                f"until = {self.until:g} must skip at least one of {steps} steps and leave one: it skips {skipped}"
+            )
+        return skipped
+
+    def _arrival(self, schedule: Schedule, first: float, last: float) -> float:
+        """The time at which sigma/alpha = until, which must lie between these."""
+        high, low = self._ratio(schedule, first), self._ratio(schedule, last)
+        if not low < self.until < high:
+            levels = f"the last and the first sigma/alpha, {low:.3g} and {high:.3g}"
+            raise ValueError(f"until must lie between {levels}: got {self.until:g}")
+        return float(schedule.inverse_log_snr(-math.log(self.until)))
+
+    @staticmethod
+    def _ratio(schedule: Schedule, t: float) -> float:
+        return math.exp(-float(schedule.log_snr(t)))
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
+        return [None, *self.then.plan(schedule, times[1:])]
+
+    def check(self, model: Any, shape: Sequence[int]) -> None:
+        self.statistics.check(shape=shape)
+        self.then.check(model, shape)
+
+    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple:
+        """(contexts of `then`, its state)."""
+        self.statistics.check(clip=contexts[0].clip)
+        return tuple(replace(c, index=c.index - 1) for c in contexts[1:]), None
+
+    def known(self, x: Tensor, context: StepContext) -> Estimate:
+        k = context.coefficients
+        mean = self.statistics.denoise(x, k.alpha_t, k.sigma_t)
+        return Estimate(x=x, output=mean, form="x0", step=k, clip=context.clip)
+
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        contexts, own = state
+        if context.index > 0:
+            x, own = self.then.step(x, estimate, contexts[context.index - 1], own)
+        else:
+            x = self._jump(x, context)
+            own = self.then.start(x, contexts)
+        return x, (contexts, own)
+
+    def _jump(self, x: Tensor, context: StepContext) -> Tensor:
+        k = context.coefficients
+        if self.direct:
+            return self.statistics.draw(x / k.sigma_t, k.alpha_s, k.sigma_s)
+        return self.statistics.teleport(x, k.alpha_t, k.sigma_t, k.alpha_s, k.sigma_s)

@@ -1,0 +1,115 @@
+"""Gaussian statistics of data, read once, batch by batch."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gms_fast.statistics.gaussian import Gaussian
+
+
+def gaussian(
+    data: Tensor | Iterable[Tensor],
+    rank: int | None = None,
+    *,
+    flips: bool = False,
+    batch_size: int = 1024,
+    progress: bool = False,
+) -> Gaussian:
+    """Mean, and leading eigenvectors and eigenvalues of the unbiased covariance, in float64.
+
+    data     (M, *) floating point, scaled as the network was trained, or batches (b, *) of it, read once: training
+             images, or some thousand samples of the model
+    rank     how many eigenvectors to keep, the largest; the mean variance of the others becomes `residual`. Default:
+             all that M samples can have, min(D, M - 1)
+    flips    count every image mirrored (last dimension) too, for networks trained with random flips
+    batch_size  of a tensor; changes nothing but memory
+    progress whether to show a progress bar on stderr
+    Takes 8 D^2 bytes for the covariance and some three times that for its eigenvectors.
+    Raises TypeError or ValueError naming the argument: data that is not finite or of different shapes, fewer samples
+    than `rank` needs. Source: Wang & Vastola 2024 (arXiv 2412.09726).
+    """
+    _check_rank(rank, None, None)
+    sums = _Sums()
+    for batch in tqdm(_batches(data, batch_size), disable=not progress, unit="batch"):
+        sums.add(batch)
+    if sums.count < 2:
+        raise ValueError(f"data must hold at least 2 samples: got {sums.count}")
+    if flips:
+        sums.mirror()
+    D, most = sums.mean.numel(), min(sums.mean.numel(), sums.count - 1)
+    _check_rank(rank, most, sums.count)
+    covariance = sums.scatter.div_(sums.count - 1)
+    total = float(covariance.trace())
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    kept = most if rank is None else rank
+    eigenvalues = eigenvalues.flip(0)[:kept].clamp(min=0)
+    residual = max(total - float(eigenvalues.sum()), 0.0) / (D - kept) if kept < D else 0.0
+    return Gaussian(
+        sums.mean.view(sums.shape),
+        vectors[:, -kept:].flip(1),
+        eigenvalues,
+        residual if kept < most else 0.0,
+        range=(sums.low, sums.high),
+        count=sums.count,
+    )
+
+
+class _Sums:
+    """Count, mean, range and centred sum of squares of all samples so far (Chan, Golub & LeVeque 1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.low, self.high, self.shape = 0, math.inf, -math.inf, None
+
+    def add(self, batch: object) -> None:
+        if not isinstance(batch, Tensor) or not batch.is_floating_point():
+            got = getattr(batch, "dtype", type(batch).__name__)
+            raise TypeError(f"data must be floating point (M, *) in the units of the network: got {got}")
+        if self.shape is None and batch.ndim > 1:
+            self.shape, D = batch.shape[1:], math.prod(batch.shape[1:])
+            self.mean, self.scatter = (torch.zeros(s, dtype=torch.float64) for s in ((D,), (D, D)))
+        if batch.shape[1:] != self.shape or batch.ndim < 2:
+            raise ValueError(f"data must be (M, *) of one shape: got {tuple(batch.shape)}")
+        if not bool(batch.isfinite().all()):
+            raise ValueError("data must be finite: it holds NaN or infinity")
+        if len(batch):
+            self._merge(batch.detach().to("cpu", torch.float64).flatten(1))
+
+    def _merge(self, flat: Tensor) -> None:
+        n, mean = len(flat), flat.mean(0)
+        self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
+        apart = (mean - self.mean) * math.sqrt(self.count * n / (self.count + n))
+        rows = torch.cat([flat - mean, apart[None]])
+        self.scatter.addmm_(rows.T, rows)
+        self.mean += (mean - self.mean) * (n / (self.count + n))
+        self.count += n
+
+    def mirror(self) -> None:
+        """Add every sample once more, its last dimension reversed."""
+        order = torch.arange(self.mean.numel()).view(self.shape).flip(-1).flatten()
+        apart = self.mean - self.mean[order]
+        self.scatter += self.scatter[order][:, order]
+        self.scatter.addr_(apart, apart, alpha=self.count / 2)
+        self.mean = (self.mean + self.mean[order]) / 2
+        self.count *= 2
+
+
+def _batches(data: Tensor | Iterable[Tensor], batch_size: int) -> Iterable[Tensor]:
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer: got {batch_size!r}")
+    if isinstance(data, Tensor):
+        return data.split(batch_size) if data.ndim else [data]
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data must be a tensor (M, *) or batches of one: got {type(data).__name__}")
+    return data
+
+
+def _check_rank(rank: object, most: int | None, count: int | None) -> None:
+    if rank is None:
+        return
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(f"rank must be a positive integer, or None: got {rank!r}")
+    if most is not None and rank > most:
+        raise ValueError(f"rank must be at most {most}, all that {count} samples can have: got {rank}")

@@ -1,0 +1,187 @@
+"""Mean and covariance of data: what a Gaussian knows of it, in closed form at every noise level.
+
+With Sigma = U diag(lam) U^T + residual (I - U U^T), x_0 ~ N(mu, Sigma) and x_t = alpha x_0 + sigma eps, every question
+is answered by a function of Sigma, a factor for each eigenvector and one for what is orthogonal to all of them.
+Source: Wang & Vastola 2024 (arXiv 2412.09726).
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gms_fast.statistics import files
+from gms_fast.steps import StepCoefficients
+
+FORMAT, FILE = "gms_fast gaussian statistics 1", "gaussian.safetensors"
+_TENSORS = ("mean", "eigenvectors", "eigenvalues")
+_METADATA = ("residual", "shape", "range", "count")
+_ORTHONORMAL = 2e-3  # what half precision leaves of it
+
+Spectrum = Callable[[Tensor], Tensor]  # of the variances of x_0
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(mean, U diag(eigenvalues) U^T + residual (I - U U^T)), in the units of the network.
+
+    mean          (*sample), or (D,) for samples of any shape with D elements
+    eigenvectors  U, (D, r), orthonormal columns, r <= D, elements in C order
+    eigenvalues   (r,), not negative
+    residual      variance of the directions that U leaves out
+    range         smallest and largest value of the data, its unit; None where unknown
+    count         how many samples it was made of; None where unknown
+    Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
+    """
+
+    mean: Tensor
+    eigenvectors: Tensor
+    eigenvalues: Tensor
+    residual: float = 0.0
+    range: tuple[float, float] | None = field(default=None, kw_only=True)
+    count: int | None = field(default=None, kw_only=True)
+    _copies: dict = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in _TENSORS:
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach()
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name} must be finite: it holds NaN or infinity")
+            object.__setattr__(self, name, value)
+        D, r = self.mean.numel(), self.eigenvalues.numel()
+        if self.mean.ndim == 0 or not 1 <= r <= D or self.eigenvalues.ndim != 1:
+            got = f"{tuple(self.mean.shape)} and {tuple(self.eigenvalues.shape)}"
+            raise ValueError(f"mean, eigenvalues must be (*sample) and (r,), 1 <= r <= D elements: got {got}")
+        if self.eigenvectors.shape != (D, r):
+            raise ValueError(f"eigenvectors must be ({D}, {r}), a column each: got {tuple(self.eigenvectors.shape)}")
+        if bool((self.eigenvalues < 0).any()) or not 0 <= self.residual < math.inf:
+            worst = min(float(self.eigenvalues.min()), self.residual)
+            raise ValueError(f"eigenvalues and residual must be finite and not negative: got {worst:g}")
+        _check_orthonormal(self.eigenvectors)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.mean.shape)
+
+    @property
+    def rank(self) -> int:
+        """Number of eigenvectors."""
+        return len(self.eigenvalues)
+
+    def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu) for x (B, *), sigma > 0."""
+        mean = self._mean(x)
+        return mean + self.filter(x - alpha * mean, lambda lam: alpha * lam / (alpha**2 * lam + sigma**2))
+
+    def teleport(self, x: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> Tensor:
+        """Where the probability flow takes x_t (B, *) from noise level t to s; sigma_t > 0.
+
+        x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu)
+        """
+        mean = self._mean(x)
+
+        def gain(lam: Tensor) -> Tensor:
+            return ((alpha_s**2 * lam + sigma_s**2) / (alpha_t**2 * lam + sigma_t**2)).sqrt()
+
+        return alpha_s * mean + self.filter(x - alpha_t * mean, gain)
+
+    def draw(self, z: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
+        """x_t = alpha mu + (alpha^2 Sigma + sigma^2)^(1/2) z of normals z (B, *): its exact law at a noise level."""
+        return alpha * self._mean(z) + self.filter(z, lambda lam: (alpha**2 * lam + sigma**2).sqrt())
+
+    def step_noise(self, z: Tensor, step: StepCoefficients) -> Tensor:
+        """(c + B^2 v)^(1/2) z, at most var_max: what a reverse step adds to A x_t + B E[x_0|x_t] where x_0 is Gaussian.
+
+        v = Sigma sigma_t^2/(alpha_t^2 Sigma + sigma_t^2) is the covariance of x_0 given x_t; z normals (B, *).
+        """
+
+        def std(lam: Tensor) -> Tensor:
+            v = lam * step.sigma_t**2 / (step.alpha_t**2 * lam + step.sigma_t**2)
+            return (step.c + step.B**2 * v).clamp(max=step.var_max).sqrt()
+
+        return self.filter(z, std)
+
+    def filter(self, r: Tensor, spectrum: Spectrum) -> Tensor:
+        """f(Sigma) r for r (B, *): two matrix products, in float64 for float64 and in float32 otherwise; r's dtype."""
+        wide = _wide(r)
+        U = self._on("eigenvectors", r.device, wide)
+        rest = 0.0 if self.rank == len(U) else float(spectrum(torch.tensor(self.residual, dtype=torch.float64)))
+        along = spectrum(self._on("eigenvalues", r.device, torch.float64)) - rest
+        flat = r.flatten(1).to(wide)
+        change = ((flat @ U) * along.to(wide)) @ U.T
+        return (change.add_(flat, alpha=rest) if rest else change).view(r.shape).to(r.dtype)
+
+    def check(self, *, shape: Sequence[int] | None = None, clip: tuple[float, float] | None = None) -> None:
+        """Raise ValueError saying what of these, where given, the statistics are not of: another shape, another unit.
+
+        clip  range of the data here: that of the statistics must not leave it, nor keep to one half of it
+        """
+        if shape is not None and tuple(shape) != self.sample_shape and math.prod(shape) != self.mean.numel():
+            raise ValueError(f"statistics must be of samples of shape {tuple(shape)}: got {self.sample_shape}")
+        if clip is None:
+            return
+        (lo, hi), (low, high) = clip, self.range or (float(self.mean.min()), float(self.mean.max()))
+        slack, middle = 0.05 * (hi - lo), (lo + hi) / 2
+        half = self.range is not None and (low >= middle or high <= middle)
+        if low < lo - slack or high > hi + slack or half:
+            raise ValueError(
+                f"statistics must be of data in the units of clip, {lo:g} .. {hi:g}: theirs goes from {low:g} to "
+                f"{high:g}; make them of data that is scaled as the network's"
+            )
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write one safetensors file; `dtype` of the eigenvectors."""
+        kept = {"mean": self.mean, "eigenvectors": self.eigenvectors.to(dtype), "eigenvalues": self.eigenvalues}
+        known = {"residual": self.residual, "shape": self.sample_shape, "range": self.range, "count": self.count}
+        files.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in known.items()}})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Gaussian":
+        """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        tensors, stored = files.read(Path(path), FORMAT, _TENSORS, _METADATA)
+        try:
+            known = {key: json.loads(stored[key]) for key in _METADATA}
+            limits = known["range"] and tuple(known["range"])
+            kept = [tensors[name] for name in _TENSORS]
+            statistics = cls(*kept, residual=known["residual"], range=limits, count=known["count"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"statistics {path} make no sense: {error}") from error
+        if known["shape"] != list(statistics.sample_shape):
+            raise ValueError(
+                f"statistics {path}: shape is {known['shape']} by its metadata, but {list(statistics.sample_shape)} "
+                "in its tensors"
+            )
+        return statistics
+
+    def _mean(self, x: Tensor) -> Tensor:
+        return self._on("mean", x.device, _wide(x)).view(x.shape[1:])
+
+    def _on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        key = name, device, dtype
+        if key not in self._copies:
+            self._copies[key] = getattr(self, name).to(device, dtype)
+        return self._copies[key]
+
+
+def load_gaussian(name_or_path: str | Path) -> Gaussian:
+    """Statistics of an embedded model's data, by its name ("mnist", "digits"), or those of a file."""
+    shipped = Path(str(resources.files("gms_fast.models") / str(name_or_path) / FILE))
+    return Gaussian.load(shipped if shipped.is_file() else name_or_path)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _check_orthonormal(U: Tensor) -> None:
+    """Raise ValueError unless U^T U v = v for one v of no special direction: (r, r) may be too much to compute."""
+    v = torch.cos(torch.arange(1.0, U.shape[1] + 1, dtype=torch.float64))
+    off = float((U.T @ (U @ v) - v).norm() / v.norm())
+    if off > _ORTHONORMAL:
+        raise ValueError(f"eigenvectors must be orthonormal columns: U^T U is off the identity by {off:.2g}")

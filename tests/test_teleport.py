@@ -1,0 +1,242 @@
+"""Teleport, and GMS with covariance: against closed forms, in the loop, and what they refuse."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from toys import Model, polynomial
+
+import gms_fast
+from gms_fast import statistics
+from gms_fast.schedules import EDM, Flow, VPLinear
+from gms_fast.solvers import DDIM, DPMSolverPP, DPMSolverV3, ERSDE, GMS, SNDDPM, Teleport
+from gms_fast.statistics import Gaussian, gaussian
+
+D = 6
+DATA = torch.randn(40, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ torch.diag(
+    torch.linspace(0.05, 0.6, D, dtype=torch.float64)
+).add(0.05)
+KNOWN = gaussian(DATA)
+THEN = (DDIM(), DPMSolverPP(), DPMSolverPP(order=3, denoise=False), ERSDE(), SNDDPM())
+
+
+class OfGaussian(Model):
+    """The exact network of Gaussian data."""
+
+    sample_shape, prediction = (D,), "x0"
+
+    def __call__(self, x, t):
+        self.calls += 1
+        time = self.schedule.from_network_time(t[:1])
+        return KNOWN.denoise(x, float(self.schedule.alpha(time)), float(self.schedule.sigma(time)))
+
+
+def start(n=5):
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+# --- teleport ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule, T", [(VPLinear(), 999.0), (EDM(), 80.0), (Flow(), 1.0)])
+def test_it_lands_where_the_probability_flow_of_the_network_does(schedule, T):
+    """On Gaussian data many DDIM steps from T agree with a jump half way; the difference is that of the steps."""
+    options = {"schedule": schedule, "clip": None}
+    x_T = start() * float(schedule.sigma(T))
+
+    def end(solver, steps):
+        fine = {"timesteps": schedule.timesteps(steps, spacing="angle")}
+        return gms_fast.sample(OfGaussian(schedule=schedule), solver=solver, x_T=x_T, **fine, **options)
+
+    jumped = end(Teleport(KNOWN, 3.0, DPMSolverPP()), 400)
+    exact = KNOWN.teleport(x_T, float(schedule.alpha(T)), float(schedule.sigma(T)), 1.0, 0.0)
+    assert (jumped - exact).abs().max() < 2e-3 * exact.abs().max()
+    assert (jumped - exact).abs().max() <= (end(DPMSolverPP(), 400) - exact).abs().max() + 1e-4
+
+
+@pytest.mark.parametrize("then", THEN, ids=lambda s: type(s).__name__)
+def test_same_steps_go_from_where_it_lands(then):
+    model = Model(polynomial, sample_shape=(D,))
+    schedule, seen = model.schedule, []
+    solver = Teleport(KNOWN, 4.0, then)
+    times = solver.times(schedule, 6)
+    assert len(times) == 8 and times[0] == 999
+    assert math.exp(-float(schedule.log_snr(times[1]))) == pytest.approx(4.0, rel=0.01)
+    gms_fast.sample(
+        model, 6, solver=solver, n=2, dtype=torch.float64, clip=None, callback=lambda i, t, x, x0: seen.append(t)
+    )
+    assert seen == times[:-1]
+    assert model.calls == solver.calls(schedule, times) == 6 + then.denoise
+
+
+def test_a_share_skips_steps_of_the_same_grid():
+    model = Model(polynomial, sample_shape=(D,))
+    solver = Teleport(KNOWN, 0.3, DPMSolverPP(), spacing=0.7)
+    grid = model.schedule.timesteps(10, spacing=0.7)
+    assert solver.times(model.schedule, 10) == [999, *grid[3:]]
+    gms_fast.sample(model, 10, solver=solver, n=1, clip=None)
+    assert model.calls == 8
+
+
+def test_explicit_times_that_are_noisier_are_skipped():
+    schedule, wanted = VPLinear(), [950, 900, 700, 500, 300, 0]
+    ratio = math.exp(-float(schedule.log_snr(500)))
+    for until in (ratio, ratio * 1.01):
+        assert Teleport(KNOWN, until, DDIM()).times(schedule, wanted) == [950, 500, 300, 0]
+
+
+@pytest.mark.parametrize("then", THEN, ids=lambda s: type(s).__name__)
+def test_afterwards_all_is_as_if_begun_there(then):
+    """Seeds, history, orders of the first and last steps: the run from the landing, started there by hand."""
+    model = Model(polynomial, sample_shape=(D,))
+    solver = Teleport(KNOWN, 4.0, then)
+    times = solver.times(model.schedule, 6)
+    alpha, sigma = model.schedule.alpha(times), model.schedule.sigma(times)
+    landed = KNOWN.teleport(start(), float(alpha[0]), float(sigma[0]), float(alpha[1]), float(sigma[1]))
+    options = {"clip": None, "seed": 7}
+    want = gms_fast.sample(model, timesteps=times[1:], solver=then, x_T=landed, **options)
+    assert torch.equal(gms_fast.sample(model, 6, solver=solver, x_T=start(), **options), want)
+
+
+def test_direct_start_has_the_law_of_the_data_there():
+    model = OfGaussian(schedule=EDM())
+    solver = Teleport(KNOWN, 10.0, DPMSolverPP(denoise=False), direct=True)
+    states = []
+    gms_fast.sample(
+        model, 2, solver=solver, x_T=80 * start(), clip=None, callback=lambda i, t, x, x0: states.append(x.clone())
+    )
+    torch.testing.assert_close(states[1], KNOWN.draw(start(), 1.0, 10.0), rtol=1e-13, atol=1e-13)
+
+
+def test_one_exact_step_is_enough_for_gaussian_data():
+    """To the last noise level and one call that removes the rest: mean and covariance of the data."""
+    model = OfGaussian(schedule=VPLinear())
+    solver = Teleport(KNOWN, 1.0, DDIM(), direct=True)
+    x = gms_fast.sample(model, 200, solver=solver, n=20_000, seed=3, dtype=torch.float64, clip=None)
+    spread = torch.cov(x.T)
+    want = KNOWN.eigenvectors @ KNOWN.eigenvalues.diag() @ KNOWN.eigenvectors.T
+    assert (spread - want).abs().max() < 5 * want.diagonal().max() * (2 / 20_000) ** 0.5
+
+
+def test_flow_models_of_noise_need_no_call_without_signal():
+    model = Model(lambda x, t: 0.5 * x, sample_shape=(D,), schedule=Flow(), prediction="noise")
+    with pytest.raises(ValueError, match="prediction must be one of"):
+        gms_fast.sample(model, 4, solver=DDIM(), n=1)
+    assert gms_fast.sample(model, 4, solver=Teleport(KNOWN, 3.0, DDIM()), n=1, clip=None).isfinite().all()
+
+
+def test_before_dpm_solver_v3_on_the_nodes_of_its_statistics():
+    known = statistics.load("digits")
+    model = gms_fast.load("digits")
+    solver = Teleport(statistics.load_gaussian("digits"), 5.0, DPMSolverV3(known, trust=-2))
+    x = gms_fast.sample(model, 4, solver=solver, n=2)
+    assert x.shape == (2, 1, 8, 8) and x.isfinite().all()
+    times = solver.times(model.schedule, 4)
+    assert solver.calls(model.schedule, times) == 4
+    nodes = (model.schedule.log_snr(times[1:]) - known.lam[0]) / (known.lam[1] - known.lam[0])
+    assert torch.allclose(nodes, nodes.round(), atol=1e-6)
+
+
+def test_it_does_not_depend_on_the_batch():
+    model = Model(polynomial, sample_shape=(D,))
+    options = {"solver": Teleport(KNOWN, 4.0, ERSDE()), "dtype": torch.float64, "clip": None}
+    whole = gms_fast.sample(model, 5, n=6, **options)
+    parts = [gms_fast.sample(model, 5, n=2, sample_offset=i, **options) for i in (0, 2, 4)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)  # the sums of a product may be split
+
+
+# --- the covariance of GMS -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("K", [1, 3])
+def test_steps_of_any_size_are_exact_for_gaussian_data(K):
+    model = OfGaussian(schedule=VPLinear())
+    solver = GMS(covariance=KNOWN, switch=0, clip_pixel=None)
+    times = [999, 600, 300, 0][3 - K :] if K == 3 else [999, 0]
+    x = gms_fast.sample(model, timesteps=times, solver=solver, n=20_000, dtype=torch.float64, clip=None)
+    want = KNOWN.eigenvectors @ KNOWN.eigenvalues.diag() @ KNOWN.eigenvectors.T
+    assert (torch.cov(x.T) - want).abs().max() < 5 * want.diagonal().max() * (2 / 20_000) ** 0.5
+    assert (x.mean(0) - KNOWN.mean).abs().max() < 5 * want.diagonal().max() ** 0.5 / 20_000**0.5
+
+
+def test_it_needs_no_heads_where_it_never_switches():
+    model = Model(lambda x, t: 0.5 * x, sample_shape=(D,))
+    assert gms_fast.sample(model, 4, solver=GMS(covariance=KNOWN, switch=0), n=2, clip=None).isfinite().all()
+    with pytest.raises(ValueError, match="3 moments"):
+        gms_fast.sample(model, 4, solver=GMS(covariance=KNOWN, switch=1.0), n=2, clip=None)
+
+
+def test_below_the_switch_steps_are_those_of_gms():
+    model = Model(polynomial, sample_shape=(D,))
+    grid, states, ways = model.schedule.timesteps(6, spacing="angle"), {}, []
+    generator = torch.Generator().manual_seed(2)
+    z, u = (f(6, 5, D, generator=generator, dtype=torch.float64) for f in (torch.randn, torch.rand))
+    first = next(i for i, ratio in enumerate((-model.schedule.log_snr(grid)).exp()) if ratio <= 1.0)
+
+    def run(solver, times, x_T, skip=0):
+        return gms_fast.sample(
+            model, timesteps=times, solver=solver, x_T=x_T, clip=None, noise=lambda i: (z[i + skip], u[i + skip]),
+            callback=lambda i, t, x, x0: states.update({t: x.clone()}),
+        )  # fmt: skip
+
+    for solver in (GMS(covariance=KNOWN, switch=1.0), GMS()):
+        end = run(solver, grid, start())
+        ways.append(states[grid[first]])
+        assert torch.equal(run(GMS(), grid[first:], ways[-1], first), end)
+    assert not torch.equal(*ways)
+
+
+@pytest.mark.parametrize("switch, kind", [(200.0, "by itself"), (1e-3, "together")])
+def test_a_switch_that_never_happens_is_said(switch, kind):
+    model = Model(polynomial, sample_shape=(D,))
+    with pytest.warns(UserWarning, match=rf"switch = {switch:g} never happens on steps .* 157 to .* {kind}"):
+        gms_fast.sample(model, 5, solver=GMS(covariance=KNOWN, switch=switch), n=1, clip=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gms_fast.sample(model, 5, solver=GMS(covariance=KNOWN, switch=0), n=1, clip=None)
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+UNITS = gaussian(torch.rand(30, D))  # of [0, 1]
+
+
+@pytest.mark.parametrize(
+    "solver, error, message",
+    [
+        (lambda: Teleport(3, 5.0, DDIM()), TypeError, "statistics must be Gaussian"),
+        (lambda: Teleport(KNOWN, 0, DDIM()), ValueError, "until must be sigma/alpha"),
+        (lambda: Teleport(KNOWN, math.nan, DDIM()), ValueError, "until must be"),
+        (lambda: Teleport(KNOWN, "5", DDIM()), ValueError, "until must be"),
+        (lambda: Teleport(KNOWN, 5.0, "ddim"), TypeError, "then must be a solver"),
+        (lambda: Teleport(KNOWN, 5.0, Teleport(KNOWN, 3.0, DDIM())), TypeError, "then must be a solver"),
+        (lambda: Teleport(KNOWN, 500.0, DDIM()), ValueError, "until must lie between .*0.01 and 157: got 500"),
+        (lambda: Teleport(KNOWN, 0.05, DDIM()), ValueError, "until = 0.05 must skip at least one of 5 steps"),
+        (lambda: Teleport(KNOWN, 0.95, DDIM()), ValueError, "until = 0.95 .* leave one: it skips 5"),
+        (lambda: Teleport(UNITS, 5.0, DDIM()), ValueError, "statistics must be of data in the units of clip"),
+        (lambda: Teleport(gaussian(torch.randn(9, 3)), 5.0, DDIM()), ValueError, r"of shape \(6,\): got \(3,\)"),
+        (lambda: GMS(covariance=UNITS, switch=0), ValueError, "statistics must be of data in the units of clip"),
+        (lambda: GMS(covariance=gaussian(torch.randn(9, 3)), switch=0), ValueError, r"of shape \(6,\): got \(3,\)"),
+        (lambda: GMS(covariance="mnist"), TypeError, "covariance must be Gaussian"),
+        (lambda: GMS(switch=1.0), ValueError, "switch must not be given without covariance"),
+        (lambda: GMS(covariance=KNOWN, switch=-1.0), ValueError, "switch must be a level"),
+        (lambda: GMS(covariance=KNOWN, switch=math.inf), ValueError, "switch must be a level"),
+    ],
+)
+def test_refusals_come_before_the_model_is_called(solver, error, message):
+    model = Model(polynomial, sample_shape=(D,))
+    with pytest.raises(error, match=message):
+        gms_fast.sample(model, 5, solver=solver(), n=1, clip=(-1.0, 1.0))
+    assert model.calls == 0
+
+
+def test_the_name_alone_says_what_is_missing():
+    with pytest.raises(ValueError, match=r'"teleport" needs statistics .* Teleport\(statistics'):
+        gms_fast.sample(Model(sample_shape=(D,)), 5, solver="teleport", n=1)
+
+
+def test_statistics_of_flat_data_serve_pictures():
+    flat = Gaussian(KNOWN.mean, KNOWN.eigenvectors, KNOWN.eigenvalues)
+    x = start().view(5, 1, 2, 3)
+    assert torch.equal(flat.denoise(x, 0.5, 0.8).flatten(1), KNOWN.denoise(start(), 0.5, 0.8))
