@@ -241,7 +241,8 @@ def test_pilot_proposes_the_last_level_above_its_threshold():
     found = statistics.pilot(MixtureModel(), data, MIXTURE.gaussian, threshold=0.95)
     worse = [r for r, value in zip(found.ratio, found.r2, strict=True) if value <= 0.95]
     assert found.until == min(r for r in found.ratio if r > max(worse))
-    assert found.ratio == sorted(found.ratio, reverse=True) and 10 < found.until < 20
+    assert found.ratio == sorted(found.ratio, reverse=True)
+    assert 10 < found.until < 20
     assert statistics.pilot(MixtureModel(), data, MIXTURE.gaussian, threshold=0.99999).until is None
 
 
@@ -271,7 +272,8 @@ def test_filter_keeps_shape_and_dtype_and_serves_what_is_left_out():
     data = torch.randn(50, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     g = gaussian(data, rank=5)
     x = torch.randn(3, 2, 3, 4, dtype=torch.bfloat16)
-    assert g.filter(x, torch.sqrt).dtype == torch.bfloat16 and g.filter(x, torch.sqrt).shape == x.shape
+    assert g.filter(x, torch.sqrt).dtype == torch.bfloat16
+    assert g.filter(x, torch.sqrt).shape == x.shape
     wide = x.double()
     identity = g.filter(wide, torch.ones_like)
     close(identity, wide, 1e-14)
@@ -287,7 +289,8 @@ def test_moments_are_numpys_however_the_data_comes():
     covariance = np.cov(data.flatten(1).numpy(), rowvar=False)
     close(whole.eigenvectors @ whole.eigenvalues.diag() @ whole.eigenvectors.T, torch.from_numpy(covariance), 1e-12)
     close(whole.mean, data.mean(0), 1e-14)
-    assert whole.count == 301 and whole.range == (float(data.min()), float(data.max()))
+    assert whole.count == 301
+    assert whole.range == (float(data.min()), float(data.max()))
     for other in (gaussian(data, batch_size=7), gaussian(iter(data.split(100))), gaussian(list(data.float().split(3)))):
         close(other.eigenvalues, whole.eigenvalues, 1e-6)
         close(other.mean, whole.mean, 1e-7)
@@ -306,13 +309,15 @@ def test_low_rank_keeps_the_largest_and_all_of_the_variance():
     full, low = gaussian(data), gaussian(data, rank=4)
     close(low.eigenvalues, full.eigenvalues[:4], 1e-13)
     assert float(low.eigenvalues.sum() + 8 * low.residual) == pytest.approx(float(full.eigenvalues.sum()))
-    assert full.residual == 0 and full.rank == 12
+    assert full.residual == 0
+    assert full.rank == 12
 
 
 def test_fewer_samples_than_elements():
     data = torch.randn(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     g = gaussian(data)
-    assert g.rank == 4 and g.residual == 0
+    assert g.rank == 4
+    assert g.residual == 0
     close(g.draw(torch.zeros(1, 12, dtype=torch.float64)), data.mean(0)[None], 1e-14)
 
 
@@ -322,7 +327,8 @@ def test_files(tmp_path, dtype):
     g.save(tmp_path / "g.safetensors", dtype=dtype)
     back = Gaussian.load(tmp_path / "g.safetensors")
     assert (back.sample_shape, back.rank, back.range, back.count) == ((1, 4, 4), 6, g.range, 30)
-    assert back.residual == g.residual and torch.equal(back.eigenvalues, g.eigenvalues)
+    assert back.residual == g.residual
+    assert torch.equal(back.eigenvalues, g.eigenvalues)
     close(back.eigenvectors, g.eigenvectors, torch.finfo(dtype).eps)
 
 
@@ -339,7 +345,7 @@ GOOD = torch.randn(10, 4)
 
 
 @pytest.mark.parametrize(
-    "call, error, message",
+    ("call", "error", "message"),
     [
         (lambda: gaussian(torch.zeros(5, 3, dtype=torch.uint8)), TypeError, "data must be floating point"),
         (lambda: gaussian(torch.full((5, 3), math.nan)), ValueError, "data must be finite"),
@@ -367,7 +373,7 @@ def test_refusals(call, error, message):
         call()
 
 
-@pytest.mark.parametrize("key, value", [("shape", "[2, 2]"), ("residual", '"much"'), ("format", "other")])
+@pytest.mark.parametrize(("key", "value"), [("shape", "[2, 2]"), ("residual", '"much"'), ("format", "other")])
 def test_a_file_of_other_things_is_refused_by_name(tmp_path, key, value):
     import safetensors.torch
     from safetensors import safe_open

@@ -10,7 +10,7 @@ from toys import Model, polynomial
 import gms_fast
 from gms_fast import statistics
 from gms_fast.schedules import EDM, Flow, VPLinear
-from gms_fast.solvers import DDIM, DPMSolverPP, DPMSolverV3, ERSDE, GMS, SNDDPM, Teleport
+from gms_fast.solvers import DDIM, ERSDE, GMS, SNDDPM, DPMSolverPP, DPMSolverV3, Teleport
 from gms_fast.statistics import Gaussian, gaussian
 
 D = 6
@@ -39,7 +39,7 @@ def start(n=5):
 # --- teleport ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule, T", [(VPLinear(), 999.0), (EDM(), 80.0), (Flow(), 1.0)])
+@pytest.mark.parametrize(("schedule", "T"), [(VPLinear(), 999.0), (EDM(), 80.0), (Flow(), 1.0)])
 def test_it_lands_where_the_probability_flow_of_the_network_does(schedule, T):
     """On Gaussian data many DDIM steps from T agree with a jump half way; the difference is that of the steps."""
     options = {"schedule": schedule, "clip": None}
@@ -61,7 +61,8 @@ def test_same_steps_go_from_where_it_lands(then):
     schedule, seen = model.schedule, []
     solver = Teleport(KNOWN, 4.0, then)
     times = solver.times(schedule, 6)
-    assert len(times) == 8 and times[0] == 999
+    assert len(times) == 8
+    assert times[0] == 999
     assert math.exp(-float(schedule.log_snr(times[1]))) == pytest.approx(4.0, rel=0.01)
     gms_fast.sample(
         model, 6, solver=solver, n=2, dtype=torch.float64, clip=None, callback=lambda i, t, x, x0: seen.append(t)
@@ -131,7 +132,8 @@ def test_before_dpm_solver_v3_on_the_nodes_of_its_statistics():
     model = gms_fast.load("digits")
     solver = Teleport(statistics.load_gaussian("digits"), 5.0, DPMSolverV3(known, trust=-2))
     x = gms_fast.sample(model, 4, solver=solver, n=2)
-    assert x.shape == (2, 1, 8, 8) and x.isfinite().all()
+    assert x.shape == (2, 1, 8, 8)
+    assert x.isfinite().all()
     times = solver.times(model.schedule, 4)
     assert solver.calls(model.schedule, times) == 4
     nodes = (model.schedule.log_snr(times[1:]) - known.lam[0]) / (known.lam[1] - known.lam[0])
@@ -187,7 +189,7 @@ def test_below_the_switch_steps_are_those_of_gms():
     assert not torch.equal(*ways)
 
 
-@pytest.mark.parametrize("switch, kind", [(200.0, "by itself"), (1e-3, "together")])
+@pytest.mark.parametrize(("switch", "kind"), [(200.0, "by itself"), (1e-3, "together")])
 def test_a_switch_that_never_happens_is_said(switch, kind):
     model = Model(polynomial, sample_shape=(D,))
     with pytest.warns(UserWarning, match=rf"switch = {switch:g} never happens on steps .* 157 to .* {kind}"):
@@ -203,7 +205,7 @@ UNITS = gaussian(torch.rand(30, D))  # of [0, 1]
 
 
 @pytest.mark.parametrize(
-    "solver, error, message",
+    ("solver", "error", "message"),
     [
         (lambda: Teleport(3, 5.0, DDIM()), TypeError, "statistics must be Gaussian"),
         (lambda: Teleport(KNOWN, 0, DDIM()), ValueError, "until must be sigma/alpha"),

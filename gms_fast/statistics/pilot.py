@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gms_fast import ops
+from gms_fast.network import described
 from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import noise_of
 from gms_fast.statistics.gaussian import Gaussian
-from gms_fast.network import described
 from gms_fast.statistics.measure import check_data
 from gms_fast.types import NoiseMoments
 
