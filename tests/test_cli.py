@@ -193,6 +193,22 @@ def test_sample_takes_statistics_of_the_model(tmp_path, capsys):
     )
 
 
+def test_sample_teleports_and_draws_elements_together(tmp_path, capsys):
+    plain, *others = (
+        drawn(tmp_path, "digits", "--steps", 4, "--n", 2, *more)["images"]
+        for more in ((), ("--teleport", 5), ("--switch", 3), ("--switch", 0), ("--teleport", 5, "--switch", 2))
+    )
+    assert all(np.isfinite(x).all() and np.abs(x - plain).max() > 0.1 for x in others)
+    capsys.readouterr()
+    refused = ("sample", "--model", "digits", "--out", tmp_path / "y.png")
+    assert "statistics must be of samples of shape (1, 8, 8)" in refusal(
+        capsys, *refused, "--teleport", 5, "--gaussian", "mnist"
+    )
+    assert "until must lie between" in refusal(capsys, *refused, "--teleport", 500)
+    assert "--switch belongs to --solver gms" in refusal(capsys, *refused, "--solver", "ddim", "--switch", 2)
+    assert "--gaussian belongs to --teleport or --switch" in refusal(capsys, *refused, "--gaussian", "digits")
+
+
 def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
     out = tmp_path / "x.png"
     out.write_text("precious")

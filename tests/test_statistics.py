@@ -16,7 +16,7 @@ from gms_fast import NoiseMoments, io
 from gms_fast.cli import main
 from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import EDM, Flow, VPContinuous, VPLinear
-from gms_fast.statistics import EmpiricalModel, empirical_model, fingerprint, load, work
+from gms_fast.statistics import EmpiricalModel, Gaussian, empirical_model, fingerprint, gaussian, load, work
 from gms_fast.statistics.derivatives import derivative_for, double_backward, forward_mode, noise_of
 from gms_fast.statistics.estimate import diagonal, moments, nodes_of, regress, residuals, slope
 
@@ -703,6 +703,36 @@ def test_command_goes_on_after_an_interruption(saved, tmp_path, capsys, monkeypa
 def test_command_refuses_another_suffix(saved, tmp_path, capsys):
     assert command(saved, tmp_path / "x.npz") == 2
     assert "--out must end in .safetensors" in capsys.readouterr().err
+
+
+def test_command_measures_the_gaussian_of_data_and_of_samples(saved, tmp_path, capsys):
+    out, options = tmp_path / "x.safetensors", ("statistics", "--gaussian", "--model", str(saved / "tiny"))
+    assert main([*options, "--data", str(saved / "x.npy"), "--rank", "2", "--flips", "--half", "--out", str(out)]) == 0
+    assert "12 images, 2 eigenvectors with " in capsys.readouterr().out
+    measured, wanted = Gaussian.load(out), gaussian(gms_fast.data.load(saved / "x.npy"), 2, flips=True)
+    torch.testing.assert_close(measured.eigenvalues, wanted.eigenvalues)
+    assert load_file(out)["eigenvectors"].dtype == torch.float16
+    assert main([*options, "--samples", "5", "--out", str(out)]) == 2
+    assert "exists: choose another file or add --force" in capsys.readouterr().err
+    assert main([*options, "--samples", "5", "--batch-size", "2", "--out", str(out), "--force"]) == 0
+    x = gms_fast.sample(io.load(saved / "tiny"), 20, solver="dpm-solver++", n=5)
+    torch.testing.assert_close(Gaussian.load(out).mean, x.double().mean(0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--gaussian", "--nodes", "3"), "--nodes does not go with --gaussian"),
+        (("--gaussian", "--resume"), "--resume does not go with --gaussian"),
+        (("--rank", "3"), "--rank does not go without --gaussian"),
+        ((), "--data must say what the model was trained on"),
+        (("--gaussian", "--data", "digits", "--rank", "65"), "rank must be at most 64"),
+    ],
+)
+def test_command_keeps_kinds_of_statistics_apart(tmp_path, capsys, more, message):
+    assert main(["statistics", *more, "--out", str(tmp_path / "x.safetensors")]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- what comes along ---

@@ -29,8 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n", type=options.positive, default=64, help="number of images (default: 64)")
     add("--solver", default="gms", help="name of a solver, see gms-fast info (default: gms)")
     add("--fit", choices=("exact", "free", "adan", "gaussian"), help="how GMS fits the mixture (default: free)")
-    add("--statistics", help="dpm-solver-v3: a file of gms-fast statistics, or an embedded name (default: --model)")
     add("--component", choices=("sample", "element"), help="GMS: a component for each (default: element)")
+    add("--switch", type=float, help="GMS: elements together, as --gaussian says, down to this sigma/alpha")
+    add("--teleport", type=float, metavar="UNTIL", help="without the network, as --gaussian says, to this sigma/alpha")
+    add("--statistics", help="dpm-solver-v3: a file of gms-fast statistics, or an embedded name (default: --model)")
+    add("--gaussian", help="a file of gms-fast statistics --gaussian, or an embedded name (default: --model)")
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -74,20 +77,29 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
 
 
-def _solver(args: argparse.Namespace) -> str | Solver:
+def _solver(args: argparse.Namespace) -> Solver:
     from gms_fast import solvers, statistics
 
-    given = {name: getattr(args, name) for name in ("fit", "component") if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in ("fit", "component", "switch") if getattr(args, name) is not None}
     if given and args.solver != "gms":
         raise ValueError(f"--{next(iter(given))} belongs to --solver gms: got --solver {args.solver}")
-    if args.solver == "dpm-solver-v3":
-        return solvers.DPMSolverV3(statistics.load(args.statistics or args.model), trust=TRUST)
-    if args.statistics:
+    if args.statistics and args.solver != "dpm-solver-v3":
         raise ValueError(f"--statistics belongs to --solver dpm-solver-v3: got --solver {args.solver}")
-    return solvers.GMS(**given) if given else args.solver
+    gaussian = None
+    if args.switch is not None or args.teleport is not None:
+        gaussian = statistics.load_gaussian(args.gaussian or args.model)
+    elif args.gaussian:
+        raise ValueError("--gaussian belongs to --teleport or --switch: got neither")
+    if args.switch is not None:
+        given["covariance"] = gaussian
+    if args.solver == "dpm-solver-v3":
+        solver = solvers.DPMSolverV3(statistics.load(args.statistics or args.model), trust=TRUST)
+    else:
+        solver = solvers.GMS(**given) if given else solvers.build(args.solver)
+    return solver if args.teleport is None else solvers.Teleport(gaussian, args.teleport, solver)
 
 
-def _draw(model: MomentUNet, solver: str | Solver, args: argparse.Namespace) -> Tensor:
+def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace) -> Tensor:
     """args.n images on the CPU, (N, C, H, W) float32 in [-1, 1], drawn batch by batch."""
     import torch
     from tqdm import tqdm
@@ -95,8 +107,9 @@ def _draw(model: MomentUNet, solver: str | Solver, args: argparse.Namespace) -> 
     import gms_fast
 
     starts = range(0, args.n, args.batch_size)
+    steps = len(solver.times(model.schedule, args.steps)) - 1
     images = []
-    with tqdm(total=len(starts) * args.steps, disable=None, desc="sample", unit="step") as bar:
+    with tqdm(total=len(starts) * steps, disable=None, desc="sample", unit="step") as bar:
         for start in starts:
             x = gms_fast.sample(
                 model,

@@ -1,30 +1,41 @@
-"""`gms-fast statistics`: measure what DPM-Solver-v3 wants to know about a network."""
+"""`gms-fast statistics`: measure what DPM-Solver-v3 wants to know about a network, or the Gaussian of its data."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gms_fast.cli import options
 
-SUMMARY = "Measure a model's statistics for DPM-Solver-v3."
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+SUMMARY = "Measure a model's statistics for DPM-Solver-v3, or with --gaussian those of its data for teleport and gms."
+STEPS = 20  # of the samples that stand for data: docs/quality.md
+SAMPLES = {"gaussian": 4000, "empirical": 1024}
+ONLY = {"gaussian": ("rank", "flips"), "empirical": ("nodes", "window", "resume")}  # options of one kind of statistics
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast statistics`."""
-    parser.set_defaults(on_interrupt="; the same command with --resume goes on from there")
     add = parser.add_argument
+    add("--gaussian", action="store_true", help="mean and covariance of the data instead, for Teleport and GMS")
     add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
-    add("--data", required=True, help="what it was trained on: mnist5k, digits, a file or folder of images")
+    add("--data", help="what it was trained on: mnist5k, digits, a file or folder of images (--gaussian: or samples)")
     add("--out", type=Path, required=True, help="file for the statistics, .safetensors")
-    add("--nodes", type=options.positive, default=120, help="intervals of the grid of noise levels (default: 120)")
-    add("--samples", type=options.positive, default=1024, help="images averaged at every level (default: 1024)")
-    add("--window", type=float, default=0.1, help="of the smoothing of dl/dlambda, in lambda (default: 0.1)")
+    add("--samples", type=options.positive, help="images averaged at every level (default: 1024), or drawn (4000)")
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no result (default: 64)")
-    add("--seed", type=options.seed, default=0, help="determines noise and probes (default: 0)")
-    add("--half", action="store_true", help="store two of the three curves in half precision")
+    add("--seed", type=options.seed, default=0, help="determines noise, probes and samples (default: 0)")
+    add("--half", action="store_true", help="store what is large in half precision")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add("--nodes", type=options.positive, help="intervals of the grid of noise levels (default: 120)")
+    add("--window", type=float, help="of the smoothing of dl/dlambda, in lambda (default: 0.1)")
+    add("--rank", type=options.positive, help="--gaussian: eigenvectors to keep (default: all)")
+    add("--flips", action="store_true", help="--gaussian: count each image mirrored too")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue what an interrupted command left beside --out")
     again.add_argument("--force", action="store_true", help="delete --out and what lies beside it, and start anew")
@@ -32,14 +43,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, and say where."""
+    kind, other = ("gaussian", "empirical") if args.gaussian else ("empirical", "gaussian")
+    strange = next((name for name in ONLY[other] if getattr(args, name) not in (None, False)), None)
+    if strange:
+        raise ValueError(f"--{strange} does not go with{'' if args.gaussian else 'out'} --gaussian")
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"--out must end in .safetensors: got {args.out}")
+    args.samples = args.samples or SAMPLES[kind]
+    return _gaussian(args) if args.gaussian else _empirical(args)
+
+
+def _empirical(args: argparse.Namespace) -> int:
     import torch
 
     from gms_fast import data, io
     from gms_fast.statistics import empirical_model, measure
 
-    if args.out.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors: got {args.out}")
-    measure.check_numbers(args.nodes, args.samples, args.batch_size, args.seed, args.window)
+    if args.data is None:
+        raise ValueError("--data must say what the model was trained on")
+    args.on_interrupt = "; the same command with --resume goes on from there"
+    given = {
+        "N": args.nodes or 120,
+        "samples": args.samples,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "window": 0.1 if args.window is None else args.window,
+    }
+    measure.check_numbers(**given)
     device = options.device(args.device)
     images = data.load(args.data)
     model = io.load(args.model).to(device)
@@ -47,20 +77,37 @@ def run(args: argparse.Namespace) -> int:
     if args.force:
         args.out.unlink(missing_ok=True)
         measure.partial(args.out).unlink(missing_ok=True)
-    measured = empirical_model(
-        model,
-        images,
-        N=args.nodes,
-        samples=args.samples,
-        window=args.window,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        out=args.out,
-        resume=args.resume,
-        progress=sys.stderr.isatty(),
-    )
+    measured = empirical_model(model, images, out=args.out, resume=args.resume, progress=sys.stderr.isatty(), **given)
     if args.half:
         measured.save(args.out, dtype=torch.float16)
-    first, last = (float(measured.l[j].mean()) for j in (0, -1))
-    print(f"{args.samples} images at {args.nodes + 1} noise levels, mean l from {first:.3f} to {last:.3f}: {args.out}")
+    levels, first, last = len(measured.l), *(float(measured.l[j].mean()) for j in (0, -1))
+    print(f"{args.samples} images at {levels} noise levels, mean l from {first:.3f} to {last:.3f}: {args.out}")
     return 0
+
+
+def _gaussian(args: argparse.Namespace) -> int:
+    import torch
+
+    from gms_fast import data, statistics
+
+    if args.out.exists() and not args.force:
+        raise FileExistsError(f"--out {args.out} exists: choose another file or add --force")
+    options.device(args.device)
+    source = _samples(args) if args.data is None else data.load(args.data)
+    measured = statistics.gaussian(source, args.rank, flips=args.flips, progress=sys.stderr.isatty())
+    measured.save(args.out, dtype=torch.float16 if args.half else torch.float32)
+    kept = float(measured.eigenvalues.sum())
+    share = kept / (kept + measured.residual * (measured.mean.numel() - measured.rank))
+    print(f"{measured.count} images, {measured.rank} eigenvectors with {share:.2%} of the variance: {args.out}")
+    return 0
+
+
+def _samples(args: argparse.Namespace) -> Iterator[Tensor]:
+    """Batches of samples of the model, which stand for its data."""
+    import gms_fast
+    from gms_fast import solvers
+
+    model = gms_fast.load(args.model).to(options.device(args.device))
+    for start in range(0, args.samples, args.batch_size):
+        n = min(args.batch_size, args.samples - start)
+        yield gms_fast.sample(model, STEPS, solver=solvers.DPMSolverPP(), n=n, seed=args.seed, sample_offset=start)
