@@ -313,6 +313,23 @@ def test_low_rank_keeps_the_largest_and_all_of_the_variance():
     assert full.rank == 12
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_subspace_iteration_finds_what_the_dense_solver_finds(monkeypatch, power):
+    """Standard deviations that fall as k^-1/2 make eigenvalues that fall as 1/k: the slowest that is promised."""
+    falling = torch.arange(1, 401, dtype=torch.float64) ** -power
+    data = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * falling
+    dense = gaussian(data, rank=50)
+    state = torch.random.get_rng_state()
+    monkeypatch.setattr(statistics.covariance, "DENSE", 0)
+    iterated = gaussian(data, rank=50)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    close(iterated.eigenvalues, dense.eigenvalues, 1e-6)
+    assert float(iterated.eigenvalues.sum() / dense.eigenvalues.sum()) == pytest.approx(1, abs=1e-6)
+    assert not torch.equal(iterated.eigenvalues, dense.eigenvalues)
+    clear = slice(0, 20)  # eigenvectors before the edge
+    assert float((iterated.eigenvectors * dense.eigenvectors).sum(0).abs()[clear].min()) > 1 - 1e-9
+
+
 def test_fewer_samples_than_elements():
     data = torch.randn(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     g = gaussian(data)
