@@ -1,0 +1,158 @@
+"""What does correlation between pixels bring? `python bench/eigenbasis.py [--out FILE.json]`.
+
+With exact moments of scikit-learn's digits (8x8, [-1, 1]) as 1797 points, each plus N(0, 0.1^2); linear schedule,
+released grid, no clipping, float64. "eigenbasis": noise with the covariance of the data's Gaussian given x_t,
+`GMS(covariance=..)`, all the way or down to a sigma/alpha. What a network could supply beyond E[x_0|x_t] and the data:
+moments of x_0 along the eigenvectors (a solver in rotated coordinates), or its whole covariance: the bound for a
+Gaussian step. "correlated draws": every pixel's own mixture, whose normal and component hang together between
+pixels as those of the data's Gaussian do. Each cell is the mean over the seeds and their standard deviation; the last
+rows are a second draw of the data, and its Gaussian, in place of samples.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from components import BANDWIDTH, table
+from timing import environment
+from torch import Tensor
+
+import gms_fast
+from gms_fast import data, ops, statistics
+from gms_fast.models import PointCloud
+from gms_fast.prediction import Estimate
+from gms_fast.quality.measures import energy_distance, frechet_distance
+from gms_fast.solvers import GMS, SNDDPM, Solver, StepContext
+
+Spectrum = Callable[[Tensor], Tensor]
+PAIRED = 6  # stream of the normals behind the uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Solver):
+    """x_s = A x_t + B E[x_0|x_t] + (c + B^2 Cov[x_0|x_t])^(1/2) z of an exact model."""
+
+    cloud: PointCloud
+
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        k, time = context.coefficients, self.cloud.schedule.network_time([context.t] * len(x))
+        spread = (k.alpha_t * BANDWIDTH) ** 2 + k.sigma_t**2
+        shrink, own = k.sigma_t**2 / spread, (k.sigma_t * BANDWIDTH) ** 2 / spread
+        z = ops.philox_normal(x.shape, seed=context.noise.seed, step=context.index, dtype=x.dtype)
+        mean, drawn, one = estimate.x0(), torch.empty_like(x), torch.eye(x.shape[1], dtype=x.dtype)
+        for i, p in enumerate(self.cloud.posterior(x, time)):
+            centred = self.cloud.data - p @ self.cloud.data
+            covariance = shrink**2 * (centred.T * p) @ centred + own * one
+            drawn[i] = torch.linalg.cholesky(k.c * one + k.B**2 * covariance) @ z[i]
+        return k.A * x + k.B * mean + drawn, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlated(Solver):
+    """Every element's mixture as in GMS; its normal and its choice of a component are correlated, by a Gaussian."""
+
+    gaussian: statistics.Gaussian
+    moments_needed = 3
+
+    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        k, source = context.coefficients, {"seed": context.noise.seed, "step": context.index, "dtype": x.dtype}
+
+        def posterior(lam: Tensor) -> Tensor:
+            return lam * k.sigma_t**2 / (k.alpha_t**2 * lam + k.sigma_t**2)
+
+        z = self._normals(ops.philox_normal(x.shape, **source), lambda lam: k.c + k.B**2 * posterior(lam))
+        paired = self._normals(ops.philox_normal(x.shape, stream=PAIRED, **source), posterior)
+        u = torch.special.ndtr(paired)
+        third = estimate.moments[2]  # of the noise: where it is negative, component a is the higher one of x_0
+        u = torch.where(third < 0, 1 - u, u).clamp(1e-12, 1)
+        own = replace(context, plan=False, noise=replace(context.noise, given=lambda _: (z, u)))
+        return GMS().step(x, estimate, own, state)
+
+    def _normals(self, z: Tensor, spectrum: Spectrum) -> Tensor:
+        """Correlated as that function of the covariance is, each of variance 1."""
+        g = self.gaussian
+        rest = float(spectrum(torch.tensor(g.residual, dtype=torch.float64)))
+        variance = g.eigenvectors**2 @ (spectrum(g.eigenvalues) - rest) + rest
+        return g.filter(z, lambda lam: spectrum(lam).sqrt()) / variance.sqrt()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A solver, in pixels or along the eigenvectors."""
+
+    solver: Solver
+    rotated: bool = False
+
+
+def rows(cloud: PointCloud, gaussian: statistics.Gaussian) -> dict[str, Row]:
+    shared = {"fit": "exact", "component": "sample"}
+    return {
+        "SN-DDPM": Row(SNDDPM()),
+        "GMS exact, sample": Row(GMS(**shared)),
+        "GMS free, element": Row(GMS()),
+        "eigenbasis only": Row(GMS(covariance=gaussian, switch=0)),
+        "eigenbasis to 0.7, then exact, sample": Row(GMS(covariance=gaussian, switch=0.7, **shared)),
+        "eigenbasis to 1.5, then exact, sample": Row(GMS(covariance=gaussian, switch=1.5, **shared)),
+        "eigenbasis to 3, then exact, sample": Row(GMS(covariance=gaussian, switch=3, **shared)),
+        "eigenbasis to 1.5, then free, element": Row(GMS(covariance=gaussian, switch=1.5)),
+        "SN-DDPM along eigenvectors": Row(SNDDPM(), rotated=True),
+        "GMS free along eigenvectors": Row(GMS(), rotated=True),
+        "correlated draws": Row(Correlated(gaussian=gaussian)),
+        "Gaussian with the whole covariance": Row(Full(cloud=cloud)),
+    }
+
+
+def draw(row: Row, cloud: PointCloud, gaussian: statistics.Gaussian, steps: int, n: int, seed: int) -> Tensor:
+    """n samples (n, 64)."""
+    U = gaussian.eigenvectors
+    model = PointCloud(cloud.data @ U, BANDWIDTH) if row.rotated else cloud
+    times = cloud.schedule.timesteps(steps)
+    x = gms_fast.sample(model, timesteps=times, solver=row.solver, n=n, seed=seed, clip=None, dtype=torch.float64)
+    return x @ U.T if row.rotated else x
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 20])
+    parser.add_argument("--n", type=int, default=4000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the scores as JSON, and the tables next to it as Markdown")
+    args = parser.parse_args()
+    points = data.load("digits").flatten(1).double()
+    cloud, known = PointCloud(points, BANDWIDTH), statistics.gaussian(points)
+    gaussian = replace(known, eigenvalues=known.eigenvalues + BANDWIDTH**2, residual=known.residual + BANDWIDTH**2)
+    measures = {"energy distance": energy_distance, "pixel Frechet distance": frechet_distance}
+    scores: dict[str, dict] = {name: {} for name in measures}
+
+    def score(row: str, steps: int, samples: Callable[[int], Tensor]) -> None:
+        for name in measures:
+            scores[name].setdefault(row, {})[str(steps)] = []
+        for seed in range(args.seeds):
+            reference, x = cloud.draw(args.n, torch.Generator().manual_seed(seed)), samples(seed)
+            for name, measure in measures.items():
+                scores[name][row][str(steps)].append(measure(x, reference))
+        print(row, steps, *(f"{sum(v[row][str(steps)]) / args.seeds:.4f}" for v in scores.values()), flush=True)
+
+    def normals(seed: int) -> Tensor:
+        return torch.randn(args.n, 64, generator=torch.Generator().manual_seed(seed + 10**6), dtype=torch.float64)
+
+    for steps in args.steps:
+        for name, row in rows(cloud, gaussian).items():
+            score(name, steps, lambda seed, row=row, steps=steps: draw(row, cloud, gaussian, steps, args.n, seed))
+        score("data against data", steps, lambda seed: cloud.draw(args.n, torch.Generator().manual_seed(seed + 10**6)))
+        score("its Gaussian", steps, lambda seed: gaussian.draw(normals(seed)))
+    where = environment()
+    about = f"{args.n} samples, {args.seeds} seeds, commit {where['commit']}, {where['date']}, torch {where['torch']}"
+    text = "\n\n".join([f"<!-- {about} -->", *(f"**{name}**\n\n{table(s)}" for name, s in scores.items())]) + "\n"
+    print(text)
+    if args.out:
+        args.out.write_text(json.dumps({"environment": where, "n": args.n, "scores": scores}, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
