@@ -9,6 +9,7 @@ mnist    the embedded 28x28 model: solvers on one grid
 angle    all of them on the grid that is the default of GMS since: it was found last
 cosine   exact moments of 8x8 digits on the cosine schedule
 calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
+gaussian what the mean and covariance of the data bring, at equal network calls: teleport, GMS with covariance
 heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
 """
@@ -43,6 +44,15 @@ AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
     "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
 }
+PLAIN = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["uniform"], BEST: ["angle"]}
+V3 = {"dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7", "uniform"]}
+TOGETHER = {f"{BEST},covariance=STATISTICS,switch={tau}": ["angle"] for tau in (0, 1.5, 3, 8)}  # sigma/alpha
+UNTIL = {
+    "mnist": (10, "1.2"),
+    "digits": (5, "uniform"),
+    "exact-mnist5k": (5, "uniform"),
+    "exact-digits": (3, "uniform"),
+}
 OTHER = {"heads": {"data": "digits"}, "cosine": {"schedule": "cosine"}}  # group: real data or schedule of its own
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
@@ -56,27 +66,53 @@ def adan(model: str) -> str:
 
 def cells(model: str, solvers: Iterable[str], grids: Iterable[str], steps: Iterable[int] = STEPS) -> list[Cell]:
     if model in NOISY:
-        bounded = {s: f"{s}{',' if ':' in s else ':'}clip_pixel=None" for s in solvers if not s.startswith("ddim")}
-        solvers = [bounded.get(s, s) for s in solvers]
+        solvers = [f"{s}{',' if ':' in last(s) else ':'}clip_pixel=None" if bounded(s) else s for s in solvers]
     drawn = [Cell(model, s, g, k, r) for s, g, k, r in product(solvers, grids, steps, RANGES)]
     return [*(Cell(model, c, range=r) for c in CONTROLS for r in RANGES), *drawn]
 
 
+def last(text: str) -> str:
+    """The solver behind a teleport, or the solver."""
+    return text.split(" then ")[-1]
+
+
+def bounded(text: str) -> bool:
+    """Whether a solver bounds the noise of its last step."""
+    return options(last(text))[0] in ("gms", "sn-ddpm", "ddpm")
+
+
 def extra_calls(text: str) -> int:
     """Network calls of K steps less K, on a schedule that ends with noise."""
-    name, given = options(text)
+    name, given = options(last(text))
     if name == rivals.NAME:
         return rivals.calls(given, range(2)) - 1
     return int(given.get("denoise", solvers.kind(name).denoise))
 
 
-def at_calls(model: str, calls: Iterable[int]) -> list[Cell]:
+def at_calls(model: str, solvers: dict[str, list[str]], calls: Iterable[int]) -> list[Cell]:
     """Solvers whose K steps cost K calls, and those of K + 1, side by side."""
     found = []
-    for text, grids in AT_CALLS.items():
+    for text, grids in solvers.items():
         steps = [k - extra_calls(text) for k in calls]
         found += cells(model, [text.replace("STATISTICS", model)], grids, steps)
     return list(dict.fromkeys(found))
+
+
+def after(until: float, solvers: Iterable[str], grid: str) -> dict[str, list[str]]:
+    """The same solvers behind a teleport."""
+    return {f"teleport:statistics=STATISTICS,until={until} then {text}": [grid] for text in solvers}
+
+
+def with_gaussian(model: str) -> list[Cell]:
+    """Solvers with and without the Gaussian of the data."""
+    until, grid = UNTIL[model]
+    if model in NOISY:
+        plain = PLAIN | {"er-sde": ["0.5"]}
+        return at_calls(model, plain | after(until, plain, grid) | TOGETHER, (3, 5, 8, 10, 20))
+    plain = PLAIN | V3
+    further = after(20, V3, grid) if model == "mnist" else {}
+    compared = at_calls(model, plain | after(until, plain, grid) | further, (3, 5, 8, 10))
+    return list(dict.fromkeys([*compared, *at_calls(model, TOGETHER, (5, 10))]))
 
 
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
@@ -107,7 +143,8 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *cells("mnist", ["sn-ddpm", BEST], ["angle"], (5, 10)),
         ],
         "cosine": cells("exact-digits", ["sn-ddpm", BEST], ["uniform", "0.5"]),
-        "calls": [*at_calls("digits", STEPS), *at_calls("mnist", (5, 10))],
+        "calls": [*at_calls("digits", AT_CALLS, STEPS), *at_calls("mnist", AT_CALLS, (5, 10))],
+        "gaussian": [c for model in UNTIL for c in with_gaussian(model)],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
 

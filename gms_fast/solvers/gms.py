@@ -17,7 +17,7 @@ from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_
 from gms_fast.statistics import Gaussian
 from gms_fast.steps import StepCoefficients
 
-SWITCH = 1.5  # sigma/alpha
+SWITCH = 3.0  # sigma/alpha: docs/quality.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class GMS(Solver):
     covariance  Gaussian statistics of the data. While sigma_t/alpha_t > `switch`, x_s = A x_t + B E[x_0|x_t] plus noise
                 with the covariance that x_s has given x_t where x_0 is that Gaussian (`Gaussian.step_noise`), elements
                 together; afterwards the mixture, element by element
-    switch      sigma_t/alpha_t; with 0 every step is drawn so, from a network of any kind, without moment heads
+    switch      sigma_t/alpha_t, default 3; with 0 every step is drawn so, from a network of any kind, without moment
+                heads, at a loss of precision
     iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
     clip_pixel  grey levels of noise that the last step, then Gaussian, may leave in a picture (1 suits the cosine
                 schedule); None draws it like every other step
