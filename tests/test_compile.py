@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import NoiseMoments, StepCoefficients, solvers
+from gms_fast import NoiseMoments, StepCoefficients, solvers, statistics
 from gms_fast.schedules import VPCosine, VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 
+GAUSSIAN = statistics.gaussian(torch.linspace(-1, 1, 40 * 16).reshape(40, 1, 4, 4) ** 3, rank=3)
 SOLVERS = {
     "gms": "gms",
     "free, element": solvers.GMS(fit="free", component="element"),
@@ -20,6 +21,9 @@ SOLVERS = {
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
     "dpm-solver++": "dpm-solver++",
     "er-sde": "er-sde",
+    "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
+    "teleport": solvers.Teleport(GAUSSIAN, 5.0, solvers.DPMSolverPP()),
+    "teleport, direct": solvers.Teleport(GAUSSIAN, 0.2, solvers.ERSDE(), direct=True),
 }
 SLOPE = 0.9
 

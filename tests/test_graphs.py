@@ -9,17 +9,20 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import NoiseMoments, ops, solvers
+from gms_fast import NoiseMoments, ops, solvers, statistics
 from gms_fast.finite import FiniteCheck
 from gms_fast.schedules import VPLinear
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")]
+GAUSSIAN = statistics.load_gaussian("digits")
 SOLVERS = {
     "gms": "gms",
     "free, element": solvers.GMS(fit="free", component="element"),
     "sn-ddpm": "sn-ddpm",
     "ddpm": "ddpm",
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
+    "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
+    "teleport": solvers.Teleport(GAUSSIAN, 5.0, solvers.ERSDE()),
 }
 
 

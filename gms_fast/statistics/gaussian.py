@@ -45,6 +45,7 @@ class Gaussian:
     residual: float = 0.0
     range: tuple[float, float] | None = field(default=None, kw_only=True)
     count: int | None = field(default=None, kw_only=True)
+    _limits: tuple[float, float] = field(init=False, repr=False)
     _copies: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +64,8 @@ class Gaussian:
             worst = min(float(self.eigenvalues.min()), self.residual)
             raise ValueError(f"eigenvalues and residual must be finite and not negative: got {worst:g}")
         _check_orthonormal(self.eigenvectors)
+        limits = self.range or (float(self.mean.min()), float(self.mean.max()))
+        object.__setattr__(self, "_limits", limits)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -126,7 +129,7 @@ class Gaussian:
             raise ValueError(f"statistics must be of samples of shape {tuple(shape)}: got {self.sample_shape}")
         if clip is None:
             return
-        (lo, hi), (low, high) = clip, self.range or (float(self.mean.min()), float(self.mean.max()))
+        (lo, hi), (low, high) = clip, self._limits
         slack, middle = 0.05 * (hi - lo), (lo + hi) / 2
         half = self.range is not None and (low >= middle or high <= middle)
         if low < lo - slack or high > hi + slack or half:
@@ -163,6 +166,9 @@ class Gaussian:
         return self._on("mean", x.device, _wide(x)).view(x.shape[1:])
 
     def _on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A copy that later calls find again; a compiled graph makes its own, and asks for no dictionary's contents."""
+        if torch.compiler.is_compiling():
+            return getattr(self, name).to(device, dtype)
         key = name, device, dtype
         if key not in self._copies:
             self._copies[key] = getattr(self, name).to(device, dtype)
