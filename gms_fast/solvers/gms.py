@@ -98,7 +98,7 @@ class GMS(Solver):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
         """Of each step, whether its elements are drawn together."""
         check_signal(self, schedule, times)
-        ratios = (-schedule.log_snr(times[:-1])).exp().tolist()
+        ratios = [math.exp(-float(schedule.log_snr(t))) for t in times[:-1]]
         if self.covariance is not None and self._tau > 0 and not ratios[-1] <= self._tau < ratios[0]:
             kind = "together: switch=0 says so, and needs no heads" if self._tau < ratios[-1] else "by itself"
             warnings.warn(
