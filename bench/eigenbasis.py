@@ -27,6 +27,7 @@ from gms_fast.models import PointCloud
 from gms_fast.prediction import Estimate
 from gms_fast.quality.measures import energy_distance, frechet_distance
 from gms_fast.solvers import GMS, SNDDPM, Solver, StepContext
+from gms_fast.steps import StepCoefficients
 
 Spectrum = Callable[[Tensor], Tensor]
 PAIRED = 6  # stream of the normals behind the uniforms
@@ -67,10 +68,17 @@ class Correlated(Solver):
         z = self._normals(ops.philox_normal(x.shape, **source), lambda lam: k.c + k.B**2 * posterior(lam))
         paired = self._normals(ops.philox_normal(x.shape, stream=PAIRED, **source), posterior)
         u = torch.special.ndtr(paired)
-        third = estimate.moments[2]  # of the noise: where it is negative, component a is the higher one of x_0
-        u = torch.where(third < 0, 1 - u, u).clamp(1e-12, 1)
+        u = torch.where(self._upper_is_a(x, estimate, k), 1 - u, u).clamp(1e-12, 1)
         own = replace(context, plan=False, noise=replace(context.noise, given=lambda _: (z, u)))
         return GMS().step(x, estimate, own, state)
+
+    def _upper_is_a(self, x: Tensor, estimate: Estimate, k: StepCoefficients) -> Tensor:
+        """Where component a, which the small uniforms pick, is the higher one."""
+        e1, e2, e3 = estimate.moments
+        v, ratio = (e2 - e1**2).clamp(min=0), k.sigma_t / k.alpha_t
+        third = -(ratio**3) * (e3 - 3 * e1 * e2 + 2 * e1**3)
+        mixture = ops.fit_mixture(estimate.x0(), ratio**2 * v, third, fit=GMS().fit, floor=0.0)
+        return mixture.mean_a > mixture.mean_b
 
     def _normals(self, z: Tensor, spectrum: Spectrum) -> Tensor:
         """Correlated as that function of the covariance is, each of variance 1."""

@@ -6,8 +6,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-def as_range(clip: object) -> tuple[float, float]:
-    """A data range as two floats. Raises ValueError unless it is (lo, hi) with lo < hi, not infinite at one end."""
+def as_range(clip: object, name: str = "clip") -> tuple[float, float]:
+    """A data range, the argument of that name, as two floats.
+
+    Raises ValueError unless it is (lo, hi) with lo < hi, not infinite at one end.
+    """
     if (
         type(clip) is tuple
         and len(clip) == 2
@@ -18,9 +21,9 @@ def as_range(clip: object) -> tuple[float, float]:
     try:
         lo, hi = (float(v) for v in clip)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise ValueError(f"clip must be (lo, hi) with lo < hi, or None: got {clip!r}") from None
+        raise ValueError(f"{name} must be (lo, hi) with lo < hi, or None: got {clip!r}") from None
     if not lo < hi:
-        raise ValueError(f"clip must be (lo, hi) with lo < hi, or None: got {clip!r}")
+        raise ValueError(f"{name} must be (lo, hi) with lo < hi, or None: got {clip!r}")
     if math.isinf(lo) != math.isinf(hi):
         raise ValueError(f"clip must be finite at both ends, or None: got {clip!r}")
     return lo, hi

@@ -320,6 +320,7 @@ def test_subspace_iteration_finds_what_the_dense_solver_finds(monkeypatch, power
     data = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * falling
     dense = gaussian(data, rank=50)
     state = torch.random.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds what it does not restore"))
     monkeypatch.setattr(statistics.covariance, "DENSE", 0)
     iterated = gaussian(data, rank=50)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -356,9 +357,39 @@ def test_embedded_statistics():
         assert g.range == (-1.0, 1.0)
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
-
 GOOD = torch.randn(10, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_results_have_the_dtype_of_their_input(dtype):
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    ways = (
+        lambda x: PROBLEM.denoise(x, 0.9, 0.4),
+        lambda x: PROBLEM.teleport(x, 0.5, 0.8, 0.9, 0.4),
+        lambda x: PROBLEM.draw(x, 0.5, 0.8),
+    )
+    for way in ways:
+        assert way(x).dtype == dtype
+        exact = way(x.double())
+        close(way(x).double(), exact, 4 * max(torch.finfo(dtype).eps, 1e-15) * float(exact.abs().max()))
+
+
+def test_copies_made_without_autograd_serve_it_later():
+    g = gaussian(GOOD)
+    with torch.inference_mode():
+        g.denoise(GOOD, 1.0, 1.0)
+    g.denoise(GOOD.clone().requires_grad_(), 1.0, 1.0).sum().backward()
+
+
+def test_another_layout_of_as_many_elements_is_refused():
+    g = gaussian(torch.rand(30, 4, 4, 3) * 2 - 1)
+    with pytest.raises(ValueError, match=r"of shape \(3, 4, 4\): got \(4, 4, 3\)"):
+        g.check(shape=(3, 4, 4))
+    g.check(shape=(48,))
+    gaussian(torch.rand(30, 48)).check(shape=(3, 4, 4))
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -377,6 +408,15 @@ GOOD = torch.randn(10, 4)
         (lambda: Gaussian([0.0, math.inf], [[1.0], [0.0]], [1.0]), ValueError, "mean must be finite"),
         (lambda: Gaussian([0.0, 0.0], [[1.0], [0.0]], [-1.0]), ValueError, "eigenvalues and residual .* got -1"),
         (lambda: Gaussian([0.0, 0.0], [[1.0], [0.0]], [1.0], -0.5), ValueError, "residual .* got -0.5"),
+        (lambda: Gaussian([0.0, 0.0], [[1.0], [0.0]], [1.0], count=1), ValueError, "count must be"),
+        (lambda: Gaussian([0.0, 0.0], [[1.0], [0.0]], [1.0], range=(1, 0)), ValueError, "range must be"),
+        (
+            lambda: Gaussian(torch.zeros(20), torch.eye(20).index_fill(1, torch.tensor([10]), 0), torch.ones(20)),
+            ValueError,
+            "eigenvectors must be orthonormal",
+        ),
+        (lambda: gaussian(GOOD).save("x", dtype=torch.bfloat16), ValueError, "dtype must be"),
+        (lambda: gaussian(torch.zeros(5, 0)), ValueError, "data must be"),
         (lambda: Gaussian([0.0, 0.0], [[1.0, 0.0]], [1.0]), ValueError, r"eigenvectors must be \(2, 1\)"),
         (lambda: Gaussian([0.0, 0.0], [[1.0], [1.0]], [1.0]), ValueError, "eigenvectors must be orthonormal"),
         (lambda: gaussian(GOOD).check(shape=(5,)), ValueError, r"of shape \(5,\): got \(4,\)"),
@@ -390,7 +430,13 @@ def test_refusals(call, error, message):
         call()
 
 
-@pytest.mark.parametrize(("key", "value"), [("shape", "[2, 2]"), ("residual", '"much"'), ("format", "other")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shape", "[2, 2]"), ("residual", '"much"'), ("format", "other"), ("range", "[3]"), ("range", '"ab"'),
+        ("range", "[null, 1]"), ("range", "[2, -2]"), ("count", '"x"'),
+    ],
+)  # fmt: skip
 def test_a_file_of_other_things_is_refused_by_name(tmp_path, key, value):
     import safetensors.torch
     from safetensors import safe_open

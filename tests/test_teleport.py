@@ -189,6 +189,78 @@ def test_below_the_switch_steps_are_those_of_gms():
     assert not torch.equal(*ways)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("solver", [Teleport(KNOWN, 4.0, DDIM()), GMS(covariance=KNOWN, switch=2.0)])
+def test_states_keep_their_dtype(solver, dtype):
+    seen = []
+    options = {"n": 3, "clip": None, "solver": solver}
+    x = gms_fast.sample(
+        Model(polynomial, sample_shape=(D,)), 5, dtype=dtype, callback=lambda i, t, x, x0: seen.append(x), **options
+    )
+    assert {x.dtype, *(state.dtype for state in seen)} == {dtype}
+    if dtype != torch.float64:  # each step rounds its state once; the largest stands first, at sigma = 1
+        exact = gms_fast.sample(Model(polynomial, sample_shape=(D,)), 5, dtype=torch.float64, **options)
+        assert (x.double() - exact).abs().max() < 20 * torch.finfo(dtype).eps * (1 + exact.abs().max())
+
+
+@pytest.mark.parametrize("solver", [Teleport(KNOWN, 4.0, DDIM(eta=1)), GMS(covariance=KNOWN, switch=2.0)])
+def test_samples_do_not_depend_on_the_batch(solver):
+    model = Model(polynomial, sample_shape=(D,))
+    options = {"clip": None, "solver": solver, "dtype": torch.float64, "seed": 5}
+    whole = gms_fast.sample(model, 5, n=6, **options)
+    parts = [gms_fast.sample(model, 5, n=n, sample_offset=i, **options) for i, n in ((0, 1), (1, 3), (4, 2))]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
+    each = [gms_fast.sample(model, 5, n=2, **(options | {"seed": torch.tensor([s, 9])}))[:1] for s in (3, 4)]
+    both = gms_fast.sample(model, 5, n=2, **(options | {"seed": torch.tensor([3, 4])}))
+    torch.testing.assert_close(torch.cat(each), both, rtol=1e-12, atol=1e-12)
+
+
+def test_a_flow_that_starts_without_signal_may_draw_together():
+    """At alpha = 0 a velocity tells E[x_0], which is all that (13) asks for."""
+
+    def velocity(x, t):
+        alpha, sigma = float(1 - t[0]), float(t[0])
+        m = KNOWN.denoise(x, alpha, sigma)
+        return (x - alpha * m) / sigma - m
+
+    z = start(4000)
+    x = gms_fast.sample(
+        velocity, timesteps=[1.0, 0.5, 0.0], schedule="flow", prediction="flow", x_T=z, clip=None, shape=(D,),
+        solver=GMS(covariance=KNOWN, switch=0),
+    )  # fmt: skip
+    covariance = KNOWN.eigenvectors @ KNOWN.eigenvalues.diag() @ KNOWN.eigenvectors.T
+    off = (torch.cov(x.T) - covariance).norm() / covariance.norm()
+    assert off < 5 * math.sqrt(2 / 4000)
+
+
+def test_noise_of_another_shape_is_refused_by_name():
+    model = Model(polynomial, sample_shape=(D,))
+    with pytest.raises(ValueError, match=r"noise z must match the output: got \(2, 4\), want \(2, 6\)"):
+        gms_fast.sample(
+            model, 3, solver=GMS(covariance=KNOWN, switch=0), n=2, noise=lambda _: torch.zeros(2, 4), clip=None
+        )
+
+
+def test_a_grid_made_of_until_may_be_given_back():
+    for until in (1.3, 2, 3, 5, 7, 11, 20, 40):
+        solver = Teleport(KNOWN, until, DDIM())
+        times = solver.times(VPLinear(), 6)
+        assert solver.times(VPLinear(), times) == times
+
+
+@pytest.mark.parametrize("schedule", [EDM(), VPLinear()])
+def test_before_dpm_solver_v3_from_any_schedule(schedule):
+    """Its grid ends where its statistics end, not at the schedule's sigma = 0, and may fall between whole times."""
+    lam = torch.linspace(*schedule.log_snr([schedule.t_max, max(schedule.t_min, 0.002)]).tolist(), 121)
+    curves = torch.zeros(121, D)
+    known = statistics.EmpiricalModel(schedule, lam.double(), curves, curves, curves)
+    for until in (5.0, 0.3):
+        times = Teleport(KNOWN, until, DPMSolverV3(known)).times(schedule, 6)
+        assert len(times) == (8 if until > 1 else 6)
+        assert times[-1] == pytest.approx(max(schedule.t_min, 0.002), abs=1e-6)
+        assert Teleport(KNOWN, until, DPMSolverV3(known)).times(schedule, times)[-1] == times[-1]
+
+
 @pytest.mark.parametrize(("switch", "kind"), [(200.0, "by itself"), (1e-3, "together")])
 def test_a_switch_that_never_happens_is_said(switch, kind):
     model = Model(polynomial, sample_shape=(D,))
@@ -202,6 +274,7 @@ def test_a_switch_that_never_happens_is_said(switch, kind):
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 UNITS = gaussian(torch.rand(30, D))  # of [0, 1]
+IMAGES = gaussian(torch.rand(30, 2, 2, 2) * 2 - 1)
 
 
 @pytest.mark.parametrize(
@@ -216,9 +289,10 @@ UNITS = gaussian(torch.rand(30, D))  # of [0, 1]
         (lambda: Teleport(KNOWN, 500.0, DDIM()), ValueError, "until must lie between .*0.01 and 157: got 500"),
         (lambda: Teleport(KNOWN, 0.05, DDIM()), ValueError, "until = 0.05 must skip at least one of 5 steps"),
         (lambda: Teleport(KNOWN, 0.95, DDIM()), ValueError, "until = 0.95 .* leave one: it skips 5"),
+        (lambda: Teleport(IMAGES, 5.0, DDIM()), ValueError, r"of shape \(6,\): got \(2, 2, 2\)"),
         (lambda: Teleport(UNITS, 5.0, DDIM()), ValueError, "statistics must be of data in the units of clip"),
         (lambda: Teleport(gaussian(torch.randn(9, 3)), 5.0, DDIM()), ValueError, r"of shape \(6,\): got \(3,\)"),
-        (lambda: GMS(covariance=UNITS, switch=0), ValueError, "statistics must be of data in the units of clip"),
+        (lambda: GMS(covariance=UNITS, switch=0), ValueError, "covariance must be of data in the units of clip"),
         (lambda: GMS(covariance=gaussian(torch.randn(9, 3)), switch=0), ValueError, r"of shape \(6,\): got \(3,\)"),
         (lambda: GMS(covariance="mnist"), TypeError, "covariance must be Gaussian"),
         (lambda: GMS(switch=1.0), ValueError, "switch must not be given without covariance"),

@@ -31,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fit", choices=("exact", "free", "adan", "gaussian"), help="how GMS fits the mixture (default: free)")
     add("--component", choices=("sample", "element"), help="GMS: a component for each (default: element)")
     add("--switch", type=float, help="GMS: elements together, as --gaussian says, down to this sigma/alpha")
-    add("--teleport", type=float, metavar="UNTIL", help="without the network, as --gaussian says, to this sigma/alpha")
+    add(
+        "--teleport",
+        type=float,
+        metavar="UNTIL",
+        help="skip the network, as --gaussian says, to this sigma/alpha (below 1: for this share of the steps)",
+    )
     add("--statistics", help="dpm-solver-v3: a file of gms-fast statistics, or an embedded name (default: --model)")
     add("--gaussian", help="a file of gms-fast statistics --gaussian, or an embedded name (default: --model)")
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMMARY = "Measure a model's statistics for DPM-Solver-v3, or with --gaussian those of its data for teleport and gms."
+MODEL = "mnist"
 STEPS = 20  # of the samples that stand for data: docs/quality.md
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
 ONLY = {"gaussian": ("rank", "flips"), "empirical": ("nodes", "window", "resume")}  # options of one kind of statistics
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast statistics`."""
     add = parser.add_argument
     add("--gaussian", action="store_true", help="mean and covariance of the data instead, for Teleport and GMS")
-    add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
+    add("--model", help="embedded name, saved folder or released checkpoint (default: mnist)")
     add("--data", help="what it was trained on: mnist5k, digits, a file or folder of images (--gaussian: or samples)")
     add("--out", type=Path, required=True, help="file for the statistics, .safetensors")
     add("--samples", type=options.positive, help="images averaged at every level (default: 1024), or drawn (4000)")
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--{strange} does not go with{'' if args.gaussian else 'out'} --gaussian")
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors: got {args.out}")
+    if args.gaussian and args.data and args.samples:
+        raise ValueError("--samples does not go with --data and --gaussian, which takes all of the data")
     args.samples = args.samples or SAMPLES[kind]
     return _gaussian(args) if args.gaussian else _empirical(args)
 
@@ -72,7 +75,7 @@ def _empirical(args: argparse.Namespace) -> int:
     measure.check_numbers(**given)
     device = options.device(args.device)
     images = data.load(args.data)
-    model = io.load(args.model).to(device)
+    model = io.load(args.model or MODEL).to(device)
     measure.check_data(model, images)
     if args.force:
         args.out.unlink(missing_ok=True)
@@ -88,12 +91,23 @@ def _empirical(args: argparse.Namespace) -> int:
 def _gaussian(args: argparse.Namespace) -> int:
     import torch
 
+    import gms_fast
     from gms_fast import data, statistics
 
     if args.out.exists() and not args.force:
         raise FileExistsError(f"--out {args.out} exists: choose another file or add --force")
     options.device(args.device)
-    source = _samples(args) if args.data is None else data.load(args.data)
+    if args.data is None:
+        most = args.samples * (1 + args.flips) - 1
+        if args.rank and args.rank > most:
+            raise ValueError(
+                f"--rank must be at most {most}, all that --samples {args.samples} can have: got {args.rank}"
+            )
+        source = _samples(args)
+    else:
+        source = data.load(args.data)
+        if args.model:
+            statistics.measure.check_data(gms_fast.load(args.model), source)
     measured = statistics.gaussian(source, args.rank, flips=args.flips, progress=sys.stderr.isatty())
     measured.save(args.out, dtype=torch.float16 if args.half else torch.float32)
     kept = float(measured.eigenvalues.sum())
@@ -107,7 +121,7 @@ def _samples(args: argparse.Namespace) -> Iterator[Tensor]:
     import gms_fast
     from gms_fast import solvers
 
-    model = gms_fast.load(args.model).to(options.device(args.device))
+    model = gms_fast.load(args.model or MODEL).to(options.device(args.device))
     for start in range(0, args.samples, args.batch_size):
         n = min(args.batch_size, args.samples - start)
         yield gms_fast.sample(model, STEPS, solver=solvers.DPMSolverPP(), n=n, seed=args.seed, sample_offset=start)

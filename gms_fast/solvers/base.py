@@ -60,11 +60,22 @@ class Solver(ABC):
     denoise: bool = True
     free: int = 0
 
-    def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
-        """The times to visit, noisiest first: a grid of `wanted` steps, or the `wanted` times, checked."""
-        times = schedule.timesteps(wanted, spacing=self.spacing) if isinstance(wanted, int) else list(wanted)
-        schedule.check_times(times)
-        return times
+    def times(
+        self,
+        schedule: Schedule,
+        wanted: int | Sequence[float],
+        *,
+        t_max: float | None = None,
+        spacing: str | float | None = None,
+    ) -> list[float]:
+        """The times to visit, noisiest first: a grid of `wanted` steps, or the `wanted` times, checked.
+
+        t_max, spacing  of the grid, where they are not the schedule's first time and the solver's own spacing
+        """
+        if isinstance(wanted, int):
+            wanted = schedule.timesteps(wanted, self.spacing if spacing is None else spacing, t_max)
+        schedule.check_times(wanted)
+        return list(wanted)
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
         """What `step` needs to know of each step beyond its coefficients: plain numbers, computed once in float64."""

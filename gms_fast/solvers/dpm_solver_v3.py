@@ -85,14 +85,22 @@ class DPMSolverV3(Solver):
             raise ValueError("shape must have at least one dimension for DPMSolverV3: got ()")
         self.statistics.check(model=model, shape=shape)
 
-    def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
+    def times(
+        self,
+        schedule: Schedule,
+        wanted: int | Sequence[float],
+        *,
+        t_max: float | None = None,
+        spacing: str | float | None = None,
+    ) -> list[float]:
         """Times of the statistics' nodes nearest to those wanted, which must be different ones."""
         self.statistics.check(schedule=schedule)
         lam, N = self.statistics.lam.numpy(), self.statistics.N
         first, last = map(float, schedule.inverse_log_snr(lam[[0, -1]]))
         if isinstance(wanted, int):
-            self._check_whole(schedule)
-            wanted = [float(t) for t in schedule.grid(wanted, self.spacing, first, last)]
+            self._check_whole(schedule, t_max)
+            ends = first if t_max is None else t_max, last
+            wanted = [float(t) for t in schedule.grid(wanted, self.spacing if spacing is None else spacing, *ends)]
         nodes = self._nodes(schedule, wanted)
         if nodes and (nodes[0] < 0 or nodes[-1] > N):
             got = f"{wanted[0]:g} .. {wanted[-1]:g}"
@@ -104,11 +112,12 @@ class DPMSolverV3(Solver):
             )
         return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
 
-    def _check_whole(self, schedule: Schedule) -> None:
-        """Raise ValueError unless the statistics reach from the schedule's first noise to its last."""
-        lam, ends = self.statistics.lam, schedule.log_snr([schedule.t_max, schedule.t_min])
+    def _check_whole(self, schedule: Schedule, t_max: float | None) -> None:
+        """Raise ValueError unless the statistics reach from the first noise, that of t_max if given, to the last."""
+        lam, ends = self.statistics.lam, schedule.log_snr([schedule.t_max if t_max is None else t_max, schedule.t_min])
         cell = lam[1] - lam[0]
-        if (lam[0] - ends[0]).abs() > cell or lam[-1] < ends[1] - cell:
+        early = t_max is None and lam[0] < ends[0] - cell
+        if early or lam[0] > ends[0] + cell or lam[-1] < ends[1] - cell:
             raise ValueError(
                 f"statistics must reach over all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
                 f"timesteps say where to go: got {lam[0]:.3g} .. {lam[-1]:.3g}"

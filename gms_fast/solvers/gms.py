@@ -31,7 +31,7 @@ class GMS(Solver):
     moments     "cumulant" | "released", as in `gms_fast.ops.gms_step`
     covariance  Gaussian statistics of the data. While sigma_t/alpha_t > `switch`, x_s = A x_t + B E[x_0|x_t] plus noise
                 with the covariance that x_s has given x_t where x_0 is that Gaussian (`Gaussian.step_noise`), elements
-                together; afterwards the mixture, element by element
+                together; afterwards the mixture, element by element. The network gives all moments at every step
     switch      sigma_t/alpha_t, default 3; with 0 every step is drawn so, from a network of any kind, without moment
                 heads, at a loss of precision
     iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
@@ -97,24 +97,26 @@ class GMS(Solver):
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
         """Of each step, whether its elements are drawn together."""
-        check_signal(self, schedule, times)
         ratios = [math.exp(-float(schedule.log_snr(t))) for t in times[:-1]]
         if self.covariance is not None and self._tau > 0 and not ratios[-1] <= self._tau < ratios[0]:
             kind = "together: switch=0 says so, and needs no heads" if self._tau < ratios[-1] else "by itself"
             warnings.warn(
                 f"switch = {self._tau:g} never happens on steps of sigma/alpha from {ratios[0]:.3g} to "
                 f"{ratios[-1]:.3g}: all draw every element {kind}",
-                stacklevel=2,
+                stacklevel=6,  # whoever called `sample`
             )
-        return [ratio > self._tau for ratio in ratios]
+        together = [ratio > self._tau for ratio in ratios]
+        if not together[0]:
+            check_signal(self, schedule, times)
+        return together
 
     def check(self, model: Any, shape: Sequence[int]) -> None:
         if self.covariance is not None:
-            self.covariance.check(shape=shape)
+            self.covariance.check(shape=shape, name="covariance")
 
     def start(self, x: Tensor, contexts: Sequence[StepContext]) -> None:
         if self.covariance is not None:
-            self.covariance.check(clip=contexts[0].clip)
+            self.covariance.check(clip=contexts[0].clip, name="covariance")
 
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         bounded = bounded_last_step(x, context, self.clip_pixel)
@@ -144,4 +146,6 @@ class GMS(Solver):
         if z is None:
             drawn = {"seed": noise["seed"], "sample_offset": noise["sample_offset"], "step": noise["step_index"]}
             z = ops.philox_normal(x.shape, **drawn, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        if z.shape != x.shape:
+            raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
         return ops.affine_noise(x, [mean], [k.A, k.B], 1.0, noise=self.covariance.step_noise(z, k))

@@ -57,28 +57,27 @@ class Teleport(Solver):
     def denoise(self) -> bool:  # type: ignore[override]
         return self.then.denoise
 
-    def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:
+    def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:  # type: ignore[override]
         """[T, then's times from where the jump ends]."""
-        spacing = self.then.spacing if self.spacing is None else self.spacing
         if self.until >= 1 and isinstance(wanted, int):
-            arrival = self._arrival(schedule, schedule.t_max, schedule.t_min)
-            times = [schedule.t_max, *schedule.timesteps(wanted, spacing, arrival)]
+            self._check_level(schedule, schedule.t_max, schedule.t_min)
+            arrival = float(schedule.inverse_log_snr(-math.log(self.until)))
+            times = [schedule.t_max, *self.then.times(schedule, wanted, t_max=arrival, spacing=self.spacing)]
         else:
-            times = schedule.timesteps(wanted, spacing) if isinstance(wanted, int) else list(wanted)
-            schedule.check_times(times)
+            times = self.then.times(schedule, wanted, spacing=self.spacing)
             del times[1 : self._first(schedule, times)]
-        times[1:] = self.then.times(schedule, times[1:])
-        if not times[0] > times[1]:
-            raise ValueError(f"until = {self.until:g} must lead away from the first time: got {times[0]:g} for both")
+        if len(times) < 3 or not times[0] > times[1]:
+            listed = ", ".join(f"{t:g}" for t in times)
+            raise ValueError(f"until = {self.until:g} must skip something and leave a step: timesteps are {listed}")
         return times
 
     def _first(self, schedule: Schedule, times: list[float]) -> int:
         """Which of the times the jump ends at."""
         if self.until < 1:
             return self._skipped(len(times) - 1)
-        self._arrival(schedule, times[0], times[-1])
-        slack = 1 + 1e-9  # a time that was made of `until` has it
-        return next(i for i, t in enumerate(times) if self._ratio(schedule, t) <= self.until * slack)
+        self._check_level(schedule, times[0], times[-1])
+        reached = 1.01 * self.until  # a grid that was made of `until` may have been rounded to whole times
+        return next(i for i, t in enumerate(times) if self._ratio(schedule, t) <= reached)
 
     def _skipped(self, steps: int) -> int:
         """How many of the steps the share comes to."""
@@ -89,13 +88,11 @@ class Teleport(Solver):
             )
         return skipped
 
-    def _arrival(self, schedule: Schedule, first: float, last: float) -> float:
-        """The time at which sigma/alpha = until, which must lie between these."""
+    def _check_level(self, schedule: Schedule, first: float, last: float) -> None:
         high, low = self._ratio(schedule, first), self._ratio(schedule, last)
         if not low < self.until < high:
             levels = f"the last and the first sigma/alpha, {low:.3g} and {high:.3g}"
             raise ValueError(f"until must lie between {levels}: got {self.until:g}")
-        return float(schedule.inverse_log_snr(-math.log(self.until)))
 
     @staticmethod
     def _ratio(schedule: Schedule, t: float) -> float:

@@ -66,7 +66,7 @@ def _leading(covariance: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         return eigenvalues.flip(0)[:kept].clamp(min=0), vectors[:, -kept:].flip(1)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of the subspace to start from
+        torch.default_generator.manual_seed(0)  # the subspace to start from
         vectors, eigenvalues, _ = torch.svd_lowrank(covariance, q=kept + kept // 2 + 8, niter=8)
     return eigenvalues[:kept], vectors[:, :kept]
 
@@ -84,7 +84,7 @@ class _Sums:
         if self.shape is None and batch.ndim > 1:
             self.shape, D = batch.shape[1:], math.prod(batch.shape[1:])
             self.mean, self.scatter = (torch.zeros(s, dtype=torch.float64) for s in ((D,), (D, D)))
-        if batch.shape[1:] != self.shape or batch.ndim < 2:
+        if batch.ndim < 2 or batch.shape[1:] != self.shape or not batch[:1].numel():
             raise ValueError(f"data must be (M, *) of one shape: got {tuple(batch.shape)}")
         if not bool(batch.isfinite().all()):
             raise ValueError("data must be finite: it holds NaN or infinity")

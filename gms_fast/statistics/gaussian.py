@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gms_fast.statistics import files
 from gms_fast.steps import StepCoefficients
+from gms_fast.types import as_range
 
 FORMAT, FILE = "gms_fast gaussian statistics 1", "gaussian.safetensors"
 _TENSORS = ("mean", "eigenvectors", "eigenvalues")
@@ -34,7 +35,8 @@ class Gaussian:
     eigenvectors  U, (D, r), orthonormal columns, r <= D, elements in C order
     eigenvalues   (r,), not negative
     residual      variance of the directions that U leaves out
-    range         smallest and largest value of the data, its unit; None where unknown
+    range         smallest and largest value of the data, its unit; None where unknown: then only the mean can show that
+                  the unit is another
     count         how many samples it was made of; None where unknown
     Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
     """
@@ -60,9 +62,14 @@ class Gaussian:
             raise ValueError(f"mean, eigenvalues must be (*sample) and (r,), 1 <= r <= D elements: got {got}")
         if self.eigenvectors.shape != (D, r):
             raise ValueError(f"eigenvectors must be ({D}, {r}), a column each: got {tuple(self.eigenvectors.shape)}")
+        object.__setattr__(self, "residual", float(self.residual))
         if bool((self.eigenvalues < 0).any()) or not 0 <= self.residual < math.inf:
             worst = min(float(self.eigenvalues.min()), self.residual)
             raise ValueError(f"eigenvalues and residual must be finite and not negative: got {worst:g}")
+        if self.range is not None:
+            object.__setattr__(self, "range", as_range(self.range, "range"))
+        if self.count is not None and (type(self.count) is not int or self.count < 2):
+            raise ValueError(f"count must be an integer of at least 2, or None: got {self.count!r}")
         _check_orthonormal(self.eigenvectors)
         limits = self.range or (float(self.mean.min()), float(self.mean.max()))
         object.__setattr__(self, "_limits", limits)
@@ -80,7 +87,8 @@ class Gaussian:
     def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu) for x (B, *), sigma > 0."""
         mean = self._mean(x)
-        return mean + self.filter(x - alpha * mean, lambda lam: alpha * lam / (alpha**2 * lam + sigma**2))
+        away = self.filter(x - alpha * mean, lambda lam: alpha * lam / (alpha**2 * lam + sigma**2))
+        return (mean + away).to(x.dtype)
 
     def teleport(self, x: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> Tensor:
         """Where the probability flow takes x_t (B, *) from noise level t to s; sigma_t > 0.
@@ -92,11 +100,12 @@ class Gaussian:
         def gain(lam: Tensor) -> Tensor:
             return ((alpha_s**2 * lam + sigma_s**2) / (alpha_t**2 * lam + sigma_t**2)).sqrt()
 
-        return alpha_s * mean + self.filter(x - alpha_t * mean, gain)
+        return (alpha_s * mean + self.filter(x - alpha_t * mean, gain)).to(x.dtype)
 
     def draw(self, z: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
         """x_t = alpha mu + (alpha^2 Sigma + sigma^2)^(1/2) z of normals z (B, *): its exact law at a noise level."""
-        return alpha * self._mean(z) + self.filter(z, lambda lam: (alpha**2 * lam + sigma**2).sqrt())
+        away = self.filter(z, lambda lam: (alpha**2 * lam + sigma**2).sqrt())
+        return (alpha * self._mean(z) + away).to(z.dtype)
 
     def step_noise(self, z: Tensor, step: StepCoefficients) -> Tensor:
         """(c + B^2 v)^(1/2) z, at most var_max: what a reverse step adds to A x_t + B E[x_0|x_t] where x_0 is Gaussian.
@@ -120,13 +129,21 @@ class Gaussian:
         change = ((flat @ U) * along.to(wide)) @ U.T
         return (change.add_(flat, alpha=rest) if rest else change).view(r.shape).to(r.dtype)
 
-    def check(self, *, shape: Sequence[int] | None = None, clip: tuple[float, float] | None = None) -> None:
+    def check(
+        self,
+        *,
+        shape: Sequence[int] | None = None,
+        clip: tuple[float, float] | None = None,
+        name: str = "statistics",
+    ) -> None:
         """Raise ValueError saying what of these, where given, the statistics are not of: another shape, another unit.
 
-        clip  range of the data here: that of the statistics must not leave it, nor keep to one half of it
+        shape  of one sample; flat statistics are of any shape, and a flat sample has any statistics of its size
+        clip   range of the data here: that of the statistics must not leave it, nor keep to one half of it
+        name   of the argument that they were
         """
-        if shape is not None and tuple(shape) != self.sample_shape and math.prod(shape) != self.mean.numel():
-            raise ValueError(f"statistics must be of samples of shape {tuple(shape)}: got {self.sample_shape}")
+        if shape is not None and not self._fits(tuple(shape)):
+            raise ValueError(f"{name} must be of samples of shape {tuple(shape)}: got {self.sample_shape}")
         if clip is None:
             return
         (lo, hi), (low, high) = clip, self._limits
@@ -134,12 +151,14 @@ class Gaussian:
         half = self.range is not None and (low >= middle or high <= middle)
         if low < lo - slack or high > hi + slack or half:
             raise ValueError(
-                f"statistics must be of data in the units of clip, {lo:g} .. {hi:g}: theirs goes from {low:g} to "
+                f"{name} must be of data in the units of clip, {lo:g} .. {hi:g}: theirs goes from {low:g} to "
                 f"{high:g}; make them of data that is scaled as the network's"
             )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write one safetensors file; `dtype` of the eigenvectors."""
+        """Write one safetensors file; `dtype` of the eigenvectors: float64, float32 or float16."""
+        if dtype not in (torch.float64, torch.float32, torch.float16):
+            raise ValueError(f"dtype must be float64, float32 or float16: got {dtype}")
         kept = {"mean": self.mean, "eigenvectors": self.eigenvectors.to(dtype), "eigenvalues": self.eigenvalues}
         known = {"residual": self.residual, "shape": self.sample_shape, "range": self.range, "count": self.count}
         files.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in known.items()}})
@@ -162,6 +181,10 @@ class Gaussian:
             )
         return statistics
 
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        flat = 1 in (len(shape), len(self.sample_shape)) and math.prod(shape) == self.mean.numel()
+        return flat or shape == self.sample_shape
+
     def _mean(self, x: Tensor) -> Tensor:
         return self._on("mean", x.device, _wide(x)).view(x.shape[1:])
 
@@ -171,7 +194,8 @@ class Gaussian:
             return getattr(self, name).to(device, dtype)
         key = name, device, dtype
         if key not in self._copies:
-            self._copies[key] = getattr(self, name).to(device, dtype)
+            with torch.inference_mode(False):  # of use to autograd later
+                self._copies[key] = getattr(self, name).to(device, dtype)
         return self._copies[key]
 
 
@@ -186,8 +210,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _check_orthonormal(U: Tensor) -> None:
-    """Raise ValueError unless U^T U v = v for one v of no special direction: (r, r) may be too much to compute."""
-    v = torch.cos(torch.arange(1.0, U.shape[1] + 1, dtype=torch.float64))
-    off = float((U.T @ (U @ v) - v).norm() / v.norm())
+    """Raise ValueError unless U^T U v = v for v of random signs, and 1 on its diagonal: all of it may be too much."""
+    v = torch.randint(0, 2, (U.shape[1],), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    off = max(float((U.T @ (U @ v) - v).norm() / v.norm()), float((U.square().sum(0) - 1).abs().max()))
     if off > _ORTHONORMAL:
         raise ValueError(f"eigenvectors must be orthonormal columns: U^T U is off the identity by {off:.2g}")

@@ -45,7 +45,7 @@ def pilot(
 
     A Gaussian will do at a level where R^2 = 1 - sum |D - D_gauss|^2/sum |D - mu|^2 exceeds the threshold, or where it
     is as near to the data as the network: at much noise a network's error can exceed all that there is to say. `until`
-    is the last level before the first at which it will not do; None if that is the first of all.
+    is the last level before the first at which it will not do; None if nothing lies between.
 
     model, schedule, prediction   as in `gms_fast.statistics.empirical_model`
     data       (M, *): 256 or so images that the network was trained on; one call on all of them at each level
@@ -77,7 +77,7 @@ def pilot(
             raise ValueError(f"model returned NaN or infinity at sigma/alpha = {sigma / alpha:.3g}")
     will_do = [r2 > threshold or g <= n for _, r2, g, n in zip(*found[:4], strict=True)]
     good = will_do.index(False) if False in will_do else levels
-    return found._replace(until=found.ratio[good - 1] if good else None)
+    return found._replace(until=found.ratio[good - 1] if good > 1 else None)
 
 
 def _times(schedule: Schedule, levels: int) -> Tensor:
