@@ -63,7 +63,8 @@ class Correlated(Solver):
     spacing = "angle"
 
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        k, source = context.coefficients, {"seed": context.noise.seed, "step": context.index, "dtype": x.dtype}
+        k, noise = context.coefficients, context.noise
+        source = {"seed": noise.seed, "sample_offset": noise.sample_offset, "step": context.index, "dtype": x.dtype}
 
         def posterior(lam: Tensor) -> Tensor:
             return lam * k.sigma_t**2 / (k.alpha_t**2 * lam + k.sigma_t**2)
@@ -72,7 +73,7 @@ class Correlated(Solver):
         paired = self._normals(ops.philox_normal(x.shape, stream=PAIRED, **source), posterior)
         u = torch.special.ndtr(paired)
         u = torch.where(self._upper_is_a(estimate, context), 1 - u, u).clamp(1e-7, 1)
-        own = replace(context, plan=False, noise=replace(context.noise, given=lambda _: (z, u)))
+        own = replace(context, plan=False, noise=replace(noise, given=lambda _: (z, u)))
         return GMS().step(x, estimate, own, state)
 
     def _upper_is_a(self, estimate: Estimate, context: StepContext) -> Tensor:

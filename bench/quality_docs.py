@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from gms_fast.quality import matrix, report
-from gms_fast.quality.cells import CONTROLS, Cell
+from gms_fast.quality.cells import CONTROLS, Cell, options
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, PICTURES = (
@@ -45,6 +45,13 @@ SHOWN = (
     "gms:fit=exact,component=sample",
 )
 STRIPS = (("SN-DDPM", "sn-ddpm"), ("GMS", "gms:fit=free,component=element"), ("DDIM", "ddim"))
+WITH_GAUSSIAN = ("mnist", "digits", "exact-digits", "exact-mnist5k")
+NAMES = {  # solver without options and statistics: its name in the pictures of group gaussian
+    "gms": "GMS",
+    "dpm-solver++": "DPM-Solver++ 2M",
+    "er-sde": "ER-SDE",
+    "dpm-solver-v3": "DPM-Solver-v3",
+}
 
 
 def records(group: str, model: str) -> list[dict]:
@@ -63,6 +70,17 @@ def plain(solver: str) -> str:
     return solver.replace(",clip_pixel=None", "").replace(":clip_pixel=None", "")
 
 
+def label(solver: str) -> str:
+    """What a picture of group gaussian calls a solver; nothing for those it leaves out."""
+    first, _, then = solver.partition(" then ")
+    name, given = options(then or first)
+    if then:
+        return f"{NAMES[name]} after teleport to {options(first)[1]['until']:g}"
+    if "covariance" not in given:
+        return NAMES[name]
+    return f"GMS, covariance to {given['switch']:g}" if given["switch"] in (0, 3) else ""
+
+
 def draw() -> None:
     PICTURES.mkdir(exist_ok=True)
     for model, group in CURVES.items():
@@ -73,23 +91,44 @@ def draw() -> None:
         names = {solver.format(model): name for solver, name in AT_CALLS.items()}
         found = [r | {"solver": names.get(r["solver"], r["solver"])} for r in records("calls", model)]
         report.plot([r for r in found if r["solver"] in (*names.values(), *CONTROLS)], PICTURES / f"{model}-calls.png")
-    strips(PICTURES / "samples.png")
+    for model in WITH_GAUSSIAN:
+        found = [
+            r | {"solver": r["solver"] if r["solver"] in CONTROLS else label(r["solver"])}
+            for r in records("gaussian", model)
+        ]
+        report.plot([r for r in found if r["solver"] and r["solver"] != "gaussian"], PICTURES / f"{model}-gaussian.png")
+    columns = {f"K = {k}": [Cell("mnist", s, "0.5", k) for _, s in STRIPS] for k in (5, 10)}
+    strips(PICTURES / "samples.png", "mnist", [name for name, _ in STRIPS], columns)
+    strips(PICTURES / "samples-gaussian.png", "gaussian", *compared())
 
 
-def strips(path: Path, steps: tuple[int, ...] = (5, 10)) -> None:
+def compared() -> tuple[list[str], dict[str, list[Cell]]]:
+    """Rows and columns of the strips of group gaussian: solvers with and without it, at 3 and 5 network calls."""
+    gms, v3 = "gms:fit=free,component=element", "dpm-solver-v3:statistics=mnist,trust=-2"
+    rows = {
+        "v3": (v3, "0.7", 0),
+        "teleport, v3": (f"teleport:statistics=mnist,until=20 then {v3}", "1.2", 0),
+        "GMS": (gms, "angle", 1),
+        "GMS, covariance": (f"{gms},covariance=mnist,switch=3", "angle", 1),
+    }
+    columns = {f"{k} calls": [Cell("mnist", s, g, k - extra) for s, g, extra in rows.values()] for k in (5, 10)}
+    return list(rows), columns
+
+
+def strips(path: Path, group: str, labels: list[str], columns: dict[str, list[Cell]]) -> None:
     """The same seeds by solver (rows) and number of steps (columns)."""
-    folder = RESULTS / "mnist" / matrix.IMAGES
-    rows = [[Image.open(folder / matrix.picture(Cell("mnist", s, "0.5", k))) for k in steps] for _, s in STRIPS]
-    width, height = rows[0][0].size
-    left, top = 70, 20
-    canvas = Image.new("L", (left + len(steps) * (width + 8), top + len(rows) * (height + 4)), 255)
+    folder = RESULTS / group / matrix.IMAGES
+    images = [[Image.open(folder / matrix.picture(cell)) for cell in cells] for cells in columns.values()]
+    width, height = images[0][0].size
+    left, top = 10 + 7 * max(map(len, labels)), 20
+    canvas = Image.new("L", (left + len(columns) * (width + 8), top + len(labels) * (height + 4)), 255)
     pen = ImageDraw.Draw(canvas)
-    for i, (label, _) in enumerate(STRIPS):
-        pen.text((4, top + i * (height + 4) + height // 2 - 6), label, fill=0)
-        for j, strip in enumerate(rows[i]):
+    for i, text in enumerate(labels):
+        pen.text((4, top + i * (height + 4) + height // 2 - 6), text, fill=0)
+    for j, (heading, column) in enumerate(zip(columns, images, strict=True)):
+        pen.text((left + j * (width + 8) + width // 2 - 20, 4), heading, fill=0)
+        for i, strip in enumerate(column):
             canvas.paste(strip, (left + j * (width + 8), top + i * (height + 4)))
-    for j, k in enumerate(steps):
-        pen.text((left + j * (width + 8) + width // 2 - 20, 4), f"K = {k}", fill=0)
     canvas.save(path, optimize=True)
 
 

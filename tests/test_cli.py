@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gms_fast import images, io
+import gms_fast
+from gms_fast import images, io, solvers, statistics
 from gms_fast.cli import main, train
 from gms_fast.models.unet import MomentUNet
 from gms_fast.training import loop
@@ -194,11 +195,16 @@ def test_sample_takes_statistics_of_the_model(tmp_path, capsys):
 
 
 def test_sample_teleports_and_draws_elements_together(tmp_path, capsys):
-    plain, *others = (
-        drawn(tmp_path, "digits", "--steps", 4, "--n", 2, *more)["images"]
-        for more in ((), ("--teleport", 5), ("--switch", 3), ("--switch", 0), ("--teleport", 5, "--switch", 2))
-    )
-    assert all(np.isfinite(x).all() and np.abs(x - plain).max() > 0.1 for x in others)
+    known, model = statistics.load_gaussian("digits"), gms_fast.load("digits")
+    for more, solver in (
+        (("--teleport", 5), solvers.Teleport(known, 5.0, solvers.GMS())),
+        (("--teleport", 0.25, "--solver", "er-sde"), solvers.Teleport(known, 0.25, solvers.ERSDE())),
+        (("--switch", 0, "--gaussian", "digits"), solvers.GMS(covariance=known, switch=0)),
+        (("--teleport", 5, "--switch", 2), solvers.Teleport(known, 5.0, solvers.GMS(covariance=known, switch=2))),
+    ):
+        got = drawn(tmp_path, "digits", "--steps", 4, "--n", 2, *more)["images"]
+        want = gms_fast.sample(model, 4, solver=solver, n=2).clamp(-1, 1).numpy()
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     capsys.readouterr()
     refused = ("sample", "--model", "digits", "--out", tmp_path / "y.png")
     assert "statistics must be of samples of shape (1, 8, 8)" in refusal(
