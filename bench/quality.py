@@ -111,8 +111,8 @@ def with_gaussian(model: str) -> list[Cell]:
         return at_calls(model, plain | after(until, plain, grid) | TOGETHER, (3, 5, 8, 10, 20))
     plain = PLAIN | V3
     further = after(20, V3, grid) if model == "mnist" else {}
-    compared = at_calls(model, plain | after(until, plain, grid) | further, (3, 5, 8, 10))
-    return list(dict.fromkeys([*compared, *at_calls(model, TOGETHER, (5, 10))]))
+    compared = at_calls(model, plain | after(until, plain, grid), (3, 5, 8, 10))
+    return list(dict.fromkeys([*compared, *at_calls(model, further, (3, 5, 10)), *at_calls(model, TOGETHER, (5, 10))]))
 
 
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
