@@ -78,7 +78,7 @@ def label(solver: str) -> str:
         return f"{NAMES[name]} after teleport to {options(first)[1]['until']:g}"
     if "covariance" not in given:
         return NAMES[name]
-    return f"GMS, covariance to {given['switch']:g}" if given["switch"] in (0, 3) else ""
+    return "GMS with covariance" if given["switch"] == 3 else ""
 
 
 def draw() -> None:

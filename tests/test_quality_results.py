@@ -194,7 +194,9 @@ def test_eigenbasis_reproduces_earlier_measurements(row, energy):
     found = json.loads((ROOT / "bench" / "results" / "eigenbasis.json").read_text())["scores"]["energy distance"]
     for steps, earlier in zip(("3", "5", "10", "20"), energy, strict=True):
         if earlier is not None:
-            assert statistics.fmean(found[row][steps]) == pytest.approx(earlier, abs=3 * 0.0008 * math.sqrt(4 / 3)), steps
+            assert statistics.fmean(found[row][steps]) == pytest.approx(earlier, abs=3 * 0.0008 * math.sqrt(4 / 3)), (
+                steps
+            )
 
 
 def test_correlation_between_pixels_helps_with_exact_moments():
