@@ -1,7 +1,7 @@
 """How far may `Teleport` go? `python bench/pilot.py [--levels 16] [--images 250]`.
 
-`gms_fast.statistics.pilot` of the embedded models: by noise level, how much of the denoiser of a network the Gaussian of
-its data explains, and the mean square errors of both against x_0; first the level that is proposed.
+`gms_fast.statistics.pilot` of the embedded models: the level that is proposed; by noise level, how much of the denoiser
+of a network the Gaussian of its data explains, and the mean square errors of both against x_0.
 """
 
 import argparse
