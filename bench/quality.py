@@ -110,9 +110,13 @@ def with_gaussian(model: str) -> list[Cell]:
         plain = PLAIN | {"er-sde": ["0.5"]}
         return at_calls(model, plain | after(until, plain, grid) | TOGETHER, (3, 5, 8, 10, 20))
     plain = PLAIN | V3
-    further = after(20, V3, grid) if model == "mnist" else {}
     compared = at_calls(model, plain | after(until, plain, grid), (3, 5, 8, 10))
-    return list(dict.fromkeys([*compared, *at_calls(model, further, (3, 5, 10)), *at_calls(model, TOGETHER, (5, 10))]))
+    found = [*compared, *at_calls(model, TOGETHER, (5, 10))]
+    if model == "mnist":
+        v3, ahead = {v: ["0.7"] for v in V3}, after(20, V3, grid)
+        late = v3 | ahead | {BEST: ["angle"], f"{BEST},covariance=STATISTICS,switch=3": ["angle"]}
+        found += [*at_calls(model, ahead, (3, 5, 10)), *at_calls(model, late, (20,))]
+    return list(dict.fromkeys(found))
 
 
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
