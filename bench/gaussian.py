@@ -45,10 +45,14 @@ def main() -> None:
     found = statistics.gaussian(pictures(args.images, args.size, 1000, spent), args.rank, flips=args.flips)
     seconds = time.perf_counter() - began - spent[0]
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    variance = float(found.eigenvalues.sum())
-    share = variance / (variance + found.residual * (found.mean.numel() - found.rank))
-    result = {"elements": found.mean.numel(), "images": found.count, "rank": found.rank, "variance_kept": share}
-    result |= {"seconds": seconds, "peak_GiB": gib, "threads": torch.get_num_threads(), "environment": environment()}
+    result = {"elements": found.mean.numel(), "images": found.count, "rank": found.rank}
+    result |= {
+        "variance_kept": found.variance_kept,
+        "seconds": seconds,
+        "peak_GiB": gib,
+        "threads": torch.get_num_threads(),
+        "environment": environment(),
+    }
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -125,7 +125,7 @@ def _visits(schedule: Schedule | str, steps: int, timesteps: Sequence[float] | N
 
 def _plan(schedule: Schedule | str, wanted: int | list[float], solver: Solver) -> list[tuple]:
     """(time, network time, step coefficients as pairs of name and number, the solver's own numbers) of each visit."""
-    schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
+    schedule = schedules.build(schedule)
     times = solver.times(schedule, wanted)
     steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
     steps.append(StepCoefficients.at(schedule, times[-1]))

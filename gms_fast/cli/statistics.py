@@ -110,9 +110,8 @@ def _gaussian(args: argparse.Namespace) -> int:
             statistics.measure.check_data(gms_fast.load(args.model), source)
     measured = statistics.gaussian(source, args.rank, flips=args.flips, progress=sys.stderr.isatty())
     measured.save(args.out, dtype=torch.float16 if args.half else torch.float32)
-    kept = float(measured.eigenvalues.sum())
-    share = kept / (kept + measured.residual * (measured.mean.numel() - measured.rank))
-    print(f"{measured.count} images, {measured.rank} eigenvectors with {share:.2%} of the variance: {args.out}")
+    share = f"{measured.variance_kept:.2%}"
+    print(f"{measured.count} images, {measured.rank} eigenvectors with {share} of the variance: {args.out}")
     return 0
 
 

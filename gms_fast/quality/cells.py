@@ -50,7 +50,7 @@ def parse(text: str) -> Solver:
     kind = solvers.kind(name)
     for key in ("statistics", "covariance"):
         if key in given:
-            given[key] = statistics.load(given[key]) if kind is DPMSolverV3 else _gaussian(given[key])
+            given[key] = statistics.load(given[key]) if kind is DPMSolverV3 else gaussian(given[key])
     if then:
         given["then"] = parse(then)
     try:
@@ -60,7 +60,7 @@ def parse(text: str) -> Solver:
 
 
 @lru_cache(maxsize=4)
-def _gaussian(name: str) -> statistics.Gaussian:
+def gaussian(name: str) -> statistics.Gaussian:
     """Of an embedded model's data, of a file, or of a subject with exact moments."""
     if name not in subjects.DATA_OF_EXACT:
         return statistics.load_gaussian(name)

@@ -31,8 +31,10 @@ def names() -> list[str]:
     return sorted(_ALIASES)
 
 
-def build(description: str | dict[str, object]) -> Schedule:
-    """A schedule from a name of `names()` or from the `config` of one."""
+def build(description: str | dict[str, object] | Schedule) -> Schedule:
+    """A schedule from a name of `names()` or from the `config` of one, or the schedule itself."""
+    if isinstance(description, Schedule):
+        return description
     options = {"name": description} if isinstance(description, str) else dict(description)
     name = options.pop("name", None)
     kind = _BY_NAME.get(_ALIASES.get(str(name), str(name)))

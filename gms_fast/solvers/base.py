@@ -73,9 +73,16 @@ class Solver(ABC):
         t_max, spacing  of the grid, where they are not the schedule's first time and the solver's own spacing
         """
         if isinstance(wanted, int):
-            wanted = schedule.timesteps(wanted, self.spacing if spacing is None else spacing, t_max)
-        schedule.check_times(wanted)
-        return list(wanted)
+            wanted = self._grid(schedule, wanted, self.spacing if spacing is None else spacing, t_max)
+        return self._visited(schedule, list(wanted))
+
+    def _grid(self, schedule: Schedule, steps: int, spacing: str | float | None, t_max: float | None) -> list[float]:
+        return schedule.timesteps(steps, spacing, t_max)
+
+    def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
+        """The times that stand for these. Raises ValueError where they are not to be visited."""
+        schedule.check_times(times)
+        return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
         """What `step` needs to know of each step beyond its coefficients: plain numbers, computed once in float64."""

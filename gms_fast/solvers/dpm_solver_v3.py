@@ -85,25 +85,21 @@ class DPMSolverV3(Solver):
             raise ValueError("shape must have at least one dimension for DPMSolverV3: got ()")
         self.statistics.check(model=model, shape=shape)
 
-    def times(
-        self,
-        schedule: Schedule,
-        wanted: int | Sequence[float],
-        *,
-        t_max: float | None = None,
-        spacing: str | float | None = None,
-    ) -> list[float]:
+    def _grid(self, schedule: Schedule, steps: int, spacing: str | float, t_max: float | None) -> list[float]:
+        """From the statistics' first noise, or t_max, to their last; not rounded to what the network was trained on."""
+        self.statistics.check(schedule=schedule)
+        self._check_whole(schedule, t_max)
+        first, last = self._ends(schedule)
+        return [float(t) for t in schedule.grid(steps, spacing, first if t_max is None else t_max, last)]
+
+    def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
         """Times of the statistics' nodes nearest to those wanted, which must be different ones."""
         self.statistics.check(schedule=schedule)
         lam, N = self.statistics.lam.numpy(), self.statistics.N
-        first, last = map(float, schedule.inverse_log_snr(lam[[0, -1]]))
-        if isinstance(wanted, int):
-            self._check_whole(schedule, t_max)
-            ends = first if t_max is None else t_max, last
-            wanted = [float(t) for t in schedule.grid(wanted, self.spacing if spacing is None else spacing, *ends)]
-        nodes = self._nodes(schedule, wanted)
+        nodes = self._nodes(schedule, times)
         if nodes and (nodes[0] < 0 or nodes[-1] > N):
-            got = f"{wanted[0]:g} .. {wanted[-1]:g}"
+            first, last = self._ends(schedule)
+            got = f"{times[0]:g} .. {times[-1]:g}"
             raise ValueError(f"timesteps must lie in the statistics' range, {first:g} .. {last:g}: got {got}")
         if len(set(nodes)) < len(nodes) or nodes != sorted(nodes) or len(nodes) < 2:
             raise ValueError(
@@ -111,6 +107,10 @@ class DPMSolverV3(Solver):
                 f"nodes {nodes} of 0 .. {N}; take fewer steps, another spacing or statistics of more nodes"
             )
         return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
+
+    def _ends(self, schedule: Schedule) -> list[float]:
+        """Times of the statistics' first and last node."""
+        return [float(t) for t in schedule.inverse_log_snr(self.statistics.lam[[0, -1]])]
 
     def _check_whole(self, schedule: Schedule, t_max: float | None) -> None:
         """Raise ValueError unless the statistics reach from the first noise, that of t_max if given, to the last."""

@@ -84,6 +84,12 @@ class Gaussian:
         """Number of eigenvectors."""
         return len(self.eigenvalues)
 
+    @property
+    def variance_kept(self) -> float:
+        """Share of the trace of Sigma that lies along the eigenvectors."""
+        along = float(self.eigenvalues.sum())
+        return along / (along + self.residual * (self.mean.numel() - self.rank))
+
     def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu) for x (B, *), sigma > 0."""
         mean = self._mean(x)

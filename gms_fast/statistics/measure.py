@@ -73,7 +73,7 @@ def empirical_model(
     ValueError naming the node where the model returns NaN or infinity.
     """
     schedule, form = described(model, schedule, prediction)
-    schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
+    schedule = schedules.build(schedule)
     check_numbers(N, samples, batch_size, seed, window, tolerance)
     chosen = _chosen(model, data, samples, seed)
     t, lam = _grid(schedule, N, t_max, t_min)

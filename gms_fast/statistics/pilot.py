@@ -55,7 +55,7 @@ def pilot(
     Source: Wang & Vastola 2024 (arXiv 2412.09726), whose own score measure is near 1 everywhere.
     """
     schedule, form = described(model, schedule, prediction)
-    schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
+    schedule = schedules.build(schedule)
     check_data(model, data)
     statistics.check(shape=data.shape[1:])
     if not isinstance(levels, int) or levels < 2 or not threshold < 1:
