@@ -33,7 +33,13 @@ def weight_of(model: object) -> Tensor | None:
     return next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
 
 
-def call(model: Callable[[Tensor, Tensor], Tensor | NoiseMoments], x: Tensor, time: Tensor) -> Tensor | NoiseMoments:
-    """The model's output at x in the dtype of its weights: a float32 state may have a bfloat16 network."""
+def call(
+    model: Callable[[Tensor, Tensor], Tensor | NoiseMoments], x: Tensor, time: Tensor, *, first: bool = False
+) -> Tensor | NoiseMoments:
+    """The model's output at x in the dtype of its weights: a float32 state may have a bfloat16 network.
+
+    first  E[eps|x_t] alone, from models that have `first_moment` for it and save the rest
+    """
     weight = weight_of(model)
-    return model(x if weight is None else x.to(weight.dtype), time)
+    said = getattr(model, "first_moment", model) if first else model
+    return said(x if weight is None else x.to(weight.dtype), time)

@@ -284,6 +284,10 @@ class MomentUNet(nn.Module):
         alpha = torch.lerp(self.alpha_table[low].float(), self.alpha_table[low + 1].float(), times - low)
         return alpha.view(-1, 1, 1, 1)
 
+    def first_moment(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[eps|x_t] alone, without the work of the heads."""
+        return self.out(self.features(x, t)[0])[:, : self.in_channels]
+
     def forward(self, x: Tensor, t: Tensor) -> NoiseMoments | Tensor:
         h, emb = self.features(x, t)
         e1 = self.out(h)[:, : self.in_channels]

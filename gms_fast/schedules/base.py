@@ -119,6 +119,18 @@ class Schedule(ABC):
             raise ValueError(f"spacing {spacing!r} needs finite log(alpha/sigma) at both ends: got {got}")
         return lam
 
+    def agrees(self, other: "Schedule", times: Times) -> bool:
+        """Whether another schedule has the same noise levels and network times at these times."""
+        if other is self:
+            return True
+        try:
+            return all(
+                torch.allclose(getattr(self, name)(times), getattr(other, name)(times), rtol=1e-9)
+                for name in ("alpha", "sigma", "network_time")
+            )
+        except ValueError:  # not times of that schedule
+            return False
+
     def check_times(self, times: Sequence[float]) -> None:
         """Raise ValueError unless `times` are at least two of this schedule's times, strictly decreasing."""
         if len(times) < 2 or any(not a > b for a, b in pairwise(times)):

@@ -27,7 +27,6 @@ from gms_fast.statistics import files
 
 FORMAT, FILE = "gms_fast empirical statistics 1", "empirical.safetensors"
 _CURVES = ("l", "s", "b")
-_SHARED = ("alpha", "sigma", "network_time")
 _METADATA = ("schedule", "N", "lambda", "shape", "samples", "network")
 
 
@@ -124,7 +123,7 @@ class EmpiricalModel:
     ) -> None:
         """Raise ValueError saying what of these, where given, the statistics were not measured for."""
         wrong = []
-        if schedule is not None and not self._fits(schedule):
+        if schedule is not None and not self.schedule.agrees(schedule, self.schedule.inverse_log_snr(self.lam)):
             wrong.append(
                 f"schedule: {self.schedule!r} there, {schedule!r} here, of other noise levels or network times"
             )
@@ -138,20 +137,6 @@ class EmpiricalModel:
                 "statistics were measured for something else: " + "; ".join(wrong) + ". Measure them with "
                 "gms_fast.statistics.empirical_model or gms-fast statistics"
             )
-
-    def _fits(self, schedule: Schedule) -> bool:
-        """Whether another schedule has the noise levels and network times of the one they were measured on."""
-        if schedule is self.schedule:
-            return True
-        times = self.schedule.inverse_log_snr(self.lam)
-        own = [getattr(self.schedule, name)(times) for name in _SHARED]
-        try:
-            return all(
-                torch.allclose(a, getattr(schedule, name)(times), rtol=1e-9)
-                for a, name in zip(own, _SHARED, strict=True)
-            )
-        except ValueError:  # not times of that schedule
-            return False
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write one safetensors file: the curves, and in its metadata what they belong to.

@@ -5,7 +5,6 @@ resumed walks through the same batches, times and noise as one that never stoppe
 """
 
 import csv
-import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -153,8 +152,8 @@ def _train(
         **asdict(run),
         "model": {k: v for k, v in model.config.items() if k not in ("moments", *stage["unused"]) and v is not False},
         "schedule": model.schedule.config,
-        "data": _fingerprint([data]),
-        "frozen": _fingerprint(frozen.values()) if stage["stage"] == "heads" else None,
+        "data": checkpoint.fingerprint([data]),
+        "frozen": checkpoint.fingerprint(frozen.values()) if stage["stage"] == "heads" else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
     for p in frozen.values():
@@ -278,11 +277,3 @@ def _check_data(model: nn.Module, data: Tensor) -> None:
         raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
     if not torch.isfinite(data).all() or data.abs().max() > 1:
         raise ValueError("data must be finite and lie in [-1, 1]")
-
-
-def _fingerprint(tensors: Any) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

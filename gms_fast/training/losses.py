@@ -10,8 +10,7 @@ Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 def noise_loss(model: nn.Module, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Stage 1: mean of (e1 - eps)^2. x_t, eps (B, C, H, W), t (B,) network times -> scalar."""
-    h, _ = model.features(x_t, t)
-    return (model.out(h)[:, : eps.shape[1]].float() - eps).square().mean()
+    return (model.first_moment(x_t, t).float() - eps).square().mean()
 
 
 def moment_loss(target: str) -> Loss:

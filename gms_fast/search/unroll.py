@@ -1,0 +1,81 @@
+"""The whole sampler as one differentiable function of its table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from gms_fast import network, ops, prediction, reference
+from gms_fast.sampling import INITIAL
+from gms_fast.schedules import Schedule
+from gms_fast.types import NoiseMoments
+
+Updates = list[tuple[Tensor, Tensor]]
+
+
+class _Level(NamedTuple):
+    """What an estimate needs to know of a step, for times that are learned."""
+
+    alpha_t: Tensor
+    sigma_t: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A network and what `gms_fast.sample` would be told of it beside a solver: the same counters, so the same noise.
+
+    form           what the network predicts, as in `gms_fast.sample`
+    chunk          samples that the network sees at a time
+    rematerialise  keep states alone for the way back, and compute the inside of the network again there
+    """
+
+    model: Callable[[Tensor, Tensor], Tensor | NoiseMoments]
+    schedule: Schedule
+    form: str
+    shape: tuple[int, ...]
+    clip: tuple[float, float] | None
+    seed: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    chunk: int = 32
+    rematerialise: bool = True
+
+    def __call__(self, tau: Tensor, updates: Updates, n: int, offset: int) -> Tensor:
+        """Samples offset .. offset + n - 1 of the seed, (n, *shape): those of `sample` with the same table.
+
+        tau, updates  times by level (K+1,) and the K steps of `GGDMTable.updates`, float64; gradients go to both
+        """
+        draw = {"seed": self.seed, "sample_offset": offset, "device": self.device, "dtype": self.dtype}
+        size = (n, *self.shape)
+        x = float(self.schedule.sigma(tau[-1].detach())) * ops.philox_normal(size, stream=INITIAL, **draw)
+        older: list[Tensor] = []
+        for i, (weights, std) in enumerate(updates):
+            m = self.estimate(x, tau[len(tau) - 1 - i])
+            numbers = weights.to(self.device).unbind()
+            z = ops.philox_normal(size, step=i, **draw) if bool(std > 0) else torch.zeros((), device=self.device)
+            terms = [m, *older[: len(numbers) - 2]]
+            x, older = reference.affine_noise(x, terms, numbers, std.to(self.device), z), [x, *older]
+        return x if self.clip is None else x.clamp(*self.clip)
+
+    def estimate(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0|x_t], clipped to the data range."""
+        time = self.schedule.network_time(t).to(self.device, torch.promote_types(x.dtype, torch.float32))
+        output = self.in_chunks(lambda part: self._said(part, time.expand(len(part))), x, time.requires_grad)
+        level = _Level(*(values(t).to(self.device) for values in (self.schedule.alpha, self.schedule.sigma)))
+        return prediction.estimate(output, x, level, self.form, self.clip).x0()
+
+    def in_chunks(self, f: Callable[[Tensor], Tensor], x: Tensor, learned: bool = False) -> Tensor:
+        """f(x), row by row independent, of a few rows at a time; `learned` if f has a gradient of its own."""
+        again = self.rematerialise and torch.is_grad_enabled() and (x.requires_grad or learned)
+        if again:
+            parts = [checkpoint(f, part, use_reentrant=False, preserve_rng_state=False) for part in x.split(self.chunk)]
+        else:
+            parts = [f(part) for part in x.split(self.chunk)]
+        return torch.cat(parts)
+
+    def _said(self, x: Tensor, time: Tensor) -> Tensor:
+        output = network.call(self.model, x, time, first=True)
+        return output if isinstance(output, Tensor) else output[0]

@@ -1,0 +1,49 @@
+"""UniP, the predictor of UniPC: Zhao et al., NeurIPS 2023 (arXiv 2302.04867)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gms_fast.schedules import Schedule
+from gms_fast.solvers.base import Multistep, check_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniP(Multistep):
+    """x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du, h = lambda_s - lambda_t, where m is the
+    polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
+
+    order   1 .. 4; the first steps, with less history, are of lower order, and so are the last: .. 2, 1
+
+    The paper's unknown a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). Its code
+    sets a_1 = 1/2 for p = 2, its value for h -> 0, which makes that order DPM-Solver++(2M).
+    """
+
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        check_order(self.order, (1, 2, 3, 4))
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
+        alpha, sigma = (f(times).numpy() for f in (schedule.alpha, schedule.sigma))
+        lam = schedule.log_snr(times).numpy()
+        calls = self.calls(schedule, times)
+        plan = []
+        for i in range(len(lam) - 1):
+            known = [v for v in lam[i::-1] if math.isfinite(v)] if math.isfinite(lam[i + 1]) else []
+            known = known[: min(self.order, calls - i)] or [lam[i]]
+            own = [float(alpha[i + 1] * w) for w in _weights(lam[i + 1] - lam[i], np.array(known) - lam[i])]
+            plan.append(([float(sigma[i + 1] / sigma[i]), *own], 0.0))
+        return plan
+
+
+def _weights(h: float, r: np.ndarray) -> list[float]:
+    """int_0^h e^{-(h-u)} of the polynomials that are 1 at one r and 0 at the others; r[0] = 0."""
+    integrals = [-math.expm1(-h)]
+    if len(r) == 1:
+        return integrals
+    for k in range(1, len(r)):
+        integrals.append(h**k - k * integrals[-1])
+    return list(np.linalg.solve((r[:, None] ** np.arange(len(r))).T, integrals))
