@@ -58,6 +58,7 @@ setup(
     package_data={
         "gms_fast": ["py.typed", "*.pyi"],
         "gms_fast.quality": ["classifiers/*.safetensors"],
+        "gms_fast.search": ["networks/*.safetensors"],
         "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"],
     },
     ext_modules=[] if pure else [Extension("gms_fast._C", sources=[], depends=native_sources)],

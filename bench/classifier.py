@@ -48,9 +48,7 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="those of gms_fast.search")
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()
-    folder, kind = (
-        (features.WEIGHTS, features.DigitFeatures) if args.search else (classifier.WEIGHTS, DigitClassifier)
-    )
+    folder, kind = (features.WEIGHTS, features.DigitFeatures) if args.search else (classifier.WEIGHTS, DigitClassifier)
     folder.mkdir(exist_ok=True)
     for name in args.data:
         images, labels, unseen = held_out(name)

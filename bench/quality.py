@@ -10,6 +10,7 @@ angle    all of them on the grid that is the default of GMS since: it was found 
 cosine   exact moments of 8x8 digits on the cosine schedule
 calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
 gaussian what the mean and covariance of the data bring, at equal network calls: teleport, GMS with covariance
+ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
 heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
 """
@@ -119,6 +120,13 @@ def with_gaussian(model: str) -> list[Cell]:
     return list(dict.fromkeys(found))
 
 
+def learned(model: str, calls: Iterable[int]) -> list[Cell]:
+    """Learned tables, the solvers on the times that they began from, and the best of the other groups."""
+    began = {text: ["open 0.7"] for text in ("ddim", "dpm-solver++", "unip")}
+    best = {v: ["0.7"] for v in V3} | after(20, V3, "1.2")
+    return [c for k in calls for c in at_calls(model, began | best | {f"ggdm:table=STATISTICS/{k}": ["default"]}, [k])]
+
+
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
     """The cells of each group, in the order they are run."""
     trained = sorted(heads.glob("*/model")) if heads else []
@@ -149,6 +157,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
         "cosine": cells("exact-digits", ["sn-ddpm", BEST], ["uniform", "0.5"]),
         "calls": [*at_calls("digits", AT_CALLS, STEPS), *at_calls("mnist", AT_CALLS, (5, 10))],
         "gaussian": [c for model in UNTIL for c in with_gaussian(model)],
+        "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
 

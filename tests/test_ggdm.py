@@ -161,7 +161,9 @@ def test_a_table_does_what_its_solver_does(solver, schedule, times):
         want = gms_fast.sample(model, solver=solver, timesteps=times, **options)
     else:
         last = gms_fast.sample(model, solver=solver, timesteps=times, **options)
-        want = gms_fast.sample(model, 1, solver=GGDM(GGDMTable.of(DDIM(), schedule, times[-1:])), **options | {"x_T": last})
+        want = gms_fast.sample(
+            model, 1, solver=GGDM(GGDMTable.of(DDIM(), schedule, times[-1:])), **options | {"x_T": last}
+        )
     scale = float(want.abs().max())
     # a term of the history is a difference of states, by mu[u-1][0]: what that costs in rounding
     assert (got - want).abs().max() < 1e-11 * scale
@@ -339,7 +341,7 @@ def test_another_number_of_steps():
 
 
 def test_another_schedule():
-    with pytest.raises(ValueError, match="schedule: VPLinear.* there, VPCosine"):
+    with pytest.raises(ValueError, match=r"schedule: VPLinear.* there, VPCosine"):
         sampled(schedule=VPCosine())
     sampled(schedule=gms_fast.schedules.VP(VPLinear().betas))  # the same noise levels under another name
     with pytest.raises(ValueError, match="schedule"):
@@ -361,7 +363,7 @@ def test_another_network():
         if fits:
             assert sampled(**options).shape == (2, 4)
         else:
-            with pytest.raises(ValueError, match="network: .* there, .* here"):
+            with pytest.raises(ValueError, match=r"network: .* there, .* here"):
                 sampled(**options)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from gms_fast.cli import evaluate, info, sample, statistics, train
+from gms_fast.cli import evaluate, info, sample, search, statistics, train
 
 COMMANDS: dict[str, ModuleType] = {
     "sample": sample,
     "train": train,
     "statistics": statistics,
+    "search": search,
     "evaluate": evaluate,
     "info": info,
 }

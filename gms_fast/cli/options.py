@@ -6,6 +6,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     import torch
 
 
@@ -26,6 +29,30 @@ def seed(text: str) -> int:
 def integers(text: str) -> tuple[int, ...]:
     """Positive integers separated by commas; nothing is the empty tuple."""
     return tuple(positive(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+
+def spacing(text: str) -> str | float:
+    """A grid of times: a name, or an exponent."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def prepare_folder(out: Path, files: Iterable[str], *, resume: bool, force: bool) -> None:
+    """Make sure that a run may write to the folder `out`, and that of one to be replaced these files are gone.
+
+    files  that such a run writes, relative to `out`; what else lies there stays, and so do folders that hold it
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out {out} is a file: a folder is wanted")
+    if force:
+        for path in (out / file for file in files):
+            path.unlink(missing_ok=True)
+            if path.parent != out and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    elif not resume and out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"--out {out} is not empty: add --resume to continue it or --force to start anew")
 
 
 def device(name: str | None) -> torch.device:

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--statistics", help="dpm-solver-v3: a file of gms-fast statistics, or an embedded name (default: --model)")
     add("--gaussian", help="a file of gms-fast statistics --gaussian, or an embedded name (default: --model)")
+    add("--table", help="ggdm: a file of gms-fast search, or an embedded one (default: MODEL/STEPS, as mnist/5)")
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -90,6 +91,8 @@ def _solver(args: argparse.Namespace) -> Solver:
         raise ValueError(f"--{next(iter(given))} belongs to --solver gms: got --solver {args.solver}")
     if args.statistics and args.solver != "dpm-solver-v3":
         raise ValueError(f"--statistics belongs to --solver dpm-solver-v3: got --solver {args.solver}")
+    if args.table and args.solver != "ggdm":
+        raise ValueError(f"--table belongs to --solver ggdm: got --solver {args.solver}")
     gaussian = None
     if args.switch is not None or args.teleport is not None:
         gaussian = statistics.load_gaussian(args.gaussian or args.model)
@@ -97,7 +100,9 @@ def _solver(args: argparse.Namespace) -> Solver:
         raise ValueError("--gaussian belongs to --teleport or --switch: got neither")
     if args.switch is not None:
         given["covariance"] = gaussian
-    if args.solver == "dpm-solver-v3":
+    if args.solver == "ggdm":
+        solver = solvers.GGDM(solvers.load_table(args.table or f"{args.model}/{args.steps}"))
+    elif args.solver == "dpm-solver-v3":
         solver = solvers.DPMSolverV3(statistics.load(args.statistics or args.model), trust=TRUST)
     else:
         solver = solvers.GMS(**given) if given else solvers.build(args.solver)

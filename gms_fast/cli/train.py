@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     images = data.load(args.data)
     torch.manual_seed(args.seed)
     model = _build(args, images).to(device)
-    _prepare(args)
+    options.prepare_folder(args.out, _files(), resume=args.resume, force=args.force)
+    io.check_target(args.out / MODEL)
     settings["progress"] = sys.stderr.isatty()
     noise, heads = (args.out / stage for stage in STAGES)
     train_noise_network(model, images, steps=args.steps, out=noise, **settings)
@@ -98,25 +99,9 @@ def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
     return model
 
 
-def _prepare(args: argparse.Namespace) -> None:
-    """Make sure that the run may write to --out, and that a run to be replaced is gone."""
+def _files() -> list[str]:
+    """What a run writes, relative to its folder."""
     from gms_fast import io
 
-    if args.out.exists() and not args.out.is_dir():
-        raise FileExistsError(f"--out {args.out} is a file: a folder is wanted")
-    if args.force:
-        _clear(args.out)
-    elif not args.resume and args.out.exists() and any(args.out.iterdir()):
-        raise FileExistsError(f"--out {args.out} is not empty: add --resume to continue it or --force to start anew")
-    io.check_target(args.out / MODEL)
-
-
-def _clear(out: Path) -> None:
-    """Delete what a run writes, and nothing else that may lie beside it."""
-    from gms_fast import io
-
-    for folder, files in {**dict.fromkeys(STAGES, STAGE_FILES), MODEL: (io.WEIGHTS, io.CONFIG)}.items():
-        for file in files:
-            (out / folder / file).unlink(missing_ok=True)
-        if (out / folder).is_dir() and not any((out / folder).iterdir()):
-            (out / folder).rmdir()
+    folders = {**dict.fromkeys(STAGES, STAGE_FILES), MODEL: (io.WEIGHTS, io.CONFIG)}
+    return [f"{folder}/{file}" for folder, files in folders.items() for file in files]

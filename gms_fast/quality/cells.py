@@ -17,6 +17,7 @@ from gms_fast.quality.subjects import Subject
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import DPMSolverV3, Solver, Teleport
 
+OPEN = "open "
 CONTROLS = ("real", "gaussian")
 _AT_A_TIME = 100  # a network's activations then stay in the cache
 SHOWN = 10
@@ -27,7 +28,8 @@ class Cell:
     """model      a name of `subjects.names` or what `gms_fast.load` takes
     solver     "gms", "gms:fit=free,component=element", ... (`parse`), "diffusers:solver_order=2", ... (`rivals`), or a
                control, "real" | "gaussian"
-    grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as `schedule.timesteps` takes
+    grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as `schedule.timesteps` takes;
+               "open 0.7" is that of a step more without its last time, from where there is little noise to remove
     steps      K; 0 for a control
     range      which samples: indices range * n .. (range + 1) * n - 1 of seed 0
     """
@@ -43,7 +45,7 @@ def parse(text: str) -> Solver:
     """A solver from its name and options: "gms:fit=free,component=element". Raises ValueError naming what is wrong.
 
     Statistics are named: "dpm-solver-v3:statistics=mnist,order=2". What follows a teleport stands behind it:
-    "teleport:statistics=mnist,until=5 then dpm-solver++".
+    "teleport:statistics=mnist,until=5 then dpm-solver++". So are tables: "ggdm:table=mnist/5".
     """
     text, _, then = text.partition(" then ")
     name, given = options(text)
@@ -51,6 +53,8 @@ def parse(text: str) -> Solver:
     for key in ("statistics", "covariance"):
         if key in given:
             given[key] = statistics.load(given[key]) if kind is DPMSolverV3 else gaussian(given[key])
+    if "table" in given:
+        given["table"] = solvers.load_table(given["table"])
     if then:
         given["then"] = parse(then)
     try:
@@ -94,6 +98,8 @@ def _asked(solver: Solver, schedule: Schedule, grid: str, steps: int) -> tuple[S
         return solver, steps
     if isinstance(solver, Teleport):
         return replace(solver, spacing=_literal(grid)), steps
+    if grid.startswith(OPEN):
+        return solver, schedule.timesteps(steps + 1, spacing=_literal(grid.removeprefix(OPEN)))[:-1]
     return solver, schedule.timesteps(steps, spacing=_literal(grid))
 
 

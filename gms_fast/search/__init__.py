@@ -2,8 +2,8 @@
 the few hundred numbers of its table (Watson et al. 2022, arXiv 2202.05830).
 """
 
+from gms_fast.search.ddss import Settings as Settings
+from gms_fast.search.ddss import ggdm as ggdm
 from gms_fast.search.distance import KernelDistance as KernelDistance
 from gms_fast.search.features import DigitFeatures as DigitFeatures
 from gms_fast.search.features import load_features as load_features
-from gms_fast.search.ggdm import Settings as Settings
-from gms_fast.search.ggdm import ggdm as ggdm

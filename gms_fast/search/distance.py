@@ -10,8 +10,8 @@ _ROWS = 1000
 
 
 class KernelDistance:
-    """mean_{i!=j} k(f_i, f_j) + mean_{i!=j} k(g_i, g_j) - 2 mean_{ij} k(f_i, g_j) of features f of samples to those g of
-    data, without bias, so it may be negative. Differentiable in f; the middle term is computed once.
+    """mean_{i!=j} k(f_i, f_j) + mean_{i!=j} k(g_i, g_j) - 2 mean_{ij} k(f_i, g_j) of features f of samples to those g
+    of data, without bias, so it may be negative. Differentiable in f; the middle term is computed once.
 
     real    (M, D) features of data, M >= 2
     kernel  "cubic": (f g/D + 1)^3, as in the kernel inception distance; "linear": f g, |E f - E g|^2, means alone

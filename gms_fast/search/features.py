@@ -1,6 +1,7 @@
 """What a search looks through: digit classifiers of its own, any module, or nothing.
 
-They are not those of `gms_fast.quality`, of another architecture: a table learned through one is judged through another.
+They are not those of `gms_fast.quality` but of another architecture: what is learned through one is judged through the
+other.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-
 
 NAMES = {"mnist5k": 28, "digits": 8}  # data set: side of its images
 WIDTH = 96

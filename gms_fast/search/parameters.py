@@ -101,7 +101,11 @@ def matched(r: Tensor, eta: Tensor, alpha: Tensor, s: Tensor) -> tuple[Tensor, T
     s_t sqrt(1 - eta_t^2); mu[t][0] = alpha_t - sum_u mu[t][u] alpha_u.
     """
     K, unit = len(s) - 1, torch.eye(len(s), dtype=r.dtype)
-    noise, rows, sigma = {K: s[K] * unit[K]}, {K: alpha[K] * unit[0]}, torch.cat([eta[:1] * 0, eta[1:-1] * s[1:-1], s[-1:]])
+    noise, rows, sigma = (
+        {K: s[K] * unit[K]},
+        {K: alpha[K] * unit[0]},
+        torch.cat([eta[:1] * 0, eta[1:-1] * s[1:-1], s[-1:]]),
+    )
     for t in range(K - 1, 0, -1):
         n = sum(r[t, u] * noise[u] for u in range(t + 1, K + 1))
         scale = s[t] * (1 - eta[t].square()).sqrt() / n.norm()

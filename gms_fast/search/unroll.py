@@ -63,7 +63,7 @@ class Sampler:
     def estimate(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0|x_t], clipped to the data range."""
         time = self.schedule.network_time(t).to(self.device, torch.promote_types(x.dtype, torch.float32))
-        output = self.in_chunks(lambda part: self._said(part, time.expand(len(part))), x, time.requires_grad)
+        output = self.in_chunks(lambda part: self.network(part, time.expand(len(part))), x, time.requires_grad)
         level = _Level(*(values(t).to(self.device) for values in (self.schedule.alpha, self.schedule.sigma)))
         return prediction.estimate(output, x, level, self.form, self.clip).x0()
 
@@ -76,6 +76,7 @@ class Sampler:
             parts = [f(part) for part in x.split(self.chunk)]
         return torch.cat(parts)
 
-    def _said(self, x: Tensor, time: Tensor) -> Tensor:
+    def network(self, x: Tensor, time: Tensor) -> Tensor:
+        """The network's output, of moments the first."""
         output = network.call(self.model, x, time, first=True)
         return output if isinstance(output, Tensor) else output[0]

@@ -21,6 +21,7 @@ from gms_fast.solvers.base import Multistep, Solver, StepContext, check_signal
 from gms_fast.statistics import files, fingerprint
 
 FORMAT = "gms_fast ggdm table 1"
+_SHIPPED = "ggdm-"
 _LEAST = 1e-4  # of |a_t|, by which the data estimate is divided
 _METADATA = ("schedule", "steps", "network")
 
@@ -209,7 +210,9 @@ class GGDMTable:
         except (ValueError, TypeError) as error:
             raise ValueError(f"table {path} makes no sense: {error}") from error
         if table.steps != known["steps"]:
-            raise ValueError(f"table {path}: steps is {known['steps']} by its metadata, but {table.steps} in its numbers")
+            raise ValueError(
+                f"table {path}: steps is {known['steps']} by its metadata, but {table.steps} in its numbers"
+            )
         return table
 
 
@@ -226,10 +229,17 @@ def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
 
 
 def load_table(name_or_path: str | Path) -> GGDMTable:
-    """The table of an embedded model for so many steps, as "mnist/5", or that of a file."""
-    name, _, steps = str(name_or_path).rpartition("/")
-    shipped = Path(str(resources.files("gms_fast.models") / name / f"ggdm-{steps}.safetensors"))
-    return GGDMTable.load(shipped if name and shipped.is_file() else name_or_path)
+    """The table of an embedded model for so many steps, as "mnist/5", or that of a file.
+
+    Raises FileNotFoundError where there is none, saying which there are.
+    """
+    folder = Path(str(resources.files("gms_fast.models")))
+    shipped = {f"{path.parent.name}/{path.stem.removeprefix(_SHIPPED)}": path for path in folder.glob(f"*/{_SHIPPED}*")}
+    path = shipped.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        known = ", ".join(sorted(shipped))
+        raise FileNotFoundError(f"table must be a file or one of {known}: nothing is at {name_or_path}")
+    return GGDMTable.load(path)
 
 
 class Update(NamedTuple):
@@ -274,7 +284,9 @@ class GGDM(Solver):
             listed = ", ".join(f"{t:g}" for t in own)
             raise ValueError(f"timesteps must be those of the table, {listed}: got {list(wanted)}")
         if t_max is not None or spacing is not None:
-            raise ValueError(f"GGDM goes through the times of its table, from t = {own[0]:g} on: it takes no other grid")
+            raise ValueError(
+                f"GGDM goes through the times of its table, from t = {own[0]:g} on: it takes no other grid"
+            )
         return own
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Update]:

@@ -12,13 +12,13 @@ from gms_fast.solvers.base import Multistep, check_order
 
 @dataclass(frozen=True, kw_only=True)
 class UniP(Multistep):
-    """x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du, h = lambda_s - lambda_t, where m is the
-    polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
+    """x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du with h = lambda_s - lambda_t, where m
+    is the polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
 
     order   1 .. 4; the first steps, with less history, are of lower order, and so are the last: .. 2, 1
 
-    The paper's unknown a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). Its code
-    sets a_1 = 1/2 for p = 2, its value for h -> 0, which makes that order DPM-Solver++(2M).
+    The paper's a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). Its code sets
+    a_1 = 1/2 for p = 2, the value for h -> 0, which makes that order DPM-Solver++(2M).
     """
 
     order: int = 3

@@ -24,7 +24,10 @@ def write(path: Path, state: dict[str, Any], form: str = FORMAT) -> None:
 
 
 def read(path: Path, form: str = FORMAT, fields: Set[str] = FIELDS) -> dict[str, Any]:
-    """The state that `write` stored in that form. Raises ValueError naming the file if it is truncated or something else."""
+    """The state that `write` stored in that form.
+
+    Raises ValueError naming the file if it is truncated or something else.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -126,8 +126,9 @@ def ggdm(
     out       folder for `table.safetensors` (the best so far), `checkpoint.pt` and `curve.csv`; one that holds a search
               is continued if `resume`, else refused. Without it nothing is left when it is stopped
     settings  fields of `Settings`
-    Returns the table with the best score on held-out data, which may be the first. Raises ValueError or TypeError naming
-    the argument, FloatingPointError naming the iteration where the loss is NaN or infinite; the best table stays in `out`.
+    Returns the table with the best score on held-out data, which may be the first. Raises ValueError or TypeError
+    naming the argument, FloatingPointError naming the iteration where the loss is NaN or infinite: the best table
+    stays in `out`.
     """
     run = Settings(**settings)
     schedule, form = network.described(model, schedule, prediction)
@@ -167,7 +168,7 @@ def ggdm(
     for p in learned:
         p.requires_grad_(False)
     try:
-        _check_model(sampler, table)
+        _check_model(sampler, table, run.variant)
         search = _Search(run, sampler, features, data, table, configuration)
         search.open(None if out is None else Path(out), resume)
         return search.run(progress)
@@ -339,11 +340,17 @@ def _check_data(model: object, data: Tensor, run: Settings) -> tuple[int, ...]:
     return shape
 
 
-def _check_model(sampler: Sampler, table: GGDMTable) -> None:
+def _check_model(sampler: Sampler, table: GGDMTable, variant: str) -> None:
     """Raise ValueError where no gradient comes back through the network."""
     x = torch.zeros(1, *sampler.shape, device=sampler.device, dtype=sampler.dtype, requires_grad=True)
-    if not sampler.estimate(x, table.tau[-1]).requires_grad:
+    time = sampler.schedule.network_time(table.tau[-1:]).to(sampler.device, torch.float32).requires_grad_()
+    slopes = [None, None]
+    if (output := sampler.network(x, time)).requires_grad:
+        slopes = torch.autograd.grad(output.sum(), (x, time), allow_unused=True)
+    if slopes[0] is None:
         raise ValueError("model must let a gradient through to x: look for torch.no_grad or detach in it")
+    if variant == "time" and slopes[1] is None:
+        raise ValueError('variant "time" needs a network that is differentiable in t, with a smooth embedding of times')
 
 
 def _positive(name: str, value: object) -> int:

@@ -1,0 +1,95 @@
+"""Learn the embedded tables, or measure a search: `python bench/search.py [5 10] [--memory] [--out FOLDER]`.
+
+The tables of the embedded "mnist" are learned from the half of its data that the quality matrix does not measure
+against, through the digit network of gms_fast.search, and go to FOLDER/K; a finished one is copied to
+gms_fast/models/mnist/ggdm-K.safetensors with --ship. Interrupted, the same command goes on.
+
+--memory  instead: the peak of one iteration at 5 and 20 steps, with rematerialisation and without, above what there was
+          before it, each in a process of its own
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from gms_fast import io, search
+from gms_fast.quality import subjects
+from gms_fast.search import ddss
+
+MODEL, FEATURES = "mnist", "mnist5k"
+RECIPE = {  # network calls: settings
+    5: {"iterations": 600, "batch_size": 64},
+    10: {"iterations": 500, "batch_size": 32},
+}
+SETTINGS = {"variant": "time", "initial": "unip", "spacing": 0.7, "lr": 5e-3}
+
+
+def learn(steps: int, out: Path, ship: bool) -> None:
+    subject = subjects.build(MODEL)
+    features = search.load_features(FEATURES)
+    start = time.perf_counter()
+    options = SETTINGS | RECIPE[steps] | {"rematerialise": False, "progress": sys.stderr.isatty()}
+    search.ggdm(subject.model, subject.control, steps, features=features, out=out / str(steps), **options)
+    minutes = (time.perf_counter() - start) / 60
+    print(f"{steps} steps: {minutes:.1f} minutes with {torch.get_num_threads()} threads, {out / str(steps)}")
+    if ship:
+        folder = Path(io.__file__).parent / "models" / MODEL
+        shutil.copy(out / str(steps) / ddss.TABLE, folder / f"ggdm-{steps}.safetensors")
+
+
+def memory(name: str) -> int:
+    """KiB of this process, as Linux counts them."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def one(steps: int, rematerialise: bool) -> None:
+    """Print the peak of one iteration above what there was before it."""
+    subject = subjects.build(MODEL)
+    features = search.load_features(FEATURES)
+    options = {"iterations": 1, "batch_size": 64, "score_samples": 2, "progress": False, "variant": "time"}
+    before = memory("VmRSS")
+    search.ggdm(subject.model, subject.control[:64], steps, features=features, rematerialise=rematerialise, **options)
+    print(memory("VmHWM") - before)
+
+
+def measure() -> None:
+    found = {}
+    for rematerialise in (True, False):
+        for steps in (5, 20):
+            command = [sys.executable, __file__, "--one", str(steps), str(rematerialise)]
+            found[rematerialise, steps] = min(
+                int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)
+            )
+            print(f"{steps:2} steps, rematerialise={rematerialise}: {found[rematerialise, steps] / 1024:.0f} MiB")
+    print(
+        f"20 steps against 5: {found[True, 20] / found[True, 5]:.2f} times, {found[False, 20] / found[False, 5]:.2f} without"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("steps", nargs="*", type=int, default=list(RECIPE), help="network calls: 5, 10 (default: both)")
+    parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    parser.add_argument("--ship", action="store_true", help="replace the embedded tables")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--one", nargs=2, metavar=("STEPS", "REMATERIALISE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        one(int(args.one[0]), args.one[1] == "True")
+    elif args.memory:
+        measure()
+    else:
+        if unknown := set(args.steps) - set(RECIPE):
+            raise SystemExit(f"steps must be some of {', '.join(map(str, RECIPE))}: got {sorted(unknown)}")
+        for steps in args.steps:
+            learn(steps, args.out, args.ship)
+
+
+if __name__ == "__main__":
+    main()
