@@ -63,13 +63,11 @@ def measure() -> None:
     for rematerialise in (True, False):
         for steps in (5, 20):
             command = [sys.executable, __file__, "--one", str(steps), str(rematerialise)]
-            found[rematerialise, steps] = min(
-                int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)
-            )
+            runs = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3))
+            found[rematerialise, steps] = min(int(run.stdout) for run in runs)
             print(f"{steps:2} steps, rematerialise={rematerialise}: {found[rematerialise, steps] / 1024:.0f} MiB")
-    print(
-        f"20 steps against 5: {found[True, 20] / found[True, 5]:.2f} times, {found[False, 20] / found[False, 5]:.2f} without"
-    )
+    growth = [found[r, 20] / found[r, 5] for r in (True, False)]
+    print("20 steps need {:.2f} times the memory of 5, without rematerialisation {:.2f} times".format(*growth))
 
 
 def main() -> None:

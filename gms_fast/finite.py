@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def recorded(tensor: Tensor) -> bool:
+    """Whether the caller is compiled, or on the tensor's device captured in a CUDA graph: no value exists yet."""
+    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 class FiniteCheck:
     """Raises ValueError for tensors with NaN or infinity: at once on a CPU, in `report` for those on other devices.
 
@@ -17,7 +22,7 @@ class FiniteCheck:
 
     def see(self, tensor: Tensor, message: str) -> None:
         """Remember the extremes of `tensor`, which are finite where all of it is; `message` is its error."""
-        if torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if recorded(tensor):
             return
         if tensor.numel():
             self._seen.append((message, tensor.aminmax()))

@@ -1,5 +1,6 @@
 """The whole loop under torch.compile: one graph, the eager loop's values, and no compilation for new inputs."""
 
+import dataclasses
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from gms_fast.schedules import VPCosine, VPLinear
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 
 GAUSSIAN = statistics.gaussian(torch.linspace(-1, 1, 40 * 16).reshape(40, 1, 4, 4) ** 3, rank=3)
+TABLE = solvers.GGDMTable.of(solvers.UniP(), VPLinear(), VPLinear().timesteps(10, 0.7)[:-1])
 SOLVERS = {
     "gms": "gms",
     "free, element": solvers.GMS(fit="free", component="element"),
@@ -21,6 +23,8 @@ SOLVERS = {
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
     "dpm-solver++": "dpm-solver++",
     "er-sde": "er-sde",
+    "unip": "unip",
+    "ggdm": solvers.GGDM(TABLE),
     "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
     "teleport": solvers.Teleport(GAUSSIAN, 5.0, solvers.DPMSolverPP()),
     "teleport, direct": solvers.Teleport(GAUSSIAN, 0.2, solvers.ERSDE(), direct=True),
@@ -85,6 +89,16 @@ def test_loop_from_a_tensor_of_seeds(solver):
     net = MomentNet()
     for seeds in (torch.tensor([3, -1, 5, 0]), torch.tensor(3)):
         assert_compiles_once(lambda s: gms_fast.sample(net, n=4, seed=s, solver=solver), seeds, seeds + 7)
+
+
+def test_loop_with_a_table_that_was_learned_for_a_network():
+    """Its fingerprint cannot be taken in a graph; the eager loop takes it."""
+    net, other = MomentNet(), MomentNet()
+    other.slope.data.mul_(2)
+    solver = solvers.GGDM(dataclasses.replace(TABLE, network=statistics.fingerprint(net)))
+    assert_compiles_once(lambda x_T: gms_fast.sample(net, x_T=x_T, solver=solver), *states(net.sample_shape))
+    with pytest.raises(ValueError, match="network"):
+        gms_fast.sample(other, n=2, solver=solver)
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])

@@ -15,12 +15,14 @@ from gms_fast.schedules import VPLinear
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")]
 GAUSSIAN = statistics.load_gaussian("digits")
+TABLE = solvers.GGDMTable.of(solvers.UniP(), VPLinear(), VPLinear().timesteps(10, 0.7)[:-1])
 SOLVERS = {
     "gms": "gms",
     "free, element": solvers.GMS(fit="free", component="element"),
     "sn-ddpm": "sn-ddpm",
     "ddpm": "ddpm",
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
+    "ggdm": solvers.GGDM(TABLE),
     "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
     "teleport": solvers.Teleport(GAUSSIAN, 5.0, solvers.ERSDE()),
 }

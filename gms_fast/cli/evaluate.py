@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gms_fast.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SUMMARY = "Measure how good a model's samples are, by solver, time grid and number of steps."
 TABLES = "tables.md"
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         ),
     ]
     matrix.check(cells, args.n, args.data, args.schedule)
-    _prepare(args)
+    options.prepare_folder(args.out, _files(args.out), resume=args.resume, force=args.force)
     records = matrix.run(
         cells,
         args.out,
@@ -74,22 +78,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace) -> None:
-    """Make sure that the run may write to --out, and that records to be replaced are gone."""
-    if args.out.exists() and not args.out.is_dir():
-        raise FileExistsError(f"--out {args.out} is a file: a folder is wanted")
-    if args.force:
-        _clear(args.out)
-    elif not args.resume and args.out.exists() and any(args.out.iterdir()):
-        raise FileExistsError(f"--out {args.out} is not empty: add --resume to continue it or --force to start anew")
-
-
-def _clear(out: Path) -> None:
-    """Delete what a run writes, and nothing else that may lie beside it."""
+def _files(out: Path) -> Iterator[str]:
+    """What a run writes, relative to its folder."""
     from gms_fast.quality import matrix, report
 
     pictures = {f"{matrix.IMAGES}/{matrix.picture(cell)}" for cell in map(matrix.cell_of, matrix.read(out))}
-    for name in (matrix.SETTINGS, matrix.RECORDS, TABLES, *(f"{m}.png" for m in report.LABELS), *pictures):
-        (out / name).unlink(missing_ok=True)
-    if (out / matrix.IMAGES).is_dir() and not any((out / matrix.IMAGES).iterdir()):
-        (out / matrix.IMAGES).rmdir()
+    yield from (matrix.SETTINGS, matrix.RECORDS, TABLES, *(f"{m}.png" for m in report.LABELS), *pictures)

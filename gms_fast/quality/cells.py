@@ -28,7 +28,7 @@ class Cell:
     """model      a name of `subjects.names` or what `gms_fast.load` takes
     solver     "gms", "gms:fit=free,component=element", ... (`parse`), "diffusers:solver_order=2", ... (`rivals`), or a
                control, "real" | "gaussian"
-    grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as `schedule.timesteps` takes;
+    grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as in `schedule.timesteps`.
                "open 0.7" is that of a step more without its last time, from where there is little noise to remove
     steps      K; 0 for a control
     range      which samples: indices range * n .. (range + 1) * n - 1 of seed 0
