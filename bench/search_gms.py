@@ -1,16 +1,17 @@
 """Can a search of its few numbers make GMS better? `python bench/search_gms.py [--evaluations N]`.
 
-The times of 5 network calls on the embedded "mnist" (4 steps and the last call), `switch` of the covariance, `weight` and
-`clip_pixel`, by the loss of gms_fast.search on the same half of the data through the same network. A component is chosen,
-not differentiated, and the times of this schedule are integers: scipy's Nelder-Mead with common random numbers takes the
-place of Adam. Prints each evaluation, and writes bench/results/search_gms.json: the numbers that it found and what the
-quality measures, which the search did not see, say of fresh samples before and after.
+The times of 5 network calls on the embedded "mnist" (4 steps and the last call), `switch` of the covariance, `weight`
+and `clip_pixel`, by the loss of gms_fast.search on the same half of the data through the same network. A component is
+chosen, not differentiated, and the times of this schedule are integers: scipy's Nelder-Mead with common random numbers
+takes the place of Adam. Prints each evaluation, and writes bench/results/search_gms.json: the numbers that it found and
+what the quality measures, which the search did not see, say of fresh samples before and after.
 """
 
 import argparse
 import json
 import math
 import statistics as numbers
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def main() -> None:
 
     def judged(point: np.ndarray, distance: search.KernelDistance, n: int, offset: int) -> float:
         times, solver = made(point)
-        if any(not a > b for a, b in zip(times, times[1:], strict=False)):
+        if any(not a > b for a, b in pairwise(times)):
             return math.inf
         x = drawn(subject.model, times, solver, n, offset)
         return float(distance((features(x).double() - centre) / scale))
