@@ -24,10 +24,10 @@ from gms_fast.search import ddss
 
 MODEL, FEATURES = "mnist", "mnist5k"
 RECIPE = {  # network calls: settings
-    5: {"iterations": 600, "batch_size": 64},
-    10: {"iterations": 500, "batch_size": 32},
+    5: {"iterations": 120, "batch_size": 192},
+    10: {"iterations": 100, "batch_size": 128},
 }
-SETTINGS = {"variant": "time", "initial": "unip", "spacing": 0.7, "lr": 5e-3}
+SETTINGS = {"variant": "time", "initial": "unip", "spacing": 0.7}
 
 
 def learn(steps: int, out: Path, ship: bool) -> None:

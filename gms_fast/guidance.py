@@ -95,12 +95,13 @@ class Classifier(_Guided):
         return e - self.scale * step.sigma_t * self._gradient(x, t)
 
     def _gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        learned = x.requires_grad and torch.is_grad_enabled()  # then this gradient has one itself
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+            leaf = x if learned else x.detach().requires_grad_()
             log_prob = self.log_prob(leaf, t)
             if log_prob.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return {tuple(x.shape[:1])}: got {tuple(log_prob.shape)}")
-            return torch.autograd.grad(log_prob.sum(), leaf)[0]
+            return torch.autograd.grad(log_prob.sum(), leaf, create_graph=learned)[0]
 
 
 def _one(output: Tensor | NoiseMoments) -> Tensor:

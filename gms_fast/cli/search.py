@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--variant", choices=VARIANTS, default="time", help="what is learned (default: time)")
     add("--stochastic", action="store_true", help="learn the noise of each step too")
     add("--kernel", choices=("cubic", "linear"), default="cubic", help="of the distance (default: cubic)")
-    add("--iterations", type=options.positive, default=600, help="steps of Adam at most (default: 600)")
-    add("--batch-size", type=options.positive, default=64, help="samples of a step (default: 64)")
-    add("--lr", type=float, default=5e-3, help="peak learning rate (default: 5e-3)")
+    add("--iterations", type=options.positive, default=120, help="steps of Adam at most (default: 120)")
+    add("--batch-size", type=options.positive, default=192, help="samples of a step (default: 192)")
+    add("--lr", type=float, default=1e-2, help="peak learning rate (default: 1e-2)")
     add("--patience", type=options.positive, default=12, help="scores without progress that end it (default: 12)")
     add("--chunk", type=options.positive, default=32, help="samples the network sees at a time (default: 32)")
     add("--keep-activations", action="store_true", help="a third less time, for the memory of all steps")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     images = data.load(args.data)
     features = _features(args)
     model = gms_fast.load(args.model).to(device)
-    options.prepare_folder(args.out, (ddss.TABLE, ddss.CHECKPOINT, ddss.CURVE), resume=args.resume, force=args.force)
+    options.prepare_folder(args.out, (), resume=args.resume or args.force, force=False)
     search.ggdm(
         model,
         images,
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         chunk=args.chunk,
         rematerialise=not args.keep_activations,
         out=args.out,
+        replace=args.force,
         progress=sys.stderr.isatty(),
         **settings,
     )

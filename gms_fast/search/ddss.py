@@ -1,11 +1,13 @@
 """DDSS, differentiable diffusion sampler search: Watson et al., ICLR 2022 (arXiv 2202.05830).
 
-Every random number of iteration k is a counter-based draw of the samples k n .. (k+1) n - 1, so a search that was
-stopped and resumed walks through the same batches as one that never was.
+Every random number of iteration k is a counter-based draw of samples of its own, so a search that was stopped and
+resumed walks through the same batches as one that never was.
 """
 
 import csv
+import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ from gms_fast import network, ops, schedules, solvers
 from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
+from gms_fast.search.checks import check_features, check_model, frozen
 from gms_fast.search.distance import KERNELS, KernelDistance
-from gms_fast.search.features import Features, check_features, pixels
+from gms_fast.search.features import Features, pixels, seen
 from gms_fast.search.parameters import VARIANTS, Parameters
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import GGDMTable, Solver
@@ -30,8 +33,11 @@ from gms_fast.types import NoiseMoments, as_range
 
 TABLE, CHECKPOINT, CURVE = "table.safetensors", "checkpoint.pt", "curve.csv"
 FORMAT = "gms_fast search checkpoint 1"
-FIELDS = {"configuration", "iteration", "parameters", "average", "optimiser", "best", "curve"}
-HELD_OUT = 1 << 40  # index of the first of the samples that the score is taken of
+FIELDS = {"configuration", "iteration", "smooth", "parameters", "average", "optimiser", "best", "curve"}
+FILES = (TABLE, CHECKPOINT, f"{CHECKPOINT}.partial", CURVE)
+TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first indices of the samples of the loss and of the score, far from any in use
+
+_LEAST = 0.05  # of the largest spread of a feature: one that hardly varies is not made to count as much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +61,15 @@ class Settings:
     variant: str = "pred"
     stochastic: bool = False
     kernel: str = "cubic"
-    iterations: int = 1000
-    batch_size: int = 64
-    lr: float = 5e-3
-    warmup: int = 20
-    ema: float = 0.98
+    iterations: int = 120
+    batch_size: int = 192
+    lr: float = 1e-2
+    warmup: int = 5
+    ema: float = 0.9
     clip_norm: float = 1.0
     held_out: float = 0.2
     score_samples: int = 512
-    score_every: int = 25
+    score_every: int = 10
     patience: int = 12
     seed: int = 0
 
@@ -81,8 +87,12 @@ class Settings:
             raise ValueError(f"ema must lie in [0, 1): got {self.ema!r}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie in (0, 1), a share of the data: got {self.held_out!r}")
-        if self.iterations * self.batch_size >= HELD_OUT:
-            raise ValueError(f"iterations times batch_size must be below 2^40: got {self.iterations * self.batch_size}")
+        if self.iterations * self.batch_size > HELD_OUT - TRAINED:
+            raise ValueError(
+                f"iterations times batch_size must be at most 2^40: got {self.iterations * self.batch_size}"
+            )
+        if type(self.seed) is not int:
+            raise TypeError(f"seed must be an integer: got {self.seed!r}")
         ops.as_seed(self.seed)
 
     def lr_at(self, iteration: int) -> float:
@@ -107,24 +117,28 @@ def ggdm(
     rematerialise: bool = True,
     out: str | Path | None = None,
     resume: bool = True,
+    replace: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> GGDMTable:
     """The table that makes `steps` calls of a frozen network give samples nearest to data: all steps are unrolled, and
     Adam follows the gradient of the kernel distance between features of samples and of data to the table's numbers.
 
-    model     as for `gms_fast.sample`, differentiable; its weights stay
+    model     as for `gms_fast.sample`, differentiable; while it is used here it is in eval mode and takes no gradient
     data      (N, *shape), in the model's units
     steps     K >= 1, the network calls of the sampler
     initial   "ddim", "dpm-solver++", "unip", a linear solver or a table: where it starts
     spacing   grid of its times, as in `Schedule.grid`; None: the solver's, else the schedule's own
-    features  differentiable callable, images (n, *shape) -> (n, D): `load_features(..)`, a module; None: the pixels
+    features  differentiable callable, images (n, *shape) -> (n, D), such as `load_features(..)` or any module, which is
+              in eval mode meanwhile; None: the pixels
     clip      data range for E[x_0|x_t] and the sample, or None: what `sample` will be told
-    chunk     samples that the network sees at a time; any `batch_size` is accumulated exactly, and the results agree
+    dtype     of states: torch.float32 or torch.float64
+    chunk     samples that the network sees at a time; a `batch_size` of any size is accumulated exactly
     rematerialise  compute the inside of the network again on the way back: memory for one call instead of K, at half as
               much time again
     out       folder for `table.safetensors` (the best so far), `checkpoint.pt` and `curve.csv`; one that holds a search
-              is continued if `resume`, else refused. Without it nothing is left when it is stopped
+              is continued if `resume`, begun anew if `replace`, else refused. Without it nothing is left when it is
+              stopped
     settings  fields of `Settings`
     Returns the table with the best score on held-out data, which may be the first. Raises ValueError or TypeError
     naming the argument, FloatingPointError naming the iteration where the loss is NaN or infinite: the best table
@@ -134,10 +148,12 @@ def ggdm(
     schedule, form = network.described(model, schedule, prediction)
     schedule = schedules.build(schedule)
     table = _first(initial, schedule, steps, spacing)
-    table.check(model=model, schedule=schedule, steps=steps)
+    table.check(schedule=schedule, steps=_integer("steps", steps))
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype must be torch.float32 or torch.float64: got {dtype!r}")
+    shape = _check_data(model, data)
     weight = network.weight_of(model)
-    device = torch.device("cpu") if weight is None else weight.device
-    shape = _check_data(model, data, run)
+    features = pixels if features is None else features
     sampler = Sampler(
         model=model,
         schedule=schedule,
@@ -145,149 +161,152 @@ def ggdm(
         shape=shape,
         clip=None if clip is None else as_range(clip),
         seed=run.seed,
-        device=device,
+        device=data.device if weight is None else weight.device,
         dtype=dtype,
-        chunk=_positive("chunk", chunk),
+        chunk=_integer("chunk", chunk),
         rematerialise=rematerialise,
     )
-    features = pixels if features is None else features
-    check_features(features, shape, device)
-    configuration = {
-        **asdict(run),
-        "first": {name: getattr(table, name).tolist() for name in table.given},
-        "schedule": schedule.config,
-        "network": fingerprint(model),
-        "prediction": form,
-        "clip": None if clip is None else list(as_range(clip)),
-        "dtype": str(dtype),
-        "data": checkpoint.fingerprint([data]),
-        "features": fingerprint(features) or getattr(features, "__qualname__", type(features).__qualname__),
-    }
-    learned = [p for owner in (model, features) if isinstance(owner, nn.Module) for p in owner.parameters()]
-    wanted = [p.requires_grad for p in learned]
-    for p in learned:
-        p.requires_grad_(False)
-    try:
-        _check_model(sampler, table, run.variant)
-        search = _Search(run, sampler, features, data, table, configuration)
-        search.open(None if out is None else Path(out), resume)
+    with torch.enable_grad(), frozen(model, features):
+        sampler = check_model(sampler, table, run.variant)
+        check_features(features, shape, sampler.device, dtype)
+        search = _Search(run, sampler, features, data.to(dtype), table)
+        search.open(None if out is None else Path(out), resume, replace)
         return search.run(progress)
-    finally:
-        for p, before in zip(learned, wanted, strict=True):
-            p.requires_grad_(before)
 
 
 class _Search:
     """Parameters, their running average, the optimiser, the best table so far, and the curve of scores."""
 
     def __init__(
-        self,
-        settings: Settings,
-        sampler: Sampler,
-        features: Features,
-        data: Tensor,
-        table: GGDMTable,
-        configuration: dict[str, Any],
+        self, settings: Settings, sampler: Sampler, features: Features, data: Tensor, table: GGDMTable
     ) -> None:
-        self.settings, self.sampler, self.features, self.configuration = settings, sampler, features, configuration
-        self.parameters = Parameters(table, settings.variant, stochastic=settings.stochastic)
-        self.average = {n: p.detach().clone() for n, p in self.parameters.named_parameters()}
-        self.optimiser = torch.optim.Adam(self.parameters.parameters(), lr=settings.lr)
+        self.settings, self.sampler, self.features = settings, sampler, features
+        self.data, self.first, self.network = data, table, fingerprint(sampler.model)
+        self.parameters = self._new()
+        self.free = dict(self.parameters.named_parameters())
+        self.average = {name: p.detach().clone() for name, p in self.free.items()}
+        self.optimiser = torch.optim.Adam(self.free.values(), lr=settings.lr)
         self.iteration, self.smooth, self.folder = 0, math.nan, None
-        self.best: dict[str, Any] = {"score": math.inf, "iteration": 0, "parameters": self.average}
+        self.best: dict[str, Any] = {"score": math.inf, "iteration": 0, "parameters": None}  # None: the first table
         self.curve: list[list[float]] = []
         with torch.no_grad():
             real = self._seen(data).double()
-        self.centre, self.scale = real.mean(0), real.std(0).square().mean().sqrt()
+        self.centre, spread = real.mean(0), real.std(0)
+        if not 0 < float(spread.max()) < math.inf:
+            raise ValueError(f"features of data must be finite and differ: their spread is {float(spread.max()):g}")
+        self.scale = spread.clamp(min=_LEAST * float(spread.max()))
         real = (real - self.centre) / self.scale
         held = min(max(round(settings.held_out * len(data)), 2), len(data) - 2)
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(settings.seed & 0xFFFFFFFF))
+        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(settings.seed % (1 << 32)))
         self.loss, self.score = (KernelDistance(real[i], settings.kernel) for i in (order[held:], order[:held]))
 
-    def open(self, folder: Path | None, resume: bool) -> None:
-        """Go on from what is in the folder, if there is one."""
-        self.folder = folder
+    def _new(self) -> Parameters:
+        return Parameters(self.first, self.settings.variant, stochastic=self.settings.stochastic)
+
+    def open(self, folder: Path | None, resume: bool, replace: bool) -> None:
+        """Go on from what is in the folder, if there is something, or begin anew there."""
         if folder is None:
             return
-        path = folder / CHECKPOINT
+        self.folder, path = folder, folder / CHECKPOINT
+        if replace:
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
         if path.exists() and not resume:
             raise FileExistsError(f"out: {folder} already holds a search; resume it or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             state = checkpoint.read(path, FORMAT, FIELDS)
             message = f"{folder} was made with another configuration; choose another folder"
-            check_same(state["configuration"], self.configuration, message)
-            self.iteration, self.best, self.curve = state["iteration"], state["best"], state["curve"]
-            self.average = state["average"]
+            check_same(state["configuration"], self._configuration(), message)
+            self.iteration, self.smooth, self.best = state["iteration"], state["smooth"], state["best"]
+            self.average, self.curve = state["average"], state["curve"]
             self.parameters.load_state_dict(state["parameters"])
             self.optimiser.load_state_dict(state["optimiser"])
+
+    def _configuration(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        run, features = self.sampler, self.features
+        return {
+            **asdict(self.settings),
+            "first": {name: getattr(self.first, name).tolist() for name in self.first.given},
+            "schedule": run.schedule.config,
+            "network": self.network,
+            "prediction": run.form,
+            "clip": None if run.clip is None else list(run.clip),
+            "dtype": str(run.dtype),
+            "data": checkpoint.fingerprint([self.data]),
+            "features": fingerprint(features) or getattr(features, "__qualname__", type(features).__qualname__),
+        }
 
     def run(self, progress: bool) -> GGDMTable:
         every, total = self.settings.score_every, self.settings.iterations
         with tqdm(total=total, initial=self.iteration, disable=not progress, desc="search", unit="it") as bar:
             if not self.curve:
-                self._judge(bar)
+                self._judge(self.first.tau, self.first.updates(), None)
             while self.iteration < total and not self._stalled():
                 self.step()
-                bar.update()
                 if self.iteration % every == 0 or self.iteration == total:
-                    self._judge(bar)
+                    average = self._new()
+                    average.load_state_dict(self.average)
+                    self._judge(*self._made(average), self.average)
+                bar.set_postfix(score=f"{self.curve[-1][-1]:.4g}", best=f"{self.best['score']:.4g}", refresh=False)
+                bar.update()
+        self._save()
         return self.table()
 
     def step(self) -> None:
         """One iteration of Adam."""
-        settings, n = self.settings, self.settings.batch_size
-        try:
-            made = self.parameters()
-            x = self.sampler(made["tau"], self.parameters.updates(made), n, self.iteration * n)
-        except ValueError as error:  # the guard of the marginals
-            raise self._diverged(str(error)) from error
+        n = self.settings.batch_size
+        x = self.sampler(*self._made(self.parameters), n, TRAINED + self.iteration * n)
         loss = self.loss(self._normalised(x))
-        if not bool(loss.isfinite()):
-            raise self._diverged(f"loss is {float(loss):g}")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters.parameters(), settings.clip_norm)
-        if not bool(norm.isfinite()):
-            raise self._diverged(f"the gradient's norm is {float(norm):g}")
-        self.optimiser.param_groups[0]["lr"] = settings.lr_at(self.iteration)
+        self._check("loss", loss)
+        slopes = torch.autograd.grad(loss, self.free.values(), allow_unused=True, materialize_grads=True)
+        for p, slope in zip(self.free.values(), slopes, strict=True):
+            p.grad = slope
+        self._check("the gradient's norm", nn.utils.clip_grad_norm_(self.free.values(), self.settings.clip_norm))
+        self.optimiser.param_groups[0]["lr"] = self.settings.lr_at(self.iteration)
         self.optimiser.step()
-        decay = min(settings.ema, (1 + self.iteration) / (10 + self.iteration))
-        for name, p in self.parameters.named_parameters():
-            self.average[name] = torch.lerp(self.average[name], p.detach(), 1 - decay)
+        decay = min(self.settings.ema, (1 + self.iteration) / (10 + self.iteration))
+        self.average = {name: torch.lerp(self.average[name], p.detach(), 1 - decay) for name, p in self.free.items()}
         self.smooth = loss.item() if math.isnan(self.smooth) else 0.9 * self.smooth + 0.1 * loss.item()
         self.iteration += 1
 
     def table(self) -> GGDMTable:
         """The best so far."""
-        return self._of(self.best["parameters"]).table(self.configuration["network"])
+        values = self.best["parameters"]
+        if values is None:
+            return dataclasses.replace(self.first, network=self.network)
+        best = self._new()
+        best.load_state_dict(values)
+        return best.table(self.network)
 
-    def _of(self, values: dict[str, Tensor]) -> Parameters:
-        made = Parameters(self.parameters.first, self.settings.variant, stochastic=self.settings.stochastic)
-        made.load_state_dict(values)
-        return made
+    def _made(self, parameters: Parameters) -> tuple[Tensor, list]:
+        """Times and updates of these numbers."""
+        try:
+            made = parameters()
+            return made["tau"], parameters.updates(made)
+        except ValueError as error:  # the guard of the marginals
+            raise self._diverged(str(error)) from error
 
     def _seen(self, images: Tensor) -> Tensor:
         """Features (N, D), a few at a time."""
-        return self.sampler.in_chunks(lambda part: self.features(part.to(self.sampler.device)), images)
+        return self.sampler.in_chunks(lambda part: seen(self.features, part.to(self.sampler.device)), images)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Features less the mean of those of data, in units of their spread: then the kernel's powers weigh alike."""
+        """Features less the mean of those of data, each in units of its spread: then they, and the kernel's powers,
+        weigh alike.
+        """
         return (self._seen(images).double() - self.centre) / self.scale
 
     @torch.no_grad()
-    def _judge(self, bar: tqdm) -> None:
-        """Score the averaged table, keep it if it is the best, and write everything down."""
-        average = self._of(self.average)
-        made = average()
-        x = self.sampler(made["tau"], average.updates(made), self.settings.score_samples, HELD_OUT)
-        score = float(self.score(self._normalised(x)))
-        if not math.isfinite(score):
-            raise self._diverged(f"the score is {score:g}")
-        if score < self.best["score"]:
-            self.best = {"score": score, "iteration": self.iteration, "parameters": dict(self.average)}
-        self.curve.append([self.iteration, self.smooth, score])
-        bar.set_postfix(score=f"{score:.4g}", best=f"{self.best['score']:.4g}")
+    def _judge(self, tau: Tensor, updates: list, parameters: dict[str, Tensor] | None) -> None:
+        """Score a table, keep what made it if it is the best, and write everything down."""
+        x = self.sampler(tau, updates, self.settings.score_samples, HELD_OUT)
+        score = self.score(self._normalised(x))
+        self._check("the score", score)
+        if float(score) < self.best["score"]:
+            self.best = {"score": float(score), "iteration": self.iteration, "parameters": parameters}
+        self.curve.append([self.iteration, self.smooth, float(score)])
         self._save()
 
     def _stalled(self) -> bool:
@@ -295,11 +314,16 @@ class _Search:
         return sum(iteration > self.best["iteration"] for iteration, *_ in self.curve) >= self.settings.patience
 
     def _save(self) -> None:
+        """Write everything down, the checkpoint last: what it stands for is there when it is."""
         if self.folder is None:
             return
+        self.table().save(self.folder / TABLE)
+        with (self.folder / CURVE).open("w", newline="") as file:
+            csv.writer(file).writerows([["iteration", "loss", "score"], *self.curve])
         state = {
-            "configuration": self.configuration,
+            "configuration": self._configuration(),
             "iteration": self.iteration,
+            "smooth": self.smooth,
             "parameters": self.parameters.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
@@ -307,12 +331,14 @@ class _Search:
             "curve": self.curve,
         }
         checkpoint.write(self.folder / CHECKPOINT, state, FORMAT)
-        self.table().save(self.folder / TABLE)
-        with (self.folder / CURVE).open("w", newline="") as file:
-            csv.writer(file).writerows([["iteration", "loss", "score"], *self.curve])
+
+    def _check(self, name: str, value: Tensor) -> None:
+        if not bool(value.isfinite()):
+            raise self._diverged(f"{name} is {float(value):g}")
 
     def _diverged(self, what: str) -> FloatingPointError:
-        kept = "" if self.folder is None else f"; the best table so far is {self.folder / TABLE}"
+        path = None if self.folder is None else self.folder / TABLE
+        kept = f"; the best table so far is {path}" if path is not None and path.exists() else ""
         return FloatingPointError(f"search diverged: {what} at iteration {self.iteration}{kept}; try a lower lr")
 
 
@@ -321,18 +347,17 @@ def _first(initial: str | Solver | GGDMTable, schedule: Schedule, steps: int, sp
         if spacing is not None:
             raise ValueError(f"spacing must not be given beside a table, which has its times: got {spacing!r}")
         return initial
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1: got {steps!r}")
     solver = solvers.build(initial)
     spacing = next(s for s in (spacing, solver.spacing, schedule.spacing) if s is not None)
-    return GGDMTable.of(solver, schedule, [float(t) for t in schedule.grid(steps, spacing)][:-1])
+    return GGDMTable.of(solver, schedule, [float(t) for t in schedule.grid(_integer("steps", steps), spacing)][:-1])
 
 
-def _check_data(model: object, data: Tensor, run: Settings) -> tuple[int, ...]:
+def _check_data(model: object, data: object) -> tuple[int, ...]:
+    """Shape of one sample."""
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or len(data) < 4:
         got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(f"data must be a floating tensor (N, *shape) of at least 4 samples: got {got}")
-    shape = tuple(getattr(model, "sample_shape", data.shape[1:]))
+    shape = tuple(getattr(model, "sample_shape", None) or data.shape[1:])
     if tuple(data.shape[1:]) != shape:
         raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
     if not bool(data.isfinite().all()):
@@ -340,20 +365,11 @@ def _check_data(model: object, data: Tensor, run: Settings) -> tuple[int, ...]:
     return shape
 
 
-def _check_model(sampler: Sampler, table: GGDMTable, variant: str) -> None:
-    """Raise ValueError where no gradient comes back through the network."""
-    x = torch.zeros(1, *sampler.shape, device=sampler.device, dtype=sampler.dtype, requires_grad=True)
-    time = sampler.schedule.network_time(table.tau[-1:]).to(sampler.device, torch.float32).requires_grad_()
-    slopes = [None, None]
-    if (output := sampler.network(x, time)).requires_grad:
-        slopes = torch.autograd.grad(output.sum(), (x, time), allow_unused=True)
-    if slopes[0] is None:
-        raise ValueError("model must let a gradient through to x: look for torch.no_grad or detach in it")
-    if variant == "time" and slopes[1] is None:
-        raise ValueError('variant "time" needs a network that is differentiable in t, with a smooth embedding of times')
-
-
-def _positive(name: str, value: object) -> int:
-    if type(value) is not int or value < 1:
+def _integer(name: str, value: object) -> int:
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = 0
+    if isinstance(value, bool) or found < 1:
         raise ValueError(f"{name} must be an integer of at least 1: got {value!r}")
-    return value
+    return found

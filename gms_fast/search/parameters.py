@@ -7,7 +7,7 @@ from torch.nn.functional import softplus
 from gms_fast.solvers.ggdm import GGDMTable, tied, update_weights
 
 VARIANTS = ("ggdm", "pred", "time", "constrained")
-_QUIET = 0.02  # of sigma at first, where it is learned: at 0 its gradient would be 0
+_QUIET = 0.02  # of sigma_t: least sigma[t] at first, where it is learned: at 0 its gradient would be 0
 
 
 class Parameters(nn.Module):
@@ -35,6 +35,21 @@ class Parameters(nn.Module):
         mask[1:, 0] = float(variant != "constrained")
         mask[[0, K]] = 0
         self.mask = mask
+        self._check_start()
+
+    @torch.no_grad()
+    def _check_start(self) -> None:
+        """Raise ValueError where there is nothing to learn, or the variant has no place for the first table."""
+        if self.variant in ("ggdm", "constrained") and self.first.steps == 1:
+            raise ValueError(f'variant "{self.variant}" has nothing to learn at steps = 1: take "pred"')
+        made, wanted = self(), self.first.updates()
+        for (got, _), (weights, _) in zip(self.updates(made), wanted, strict=True):
+            loose = 1e-2 if self.stochastic else 1e-9  # more noise makes the marginals wider
+            if not torch.allclose(got, weights, rtol=loose, atol=loose):
+                raise ValueError(
+                    f'initial must be a table that variant "{self.variant}" can begin as, with the data estimate or '
+                    'the marginals that it keeps: take "pred" or "time"'
+                )
 
     def forward(self) -> dict[str, Tensor]:
         """tau, mu, sigma and, if they are free, c and d of the table, differentiable."""
@@ -42,7 +57,7 @@ class Parameters(nn.Module):
         mu = self.first.mu + self.mask * self.mu
         if self.variant == "constrained":
             alpha, s = self._levels(tau)
-            eta = torch.cat([sigma[:1], (sigma[1:] / s[1:]).clamp(max=1)])
+            eta = torch.cat([sigma[:1], (sigma[1:] / s[1:]).clamp(max=0.999)])  # at 1 no older state would count
             mu, sigma = matched(mu, eta, alpha, s)
         made = {"tau": tau, "mu": mu, "sigma": sigma}
         return made | (self._prediction(tau) if self.variant in ("pred", "time") else {})
@@ -73,20 +88,20 @@ class Parameters(nn.Module):
         first = self.first.sigma
         if not self.stochastic:
             return first
-        start = first[1:-1].clamp(min=_QUIET)
+        start = torch.maximum(first, _QUIET * self.first.schedule.sigma(self.first.tau))[1:-1]
         inner = softplus(torch.log(torch.expm1(start)) + self.sigma[1:-1])
         return torch.cat([first[:1], inner, first[-1:]])
 
     def _prediction(self, tau: Tensor) -> dict[str, Tensor]:
         """c and d of p m + q x_t = (p/alpha_t + q) x_t - p sigma_t/alpha_t eps; p starts from 1 and q from 0, or where
         the first table has them."""
-        first, (alpha, sigma) = self.first, self._levels(tau)
+        first = self.first
         c, d = (first.c, first.d) if first.c is not None else tied(first.mu, first.sigma)
-        a, s = self._levels(first.tau)
-        p, q = d * a / s * (1 + self.p), c - d / s + self.q
-        keep = torch.ones_like(c)
-        keep[0] = 0
-        return {"c": keep * (p / alpha + q), "d": keep * p * sigma / alpha}
+        levels = (*self._levels(tau), *self._levels(first.tau), c, d, self.p, self.q)
+        alpha, sigma, a, s, c, d, p, q = (values[1:] for values in levels)  # clean data may have no noise to divide by
+        p, q = d * a / s * (1 + p), c - d / s + q
+        made = {"c": p / alpha + q, "d": p * sigma / alpha}
+        return {name: torch.cat([torch.zeros_like(value[:1]), value]) for name, value in made.items()}
 
 
 def _new(*size: int) -> nn.Parameter:

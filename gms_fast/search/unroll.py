@@ -39,7 +39,7 @@ class Sampler:
     clip: tuple[float, float] | None
     seed: int
     device: torch.device
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  # or float64
     chunk: int = 32
     rematerialise: bool = True
 
@@ -53,7 +53,8 @@ class Sampler:
         x = float(self.schedule.sigma(tau[-1].detach())) * ops.philox_normal(size, stream=INITIAL, **draw)
         older: list[Tensor] = []
         for i, (weights, std) in enumerate(updates):
-            m = self.estimate(x, tau[len(tau) - 1 - i])
+            t = tau[len(tau) - 1 - i]
+            m = self.estimate(x, t if i else t.detach())  # x_T and its time are given
             numbers = weights.to(self.device).unbind()
             z = ops.philox_normal(size, step=i, **draw) if bool(std > 0) else torch.zeros((), device=self.device)
             terms = [m, *older[: len(numbers) - 2]]
@@ -62,10 +63,14 @@ class Sampler:
 
     def estimate(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0|x_t], clipped to the data range."""
-        time = self.schedule.network_time(t).to(self.device, torch.promote_types(x.dtype, torch.float32))
+        time = self.network_time(t)
         output = self.in_chunks(lambda part: self.network(part, time.expand(len(part))), x, time.requires_grad)
         level = _Level(*(values(t).to(self.device) for values in (self.schedule.alpha, self.schedule.sigma)))
         return prediction.estimate(output, x, level, self.form, self.clip).x0()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network takes for time t."""
+        return self.schedule.network_time(t).to(self.device, self.dtype)
 
     def in_chunks(self, f: Callable[[Tensor], Tensor], x: Tensor, learned: bool = False) -> Tensor:
         """f(x), row by row independent, of a few rows at a time; `learned` if f has a gradient of its own."""

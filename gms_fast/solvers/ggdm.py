@@ -19,6 +19,7 @@ from gms_fast.network import weight_of
 from gms_fast.ops.checks import MAX_TERMS
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
+from gms_fast.schedules.base import listed
 from gms_fast.solvers.base import Multistep, Solver, StepContext, check_signal
 from gms_fast.statistics import files, fingerprint
 
@@ -43,11 +44,11 @@ def marginals(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 def tied(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """c, d (K+1,) of the data estimate c_t x_t - d_t eps that the marginals give: 1/a_t and sqrt(v_t)/a_t.
 
-    Raises ValueError where |a_t| <= 1e-4.
+    Raises ValueError where |a_t| <= 1e-4, t < K (a_K is the schedule's own).
     """
     a, v = marginals(mu, sigma)
-    if bool((a[1:].abs() <= _LEAST).any()):
-        level = 1 + int(a[1:].abs().argmin())
+    if bool((a[1:-1].abs() <= _LEAST).any()):
+        level = 1 + int(a[1:-1].abs().argmin())
         raise ValueError(f"mu must leave a signal at every level, |a_t| > {_LEAST:g}: got a_{level} = {a[level]:g}")
     a = torch.cat([torch.ones_like(a[:1]), a[1:]])
     first = torch.zeros_like(a[:1])
@@ -100,7 +101,7 @@ class GGDMTable:
         if (self.c is None) != (self.d is None):
             raise ValueError("c, d must be given both or neither")
         for name in self.given:
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach()
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach().clone()
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{name} must be finite: it holds NaN or infinity")
             object.__setattr__(self, name, value)
@@ -158,13 +159,17 @@ class GGDMTable:
     def of(cls, solver: Multistep, schedule: Schedule, times: Sequence[float]) -> "GGDMTable":
         """The table that does as a linear solver does: DDIM, DPMSolverPP or UniP, say.
 
-        times  K of them, noisiest first, where the network is called; the last step is to E[x_0|x_t]
+        times  K of them, noisiest first, where the network is called, before the last one of the schedule; the last
+               step is to E[x_0|x_t]
         An older data estimate is a linear function of the states around it, if no noise came between: raises ValueError
         for a solver with noise and history.
         """
         if not isinstance(solver, Multistep):
             raise TypeError(f"solver must be a linear one, such as DDIM() or DPMSolverPP(): got {solver!r}")
         times = [float(t) for t in times]
+        if not times or not times[-1] > schedule.t_min:
+            got = f"{times[-1]:g}" if times else "none"
+            raise ValueError(f"times must end before t = {schedule.t_min:g}, the last one of {schedule!r}: got {got}")
         check_signal(solver, schedule, times)
         K = len(times)
         tau = torch.tensor([*times, schedule.t_min], dtype=torch.float64).flip(0)
@@ -239,7 +244,7 @@ def load_table(name_or_path: str | Path) -> GGDMTable:
     shipped = {f"{path.parent.name}/{path.stem.removeprefix(_SHIPPED)}": path for path in folder.glob(f"*/{_SHIPPED}*")}
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
-        known = ", ".join(sorted(shipped))
+        known = ", ".join(sorted(shipped)) or "those embedded, of which there are none"
         raise FileNotFoundError(f"table must be a file or one of {known}: nothing is at {name_or_path}")
     return GGDMTable.load(path)
 
@@ -284,8 +289,7 @@ class GGDM(Solver):
         own = self.table.times
         self.table.check(schedule=schedule, steps=wanted if isinstance(wanted, int) else len(wanted) - 1)
         if not isinstance(wanted, int) and any(abs(a - b) > 1e-6 * own[0] for a, b in zip(own, wanted, strict=True)):
-            listed = ", ".join(f"{t:g}" for t in own)
-            raise ValueError(f"timesteps must be those of the table, {listed}: got {list(wanted)}")
+            raise ValueError(f"timesteps must be those of the table, {listed(own)}: got {listed(wanted)}")
         if t_max is not None or spacing is not None:
             raise ValueError(
                 f"GGDM goes through the times of its table, from t = {own[0]:g} on: it takes no other grid"
@@ -293,6 +297,10 @@ class GGDM(Solver):
         return own
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Update]:
+        if len(times) != len(self.table.tau):
+            raise ValueError(
+                f"GGDM goes through all times of its table, {listed(self.table.times)}: got {listed(times)}"
+            )
         updates = [([float(w) for w in weights], float(std)) for weights, std in self.table.updates()]
         reach = [max((j for j, w in enumerate(weights[2:], start=1) if w != 0), default=0) for weights, _ in updates]
         plan = []

@@ -9,6 +9,8 @@ import numpy as np
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Multistep, check_order
 
+_NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(40) + np.array([[1], [0]])) / 2  # of [0, 1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniP(Multistep):
@@ -41,9 +43,8 @@ class UniP(Multistep):
 
 def _weights(h: float, r: np.ndarray) -> list[float]:
     """int_0^h e^{-(h-u)} of the polynomials that are 1 at one r and 0 at the others; r[0] = 0."""
-    integrals = [-math.expm1(-h)]
     if len(r) == 1:
-        return integrals
-    for k in range(1, len(r)):
-        integrals.append(h**k - k * integrals[-1])
-    return list(np.linalg.solve((r[:, None] ** np.arange(len(r))).T, integrals))
+        return [-math.expm1(-h)]
+    powers = np.arange(len(r))  # of u/h
+    integrals = (_WEIGHTS * h * np.exp(h * (_NODES - 1))) @ _NODES[:, None] ** powers
+    return list(np.linalg.solve(((r / h)[:, None] ** powers).T, integrals))

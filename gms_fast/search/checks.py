@@ -1,0 +1,83 @@
+"""What a search asks of a network and of features before it starts, and the state that it keeps them in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from gms_fast import network, prediction
+from gms_fast.search.features import seen
+from gms_fast.search.unroll import Sampler
+from gms_fast.solvers import GGDMTable
+from gms_fast.steps import StepCoefficients
+
+
+@contextmanager
+def frozen(*owners: object) -> Iterator[None]:
+    """The modules among `owners` in eval mode and without gradients of their weights, and then as they were."""
+    modules = [m for owner in owners if isinstance(owner, nn.Module) for m in owner.modules()]
+    modes = [(m, m.training) for m in modules]
+    wanted = [(p, p.requires_grad) for m in modules for p in m.parameters(recurse=False)]
+    try:
+        for m in modules:
+            m.training = False
+        for p, _ in wanted:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for p, before in wanted:
+            p.requires_grad_(before)
+
+
+def check_model(sampler: Sampler, table: GGDMTable, variant: str) -> Sampler:
+    """The sampler, told whether its model gives moments. Raises TypeError or ValueError for one that gives something
+    else, or no gradient.
+    """
+    t, shape = table.tau[-1:], sampler.shape
+    x = torch.linspace(-1, 1, torch.Size(shape).numel(), device=sampler.device, dtype=sampler.dtype).view(1, *shape)
+    x, time = x.requires_grad_(), sampler.network_time(t).requires_grad_()
+    output = network.call(sampler.model, x, time, first=True)
+    step = StepCoefficients.at(sampler.schedule, float(t))
+    said = prediction.estimate(output, x, step, sampler.form).output
+    sampler = sampler if isinstance(said, Tensor) else replace(sampler, form="noise")
+    said = said if isinstance(said, Tensor) else said.e1
+    slopes = [None, None]
+    if said.requires_grad:
+        slopes = torch.autograd.grad(said.sum(), (x, time), allow_unused=True)
+    if slopes[0] is None:
+        raise ValueError("model must let a gradient through to x: look for torch.no_grad or detach in it")
+    if variant == "time" and slopes[1] is None:
+        raise ValueError('variant "time" needs a network that is differentiable in t, with a smooth embedding of times')
+    return sampler
+
+
+def check_features(features: object, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> int:
+    """Width of the features (N, width) of samples (N, *shape). Raises TypeError or ValueError for what is none.
+
+    They must be finite, one row a sample, and let a gradient through.
+    """
+    if not callable(features):
+        raise TypeError(f"features must be callable as features(images) -> (N, D): got {type(features).__name__}")
+    weight = network.weight_of(features)
+    if weight is not None and weight.device != device:
+        raise ValueError(f"features must be on the model's device, {device}: got {weight.device}")
+    size = torch.Size(shape).numel()
+    probe = torch.linspace(-1, 1, 2 * size, device=device, dtype=dtype).view(2, *shape).requires_grad_()
+    with torch.enable_grad():
+        found = seen(features, probe)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"features must return (N, D) for images (N, {', '.join(map(str, shape))}): got {got}")
+        if not bool(found.isfinite().all()):
+            raise ValueError("features must be finite: they hold NaN or infinity for images in [-1, 1]")
+        slope = torch.autograd.grad(found.sum(), probe, allow_unused=True)[0] if found.requires_grad else None
+    if slope is None:
+        raise ValueError(
+            "features must let a gradient through to the images: they return a tensor without one; "
+            "look for torch.no_grad, detach or rounding in them"
+        )
+    return found.shape[1]
