@@ -73,10 +73,13 @@ ONLY = {  # folder: the parts of gms_fast that it may import
     "gms_fast/ops": ["ops", "reference", "kernels", "_native", "dispatch", "arguments", "layout", "steps", "types"],
 }
 NEVER = {  # folder: the parts of gms_fast that it must not import
-    "gms_fast/solvers": ["kernels", "_native", "_C", "reference", "dispatch", "sampling", "models", "training", "io"],
+    "gms_fast/solvers": [
+        *("kernels", "_native", "_C", "reference", "dispatch", "sampling", "models", "training", "io", "search"),
+    ],
     "gms_fast/sampling.py": ["kernels", "_native", "_C", "reference", "dispatch", "models", "training", "io"],
     "gms_fast/models": ["ops", "solvers", "sampling", "kernels", "_native", "reference", "training"],
-    "gms_fast/training": ["ops", "solvers", "sampling", "kernels", "_native", "reference"],
+    "gms_fast/training": ["ops", "solvers", "sampling", "kernels", "_native", "reference", "search"],
+    "gms_fast/search": ["kernels", "_native", "_C", "dispatch", "models", "io", "quality"],
 }
 
 
