@@ -121,7 +121,7 @@ def with_gaussian(model: str) -> list[Cell]:
 
 
 def learned(model: str, calls: Iterable[int]) -> list[Cell]:
-    """Learned tables, the solvers on the times that they began from, and the best of the other groups."""
+    """Learned tables, solvers on the times (rounded) that they began from, and the best of the other groups."""
     began = {text: ["open 0.7"] for text in ("ddim", "dpm-solver++", "unip")}
     best = {v: ["0.7"] for v in V3} | after(20, V3, "1.2")
     return [c for k in calls for c in at_calls(model, began | best | {f"ggdm:table=STATISTICS/{k}": ["default"]}, [k])]

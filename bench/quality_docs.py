@@ -101,6 +101,7 @@ def draw() -> None:
     columns = {f"K = {k}": [Cell("mnist", s, "0.5", k) for _, s in STRIPS] for k in (5, 10)}
     strips(PICTURES / "samples.png", "mnist", [name for name, _ in STRIPS], columns)
     strips(PICTURES / "samples-gaussian.png", "gaussian", *compared())
+    strips(PICTURES / "samples-ggdm.png", "ggdm", *learned())
 
 
 def compared() -> tuple[list[str], dict[str, list[Cell]]]:
@@ -114,6 +115,15 @@ def compared() -> tuple[list[str], dict[str, list[Cell]]]:
     }
     columns = {f"{k} calls": [Cell("mnist", s, g, k - extra_calls(s)) for s, g in rows.values()] for k in (5, 10)}
     return list(rows), columns
+
+
+def learned() -> tuple[list[str], dict[str, list[Cell]]]:
+    """Rows and columns of the strips of group ggdm: what learned tables began from, and what they became."""
+    columns = {}
+    for k in (5, 10):
+        began = [Cell("mnist", solver, "open 0.7", k - 1) for solver in ("ddim", "unip")]
+        columns[f"{k} calls"] = [*began, Cell("mnist", f"ggdm:table=mnist/{k}", steps=k)]
+    return ["DDIM", "UniP", "learned"], columns
 
 
 def strips(path: Path, group: str, labels: list[str], columns: dict[str, list[Cell]]) -> None:

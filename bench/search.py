@@ -5,10 +5,11 @@ against, through the digit network of gms_fast.search, and go to FOLDER/K; a fin
 gms_fast/models/mnist/ggdm-K.safetensors with --ship. Interrupted, the same command goes on.
 
 --memory  instead: the peak of one iteration at 5 and 20 steps, with rematerialisation and without, above what there was
-          before it, each in a process of its own
+          before it, each in processes of its own, the least of three; to bench/results/search_memory.json
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from timing import environment
 
 from gms_fast import io, search
 from gms_fast.quality import subjects
@@ -24,8 +26,8 @@ from gms_fast.search import ddss
 
 MODEL, FEATURES = "mnist", "mnist5k"
 RECIPE = {  # network calls: settings
-    5: {"iterations": 120, "batch_size": 192},
-    10: {"iterations": 100, "batch_size": 128},
+    5: {"iterations": 120, "batch_size": 192, "rematerialise": False},
+    10: {"iterations": 70, "batch_size": 96, "lr": 6e-3, "chunk": 16},
 }
 SETTINGS = {"variant": "time", "initial": "unip", "spacing": 0.7}
 
@@ -34,7 +36,7 @@ def learn(steps: int, out: Path, ship: bool) -> None:
     subject = subjects.build(MODEL)
     features = search.load_features(FEATURES)
     start = time.perf_counter()
-    options = SETTINGS | RECIPE[steps] | {"rematerialise": False, "progress": sys.stderr.isatty()}
+    options = SETTINGS | RECIPE[steps] | {"progress": sys.stderr.isatty()}
     search.ggdm(subject.model, subject.control, steps, features=features, out=out / str(steps), **options)
     minutes = (time.perf_counter() - start) / 60
     print(f"{steps} steps: {minutes:.1f} minutes with {torch.get_num_threads()} threads, {out / str(steps)}")
@@ -66,8 +68,11 @@ def measure() -> None:
             runs = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3))
             found[rematerialise, steps] = min(int(run.stdout) for run in runs)
             print(f"{steps:2} steps, rematerialise={rematerialise}: {found[rematerialise, steps] / 1024:.0f} MiB")
-    growth = [found[r, 20] / found[r, 5] for r in (True, False)]
-    print("20 steps need {:.2f} times the memory of 5, without rematerialisation {:.2f} times".format(*growth))
+    growth = [round(found[r, 20] / found[r, 5], 2) for r in (True, False)]
+    print("20 steps need {} times the memory of 5, without rematerialisation {} times".format(*growth))
+    peaks = {f"{k} steps, {'' if r else 'no '}rematerialisation": round(v / 1024) for (r, k), v in found.items()}
+    record = {"environment": environment(), "MiB": peaks, "growth": growth}
+    (Path(__file__).parent / "results" / "search_memory.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
