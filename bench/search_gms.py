@@ -68,9 +68,9 @@ def main() -> None:
     args = parser.parse_args()
     subject = subjects.build("mnist")
     features, made = search.load_features("mnist5k"), Numbers(subject.model.schedule)
-    real = features(subject.control).double()
-    centre, scale = real.mean(0), real.std(0).square().mean().sqrt()
-    real = (real - centre) / scale
+    real = features(subject.control)
+    units = search.Units(real)
+    real = units(real)
     loss, score = search.KernelDistance(real[SCORE:]), search.KernelDistance(real[:SCORE])
 
     def judged(point: np.ndarray, distance: search.KernelDistance, n: int, offset: int) -> float:
@@ -78,7 +78,7 @@ def main() -> None:
         if any(not a > b for a, b in pairwise(times)):
             return math.inf
         x = drawn(subject.model, times, solver, n, offset)
-        return float(distance((features(x).double() - centre) / scale))
+        return float(distance(units(features(x))))
 
     def evaluate(point: np.ndarray) -> float:
         value = judged(point, loss, SEARCH, FRESH)

@@ -5,5 +5,6 @@ the few hundred numbers of its table (Watson et al. 2022, arXiv 2202.05830).
 from gms_fast.search.ddss import Settings as Settings
 from gms_fast.search.ddss import ggdm as ggdm
 from gms_fast.search.distance import KernelDistance as KernelDistance
+from gms_fast.search.distance import Units as Units
 from gms_fast.search.features import DigitFeatures as DigitFeatures
 from gms_fast.search.features import load_features as load_features

@@ -22,7 +22,7 @@ from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
 from gms_fast.search.checks import check_features, check_model, frozen
-from gms_fast.search.distance import KERNELS, KernelDistance
+from gms_fast.search.distance import KERNELS, KernelDistance, Units
 from gms_fast.search.features import Features, pixels, seen
 from gms_fast.search.parameters import VARIANTS, Parameters
 from gms_fast.search.unroll import Sampler
@@ -36,8 +36,6 @@ FORMAT = "gms_fast search checkpoint 1"
 FIELDS = {"configuration", "iteration", "smooth", "parameters", "average", "optimiser", "best", "curve"}
 FILES = (TABLE, CHECKPOINT, f"{CHECKPOINT}.partial", CURVE)
 TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first indices of the samples of the loss and of the score, far from any in use
-
-_LEAST = 0.05  # of the largest spread of a feature: one that hardly varies is not made to count as much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +188,9 @@ class _Search:
         self.best: dict[str, Any] = {"score": math.inf, "iteration": 0, "parameters": None}  # None: the first table
         self.curve: list[list[float]] = []
         with torch.no_grad():
-            real = self._seen(data).double()
-        self.centre, spread = real.mean(0), real.std(0)
-        if not 0 < float(spread.max()) < math.inf:
-            raise ValueError(f"features of data must be finite and differ: their spread is {float(spread.max()):g}")
-        self.scale = spread.clamp(min=_LEAST * float(spread.max()))
-        real = (real - self.centre) / self.scale
+            real = self._seen(data)
+        self.units = Units(real)
+        real = self.units(real)
         held = min(max(round(settings.held_out * len(data)), 2), len(data) - 2)
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(settings.seed % (1 << 32)))
         self.loss, self.score = (KernelDistance(real[i], settings.kernel) for i in (order[held:], order[:held]))
@@ -258,7 +253,7 @@ class _Search:
         """One iteration of Adam."""
         n = self.settings.batch_size
         x = self.sampler(*self._made(self.parameters), n, TRAINED + self.iteration * n)
-        loss = self.loss(self._normalised(x))
+        loss = self.loss(self.units(self._seen(x)))
         self._check("loss", loss)
         slopes = torch.autograd.grad(loss, self.free.values(), allow_unused=True, materialize_grads=True)
         for p, slope in zip(self.free.values(), slopes, strict=True):
@@ -292,17 +287,11 @@ class _Search:
         """Features (N, D), a few at a time."""
         return self.sampler.in_chunks(lambda part: seen(self.features, part.to(self.sampler.device)), images)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        """Features less the mean of those of data, each in units of its spread: then they, and the kernel's powers,
-        weigh alike.
-        """
-        return (self._seen(images).double() - self.centre) / self.scale
-
     @torch.no_grad()
     def _judge(self, tau: Tensor, updates: list, parameters: dict[str, Tensor] | None) -> None:
         """Score a table, keep what made it if it is the best, and write everything down."""
         x = self.sampler(tau, updates, self.settings.score_samples, HELD_OUT)
-        score = self.score(self._normalised(x))
+        score = self.score(self.units(self._seen(x)))
         self._check("the score", score)
         if float(score) < self.best["score"]:
             self.best = {"score": float(score), "iteration": self.iteration, "parameters": parameters}

@@ -1,12 +1,31 @@
 """The differentiable score of a search: the squared kernel distance of features without bias (KID's statistic)."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from gms_fast.ops.checks import check_choice
 
 KERNELS = ("cubic", "linear")
+_LEAST = 0.05  # of the largest spread of a feature: one that hardly varies is not made to count as much
 _ROWS = 1000
+
+
+class Units:
+    """Features (N, D) less the mean of those of data, each in units of its spread there: then they, and the powers of
+    the kernel, weigh alike.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        real = real.detach().double()
+        self.centre, spread = real.mean(0), real.std(0)
+        if not 0 < float(spread.max()) < math.inf:
+            raise ValueError(f"features of data must be finite and differ: their spread is {float(spread.max()):g}")
+        self.spread = spread.clamp(min=_LEAST * float(spread.max()))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features.double() - self.centre) / self.spread
 
 
 class KernelDistance:
