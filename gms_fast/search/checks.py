@@ -1,5 +1,6 @@
 """What a search asks of a network and of features before it starts, and the state that it keeps them in."""
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,3 +82,27 @@ def check_features(features: object, shape: tuple[int, ...], device: torch.devic
             "look for torch.no_grad, detach or rounding in them"
         )
     return found.shape[1]
+
+
+def check_data(model: object, data: object) -> tuple[int, ...]:
+    """Shape of one sample."""
+    if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or len(data) < 4:
+        got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+        raise ValueError(f"data must be a floating tensor (N, *shape) of at least 4 samples: got {got}")
+    shape = tuple(getattr(model, "sample_shape", None) or data.shape[1:])
+    if tuple(data.shape[1:]) != shape:
+        raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
+    if not bool(data.isfinite().all()):
+        raise ValueError("data must be finite: it holds NaN or infinity")
+    return shape
+
+
+def positive(name: str, value: object) -> int:
+    """The integer, at least 1. Raises ValueError for anything else, naming the argument."""
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = 0
+    if isinstance(value, bool) or found < 1:
+        raise ValueError(f"{name} must be an integer of at least 1: got {value!r}")
+    return found

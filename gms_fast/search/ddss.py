@@ -7,7 +7,6 @@ resumed walks through the same batches as one that never was.
 import csv
 import dataclasses
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from gms_fast import network, ops, schedules, solvers
 from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
-from gms_fast.search.checks import check_features, check_model, frozen
-from gms_fast.search.distance import KERNELS, KernelDistance, Units
+from gms_fast.search.checks import check_data, check_features, check_model, frozen, positive
+from gms_fast.search.distance import KERNELS, distances
 from gms_fast.search.features import Features, pixels, seen
 from gms_fast.search.parameters import VARIANTS, Parameters
 from gms_fast.search.unroll import Sampler
@@ -146,10 +145,10 @@ def ggdm(
     schedule, form = network.described(model, schedule, prediction)
     schedule = schedules.build(schedule)
     table = _first(initial, schedule, steps, spacing)
-    table.check(schedule=schedule, steps=_integer("steps", steps))
+    table.check(schedule=schedule, steps=positive("steps", steps))
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64: got {dtype!r}")
-    shape = _check_data(model, data)
+    shape = check_data(model, data)
     weight = network.weight_of(model)
     features = pixels if features is None else features
     sampler = Sampler(
@@ -161,7 +160,7 @@ def ggdm(
         seed=run.seed,
         device=data.device if weight is None else weight.device,
         dtype=dtype,
-        chunk=_integer("chunk", chunk),
+        chunk=positive("chunk", chunk),
         rematerialise=rematerialise,
     )
     with torch.enable_grad(), frozen(model, features):
@@ -187,13 +186,8 @@ class _Search:
         self.iteration, self.smooth, self.folder = 0, math.nan, None
         self.best: dict[str, Any] = {"score": math.inf, "iteration": 0, "parameters": None}  # None: the first table
         self.curve: list[list[float]] = []
-        with torch.no_grad():
-            real = self._seen(data)
-        self.units = Units(real)
-        real = self.units(real)
-        held = min(max(round(settings.held_out * len(data)), 2), len(data) - 2)
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(settings.seed % (1 << 32)))
-        self.loss, self.score = (KernelDistance(real[i], settings.kernel) for i in (order[held:], order[:held]))
+        kept = {"kernel": settings.kernel, "held_out": settings.held_out, "seed": settings.seed}
+        self.loss, self.score = distances(self._seen, data, **kept)
 
     def _new(self) -> Parameters:
         return Parameters(self.first, self.settings.variant, stochastic=self.settings.stochastic)
@@ -253,7 +247,7 @@ class _Search:
         """One iteration of Adam."""
         n = self.settings.batch_size
         x = self.sampler(*self._made(self.parameters), n, TRAINED + self.iteration * n)
-        loss = self.loss(self.units(self._seen(x)))
+        loss = self.loss(x)
         self._check("loss", loss)
         slopes = torch.autograd.grad(loss, self.free.values(), allow_unused=True, materialize_grads=True)
         for p, slope in zip(self.free.values(), slopes, strict=True):
@@ -291,7 +285,7 @@ class _Search:
     def _judge(self, tau: Tensor, updates: list, parameters: dict[str, Tensor] | None) -> None:
         """Score a table, keep what made it if it is the best, and write everything down."""
         x = self.sampler(tau, updates, self.settings.score_samples, HELD_OUT)
-        score = self.score(self.units(self._seen(x)))
+        score = self.score(x)
         self._check("the score", score)
         if float(score) < self.best["score"]:
             self.best = {"score": float(score), "iteration": self.iteration, "parameters": parameters}
@@ -338,27 +332,4 @@ def _first(initial: str | Solver | GGDMTable, schedule: Schedule, steps: int, sp
         return initial
     solver = solvers.build(initial)
     spacing = next(s for s in (spacing, solver.spacing, schedule.spacing) if s is not None)
-    return GGDMTable.of(solver, schedule, [float(t) for t in schedule.grid(_integer("steps", steps), spacing)][:-1])
-
-
-def _check_data(model: object, data: object) -> tuple[int, ...]:
-    """Shape of one sample."""
-    if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or len(data) < 4:
-        got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-        raise ValueError(f"data must be a floating tensor (N, *shape) of at least 4 samples: got {got}")
-    shape = tuple(getattr(model, "sample_shape", None) or data.shape[1:])
-    if tuple(data.shape[1:]) != shape:
-        raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
-    if not bool(data.isfinite().all()):
-        raise ValueError("data must be finite: it holds NaN or infinity")
-    return shape
-
-
-def _integer(name: str, value: object) -> int:
-    try:
-        found = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        found = 0
-    if isinstance(value, bool) or found < 1:
-        raise ValueError(f"{name} must be an integer of at least 1: got {value!r}")
-    return found
+    return GGDMTable.of(solver, schedule, [float(t) for t in schedule.grid(positive("steps", steps), spacing)][:-1])

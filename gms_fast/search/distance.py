@@ -1,6 +1,7 @@
 """The differentiable score of a search: the squared kernel distance of features without bias (KID's statistic)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -69,3 +70,20 @@ class KernelDistance:
 
 def _cubic(f: Tensor, g: Tensor) -> Tensor:
     return (f @ g.T / f.shape[1] + 1) ** 3
+
+
+def distances(
+    see: Callable[[Tensor], Tensor], data: Tensor, *, kernel: str, held_out: float, seed: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """(loss, score) of images: the distance of what `see` makes of them from most of the data, and from the share of it
+    that is held out, drawn by the seed; in `Units`.
+    """
+    with torch.no_grad():
+        real = see(data)
+    units = Units(real)
+    real = units(real)
+    held = min(max(round(held_out * len(data)), 2), len(data) - 2)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed % (1 << 32)))
+    parts = [KernelDistance(real[index], kernel) for index in (order[held:], order[:held])]
+    loss, score = (lambda images, distance=distance: distance(units(see(images))) for distance in parts)
+    return loss, score

@@ -1,0 +1,184 @@
+"""The few numbers of GMS, learned by the loss of `gms_fast.search.ddss`.
+
+A component is chosen, not differentiated, and a discrete schedule has integer times: Nelder and Mead's simplex, with
+the same samples at every point, takes the place of Adam, and the kernels do the drawing.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gms_fast import network, schedules
+from gms_fast.configuration import check_same
+from gms_fast.sampling import sample
+from gms_fast.schedules import Schedule
+from gms_fast.search.checks import check_data, check_features, frozen, positive
+from gms_fast.search.ddss import HELD_OUT, TRAINED
+from gms_fast.search.distance import distances
+from gms_fast.search.features import Features, pixels, seen
+from gms_fast.solvers import GMS
+from gms_fast.solvers.gms import SWITCH
+from gms_fast.statistics import fingerprint
+from gms_fast.training import checkpoint
+from gms_fast.types import NoiseMoments
+
+_CORNER = 0.3  # of the first simplex, in the logarithm of every number
+
+
+class Numbers:
+    """A point of the search, 0 where it begins: logarithms of factors of the gaps between times, of `switch`, of
+    `clip_pixel` and of the odds of `weight`, those that the solver has a use for.
+    """
+
+    def __init__(self, schedule: Schedule, solver: GMS, times: Sequence[float]) -> None:
+        self.schedule, self.solver, self.times = schedule, solver, [float(t) for t in times]
+        self.names = ["weight"] if solver.fit in ("exact", "free") else []
+        self.names += ["switch"] if solver.covariance is not None and solver.switch != 0 else []
+        self.names += ["clip_pixel"] if solver.clip_pixel else []
+
+    def __len__(self) -> int:
+        return len(self.times) - 1 + len(self.names)
+
+    def __call__(self, point: np.ndarray) -> tuple[list[float], GMS]:
+        """(times, solver); the times of a discrete schedule are rounded, and may then be equal."""
+        first, last = self.times[0], self.times[-1]
+        gaps = -np.diff(self.times) * np.exp(point[: len(self.times) - 1])
+        inner = first - (first - last) * np.cumsum(gaps)[:-1] / gaps.sum()
+        whole = hasattr(self.schedule, "T")
+        times = [first, *(float(round(t) if whole else t) for t in inner), last]
+        changed = {name: self._number(name, float(v)) for name, v in zip(self.names, point[len(gaps) :], strict=True)}
+        return times, replace(self.solver, **changed)
+
+    def _number(self, name: str, power: float) -> float:
+        if name == "weight":
+            odds = self.solver.weight / (1 - self.solver.weight) * math.exp(power)
+            return odds / (1 + odds)
+        first = SWITCH if name == "switch" and self.solver.switch is None else getattr(self.solver, name)
+        return first * math.exp(power)
+
+
+def gms(
+    model: Callable[[Tensor, Tensor], NoiseMoments],
+    data: Tensor,
+    steps: int,
+    *,
+    solver: GMS | None = None,
+    spacing: str | float = "angle",
+    features: Features | None = None,
+    schedule: Schedule | str | None = None,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    kernel: str = "cubic",
+    evaluations: int = 120,
+    batch_size: int = 192,
+    score_samples: int = 512,
+    held_out: float = 0.2,
+    chunk: int = 96,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> tuple[list[float], GMS]:
+    """(timesteps, solver) for `gms_fast.sample` that make samples of GMS in `steps` steps nearest to data: the times
+    between the first and the last, `weight`, `switch` of a solver with covariance, and `clip_pixel`.
+
+    model, data, features, schedule, clip, kernel, held_out   as in `gms_fast.search.ggdm`; nothing is differentiated
+    steps, spacing  of the grid that it starts from
+    solver        GMS to start as; default GMS()
+    evaluations   points of the search at most, each of `batch_size` samples, the same ones
+    score_samples of the held-out score by which the best of them is compared with the start
+    out           JSON file of all values so far, by which the same call goes on
+    Returns the start where the best point has a worse score. Raises ValueError or TypeError naming the argument. Needs
+    scipy (`pip install "gms-fast[quality]"`).
+    """
+    from scipy.optimize import minimize
+
+    schedule, _ = network.described(model, schedule, "noise")
+    schedule = schedules.build(schedule)
+    solver = GMS() if solver is None else solver
+    if not isinstance(solver, GMS):
+        raise TypeError(f"solver must be a GMS: got {solver!r}")
+    shape, features = check_data(model, data), pixels if features is None else features
+    numbers = Numbers(schedule, solver, schedule.timesteps(positive("steps", steps), spacing))
+    weight = network.weight_of(model)
+    device = data.device if weight is None else weight.device
+    counts = {"evaluations": evaluations, "batch_size": batch_size, "score_samples": score_samples, "chunk": chunk}
+    counts = {name: positive(name, value) for name, value in counts.items()}
+    check_features(features, shape, device, torch.float32)
+    configuration = {
+        "numbers": {"times": numbers.times, "names": numbers.names, "solver": repr(replace(solver, covariance=None))},
+        "network": fingerprint(model),
+        "data": checkpoint.fingerprint([data.float()]),
+        "features": fingerprint(features) or getattr(features, "__qualname__", type(features).__qualname__),
+        **{"clip": clip, "kernel": kernel, "batch_size": batch_size, "held_out": held_out, "seed": seed},
+    }
+    values = _Values(None if out is None else Path(out), configuration)
+
+    @torch.no_grad()
+    def drawn(point: np.ndarray, n: int, offset: int) -> Tensor | None:
+        times, chosen = numbers(point)
+        if any(not a > b for a, b in pairwise(times)):
+            return None
+        options = {"solver": chosen, "timesteps": times, "schedule": schedule, "shape": shape, "clip": clip}
+        sizes = [(start, min(chunk, n - start)) for start in range(0, n, chunk)]
+        options |= {"seed": seed, "device": device}
+        return torch.cat([sample(model, n=size, sample_offset=offset + start, **options) for start, size in sizes])
+
+    def see(images: Tensor) -> Tensor:
+        return torch.cat([seen(features, part.to(device)) for part in images.split(chunk)])
+
+    with torch.no_grad(), frozen(model, features), tqdm(total=evaluations, disable=not progress, desc="search") as bar:
+        loss, score = distances(see, data, kernel=kernel, held_out=held_out, seed=seed)
+
+        def value(point: np.ndarray) -> float:
+            x = drawn(point, batch_size, TRAINED)
+            return math.inf if x is None else float(loss(x))
+
+        def evaluate(point: np.ndarray) -> float:
+            found = values.next(lambda: value(point))
+            bar.set_postfix(loss=f"{found:.4g}", best=f"{min(values.known):.4g}", refresh=False)
+            bar.update()
+            return found
+
+        zero = np.zeros(len(numbers))
+        signs = np.where(np.arange(len(zero)) < steps / 2, -1, 1)  # first gaps shorter, last ones longer
+        simplex = np.vstack([zero, _CORNER * np.eye(len(zero)) * signs])
+        options = {"maxfev": evaluations, "initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-6}
+        best = minimize(evaluate, zero, method="Nelder-Mead", options=options).x
+        before, after = (float(score(drawn(p, score_samples, HELD_OUT))) for p in (zero, best))
+    return numbers(best if after < before else zero)
+
+
+class _Values:
+    """Values in the order in which they are asked for, which is always the same; kept in a file if there is one."""
+
+    def __init__(self, path: Path | None, configuration: dict[str, Any]) -> None:
+        self.path, self.configuration = path, json.loads(json.dumps(configuration))
+        self.known: list[float] = []
+        self.stored: list[float] = []
+        if path is not None and path.exists():
+            try:
+                found = json.loads(path.read_text())
+                stored, self.stored = found["configuration"], [float(v) for v in found["values"]]
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(f"out: {path} is not the file of a search: {error!r}") from error
+            message = f"{path} was made with another configuration; choose another file"
+            check_same(stored, self.configuration, message)
+
+    def next(self, value: Callable[[], float]) -> float:
+        """The next value: one from the file, as long as there are some."""
+        place = len(self.known)
+        self.known.append(self.stored[place] if place < len(self.stored) else value())
+        if self.path is not None and place >= len(self.stored):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial.write_text(json.dumps({"configuration": self.configuration, "values": self.known}))
+            partial.replace(self.path)
+        return self.known[-1]
