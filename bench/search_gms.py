@@ -1,7 +1,7 @@
 """Does a search of its few numbers make GMS better? `python bench/search_gms.py [--evaluations N]`.
 
-`gms_fast.search.gms` on the embedded "mnist": 5 network calls (4 steps and the last call), with the covariance of the data,
-from the half of the data that the quality matrix does not measure against, through the digit networks of
+`gms_fast.search.gms` on the embedded "mnist": 5 network calls (4 steps and the last call), with the covariance of the
+data, from the half of the data that the quality matrix does not measure against, through the digit networks of
 gms_fast.search. Writes bench/results/search_gms.json: the numbers that it found, and what the quality measures, through
 another network, say of samples of other indices before and after. Interrupted, the same command goes on.
 """
