@@ -27,7 +27,7 @@ from gms_fast.search import ddss
 MODEL, FEATURES = "mnist", "mnist5k"
 RECIPE = {  # network calls: settings
     5: {"iterations": 120, "batch_size": 192, "rematerialise": False},
-    10: {"iterations": 70, "batch_size": 96, "lr": 6e-3, "chunk": 16},
+    10: {"iterations": 60, "batch_size": 96, "lr": 3e-3, "kernel": "linear", "chunk": 16},
 }
 SETTINGS = {"variant": "time", "initial": "unip", "spacing": 0.7}
 
