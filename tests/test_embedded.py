@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import _native
+from gms_fast import _native, solvers
 from gms_fast.quality import cells, classifier, subjects
 from gms_fast.solvers import GMS
 
@@ -72,3 +72,18 @@ def test_ten_steps_draw_digits_of_every_class(name, n, sure):
     confidence = net.confidence(net.features(images))
     assert (confidence > 0.9).float().mean() >= sure - 3 * (sure * (1 - sure) / n) ** 0.5
     assert torch.bincount(net(images).argmax(1), minlength=10).min() > 0
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_learned_tables_are_of_this_network(model, steps):
+    solver = solvers.GGDM(solvers.load_table(f"mnist/{steps}"))
+    assert solver.table.network == gms_fast.statistics.fingerprint(model)
+    calls = []
+    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    x = gms_fast.sample(model, steps, solver=solver, n=2)
+    handle.remove()
+    assert len(calls) == steps
+    assert x.shape == (2, 1, 28, 28)
+    with pytest.raises(ValueError, match="network"):
+        gms_fast.sample(gms_fast.load("digits"), steps, solver=solver, n=1)
+    assert (FOLDERS[0] / f"ggdm-{steps}.safetensors").stat().st_size < 4000
