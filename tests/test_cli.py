@@ -265,6 +265,7 @@ def test_search_learns_a_table_that_sample_takes(tmp_path, capsys, model, pictur
     np.testing.assert_allclose(np.load(tmp_path / "x.npz")["images"], want.numpy(), rtol=0, atol=1e-5)
     assert "add --resume" in refusal(capsys, *command)
     assert run(*command, "--resume") == 0
+    capsys.readouterr()
     assert "batch_size: 4 there, 5 asked for" in refusal(capsys, *command, "--batch-size", 5, "--resume")
     (out / "mine").write_text("precious")
     assert run(*command, "--batch-size", 5, "--force") == 0
