@@ -240,8 +240,8 @@ def load_table(name_or_path: str | Path) -> GGDMTable:
 
     Raises FileNotFoundError where there is none, saying which there are.
     """
-    files = Path(str(resources.files("gms_fast.models"))).glob(f"*/{_SHIPPED}*.safetensors")
-    shipped = {f"{file.parent.name}/{file.stem.removeprefix(_SHIPPED)}": file for file in files}
+    there = Path(str(resources.files("gms_fast.models"))).glob(f"*/{_SHIPPED}*.safetensors")
+    shipped = {f"{file.parent.name}/{file.stem.removeprefix(_SHIPPED)}": file for file in there}
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         known = ", ".join(sorted(shipped)) or "those embedded, of which there are none"
