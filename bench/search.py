@@ -10,6 +10,7 @@ gms_fast/models/mnist/ggdm-K.safetensors with --ship. Interrupted, the same comm
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +29,12 @@ MODEL, FEATURES = "mnist", "mnist5k"
 RECIPE = {  # network calls: settings
     5: {"iterations": 120, "batch_size": 192, "rematerialise": False},
     10: {"iterations": 60, "batch_size": 96, "lr": 3e-3, "kernel": "linear", "chunk": 16},
+}
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}  # freed memory goes back at once
+MEMORY = {  # case: whether to rematerialise, and what glibc is told
+    "rematerialised": (True, RETURNED),
+    "rematerialised, with what glibc keeps of freed memory": (True, {}),
+    "not rematerialised": (False, RETURNED),
 }
 SETTINGS = {"variant": "time", "initial": "unip", "spacing": 0.7}
 
@@ -61,17 +68,17 @@ def one(steps: int, rematerialise: bool) -> None:
 
 
 def measure() -> None:
-    found = {}
-    for rematerialise in (True, False):
+    growth, peaks = {}, {}
+    for name, (rematerialise, settings) in MEMORY.items():
+        found = []
         for steps in (5, 20):
             command = [sys.executable, __file__, "--one", str(steps), str(rematerialise)]
-            runs = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3))
-            found[rematerialise, steps] = min(int(run.stdout) for run in runs)
-            print(f"{steps:2} steps, rematerialise={rematerialise}: {found[rematerialise, steps] / 1024:.0f} MiB")
-    growth = [round(found[r, 20] / found[r, 5], 2) for r in (True, False)]
-    print("20 steps need {} times the memory of 5, without rematerialisation {} times".format(*growth))
-    peaks = {f"{k} steps, {'' if r else 'no '}rematerialisation": round(v / 1024) for (r, k), v in found.items()}
-    record = {"environment": environment(), "MiB": peaks, "growth": growth}
+            options = {"capture_output": True, "text": True, "check": True, "env": os.environ | settings}
+            found.append(min(int(subprocess.run(command, **options).stdout) for _ in range(3)))
+        growth[name] = round(found[1] / found[0], 2)
+        peaks[name] = [round(kib / 1024) for kib in found]
+        print(f"{name}: {peaks[name][0]} MiB at 5 steps, {peaks[name][1]} at 20, {growth[name]} times as much")
+    record = {"environment": environment(), "MiB at 5 and 20 steps": peaks, "growth": growth}
     (Path(__file__).parent / "results" / "search_memory.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
