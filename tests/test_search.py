@@ -1,6 +1,7 @@
 """The search: its distance, its gradients against finite differences, its memory, and what it refuses."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -330,6 +331,16 @@ def test_it_learns_a_better_sampler(learned):
     assert judged(learned[0]) < judged(first) / 10
 
 
+@pytest.mark.parametrize(("steps", "variant", "before", "after"), VECTORS["toy_ddss"]["rows"])
+def test_toy_searches_of_the_vectors(steps, variant, before, after):
+    """From the same distance to one as small, by fresh samples; theirs and ours have noise of up to .005 each."""
+    variant = {"ggdm": "ggdm", "ggdm+pred": "pred", "ggdm+pred+time": "time"}[variant]
+    first = GGDMTable.of(DDIM(), SCHEDULE, [1000 * (k / steps) ** 2 - 1 for k in range(steps, 0, -1)])
+    assert judged(first) == pytest.approx(before, abs=0.01)
+    table = searched(steps, initial=first, spacing=None, variant=variant, stochastic=True, iterations=200)
+    assert judged(table) < after + 0.01
+
+
 def test_what_it_leaves(learned):
     table, out = learned
     found = GGDMTable.load(out / "table.safetensors")
@@ -534,6 +545,53 @@ def test_learned_table_runs_alike_on_the_kernels(backend):
         gms_fast.set_backend(None)
     # 5 updates of a few terms, their weights near 1, each rounded to 24 bits; 157 is the first sigma/alpha
     assert (got - run(table.tau, table.updates(), 9, 0)).abs().max() < 157 * 5 * 4 * 2**-24
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+def test_on_a_gpu():
+    """Network and features there, data here; the table then draws there what the unrolled sampler drew."""
+    torch.manual_seed(0)
+    model = MomentUNet(image_size=8, in_channels=1, model_channels=32, channel_mult=(1, 1), head=None).eval().cuda()
+    for p in model.parameters():
+        p.data.normal_(0, 0.05)
+    options = {"iterations": 2, "batch_size": 8, "score_samples": 8, "progress": False, "variant": "time"}
+    features = search.load_features("digits").cuda()
+    table = search.ggdm(model, torch.rand(20, 1, 8, 8) * 2 - 1, 3, features=features, stochastic=True, **options)
+    run = sampler(model, shape=(1, 8, 8), clip=(-1.0, 1.0), dtype=torch.float32)
+    want = dataclasses.replace(run, device=torch.device("cuda"))(table.tau, table.updates(), 4, 0)
+    got = gms_fast.sample(model, 3, solver=GGDM(table), n=4)
+    assert (got - want).abs().max() < 1e-3  # of a network in TF32 or with another convolution
+
+
+def saved_bytes(steps, rematerialise):
+    """What an unrolled sampler keeps for the way back, each storage once, but for the network's weights."""
+    layers = [layer for _ in range(5) for layer in (torch.nn.Linear(256, 256), torch.nn.SiLU())]
+    net = torch.nn.Sequential(torch.nn.Linear(2, 256), *layers, torch.nn.Linear(256, 2)).double().requires_grad_(False)
+    weights, kept = {p.data_ptr() for p in net.parameters()}, {}
+    known = Parameters(
+        GGDMTable.of(DDIM(), SCHEDULE, [float(t) for t in SCHEDULE.grid(steps, 0.7)][:-1]), "pred", stochastic=False
+    )
+    made, run = known(), sampler(Model(lambda x, t: net(x)), rematerialise=rematerialise, chunk=64)
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run(made["tau"], known.updates(made), 64, 0)
+    return sum(size for size, _ in kept.values())
+
+
+def test_a_step_keeps_states_alone():
+    """The vectors keep 2 kB a step of a network like this one, and 787 kB of its inside: a few states are allowed here,
+    of x, m and the network's output, and the numbers of the table."""
+    rows = {(k, remat): size for k, remat, size in VECTORS["remat_saved_bytes"]["rows"]}
+    a_step = (saved_bytes(20, True) - saved_bytes(5, True)) / 15
+    assert a_step < 10 * (rows[20, True] - rows[5, True]) / 15
+    assert (saved_bytes(20, False) - saved_bytes(5, False)) / 15 > 50 * a_step
 
 
 MEMORY = """
