@@ -10,6 +10,7 @@ from gms_fast import guidance as guidance
 from gms_fast import models as models
 from gms_fast import ops as ops
 from gms_fast import schedules as schedules
+from gms_fast import search as search
 from gms_fast import solvers as solvers
 from gms_fast import statistics as statistics
 from gms_fast import training as training

@@ -757,5 +757,10 @@ def test_times_without_gradient():
         search.ggdm(Model(lambda x, t: 0.3 * x, sample_shape=(2,)), data_of_toy(20), 3, variant="time", **QUICK)
 
 
+def test_it_is_there_without_an_import_of_its_own():
+    code = "import gms_fast, sys; assert callable(gms_fast.search.ggdm); assert 'scipy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_solvers_by_name():
     assert isinstance(solvers.build("unip"), UniP)
