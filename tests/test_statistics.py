@@ -216,7 +216,7 @@ def metadata_of(path):
         ("schedule", '"sigmoid"', "make no sense: schedule must be one of"),
         ("schedule", "{", "make no sense"),
         ("format", "gms_fast empirical statistics 9", "format is"),
-        ("network", None, "lack the metadata network"),
+        ("network", None, "there is no metadata network"),
     ],
 )
 def test_file_with_wrong_metadata_is_refused(tmp_path, key, value, named):
@@ -234,7 +234,7 @@ def test_file_that_is_none_is_refused(tmp_path):
         load(path)
     small().save(path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=f"{path} are truncated"):
+    with pytest.raises(ValueError, match=f"{path}: truncated"):
         load(path)
     save_file({"lam": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="format is None"):

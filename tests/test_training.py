@@ -290,7 +290,7 @@ def test_truncated_checkpoint_is_named(tmp_path, finished, digits, keep):
 def test_foreign_checkpoint_is_named(tmp_path, digits):
     for content in ({"step": 3}, [1, 2]):
         torch.save(content, tmp_path / "checkpoint.pt")
-        with pytest.raises(ValueError, match=r"checkpoint\.pt was not written by gms_fast training"):
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is of another kind"):
             train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
     (tmp_path / "checkpoint.pt").write_text("not even an archive")
     with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or no checkpoint"):

@@ -34,7 +34,7 @@ def read(path: Path, form: str = FORMAT, fields: Set[str] = FIELDS) -> dict[str,
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"checkpoint {path} is truncated or no checkpoint at all: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != form:
-        raise ValueError(f"checkpoint {path} was not written by this kind of run: it does not say {form!r}")
+        raise ValueError(f"checkpoint {path} is of another kind: it does not say {form!r}")
     if missing := fields - state.keys():
         raise ValueError(f"checkpoint {path} is damaged: it lacks {', '.join(sorted(missing))}")
     return state
