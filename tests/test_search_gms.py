@@ -75,6 +75,16 @@ def test_the_seed_determines_it_and_it_goes_on(tmp_path):
         found(out=out)
 
 
+def test_a_solver_with_a_switch_of_its_own(tmp_path):
+    """And what was found with one covariance is not gone on with for another."""
+    out, solver = tmp_path / "values.json", GMS(covariance=COVARIANCE, switch=2)
+    _, better = found(solver=solver, evaluations=15, out=out)
+    assert better.covariance is COVARIANCE
+    other = GMS(covariance=statistics.gaussian(POINTS[:30]), switch=2)
+    with pytest.raises(ValueError, match=r"covariance: .* there"):
+        found(solver=other, evaluations=15, out=out)
+
+
 def test_what_it_refuses():
     with pytest.raises(TypeError, match="solver must be a GMS"):
         found(solver=DDIM())

@@ -34,6 +34,12 @@ def frozen(*owners: object) -> Iterator[None]:
             p.requires_grad_(before)
 
 
+def device_of(model: object, data: Tensor) -> torch.device:
+    """Where the network is, or the data if it has no parameters."""
+    weight = network.weight_of(model)
+    return data.device if weight is None else weight.device
+
+
 def check_model(sampler: Sampler, table: GGDMTable, variant: str) -> Sampler:
     """The sampler, told whether its model gives moments. Raises TypeError or ValueError for one that gives something
     else, or no gradient.

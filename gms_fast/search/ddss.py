@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from gms_fast import network, ops, schedules, solvers
 from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
-from gms_fast.search.checks import check_data, check_features, check_model, frozen, positive
+from gms_fast.search.checks import check_data, check_features, check_model, device_of, frozen, positive
 from gms_fast.search.distance import KERNELS, distances
-from gms_fast.search.features import Features, pixels, seen
+from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.search.parameters import VARIANTS, Parameters
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import GGDMTable, Solver
 from gms_fast.statistics import fingerprint
 from gms_fast.training import checkpoint
+from gms_fast.training.rates import averaging, learning_rate
 from gms_fast.types import NoiseMoments, as_range
 
 TABLE, CHECKPOINT, CURVE = "table.safetensors", "checkpoint.pt", "curve.csv"
@@ -94,8 +96,7 @@ class Settings:
 
     def lr_at(self, iteration: int) -> float:
         """Learning rate of iteration 0 .. iterations-1."""
-        falling = (1 + math.cos(math.pi * iteration / self.iterations)) / 2
-        return self.lr * min(1.0, (iteration + 1) / max(self.warmup, 1)) * falling
+        return learning_rate(self.lr, iteration, self.iterations, self.warmup)
 
 
 def ggdm(
@@ -149,7 +150,6 @@ def ggdm(
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64: got {dtype!r}")
     shape = check_data(model, data)
-    weight = network.weight_of(model)
     features = pixels if features is None else features
     sampler = Sampler(
         model=model,
@@ -158,7 +158,7 @@ def ggdm(
         shape=shape,
         clip=None if clip is None else as_range(clip),
         seed=run.seed,
-        device=data.device if weight is None else weight.device,
+        device=device_of(model, data),
         dtype=dtype,
         chunk=positive("chunk", chunk),
         rematerialise=rematerialise,
@@ -206,12 +206,13 @@ class _Search:
         if path.exists():
             state = checkpoint.read(path, FORMAT, FIELDS)
             message = f"{folder} was made with another configuration; choose another folder"
-            check_same(state["configuration"], self._configuration(), message)
+            check_same(state["configuration"], self._configuration, message)
             self.iteration, self.smooth, self.best = state["iteration"], state["smooth"], state["best"]
             self.average, self.curve = state["average"], state["curve"]
             self.parameters.load_state_dict(state["parameters"])
             self.optimiser.load_state_dict(state["optimiser"])
 
+    @cached_property
     def _configuration(self) -> dict[str, Any]:
         """All that the result depends on."""
         run, features = self.sampler, self.features
@@ -224,7 +225,7 @@ class _Search:
             "clip": None if run.clip is None else list(run.clip),
             "dtype": str(run.dtype),
             "data": checkpoint.fingerprint([self.data]),
-            "features": fingerprint(features) or getattr(features, "__qualname__", type(features).__qualname__),
+            "features": described(features),
         }
 
     def run(self, progress: bool) -> GGDMTable:
@@ -255,7 +256,7 @@ class _Search:
         self._check("the gradient's norm", nn.utils.clip_grad_norm_(self.free.values(), self.settings.clip_norm))
         self.optimiser.param_groups[0]["lr"] = self.settings.lr_at(self.iteration)
         self.optimiser.step()
-        decay = min(self.settings.ema, (1 + self.iteration) / (10 + self.iteration))
+        decay = averaging(self.settings.ema, self.iteration)
         self.average = {name: torch.lerp(self.average[name], p.detach(), 1 - decay) for name, p in self.free.items()}
         self.smooth = loss.item() if math.isnan(self.smooth) else 0.9 * self.smooth + 0.1 * loss.item()
         self.iteration += 1
@@ -304,7 +305,7 @@ class _Search:
         with (self.folder / CURVE).open("w", newline="") as file:
             csv.writer(file).writerows([["iteration", "loss", "score"], *self.curve])
         state = {
-            "configuration": self._configuration(),
+            "configuration": self._configuration,
             "iteration": self.iteration,
             "smooth": self.smooth,
             "parameters": self.parameters.state_dict(),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gms_fast.network import weight_of
+from gms_fast.statistics import fingerprint
 
 NAMES = {"mnist5k": 28, "digits": 8}  # data set: side of its images
 WIDTH = 160
@@ -32,24 +33,24 @@ class DigitFeatures(nn.Module):
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
-        strided, pooled, coarse = ((-(-side // 4)) ** 2, (side // 4) ** 2, (-(-side // 4)) ** 2)
+        area = (side // 4) ** 2  # of what every tower makes of a picture whose side is a multiple of 4
         self.towers = nn.ModuleList(
             [
                 nn.Sequential(
                     *(nn.Conv2d(1, 24, 3, padding=1), nn.GELU()),
                     *(nn.Conv2d(24, 48, 5, stride=2, padding=2), nn.GELU()),
                     *(nn.Conv2d(48, 48, 3, stride=2, padding=1), nn.GELU()),
-                    *(nn.Flatten(), nn.Linear(48 * strided, 64), nn.GELU()),
+                    *(nn.Flatten(), nn.Linear(48 * area, 64), nn.GELU()),
                 ),
                 nn.Sequential(
                     *(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
                     *(nn.Conv2d(24, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-                    *(nn.Flatten(), nn.Linear(48 * pooled, 64), nn.ReLU()),
+                    *(nn.Flatten(), nn.Linear(48 * area, 64), nn.ReLU()),
                 ),
                 nn.Sequential(
                     nn.AvgPool2d(2),
                     *(nn.Conv2d(1, 32, 7, stride=2, padding=3), nn.GELU()),
-                    *(nn.Flatten(), nn.Linear(32 * coarse, 32), nn.GELU()),
+                    *(nn.Flatten(), nn.Linear(32 * area, 32), nn.GELU()),
                 ),
             ]
         )
@@ -78,6 +79,11 @@ def load_features(data: str) -> DigitFeatures:
 def pixels(images: Tensor) -> Tensor:
     """The images themselves, (N, D)."""
     return images.flatten(1)
+
+
+def described(features: Features) -> str:
+    """What tells features from others: the fingerprint of a module, the name of a function."""
+    return fingerprint(features) or getattr(features, "__qualname__", type(features).__qualname__)
 
 
 def seen(features: Features, images: Tensor) -> Tensor:

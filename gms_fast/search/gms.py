@@ -21,10 +21,10 @@ from gms_fast import network, schedules
 from gms_fast.configuration import check_same
 from gms_fast.sampling import sample
 from gms_fast.schedules import Schedule
-from gms_fast.search.checks import check_data, check_features, frozen, positive
+from gms_fast.search.checks import check_data, check_features, device_of, frozen, positive
 from gms_fast.search.ddss import HELD_OUT, TRAINED
 from gms_fast.search.distance import distances
-from gms_fast.search.features import Features, pixels, seen
+from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.solvers import GMS
 from gms_fast.solvers.gms import SWITCH
 from gms_fast.statistics import fingerprint
@@ -107,16 +107,18 @@ def gms(
         raise TypeError(f"solver must be a GMS: got {solver!r}")
     shape, features = check_data(model, data), pixels if features is None else features
     numbers = Numbers(schedule, solver, schedule.timesteps(positive("steps", steps), spacing))
-    weight = network.weight_of(model)
-    device = data.device if weight is None else weight.device
+    device = device_of(model, data)
     counts = {"evaluations": evaluations, "batch_size": batch_size, "score_samples": score_samples, "chunk": chunk}
     counts = {name: positive(name, value) for name, value in counts.items()}
     check_features(features, shape, device, torch.float32)
+    known = solver.covariance
     configuration = {
-        "numbers": {"times": numbers.times, "names": numbers.names, "solver": repr(replace(solver, covariance=None))},
+        "times": numbers.times,
+        "solver": {name: value for name, value in vars(solver).items() if name != "covariance"},
+        "covariance": known and checkpoint.fingerprint([known.mean, known.eigenvectors, known.eigenvalues]),
         "network": fingerprint(model),
         "data": checkpoint.fingerprint([data.float()]),
-        "features": fingerprint(features) or getattr(features, "__qualname__", type(features).__qualname__),
+        "features": described(features),
         **{"clip": clip, "kernel": kernel, "batch_size": batch_size, "held_out": held_out, "seed": seed},
     }
     values = _Values(None if out is None else Path(out), configuration)

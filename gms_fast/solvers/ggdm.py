@@ -21,7 +21,7 @@ from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.schedules.base import listed
 from gms_fast.solvers.base import Multistep, Solver, StepContext, check_signal
-from gms_fast.statistics import files, fingerprint
+from gms_fast.statistics import files, other_network, other_schedule
 
 FORMAT = "gms_fast ggdm table 1"
 _SHIPPED = "ggdm-"
@@ -188,13 +188,9 @@ class GGDMTable:
         wrong = []
         if steps is not None and steps != self.steps:
             wrong.append(f"steps: {self.steps} there, {steps} here")
-        if schedule is not None and not self.schedule.agrees(schedule, self.tau):
-            wrong.append(
-                f"schedule: {self.schedule!r} there, {schedule!r} here, of other noise levels or network times"
-            )
-        network = None if model is None or self.network is None else fingerprint(model)
-        if network is not None and network != self.network:
-            wrong.append(f"network: {self.network} there, {network} here")
+        if schedule is not None:
+            wrong += other_schedule(self.schedule, schedule, self.tau)
+        wrong += other_network(self.network, model)
         if wrong:
             raise ValueError(
                 "table was made for something else: " + "; ".join(wrong) + ". Learn one with gms_fast.search.ggdm or "

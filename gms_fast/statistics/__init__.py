@@ -10,6 +10,8 @@ from gms_fast.statistics.empirical import EmpiricalModel as EmpiricalModel
 from gms_fast.statistics.empirical import Tables as Tables
 from gms_fast.statistics.empirical import fingerprint as fingerprint
 from gms_fast.statistics.empirical import load as load
+from gms_fast.statistics.empirical import other_network as other_network
+from gms_fast.statistics.empirical import other_schedule as other_schedule
 from gms_fast.statistics.gaussian import Gaussian as Gaussian
 from gms_fast.statistics.gaussian import load_gaussian as load_gaussian
 from gms_fast.statistics.measure import empirical_model as empirical_model

@@ -123,15 +123,11 @@ class EmpiricalModel:
     ) -> None:
         """Raise ValueError saying what of these, where given, the statistics were not measured for."""
         wrong = []
-        if schedule is not None and not self.schedule.agrees(schedule, self.schedule.inverse_log_snr(self.lam)):
-            wrong.append(
-                f"schedule: {self.schedule!r} there, {schedule!r} here, of other noise levels or network times"
-            )
+        if schedule is not None:
+            wrong += other_schedule(self.schedule, schedule, self.schedule.inverse_log_snr(self.lam))
         if shape is not None and tuple(shape) != self.sample_shape:
             wrong.append(f"shape: {self.sample_shape} there, {tuple(shape)} here")
-        network = None if model is None or self.network is None else fingerprint(model)
-        if network is not None and network != self.network:
-            wrong.append(f"network: {self.network} there, {network} here")
+        wrong += other_network(self.network, model)
         if wrong:
             raise ValueError(
                 "statistics were measured for something else: " + "; ".join(wrong) + ". Measure them with "
@@ -192,6 +188,19 @@ def load(name_or_path: str | Path) -> EmpiricalModel:
     """Statistics of an embedded model, by its name ("mnist", "digits"), or those of a file."""
     shipped = Path(str(resources.files("gms_fast.models") / str(name_or_path) / FILE))
     return EmpiricalModel.load(shipped if shipped.is_file() else name_or_path)
+
+
+def other_schedule(own: Schedule, other: Schedule, times: Tensor) -> list[str]:
+    """A line if the other schedule differs at the times of what was made for the own one; else none."""
+    if own.agrees(other, times):
+        return []
+    return [f"schedule: {own!r} there, {other!r} here, of other noise levels or network times"]
+
+
+def other_network(own: str | None, model: Callable | None) -> list[str]:
+    """A line if the model, if given, has another fingerprint than the own one, if that is known; else none."""
+    found = None if model is None or own is None else fingerprint(model)
+    return [] if found is None or found == own else [f"network: {own} there, {found} here"]
 
 
 def fingerprint(model: Callable) -> str | None:

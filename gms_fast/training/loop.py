@@ -19,6 +19,7 @@ from tqdm import tqdm
 from gms_fast.configuration import check_same
 from gms_fast.training import checkpoint
 from gms_fast.training.losses import Loss, moment_loss, noise_loss
+from gms_fast.training.rates import averaging, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,7 @@ class Settings:
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0 .. steps-1."""
-        progress = step / self.steps
-        falling = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress, "constant": 1.0}
-        return self.lr * min(1.0, (step + 1) / max(self.warmup, 1)) * falling[self.decay]
+        return learning_rate(self.lr, step, self.steps, self.warmup, self.decay)
 
 
 def train_noise_network(
@@ -219,7 +218,7 @@ class _State:
         nn.utils.clip_grad_norm_(self.parameters.values(), self.run.clip_norm)
         self.optimiser.param_groups[0]["lr"] = self.run.lr_at(self.step)
         self.optimiser.step()
-        decay = min(self.run.ema, (1 + self.step) / (10 + self.step))
+        decay = averaging(self.run.ema, self.step)
         with torch.no_grad():
             average, current = list(self.average.values()), list(self.parameters.values())
             torch._foreach_lerp_(average, current, 1 - decay)
