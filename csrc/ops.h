@@ -30,10 +30,12 @@ struct Noise {
   bool element;            // one uniform per element, else per sample
 
   GMS_HD Counter counter(int64_t sample, uint32_t stream) const {
-    const uint32_t t = step_at != nullptr ? static_cast<uint32_t>(*step_at) : step;
-    const uint64_t index = sample_offset + static_cast<uint64_t>(sample);
-    if (seeds == nullptr) return make_counter(seed, index, t, stream);
-    return shared ? make_counter(*seeds, index, t, stream) : make_counter(seeds[sample], 0, t, stream);
+    uint64_t key = seed;
+    uint32_t t = step;
+    if (seeds != nullptr) key = seeds[shared ? 0 : sample];
+    if (step_at != nullptr) t = static_cast<uint32_t>(*step_at);
+    const bool own_key = seeds != nullptr && !shared;
+    return make_counter(key, own_key ? 0 : sample_offset + static_cast<uint64_t>(sample), t, stream);
   }
 };
 

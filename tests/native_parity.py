@@ -154,3 +154,89 @@ def test_extremes(same, fit):
     same(ops.fit_mixture, *grid, fit=fit)
     same(ops.sample_mixture, *grid, fit=fit)
     same(ops.gms_step, grid[0], *grid, STEP, fit=fit)
+
+
+# The quick kernels of csrc/cuda take dense samples of 512 elements and more, a multiple of four: a whole block, a quad
+# too many, a last block with one thread, and a few blocks.
+QUICK_SHAPES = [(3, 512), (2, 516), (2, 1, 14, 74), (2, 3, 32, 32)]
+PAIRS = [  # of the state, the moments and the output
+    (torch.float32, torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16, torch.float16),
+]
+SEEDS = {
+    "number": {"seed": 3 + (1 << 63), "step_index": 2, "sample_offset": (1 << 40) - 1},  # its low word wraps
+    "tensors": {"seed": torch.tensor(-5), "step_index": torch.tensor(7), "sample_offset": (1 << 32) - 2},
+    "step": {"seed": 5, "step_index": torch.tensor(7)},
+}
+
+
+@pytest.mark.parametrize("seeds", SEEDS.values(), ids=SEEDS)
+@pytest.mark.parametrize(("state", "moments", "output"), PAIRS)
+@pytest.mark.parametrize("component", ["sample", "element"])
+@pytest.mark.parametrize("fit", FITS)
+def test_quick_steps(same, fit, component, state, moments, output, seeds):
+    for shape, central in itertools.product(QUICK_SHAPES, [False, True]):
+        x, *rest = network_moments(shape, 400, central)
+        inputs = [x.to(state), *(t.to(moments) for t in rest)]
+        out = torch.empty(shape, dtype=output)
+        same(ops.gms_step, *inputs, STEP, fit=fit, component=component, central=central, iterations=3, out=out, **seeds)
+
+
+@pytest.mark.parametrize("component", ["sample", "element"])
+def test_quick_steps_with_a_seed_for_each_sample(same, component):
+    for shape in QUICK_SHAPES:
+        inputs, seeds = network_moments(shape, 400), [(1 << 64) - 1, 5, 11][: shape[0]]
+        same(ops.gms_step, *inputs, STEP, seed=seeds, component=component)
+        same(ops.affine_noise, inputs[0], inputs[1:], [0.5, -2.0, 0.25, 1.0], 0.3, seed=seeds)
+        same(ops.philox_normal, shape, seed=seeds, sample_offset=7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", QUICK_SHAPES)
+def test_other_quick_kernels(same, shape, dtype):
+    mean, third, var, extra = (t.to(dtype) for t in network_moments(shape, 400))
+    for fit, component in itertools.product(FITS, ["sample", "element"]):
+        same(ops.sample_mixture, mean, var.abs(), third, 0.05, fit=fit, component=component, seed=4)
+    for fit in FITS:
+        same(ops.fit_mixture, mean, var.abs(), third, 0.05, fit=fit)
+    terms = [third, var, extra, mean]
+    for count, std in itertools.product(range(5), [0.0, 0.3]):
+        same(ops.affine_noise, mean, terms[:count], [0.5, -2.0, 0.25, 1.0, 3.0][: count + 1], std)
+        weights = weights_by_element(count, mean).float()
+        same(ops.affine_noise, mean, terms[:count], weights, std)
+    same(ops.gms_step, mean, third, None, None, STEP, fit="gaussian")
+    same(ops.gms_step, mean, third, var, None, STEP, fit="gaussian", central=True)
+    for draw in (ops.philox_normal, ops.philox_uniform):
+        same(draw, shape, seed=9, stream=2, dtype=dtype)
+
+
+# Zero, numbers around the ends of what `Quick` takes, of float32 and of each of its own bounds, and ordinary ones.
+ODD = [0.0, -0.0, 1e-45, -1e-38, 2.0**-126, 2.0**-101, 2.0**-61, 2.0**-60, 1e-30, 2e-5, -0.3, 7.0, 2.0**59, 2.0**60]
+ODD += [1e20, 2.0**126, -3e38, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("clip", [None, (-1.0, 1.0), (0.0, 1.0), (-(2.0**62), 2.0**62)])
+@pytest.mark.parametrize("weight", [1 / 3, 0.5 + 2**-12, 1e-6])
+@pytest.mark.parametrize("fit", FITS)
+def test_quick_kernels_at_extremes(same, fit, weight, clip):
+    """Each number in a quad of ordinary ones, which must not be redone wrongly with it."""
+    odd = torch.tensor(ODD)
+    triples = torch.cartesian_prod(odd, odd, odd)
+    ordinary = torch.rand((len(triples), 3, 3), generator=torch.Generator().manual_seed(0))
+    grid = torch.cat([triples[:, None], ordinary], 1).flatten(0, 1).T.contiguous()
+    a, b, c = (t.reshape(4, -1) for t in grid)
+    options = {"fit": fit, "weight": weight, "iterations": 2}
+    same(ops.fit_mixture, a, b, c, **options)
+    options.pop("iterations")
+    same(ops.sample_mixture, a, b, c, **options)
+    options["central"] = True
+    for x, e1, e2, e3 in ((a, a, b, c), (a.flip(1), b, c, a)):
+        same(ops.gms_step, x, e1, e2, e3, STEP, clip=clip, **options)
+
+
+@pytest.mark.parametrize("shape", [(65537, 512), (65537 * 64, 3)])
+def test_more_samples_than_a_grid_has_rows(same, shape):
+    same(ops.philox_uniform, shape, seed=9, dtype=torch.float16)

@@ -118,7 +118,8 @@ def test_prediction_reads_the_machine_code():
     triton = pytest.importorskip("triton")
     if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
         pytest.skip("triton here does not compile for NVIDIA")
-    row = predict.predict("exact", "sample", "float32")
+    case = "exact", "sample", "float32"
+    row = predict.row("triton", *case, predict.triton_instructions(*case))
     assert row["bytes"] == 20
     assert 50 < row["instructions"] < 500
     assert 0 < row["of_copy"] <= 1

@@ -12,7 +12,10 @@ import pytest
 from gms_fast import _native
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [ROOT / "csrc" / name for name in ("bindings.cpp", "cpu/ops.cpp", "cuda/ops.cu")]
+SOURCES = [
+    ROOT / "csrc" / name
+    for name in ("bindings.cpp", "cpu/ops.cpp", "cuda/step.cu", "cuda/mixture.cu", "cuda/linear.cu")
+]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
 FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-DGMS_WITH_CUDA", "-DGMS_TABLE=kBaseline"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -55,28 +55,28 @@ GMS_HD Solution<T> solve(T excess, T third, const FitParameters<T>& p) {
 
 // The two-point law of variance e = excess and skewness S/sqrt(e): nodes a above and b below the mean, with a b = e
 // and a - b = S, hence (|S| + h)/2 for the far one, h = sqrt(S^2 + 4e). Weight of the upper one: b/(a + b).
-template <typename T>
-GMS_HD T two_point_slant(T excess, T third) {
+template <typename T, typename Math>
+GMS_HD T two_point_slant(T excess, T third, Math&& math) {
   const T limit = T(0x1p60);  // past it the far weight is below every uniform draw, and S^2 must not overflow
-  return clamp(third / excess, -limit, limit);
+  return clamp(math.quotient(third, excess), -limit, limit);
 }
 template <typename T>
 struct TwoPoint {
   T weight, above, below;
 };
-template <typename T>
-GMS_HD TwoPoint<T> two_point(T excess, T slant, T h) {
-  const T far = T(0.5) * (std::fabs(slant) + h), near = excess / far;
-  const T light = excess / fma(far, far, excess);  // near/(far + near)
+template <typename T, typename Math>
+GMS_HD TwoPoint<T> two_point(T excess, T slant, T h, Math&& math) {
+  const T far = T(0.5) * (std::fabs(slant) + h), near = math.quotient(excess, far);
+  const T light = math.quotient(excess, fma(far, far, excess));  // near/(far + near)
   const bool up = slant >= T(0);
   return {up ? light : T(1) - light, up ? far : near, up ? near : far};
 }
 
 // The third moment whose two-point law stays within the range: a node a above the mean has its partner e/a below.
 // Plain comparisons, which leave it alone where the bounds are NaN: for e = 0, and a range without end.
-template <typename T>
-GMS_HD T within(T third, T excess, const Range<T>& range) {
-  const T share = excess / (range.below * range.above);
+template <typename T, typename Math = Ieee>
+GMS_HD T within(T third, T excess, const Range<T>& range, Math&& math = Math{}) {
+  const T share = math.quotient(excess, math.not_tiny(range.below * range.above));
   const T low = excess * fma(share, range.above, -range.below);
   const T high = excess * fma(-share, range.below, range.above);
   third = third < low ? low : third;
@@ -85,17 +85,17 @@ GMS_HD T within(T third, T excess, const Range<T>& range) {
 
 // exact: the weight of `p`, and as much of the third moment as excess allows. free: where that is less than all of
 // it, the two-point law.
-template <Fit kFit, typename T>
-GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParameters<T>& p) {
+template <Fit kFit, typename T, typename Math>
+GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParameters<T>& p, Math&& math) {
   const Solution<T> s = solve(excess, third, p);
   const bool infeasible = s.rest < T(0);
   const T var = base + (infeasible ? T(0) : s.rest), a = T(1) - p.weight, b = -p.weight;
   if (kFit == Fit::kExact) {
-    const T longest = std::copysign(root(excess * p.inv_spread), s.d), d = infeasible ? longest : s.d;
+    const T longest = std::copysign(math.root(excess * p.inv_spread), s.d), d = infeasible ? longest : s.d;
     return {p.weight, fma(a, d, mean), fma(b, d, mean), var};
   }
-  const T slant = two_point_slant(excess, third);
-  const TwoPoint<T> law = two_point(excess, slant, root(fma(slant, slant, T(4) * excess)));
+  const T slant = two_point_slant(math.ordinary(excess), third, math);
+  const TwoPoint<T> law = two_point(excess, slant, math.root(fma(slant, slant, T(4) * excess)), math);
   const bool some = excess > T(0);
   const T weight = some ? law.weight : p.weight, above = some ? law.above : T(0), below = some ? law.below : T(0);
   return {infeasible ? weight : p.weight, infeasible ? mean + above : fma(a, s.d, mean),
@@ -104,20 +104,21 @@ GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParamet
 
 // The component that u chooses of that mixture, with one square root for the fit and the draw together: where the fit
 // is feasible it is of the variance, elsewhere of what the means need.
-template <Fit kFit, typename T>
-GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p) {
+template <Fit kFit, typename T, typename Math>
+GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p,
+                                  Math&& math) {
   const Solution<T> s = solve(excess, third, p);
   const bool infeasible = s.rest < T(0);
   const T var = at_most(fma(known.scale, s.rest, known.base), known.most);
-  const T slant = kFit == Fit::kFree ? two_point_slant(excess, third) : T(0);
+  const T slant = kFit == Fit::kFree ? two_point_slant(math.ordinary(excess), third, math) : T(0);
   const T needed = kFit == Fit::kFree ? fma(slant, slant, T(4) * excess) : excess * p.inv_spread;
-  const T one_root = root(infeasible ? needed : var), std = infeasible ? known.std : one_root;
+  const T one_root = math.root(infeasible ? needed : var), std = infeasible ? known.std : one_root;
   const T a = T(1) - p.weight, b = -p.weight;
   if (kFit == Fit::kExact) {
     const T d = infeasible ? std::copysign(one_root, s.d) : s.d;
     return {fma(u < p.weight ? a : b, d, mean), std};
   }
-  const TwoPoint<T> law = two_point(excess, slant, one_root);
+  const TwoPoint<T> law = two_point(excess, slant, one_root, math);
   const T far = excess > T(0) ? (u < law.weight ? law.above : -law.below) : T(0);
   return {infeasible ? mean + far : fma(u < p.weight ? a : b, s.d, mean), std};
 }
@@ -196,22 +197,23 @@ GMS_HD Mixture<T> fit_adan(T mean, T var, T third, const FitParameters<T>& p) {
   return fit.mixture(p.weight);
 }
 
-template <Fit kFit, typename T>
-GMS_HD Mixture<T> fit_mixture(T mean, T base, T excess, T third, const FitParameters<T>& p) {
+template <Fit kFit, typename T, typename Math>
+GMS_HD Mixture<T> fit_mixture(T mean, T base, T excess, T third, const FitParameters<T>& p, Math&& math) {
   if (kFit == Fit::kGaussian) return {p.weight, mean, mean, base + excess};
   if (kFit == Fit::kAdan) return fit_adan(mean, base + excess, third, p);
-  return fit_closed<kFit>(mean, base, excess, third, p);
+  return fit_closed<kFit>(mean, base, excess, third, p, math);
 }
 
 // The component that u chooses.
-template <Fit kFit, typename T>
-GMS_HD Component<T> choose(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p) {
-  if (kFit == Fit::kGaussian) return {mean, root(at_most(fma(known.scale, excess, known.base), known.most))};
+template <Fit kFit, typename T, typename Math>
+GMS_HD Component<T> choose(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p,
+                           Math&& math) {
+  if (kFit == Fit::kGaussian) return {mean, math.root(at_most(fma(known.scale, excess, known.base), known.most))};
   if (kFit == Fit::kAdan) {
     const Mixture<T> fit = fit_adan(mean, fma(known.scale, excess, known.base), third, p);
-    return {u < fit.weight ? fit.mean_a : fit.mean_b, root(at_most(fit.var, known.most))};
+    return {u < fit.weight ? fit.mean_a : fit.mean_b, math.root(at_most(fit.var, known.most))};
   }
-  return choose_closed<kFit>(mean, excess, third, u, known, p);
+  return choose_closed<kFit>(mean, excess, third, u, known, p, math);
 }
 
 template <typename T>

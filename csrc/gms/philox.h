@@ -34,7 +34,9 @@ GMS_HD Product<Wide> product(Wide a, uint32_t m) {
 }
 #endif
 
-// W: a word, or a register of them; K: the key's words, one for all or one for each.
+constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;  // added to the key after each round
+
+// W: a word, or a register of them; K: the key's words, one for all or one for each, or what stands for them.
 template <typename W, typename K>
 GMS_HD void philox_rounds(W& c0, W& c1, W& c2, W& c3, K k0, K k1) {
   GMS_UNROLL
@@ -44,8 +46,8 @@ GMS_HD void philox_rounds(W& c0, W& c1, W& c2, W& c3, K k0, K k1) {
     c2 = p0.high ^ c3 ^ k1;
     c1 = p1.low;
     c3 = p0.low;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    k0 += kWeyl0;
+    k1 += kWeyl1;
   }
 }
 
@@ -67,10 +69,11 @@ GMS_HD float to_float(uint32_t w) {
 GMS_HD float uniform(uint32_t w) { return fma(to_float(w), 0x1p-32f, 0x1p-33f); }
 
 // Two normals from two words (Box-Muller).
-GMS_HD void box_muller(uint32_t w0, uint32_t w1, float& z0, float& z1) {
+template <typename Math = Ieee>
+GMS_HD void box_muller(uint32_t w0, uint32_t w1, float& z0, float& z1, Math&& math = Math{}) {
   float s, c;
   sincos_turn(uniform(w1), s, c);
-  const float r = root(minus_two_log(uniform(w0)));
+  const float r = math.root_of_log(minus_two_log(uniform(w0)));
   z0 = r * c;
   z1 = r * s;
 }

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// gms_step on a GPU.
+#include "cuda/kernel.cuh"
+#include "cuda/table.h"
+
+namespace gms {
+namespace {
+
+// Tensors: x, e1, e2, e3, out.
+template <Fit kFit, Moments kMoments, bool kCentral>
+__global__ void __launch_bounds__(kThreads, 4) step_kernel(const __grid_constant__ Arguments<5> a) {
+  const Place p = any_place(a);
+  const Values u = kFit == Fit::kGaussian ? Values{} : uniforms(a.noise, a.shape, p);
+  if (p.sample >= a.shape.samples) return;
+  const StepCoefficients<float> k = a.scheme.coefficients_from(a.numbers);
+  const Values x = load(a.tensors[0], a.shape, p), e1 = load(a.tensors[1], a.shape, p),
+               e2 = load(a.tensors[2], a.shape, p), e3 = load(a.tensors[3], a.shape, p);
+  const Values z = normals(a.noise, a.shape, p);
+  Values out;
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) {
+    out.v[j] =
+        gms_step<kFit, kMoments, kCentral>(x.v[j], e1.v[j], e2.v[j], e3.v[j], z.v[j], u.v[j], k, a.scheme.parameters);
+  }
+  store(a.tensors[4], a.shape, p, out);
+}
+
+// Not inlined: what it reads would be brought into registers on the way to the branch.
+template <Fit kFit, bool kCentral, bool kElement, bool kKeyed>
+__device__ __noinline__ void redo_step(const QuickArguments<5>& a, const Place p, float shared) {
+  const Source<kKeyed> source(a.draws, static_cast<uint32_t>(p.sample));
+  one_by_one(p, Flat(p, a.elements), [&](int64_t i, uint32_t quad, int j) {
+    const float z = draw_one(source, kNormals, quad, j, true);
+    const float u = kElement ? draw_one(source, kUniforms, quad, j, false) : shared;
+    const float result = gms_step<kFit, Moments::kCumulant, kCentral>(
+        load_one(a.tensors[0], i), load_one(a.tensors[1], i), load_one(a.tensors[2], i), load_one(a.tensors[3], i), z,
+        u, a.scheme.coefficients, a.scheme.parameters);
+    store_one(a.tensors[4], i, result);
+  });
+}
+
+template <Fit kFit, bool kCentral, bool kElement, bool kKeyed, DType kState, DType kMoments>
+__global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_step_kernel(
+    const __grid_constant__ QuickArguments<5> a) {
+  constexpr bool kGaussian = kFit == Fit::kGaussian;
+  const Place p = quick_place(a);
+  const Flat flat(p, a.elements);
+  const Fetched<kState> x(a.tensors[0], flat);
+  const Fetched<kMoments> e1(a.tensors[1], flat), e2(a.tensors[2], flat, kGaussian),
+      e3(a.tensors[kGaussian ? 1 : 3], flat);
+  const Source<kKeyed> source(a.draws, static_cast<uint32_t>(p.sample));
+  const Values u = kGaussian ? Values{} : uniforms<kElement>(source, p);
+  Quick math;
+  const Values z = draw(source, kNormals, p, true, math);
+  const Values vx = x.values(), v1 = e1.values(), v2 = e2.values(), v3 = e3.values();
+  Values out;
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) {
+    out.v[j] = math.not_huge(gms_step<kFit, Moments::kCumulant, kCentral>(vx.v[j], v1.v[j], v2.v[j], v3.v[j], z.v[j],
+                                                                          u.v[j], a.scheme.coefficients,
+                                                                          a.scheme.parameters, math));
+  }
+  if (math.reliable()) {
+    store(a.tensors[4], flat, out);
+  } else {
+    redo_step<kFit, kCentral, kElement, kKeyed>(a, p, u.v[0]);
+  }
+}
+
+template <Fit kFit>
+auto step_kernel_of(const Scheme& s) {
+  if (s.moments == Moments::kReleased) {
+    return s.central ? step_kernel<kFit, Moments::kReleased, true> : step_kernel<kFit, Moments::kReleased, false>;
+  }
+  return s.central ? step_kernel<kFit, Moments::kCumulant, true> : step_kernel<kFit, Moments::kCumulant, false>;
+}
+
+// Calls body(type of the state, type of the moments) for the pairs that quick kernels take: one type for all, or a
+// float32 state with narrow moments.
+template <typename F>
+void with_types(DType state, DType moments, const F& body) {
+  with_type(moments, [&](auto m) {
+    state == moments ? body(m, m) : body(TypeIs<DType::kFloat32>(), m);
+  });
+}
+
+bool quick(const Operand* t, const Shape& shape, const Scheme& s, const float* numbers, const Noise& noise) {
+  return s.moments == Moments::kCumulant && s.fit != Fit::kAdan && numbers == nullptr && drawn(noise) &&
+         (t[0].dtype == t[1].dtype || t[0].dtype == DType::kFloat32) && all_of_type(t + 1, 3, t[1].dtype) &&
+         in_quads(t, 5, shape) && in_reach(s);
+}
+
+template <Fit kFit>
+void quick_step(const QuickArguments<5>& a, const Shape& shape, const Noise& noise, const Where& where) {
+  constexpr bool kGaussian = kFit == Fit::kGaussian;
+  with_bool(a.scheme.central, [&](auto central) {
+    with_bool(noise.element && !kGaussian, [&](auto element) {
+      with_bool(keyed(noise), [&](auto key) {
+        with_types(a.tensors[0].dtype, a.tensors[1].dtype, [&](auto state, auto moments) {
+          launch_quick("gms_step",
+                       quick_step_kernel<kFit, central(), element() && !kGaussian, key(), state(), moments()>, a,
+                       shape.samples, noise, where);
+        });
+      });
+    });
+  });
+}
+
+}  // namespace
+
+void cuda::gms_step(const Operand tensors[5], const Shape& shape, const Scheme& scheme, const float* numbers,
+                    const Noise& noise, const Where& where) {
+  with_fit(scheme.fit, [&](auto fit) {
+    constexpr Fit kFit = decltype(fit)::value;
+    if constexpr (kFit != Fit::kAdan) {
+      if (quick(tensors, shape, scheme, numbers, noise)) {
+        return quick_step<kFit>(quick_arguments_of<5>(tensors, shape, scheme), shape, noise, where);
+      }
+    }
+    launch("gms_step", step_kernel_of<kFit>(scheme), arguments_of<5>(tensors, shape, scheme, numbers, noise), where);
+  });
+}
+
+}  // namespace gms
