@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 
@@ -58,14 +59,13 @@ struct Tensors {
   size_t count;
   std::array<gms::Operand, gms::kMaxTerms + 2> operands;
 
-  // buffers: data_ptr and dtype code of one tensor after the other, 0 and 0 for none.
-  Tensors(const py::list& buffers, int64_t samples, int64_t elements, const Layout& layout)
-      : shape{samples, elements, {1, 1, elements}}, count(buffers.size() / 2), operands{} {
+  // Checked tensors, or None; the first sets the shape.
+  Tensors(const py::tuple& given, const Layout& layout)
+      : shape(tensors::shape_of(given[0].ptr())), count(given.size()), operands{} {
     if (count > operands.size()) throw std::invalid_argument("too many tensors");
     if (layout) std::copy_n(layout->first.begin(), 3, shape.sizes);
     for (size_t i = 0; i < count; ++i) {
-      operands[i] = {reinterpret_cast<void*>(buffers[2 * i].cast<uintptr_t>()),
-                     static_cast<gms::DType>(buffers[2 * i + 1].cast<int>()), true, {}};
+      operands[i] = tensors::operand_of(given[i].ptr());
       if (!layout || !layout->second.at(i)) continue;
       operands[i].dense = false;
       std::copy_n(layout->second[i]->begin(), 4, operands[i].strides);
@@ -106,8 +106,8 @@ gms::Noise make_noise(const py::tuple& a) {
           a[8].cast<bool>()};
 }
 
-// Every op starts with: whether it runs on the GPU, the stream there or the number of threads, the tensors, the number
-// of samples, of elements per sample, and the layout.
+// Every op starts with: whether it runs on the GPU, the stream there or the number of threads, the tensors and their
+// layout.
 const gms::Table& table_of(bool gpu) {
 #ifdef GMS_WITH_CUDA
   if (gpu) return gms::kCuda;
@@ -120,35 +120,35 @@ gms::Where where_of(bool gpu, uintptr_t where) {
   return {static_cast<int32_t>(where), nullptr};
 }
 
-void gms_step(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+void gms_step(bool gpu, uintptr_t where, const py::tuple& given,
               const Layout& layout, const gms::Scheme& scheme, uintptr_t numbers, const py::tuple& draws) {
-  const Tensors t(buffers, samples, elements, layout);
+  const Tensors t(given, layout);
   const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;
   table_of(gpu).gms_step(t.operands.data(), t.shape, scheme, reinterpret_cast<const float*>(numbers), noise,
                          where_of(gpu, where));
 }
 
-void sample_mixture(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+void sample_mixture(bool gpu, uintptr_t where, const py::tuple& given,
                     const Layout& layout, const gms::Scheme& scheme, const py::tuple& draws) {
-  const Tensors t(buffers, samples, elements, layout);
+  const Tensors t(given, layout);
   const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;
   table_of(gpu).sample_mixture(t.operands.data(), t.shape, scheme, noise, where_of(gpu, where));
 }
 
-void fit_mixture(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+void fit_mixture(bool gpu, uintptr_t where, const py::tuple& given,
                  const Layout& layout, const gms::Scheme& scheme) {
-  const Tensors t(buffers, samples, elements, layout);
+  const Tensors t(given, layout);
   const py::gil_scoped_release release;
   table_of(gpu).fit_mixture(t.operands.data(), t.shape, scheme, where_of(gpu, where));
 }
 
-// buffers: x, terms, out.
-void affine_noise(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+// tensors: x, terms, out.
+void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
                   const Layout& layout, const std::vector<double>& weights, uintptr_t weights_at, bool by_element,
                   bool noisy, const py::tuple& draws) {
-  const Tensors t(buffers, samples, elements, layout);
+  const Tensors t(given, layout);
   gms::Affine affine = {};
   affine.terms = static_cast<int32_t>(t.count) - 2;
   std::copy_n(t.operands.begin() + 1, affine.terms, affine.term);
@@ -163,9 +163,9 @@ void affine_noise(bool gpu, uintptr_t where, const py::list& buffers, int64_t sa
   table_of(gpu).affine_noise(ends, t.shape, affine, noise, where_of(gpu, where));
 }
 
-void philox(bool gpu, uintptr_t where, const py::list& buffers, int64_t samples, int64_t elements,
+void philox(bool gpu, uintptr_t where, const py::tuple& given,
             const Layout& layout, const py::tuple& draws, uint32_t stream, bool normal) {
-  const Tensors t(buffers, samples, elements, layout);
+  const Tensors t(given, layout);
   const gms::Noise noise = make_noise(draws);
   const py::gil_scoped_release release;
   table_of(gpu).philox(t.operands[0], t.shape, noise, stream, normal, where_of(gpu, where));
@@ -187,6 +187,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of gms_fast; called through gms_fast.ops, which checks and marshals arguments.";
   // module_local: tests load a second build of this module.
   py::class_<gms::Scheme>(m, "Scheme", py::module_local(), "Which fit and which step, prepared for many calls.").def(py::init(&make_scheme));
+  m.def("set_torch", &tensors::set_torch);
+  m.def("alike", &tensors::alike);
   m.def("gms_step", &gms_step);
   m.def("sample_mixture", &sample_mixture);
   m.def("fit_mixture", &fit_mixture);

@@ -1,7 +1,6 @@
 """The compiled module: the only importer of `_C`. Marshals tensors to raw pointers; arguments arrive checked."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,11 +40,23 @@ def set_instruction_set(name: str) -> None:
     _C.set_instruction_set(name)
 
 
-@functools.lru_cache(1024)
+_schemes: dict[tuple[int, float, int], tuple[Fitting, Stepping, object]] = {}
+
+
 def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping = _NO_STEP):
-    """Fit and step as the kernels take them, prepared once for many calls."""
-    numbers = (*step.numbers, step.lo, step.hi)
-    return _C.Scheme((_FITS[fit.fit], *fit[1:]), floor, numbers, _MOMENTS[step.moments], step.central)
+    """Fit and step as the kernels take them, prepared once for many calls.
+
+    Found by the identity of `fit` and `step`, which are made once too and cost more to hash than to keep.
+    """
+    key = id(fit), floor, id(step)
+    found = _schemes.get(key)
+    if found is None:
+        if len(_schemes) > 1024:
+            _schemes.clear()
+        numbers = (*step.numbers, step.lo, step.hi)
+        scheme = _C.Scheme((_FITS[fit.fit], *fit[1:]), floor, numbers, _MOMENTS[step.moments], step.central)
+        found = _schemes[key] = fit, step, scheme
+    return found[2]
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -66,20 +77,34 @@ def _noise(noise: Noise) -> tuple:
     return seed, _address(seeds), shared, sample_offset, step, _address(step_at), _address(z), _address(u), element
 
 
-def _call(op: str, tensors: Sequence[Tensor | None], layout: Layout | None, *arguments: object) -> None:
-    """`_C.op` on the threads of the CPU, or on the current stream of the tensors' GPU."""
-    buffers: list[int] = []
-    for t in tensors:
-        buffers += (0, 0) if t is None else (t.data_ptr() or _address(t), _DTYPES[t.dtype])
+def introduce(module: object) -> None:
+    """Tell a build of the compiled module what tensors and their dtypes are."""
+    module.set_torch(Tensor, tuple(_DTYPES))
+
+
+if available:
+    introduce(_C)
+
+
+def alike(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether the tensors need no other check and can be read as they lie: plain, dense, of one shape and device, of
+    dtypes that kernels take, asking for no gradient. One look at each; False where the compiled module is missing."""
+    return available and _C.alike(tensors)
+
+
+def _call(op: Callable[..., None], tensors: tuple[Tensor | None, ...], *arguments: object) -> None:
+    """An op of `_C` on the threads of the CPU, or on the current stream of the tensors' GPU."""
     first = tensors[0]
-    samples = first.shape[0]
-    elements = first.numel() // samples
-    if first.is_cuda:
-        with torch.cuda.device(first.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            getattr(_C, op)(True, stream, buffers, samples, elements, layout, *arguments)
-    else:
-        getattr(_C, op)(False, torch.get_num_threads(), buffers, samples, elements, layout, *arguments)
+    if not first.is_cuda:
+        op(False, torch.get_num_threads(), tensors, *arguments)
+        return
+    index = first.get_device()
+    stream = torch._C._cuda_getCurrentRawStream(index)
+    if index == torch._C._cuda_getDevice():
+        op(True, stream, tensors, *arguments)
+        return
+    with torch.cuda.device(index):
+        op(True, stream, tensors, *arguments)
 
 
 def gms_step(
@@ -90,17 +115,17 @@ def gms_step(
     fit: Fitting,
     noise: Noise,
 ) -> None:
-    _call("gms_step", tensors, layout, _scheme(fit, 0.0, step), _address(numbers), _noise(noise))
+    _call(_C.gms_step, tensors, layout, _scheme(fit, 0.0, step), _address(numbers), _noise(noise))
 
 
 def sample_mixture(
     tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting, noise: Noise
 ) -> None:
-    _call("sample_mixture", tensors, layout, _scheme(fit, floor), _noise(noise))
+    _call(_C.sample_mixture, tensors, layout, _scheme(fit, floor), _noise(noise))
 
 
 def fit_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting) -> None:
-    _call("fit_mixture", tensors, layout, _scheme(fit, floor))
+    _call(_C.fit_mixture, tensors, layout, _scheme(fit, floor))
 
 
 def affine_noise(
@@ -112,8 +137,8 @@ def affine_noise(
     noise: Noise,
 ) -> None:
     by_element = numbers is not None and numbers.ndim > 1
-    _call("affine_noise", tensors, layout, weights, _address(numbers), by_element, noisy, _noise(noise))
+    _call(_C.affine_noise, tensors, layout, weights, _address(numbers), by_element, noisy, _noise(noise))
 
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
-    _call("philox", (out,), None, _noise(noise), stream, normal)
+    _call(_C.philox, (out,), None, _noise(noise), stream, normal)

@@ -139,13 +139,16 @@ def noise_of(
     u: Tensor | None = None,
 ) -> Noise:
     """Checked draws for a tensor like `like`."""
-    samples = like.shape[0]
+    samples = like.size(0)
     check_choice("component", component, COMPONENTS)
     if type(step) is not int:
         step = _number("step index", step, int)
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step index must lie in [0, 2^32): got {step}")
     check_sample_offset(sample_offset, samples)
+    element = component == "element"
+    if seeds is step_at is z is u is None:
+        return Noise(seed & (1 << 64) - 1, None, sample_offset, step, None, None, None, element)
     if seeds is not None:
         seeds = on_device("seeds", seeds, [(samples,), ()], torch.int64, like.device)
     if step_at is not None:
@@ -153,7 +156,6 @@ def noise_of(
     if z is not None:
         check_tensor("noise z", z, like, "the output")
         z = _as_draws(z, like)
-    element = component == "element"
     if u is not None:
         if element:
             check_tensor("noise u", u, like, "the output")

@@ -65,10 +65,15 @@ def _backend(on_gpu: bool, wide: bool) -> object:
     return plain if name == "torch" else _native
 
 
-def _run(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
-    """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies."""
+def _run(
+    op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: bool | None = False
+) -> None:
+    """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies.
+
+    alike: what `_native.alike` says of all of them.
+    """
     tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
-    for t in tensors:
+    for t in () if alike else tensors:
         if t is not None:
             wide = wide or t.dtype is torch.float64
             dense = dense and t.is_contiguous() and not t.is_neg()
@@ -95,23 +100,25 @@ def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[T
 
 
 def fit_mixture(mean, var, third, floor=0.0, **fit):
-    check_inputs(("mean", "var", "third"), (mean, var, third))
+    inputs = mean, var, third
+    alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
     check_floor(floor)
     fitting = fitting_of(**fit)
     out = tuple(torch.empty_like(mean, requires_grad=False) for _ in range(4))
-    _run("fit_mixture", (mean, var, third), out, floor, fitting)
+    _run("fit_mixture", inputs, out, floor, fitting, alike=alike)
     return out
 
 
 def sample_mixture(
     mean, var, third, floor=0.0, *, fit="exact", weight=1 / 3, iterations=70, lr=0.06, eps=1e-8, **noise
 ):
-    check_inputs(("mean", "var", "third"), (mean, var, third))
+    inputs = mean, var, third
+    alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
     check_floor(floor)
     fitting = fitting_of(fit, weight, iterations, lr, eps)
     draws = noise_of(mean, **noise)
     out = torch.empty_like(mean, requires_grad=False)
-    _run("sample_mixture", (mean, var, third), (out,), floor, fitting, draws)
+    _run("sample_mixture", inputs, (out,), floor, fitting, draws, alike=alike)
     return out
 
 
@@ -121,7 +128,8 @@ def gms_step(
     moments="cumulant", central=False, lo=-1.0, hi=1.0, out=None,
 ):  # fmt: skip
     inputs = x, e1, e2, e3
-    check_inputs(("x", "e1", "e2", "e3"), inputs)
+    given = inputs if e2 is not None and e3 is not None else (x, e1, *(t for t in (e2, e3) if t is not None))
+    alike = _native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
     fitting = fitting_of(fit, weight, iterations, lr, eps)
     if numbers is not None:
         numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
@@ -134,7 +142,8 @@ def gms_step(
     else:
         inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
         increment_version(out)
-    _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise)
+        alike = False
+    _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise, alike=alike)
     return out
 
 
@@ -143,7 +152,7 @@ def affine_noise(
     seed=0, seeds=None, step=0, step_at=None, sample_offset=0, z=None, out=None,
 ):  # fmt: skip
     inputs = x, *terms
-    check_inputs(affine_names(terms), inputs)
+    alike = _native.alike(inputs) or check_inputs(affine_names(terms), inputs)
     check_affine(terms, weights if numbers is None else None, noise_std)
     noisy = noise_std > 0
     if numbers is not None:
@@ -155,7 +164,8 @@ def affine_noise(
     else:
         inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
         increment_version(out)
-    _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, noisy, noise)
+        alike = False
+    _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, noisy, noise, alike=alike)
     return out
 
 

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// How the binding looks at torch's tensors without torch's headers: through DLPack's exchange table where torch has one
+// (2.10 and later), which tells all about a tensor in one call, else by asking for its attributes, as Python does.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "ops.h"
+
+namespace tensors {
+
+namespace py = pybind11;
+
+// As much of DLPack 1.x as is needed (https://dmlc.github.io/dlpack): tensors, and the table of functions.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t dimensions;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+struct DLPackExchangeAPI {
+  uint32_t major, minor;
+  DLPackExchangeAPI* previous;
+  void *allocate, *from_object, *to_object;
+  int (*read)(void* object, DLTensor* out);  // borrows; no reference is taken
+  void* stream;
+};
+
+struct Torch {
+  PyObject* tensor = nullptr;            // the class
+  std::array<PyObject*, 3> dtypes = {};  // in the order of gms::DType
+  const DLPackExchangeAPI* dlpack = nullptr;
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+};
+
+inline Torch& torch() {
+  static Torch* const known = new Torch;  // as long as the process
+  return *known;
+}
+
+// The class of tensors, and the dtypes float32, bfloat16 and float16.
+inline void set_torch(const py::object& tensor, const std::array<py::object, 3>& dtypes) {
+  torch().tensor = tensor.inc_ref().ptr();
+  for (size_t i = 0; i < dtypes.size(); ++i) torch().dtypes[i] = dtypes[i].inc_ref().ptr();
+  torch().dlpack = nullptr;
+  if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) return;
+  const auto* table = static_cast<const DLPackExchangeAPI*>(
+      PyCapsule_GetPointer(tensor.attr("__dlpack_c_exchange_api__").ptr(), "dlpack_exchange_api"));
+  if (table == nullptr) throw py::error_already_set();
+  if (table->major == 1 && table->read != nullptr) torch().dlpack = table;
+}
+
+inline py::object checked(PyObject* result) {
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+inline py::object attribute(PyObject* object, PyObject* name) { return checked(PyObject_GetAttr(object, name)); }
+inline py::object call(PyObject* object, PyObject* method) {
+  return checked(PyObject_CallMethodNoArgs(object, method));
+}
+
+inline DLTensor read(PyObject* tensor) {
+  DLTensor t = {};
+  if (torch().dlpack->read(tensor, &t) != 0) throw py::error_already_set();
+  t.data = static_cast<char*>(t.data) + t.byte_offset;
+  return t;
+}
+
+// The code of a dtype, -1 for one that kernels do not take.
+inline int dtype_of(const DLTensor& t) {
+  constexpr uint8_t kFloat = 2, kBFloat = 4;
+  if (t.lanes != 1) return -1;
+  if (t.code == kFloat) return t.bits == 32 ? 0 : t.bits == 16 ? 2 : -1;
+  return t.code == kBFloat && t.bits == 16 ? 1 : -1;
+}
+inline int dtype_of(PyObject* tensor) {
+  const py::object dtype = attribute(tensor, torch().dtype);
+  for (size_t i = 0; i < torch().dtypes.size(); ++i) {
+    if (dtype.ptr() == torch().dtypes[i]) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+inline bool dense(const DLTensor& t) {
+  int64_t room = 1;
+  for (int32_t d = t.dimensions - 1; d >= 0; --d) {
+    if (t.shape[d] != 1 && t.strides[d] != room) return false;
+    room *= t.shape[d];
+  }
+  return true;
+}
+
+// Whether these are plain tensors that a kernel takes as they lie: with a first dimension, of one shape and device,
+// dense, float32 or narrower, asking for no gradient. False too where that is not told in one call.
+inline bool alike(const py::tuple& given) {
+  if (torch().dlpack == nullptr) return false;
+  DLTensor first = {};
+  for (const py::handle object : given) {
+    PyObject* const p = object.ptr();
+    if (reinterpret_cast<PyObject*>(Py_TYPE(p)) != torch().tensor) return false;
+    if (attribute(p, torch().requires_grad).ptr() != Py_False || call(p, torch().is_neg).ptr() != Py_False) return false;
+    DLTensor t = {};
+    if (torch().dlpack->read(p, &t) != 0) return PyErr_Clear(), false;  // sparse, or what a transform has wrapped
+    if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return false;
+    if (first.dimensions == 0) first = t;
+    if (t.device_type != first.device_type || t.device_id != first.device_id || t.dimensions != first.dimensions ||
+        std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) != 0) {
+      return false;
+    }
+  }
+  return first.dimensions > 0;
+}
+
+// (samples, elements of one) of a tensor with a first dimension.
+inline gms::Shape shape_of(PyObject* tensor) {
+  gms::Shape s = {1, 1, {1, 1, 1}};
+  if (torch().dlpack != nullptr) {
+    const DLTensor t = read(tensor);
+    s.samples = t.shape[0];
+    for (int32_t d = 1; d < t.dimensions; ++d) s.elements *= t.shape[d];
+  } else {
+    const py::tuple sizes = attribute(tensor, torch().shape);
+    s.samples = sizes[0].cast<int64_t>();
+    for (size_t d = 1; d < sizes.size(); ++d) s.elements *= sizes[d].cast<int64_t>();
+  }
+  s.sizes[2] = s.elements;
+  return s;
+}
+
+// A checked tensor as a dense operand, or None as one without data, which a tensor must not be taken for.
+inline gms::Operand operand_of(PyObject* tensor) {
+  gms::Operand operand = {nullptr, gms::DType::kFloat32, true, {}};
+  if (tensor == Py_None) return operand;
+  if (torch().dlpack != nullptr) {
+    const DLTensor t = read(tensor);
+    operand.data = t.data, operand.dtype = static_cast<gms::DType>(dtype_of(t));
+  } else {
+    operand.data = reinterpret_cast<void*>(call(tensor, torch().data_ptr).cast<uintptr_t>());
+    operand.dtype = static_cast<gms::DType>(dtype_of(tensor));
+  }
+  if (operand.data == nullptr) {
+    throw std::runtime_error(std::string("a tensor without data reached the kernels: ") + Py_TYPE(tensor)->tp_name);
+  }
+  return operand;
+}
+
+}  // namespace tensors

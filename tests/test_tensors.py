@@ -1,0 +1,93 @@
+"""How the compiled module looks at tensors: which need no other check, and how they are read on any torch."""
+
+import pytest
+import torch
+
+from gms_fast import _native, ops
+from gms_fast.schedules import VPLinear
+from gms_fast.steps import StepCoefficients
+
+pytestmark = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+
+X = torch.rand(2, 3, 4)
+TABLE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+
+
+@pytest.mark.skipif(not TABLE, reason="this torch tells nothing about a tensor in one call")
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        (X, X),
+        (X, X.bfloat16(), X.half()),
+        (X[1:], X[:1]),
+        (torch.rand(3),),
+        (torch.rand(0, 3), torch.rand(0, 3)),
+        (torch.rand(2, 1).expand(2, 1),),
+    ],
+)
+def test_plain_tensors_are_alike(tensors):
+    assert _native.alike(tensors)
+
+
+UNLIKE = {
+    "shape": (X, X[:1]),
+    "dimensions": (X, X.flatten(1)),
+    "scalar": (torch.tensor(1.0),),
+    "dtype": (X, X.double()),
+    "integers": (X.int(),),
+    "complex": (torch.complex(X, X),),
+    "layout": (X, X.transpose(1, 2).contiguous().transpose(1, 2)),
+    "expanded": (X, X[:, :, :1].expand(2, 3, 4)),
+    "negative bit": (X, torch._neg_view(X)),
+    "gradient": (X, X.clone().requires_grad_()),
+    "parameter": (torch.nn.Parameter(X, requires_grad=False),),
+    "device": (X, X.to("meta")),
+    "sparse": (X[0].to_sparse(),),
+    "none": (X, None),
+    "no tensor": (X, 3.0),
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("tensors", UNLIKE.values(), ids=UNLIKE)
+def test_unusual_tensors_are_left_to_the_other_checks(tensors):
+    assert not _native.alike(tensors)
+
+
+def test_wrapped_tensors_are_left_to_the_dispatcher():
+    seen = []
+    torch.func.vmap(lambda t: (seen.append(_native.alike((t,))), t)[1])(X)
+    assert seen == [False]
+
+
+@pytest.fixture
+def attributes_alone():
+    """A torch without the table."""
+    _native._C.set_torch(type("Tensor", (), {}), tuple(_native._DTYPES))
+    yield
+    _native.introduce(_native._C)
+
+
+@pytest.mark.usefixtures("attributes_alone")
+def test_without_the_table_results_are_the_same():
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    strided = torch.rand(2, 3, 4, 2)[..., 0]
+
+    def results():
+        return [
+            ops.gms_step(X, X.half(), strided, X.bfloat16(), step),
+            ops.affine_noise(X.half(), [X], [0.5, 2.0], 0.1),
+            *ops.fit_mixture(X, X, X),
+            ops.philox_normal((2, 5), seed=3),
+        ]
+
+    assert not _native.alike((X,))
+    got = results()
+    _native.introduce(_native._C)
+    assert all(torch.equal(g, w) for g, w in zip(got, results(), strict=True))
+
+
+def test_a_tensor_without_data_is_an_error():
+    empty = torch.empty(2, 3, device="meta")
+    with pytest.raises((RuntimeError, ValueError, BufferError)):
+        _native._C.philox(False, 1, (empty,), None, (0, 0, False, 0, 0, 0, 0, 0, True), 0, True)
