@@ -9,7 +9,6 @@ from pathlib import Path
 import cases
 import gate
 import gms_step
-import gpu_check
 import predict
 import pytest
 import report
@@ -90,22 +89,6 @@ def test_gate_refuses_a_wrong_kernel(change, monkeypatch):
 def test_readme_shows_the_committed_results():
     text = (BENCH.parent / "README.md").read_text()
     assert report.readme(text) == text
-
-
-def test_budget_skips_what_does_not_fit():
-    assert gpu_check.Budget(5).run(["true"], needs=20) == {"skipped": "needs about 20 s, 5 s are left"}
-    assert gpu_check.Budget(60).run([sys.executable, "-c", "print(3)"], needs=1)["tail"] == "3\n"
-    stopped = gpu_check.Budget(0.2).run([sys.executable, "-c", "import time; time.sleep(9)"], needs=0)
-    assert stopped["rc"] == 124
-    assert gpu_check.failed({"triton": {"parts": {"host": {"rc": 1}}}})
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", ["gpu_check.py", "every_op.py"])
-def test_no_gpu_is_one_clear_line(script, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [script])
-    with pytest.raises(SystemExit, match="no CUDA device is visible"):
-        runpy.run_path(str(BENCH / script), run_name="__main__")
 
 
 def test_main_path_leaves_out_calls_and_counts_the_longer_branch():
