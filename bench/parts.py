@@ -6,19 +6,18 @@ output of all parts in a log, and a record, written anew after every part, of ho
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+import processes
+
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = object()  # in a command: the seconds after which it should stop by itself
-GRACE = 5.0  # seconds from the request to stop to the kill
 TAIL = 4000  # characters of a part's output that the record keeps
 LONGEST = 1 << 20  # bytes of a part's output that the log keeps
 
@@ -104,26 +103,25 @@ class Session:
             return f"failed: {error}"
         try:
             status = process.wait(limit)
+            outcome = f"failed with status {status}" if status else "passed"
         except subprocess.TimeoutExpired:
-            return f"stopped after {limit:.0f} s"
+            outcome = f"stopped after {limit:.0f} s"
         finally:
-            stop(process)
-        return f"failed with status {status}" if status else "passed"
+            ended = processes.stop(process)
+        return outcome if ended else f"{outcome}, but some of it still runs"
 
     def _start(self, part: Part, limit: float, output: object) -> subprocess.Popen:
-        words = [f"{max(limit - GRACE, 0):.0f}" if word is SECONDS else str(word) for word in part.command]
+        words = [f"{max(limit - processes.GRACE, 0):.0f}" if word is SECONDS else str(word) for word in part.command]
         environment = {**os.environ, **self._environment, **part.environment, "PYTHONUNBUFFERED": "1"}
         self._log.write(f"\n== {part.name}, at most {limit:.0f} s: {' '.join(words)}\n".encode())
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-        # A group to end it by, in the session of whoever started this and may have to end all of it.
-        return subprocess.Popen(words, cwd=ROOT, env=environment, process_group=0, **streams)
+        return processes.start(words, ROOT, environment, output)
 
     def _stop_beside(self) -> None:
         for name, process in self._beside.items():
             status = process.poll()
             outcome = {None: "stopped", 0: "passed"}.get(status, f"failed with status {status}")
             self.record["parts"][name] = {"outcome": outcome}
-            stop(process)
+            processes.kill(process)
         self._beside.clear()
 
     def _collect(self, part: Part, report: Json) -> list[str]:
@@ -151,21 +149,6 @@ class Session:
         half = self._file.with_suffix(".half")
         half.write_text(json.dumps(self.record, indent=1) + "\n")
         half.replace(self._file)
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End a process and its group: by SIGINT, on which pytest writes its report, then by SIGKILL."""
-    try:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    with suppress(subprocess.TimeoutExpired):  # one that hangs in the driver
-        process.wait(GRACE)
 
 
 def counts(junit: Path) -> dict[str, int]:

@@ -14,6 +14,7 @@ import checkout
 import gpu_check
 import parts
 import preflight
+import processes
 import pytest
 import torch
 from parts import Part, Session
@@ -42,7 +43,7 @@ def gpu_check_py(*arguments, **environment):
 
 @pytest.fixture
 def session(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "GRACE", 1.0)
+    monkeypatch.setattr(processes, "GRACE", 1.0)
     return Session(tmp_path, "gpu", 60, {}, {"commit": "abc"})
 
 
@@ -117,7 +118,7 @@ def test_rehearsal_of_the_sanitizer(rehearsal):
 @pytest.mark.parametrize(("plan", "minutes"), [("gpu", 8), ("sanitize", 4)])
 def test_budget_leaves_time_to_stop(plan, minutes, tmp_path):
     shares = sum(p.seconds for p in getattr(gpu_check.Plan(tmp_path, None, False), plan)())
-    assert 0.9 * 60 * minutes < shares <= 60 * minutes - 2 * parts.GRACE
+    assert 0.9 * 60 * minutes < shares <= 60 * minutes - 2 * processes.GRACE
 
 
 def test_part_that_fails_costs_itself_only(session):
@@ -160,7 +161,7 @@ def test_tests_that_hang_keep_the_report_of_those_before(session, tmp_path):
     (tmp_path / "test_it.py").write_text("def test_a(): pass\ndef test_b():\n    import time; time.sleep(60)\n")
     pytest_ = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
     command = [*pytest_, f"--junitxml={tmp_path}/junit-tests.xml", tmp_path / "test_it.py"]
-    parts.GRACE = 20.0
+    processes.GRACE = 20.0
     assert session.run([Part("tests", command, 8), Part("later", python(""), 50)]) == ["tests"]
     assert record(session)["parts"]["tests"]["tests"]["passed"] == 1
 
@@ -228,7 +229,7 @@ def test_unused_time_goes_to_later_parts(session):
     found = record(session)["parts"]
     assert found["a"]["limit"] == 30
     assert found["b"]["limit"] > 55
-    assert int(found["b"]["tail"].split()[-1]) == pytest.approx(found["b"]["limit"] - parts.GRACE, abs=1)
+    assert int(found["b"]["tail"].split()[-1]) == pytest.approx(found["b"]["limit"] - processes.GRACE, abs=1)
 
 
 def test_log_keeps_the_ends_of_a_long_output(session, monkeypatch):
@@ -246,8 +247,8 @@ def test_signal_leaves_a_complete_record(number, tmp_path):
     code = f"""
 import signal, sys
 sys.path.insert(0, {str(BENCH)!r})
-import gpu_check, parts
-parts.GRACE = 1.0
+import gpu_check, parts, processes
+processes.GRACE = 1.0
 hangs = parts.Part("hangs", [sys.executable, "-c", {HANGS!r}], 60)
 gpu_check.Plan.gpu = lambda plan: [parts.Part("first", [sys.executable, "-c", ""], 5), hangs]
 sys.argv = ["gpu_check.py", "--rehearse", "--out", {str(tmp_path)!r}]
