@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-GRACE = 5.0  # seconds from the request to stop to the kill, and from that to giving up
+GRACE = 4.0  # seconds between steps: the request to end, the kill of all but the leader, the kill of all, giving up
 
 
 def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], output: object) -> subprocess.Popen:
@@ -18,13 +18,13 @@ def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], 
 
 
 def stop(process: subprocess.Popen) -> bool:
-    """Ask a group to end, on which pytest writes its report, and kill it. False if some of it survives."""
+    """End a group, but let its leader write a report first, as pytest does. False if some of it survives."""
     try:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
-            process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        pass
+            if not _ends(process):  # it waits for others in the group, which do not hear
+                _kill(set(members(process.pid)) - {process.pid})
+                _ends(process)
     finally:
         ended = kill(process)
     return ended
@@ -32,21 +32,34 @@ def stop(process: subprocess.Popen) -> bool:
 
 def kill(process: subprocess.Popen) -> bool:
     """Kill a group at once. False if some of it survives, as a process that hangs in the driver may."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
     end = time.monotonic() + GRACE
-    while process.poll() is None or running(process.pid):
+    while running := members(process.pid):
         if time.monotonic() > end:
             return False
+        _kill(running)
         time.sleep(0.01)
+    return _ends(process)
+
+
+def _ends(process: subprocess.Popen) -> bool:
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        return False
     return True
 
 
-def running(group: int) -> bool:
-    """Whether any process of the group runs. One that has ended stays in it until its parent asks: that is none."""
+def _kill(ids: Iterable[int]) -> None:
+    for pid in ids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group, without those that have ended and wait for their parent to ask how."""
+    found = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, of = file.read_text().rpartition(")")[2].split()[:3]
-            if int(of) == group and state != "Z":
-                return True
-    return False
+            found += [int(file.parent.name)] if int(of) == group and state != "Z" else []
+    return found
