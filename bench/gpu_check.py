@@ -52,7 +52,7 @@ class Plan:
             self.tests("tests-graphs", 50, 4, *self.other_tests()),
             self.tests("tests-triton", 60, 12, *self.triton_tests()),
             self.rows("rest-cuda", 45, "cuda", "graphs", "rest"),
-            self.rows("rest-triton", 35, "triton", "host", "graphs", "rest"),
+            self.rows("rest-triton", 35, "triton", "host", *([] if self.rehearse else ["graphs", "rest"])),
         ]
 
     def sanitize(self) -> list[Part]:
@@ -75,7 +75,7 @@ class Plan:
 
     def warm_up(self) -> list[Part]:
         """Compile Triton's kernels while nvcc works, by runs of which nothing else is kept."""
-        rows = self.gpu_rows("triton", 120, self.folder / "warm-up.json", "stream")
+        rows = self.gpu_rows("triton", 0 if self.rehearse else 120, self.folder / "warm-up.json", "stream")
         tests = self.pytest(8, *self.triton_tests())
         return [Part("warm-rows", rows, 0, beside=True), Part("warm-tests", tests, 0, beside=True)]
 

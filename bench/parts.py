@@ -136,8 +136,7 @@ class Session:
         if left.exists():
             found = _read(left)
             lines = found.pop("lines", [])
-            if "skipped" in found:
-                report["outcome"] = f"skipped: {found['skipped']}"
+            report["outcome"] = _but_for_skipped(report["outcome"], found)
             join(self.record.setdefault(part.keep, {}) if part.keep else self.record, found)
         return lines
 
@@ -160,6 +159,14 @@ def counts(junit: Path) -> dict[str, int]:
     total, failures, errors, skipped = (int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped"))
     failed = failures + errors
     return {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
+
+
+def _but_for_skipped(outcome: str, found: Json) -> str:
+    """The outcome of a part that may have skipped all of its work, or what its time did not suffice for."""
+    if "skipped" in found:
+        return f"skipped: {found['skipped']}"
+    skipped = [name for name, rows in found.get("parts", {}).items() if "skipped" in rows]
+    return f"{outcome}, but skipped {', '.join(skipped)}" if skipped else outcome
 
 
 def _read(file: Path) -> Json:

@@ -197,6 +197,14 @@ def test_backend_that_cannot_run_is_skipped_with_its_reason(session, tmp_path):
     assert record(session)["parts"]["rows"]["outcome"] == "skipped: no nvcc"
 
 
+def test_rows_that_found_no_time_are_named(session, tmp_path):
+    found = {"lines": ["a: late"], "parts": {"a": {"skipped": "late"}, "b": {"rows": []}}}
+    write = python(f"open({str(tmp_path / 'part.json')!r}, 'w').write({json.dumps(found)!r})")
+    assert session.run([Part("rows", write, 5, keep="cuda")]) == ["rows"]
+    assert record(session)["parts"]["rows"]["outcome"] == "passed, but skipped a"
+    assert record(session)["cuda"]["parts"]["b"] == {"rows": []}
+
+
 def test_results_of_two_runs_are_joined():
     joined = {}
     parts.join(joined, {"bars": [1], "parts": {"a": 1}, "environment": {"commit": "x"}})
