@@ -67,7 +67,7 @@ class Plan:
         return Part("copy", self.setup("build_py"), 10, vital=True)
 
     def build(self, seconds: float) -> list[Part]:
-        """The compiled module; if its CUDA kernels do not compile without them, for Triton's are held against C++."""
+        """The compiled module. If its CUDA kernels do not compile, it is built without: Triton is compared with C++."""
         target = self.package / "gms_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         command = [sys.executable, BENCH / "rehearsal.py", target] if self.rehearse else self.setup("build_ext")
         both = Part("build", command, seconds, environment={"GMS_FAST_CUDA": "1"})
@@ -100,7 +100,7 @@ class Plan:
         return [TESTS / "triton_parity.py", *(["-k", "philox"] if self.rehearse else [])]
 
     def other_tests(self) -> list[object]:
-        """Files with tests for a GPU: what others import may not be installed."""
+        """Tests marked gpu. Files without one are left out: what they import may not be installed."""
         files = [file for file in sorted(TESTS.glob("test_*.py")) if "mark.gpu" in file.read_text()]
         chosen = ["-k", "on_a_cpu"] if self.rehearse else ["-m", "gpu"]
         return [*(file for file in files if file.name not in APART), *chosen]

@@ -10,15 +10,14 @@ when the host is through was waiting for the host: a case where most turns end s
 
 import platform
 import statistics
-import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from pathlib import Path
 from typing import NamedTuple
 
+import checkout
 import torch
 from cases import Case
 from machine import Gpu, Machine
@@ -129,7 +128,7 @@ def environment(commit: str | None = None) -> dict[str, object]:
     """Versions, processor and commit that a result belongs to; git is asked for a commit that is not given."""
     return {
         "date": date.today().isoformat(),
-        "commit": commit or _commit(),
+        "commit": commit or checkout.commit(),
         "gms_fast": gms_fast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -138,19 +137,3 @@ def environment(commit: str | None = None) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "backends": gms_fast.backends(),
     }
-
-
-def _commit() -> str | None:
-    """The commit checked out here, None where git or its repository is missing."""
-    head = _git("rev-parse", "--short", "HEAD")
-    changed = head and _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-    return f"{head}-dirty" if changed else head or None
-
-
-def _git(*command: str) -> str:
-    """What git prints; nothing if it fails or is missing."""
-    root = Path(__file__).parent.parent
-    try:
-        return subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
