@@ -6,8 +6,9 @@ from itertools import product
 import torch
 from bars import Bar, ratio
 from baselines import compiled, eager_affine
-from cases import SHAPES, Case, Inputs, cast, input_sets, normals, yardsticks
+from cases import SHAPES, Case, Sets, cast, input_sets, normals, yardsticks
 from figures import main, measured
+from machine import Machine
 
 from gms_fast import ops
 
@@ -23,15 +24,15 @@ def updates(op: Callable[..., torch.Tensor], *numbers: object) -> Callable[..., 
     return lambda x, *terms: op(x, terms, *numbers)
 
 
-def fused(sets: list[Inputs], terms: int) -> Case:
+def fused(sets: Sets, terms: int) -> Case:
     """The op on the first `terms` terms, in the dtypes of the sets."""
-    used = [t[: terms + 1] for t in sets]
+    used = sets.map(lambda inputs: inputs[: terms + 1])
     bytes_ = sum(t.element_size() for t in used[0]) + used[0][0].element_size()
     run = updates(ops.affine_noise, WEIGHTS[: terms + 1], STD)
     return Case(f"affine_noise, terms: {terms}", run, used, bytes_, checked=True)
 
 
-def three_terms(sets: list[Inputs]) -> list[Case]:
+def three_terms(sets: Sets) -> list[Case]:
     """A multistep solver's update beside eager torch; the bytes leave out weights by element, which samples share."""
     x = sets[0][0]
     rows = torch.randn((5, *x.shape[1:]), generator=torch.Generator(x.device).manual_seed(0), device=x.device)
@@ -44,16 +45,16 @@ def three_terms(sets: list[Inputs]) -> list[Case]:
     return cases
 
 
-def rivals(sets: list[Inputs]) -> list[Case]:
-    two, affine = [t[:3] for t in sets], updates(eager_affine, WEIGHTS[:3], STD)
-    cases = [Case("eager, terms: 2", affine, two, 16)]
-    if fast := compiled(affine, *two[0]):
-        cases.append(Case("torch.compile, terms: 2", fast, two, 16))
-    return cases
+def rivals(sets: Sets) -> list[Case]:
+    two, affine = sets.map(lambda inputs: inputs[:3]), updates(eager_affine, WEIGHTS[:3], STD)
+    return [
+        Case("eager, terms: 2", affine, two, 16),
+        Case("torch.compile, terms: 2", compiled(affine), two, 16),
+    ]
 
 
-def measure(device: str, shape: str, runs: int) -> dict[str, object]:
-    sets = input_sets(normals(4), SHAPES[shape], device)
+def measure(machine: Machine, shape: str, runs: int) -> dict[str, object]:
+    sets = input_sets(normals(4), SHAPES[shape], machine)
     half = torch.bfloat16
     mixed, low = (fused(cast(sets, dtype, half), 2) for dtype in (torch.float32, half))
     cases = [
@@ -64,7 +65,7 @@ def measure(device: str, shape: str, runs: int) -> dict[str, object]:
         *three_terms(sets),
         *rivals(sets),
     ]
-    return measured(shape, cases, [], runs) | {"op": "affine_noise"}
+    return measured(machine, shape, cases, [], runs) | {"op": "affine_noise"}
 
 
 def bars(rows: list[dict]) -> list[Bar]:

@@ -1,9 +1,11 @@
 """What is timed: the shapes, inputs of the kind that sampling meets, and `Case`, a call with the bytes it must move."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+from machine import Machine
 from torch import Tensor
 
 from gms_fast import StepCoefficients
@@ -23,17 +25,44 @@ FLOOR = STEP.c
 Inputs = tuple[Tensor, ...]
 
 
+class Sets:
+    """Sets of inputs that a case runs on in turn, and as many fresh ones as are asked for: `draw(seed)` makes one."""
+
+    def __init__(self, draw: Callable[[int], Inputs], count: int = 1) -> None:
+        self.draw, self._ready = draw, [draw(seed) for seed in range(count)]
+
+    def map(self, change: Callable[[Inputs], Inputs]) -> "Sets":
+        """The same sets, each of them changed."""
+        changed = Sets(lambda seed: change(self.draw(seed)), 0)
+        changed._ready = [change(inputs) for inputs in self._ready]
+        return changed
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def __getitem__(self, index: int) -> Inputs:
+        return self._ready[index]
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return iter(self._ready)
+
+
 class Case(NamedTuple):
     """run(*inputs) on each set of inputs in turn; `bytes` per element: inputs read once, outputs written once."""
 
     name: str
     run: Callable[..., object]
-    sets: list[Inputs]
+    sets: Sets
     bytes: int
     checked: bool = False  # against float64, before any timing
 
     def call(self, turn: int) -> object:
         return self.run(*self.sets[turn % len(self.sets)])
+
+    @property
+    def size(self) -> int:
+        """Bytes that a call must move."""
+        return self.bytes * self.sets[0][0].numel()
 
 
 def noise_moments(shape: tuple[int, ...], device: str, seed: int) -> Inputs:
@@ -62,26 +91,27 @@ def normals(count: int) -> Callable[[tuple[int, ...], str, int], Inputs]:
     return make
 
 
-def input_sets(make: Callable[..., Inputs], shape: tuple[int, ...], device: str) -> list[Inputs]:
-    """One set of inputs; on a GPU as many as twice its L2 holds, so that every call reads from memory."""
-    first = make(shape, device, 0)
-    if not first[0].is_cuda:
-        return [first]
-    size = sum(t.nbytes for t in first)
-    cache = torch.cuda.get_device_properties(first[0].device).L2_cache_size
-    return [first, *(make(shape, device, seed) for seed in range(1, 1 + 2 * cache // size))]
+def input_sets(make: Callable[..., Inputs], shape: tuple[int, ...], machine: Machine) -> Sets:
+    """Sets of inputs on the machine, as many as the case that moves least rotates through."""
+    least = torch.bfloat16.itemsize * math.prod(shape)
+    return Sets(lambda seed: make(shape, machine.device, seed), machine.rotation(least))
 
 
-def cast(sets: list[Inputs], state: torch.dtype, moments: torch.dtype) -> list[Inputs]:
+def cast(sets: Sets, state: torch.dtype, moments: torch.dtype) -> Sets:
     """The sets with the first tensor in one dtype and the others in another."""
-    return [(x.to(state), *(t.to(moments) for t in rest)) for x, *rest in sets]
+    return sets.map(lambda inputs: (inputs[0].to(state), *(t.to(moments) for t in inputs[1:])))
 
 
-def yardsticks(sets: list[Inputs]) -> list[Case]:
+def with_output(sets: Sets, dtype: torch.dtype) -> Sets:
+    """The sets, each with a tensor of its own to write to."""
+    return sets.map(lambda inputs: (*inputs, torch.empty_like(inputs[0], dtype=dtype)))
+
+
+def yardsticks(sets: Sets) -> list[Case]:
     """What every figure is a multiple of: torch's own normals, and a copy, of the first tensor's shape."""
-    out = torch.empty_like(sets[0][0])
-    size = out.element_size()
+    dtype = sets[0][0].dtype
+    pairs = with_output(sets.map(lambda inputs: inputs[:1]), dtype)
     return [
-        Case("torch.randn_like", lambda x, *_: torch.randn_like(x), sets, size),
-        Case("copy", lambda x, *_: out.copy_(x), sets, 2 * size),
+        Case("torch.randn_like", lambda x, *_: torch.randn_like(x), sets, dtype.itemsize),
+        Case("copy", lambda x, out: out.copy_(x), pairs, 2 * dtype.itemsize),
     ]

@@ -1,7 +1,8 @@
 """From cases to figures: gate, timing, one row a case, and the command line that the benchmarks share.
 
 A row holds the time as a multiple of `torch.randn_like` (quartiles), the bytes an element must move, and the bandwidth
-these make as a share of the copy's in the same turns. Absolute times are kept for GPUs only.
+these make as a share of the copy's in the same turns. Absolute times are kept for GPUs only. A case that fails has no
+row; the result names it.
 """
 
 import argparse
@@ -10,14 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from cases import SHAPES, Case, Inputs, yardsticks
+from cases import SHAPES, Case, Sets, yardsticks
 from gate import WrongResultError, check
-from timing import environment, in_turn, spread
+from machine import Gpu, Machine
+from timing import Times, dropping, environment, in_turn, spread
 
 SLOW_LIMIT = 1 << 24  # elements beyond which the optimisers' fits are not timed
 
 
-def measured(shape: str, cases: Sequence[Case], slow: Sequence[Case], runs: int) -> dict[str, object]:
+def measured(machine: Machine, shape: str, cases: Sequence[Case], slow: Sequence[Case], runs: int) -> dict[str, object]:
     """All rows of `cases`, and of `slow` in fewer turns; both start with the yardsticks, unless empty."""
     like = cases[0].sets[0][0]
     groups = [(cases, runs)]
@@ -25,40 +27,50 @@ def measured(shape: str, cases: Sequence[Case], slow: Sequence[Case], runs: int)
         print(f"left out beyond {SLOW_LIMIT} elements: {', '.join(c.name for c in slow[2:])}")
     elif slow:
         groups.append((slow, max(runs // 10, 2)))
+    failed: dict[str, str] = {}
     for case in (case for group, _ in groups for case in group if case.checked):
-        check(case)
+        with dropping(case.name, failed):
+            check(case)
     rows: dict[str, dict] = {}
     for group, turns in groups:
-        seconds = in_turn(group, turns)
-        rows = {row["name"]: row for row in _rows(group, seconds, like)} | rows
-    order = [case.name for group, _ in groups for case in group]
+        right = [case for case in group if case.name not in failed]
+        times = in_turn(machine, right, turns)
+        failed |= times.failed
+        rows = {row["name"]: row for row in _rows(machine, right, times)} | rows
+    order = [case.name for group, _ in groups for case in group if case.name in rows]
     shown = {"shape": shape, "size": list(like.shape), "device": like.device.type}
-    return {"environment": environment(), **shown, "rows": [rows[name] for name in dict.fromkeys(order)]}
+    result = {"environment": environment(), **shown, "rows": [rows[name] for name in dict.fromkeys(order)]}
+    return result | ({"failed": failed} if failed else {})
 
 
-def _rows(cases: Sequence[Case], seconds: dict[str, list[float]], like: torch.Tensor) -> list[dict[str, object]]:
-    quartiles = {name: spread(values) for name, values in seconds.items()}
+def _rows(machine: Machine, cases: Sequence[Case], times: Times) -> list[dict[str, object]]:
+    if why := times.failed.get("torch.randn_like") or times.failed.get("copy"):
+        raise RuntimeError(f"a yardstick failed: {why}")
+    quartiles = {name: spread(values) for name, values in times.seconds.items()}
     randn, copy = quartiles["torch.randn_like"][1], quartiles["copy"][1]
     copy_rate = next(c.bytes for c in cases if c.name == "copy") / copy
     rows = []
-    for case in cases:
+    for case in (case for case in cases if case.name in quartiles):
         median = quartiles[case.name][1]
         row = {"name": case.name, "over_randn": [q / randn for q in quartiles[case.name]], "bytes": case.bytes}
         row["of_copy"] = case.bytes / median / copy_rate
-        if like.is_cuda:
-            row |= {"ms": 1e3 * median, "GB/s": case.bytes * like.numel() / median / 1e9}
+        if isinstance(machine, Gpu):
+            row |= {"ms": 1e3 * median, "GB/s": case.size / median / 1e9}
+        if case.name in times.host_bound:
+            row["bound by"] = "host"
         rows.append(row)
     return rows
 
 
-def ridge(sets: list[Inputs], runs: int) -> float:
+def ridge(machine: Machine, sets: Sets, runs: int) -> float | None:
     """Operations in the time of copying one byte, at the rate of a float32 matrix product: where the roofs meet."""
-    side = 4096 if sets[0][0].is_cuda else 1024
-    a = torch.randn(side, side, device=sets[0][0].device)
+    a = torch.randn(machine.side, machine.side, device=machine.device)
     copy = yardsticks(sets)[1]
-    seconds = in_turn([copy, Case("product", lambda *_: a @ a, sets, 0)], runs)
-    product_time, copy_time = (spread(seconds[name])[1] for name in ("product", "copy"))
-    return (2 * side**3 / product_time) / (copy.bytes * sets[0][0].numel() / copy_time)
+    times = in_turn(machine, [copy, Case("product", lambda *_: a @ a, sets, 12)], runs)
+    if times.failed:
+        return None
+    product_time, copy_time = (spread(times.seconds[name])[1] for name in ("product", "copy"))
+    return (2 * machine.side**3 / product_time) / (copy.size / copy_time)
 
 
 def show(result: dict[str, object]) -> None:
@@ -70,22 +82,26 @@ def show(result: dict[str, object]) -> None:
     for row in result["rows"]:
         low, median, high = row["over_randn"]
         line = f"{row['name']:52} {median:8.2f}  {low:8.2f} {high:8.2f} {row['bytes']:5} {row['of_copy']:8.1%}"
-        print(line + (f" {row['ms']:8.4f} {row['GB/s']:8.0f}" if gpu else ""))
+        gpu_times = f" {row['ms']:8.4f} {row['GB/s']:8.0f}" if gpu else ""
+        print(line + gpu_times + (f"  bound by the {row['bound by']}" if "bound by" in row else ""))
+    for name, why in result.get("failed", {}).items():
+        print(f"left out: {name}: {why.strip().splitlines()[0]}")
 
 
-def main(doc: str, measure: Callable[[str, str, int], dict], bars: Callable[[list[dict]], list] | None = None) -> None:
+def main(
+    doc: str, measure: Callable[[Machine, str, int], dict], bars: Callable[[list[dict]], list] | None = None
+) -> None:
     """Run a benchmark from the command line. Missing a bar is no failure, a wrong kernel is."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--shape", default="cifar", choices=SHAPES)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
-    try:
-        result = measure(args.device, args.shape, args.runs)
-    except WrongResultError as error:
-        raise SystemExit(str(error)) from None
+    result = measure(Gpu() if args.device == "cuda" else Machine(), args.shape, args.runs)
     show(result)
+    if wrong := [why for why in result.get("failed", {}).values() if why.startswith(WrongResultError.__name__)]:
+        raise SystemExit("\n".join(wrong))
     if bars is not None:
         reached = bars(result["rows"])
         print(*reached, sep="\n")

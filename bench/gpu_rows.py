@@ -1,142 +1,151 @@
 """The benchmarks of one GPU backend, most important first: `python bench/gpu_rows.py --backend cuda --out FILE`.
 
 Run by gpu_check.py. What does not fit into --seconds is skipped; the JSON is written after each part, and says so.
+--rehearse runs all of it without a GPU, on tiny tensors. Exit status 1: a part failed, or a case of one.
 """
 
 import argparse
 import importlib
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import bits
 import gms_step
+import loops
+import rehearsal
 import torch
-from bars import Bar, ratio
-from cases import STEP, noise_moments
+from cases import SHAPES, input_sets, noise_moments, yardsticks
+from figures import measured
+from machine import Gpu, StandIn
+from targets import card, over, share
 from timing import environment
 
 import gms_fast
-from gms_fast import ops
-from gms_fast.models import MomentUNet
 
-RUNS = 10
 NEEDS = 15  # seconds that a part takes with its compilation, roughly
+TINY = (1, 1, 8, 8)  # the shape of all rows in a rehearsal
+Part = Callable[[Gpu], dict[str, object]]
 
 
-def bench(op: str, shape: str) -> dict[str, object]:
+def rows(machine: Gpu, op: str, shape: str) -> dict[str, object]:
     """The rows of one benchmark."""
-    return importlib.import_module(op).measure("cuda", shape, RUNS)
+    return importlib.import_module(op).measure(machine, shape, machine.runs)
 
 
-def at_stream() -> dict[str, object]:
-    result = bench("gms_step", "stream")
-    of_copy = {row["name"]: row["of_copy"] for row in result["rows"]}
-    low = f"{gms_step.EXACT}, bfloat16 moments and output"
+def gms_at_stream(machine: Gpu) -> dict[str, object]:
+    result = rows(machine, "gms_step", "stream")
     bars = [
-        Bar("exact/sample, float32: share of the copy's bandwidth", of_copy[gms_step.EXACT], 0.8, 0.95, False),
-        Bar("exact/sample, bfloat16 moments and output: share of the copy's bandwidth", of_copy[low], 0.65, 0.9, False),
+        *share("float32", result["rows"], gms_step.EXACT),
+        *share(f"bfloat16, {card(machine.name)}", result["rows"], gms_step.NARROW),
+        *share("free", result["rows"], gms_step.FREE),
+        *over("compiled", result["rows"], gms_step.COMPILED, gms_step.EXACT),
     ]
     return result | {"bars": bars}
 
 
-def beside_the_released_fit() -> dict[str, object]:
-    result = bench("gms_step", "cifar512")
-    (bar,) = ratio(result["rows"], gms_step.RELEASED, gms_step.EXACT, 300, 2000, at_most=False)
-    return result | {"bars": [bar._replace(name="released-style fit / exact/sample, 512x3x32x32")]}
+def affine_at_stream(machine: Gpu) -> dict[str, object]:
+    result = rows(machine, "affine_noise", "stream")
+    return result | {"bars": share("affine", result["rows"], "affine_noise, terms: 3")}
 
 
-def host() -> dict[str, object]:
-    """Microseconds that the host takes to enqueue one step, without waiting for the GPU."""
-    tensors, calls = noise_moments((4, 3, 8, 8), "cuda", 0), 500
-
-    def enqueue() -> float:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for i in range(calls):
-            ops.gms_step(*tensors, STEP, seed=1, step_index=i)
-        return 1e6 * (time.perf_counter() - start) / calls
-
-    enqueue()
-    bar = Bar("host time of one call, microseconds", statistics.median(enqueue() for _ in range(9)), 12, 6, True)
-    return {"bars": [bar]}
+def beside_the_released_fit(machine: Gpu) -> dict[str, object]:
+    sets = input_sets(noise_moments, SHAPES["cifar512"], machine)
+    base, exact = yardsticks(sets), gms_step.fused(sets, *gms_step.FITS[0])
+    result = measured(machine, "cifar512", [*base, exact], [*base, gms_step.released(sets)], machine.runs)
+    return result | {"bars": over("released", result["rows"], gms_step.RELEASED, gms_step.EXACT)}
 
 
-def outside_the_network() -> dict[str, object]:
-    """Share of the GPU's time in gms_fast.sample that is not between entry to and exit from the network."""
-    shares = {str(dtype): _outside(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    bar = Bar("share of sampling outside the network", shares["torch.float32"], 0.01, 0.002, True)
-    return {"shares": shares, "bars": [bar]}
-
-
-def _outside(dtype: torch.dtype, steps: int = 5) -> float:
-    network, marks = MomentUNet(channel_mult=(1, 2, 2, 2)).to("cuda", dtype).eval(), []
-
-    def mark(*_: object) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        marks.append(event)
-
-    gms_fast.sample(network, 1, n=128)
-    network.register_forward_pre_hook(mark)
-    network.register_forward_hook(mark)
-    mark()
-    gms_fast.sample(network, steps, n=128)
-    mark()
-    torch.cuda.synchronize()
-    start, *inner, end = marks
-    inside = sum(a.elapsed_time(b) for a, b in zip(inner[::2], inner[1::2], strict=True))
-    return 1 - inside / start.elapsed_time(end)
-
-
-PARTS: dict[str, Callable[[], dict[str, object]]] = {
-    "gms_step, 2^26 elements": at_stream,
-    "host": host,
-    "gms_step, 512x3x32x32": beside_the_released_fit,
-    "outside the network": outside_the_network,
-    "gms_step, cifar": lambda: bench("gms_step", "cifar"),
-    **{
-        f"{op}, {shape}": lambda op=op, shape=shape: bench(op, shape)
-        for shape in ("stream", "cifar")
-        for op in ("affine_noise", "philox", "sample_mixture", "fit_mixture")
+PARTS: dict[str, dict[str, Part]] = {  # by groups, which gpu_check.py orders
+    "stream": {"gms_step, stream": gms_at_stream, "affine_noise, stream": affine_at_stream},
+    "host": {
+        "bits": bits.bits,
+        "host": loops.host,
+        "gms_step, cifar512": beside_the_released_fit,
+        "outside the network": loops.outside,
+    },
+    "graphs": {"graph": loops.graph},
+    "rest": {
+        "gms_step, cifar": lambda machine: rows(machine, "gms_step", "cifar"),
+        "affine_noise, cifar": lambda machine: rows(machine, "affine_noise", "cifar"),
+        **{
+            f"{op}, {shape}": lambda machine, op=op, shape=shape: rows(machine, op, shape)
+            for shape in ("stream", "cifar")
+            for op in ("philox", "sample_mixture", "fit_mixture")
+        },
     },
 }
 
 
-def attempt(run: Callable[[], dict[str, object]], left: float) -> dict[str, object]:
+def attempt(part: Part, machine: Gpu, left: float) -> dict[str, object]:
     """The part's result, or why there is none: one failure must not cost the other figures."""
     if left < NEEDS:
         return {"skipped": f"needs about {NEEDS} s, {max(left, 0):.0f} s are left"}
     try:
-        return run()
+        result = part(machine)
     except Exception as error:
         return {"rc": 1, "error": f"{type(error).__name__}: {error}"}
+    result.pop("environment", None)  # all parts have one
+    return result | ({"rc": 1} if "failed" in result else {})
+
+
+def begin(backend: str, rehearse: bool) -> Gpu:
+    """The machine, its ops sent to the backend. Raises RuntimeError where that cannot run."""
+    if rehearse:
+        rehearsal.begin(backend)
+        if backend == "triton":
+            import interpreter  # which needs Triton
+
+            for replacement in interpreter.replacements():
+                setattr(*replacement)
+        SHAPES.update(dict.fromkeys(SHAPES, TINY))
+        torch.compiler.set_stance("force_eager")
+        return StandIn()
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device is visible: nothing to measure")
+    gms_fast.set_backend(backend)
+    return Gpu()
+
+
+def write(file: Path, result: dict[str, object]) -> None:
+    """Replace the file as a whole, so that no moment finds half of it."""
+    half = file.with_suffix(".half")
+    half.write_text(json.dumps(result, indent=1) + "\n")
+    half.replace(file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", required=True, choices=("cuda", "triton"))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="groups of parts, in this order")
     parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--commit", help="the commit measured; without it git is asked")
+    parser.add_argument("--rehearse", action="store_true", help="run without a GPU: the figures mean nothing")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device is visible: nothing to measure")
     end = time.monotonic() + args.seconds
     try:
-        gms_fast.set_backend(args.backend)
+        machine = begin(args.backend, args.rehearse)
     except RuntimeError as error:
-        args.out.write_text(json.dumps({"skipped": str(error)}) + "\n")
+        write(args.out, {"skipped": str(error)})
         return
-    result: dict[str, object] = {"environment": environment(), "bars": [], "lines": [], "parts": {}}
-    for name, run in PARTS.items():
-        part = attempt(run, end - time.monotonic())
-        bars = part.pop("bars", [])
-        result["parts"][name] = part
+    result: dict[str, object] = {"environment": environment(args.commit), "bars": [], "lines": [], "parts": {}}
+    for name, part in ((name, part) for group in args.parts for name, part in PARTS[group].items()):
+        found = attempt(part, machine, end - time.monotonic())
+        bars = found.pop("bars", [])
+        result["parts"][name] = found
         result["bars"] += [bar.as_json() for bar in bars]
-        problem = part.get("skipped") or part.get("error")
-        result["lines"] += [f"{name}: {problem}"] if problem else map(str, bars)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        result["lines"] += [*lines(name, found), *map(str, bars)]
+        write(args.out, result)
+    if any("rc" in part for part in result["parts"].values()):
+        raise SystemExit(1)
+
+
+def lines(name: str, part: dict[str, object]) -> list[str]:
+    """What went wrong in a part."""
+    whole = [f"{name}: {part[key]}" for key in ("skipped", "error") if key in part]
+    return whole + [f"{name}: {case}: {why}" for case, why in part.get("failed", {}).items()]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """Time of counter-based noise beside torch's: `python bench/philox.py [--device cuda] [--shape cifar] [--out FILE]`."""
 
 import torch
-from cases import SHAPES, Case, Inputs, cast, input_sets, normals, yardsticks
+from cases import SHAPES, Case, Sets, cast, input_sets, normals, yardsticks
 from figures import main, measured
+from machine import Machine
 
 from gms_fast import ops
 
 
-def drawn(name: str, sets: list[Inputs]) -> Case:
+def drawn(name: str, sets: Sets) -> Case:
     op, size = getattr(ops, name), sets[0][0].element_size()
     return Case(name, lambda x: op(x.shape, seed=0, device=x.device, dtype=x.dtype), sets, size, checked=True)
 
 
-def measure(device: str, shape: str, runs: int) -> dict[str, object]:
-    sets = input_sets(normals(1), SHAPES[shape], device)
+def measure(machine: Machine, shape: str, runs: int) -> dict[str, object]:
+    sets = input_sets(normals(1), SHAPES[shape], machine)
     low = cast(sets, torch.bfloat16, torch.bfloat16)
     cases = [
         *yardsticks(sets),
@@ -23,7 +24,7 @@ def measure(device: str, shape: str, runs: int) -> dict[str, object]:
         Case("torch.randn", lambda x: torch.randn(x.shape, device=x.device), sets, 4),
         Case("torch.rand", lambda x: torch.rand(x.shape, device=x.device), sets, 4),
     ]
-    return measured(shape, cases, [], runs) | {"op": "philox"}
+    return measured(machine, shape, cases, [], runs) | {"op": "philox"}
 
 
 if __name__ == "__main__":

@@ -2,21 +2,22 @@
 
 import torch
 from baselines import compiled, eager_draw, eager_gaussian, released_draw
-from cases import FLOOR, SHAPES, Case, Inputs, cast, input_sets, step_moments, yardsticks
+from cases import FLOOR, SHAPES, Case, Sets, cast, input_sets, step_moments, yardsticks
 from figures import main, measured
+from machine import Machine
 
 from gms_fast import ops
 
 BYTES = 16  # mean, var, third in; one draw out
 
 
-def drawn(sets: list[Inputs], fit: str, component: str) -> Case:
+def drawn(sets: Sets, fit: str, component: str) -> Case:
     options = {"fit": fit, "component": component}
     name = f"sample_mixture {fit}/{component}"
     return Case(name, lambda *t: ops.sample_mixture(*t, FLOOR, **options), sets, BYTES, checked=True)
 
 
-def fused(sets: list[Inputs]) -> list[Case]:
+def fused(sets: Sets) -> list[Case]:
     half = torch.bfloat16
     mixed, low = (drawn(cast(sets, dtype, half), "exact", "element") for dtype in (torch.float32, half))
     return [
@@ -26,24 +27,24 @@ def fused(sets: list[Inputs]) -> list[Case]:
     ]
 
 
-def rivals(sets: list[Inputs]) -> list[Case]:
+def rivals(sets: Sets) -> list[Case]:
     def draw(*moments):
         return eager_draw(*moments, FLOOR)
 
-    cases = [
+    return [
         Case("eager draw from one Gaussian", lambda mean, var, _: eager_gaussian(mean, var), sets, 12),
         Case("eager closed fit and draw", draw, sets, BYTES),
+        Case("torch.compile of the closed fit and draw", compiled(draw), sets, BYTES),
     ]
-    if fast := compiled(draw, *sets[0]):
-        cases.append(Case("torch.compile of the closed fit and draw", fast, sets, BYTES))
-    return cases
 
 
-def measure(device: str, shape: str, runs: int) -> dict[str, object]:
-    sets = input_sets(step_moments, SHAPES[shape], device)
+def measure(machine: Machine, shape: str, runs: int) -> dict[str, object]:
+    sets = input_sets(step_moments, SHAPES[shape], machine)
     base = yardsticks(sets)
     slow = [Case("released-style autograd fit and draw", released_draw, sets, BYTES)]
-    return measured(shape, [*base, *fused(sets), *rivals(sets)], [*base, *slow], runs) | {"op": "sample_mixture"}
+    return measured(machine, shape, [*base, *fused(sets), *rivals(sets)], [*base, *slow], runs) | {
+        "op": "sample_mixture"
+    }
 
 
 if __name__ == "__main__":

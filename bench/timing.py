@@ -1,56 +1,122 @@
 """Timing for the benchmarks: cases taken in turn, medians with their quartiles, and where it all ran.
 
-In each turn a case runs `repeat` times back to back and the first is not counted: caches and the allocator are then
-those of a sampling loop, for all cases alike. A turn gives one time, the mean of those counted. On a GPU the time
-between events, and the inputs rotate (cases.input_sets).
+In each turn a case runs a few times back to back and the first is not counted: caches and the allocator are then those
+of a sampling loop, for all cases alike. A turn gives one time, the mean of those counted.
+
+On a GPU that is the time between two events. Inputs and outputs rotate through more than twice the L2, so that every
+call reads from memory and writes there. The GPU sleeps while the host enqueues a turn. One that has nothing left to do
+when the host is through was waiting for the host: a case where most turns end so is bound by the host.
 """
 
 import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
-from pathlib import Path
+from typing import NamedTuple
 
+import checkout
 import torch
 from cases import Case
+from machine import Gpu, Machine
 
 import gms_fast
 
-_AHEAD = 20_000_000  # clock ticks, some 10 ms: the GPU waits while the host enqueues, and then never waits for the host
+_LONGEST_SLEEP = 0.05  # seconds: a driver queues some thousand launches, then the host waits for the GPU anyway
+_SPARE = 1e-3  # seconds of sleep beyond what enqueueing takes
+_CAUGHT_UP = 1e-4  # seconds: a GPU with less to do than that was waiting for the host
 
 
-def in_turn(cases: Sequence[Case], runs: int) -> dict[str, list[float]]:
-    """Seconds of each case, the cases taking turns so that a drift of the machine hits all alike."""
-    clock, repeat = (_between_events, 11) if cases[0].sets[0][0].is_cuda else (_on_the_wall, 3)
+class Times(NamedTuple):
+    """What `in_turn` finds, by the names of the cases."""
+
+    seconds: dict[str, list[float]]  # an entry a turn
+    host_bound: set[str]  # cases that kept the GPU waiting
+    failed: dict[str, str]  # cases that were dropped, and why
+
+
+def in_turn(machine: Machine, cases: Sequence[Case], runs: int) -> Times:
+    """Seconds of each case, the cases taking turns so that a drift of the machine hits all alike.
+
+    A case that raises an exception is dropped.
+    """
+    kind = _Events if isinstance(machine, Gpu) else _OnTheWall
+    clocks: dict[str, _OnTheWall | _Events] = {}
+    seconds: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
     for case in cases:
-        case.call(0)
-    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+        with dropping(case.name, failed):
+            clocks[case.name] = kind(machine, case)
+            seconds[case.name] = []
     for run in range(runs):
-        for case in cases:
-            seconds[case.name].append(clock(case, run * repeat, repeat))
-    return seconds
+        for name in list(seconds):
+            with dropping(name, failed):
+                seconds[name].append(clocks[name].turn(run * machine.repeat))
+            if name in failed:
+                del seconds[name]
+    return Times(seconds, {name for name in seconds if clocks[name].waits > runs / 2}, failed)
 
 
-def _on_the_wall(case: Case, first: int, repeat: int) -> float:
-    case.call(first)
-    start = time.perf_counter()
-    for turn in range(first + 1, first + repeat):
-        case.call(turn)
-    return (time.perf_counter() - start) / (repeat - 1)
+@contextmanager
+def dropping(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note an exception under the name of the case that raised it, and go on without the case."""
+    try:
+        yield
+    except Exception as error:
+        failed[name] = f"{type(error).__name__}: {error}"
 
 
-def _between_events(case: Case, first: int, repeat: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(_AHEAD)
-    case.call(first)
-    start.record()
-    for turn in range(first + 1, first + repeat):
-        case.call(turn)
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / (repeat - 1)
+class _OnTheWall:
+    """The wall clock."""
+
+    waits = 0
+
+    def __init__(self, machine: Machine, case: Case) -> None:
+        self._case, self._repeat = case, machine.repeat
+        case.call(0)
+
+    def turn(self, first: int) -> float:
+        """Mean seconds of a call in a turn; `first`: number of calls before it."""
+        self._case.call(first)
+        start = time.perf_counter()
+        for turn in range(first + 1, first + self._repeat):
+            self._case.call(turn)
+        return (time.perf_counter() - start) / (self._repeat - 1)
+
+
+class _Events:
+    """The GPU's own clock, and in how many turns the GPU waited for the host."""
+
+    def __init__(self, machine: Gpu, case: Case) -> None:
+        self._machine, self._case, self.waits = machine, case, 0
+        self._rotation = machine.rotation(case.size)
+        self._enqueue(range(self._rotation))  # the allocator keeps the memory of all outputs
+        machine.synchronize()
+        start = time.perf_counter()
+        self._enqueue(range(machine.repeat))
+        self._sleep = min(2 * (time.perf_counter() - start) + _SPARE, _LONGEST_SLEEP)
+
+    def turn(self, first: int) -> float:
+        """Mean seconds of a call in a turn; `first`: number of calls before it."""
+        machine = self._machine
+        machine.synchronize()
+        machine.sleep(self._sleep)
+        self._enqueue(range(first, first + 1))
+        start = machine.mark()
+        self._enqueue(range(first + 1, first + machine.repeat))
+        end = machine.mark()
+        enqueued = time.perf_counter()
+        machine.synchronize()
+        self.waits += time.perf_counter() - enqueued < _CAUGHT_UP
+        return start.elapsed_time(end) / 1e3 / (machine.repeat - 1)
+
+    def _enqueue(self, turns: range) -> None:
+        """Call the case, each output kept until the cache has lost it."""
+        kept = deque(maxlen=self._rotation)
+        for turn in turns:
+            kept.append(self._case.call(turn))
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
@@ -58,13 +124,11 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return tuple(statistics.quantiles(values, n=4, method="inclusive")) if len(values) > 1 else (values[0],) * 3
 
 
-def environment() -> dict[str, object]:
-    """Versions, processor and commit that a result belongs to."""
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+def environment(commit: str | None = None) -> dict[str, object]:
+    """Versions, processor and commit that a result belongs to; git is asked for a commit that is not given."""
     return {
         "date": date.today().isoformat(),
-        "commit": commit or None,
+        "commit": commit or checkout.commit(),
         "gms_fast": gms_fast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -73,8 +137,3 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "backends": gms_fast.backends(),
     }
-
-
-def _git(*command: str) -> str:
-    root = Path(__file__).parent.parent
-    return subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False).stdout.strip()

@@ -12,6 +12,7 @@ import os
 import pytest
 import torch
 from parity import FITS, network_moments, weights_by_element
+from rehearsal import OnDevice
 
 from gms_fast import _native, ops
 from gms_fast.schedules import VPLinear
@@ -45,22 +46,10 @@ SECOND = second_build()
 _native.introduce(SECOND)
 
 
-class OnDevice:
-    """The second build, its ops on the CPU or, as if tensors were there, on the GPU."""
-
-    def __init__(self, gpu):
-        self.gpu = gpu
-
-    def __getattr__(self, name):
-        op = getattr(SECOND, name)
-        where = (True, 0) if self.gpu else (False, 1)
-        return op if name == "Scheme" else lambda gpu, threads, *rest: op(*where, *rest)
-
-
 @pytest.fixture(params=["cpp", "cuda"])
 def same(request, monkeypatch):
     """same(op, ...): the op's result has the same bits in both builds."""
-    device = OnDevice(request.param == "cuda")
+    device = OnDevice(SECOND, request.param == "cuda")
 
     def check(op, *arguments, **options):
         want = op(*arguments, **options)

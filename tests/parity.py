@@ -47,7 +47,7 @@ def on_plain_torch(run, tensors, backend):
         gms_fast.set_backend(backend)
 
 
-def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, narrow=NARROW, fit=None):
+def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, fit=None):
     """run(tensors) on `backend` against float64, within the budget.
 
     fit="adan" divides by sums near zero in every iteration: any element may move as far as the one that moved most.
@@ -64,5 +64,5 @@ def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, narrow=N
         if fit == "adan":
             unstable = unstable.amax().expand_as(unstable)
         rounding = (e.double() - w).abs()
-        budget = 2 * rounding + 2 * unstable + 8 * EPS * (w.abs() + scale) + narrow[dtype] * w.abs()
+        budget = 2 * rounding + 2 * unstable + 8 * EPS * (w.abs() + scale) + NARROW[dtype] * w.abs()
         assert ((got.double() - w).abs() <= budget.clamp(min=2 * rounding.max() + 8 * EPS * scale)).all()

@@ -7,15 +7,12 @@ import torch
 from parity import FITS, network_moments, weights_by_element
 
 import gms_fast
-from gms_fast import _native, ops
+from gms_fast import ops
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
-    pytest.mark.skipif(not _native.with_cuda, reason="the CUDA kernels were not compiled"),
-]
+WHY_NOT = gms_fast.backends()["missing"].get("cuda", "")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 STEP = StepCoefficients.between(VPLinear(), 400, 300)
 SHAPES = [(1, 1), (3, 63), (300, 5), (2, 3, 5, 7), (40, 512), (64, 3, 32, 32)]
 CASES = list(itertools.product(FITS, ["cumulant", "released"], [False, True], ["sample", "element"]))

@@ -4,20 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+import rehearsal
 
 from gms_fast import _native
 
-ROOT = Path(__file__).parent.parent
-SOURCES = [
-    ROOT / "csrc" / name
-    for name in ("bindings.cpp", "cpu/ops.cpp", "cuda/step.cu", "cuda/mixture.cu", "cuda/linear.cu")
-]
-FLAGS = ["-std=c++17", "-O1", "-g1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
-FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-DGMS_WITH_CUDA", "-DGMS_TABLE=kBaseline"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 compiler = shutil.which("g++")
@@ -26,16 +19,6 @@ pytestmark = [
     pytest.mark.skipif(compiler is None, reason="g++ is not installed"),
     pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)"),
 ]
-
-
-def build(target):
-    import pybind11
-
-    includes = [ROOT / "tests" / "cuda_shim", ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    wide = ["-mavx2", "-mfma"] if "avx2" in _native.instruction_sets() else []
-    sources = [a for path in SOURCES for a in ("-x", "c++", str(path))]
-    command = [compiler, *FLAGS, *SANITIZERS, *wide, *(f"-I{i}" for i in includes), *sources, "-o", str(target)]
-    subprocess.run(command, check=True)
 
 
 def runtime():
@@ -47,7 +30,7 @@ def runtime():
 def test_second_build_gives_the_same_bits_without_a_bad_access(tmp_path):
     if not os.path.isabs(runtime()):
         pytest.skip("this g++ has no address sanitizer")
-    build(tmp_path / "_C.so")
+    rehearsal.build(tmp_path / "_C.so", *SANITIZERS)
     inner = str(Path(__file__).with_name("native_parity.py"))
     # Leaks: the interpreter's own. From elsewhere: see test_triton.py.
     environment = {

@@ -9,13 +9,11 @@ import itertools
 import math
 import os
 
-import numpy as np
+import interpreter
 import parity
 import pytest
 import torch
-import triton.language as tl
 from parity import FITS
-from triton.runtime import interpreter
 
 import gms_fast
 from gms_fast import _native, ops
@@ -24,8 +22,6 @@ from gms_fast.steps import StepCoefficients
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-# The interpreter cuts bfloat16 off where a GPU rounds to nearest.
-NARROW = parity.NARROW | ({torch.bfloat16: 2.0**-7} if INTERPRETED else {})
 SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000)]
 TIMES = [(999, 899), (500, 400), (300, 100), (99, 0)]
 
@@ -33,38 +29,10 @@ TIMES = [(999, 899), (500, 400), (300, 100), (99, 0)]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-def fused(x, y, z):
-    """fl(x y + z) of float32 arrays, rounded once: the product is exact in float64, and the sum is rounded to odd there
-    (an inexact one has its last bit set), so that rounding it again to float32 is right."""
-    product, z = x.astype(np.float64) * y, z.astype(np.float64)
-    total = product + z
-    part = total - product
-    error = (product - (total - part)) + (z - part)
-    bits = np.ascontiguousarray(total).view(np.int64)
-    even = (error != 0) & np.isfinite(total) & (bits & 1 == 0)
-    odd = np.where(even, np.where((error > 0) == (total > 0), bits + 1, bits - 1), bits)
-    return odd.view(np.float64).astype(np.float32)
-
-
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
-    """In the interpreter fma rounds twice, and scalar arguments are Python's float64."""
-    if not INTERPRETED:
-        return
-    handle, convert = interpreter.TensorHandle, interpreter._implicit_cvt
-
-    def argument(value):
-        if isinstance(value, tuple):
-            return type(value)(*map(argument, value)) if hasattr(value, "_fields") else tuple(map(argument, value))
-        if isinstance(value, float):
-            return tl.tensor(handle(np.array([value], np.float32), tl.float32), tl.float32)
-        return convert(value)
-
-    def create_fma(self, x, y, z):
-        return handle(fused(x.data, y.data, z.data), z.dtype.scalar)
-
-    monkeypatch.setattr(interpreter, "_implicit_cvt", argument)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
+    for replacement in interpreter.replacements() if INTERPRETED else ():
+        monkeypatch.setattr(*replacement)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +45,7 @@ def _triton(monkeypatch):
 
 
 network_moments = functools.partial(parity.network_moments, device=DEVICE)
-check = functools.partial(parity.check, backend="triton", narrow=NARROW)
+check = functools.partial(parity.check, backend="triton")
 CASES = list(itertools.product(FITS, ["cumulant", "released"], [False, True], ["sample", "element"]))
 
 
