@@ -29,8 +29,8 @@ CPU_ROWS = {
 }
 BACKENDS = {"cuda": "CUDA", "triton": "Triton"}
 NO_GPU = """\
-No GPU has run this version yet: `python bench/gpu_check.py` fills the empty cells. Predictions are for an H200, from the
-machine code (`python bench/predict.py`), not measurements."""
+No GPU has run this version yet: `python bench/gpu_check.py` fills the empty cells. Predictions are for an H200, made
+from the machine code (`python bench/predict.py`), not measured."""
 
 
 def load(name: str) -> dict:
