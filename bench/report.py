@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 from roofline import draw, points
+from targets import TARGETS, card
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -26,28 +27,10 @@ CPU_ROWS = {
     "gms_step adan/sample": "`gms_step` adan: the released optimiser, no autograd",
     "released-style autograd fit": "released-style fit under autograd",
 }
-GPU_ROWS = {  # bar of gpu_rows.py: what the README calls it, format, row of predict.py
-    "exact/sample, float32: share of the copy's bandwidth": (
-        "`gms_step` exact, float32: share of a copy's bandwidth",
-        "{:.0%}",
-        "gms_step exact/sample, float32",
-    ),
-    "exact/sample, bfloat16 moments and output: share of the copy's bandwidth": (
-        "`gms_step` exact, bfloat16 moments and output: share of a copy's bandwidth",
-        "{:.0%}",
-        "gms_step exact/sample, bfloat16 moments and output",
-    ),
-    "released-style fit / exact/sample, 512x3x32x32": (
-        "released-style fit under autograd / `gms_step` exact, 512x3x32x32",
-        "{:.0f}",
-        None,
-    ),
-    "host time of one call, microseconds": ("host time of one call, µs", "{:.1f}", None),
-    "share of sampling outside the network": ("share of sampling outside a CIFAR-10 U-Net", "{:.2%}", None),
-}
+BACKENDS = {"cuda": "CUDA", "triton": "Triton"}
 NO_GPU = """\
-No GPU has run this version yet: `python bench/gpu_check.py` fills the empty cells. What stands beside them is a
-prediction for an H200 from the machine code (`python bench/predict.py`), not a measurement."""
+No GPU has run this version yet: `python bench/gpu_check.py` fills the empty cells. Predictions are for an H200, made
+from the machine code (`python bench/predict.py`), not measured."""
 
 
 def load(name: str) -> dict:
@@ -67,28 +50,82 @@ def cpu_table() -> str:
 
 
 def gpu_table() -> str:
-    gpu = load("gpu.json")
-    predicted = {row["name"]: row["of_copy"] for row in load("h200_predicted.json").get("rows", [])}
-    measured = {b: {bar["name"]: bar["value"] for bar in gpu.get(b, {}).get("bars", [])} for b in ("triton", "cuda")}
+    gpu, foretold = load("gpu.json"), load("h200_predicted.json").get("rows", [])
+    columns = {label: _measured(gpu.get(b, {})) for b, label in BACKENDS.items()}
+    for b, label in BACKENDS.items():
+        if not columns[label] and (guessed := _predicted(foretold, b)):
+            columns[f"{label}, predicted"] = guessed
     lines = [
         _source(gpu),
         "",
-        "| 2^26 elements unless said | Triton | CUDA | predicted for Triton |",
-        "|---|---|---|---|",
+        f"| 2^26 elements unless said | bar | {' | '.join(columns)} |",
+        "|---" * (2 + len(columns)) + "|",
     ]
-    for name, (label, form, row) in GPU_ROWS.items():
-        cells = [form.format(values[name]) if name in values else "-" for values in measured.values()]
-        lines.append(f"| {label} | {' | '.join(cells)} | {form.format(predicted[row]) if row in predicted else '-'} |")
+    for target in TARGETS.values():
+        if target.card in ("", card(_device(gpu))) or not gpu:
+            cells = " | ".join(values.get(target.name, "-") for values in columns.values())
+            lines.append(
+                f"| {target.name} | {'≤' if target.at_most else '≥'} {target.form.format(target.bar)} | {cells} |"
+            )
     return "\n".join(lines)
 
 
+def _measured(backend: dict) -> dict[str, str]:
+    """What the table says of each target that the backend measured."""
+    bars = {bar["name"]: bar for bar in backend.get("bars", [])}
+    return {
+        target.name: target.form.format(bars[target.name]["value"])
+        + (" (bound by the host)" if "bound by" in bars[target.name] else "")
+        for target in TARGETS.values()
+        if target.name in bars
+    }
+
+
+def _predicted(rows: list[dict], backend: str) -> dict[str, str]:
+    """The same of each target that predict.py foretells."""
+    shares = {row["name"]: row["of_copy"] for row in _of(rows, backend)}
+    return {t.name: t.form.format(shares[t.predicted]) for t in TARGETS.values() if t.predicted in shares}
+
+
+def _of(rows: list[dict], backend: str) -> list[dict]:
+    """The predictions for a backend; those that name none are for Triton."""
+    return [row for row in rows if row.get("backend", "triton") == backend]
+
+
+def _device(gpu: dict) -> str:
+    """The GPU that was measured; empty if none is named."""
+    named = (gpu.get(b, {}).get("environment", {}).get("gpu") for b in BACKENDS)
+    return gpu.get("gpu") or next(filter(None, named), "")
+
+
 def _source(gpu: dict) -> str:
+    """Where the figures come from, and which are missing."""
     if not gpu:
         return NO_GPU
-    commits = {gpu[b]["environment"]["commit"] for b in ("triton", "cuda") if "environment" in gpu.get(b, {})}
-    return (
-        f"On {gpu['gpu']}, driver {gpu['driver']}, commit {', '.join(sorted(commits))} (`python bench/gpu_check.py`):"
-    )
+    places = [gpu.get(b, {}).get("environment", {}) for b in BACKENDS]
+    facts = [f"On {_device(gpu) or 'a GPU without a name'}"]
+    for label, found in (
+        ("driver", {gpu.get("driver")}),
+        ("torch", {place.get("torch") for place in places}),
+        ("commit", {place.get("commit") for place in places}),
+        ("on", {place.get("date") for place in places}),
+    ):
+        if known := sorted(filter(None, found)):
+            facts.append(f"{label} {', '.join(known)}")
+    text = f"{', '.join(facts)} (`python bench/gpu_check.py`)"
+    missing = [f"{label} {what}" for b, label in BACKENDS.items() for what in _missing(gpu.get(b, {}))]
+    return f"{text}; not measured: {', '.join(missing)}." if missing else f"{text}:"
+
+
+def _missing(backend: dict) -> list[str]:
+    """Parts of a backend, and cases of parts, that were skipped or failed."""
+    if "parts" not in backend:
+        return ["as a whole"]
+    found = []
+    for name, part in backend["parts"].items():
+        whole = "skipped" in part or "error" in part
+        found += [f"({name})"] if whole else [f"({name}: {case})" for case in part.get("failed", {})]
+    return found
 
 
 def wasserstein_table() -> str:
@@ -116,25 +153,33 @@ def readme(text: str) -> str:
 
 
 def panels() -> list[dict[str, object]]:
-    """What docs/roofline.png shows: the CPU, and the GPU measured or predicted."""
+    """What docs/roofline.png shows: the CPU, and each GPU backend, measured or predicted."""
     results = [load(f"{op}_cpu.json") for op in OPS]
-    gpu = load("gpu.json").get("triton", {}).get("parts", {})
-    stream = [part for name, part in gpu.items() if "rows" in part and part["shape"] == "stream"]
-    predicted = points(load("h200_predicted.json").get("rows", []), narrow=True)
-    return [
-        {
-            "title": f"CPU, {results[0]['environment']['threads']} threads, 128x3x32x32 (in cache)",
-            "ridge": results[0].get("ridge"),
-            "measured": points([row for r in results for row in r.get("rows", [])], narrow=False),
-            "predicted": {},
-        },
-        {
-            "title": "H200, Triton, $2^{26}$ elements",
-            "ridge": next((part["ridge"] for part in stream if "ridge" in part), None),
-            "measured": points([row for part in stream for row in part["rows"]], narrow=True),
-            "predicted": predicted,
-        },
-    ]
+    cpu = {
+        "title": f"CPU, {results[0]['environment']['threads']} threads, 128x3x32x32 (in cache)",
+        "ridge": results[0].get("ridge"),
+        "measured": points([row for r in results for row in r.get("rows", [])], narrow=False),
+        "predicted": {},
+    }
+    return [cpu, *filter(None, map(_gpu_panel, BACKENDS))]
+
+
+def _gpu_panel(backend: str) -> dict[str, object] | None:
+    """Measured where there is a measurement, else predicted; None without either."""
+    gpu = load("gpu.json")
+    parts = gpu.get(backend, {}).get("parts", {}).values()
+    stream = [part for part in parts if "rows" in part and part.get("shape") == "stream"]
+    measured = points([row for part in stream for row in part["rows"]], narrow=True)
+    predicted = {} if measured else points(_of(load("h200_predicted.json").get("rows", []), backend), narrow=True)
+    if not (measured or predicted):
+        return None
+    device = _device(gpu) or "GPU" if measured else "H200, predicted"
+    return {
+        "title": f"{device}, {BACKENDS[backend]}, $2^{{26}}$ elements",
+        "ridge": next((part["ridge"] for part in stream if "ridge" in part), None),
+        "measured": measured,
+        "predicted": predicted,
+    }
 
 
 def fingerprint(shown: object) -> str:

@@ -28,6 +28,7 @@ OPERATIONS = {
     "gms_step exact/sample": MOMENTS + EXACT + NORMAL + DRAW,
     "gms_step exact/element": MOMENTS + EXACT + NORMAL + UNIFORM + DRAW,
     "gms_step free/sample": MOMENTS + WITHIN + FREE + NORMAL + DRAW,
+    "gms_step free/element": MOMENTS + WITHIN + FREE + NORMAL + UNIFORM + DRAW,
     "gms_step gaussian/sample": GAUSSIAN + NORMAL + DRAW,
     "gms_step adan/sample": RELEASED + ADAN + NORMAL + DRAW + 4,
     "sample_mixture exact/element": SPLIT + EXACT + 1 + NORMAL + UNIFORM + DRAW,
@@ -37,6 +38,7 @@ OPERATIONS = {
     "philox_normal": NORMAL,
     "philox_uniform": UNIFORM,
     "affine_noise, terms: 2": 7 + NORMAL,
+    "affine_noise, terms: 3": 9 + NORMAL,
 }
 STYLE = {"gms_step": ("#1b6ca8", "o"), "sample_mixture": ("#c8553d", "s"), "fit_mixture": ("#588157", "D")}
 STYLE |= {"philox": ("#7b4b94", "^"), "affine_noise": ("#b58900", "v")}

@@ -139,6 +139,38 @@ def test_failing_case_costs_no_other(tiny, monkeypatch):
     assert {gms_step.EXACT, gms_step.RELEASED} <= {row["name"] for row in result["rows"]}
 
 
+PARTIAL = {
+    "cuda": {
+        "environment": {"gpu": "NVIDIA H200", "commit": None},
+        "bars": [{"name": report.TARGETS["released"].name, "value": 512.0, "bound by": "host"}],
+        "parts": {
+            "host": {"skipped": "no time"},
+            "gms_step, stream": {
+                "shape": "stream",
+                "rows": [{"name": "gms_step exact/sample", "bytes": 20, "of_copy": 0.9}],
+                "failed": {"copy": "RuntimeError"},
+            },
+        },
+    }
+}
+
+
+def test_partial_results_of_a_gpu_are_shown(monkeypatch):
+    """Without driver, commit, one backend and some parts."""
+    load = report.load
+    monkeypatch.setattr(report, "load", lambda name: PARTIAL if name == "gpu.json" else load(name))
+    table = report.gpu_table()
+    source = "On NVIDIA H200 (`python bench/gpu_check.py`); not measured: CUDA (host), CUDA (gms_step, stream: copy), "
+    assert table.startswith(f"{source}Triton as a whole.")
+    assert "| ≥ 300x | 512x (bound by the host) | - | - |" in table
+    assert "CUDA, predicted" not in table
+    assert "bar of an H100" not in table
+    assert [p["title"] for p in report.panels()][1:] == [
+        "NVIDIA H200, CUDA, $2^{26}$ elements",
+        "H200, predicted, Triton, $2^{26}$ elements",
+    ]
+
+
 def test_readme_shows_the_committed_results():
     text = (BENCH.parent / "README.md").read_text()
     assert report.readme(text) == text
