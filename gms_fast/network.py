@@ -20,7 +20,7 @@ def described(model: object, schedule: Schedule | str | None, form: str | None) 
     schedule = schedule if schedule is not None else getattr(model, "schedule", None)
     if schedule is None:
         raise ValueError("schedule must be given: this model has no attribute `schedule`")
-    if not isinstance(schedule, Schedule | str):
+    if not isinstance(schedule, (Schedule, str)):
         raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
     form = form or getattr(model, "prediction", "noise")
     if form not in prediction.names():
@@ -30,7 +30,10 @@ def described(model: object, schedule: Schedule | str | None, form: str | None) 
 
 def weight_of(model: object) -> Tensor | None:
     """A parameter that tells device and dtype of the network."""
-    return next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    for weight in parameters:  # next(.., None) is more than torch 2.8 compiles
+        return weight
+    return None
 
 
 def call(

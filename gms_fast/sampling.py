@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gms_fast import network, ops, schedules, solvers
+from gms_fast import constants, network, ops, schedules, solvers
 from gms_fast import prediction as predictions
 from gms_fast.finite import FiniteCheck
 from gms_fast.schedules import Schedule
@@ -91,7 +91,7 @@ def sample(
     run.solver.check(model, x.shape[1:])
     contexts = run.contexts(visits, x.device)
     state = run.solver.start(x, contexts)
-    pairs = list(zip(visits, contexts, strict=False))  # the last visit starts no step
+    pairs = list(zip(visits[:-1], contexts, strict=True))  # the last visit starts no step
     for visit, context in tqdm(pairs, unit="step") if progress else pairs:
         known = visit.index < run.solver.free
         estimate = run.solver.known(x, context) if known else run.evaluate(x, visit)
@@ -117,7 +117,11 @@ class _Visit(NamedTuple):
 
 def _visits(schedule: Schedule | str, steps: int, timesteps: Sequence[float] | None, solver: Solver) -> list[_Visit]:
     """All calls of the network: at `timesteps` or after as many steps, the last to remove what noise is left."""
-    plan = _plan(schedule, _integer("steps", steps) if timesteps is None else _times(timesteps), solver)
+    wanted = _integer("steps", steps) if timesteps is None else _times(timesteps)
+    if torch.compiler.is_compiling():
+        plan = _constant_plan(constants.pack(schedule), wanted, constants.pack(solver))
+    else:
+        plan = _plan(schedule, wanted, solver)
     return [
         _Visit(i, t, time, StepCoefficients(**dict(numbers)), own) for i, (t, time, numbers, own) in enumerate(plan)
     ]
@@ -134,9 +138,10 @@ def _plan(schedule: Schedule | str, wanted: int | list[float], solver: Solver) -
     return [(t, float(schedule.network_time(t)), *n) for t, *n in zip(times, numbers, own, strict=True)]
 
 
-# What torch.compiler.assume_constant_result sets, without its import of the compiler, which takes a second. Then
-# torch.compile calls `_plan` and takes the plain numbers (it could not take objects) for constants.
-_plan._dynamo_marked_constant = True
+@constants.function
+def _constant_plan(schedule: Any, wanted: int | list[float], solver: Any) -> list[tuple]:
+    """`_plan` of a packed schedule and solver."""
+    return _plan(constants.unpack(schedule), wanted, constants.unpack(solver))
 
 
 @dataclass(frozen=True)

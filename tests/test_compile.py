@@ -8,7 +8,7 @@ import torch
 
 import gms_fast
 from gms_fast import NoiseMoments, StepCoefficients, solvers, statistics
-from gms_fast.schedules import VPCosine, VPLinear
+from gms_fast.schedules import Flow, VPContinuousCosine, VPCosine, VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 
@@ -133,6 +133,39 @@ def test_schedule_given_as_an_argument_is_followed():
     compiled = torch.compile(lambda s: gms_fast.sample(net, 2, x_T=x, schedule=s), fullgraph=True, backend="eager")
     for schedule in (VPLinear(), VPCosine(), VPLinear(T=500)):
         assert torch.equal(compiled(schedule), gms_fast.sample(net, 2, x_T=x, schedule=schedule))
+
+
+def test_solver_given_as_an_argument_is_followed():
+    net, x = MomentNet(), states((1, 4, 4))[0]
+    compiled = torch.compile(lambda s: gms_fast.sample(net, 3, x_T=x, solver=s), fullgraph=True, backend="eager")
+    for solver in (solvers.DDIM(eta=0.5), solvers.DDIM(eta=0.7), solvers.DDIM(eta=0.9), solvers.GMS(weight=0.3)):
+        assert torch.equal(compiled(solver), gms_fast.sample(net, 3, x_T=x, solver=solver))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: solvers.DDIM(eta=0.5),
+        lambda: solvers.DPMSolverPP(order=1),
+        lambda: solvers.ERSDE(noise_scale="sde"),
+        lambda: solvers.Teleport(GAUSSIAN, 5.0, solvers.DDIM(eta=0.5)),
+    ],
+)
+def test_solver_made_in_the_graph_keeps_its_numbers(make):
+    net = MomentNet()
+    assert_compiles_once(lambda x_T: gms_fast.sample(net, 3, x_T=x_T, solver=make()), *states(net.sample_shape))
+
+
+def test_schedule_without_numbers_may_be_made_in_the_graph():
+    net = MomentNet()
+
+    def draw(make):
+        return lambda x_T: gms_fast.sample(net, 3, x_T=x_T, solver="ddim", schedule=make())
+
+    x, own = states((1, 4, 4))[0], torch.compile(draw(VPContinuousCosine), fullgraph=True, backend="eager")
+    assert torch.equal(own(x), draw(VPContinuousCosine)(x))
+    with pytest.raises(RuntimeError, match="Flow must be made outside of the compiled function"):
+        torch.compile(draw(lambda: Flow(t_max=0.9)), fullgraph=True, backend="eager")(x)
 
 
 def test_given_noise_and_callback_are_part_of_the_graph():

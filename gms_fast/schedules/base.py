@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gms_fast.constants import Identified
+
 Times = float | Sequence[float] | np.ndarray | Tensor
 
 
@@ -16,7 +18,7 @@ def as_float64(values: Times) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 
-class Schedule(ABC):
+class Schedule(Identified, ABC):
     """Noise levels over time, in float64. alpha(t) and sigma(t) alone serve `sample` with explicit `timesteps`.
 
     t_max, t_min  the noisiest time and the last one with noise, between which the grids lie
@@ -105,7 +107,7 @@ class Schedule(ABC):
             return self.inverse_log_snr(-self.rho * level.log())
         if spacing == "log-snr":
             return self.inverse_log_snr(torch.lerp(*self._finite_log_snr(ends, spacing), ramp))
-        if isinstance(spacing, int | float) and not isinstance(spacing, bool) and spacing > 0:
+        if isinstance(spacing, (int, float)) and not isinstance(spacing, bool) and spacing > 0:
             return torch.lerp(*ends, ramp ** float(spacing))
         raise ValueError(
             'spacing must be "uniform", "quadratic", "log-snr", "karras", "angle" or a positive exponent: '

@@ -53,4 +53,5 @@ class SNDDPM(_Gaussian):
     moments_needed = 2
 
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        return _gaussian_step(x, NoiseMoments(*estimate.moments[:2]), context, self.clip_pixel), state
+        e1, e2, _ = estimate.moments
+        return _gaussian_step(x, NoiseMoments(e1, e2), context, self.clip_pixel), state

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gms_fast import ops
+from gms_fast.constants import Identified
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
@@ -46,7 +47,7 @@ class StepContext:
     plan: Any = None
 
 
-class Solver(ABC):
+class Solver(Identified, ABC):
     """One step of a sampler; subclasses are frozen dataclasses with keyword-only fields.
 
     moments_needed  1 for E[eps|x_t] alone, 2 and 3 for solvers that use the moment heads
@@ -92,7 +93,7 @@ class Solver(ABC):
         """Network calls that visiting `times` takes."""
         return len(times) - 1 - self.free + (self.denoise and float(schedule.sigma(times[-1])) > 0)
 
-    def check(self, model: Any, shape: Sequence[int]) -> None:  # noqa: B027 - most have nothing to check
+    def check(self, model: Any, shape: Sequence[int]) -> None:
         """Raise ValueError if the solver was made for another model or shape of one sample."""
 
     def start(self, x: Tensor, contexts: Sequence[StepContext]) -> Any:
@@ -143,7 +144,7 @@ def check_signal(solver: Solver, schedule: Schedule, times: Sequence[float]) -> 
 
 def check_clip_pixel(clip_pixel: object) -> None:
     """Raise ValueError unless `clip_pixel` is a number of grey levels or None."""
-    if clip_pixel is not None and not (isinstance(clip_pixel, int | float) and clip_pixel >= 0):
+    if clip_pixel is not None and not (isinstance(clip_pixel, (int, float)) and clip_pixel >= 0):
         raise ValueError(f"clip_pixel must be None or a number that is not negative: got {clip_pixel!r}")
 
 

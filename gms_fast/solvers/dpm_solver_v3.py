@@ -73,7 +73,7 @@ class DPMSolverV3(Solver):
         most = MAX_TERMS - (self.corrector == "next")
         if not isinstance(self.order, int) or isinstance(self.order, bool) or not 1 <= self.order <= most:
             raise ValueError(f"order must be an integer from 1 to {most}: got {self.order!r}")
-        if self.trust is not None and not (isinstance(self.trust, int | float) and math.isfinite(self.trust)):
+        if self.trust is not None and not (isinstance(self.trust, (int, float)) and math.isfinite(self.trust)):
             raise ValueError(f"trust must be a finite lambda, or None: got {self.trust!r}")
         for name, choices in (("corrector", CORRECTORS), ("half", HALVES)):
             if getattr(self, name) not in choices:

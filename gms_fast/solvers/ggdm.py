@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gms_fast import ops, schedules
+from gms_fast.constants import Identified
 from gms_fast.finite import recorded
 from gms_fast.network import weight_of
 from gms_fast.ops.checks import MAX_TERMS
@@ -75,7 +76,7 @@ def update_weights(
 
 
 @dataclass(frozen=True, eq=False)
-class GGDMTable:
+class GGDMTable(Identified):
     """q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2): a sampler of K steps.
 
     schedule  the one that it was made for

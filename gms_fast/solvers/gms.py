@@ -68,7 +68,7 @@ class GMS(Solver):
             raise TypeError(f"covariance must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
         if self.covariance is None and self.switch is not None:
             raise ValueError(f"switch must not be given without covariance: got {self.switch!r}")
-        number = isinstance(self.switch, int | float) and not isinstance(self.switch, bool)
+        number = isinstance(self.switch, (int, float)) and not isinstance(self.switch, bool)
         if self.switch is not None and not (number and 0 <= self.switch < math.inf):
             raise ValueError(f"switch must be a level sigma/alpha, not negative: got {self.switch!r}")
 

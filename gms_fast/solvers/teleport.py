@@ -43,7 +43,7 @@ class Teleport(Solver):
         if not isinstance(self.statistics, Gaussian):
             got = type(self.statistics).__name__
             raise TypeError(f"statistics must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
-        number = isinstance(self.until, int | float) and not isinstance(self.until, bool)
+        number = isinstance(self.until, (int, float)) and not isinstance(self.until, bool)
         if not number or not 0 < self.until < math.inf:
             raise ValueError(f"until must be sigma/alpha >= 1, or the share of steps to skip: got {self.until!r}")
         if not isinstance(self.then, Solver) or isinstance(self.then, Teleport):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gms_fast import schedules
+from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
 from gms_fast.statistics import files
 
@@ -41,7 +42,7 @@ class Tables(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class EmpiricalModel:
+class EmpiricalModel(Identified):
     """What DPM-Solver-v3 knows about a network: l, s, b on a grid of lambda = log(alpha/sigma).
 
     schedule  the schedule they were measured on

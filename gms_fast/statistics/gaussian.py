@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gms_fast.constants import Identified
 from gms_fast.statistics import files
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import as_range
@@ -28,7 +29,7 @@ Spectrum = Callable[[Tensor], Tensor]  # of the variances of x_0
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian:
+class Gaussian(Identified):
     """N(mean, U diag(eigenvalues) U^T + residual (I - U U^T)), in the units of the network.
 
     mean          (*sample), or (D,) for samples of any shape with D elements
@@ -129,11 +130,12 @@ class Gaussian:
         """f(Sigma) r for r (B, *): two matrix products, in float64 for float64 and in float32 otherwise; r's dtype."""
         wide = _wide(r)
         U = self._on("eigenvectors", r.device, wide)
-        rest = 0.0 if self.rank == len(U) else float(spectrum(torch.tensor(self.residual, dtype=torch.float64)))
+        whole = self.rank == len(U)
+        rest = 0.0 if whole else spectrum(torch.tensor(self.residual, dtype=torch.float64))
         along = spectrum(self._on("eigenvalues", r.device, torch.float64)) - rest
         flat = r.flatten(1).to(wide)
         change = ((flat @ U) * along.to(wide)) @ U.T
-        return (change.add_(flat, alpha=rest) if rest else change).view(r.shape).to(r.dtype)
+        return (change if whole else change.add_(rest * flat)).view(r.shape).to(r.dtype)
 
     def check(
         self,
