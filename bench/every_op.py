@@ -12,8 +12,9 @@ from cases import STEP
 import gms_fast
 from gms_fast import ops
 
-# 315 elements a sample: no multiple of four, nor of any block; 512: whole 16-byte accesses; small samples, many of them
-SHAPES = ((3, 5, 7, 9), (40, 8, 8, 8), (5000, 1, 1, 3))
+# 315 elements a sample: no multiple of four, nor of any block; 512: whole 16-byte accesses; 1548: those, and a last block
+# that is nearly empty; small samples, many of them
+SHAPES = ((3, 5, 7, 9), (40, 8, 8, 8), (3, 3, 12, 43), (5000, 1, 1, 3))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,7 +27,9 @@ def call_all(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
         ops.fit_mixture(x, a, b, fit=fit)
         for component in ("sample", "element"):
             ops.sample_mixture(x, a, b, fit=fit, component=component)
+            ops.gms_step(x, a, b, c, STEP, fit=fit, component=component)
             ops.gms_step(x, a, b, c, STEP, fit=fit, component=component, seed=seeds)
+            ops.gms_step(x, a, b, c * torch.inf, STEP, fit=fit, component=component)  # elements that are done again
             ops.gms_step(x, a, b, c, STEP, fit=fit, component=component, moments="released", central=True, out=x)
     ops.gms_step(x, a, None, None, STEP, fit="gaussian", noise=b)
     ops.gms_step(x, a, b, c, STEP, out=torch.empty_like(x, dtype=torch.bfloat16))

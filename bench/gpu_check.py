@@ -56,8 +56,9 @@ class Plan:
         ]
 
     def sanitize(self) -> list[Part]:
-        """No racecheck: no kernel has shared memory."""
-        return [self.preflight(), self.copy(), *self.build(80), self.watched("memcheck"), self.watched("initcheck")]
+        """racecheck looks at the uniform of a sample, which is all that threads share."""
+        watched = [self.watched(tool, 45) for tool in ("memcheck", "racecheck", "initcheck")]
+        return [self.preflight(), self.copy(), *self.build(80), *watched]
 
     def preflight(self) -> Part:
         return Part("preflight", self.script("preflight.py", "--out", self.out / "part.json"), 15, vital=True)
@@ -87,11 +88,11 @@ class Plan:
         report = f"--junitxml={self.out}/junit-{name}.xml"
         return Part(name, self.pytest(workers, report, *arguments), seconds)
 
-    def watched(self, tool: str) -> Part:
+    def watched(self, tool: str, seconds: float) -> Part:
         """Every op of the CUDA backend under a tool of compute-sanitizer, every tensor an allocation of its own."""
         sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", "--print-limit", "20"]
         command = [*([] if self.rehearse else sanitizer), *self.script("every_op.py", "--backend", "cuda")]
-        return Part(tool, command, 60, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        return Part(tool, command, seconds, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
     def cuda_tests(self) -> list[object]:
         return [TESTS / "test_cuda.py", *(["-p", "rehearsal"] if self.rehearse else [])]

@@ -109,9 +109,11 @@ def test_results_fit_what_comes_back_from_a_gpu_machine(rehearsal):
 @pytest.mark.slow
 def test_rehearsal_of_the_sanitizer(rehearsal):
     _, out = rehearsal  # has built the module
-    done = gpu_check_py("--rehearse", "--sanitize", "--out", out, "--parts", "memcheck", "initcheck", "--commit", "a1")
+    done = gpu_check_py(
+        "--rehearse", "--sanitize", "--out", out, "--parts", "memcheck", "racecheck", "initcheck", "--commit", "a1"
+    )
     assert done.returncode == 0, f"{done.stdout}\n{(out / 'sanitize.txt').read_text()}"
-    assert {"memcheck", "initcheck"} < set(json.loads((out / "sanitize.json").read_text())["parts"])
+    assert {"memcheck", "racecheck", "initcheck"} < set(json.loads((out / "sanitize.json").read_text())["parts"])
     assert (out / "gpu.json").exists()
 
 
