@@ -12,8 +12,8 @@ from cases import STEP
 import gms_fast
 from gms_fast import ops
 
-# 315 elements a sample: no multiple of four, nor of any block; 512: whole 16-byte accesses; 1548: those, and a last block
-# that is nearly empty; small samples, many of them
+# 315 elements a sample: no multiple of four, nor of any block; 512: whole 16-byte accesses; 1548: those, and a last
+# block that is nearly empty; small samples, many of them
 SHAPES = ((3, 5, 7, 9), (40, 8, 8, 8), (3, 3, 12, 43), (5000, 1, 1, 3))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
