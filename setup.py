@@ -1,10 +1,14 @@
 """Builds gms_fast._C with CMake and ninja, and installs kernels/ as gms_fast.kernels; metadata is in pyproject.toml.
 
-GMS_FAST_CUDA = auto | 1 | 0   compile the CUDA kernels; auto (the default) means: where nvcc is on PATH
+GMS_FAST_CUDA = auto | 1 | 0   compile the CUDA kernels; auto (the default) means: where nvcc is on PATH and torch, if
+                               it can be seen from here, is a build for CUDA
+CUDAARCHS                      GPU architectures to compile for, instead of those in CMakeLists.txt
 GMS_FAST_PURE = 1              build no compiled module at all
 """
 
+import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,11 +21,34 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def torch_is_for_cpus() -> bool:
+    """Whether the torch that is installed here is a build without CUDA. It is not imported, which takes seconds."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False  # an isolated build sees no torch: nvcc decides
+    version = Path(found.origin).with_name("version.py")
+    return version.exists() and runpy.run_path(str(version)).get("cuda") is None
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler that CMake finds."""
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
 def wants_cuda() -> bool:
+    """Raises SystemExit where the kernels are asked for and cannot be compiled."""
     choice = os.environ.get("GMS_FAST_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
         raise SystemExit(f"GMS_FAST_CUDA must be auto, 0 or 1: got {choice!r}")
-    return choice == "1" or (choice == "auto" and shutil.which("nvcc") is not None)
+    if choice == "1" and nvcc() is None:
+        raise SystemExit(
+            "GMS_FAST_CUDA=1 asks for the CUDA kernels, but there is no nvcc on PATH: install the CUDA toolkit, or "
+            "name its compiler in CUDACXX"
+        )
+    if choice == "auto" and nvcc() is not None and torch_is_for_cpus():
+        print("the CUDA kernels are left out: this torch is built without CUDA (GMS_FAST_CUDA=1 compiles them)")
+        return False
+    return choice == "1" or (choice == "auto" and nvcc() is not None)
 
 
 class CMakeBuild(build_ext):
@@ -52,15 +79,16 @@ pure = os.environ.get("GMS_FAST_PURE") == "1"
 native_sources = ["CMakeLists.txt", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*") if p.is_file())]
 kernel_packages = ["gms_fast.kernels", *(f"gms_fast.kernels.{p}" for p in find_packages("kernels"))]
 
-setup(
-    packages=find_packages(include=["gms_fast", "gms_fast.*"]) + kernel_packages,
-    package_dir={"gms_fast.kernels": "kernels"},
-    package_data={
-        "gms_fast": ["py.typed", "*.pyi"],
-        "gms_fast.quality": ["classifiers/*.safetensors"],
-        "gms_fast.search": ["networks/*.safetensors"],
-        "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"],
-    },
-    ext_modules=[] if pure else [Extension("gms_fast._C", sources=[], depends=native_sources)],
-    cmdclass={"build_ext": CMakeBuild},
-)
+if __name__ == "__main__":  # a test asks for the rule above
+    setup(
+        packages=find_packages(include=["gms_fast", "gms_fast.*"]) + kernel_packages,
+        package_dir={"gms_fast.kernels": "kernels"},
+        package_data={
+            "gms_fast": ["py.typed", "*.pyi"],
+            "gms_fast.quality": ["classifiers/*.safetensors"],
+            "gms_fast.search": ["networks/*.safetensors"],
+            "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"],
+        },
+        ext_modules=[] if pure else [Extension("gms_fast._C", sources=[], depends=native_sources)],
+        cmdclass={"build_ext": CMakeBuild},
+    )

@@ -207,4 +207,8 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("with_cuda") = false;
 #endif
+#ifndef GMS_CUDA_ARCHITECTURES
+#define GMS_CUDA_ARCHITECTURES ""
+#endif
+  m.attr("cuda_architectures") = GMS_CUDA_ARCHITECTURES;  // as CMake names them: "80-real,90"
 }

@@ -18,6 +18,7 @@ else:
 
 available = _C is not None
 with_cuda = available and _C.with_cuda
+cuda_architectures = tuple(filter(None, _C.cuda_architectures.split(","))) if available else ()
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FITS = {"exact": 0, "free": 1, "adan": 2, "gaussian": 3}

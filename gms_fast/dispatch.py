@@ -2,6 +2,7 @@
 
 import functools
 import os
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -11,6 +12,8 @@ from gms_fast import _native
 NAMES = ("cpp", "cuda", "triton", "torch")
 VARIABLE = "GMS_FAST_BACKEND"
 _DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",), "torch": ("cpu", "cuda")}
+_LEAST = 8, 0  # compute capability: older cards have no bfloat16, and no minimum that NaN goes through
+_TRITON = 3, 6  # earlier ones compile square roots that count denormals as zero
 _forced: str | None = None
 
 
@@ -20,15 +23,72 @@ def _missing(name: str) -> str:
         return _native.reason
     if name == "cuda":
         if not _native.with_cuda:
-            return "the CUDA kernels were not compiled: install with nvcc on PATH"
-        return "" if torch.cuda.is_available() else "no CUDA device is visible"
+            return (
+                "the CUDA kernels were not compiled: install with nvcc on PATH and a torch for CUDA, or GMS_FAST_CUDA=1"
+            )
+        if not torch.cuda.is_available():
+            return "no CUDA device is visible"
+        return next(filter(None, (_unsuited(*card, _native.cuda_architectures) for card in _cards())), "")
     if name == "triton":
         if find_spec("triton") is None:
             return 'triton is not installed: pip install "gms-fast[triton]"'
+        if (found := _triton()) < _TRITON:
+            return f'triton {_dotted(found)} is older than {_dotted(_TRITON)}: pip install "gms-fast[triton]"'
         if interpreted():
             return ""
-        return "" if torch.cuda.is_available() else "no CUDA device is visible (TRITON_INTERPRET=1 runs it on the CPU)"
+        if not torch.cuda.is_available():
+            return "no CUDA device is visible (TRITON_INTERPRET=1 runs it on the CPU)"
+        return next(filter(None, (_too_old(*card) for card in _cards())), "")
     return ""
+
+
+def _triton() -> tuple[int, ...]:
+    """Its version, taken for the wanted one where its package goes by another name."""
+    try:
+        return tuple(map(int, version("triton").split(".")[:2]))
+    except (PackageNotFoundError, ValueError):
+        return _TRITON
+
+
+def _cards() -> list[tuple[str, tuple[int, int]]]:
+    """Name and compute capability of each visible GPU."""
+    return [
+        (torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())
+    ]
+
+
+def _too_old(card: str, capability: tuple[int, int]) -> str:
+    if capability >= _LEAST:
+        return ""
+    return f"{card} has compute capability {_dotted(capability)}, and the kernels need {_dotted(_LEAST)}"
+
+
+def _unsuited(card: str, capability: tuple[int, int], architectures: tuple[str, ...]) -> str:
+    """Why a card runs none of the code compiled for `architectures`, as CMake names them; empty if it runs some.
+
+    Machine code runs on later cards of its generation, PTX ("90" and "90-virtual" have it, "90-real" not) on all later
+    cards. What names no number ("native", "all") was chosen by who compiled it.
+    """
+    if too_old := _too_old(card, capability):
+        return too_old
+    for architecture in architectures:
+        number, _, kind = architecture.partition("-")
+        if not number.isdigit():
+            return ""
+        major, minor = divmod(int(number), 10)
+        has_code, has_ptx = kind != "virtual", kind != "real"
+        if has_code and major == capability[0] and minor <= capability[1]:
+            return ""
+        if has_ptx and (major, minor) <= capability:
+            return ""
+    return (
+        f"{card} has compute capability {_dotted(capability)}, and the CUDA kernels were compiled for "
+        f"{', '.join(architectures)}: install with CUDAARCHS={capability[0]}{capability[1]} and GMS_FAST_CUDA=1"
+    )
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def _devices(name: str) -> tuple[str, ...]:

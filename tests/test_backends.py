@@ -124,3 +124,47 @@ def test_import_is_lean():
         f"import sys, gms_fast, torch\nprint([m for m in {heavy} if m in sys.modules], torch.cuda.is_initialized())"
     )
     assert run.stdout.strip() == "[] False", run.stderr
+
+
+CARDS = {  # compute capabilities, what is compiled: what is chosen, and a word of the reason why not CUDA
+    "same generation": ([(8, 6)], "80-real;90", "cuda", ""),
+    "its own": ([(9, 0)], "80-real;90", "cuda", ""),
+    "later, by PTX": ([(12, 0)], "80-real;90", "cuda", ""),
+    "later, without PTX": ([(12, 0)], "80-real;90-real", "triton", "CUDAARCHS=120"),
+    "earlier than all code": ([(8, 0)], "90", "triton", "compiled for 90: install with CUDAARCHS=80"),
+    "PTX alone": ([(8, 9)], "80-virtual", "cuda", ""),
+    "a minor version too early": ([(8, 0)], "86-real", "triton", "CUDAARCHS=80"),
+    "too old": ([(7, 5)], "75;80-real;90", "torch", "compute capability 7.5, and the kernels need 8.0"),
+    "of whoever compiled it": ([(9, 0)], "native", "cuda", ""),
+    "two cards, one without code": ([(9, 0), (8, 0)], "90", "triton", "Card 1 has compute capability 8.0"),
+    "two cards": ([(9, 0), (8, 0)], "80-real;90", "cuda", ""),
+}
+
+
+@pytest.mark.parametrize(("capabilities", "compiled", "chosen", "why"), CARDS.values(), ids=CARDS)
+def test_the_card_decides(capabilities, compiled, chosen, why, monkeypatch):
+    """A backend without code for a card is never chosen, and refused with what to do."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(_native, "with_cuda", True)
+    monkeypatch.setattr(_native, "cuda_architectures", tuple(compiled.split(";")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    dispatch.chosen.cache_clear()
+    report = gms_fast.backends()
+    assert report["chosen"]["cuda"] == chosen
+    assert why in report["missing"].get("cuda", "")
+    assert ("cuda" in report["available"]) == (not why)
+    if why:
+        with pytest.raises(RuntimeError, match="backend 'cuda' is not available: Card"):
+            gms_fast.set_backend("cuda")
+
+
+def test_an_older_triton_is_refused(monkeypatch):
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "version", lambda name: "3.4.0")
+    assert "triton 3.4 is older than 3.6" in gms_fast.backends()["missing"]["triton"]
+    monkeypatch.setattr(dispatch, "version", lambda name: "3.10.1+git")
+    assert "older" not in gms_fast.backends()["missing"].get("triton", "")

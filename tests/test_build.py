@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import gms_fast
 from gms_fast import _native
 
 ROOT = Path(__file__).parent.parent
+SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
 
 
 def test_the_compiled_module_is_there_unless_declined():
@@ -21,9 +23,45 @@ def test_the_compiled_module_is_there_unless_declined():
 
 
 @pytest.mark.skipif(not _native.available, reason="no compiled module was asked for (GMS_FAST_PURE=1)")
-def test_cuda_kernels_were_compiled_where_nvcc_is():
-    wanted = os.environ.get("GMS_FAST_CUDA", "auto")
-    assert _native.with_cuda == (wanted == "1" or (wanted == "auto" and shutil.which("nvcc") is not None))
+def test_cuda_kernels_were_compiled_where_they_are_wanted():
+    assert _native.with_cuda == SETUP["wants_cuda"]()
+    assert bool(_native.cuda_architectures) == _native.with_cuda
+
+
+@pytest.mark.parametrize(
+    ("choice", "nvcc", "for_cpus", "wanted"),
+    [
+        ("auto", "nvcc", False, True),
+        ("auto", "nvcc", True, False),
+        ("auto", None, False, False),
+        ("1", "nvcc", True, True),
+        ("0", "nvcc", False, False),
+    ],
+)
+def test_cuda_is_compiled_for_a_torch_that_can_use_it_or_on_request(
+    choice, nvcc, for_cpus, wanted, monkeypatch, capsys
+):
+    monkeypatch.setenv("GMS_FAST_CUDA", choice)
+    monkeypatch.setitem(SETUP["wants_cuda"].__globals__, "nvcc", lambda: nvcc)
+    monkeypatch.setitem(SETUP["wants_cuda"].__globals__, "torch_is_for_cpus", lambda: for_cpus)
+    assert SETUP["wants_cuda"]() == wanted
+    assert ("left out" in capsys.readouterr().out) == (choice == "auto" and nvcc is not None and for_cpus)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"), [("1", "there is no nvcc on PATH"), ("yes", "must be auto, 0 or 1: got 'yes'")]
+)
+def test_a_build_that_cannot_be_is_one_clear_line(choice, message, monkeypatch):
+    monkeypatch.setenv("GMS_FAST_CUDA", choice)
+    monkeypatch.setitem(SETUP["wants_cuda"].__globals__, "nvcc", lambda: None)
+    with pytest.raises(SystemExit, match=message):
+        SETUP["wants_cuda"]()
+
+
+def test_setup_knows_this_torch_without_importing_it():
+    import torch
+
+    assert SETUP["torch_is_for_cpus"]() == (torch.version.cuda is None)
 
 
 def test_package_and_kernels_are_those_of_this_checkout():

@@ -197,8 +197,8 @@ GMS_HD Mixture<T> fit_adan(T mean, T var, T third, const FitParameters<T>& p) {
   return fit.mixture(p.weight);
 }
 
-template <Fit kFit, typename T, typename Math>
-GMS_HD Mixture<T> fit_mixture(T mean, T base, T excess, T third, const FitParameters<T>& p, Math&& math) {
+template <Fit kFit, typename T, typename Math = Ieee>
+GMS_HD Mixture<T> fit_mixture(T mean, T base, T excess, T third, const FitParameters<T>& p, Math&& math = Math{}) {
   if (kFit == Fit::kGaussian) return {p.weight, mean, mean, base + excess};
   if (kFit == Fit::kAdan) return fit_adan(mean, base + excess, third, p);
   return fit_closed<kFit>(mean, base, excess, third, p, math);
