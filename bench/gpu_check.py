@@ -57,7 +57,7 @@ class Plan:
 
     def sanitize(self) -> list[Part]:
         """racecheck looks at the uniform of a sample, which is all that threads share."""
-        watched = [self.watched(tool, 45) for tool in ("memcheck", "racecheck", "initcheck")]
+        watched = [self.watched(tool, 42) for tool in ("memcheck", "racecheck", "initcheck")]
         return [self.preflight(), self.copy(), *self.build(80), *watched]
 
     def preflight(self) -> Part:
