@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def torch_is_for_cpus() -> bool:
-    """Whether the torch that is installed here is a build without CUDA. It is not imported, which takes seconds."""
+    """Tell a torch that was built without CUDA, without importing it, which takes seconds."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return False  # an isolated build sees no torch: nvcc decides

@@ -33,7 +33,7 @@ class Bar(NamedTuple):
 
 
 def bound_by(*rows: dict) -> str:
-    """What bounds a figure made of these rows, if it is not the GPU."""
+    """The bound of a figure made of these rows, if it is not the GPU."""
     return next((row["bound by"] for row in rows if "bound by" in row), "")
 
 

@@ -14,7 +14,7 @@ def commit() -> str | None:
 
 
 def _git(*command: str) -> str:
-    """What git prints; nothing if it fails or is missing."""
+    """The output of git; nothing if it fails or is missing."""
     try:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:

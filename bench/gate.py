@@ -56,7 +56,7 @@ class Errors(NamedTuple):
         return ""
 
     def tail(self) -> str:
-        """How the largest error exceeds what is allowed; empty if it does not."""
+        """A line on the largest error, if it exceeds what is allowed; else empty."""
         found, allowed = self.found[0], self.allowed[0]
         return f"the largest error is {found:.1e}, {allowed:.1e} is allowed" if found > allowed else ""
 

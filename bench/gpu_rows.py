@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def lines(name: str, part: dict[str, object]) -> list[str]:
-    """What went wrong in a part."""
+    """The failures of a part."""
     whole = [f"{name}: {part[key]}" for key in ("skipped", "error") if key in part]
     return whole + [f"{name}: {case}: {why}" for case, why in part.get("failed", {}).items()]
 

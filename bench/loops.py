@@ -1,4 +1,4 @@
-"""What loops of calls cost on a GPU: the host's time, the time outside the network, and what a CUDA graph saves."""
+"""Costs of loops of calls on a GPU: the host's time, the time outside the network, and what a CUDA graph saves."""
 
 import statistics
 import time

@@ -103,7 +103,7 @@ class StandIn(Gpu):
 
 
 class Stamp:
-    """What an event of a GPU that never falls behind the host would be."""
+    """An event of a GPU that never falls behind the host."""
 
     def __init__(self) -> None:
         self._at = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a session on its GPU: `python bench/preflight.py [--out FILE]`.
+"""Tools and packages for a session on this machine's GPU: `python bench/preflight.py [--out FILE]`.
 
 Exits with status 2 where nothing can be measured: no GPU, or a torch that cannot use it.
 """
@@ -76,7 +76,7 @@ def missing(there: dict[str, str]) -> list[str]:
 
 
 def driver() -> dict[str, str]:
-    """What nvidia-smi says of the first GPU."""
+    """Facts of the first GPU, from nvidia-smi."""
     values = run("nvidia-smi", f"--query-gpu={','.join(QUERY.values())}", "--format=csv,noheader").split("\n")[0]
     return dict(zip(QUERY, values.split(", "), strict=False)) if values else {}
 

@@ -71,7 +71,7 @@ def gpu_table() -> str:
 
 
 def _measured(backend: dict) -> dict[str, str]:
-    """What the table says of each target that the backend measured."""
+    """The table's cell of each target that the backend measured."""
     bars = {bar["name"]: bar for bar in backend.get("bars", [])}
     return {
         target.name: target.form.format(bars[target.name]["value"])
@@ -99,7 +99,7 @@ def _device(gpu: dict) -> str:
 
 
 def _source(gpu: dict) -> str:
-    """Where the figures come from, and which are missing."""
+    """A line on the source of the figures, and on which are missing."""
     if not gpu:
         return NO_GPU
     places = [gpu.get(b, {}).get("environment", {}) for b in BACKENDS]
@@ -153,7 +153,7 @@ def readme(text: str) -> str:
 
 
 def panels() -> list[dict[str, object]]:
-    """What docs/roofline.png shows: the CPU, and each GPU backend, measured or predicted."""
+    """Panels of docs/roofline.png: the CPU, and each GPU backend, measured or predicted."""
     results = [load(f"{op}_cpu.json") for op in OPS]
     cpu = {
         "title": f"CPU, {results[0]['environment']['threads']} threads, 128x3x32x32 (in cache)",

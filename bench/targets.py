@@ -1,4 +1,4 @@
-"""What a GPU must reach: the rows of the README's GPU table, which gpu_rows.py measures and report.py shows."""
+"""Targets of a GPU: the rows of the README's GPU table, which gpu_rows.py measures and report.py shows."""
 
 from typing import NamedTuple
 
@@ -52,12 +52,12 @@ def card(gpu: str) -> str:
 
 
 def share(target: str, rows: list[dict], name: str) -> list[Bar]:
-    """What the row of this name reached of the copy's bandwidth, if it was measured."""
+    """The share of the copy's bandwidth that the row of this name reached, if it was measured."""
     return [TARGETS[target].reached(row["of_copy"], row) for row in rows if row["name"] == name]
 
 
 def over(target: str, rows: list[dict], slow: str, fast: str) -> list[Bar]:
-    """How many times as long one row took as the other, if both were measured."""
+    """The time of one row in units of the other's, if both were measured."""
     return [
         TARGETS[target].reached(a["over_randn"][1] / b["over_randn"][1], a, b)
         for a in rows

@@ -30,7 +30,7 @@ _CAUGHT_UP = 1e-4  # seconds: a GPU with less to do than that was waiting for th
 
 
 class Times(NamedTuple):
-    """What `in_turn` finds, by the names of the cases."""
+    """The times that `in_turn` finds, by the names of the cases."""
 
     seconds: dict[str, list[float]]  # an entry a turn
     host_bound: set[str]  # cases that kept the GPU waiting

@@ -88,8 +88,8 @@ if available:
 
 
 def alike(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether the tensors need no other check and can be read as they lie: plain, dense, of one shape and device, of
-    dtypes that kernels take, asking for no gradient. One look at each; False where the compiled module is missing."""
+    """Check at one look that tensors can be read as they lie: plain, dense, of one shape and device, of dtypes that
+    kernels take, asking for no gradient. False where they may still pass other checks, or there is no module."""
     return available and _C.alike(tensors)
 
 

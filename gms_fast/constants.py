@@ -44,7 +44,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """What `pack` packed."""
+    """The inverse of `pack`."""
     if not (isinstance(value, tuple) and value and isinstance(value[0], type)):
         return value
     kind, content = value

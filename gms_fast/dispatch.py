@@ -64,7 +64,7 @@ def _too_old(card: str, capability: tuple[int, int]) -> str:
 
 
 def _unsuited(card: str, capability: tuple[int, int], architectures: tuple[str, ...]) -> str:
-    """Why a card runs none of the code compiled for `architectures`, as CMake names them; empty if it runs some.
+    """A reason why a card runs none of the code compiled for `architectures` (CMake's names); empty if it runs some.
 
     Machine code runs on later cards of its generation, PTX ("90" and "90-virtual" have it, "90-real" not) on all later
     cards. What names no number ("native", "all") was chosen by who compiled it.

@@ -135,7 +135,7 @@ def test_cuda_kernels_keep_their_state_in_registers(source, tmp_path):
 
 
 def check_instructions(kernels) -> None:
-    """What an element may cost a warp; an H200 issues about 148 while it moves an element's 20 bytes."""
+    """Bars on a warp's instructions for an element; an H200 issues about 148 while it moves an element's 20 bytes."""
     bars = {
         ("exact", "sample", "float32"): 108,
         ("exact", "sample", "bfloat16 moments and output"): 112,

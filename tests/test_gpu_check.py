@@ -52,7 +52,7 @@ def record(session):
 
 
 def runs(pid):
-    """Whether a process does: one that ended but that nobody waits for is a zombie."""
+    """Look for a process that runs: one that ended but that nobody waits for is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -232,7 +232,7 @@ def test_second_try_is_made_only_after_the_first_failed(session):
 
 
 def test_nothing_runs_beside_what_is_timed(session, tmp_path):
-    """What runs beside other parts is stopped first; while they run it goes on."""
+    """A part that runs beside others goes on with them and is stopped before what is timed."""
     file = tmp_path / "pid"
     beside = python(f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     look = f"""

@@ -1,4 +1,4 @@
-"""What benchmarks ask of a GPU, on a stand-in: clocks that the host does not distort, and parts that fail alone."""
+"""Benchmarks of a GPU on a stand-in: clocks that the host does not distort, and parts that fail alone."""
 
 import json
 import sys

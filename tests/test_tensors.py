@@ -1,4 +1,4 @@
-"""How the compiled module looks at tensors: which need no other check, and how they are read on any torch."""
+"""The compiled module's look at tensors: which need no other check, and how they are read on any torch."""
 
 import pytest
 import torch
