@@ -6,7 +6,6 @@ Run by gpu_check.py. What does not fit into --seconds is skipped; the JSON is wr
 
 import argparse
 import importlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from cases import SHAPES, input_sets, noise_moments, yardsticks
 from figures import measured
 from machine import Gpu, StandIn
+from parts import write
 from targets import card, over, share
 from timing import environment
 
@@ -106,13 +106,6 @@ def begin(backend: str, rehearse: bool) -> Gpu:
         raise SystemExit("no CUDA device is visible: nothing to measure")
     gms_fast.set_backend(backend)
     return Gpu()
-
-
-def write(file: Path, result: dict[str, object]) -> None:
-    """Replace the file as a whole, so that no moment finds half of it."""
-    half = file.with_suffix(".half")
-    half.write_text(json.dumps(result, indent=1) + "\n")
-    half.replace(file)
 
 
 def main() -> None:

@@ -144,10 +144,14 @@ class Session:
         return self._out / f"junit-{part.name}.xml", self._out / "part.json"
 
     def _write(self) -> None:
-        """Replace the record as a whole, so that no moment finds half of it."""
-        half = self._file.with_suffix(".half")
-        half.write_text(json.dumps(self.record, indent=1) + "\n")
-        half.replace(self._file)
+        write(self._file, self.record)
+
+
+def write(file: Path, record: Json) -> None:
+    """Replace a file of JSON as a whole, so that no moment finds half of it."""
+    half = file.with_suffix(".half")
+    half.write_text(json.dumps(record, indent=1) + "\n")
+    half.replace(file)
 
 
 def counts(junit: Path) -> dict[str, int]:
