@@ -18,7 +18,7 @@ import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = object()  # in a command: the seconds after which it should stop by itself
-TAIL = 4000  # characters of a part's output that the record keeps
+TAIL = 4000  # characters of the output that the record keeps of a part that did not pass
 LONGEST = 1 << 20  # bytes of a part's output that the log keeps
 
 Json = dict[str, object]
@@ -87,7 +87,9 @@ class Session:
             report["seconds"] = round(time.monotonic() - start, 1)
             report["tail"] = _clip(self._log, offset)
             lines = self._collect(part, report)
-            if report["outcome"] != "passed":
+            if report["outcome"] == "passed":
+                del report["tail"]
+            else:
                 lines = lines or report["tail"].strip().splitlines()[-1:]
             self._write()
             print(f"{part.name:14} {report['seconds']:6.1f} s of {limit:3.0f}  {report['outcome']}", flush=True)
