@@ -51,13 +51,18 @@ def same(request, monkeypatch):
     """same(op, ...): the op's result has the same bits in both builds."""
     device = OnDevice(SECOND, request.param == "cuda")
 
-    def check(op, *arguments, **options):
-        want = op(*arguments, **options)
+    def check(op, *arguments, out=None, **options):
+        """A given `out` is a tensor of NaN for each build."""
+
+        def given():
+            return options if out is None else {**options, "out": torch.full_like(out, math.nan)}
+
+        want = op(*arguments, **given())
         with monkeypatch.context() as patch:
             patch.setattr(_native, "_C", device)
             patch.setattr(torch, "empty_like", lambda like, **options: like.clone().fill_(math.nan))
             _native._schemes.clear()
-            got = op(*arguments, **options)
+            got = op(*arguments, **given())
         _native._schemes.clear()
         for g, w in zip(*[r if isinstance(r, tuple) else (r,) for r in (got, want)], strict=True):
             assert g.dtype == w.dtype
@@ -184,19 +189,34 @@ def test_quick_steps_with_a_seed_for_each_sample(same, component):
         same(ops.philox_normal, shape, seed=seeds, sample_offset=7)
 
 
+@pytest.mark.parametrize("seeds", SEEDS.values(), ids=SEEDS)
+@pytest.mark.parametrize(("first", "others", "output"), PAIRS)
+def test_quick_draws_and_updates(same, first, others, output, seeds):
+    for shape in QUICK_SHAPES:
+        mean, third, var, extra = network_moments(shape, 400)
+        mean, third, var, extra = mean.to(first), *(t.to(others) for t in (third, var, extra))
+        out = torch.empty(shape, dtype=output)
+        for fit, component in itertools.product(FITS, ["sample", "element"]):
+            options = {"fit": fit, "component": component, **_step_named(seeds)}
+            same(ops.sample_mixture, mean, var.abs(), third, 0.05, **options)
+        terms = [third, var, extra, third]
+        for count, std in itertools.product(range(5), [0.0, 0.3]):
+            numbers = [0.5, -2.0, 0.25, 1.0, 3.0][: count + 1]
+            for weights in (numbers, weights_by_element(count, mean).float()):
+                same(ops.affine_noise, mean, terms[:count], weights, std, out=out, **seeds)
+
+
+def _step_named(seeds):
+    """The step's index under the name that sample_mixture gives it."""
+    return {"step" if name == "step_index" else name: value for name, value in seeds.items()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", QUICK_SHAPES)
 def test_other_quick_kernels(same, shape, dtype):
-    mean, third, var, extra = (t.to(dtype) for t in network_moments(shape, 400))
-    for fit, component in itertools.product(FITS, ["sample", "element"]):
-        same(ops.sample_mixture, mean, var.abs(), third, 0.05, fit=fit, component=component, seed=4)
+    mean, third, var, _ = (t.to(dtype) for t in network_moments(shape, 400))
     for fit in FITS:
         same(ops.fit_mixture, mean, var.abs(), third, 0.05, fit=fit)
-    terms = [third, var, extra, mean]
-    for count, std in itertools.product(range(5), [0.0, 0.3]):
-        same(ops.affine_noise, mean, terms[:count], [0.5, -2.0, 0.25, 1.0, 3.0][: count + 1], std)
-        weights = weights_by_element(count, mean).float()
-        same(ops.affine_noise, mean, terms[:count], weights, std)
     same(ops.gms_step, mean, third, None, None, STEP, fit="gaussian")
     same(ops.gms_step, mean, third, var, None, STEP, fit="gaussian", central=True)
     for draw in (ops.philox_normal, ops.philox_uniform):

@@ -26,7 +26,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kQuads = 2;
 constexpr int kGroup = 4 * kQuads;  // elements a thread
-constexpr int kBlocksHeld = 6;      // a processor, at least: that leaves 80 registers a thread
+constexpr int kBlocksHeld = 8;      // a processor, at least: that leaves 64 registers a thread
 
 struct Values {
   float v[kGroup];
@@ -294,21 +294,31 @@ __device__ float draw_one(const C& c, uint32_t stream, uint32_t quad, int elemen
   return element < 2 ? (element == 0 ? v[0] : v[1]) : (element == 2 ? v[2] : v[3]);
 }
 
-// What the first thread of a row makes, for all of the row.
+// What the first thread of a row makes, for all of the row: the others go on until they ask for it.
 template <typename F>
-__device__ float once_a_row(const F& make) {
+__device__ const float* once_a_row(const F& make) {
   __shared__ float made[kThreads];
   if (threadIdx.x == 0) made[threadIdx.y] = make();
+  return made + threadIdx.y;
+}
+__device__ inline float when_made(const float* at) {
   __syncthreads();
-  return made[threadIdx.y];
+  return *at;
 }
 
-// The uniforms of a quick kernel: of each element, or of the sample.
-template <bool kElement, bool kKeyed>
-__device__ Values uniforms(const Source<kKeyed>& source, const Place& p) {
-  if (kElement) return draw(source, kUniforms, p, false, Ieee{});
-  return splat(once_a_row([&] { return draw_one(source, kUniforms, 0, 0, false); }));
-}
+// The uniforms of a quick kernel, if it needs any: of each element, or of the sample, and then asked for late.
+template <bool kNeeded, bool kElement>
+struct Uniforms {
+  Values of_elements = {};
+  const float* of_sample = nullptr;
+
+  template <bool kKeyed>
+  __device__ Uniforms(const Source<kKeyed>& source, const Place& p) {
+    if (kNeeded && kElement) of_elements = draw(source, kUniforms, p, false, Ieee{});
+    if (kNeeded && !kElement) of_sample = once_a_row([&] { return draw_one(source, kUniforms, 0, 0, false); });
+  }
+  __device__ Values values() const { return kNeeded && !kElement ? splat(when_made(of_sample)) : of_elements; }
+};
 
 __device__ inline Values given(const float* values, const Shape& shape, const Place& p) {
   return load(Operand{const_cast<float*>(values), DType::kFloat32, true, {}}, shape, p);
@@ -327,10 +337,10 @@ __device__ inline Values uniforms(const Noise& noise, const Shape& shape, const 
     return noise.u != nullptr ? given(noise.u, shape, p)
                               : draw(noise.counter(p.sample, 0), kUniforms, p, false, Ieee{});
   }
-  return splat(once_a_row([&] {
+  return splat(when_made(once_a_row([&] {
     if (!exists) return 0.0f;
     return noise.u != nullptr ? noise.u[p.sample] : draw_one(noise.counter(p.sample, 0), kUniforms, 0, 0, false);
-  }));
+  })));
 }
 
 // ---- Launches ----
@@ -482,6 +492,20 @@ void with_type(DType type, const F& body) {
     case DType::kBFloat16: return body(TypeIs<DType::kBFloat16>());
     default: return body(TypeIs<DType::kFloat16>());
   }
+}
+
+// The pairs of types that quick kernels take, of a first tensor and of all others that are read: one type, or float32
+// beside narrow ones. What is written has any type.
+inline bool in_pairs(const Operand& first, const Operand* others, size_t count) {
+  return (first.dtype == others->dtype || first.dtype == DType::kFloat32) && all_of_type(others, count, others->dtype);
+}
+
+// Calls body(type of the first, type of the others).
+template <typename F>
+void with_types(DType first, DType others, const F& body) {
+  with_type(others, [&](auto type) {
+    first == others ? body(type, type) : body(TypeIs<DType::kFloat32>(), type);
+  });
 }
 
 }  // namespace

@@ -55,40 +55,47 @@ __global__ void __launch_bounds__(kThreads) affine_kernel(const __grid_constant_
   store(a.tensors[1], a.shape, p, sum);
 }
 
-template <int kTerms, bool kNoisy, bool kKeyed, DType kType>
+template <bool kNoisy, bool kKeyed>
+__device__ Values quick_normals(const Draws& draws, const Place& p) {
+  if (!kNoisy) return {};
+  return draw(Source<kKeyed>(draws, static_cast<uint32_t>(p.sample)), kNormals, p, true, Quick{});
+}
+
+template <int kTerms, bool kNoisy, bool kKeyed, DType kState, DType kOthers>
 __global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_affine_kernel(
     const __grid_constant__ QuickAffineArguments a) {
   const Place p = quick_place(a);
   const Flat flat(p, a.elements);
-  const Fetched<kType> x(a.tensors[0], flat), first(a.term[0], flat), second(a.term[kTerms > 1 ? 1 : 0], flat),
+  const Fetched<kState> x(a.tensors[0], flat);
+  const Fetched<kOthers> first(a.term[0], flat), second(a.term[kTerms > 1 ? 1 : 0], flat),
       third(a.term[kTerms > 2 ? 2 : 0], flat);
-  Values z = {};
-  if (kNoisy) z = draw(Source<kKeyed>(a.draws, static_cast<uint32_t>(p.sample)), kNormals, p, true, Quick{});
+  const Values z = quick_normals<kNoisy, kKeyed>(a.draws, p);
   Values sum = x.values();
   multiply(sum, splat(a.weights[0]));
   add(sum, splat(a.weights[1]), first.values());
   if (kTerms > 1) add(sum, splat(a.weights[2]), second.values());
   if (kTerms > 2) add(sum, splat(a.weights[3]), third.values());
   if (kNoisy) add(sum, splat(a.weights[kTerms + 1]), z);
-  store<kType>(a.tensors[1], flat, sum);
+  store(a.tensors[1], flat, sum);
 }
 
-// Weights of each element, as DPM-Solver-v3 has them; it draws no noise.
-template <int kTerms>
+// Weights of each element, in float32.
+template <int kTerms, bool kNoisy, bool kKeyed, DType kState, DType kOthers>
 __global__ void __launch_bounds__(kThreads, 4) quick_weighted_kernel(const __grid_constant__ QuickAffineArguments a) {
-  using Numbers = Fetched<DType::kFloat32>;
-  const Flat flat(quick_place(a), a.elements);
+  const Place p = quick_place(a);
+  const Flat flat(p, a.elements);
   const auto weights = [&](int row) {
     Flat in_row = flat;
     in_row.sample = static_cast<uint64_t>(row) * a.elements;
-    return Numbers(a.by_element, in_row).values();
+    return Fetched<DType::kFloat32>(a.by_element, in_row).values();
   };
-  Values sum = Numbers(a.tensors[0], flat).values();
+  Values sum = Fetched<kState>(a.tensors[0], flat).values();
   multiply(sum, weights(0));
 #pragma unroll
-  for (int i = 0; i < kTerms; ++i) add(sum, weights(i + 1), Numbers(a.term[i], flat).values());
+  for (int i = 0; i < kTerms; ++i) add(sum, weights(i + 1), Fetched<kOthers>(a.term[i], flat).values());
   add(sum, weights(kTerms + 1));
-  store<DType::kFloat32>(a.tensors[1], flat, sum);
+  if (kNoisy) add(sum, splat(a.weights[kTerms + 1]), quick_normals<kNoisy, kKeyed>(a.draws, p));
+  store(a.tensors[1], flat, sum);
 }
 
 struct PhiloxArguments {
@@ -128,12 +135,9 @@ void with_terms(int terms, const F& body) {
 }
 
 bool quick(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise) {
-  const DType type = tensors[0].dtype;
-  const bool weighted = affine.by_element.data != nullptr;
   return affine.terms >= 1 && affine.terms <= kMostQuickTerms && affine.weights_at == nullptr && drawn(noise) &&
-         all_of_type(tensors, 2, type) && all_of_type(affine.term, affine.terms, type) &&
-         in_quads(tensors, 2, shape) && in_quads(affine.term, affine.terms, shape) &&
-         (!weighted || (type == DType::kFloat32 && !affine.noisy && in_quads(&affine.by_element, 1, shape)));
+         in_pairs(tensors[0], affine.term, affine.terms) && in_quads(tensors, 2, shape) &&
+         in_quads(affine.term, affine.terms, shape) && in_quads(&affine.by_element, 1, shape);
 }
 
 }  // namespace
@@ -153,10 +157,14 @@ void cuda::affine_noise(const Operand tensors[2], const Shape& shape, const Affi
     const auto launch_of = [&](auto kernel) {
       launch_quick("affine_noise", kernel, a, shape.samples, noise, where);
     };
-    if (weighted) return launch_of(quick_weighted_kernel<terms()>);
-    with_type(tensors[0].dtype, [&](auto type) {
-      if (!affine.noisy) return launch_of(quick_affine_kernel<terms(), false, false, type()>);
-      with_bool(keyed(noise), [&](auto key) { launch_of(quick_affine_kernel<terms(), true, key(), type()>); });
+    with_bool(affine.noisy, [&](auto noisy) {
+      with_bool(affine.noisy && keyed(noise), [&](auto key) {
+        constexpr bool kKeyed = noisy() && key();
+        with_types(tensors[0].dtype, affine.term[0].dtype, [&](auto state, auto others) {
+          if (weighted) return launch_of(quick_weighted_kernel<terms(), noisy(), kKeyed, state(), others()>);
+          launch_of(quick_affine_kernel<terms(), noisy(), kKeyed, state(), others()>);
+        });
+      });
     });
   });
 }

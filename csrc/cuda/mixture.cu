@@ -36,16 +36,17 @@ __device__ __noinline__ void redo_sample(const QuickArguments<4>& a, const Place
   });
 }
 
-template <Fit kFit, bool kElement, bool kKeyed, DType kType>
+template <Fit kFit, bool kElement, bool kKeyed, DType kMean, DType kOthers>
 __global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_sample_kernel(
     const __grid_constant__ QuickArguments<4> a) {
   const Place p = quick_place(a);
   const Flat flat(p, a.elements);
-  const Fetched<kType> mean(a.tensors[0], flat), var(a.tensors[1], flat), third(a.tensors[2], flat);
+  const Fetched<kMean> mean(a.tensors[0], flat);
+  const Fetched<kOthers> var(a.tensors[1], flat), third(a.tensors[2], flat);
   const Source<kKeyed> source(a.draws, static_cast<uint32_t>(p.sample));
-  const Values u = kFit == Fit::kGaussian ? Values{} : uniforms<kElement>(source, p);
+  const Uniforms<kFit != Fit::kGaussian, kElement> uniforms(source, p);
   Quick math;
-  const Values z = draw(source, kNormals, p, true, math);
+  const Values z = draw(source, kNormals, p, true, math), u = uniforms.values();
   const Values m = mean.values(), v = var.values(), k = third.values();
   Values out;
 #pragma unroll
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_sample_kernel(
                                                   a.scheme.parameters, math));
   }
   if (math.reliable()) {
-    store<kType>(a.tensors[3], flat, out);
+    store(a.tensors[3], flat, out);
   } else {
     redo_sample<kFit, kElement, kKeyed>(a, p, u.v[0]);
   }
@@ -115,8 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_fit_kernel(
 
 void cuda::sample_mixture(const Operand tensors[4], const Shape& shape, const Scheme& scheme, const Noise& noise,
                           const Where& where) {
-  const DType type = tensors[0].dtype;
-  const bool quick = scheme.fit != Fit::kAdan && drawn(noise) && all_of_type(tensors, 4, type) &&
+  const bool quick = scheme.fit != Fit::kAdan && drawn(noise) && in_pairs(tensors[0], tensors + 1, 2) &&
                      in_quads(tensors, 4, shape) && in_reach(scheme);
   with_fit(scheme.fit, [&](auto fit) {
     constexpr Fit kFit = decltype(fit)::value;
@@ -129,8 +129,9 @@ void cuda::sample_mixture(const Operand tensors[4], const Shape& shape, const Sc
       const auto arguments = quick_arguments_of<4>(tensors, shape, scheme);
       with_bool(noise.element && !kGaussian, [&](auto element) {
         with_bool(keyed(noise), [&](auto key) {
-          with_type(type, [&](auto t) {
-            launch_quick("sample_mixture", quick_sample_kernel<kFit, element() && !kGaussian, key(), t()>, arguments,
+          with_types(tensors[0].dtype, tensors[1].dtype, [&](auto mean, auto others) {
+            launch_quick("sample_mixture",
+                         quick_sample_kernel<kFit, element() && !kGaussian, key(), mean(), others()>, arguments,
                          shape.samples, noise, where);
           });
         });
@@ -144,7 +145,7 @@ void cuda::fit_mixture(const Operand tensors[7], const Shape& shape, const Schem
   const bool quick = all_of_type(tensors, 7, type) && in_quads(tensors, 7, shape) && in_reach(scheme);
   with_fit(scheme.fit, [&](auto fit) {
     constexpr Fit kFit = decltype(fit)::value;
-    if constexpr (kFit == Fit::kExact || kFit == Fit::kFree) {
+    if constexpr (kFit != Fit::kAdan) {
       if (quick) {
         return with_type(type, [&](auto t) {
           launch_quick("fit_mixture", quick_fit_kernel<kFit, t()>, quick_arguments_of<7>(tensors, shape, scheme),

@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_step_kernel(
   const Fetched<kMoments> e1(a.tensors[1], flat), e2(a.tensors[2], flat, kGaussian),
       e3(a.tensors[kGaussian ? 1 : 3], flat);
   const Source<kKeyed> source(a.draws, static_cast<uint32_t>(p.sample));
-  const Values u = kGaussian ? Values{} : uniforms<kElement>(source, p);
+  const Uniforms<!kGaussian, kElement> uniforms(source, p);
   Quick math;
-  const Values z = draw(source, kNormals, p, true, math);
+  const Values z = draw(source, kNormals, p, true, math), u = uniforms.values();
   const Values vx = x.values(), v1 = e1.values(), v2 = e2.values(), v3 = e3.values();
   Values out;
 #pragma unroll
@@ -75,19 +75,9 @@ auto step_kernel_of(const Scheme& s) {
   return s.central ? step_kernel<kFit, Moments::kCumulant, true> : step_kernel<kFit, Moments::kCumulant, false>;
 }
 
-// Calls body(type of the state, type of the moments) for the pairs that quick kernels take: one type for all, or a
-// float32 state with narrow moments.
-template <typename F>
-void with_types(DType state, DType moments, const F& body) {
-  with_type(moments, [&](auto m) {
-    state == moments ? body(m, m) : body(TypeIs<DType::kFloat32>(), m);
-  });
-}
-
 bool quick(const Operand* t, const Shape& shape, const Scheme& s, const float* numbers, const Noise& noise) {
   return s.moments == Moments::kCumulant && s.fit != Fit::kAdan && numbers == nullptr && drawn(noise) &&
-         (t[0].dtype == t[1].dtype || t[0].dtype == DType::kFloat32) && all_of_type(t + 1, 3, t[1].dtype) &&
-         in_quads(t, 5, shape) && in_reach(s);
+         in_pairs(t[0], t + 1, 3) && in_quads(t, 5, shape) && in_reach(s);
 }
 
 template <Fit kFit>
