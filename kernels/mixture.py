@@ -48,13 +48,24 @@ def two_point(excess, slant, h):
 def within(third, excess, below, above):
     """The third moment whose two-point law stays within the range: a node a above has its partner e/a below.
 
-    Plain comparisons, which leave it alone where the bounds are NaN: for e = 0, and a range without end.
+    Plain comparisons, which leave it alone where the bounds are NaN: for a range without end.
     """
-    share = tl.div_rn(excess, below * above)
+    product = below * above
+    ordinary = (excess > 0.0) & (product < float("inf"))  # else the share is zero, or not used
+    share = tl.div_rn(tl.where(ordinary, excess, 1.0), tl.where(ordinary, product, 1.0))
+    share = tl.where(ordinary, share, 0.0)
     low = excess * tl.fma(share, above, -below)
     high = excess * tl.fma(-share, below, above)
     third = tl.where(third < low, low, third)
     return tl.where(third > high, high, third)
+
+
+@triton.jit
+def some_law(excess, third):
+    """(whether there is a law, its variance and third moment): ordinary numbers where there is none, as in every element
+    whose mean is clipped. A division of or by zero would send the whole warp down its slow path."""
+    some = excess > 0.0
+    return some, tl.where(some, excess, 1.0), tl.where(some, third, 1.0)
 
 
 @triton.jit
@@ -69,9 +80,10 @@ def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
     mean_b = tl.fma(d, -p.weight, mean)
     var = base + tl.where(infeasible, 0.0, rest)
     if FREE:
+        some, excess, third = some_law(excess, third)
         slant = two_point_slant(excess, third)
         upper, above, below = two_point(excess, slant, tl.sqrt_rn(tl.fma(slant, slant, 4.0 * excess)))
-        choose = infeasible & (excess > 0.0)
+        choose = infeasible & some
         weight = tl.where(choose, upper, weight)
         mean_a = tl.where(choose, mean + above, mean_a)
         mean_b = tl.where(choose, mean - below, mean_b)
@@ -86,14 +98,18 @@ def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
     d, rest = solve(excess, third, p)
     infeasible = rest < 0.0
     var = at_most(tl.fma(rest, scale, base), most)
-    slant = two_point_slant(excess, third) if FREE else 0.0
-    needed = tl.fma(slant, slant, 4.0 * excess) if FREE else excess * p.inv_spread
+    if FREE:
+        some, excess, third = some_law(excess, third)
+        slant = two_point_slant(excess, third)
+        needed = tl.fma(slant, slant, 4.0 * excess)
+    else:
+        needed = excess * p.inv_spread
     one_root = tl.sqrt_rn(tl.where(infeasible, needed, var))
     std = tl.where(infeasible, std_left, one_root)
     side = tl.where(u < p.weight, 1.0 - p.weight, -p.weight)
     if FREE:
         upper, above, below = two_point(excess, slant, one_root)
-        far = tl.where(excess > 0.0, tl.where(u < upper, above, -below), 0.0)
+        far = tl.where(some, tl.where(u < upper, above, -below), 0.0)
         chosen = tl.where(infeasible, mean + far, tl.fma(side, d, mean))
     else:
         d = tl.where(infeasible, copysign(one_root, d), d)
