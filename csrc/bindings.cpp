@@ -92,18 +92,25 @@ gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double
   return s;
 }
 
-// (seed, seeds, shared, sample_offset, step, step_at, z, u, element); seeds, step_at, z and u are data pointers or 0.
-gms::Noise make_noise(const py::tuple& a) {
-  const auto pointer = [&](int i) { return a[i].cast<uintptr_t>(); };
-  return {a[0].cast<uint64_t>(),
-          reinterpret_cast<const uint64_t*>(pointer(1)),
-          a[2].cast<bool>(),
-          a[3].cast<uint64_t>(),
-          a[4].cast<uint32_t>(),
-          reinterpret_cast<const int64_t*>(pointer(5)),
-          reinterpret_cast<const float*>(pointer(6)),
-          reinterpret_cast<const float*>(pointer(7)),
-          a[8].cast<bool>()};
+// A `Noise` of gms_fast/arguments.py, checked.
+gms::Noise noise_of(const py::tuple& a) {
+  const auto item = [&](int i) { return PyTuple_GET_ITEM(a.ptr(), i); };
+  const auto integer = [&](int i) {
+    const uint64_t value = PyLong_AsUnsignedLongLong(item(i));
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  };
+  gms::Noise n = {};
+  n.seed = integer(0);
+  n.seeds = tensors::data_of<uint64_t>(item(1));
+  n.shared = n.seeds != nullptr && tensors::dimensions_of(item(1)) == 0;
+  n.sample_offset = integer(2);
+  n.step = static_cast<uint32_t>(integer(3));
+  n.step_at = tensors::data_of<int64_t>(item(4));
+  n.z = tensors::data_of<float>(item(5));
+  n.u = tensors::data_of<float>(item(6));
+  n.element = item(7) == Py_True;
+  return n;
 }
 
 // Every op starts with: whether it runs on the GPU, the stream there or the number of threads, the tensors and their
@@ -121,18 +128,18 @@ gms::Where where_of(bool gpu, uintptr_t where) {
 }
 
 void gms_step(bool gpu, uintptr_t where, const py::tuple& given,
-              const Layout& layout, const gms::Scheme& scheme, uintptr_t numbers, const py::tuple& draws) {
+              const Layout& layout, const gms::Scheme& scheme, py::handle numbers, const py::tuple& draws) {
   const Tensors t(given, layout);
-  const gms::Noise noise = make_noise(draws);
+  const gms::Noise noise = noise_of(draws);
+  const float* const at = tensors::data_of<float>(numbers.ptr());
   const py::gil_scoped_release release;
-  table_of(gpu).gms_step(t.operands.data(), t.shape, scheme, reinterpret_cast<const float*>(numbers), noise,
-                         where_of(gpu, where));
+  table_of(gpu).gms_step(t.operands.data(), t.shape, scheme, at, noise, where_of(gpu, where));
 }
 
 void sample_mixture(bool gpu, uintptr_t where, const py::tuple& given,
                     const Layout& layout, const gms::Scheme& scheme, const py::tuple& draws) {
   const Tensors t(given, layout);
-  const gms::Noise noise = make_noise(draws);
+  const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
   table_of(gpu).sample_mixture(t.operands.data(), t.shape, scheme, noise, where_of(gpu, where));
 }
@@ -146,8 +153,8 @@ void fit_mixture(bool gpu, uintptr_t where, const py::tuple& given,
 
 // tensors: x, terms, out.
 void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
-                  const Layout& layout, const std::vector<double>& weights, uintptr_t weights_at, bool by_element,
-                  bool noisy, const py::tuple& draws) {
+                  const Layout& layout, const std::vector<double>& weights, py::handle numbers, bool noisy,
+                  const py::tuple& draws) {
   const Tensors t(given, layout);
   gms::Affine affine = {};
   affine.terms = static_cast<int32_t>(t.count) - 2;
@@ -155,10 +162,12 @@ void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
   const gms::Operand ends[2] = {t.operands[0], t.operands[t.count - 1]};
   if (weights.size() > std::size(affine.weights)) throw std::invalid_argument("too many weights");
   std::transform(weights.begin(), weights.end(), affine.weights, narrow);
-  affine.weights_at = by_element ? nullptr : reinterpret_cast<const float*>(weights_at);
-  affine.by_element = {by_element ? reinterpret_cast<void*>(weights_at) : nullptr, gms::DType::kFloat32, true, {}};
+  float* const at = tensors::data_of<float>(numbers.ptr());
+  const bool by_element = at != nullptr && tensors::dimensions_of(numbers.ptr()) > 1;
+  affine.weights_at = by_element ? nullptr : at;
+  affine.by_element = {by_element ? at : nullptr, gms::DType::kFloat32, true, {}};
   affine.noisy = noisy;
-  const gms::Noise noise = make_noise(draws);
+  const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
   table_of(gpu).affine_noise(ends, t.shape, affine, noise, where_of(gpu, where));
 }
@@ -166,7 +175,7 @@ void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
 void philox(bool gpu, uintptr_t where, const py::tuple& given,
             const Layout& layout, const py::tuple& draws, uint32_t stream, bool normal) {
   const Tensors t(given, layout);
-  const gms::Noise noise = make_noise(draws);
+  const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
   table_of(gpu).philox(t.operands[0], t.shape, noise, stream, normal, where_of(gpu, where));
 }

@@ -103,25 +103,29 @@ inline bool dense(const DLTensor& t) {
   return true;
 }
 
-// Whether these are plain tensors that a kernel takes as they lie: with a first dimension, of one shape and device,
-// dense, float32 or narrower, asking for no gradient. False too where that is not told in one call.
-inline bool alike(const py::tuple& given) {
-  if (torch().dlpack == nullptr) return false;
+// The number of samples, if these are plain tensors that a kernel takes as they lie: not empty, with a first dimension,
+// of one shape and device, dense, float32 or narrower, asking for no gradient. Else, and where that is not told in one
+// call, zero.
+inline int64_t alike(const py::tuple& given) {
+  if (torch().dlpack == nullptr) return 0;
   DLTensor first = {};
   for (const py::handle object : given) {
     PyObject* const p = object.ptr();
-    if (reinterpret_cast<PyObject*>(Py_TYPE(p)) != torch().tensor) return false;
-    if (attribute(p, torch().requires_grad).ptr() != Py_False || call(p, torch().is_neg).ptr() != Py_False) return false;
+    if (reinterpret_cast<PyObject*>(Py_TYPE(p)) != torch().tensor) return 0;
+    if (attribute(p, torch().requires_grad).ptr() != Py_False || call(p, torch().is_neg).ptr() != Py_False) return 0;
     DLTensor t = {};
-    if (torch().dlpack->read(p, &t) != 0) return PyErr_Clear(), false;  // sparse, or what a transform has wrapped
-    if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return false;
+    if (torch().dlpack->read(p, &t) != 0) return PyErr_Clear(), 0;  // sparse, or what a transform has wrapped
+    if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return 0;
     if (first.dimensions == 0) first = t;
     if (t.device_type != first.device_type || t.device_id != first.device_id || t.dimensions != first.dimensions ||
         std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) != 0) {
-      return false;
+      return 0;
     }
   }
-  return first.dimensions > 0;
+  for (int32_t d = 0; d < first.dimensions; ++d) {
+    if (first.shape[d] == 0) return 0;
+  }
+  return first.dimensions > 0 ? first.shape[0] : 0;
 }
 
 // (samples, elements of one) of a tensor with a first dimension.
@@ -140,21 +144,38 @@ inline gms::Shape shape_of(PyObject* tensor) {
   return s;
 }
 
-// A checked tensor as a dense operand, or None as one without data, which a tensor must not be taken for.
+// The address, which is null for no tensor only.
+inline void* some(void* data, PyObject* tensor) {
+  if (data != nullptr) return data;
+  throw std::runtime_error(std::string("a tensor without data reached the kernels: ") + Py_TYPE(tensor)->tp_name);
+}
+inline void* address_of(PyObject* tensor) {
+  return reinterpret_cast<void*>(call(tensor, torch().data_ptr).cast<uintptr_t>());
+}
+
+// A checked tensor as a dense operand, or None as one without data.
 inline gms::Operand operand_of(PyObject* tensor) {
   gms::Operand operand = {nullptr, gms::DType::kFloat32, true, {}};
   if (tensor == Py_None) return operand;
   if (torch().dlpack != nullptr) {
     const DLTensor t = read(tensor);
-    operand.data = t.data, operand.dtype = static_cast<gms::DType>(dtype_of(t));
+    operand.data = some(t.data, tensor), operand.dtype = static_cast<gms::DType>(dtype_of(t));
   } else {
-    operand.data = reinterpret_cast<void*>(call(tensor, torch().data_ptr).cast<uintptr_t>());
-    operand.dtype = static_cast<gms::DType>(dtype_of(tensor));
-  }
-  if (operand.data == nullptr) {
-    throw std::runtime_error(std::string("a tensor without data reached the kernels: ") + Py_TYPE(tensor)->tp_name);
+    operand.data = some(address_of(tensor), tensor), operand.dtype = static_cast<gms::DType>(dtype_of(tensor));
   }
   return operand;
+}
+
+// Where numbers lie that a kernel reads: a tensor's, or null for None.
+template <typename T>
+T* data_of(PyObject* tensor) {
+  if (tensor == Py_None) return nullptr;
+  return static_cast<T*>(some(torch().dlpack != nullptr ? read(tensor).data : address_of(tensor), tensor));
+}
+
+inline size_t dimensions_of(PyObject* tensor) {
+  if (torch().dlpack != nullptr) return read(tensor).dimensions;
+  return py::tuple(attribute(tensor, torch().shape)).size();
 }
 
 }  // namespace tensors

@@ -1,4 +1,4 @@
-"""The compiled module: the only importer of `_C`. Marshals tensors to raw pointers; arguments arrive checked."""
+"""The compiled module: the only importer of `_C`. Arguments arrive checked."""
 
 from collections.abc import Callable
 
@@ -60,24 +60,6 @@ def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping = _NO_STEP):
     return found[2]
 
 
-def _address(tensor: Tensor | None) -> int:
-    """Where the data of a tensor lies; 0 for no tensor, which a tensor without data must not be taken for."""
-    if tensor is None:
-        return 0
-    address = tensor.data_ptr()
-    if not address:
-        raise RuntimeError(f"a tensor without data reached the kernels: {type(tensor).__name__} on {tensor.device}")
-    return address
-
-
-def _noise(noise: Noise) -> tuple:
-    seed, seeds, sample_offset, step, step_at, z, u, element = noise
-    if seeds is step_at is z is u is None:
-        return seed, 0, False, sample_offset, step, 0, 0, 0, element
-    shared = seeds is not None and seeds.ndim == 0
-    return seed, _address(seeds), shared, sample_offset, step, _address(step_at), _address(z), _address(u), element
-
-
 def introduce(module: object) -> None:
     """Tell a build of the compiled module what tensors and their dtypes are."""
     module.set_torch(Tensor, tuple(_DTYPES))
@@ -87,10 +69,11 @@ if available:
     introduce(_C)
 
 
-def alike(tensors: tuple[Tensor, ...]) -> bool:
-    """Check at one look that tensors can be read as they lie: plain, dense, of one shape and device, of dtypes that
-    kernels take, asking for no gradient. False where they may still pass other checks, or there is no module."""
-    return available and _C.alike(tensors)
+def alike(tensors: tuple[Tensor, ...]) -> int:
+    """The number of samples, if tensors can be read as they lie: plain, dense, not empty, of one shape and device, of
+    dtypes that kernels take, asking for no gradient. 0 where they may still pass other checks, or there is no module.
+    """
+    return _C.alike(tensors) if available else 0
 
 
 def _call(op: Callable[..., None], tensors: tuple[Tensor | None, ...], *arguments: object) -> None:
@@ -116,13 +99,13 @@ def gms_step(
     fit: Fitting,
     noise: Noise,
 ) -> None:
-    _call(_C.gms_step, tensors, layout, _scheme(fit, 0.0, step), _address(numbers), _noise(noise))
+    _call(_C.gms_step, tensors, layout, _scheme(fit, 0.0, step), numbers, noise)
 
 
 def sample_mixture(
     tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting, noise: Noise
 ) -> None:
-    _call(_C.sample_mixture, tensors, layout, _scheme(fit, floor), _noise(noise))
+    _call(_C.sample_mixture, tensors, layout, _scheme(fit, floor), noise)
 
 
 def fit_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting) -> None:
@@ -137,9 +120,8 @@ def affine_noise(
     noisy: bool,
     noise: Noise,
 ) -> None:
-    by_element = numbers is not None and numbers.ndim > 1
-    _call(_C.affine_noise, tensors, layout, weights, _address(numbers), by_element, noisy, _noise(noise))
+    _call(_C.affine_noise, tensors, layout, weights, numbers, noisy, noise)
 
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
-    _call(_C.philox, (out,), None, _noise(noise), stream, normal)
+    _call(_C.philox, (out,), None, noise, stream, normal)

@@ -6,7 +6,7 @@ Symbols and equation numbers: docs/notation.md.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -14,14 +14,17 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from gms_fast.arguments import Stepping
 from gms_fast.ops import library as library
 from gms_fast.ops.checks import check_sample_offset as check_sample_offset
+from gms_fast.ops.checks import fitting_of, stepping_of
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range
 
 Seed = int | Sequence[int] | Tensor
 Draws = tuple[Tensor | None, Tensor | None] | Tensor | None
+_UNIT = (-1.0, 1.0)  # known to be a range
 
 
 def as_seed(seed: Seed) -> int | Tensor:
@@ -44,27 +47,34 @@ def as_seed(seed: Seed) -> int | Tensor:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _counters(seed: Seed, step: int | Tensor, device: torch.device) -> tuple[int, Tensor | None, int, Tensor | None]:
+def _counters(seed: Seed, step: int | Tensor, where: Tensor | torch.device) -> tuple:
     """(seed, seeds, step, step_at) as the ops take them: integers, or tensors that the kernels read."""
     seeds = None
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         seed = as_seed(seed)
         if isinstance(seed, Tensor):
-            seed, seeds = 0, seed.to(device)
-    return (seed, seeds, 0, step) if isinstance(step, Tensor) else (seed, seeds, step, None)
+            seed, seeds = 0, seed.to(where.device if isinstance(where, Tensor) else where)
+    if type(step) is int or not isinstance(step, Tensor):
+        return seed, seeds, step, None
+    return seed, seeds, 0, step
 
 
 def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
     return noise if isinstance(noise, tuple) else (noise, None)
 
 
-def _op(name: str, first: Tensor):
-    """The op, past the dispatcher where nothing listens to it: that costs as much as a small kernel."""
-    eager = type(first) is Tensor and (first.is_cpu or first.is_cuda)
-    watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch.jit.is_tracing()
-    if eager and not watched and peek_interpreter_stack() is None:  # no torch.func transform
-        return getattr(library, name)
-    return partial(_dispatched, name)
+def _watched(first: Tensor) -> bool:
+    """Check for anything that wants to see the op pass the dispatcher, which costs as much as a small kernel."""
+    if type(first) is not Tensor or not (first.is_cuda or first.is_cpu):
+        return True
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._is_tracing():
+        return True
+    return peek_interpreter_stack() is not None  # a torch.func transform
+
+
+def _op(name: str, first: Tensor) -> Callable[..., object]:
+    """The op, past the dispatcher where nothing watches."""
+    return partial(_dispatched, name) if _watched(first) else getattr(library, name)
 
 
 def _dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: object):
@@ -129,7 +139,7 @@ def sample_mixture(
     noise       (z, u), given draws: z (B, *), u like z for "element", (B,) for "sample"; None draws them
     Returns (B, *).
     """
-    seed, seeds, step, step_at = _counters(seed, step, mean.device)
+    seed, seeds, step, step_at = _counters(seed, step, mean)
     z, u = _draws(noise)
     return _op("sample_mixture", mean)(
         mean, var, third, floor, fit=fit, weight=weight, seed=seed, seeds=seeds, step=step, step_at=step_at,
@@ -152,7 +162,7 @@ def gms_step(
     weight: float = 1 / 3,
     moments: str = "cumulant",
     central: bool = False,
-    clip: tuple[float, float] | None = (-1.0, 1.0),
+    clip: tuple[float, float] | None = _UNIT,
     noise: Draws = None,
     out: Tensor | None = None,
     iterations: int = 70,
@@ -171,14 +181,37 @@ def gms_step(
     The rest as in `sample_mixture` and `fit_mixture`. Returns (B, *), x's dtype.
     """
     lo, hi = (None, None) if clip is None else as_range(clip)
-    seed, seeds, index, step_at = _counters(seed, step_index, x.device)
+    seed, seeds, index, step_at = _counters(seed, step_index, x)
     z, u = _draws(noise)
+    if not _watched(x):
+        fitting = fitting_of(fit, weight, iterations, lr, eps)
+        stepping, numbers = _stepping(step, moments, central, lo, hi)
+        draws = seed, seeds, index, step_at, sample_offset, component, z, u
+        return library.take_step((x, e1, e2, e3), fitting, stepping, numbers, draws, out)
     coefficients, numbers = _step_numbers(step)
-    return _op("gms_step", x)(
-        x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps,
-        seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component, z=z, u=u,
-        moments=moments, central=central, lo=lo, hi=hi, out=out,
+    return _dispatched(
+        "gms_step", x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr,
+        eps=eps, seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component,
+        z=z, u=u, moments=moments, central=central, lo=lo, hi=hi, out=out,
     )  # fmt: skip
+
+
+_steppings: dict[tuple, tuple[StepCoefficients, Stepping]] = {}
+
+
+def _stepping(step: StepCoefficients | Tensor, *choices: object) -> tuple[Stepping, Tensor | None]:
+    """The step for a kernel, found by the identity of `step`, which costs more to hash than to keep."""
+    key = id(step), *choices
+    found = _steppings.get(key)
+    if found is None:
+        coefficients, numbers = _step_numbers(step)
+        stepping = stepping_of(tuple(coefficients), *choices)
+        if numbers is not None:
+            return stepping, numbers
+        if len(_steppings) >= 4096:
+            _steppings.clear()
+        found = _steppings[key] = step, stepping
+    return found[1], None
 
 
 def _step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor | None]:
@@ -212,7 +245,7 @@ def affine_noise(
     noise      z, given draws
     The rest as in `gms_step`. Returns (B, *), x's dtype. Raises ValueError or TypeError naming the argument.
     """
-    seed, seeds, index, step_at = _counters(seed, step_index, x.device)
+    seed, seeds, index, step_at = _counters(seed, step_index, x)
     numbers = weights if isinstance(weights, Tensor) else None
     if numbers is not None and numbers.ndim < 2 and noise_std:
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")

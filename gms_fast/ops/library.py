@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from gms_fast import _native, dispatch
+from gms_fast.arguments import Fitting, Stepping
 from gms_fast.layout import layout_of
 from gms_fast.ops import plain
 from gms_fast.ops.checks import (
@@ -66,19 +67,22 @@ def _backend(on_gpu: bool, wide: bool) -> object:
 
 
 def _run(
-    op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: bool | None = False
+    op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: int | None = 0
 ) -> None:
     """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies.
 
     alike: what `_native.alike` says of all of them.
     """
     tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
-    for t in () if alike else tensors:
+    if alike:
+        getattr(_backend(tensors[0].is_cuda, False), op)(tensors, None, *arguments)
+        return
+    if not tensors[-1].numel():
+        return
+    for t in tensors:
         if t is not None:
             wide = wide or t.dtype is torch.float64
             dense = dense and t.is_contiguous() and not t.is_neg()
-    if not tensors[-1].numel():
-        return
     if not dense:
         inputs = [None if t is None else t.resolve_neg() for t in inputs]
         tensors = (*inputs, *outputs)
@@ -116,7 +120,7 @@ def sample_mixture(
     alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
     check_floor(floor)
     fitting = fitting_of(fit, weight, iterations, lr, eps)
-    draws = noise_of(mean, **noise)
+    draws = noise_of(mean, alike or mean.size(0), **noise)
     out = torch.empty_like(mean, requires_grad=False)
     _run("sample_mixture", inputs, (out,), floor, fitting, draws, alike=alike)
     return out
@@ -127,23 +131,39 @@ def gms_step(
     seed=0, seeds=None, step=0, step_at=None, sample_offset=0, component="element", z=None, u=None,
     moments="cumulant", central=False, lo=-1.0, hi=1.0, out=None,
 ):  # fmt: skip
-    inputs = x, e1, e2, e3
+    fitting = fitting_of(fit, weight, iterations, lr, eps)
+    stepping = stepping_of(tuple(coefficients) if numbers is None else (), moments, central, lo, hi)
+    draws = seed, seeds, step, step_at, sample_offset, component, z, u
+    return take_step((x, e1, e2, e3), fitting, stepping, numbers, draws, out)
+
+
+def take_step(
+    inputs: tuple[Tensor | None, ...],
+    fitting: Fitting,
+    stepping: Stepping,
+    numbers: Tensor | None,
+    draws: tuple,
+    out: Tensor | None,
+) -> Tensor:
+    """gms_step, its choices grouped; inputs: x, e1, e2, e3; draws: the arguments of `noise_of` in order."""
+    x, e1, e2, e3 = inputs
     given = inputs if e2 is not None and e3 is not None else (x, e1, *(t for t in (e2, e3) if t is not None))
     alike = _native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
-    fitting = fitting_of(fit, weight, iterations, lr, eps)
     if numbers is not None:
         numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
-    stepping = stepping_of(tuple(coefficients) if numbers is None else (), moments, central, lo, hi)
     if e2 is None or e3 is None:
-        check_moments(e2, e3, fit, moments)
-    noise = noise_of(x, seed, seeds, step, step_at, sample_offset, component, z, u)
+        check_moments(e2, e3, fitting.fit, stepping.moments)
+    noise = noise_of(x, alike or x.size(0), *draws)
+    if alike and out is None:
+        out = torch.empty_like(x)
+        _backend(x.is_cuda, False).gms_step((*inputs, out), None, stepping, numbers, fitting, noise)
+        return out
     if out is None:
         out = torch.empty_like(x)
     else:
         inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
         increment_version(out)
-        alike = False
-    _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise, alike=alike)
+    _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise)
     return out
 
 
@@ -158,13 +178,13 @@ def affine_noise(
     if numbers is not None:
         numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
         noisy = noisy or numbers.ndim == 1  # its last number is noise_std
-    noise = noise_of(x, seed, seeds, step, step_at, sample_offset, "element", z)
+    noise = noise_of(x, alike or x.size(0), seed, seeds, step, step_at, sample_offset, "element", z)
     if out is None:
         out = torch.empty_like(x)
     else:
         inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
         increment_version(out)
-        alike = False
+        alike = 0
     _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, noisy, noise, alike=alike)
     return out
 
@@ -182,7 +202,7 @@ def _philox(normal: bool):
         out = _new_of_shape(shape, dtype, device)
         if not 0 <= stream < 256:
             raise ValueError(f"stream must lie in [0, 256): got {stream}")
-        noise = noise_of(out, **counters)
+        noise = noise_of(out, shape[0], **counters)
         if out.numel():
             _backend(out.is_cuda, out.dtype == torch.float64).philox(out, noise, stream, normal)
         return out
