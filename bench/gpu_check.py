@@ -48,11 +48,11 @@ class Plan:
             *self.build(110),
             self.tests("tests-cuda", 30, 4, *self.cuda_tests()),
             self.rows("rows-cuda", 70, "cuda", "stream", "host"),
-            self.rows("rows-triton", 45, "triton", "stream"),
-            self.tests("tests-graphs", 50, 4, *self.other_tests()),
-            self.tests("tests-triton", 60, 12, *self.triton_tests()),
-            self.rows("rest-cuda", 45, "cuda", "graphs", "rest"),
-            self.rows("rest-triton", 35, "triton", "host", *([] if self.rehearse else ["graphs", "rest"])),
+            self.rows("rows-triton", 70, "triton", "stream", "host"),
+            self.tests("tests-graphs", 40, 4, *self.other_tests()),
+            self.tests("tests-triton", 50, 12, *self.triton_tests()),
+            self.rows("rest-cuda", 40, "cuda", "graphs", "rest"),
+            *([] if self.rehearse else [self.rows("rest-triton", 35, "triton", "graphs", "rest")]),
         ]
 
     def sanitize(self) -> list[Part]:

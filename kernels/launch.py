@@ -4,13 +4,13 @@
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import lru_cache
 from typing import NamedTuple
 
-import torch
 import triton
 from torch import Tensor
 
+from gms_fast.kernels.direct import run as _run
 from gms_fast.kernels.mixture import FitParameters
 from gms_fast.kernels.moments import StepCoefficients
 from gms_fast.kernels.step import affine_kernel, fit_kernel, philox_kernel, sample_kernel, step_kernel
@@ -24,68 +24,120 @@ class Launch(NamedTuple):
     kernel: object
     grid: tuple[int]
     arguments: tuple
+    switches: dict[str, object]  # follow the arguments, in the order of the kernel's parameters
+    options: dict[str, object]  # follow from the switches
+    key: tuple  # all that Triton compiles a kernel for: launches of one key on one device run the same
+
+
+class _Plan(NamedTuple):
+    """The part of a launch that many calls have in common, made once: that takes longer than the rest of it."""
+
+    kernel: object
+    grid: tuple[int]
+    elements: int  # of a sample
+    floats: tuple  # arguments
     switches: dict[str, object]
     options: dict[str, object]
+    key: tuple  # kernel, which itself Triton hashes slowly, and switches
 
 
 def gms_step(tensors, layout, step, numbers, fit, noise) -> None:
     """Noise moments to x_s; tensors: x, e1, e2, e3, out, where e2, e3 = None stand for zeros."""
-    k = StepCoefficients(*step.numbers, step.lo, step.hi)
-    switches = {**_fit_switches(fit), "MOMENTS": step.moments, "CENTRAL": step.central, "ELEMENT": noise.element}
-    numbers_and_draws = numbers, *_counters(noise), noise.z, noise.u
-    arguments = (*_places(tensors, layout), k, _fit_parameters(fit), *numbers_and_draws)
-    _run(_launch(step_kernel, tensors[0], arguments, switches), tensors[0])
+    plan = _step_plan(tensors[0].shape, step, fit, noise.element)
+    rest = numbers, *_counters(noise), noise.z, noise.u
+    _run(_launch(plan, tensors, layout, plan.floats, rest), tensors[0])
 
 
 def sample_mixture(tensors, layout, floor, fit, noise) -> None:
     """Fit and draw; tensors: mean, var, third, out."""
-    arguments = (*_places(tensors, layout), float(floor), _fit_parameters(fit), *_counters(noise), noise.z, noise.u)
-    _run(_launch(sample_kernel, tensors[0], arguments, {**_fit_switches(fit), "ELEMENT": noise.element}), tensors[0])
+    plan = _sample_plan(tensors[0].shape, floor, fit, noise.element)
+    _run(_launch(plan, tensors, layout, plan.floats, (*_counters(noise), noise.z, noise.u)), tensors[0])
 
 
 def fit_mixture(tensors, layout, floor, fit) -> None:
     """The fit alone; tensors: mean, var, third, weight, mean_a, mean_b, var."""
-    arguments = (*_places(tensors, layout), float(floor), _fit_parameters(fit))
-    _run(_launch(fit_kernel, tensors[0], arguments, _fit_switches(fit)), tensors[0])
+    plan = _fit_plan(tensors[0].shape, floor, fit)
+    _run(_launch(plan, tensors, layout, plan.floats, ()), tensors[0])
 
 
 def affine_noise(tensors, layout, weights, numbers, noisy, noise) -> None:
     """w_0 x + sum_i w_i term_i + std z; tensors: x, terms, out."""
-    weights, kind = tuple(map(float, weights)), "given"
-    if numbers is not None:
-        weights, kind = ((numbers,), "on device") if numbers.ndim == 1 else ((numbers, weights[-1]), "by element")
-    switches = {"TERMS": len(tensors) - 2, "NOISY": noisy, "WEIGHTS": kind}
-    arguments = (*_places(tensors, layout), weights, *_counters(noise), noise.z)
-    _run(_launch(affine_kernel, tensors[0], arguments, switches), tensors[0])
+    floats, read, kind = (tuple(map(float, weights)),), (), "given"
+    if numbers is not None and numbers.ndim == 1:
+        floats, read, kind = (), ((numbers,),), "on device"
+    elif numbers is not None:
+        floats, read, kind = (), ((numbers, float(weights[-1])),), "by element"
+    plan = _affine_plan(tensors[0].shape, len(tensors) - 2, noisy, kind)
+    _run(_launch(plan, tensors, layout, floats, (*read, *_counters(noise), noise.z)), tensors[0])
 
 
 def philox(out, noise, stream, normal) -> None:
     """Normals or uniforms of one stream."""
-    elements = out.numel() // out.shape[0]
-    _run(_launch(philox_kernel, out, (out, elements, *_counters(noise), stream), {"NORMAL": normal}), out)
+    kernel, grid, elements, _, switches, options, variant = _philox_plan(out.shape, normal)
+    rest = *_counters(noise), stream
+    key = variant, elements, *[v if v is None else _seen(v) for v in (out, *rest)]
+    _run(Launch(kernel, grid, (out, elements, *rest), switches, options, key), out)
 
 
-def _places(tensors: Sequence[Tensor | None], layout) -> tuple:
-    """(tensors with their strides, sizes, elements per sample)."""
-    sizes, strides = layout or (None, (None,) * len(tensors))
-    return tuple(zip(tensors, strides, strict=True)), sizes, tensors[0].numel() // tensors[0].shape[0]
+def _launch(plan: _Plan, tensors: Sequence[Tensor | None], layout, floats: tuple, rest: tuple) -> Launch:
+    """Of a kernel that takes tensors with their strides, sizes, elements of a sample, floats, and the rest."""
+    kernel, grid, elements, _, switches, options, variant = plan
+    if layout is None:
+        sizes, places = None, tuple([(t, None) for t in tensors])
+    else:
+        sizes, places = layout[0], tuple(zip(tensors, layout[1], strict=True))
+    pointers = [t if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
+    key = variant, elements, layout, *pointers, *[v if v is None else _seen(v) for v in rest]
+    return Launch(kernel, grid, (places, sizes, elements, *floats, *rest), switches, options, key)
 
 
-def _launch(kernel, like: Tensor, arguments: tuple, switches: dict[str, object]) -> Launch:
-    elements = like.numel() // like.shape[0]
+def _seen(value: object) -> object:
+    """What Triton compiles a kernel for in a value that varies: the type, of a pointer also its alignment."""
+    if isinstance(value, int):
+        return -1 <= value >> 31 <= 0  # else of 64 bits: words are below 2^31, sample offsets below 2^56
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    return tuple(map(_seen, value)) if isinstance(value, tuple) else type(value)
+
+
+@lru_cache(4096)
+def _step_plan(shape: tuple[int, ...], step, fit, element: bool) -> _Plan:
+    k = StepCoefficients(*map(float, (*step.numbers, step.lo, step.hi)))
+    switches = {**_fit_switches(fit), "MOMENTS": step.moments, "CENTRAL": step.central, "ELEMENT": element}
+    return _plan(step_kernel, shape, (k, _fit_parameters(fit)), switches)
+
+
+@lru_cache(4096)
+def _sample_plan(shape: tuple[int, ...], floor: float, fit, element: bool) -> _Plan:
+    floats = float(floor), _fit_parameters(fit)
+    return _plan(sample_kernel, shape, floats, {**_fit_switches(fit), "ELEMENT": element})
+
+
+@lru_cache(4096)
+def _fit_plan(shape: tuple[int, ...], floor: float, fit) -> _Plan:
+    return _plan(fit_kernel, shape, (float(floor), _fit_parameters(fit)), _fit_switches(fit))
+
+
+@lru_cache(4096)
+def _affine_plan(shape: tuple[int, ...], terms: int, noisy: bool, kind: str) -> _Plan:
+    return _plan(affine_kernel, shape, (), {"TERMS": terms, "NOISY": noisy, "WEIGHTS": kind})
+
+
+@lru_cache(4096)
+def _philox_plan(shape: tuple[int, ...], normal: bool) -> _Plan:
+    return _plan(philox_kernel, shape, (), {"NORMAL": normal})
+
+
+def _plan(kernel, shape: tuple[int, ...], floats: tuple, switches: dict[str, object]) -> _Plan:
+    elements = shape[1:].numel()
     # Elements of a warp: of one Philox call a thread where registers are short, else of two.
     warp = 32 * (4 if switches.get("FIT") == "adan" else 8)
     block = min(max(triton.next_power_of_2(elements), warp), _MAX_BLOCK)
     # enable_fp_fusion=False: only the fma that the source spells out, as in the C++ build.
     options = {"num_warps": block // warp, "enable_fp_fusion": False}
-    return Launch(
-        kernel, (like.shape[0] * triton.cdiv(elements, block),), arguments, {**switches, "BLOCK": block}, options
-    )
-
-
-def _run(launch: Launch, like: Tensor) -> None:
-    with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
-        launch.kernel[launch.grid](*launch.arguments, **launch.switches, **launch.options)
+    grid = (shape[0] * triton.cdiv(elements, block),)
+    switches = {**switches, "BLOCK": block}
+    return _Plan(kernel, grid, elements, floats, switches, options, (kernel.fn, *switches.values()))
 
 
 def _fit_switches(fit) -> dict[str, object]:
@@ -102,12 +154,11 @@ def _fit_parameters(fit) -> FitParameters:
 
 
 def _counters(noise) -> tuple:
-    shared = noise.seeds is not None and noise.seeds.ndim == 0
-    keys = (None, noise.seeds) if shared else (noise.seeds, None)
-    return (*keys, noise.step_at, _word(noise.seed), _word(noise.seed >> 32), noise.sample_offset, _word(noise.step))
+    seed, seeds, sample_offset, step, step_at, _, _, _ = noise
+    keys = (seeds, None) if seeds is None or seeds.ndim else (None, seeds)
+    return (*keys, step_at, _word(seed), _word(seed >> 32), sample_offset, _word(step))
 
 
 def _word(value: int) -> int:
     """The low 32 bits as int32: one type whatever the value, so that no value compiles the kernel anew."""
-    low = value & 0xFFFFFFFF
-    return low - (1 << 32) if low >> 31 else low
+    return (value + (1 << 31) & 0xFFFFFFFF) - (1 << 31)

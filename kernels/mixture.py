@@ -62,7 +62,7 @@ def within(third, excess, below, above):
 
 @triton.jit
 def some_law(excess, third):
-    """(whether there is a law, its variance and third moment): ordinary numbers where there is none, as in every element
+    """(whether there is a law, its variance and third moment): ordinary numbers where there is none, as in an element
     whose mean is clipped. A division of or by zero would send the whole warp down its slow path."""
     some = excess > 0.0
     return some, tl.where(some, excess, 1.0), tl.where(some, third, 1.0)
