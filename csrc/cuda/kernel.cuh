@@ -26,7 +26,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kQuads = 2;
 constexpr int kGroup = 4 * kQuads;  // elements a thread
-constexpr int kBlocksHeld = 8;      // a processor, at least: that leaves 64 registers a thread
+constexpr int kBlocksHeld = 6;      // a processor, at least: that leaves 80 registers a thread
 
 struct Values {
   float v[kGroup];
