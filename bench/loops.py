@@ -17,15 +17,20 @@ STEPS = 5
 
 
 def host(machine: Gpu) -> dict[str, object]:
-    """Microseconds that the host takes to enqueue one step, without waiting for the GPU."""
+    """Microseconds that the host takes to enqueue one step, without waiting for the GPU; and a sum of two tensors by
+    torch, because hosts differ."""
     tensors = noise_moments((1, 3, 8, 8), machine.device, 0)
 
     def enqueue() -> None:
         for i in range(machine.calls):
             ops.gms_step(*tensors, STEP, seed=1, step_index=i)
 
-    seconds = _seconds(machine, enqueue, lambda: None)
-    return {"bars": [TARGETS["host"].reached(1e6 * seconds / machine.calls)]}
+    def add() -> None:
+        for _ in range(machine.calls):
+            torch.add(tensors[0], tensors[1])
+
+    step, of_torch = (1e6 * _seconds(machine, f, lambda: None) / machine.calls for f in (enqueue, add))
+    return {"us": {"gms_step": step, "torch.add": of_torch}, "bars": [TARGETS["host"].reached(step)]}
 
 
 def outside(machine: Gpu) -> dict[str, object]:

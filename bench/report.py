@@ -73,12 +73,14 @@ def gpu_table() -> str:
 def _measured(backend: dict) -> dict[str, str]:
     """The table's cell of each target that the backend measured."""
     bars = {bar["name"]: bar for bar in backend.get("bars", [])}
-    return {
-        target.name: target.form.format(bars[target.name]["value"])
-        + (" (bound by the host)" if "bound by" in bars[target.name] else "")
-        for target in TARGETS.values()
-        if target.name in bars
-    }
+    return {t.name: _cell(t.form, bars[t.name]) for t in TARGETS.values() if t.name in bars}
+
+
+def _cell(form: str, bar: dict) -> str:
+    """A figure, what bounds it if not the GPU, and its commit if it was kept from an earlier run."""
+    bound = " (bound by the host)" if "bound by" in bar else ""
+    kept = f" (commit {bar['commit']})" if "commit" in bar else ""
+    return form.format(bar["value"]) + bound + kept
 
 
 def _predicted(rows: list[dict], backend: str) -> dict[str, str]:
