@@ -1,17 +1,22 @@
-"""What one call costs besides its work: `python bench/call.py`, 16 elements on the CPU.
+"""What one call costs besides its work: `python bench/call.py [--idle-cuda]`, 16 elements on the CPU.
 
 Prints the time of a call as a multiple of the plain DDPM update in eager torch, and in microseconds, which are this
-machine's and are kept nowhere. Bar: 10 microseconds.
+machine's and are kept nowhere. Bar: 10 microseconds. With --idle-cuda a call goes as far as a launch of the CUDA
+kernels, which does nothing: they are compiled for a CPU (tests/cuda_shim), and tensors there pass for a GPU's. Bar: 6.
 """
 
 import argparse
+import importlib.util
+import tempfile
 import timeit
+from pathlib import Path
 
+import rehearsal
 import torch
 from baselines import ddpm_step
 from cases import STEP, noise_moments
 
-from gms_fast import ops
+from gms_fast import _native, ops
 
 
 def microseconds(call, runs: int) -> float:
@@ -36,10 +41,26 @@ def measure(runs: int) -> dict[str, float]:
     return {name: microseconds(call, runs) for name, call in calls.items()}
 
 
+def begin_idle_cuda() -> None:
+    """Send the ops, for the rest of this process, to CUDA kernels that are not run."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "_C.so"
+        rehearsal.build(target, "-O3", "-DGMS_IDLE_LAUNCHES")
+        spec = importlib.util.spec_from_file_location("_C", target)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    _native.introduce(module)
+    _native._C = rehearsal.OnDevice(module)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
-    times = measure(parser.parse_args().runs)
+    parser.add_argument("--idle-cuda", action="store_true", help="as far as a launch by the CUDA kernels")
+    args = parser.parse_args()
+    if args.idle_cuda:
+        begin_idle_cuda()
+    times = measure(args.runs)
     for name, us in times.items():
         print(f"{name:30} {us / times['eager DDPM update']:6.2f} of a DDPM update {us:7.2f} us")
 

@@ -37,11 +37,11 @@ class OnDevice:
     _OPS = ("gms_step", "sample_mixture", "fit_mixture", "affine_noise", "philox")
 
     def __init__(self, module: object, gpu: bool = True) -> None:
-        self._module, self._where = module, (True, 0) if gpu else (False, 1)
-
-    def __getattr__(self, name: str) -> object:
-        found = getattr(self._module, name)
-        return (lambda gpu, threads, *rest: found(*self._where, *rest)) if name in self._OPS else found
+        self.__dict__.update(vars(module))
+        where = (True, 0) if gpu else (False, 1)
+        for name in self._OPS:
+            op = getattr(module, name)
+            self.__dict__[name] = lambda gpu, threads, *rest, op=op: op(*where, *rest)
 
 
 def begin(backend: str) -> None:
