@@ -142,7 +142,10 @@ def test_failing_case_costs_no_other(tiny, monkeypatch):
 PARTIAL = {
     "cuda": {
         "environment": {"gpu": "NVIDIA H200", "commit": None},
-        "bars": [{"name": report.TARGETS["released"].name, "value": 512.0, "bound by": "host"}],
+        "bars": [
+            {"name": report.TARGETS["released"].name, "value": 512.0, "bound by": "host"},
+            {"name": report.TARGETS["graph"].name, "value": 7.6, "commit": "a1"},
+        ],
         "parts": {
             "host": {"skipped": "no time"},
             "gms_step, stream": {
@@ -163,6 +166,7 @@ def test_partial_results_of_a_gpu_are_shown(monkeypatch):
     source = "On NVIDIA H200 (`python bench/gpu_check.py`); not measured: CUDA (host), CUDA (gms_step, stream: copy), "
     assert table.startswith(f"{source}Triton as a whole.")
     assert "| ≥ 300x | 512x (bound by the host) | - | - |" in table
+    assert "| ≥ 2.0x | 7.6x (commit a1) | - | - |" in table
     assert "CUDA, predicted" not in table
     assert "bar of an H100" not in table
     assert [p["title"] for p in report.panels()][1:] == [
