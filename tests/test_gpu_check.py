@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import checkout
@@ -298,7 +299,7 @@ def test_no_gpu_is_one_clear_line(tmp_path):
     done = gpu_check_py("--out", tmp_path)
     assert done.returncode == 2
     assert done.stdout.count("nothing can be measured") == 1
-    assert json.loads((tmp_path / "gpu.json").read_text())["versions"]["torch"] == torch.__version__
+    assert json.loads((tmp_path / "gpu.json").read_text())["versions"]["torch"] == version("torch")
 
 
 @NO_GPU

@@ -181,8 +181,8 @@ def test_an_error_ends_the_run_at_once(tmp_path):
     broken = Cell(str(tmp_path / "broken"), "ddim", "uniform", 1)
     start = time.perf_counter()
     with pytest.raises(ValueError, match="model returned NaN or infinity in e1 at step 0"):
-        run(tmp_path / "out", [broken, *(Cell("digits", "ddim", "uniform", 50, r) for r in range(400))], data="digits")
-    assert time.perf_counter() - start < 60  # the others would take ten times that
+        run(tmp_path / "out", [broken, *(Cell("digits", "ddim", "uniform", 50, r) for r in range(2000))], data="digits")
+    assert time.perf_counter() - start < 300  # the others would take ten times that
     assert matrix.read(tmp_path / "out") == []
 
 

@@ -39,7 +39,7 @@ __device__ __noinline__ void redo_step(const QuickArguments<5>& a, const Place p
   });
 }
 
-// Blocks that a processor holds at least, as measured on an H200: more of them hide the memory, and fewer the arithmetic.
+// Blocks that a processor holds at least, by measurement on an H200 (docs/decisions.md, 39).
 constexpr int blocks_of_step(Fit fit, bool element, DType moments) {
   if (fit == Fit::kFree || element) return kBlocksHeld;
   return moments == DType::kFloat32 ? 8 : 9;

@@ -180,9 +180,9 @@ def gms_step(
     out             a tensor of x's shape to write to, of any dtype; it may be one of the inputs
     The rest as in `sample_mixture` and `fit_mixture`. Returns (B, *), x's dtype.
     """
-    lo, hi = (None, None) if clip is None else as_range(clip)
+    lo, hi = _UNIT if clip is _UNIT else (None, None) if clip is None else as_range(clip)
     seed, seeds, index, step_at = _counters(seed, step_index, x)
-    z, u = _draws(noise)
+    z, u = (None, None) if noise is None else _draws(noise)
     if not _watched(x):
         fitting = fitting_of(fit, weight, iterations, lr, eps)
         stepping, numbers = _stepping(step, moments, central, lo, hi)
