@@ -178,12 +178,12 @@ def test_what_a_part_leaves_running_is_stopped(session):
     assert not runs(int(re.search(r"grandchild (\d+)", session.log.read_text()).group(1)))
 
 
-def test_tests_that_hang_keep_the_report_of_those_before(session, tmp_path):
+def test_tests_that_hang_keep_the_report_of_those_before(session, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 20.0)
     (tmp_path / "test_it.py").write_text("def test_a(): pass\ndef test_b():\n    import time; time.sleep(60)\n")
     pytest_ = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
     command = [*pytest_, f"--junitxml={tmp_path}/junit-tests.xml", tmp_path / "test_it.py"]
-    processes.GRACE = 20.0
-    assert session.run([Part("tests", command, 8), Part("later", python(""), 50)]) == ["tests"]
+    assert session.run([Part("tests", command, 20), Part("later", python(""), 38)]) == ["tests"]  # time to start pytest
     assert record(session)["parts"]["tests"]["tests"]["passed"] == 1
 
 
