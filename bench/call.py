@@ -1,4 +1,4 @@
-"""What one call costs besides its work: `python bench/call.py [--idle-cuda]`, 16 elements on the CPU.
+"""Overhead of one call: `python bench/call.py [--idle-cuda]`, 16 elements on the CPU.
 
 Prints the time of a call as a multiple of the plain DDPM update in eager torch, and in microseconds, which are this
 machine's and are kept nowhere. Bar: 10 microseconds. With --idle-cuda a call goes as far as a launch of the CUDA
@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import tempfile
 import timeit
+from collections.abc import Callable
 from pathlib import Path
 
 import rehearsal
@@ -25,20 +26,29 @@ def microseconds(call, runs: int) -> float:
     return min(timeit.repeat(call, number=1000, repeat=runs)) * 1e3
 
 
-def measure(runs: int) -> dict[str, float]:
+def calls() -> dict[str, Callable[[], object]]:
+    """One of each op."""
     x, e1, e2, e3 = noise_moments((1, 16), "cpu", 0)
-    z, op = torch.rand(1, 16), torch.ops.gms_fast.gms_step
-    calls = {
+    z = torch.rand(1, 16)
+    return {
         "gms_step": lambda: ops.gms_step(x, e1, e2, e3, STEP),
-        "torch.ops.gms_fast.gms_step": lambda: op(x, e1, e2, e3, STEP.as_list()),
         "sample_mixture": lambda: ops.sample_mixture(x, z, e3),
         "fit_mixture": lambda: ops.fit_mixture(x, z, e3),
         "affine_noise": lambda: ops.affine_noise(x, [e1], [0.5, 0.5], 0.1),
         "philox_normal": lambda: ops.philox_normal((1, 16), seed=0),
+    }
+
+
+def measure(runs: int) -> dict[str, float]:
+    """Of each op, and of what it is compared with."""
+    x, e1, e2, e3 = noise_moments((1, 16), "cpu", 0)
+    op = torch.ops.gms_fast.gms_step
+    others = {
+        "torch.ops.gms_fast.gms_step": lambda: op(x, e1, e2, e3, STEP.as_list()),
         "eager DDPM update": lambda: ddpm_step(x, e1, STEP),
         "torch.randn_like": lambda: torch.randn_like(x),
     }
-    return {name: microseconds(call, runs) for name, call in calls.items()}
+    return {name: microseconds(call, runs) for name, call in {**calls(), **others}.items()}
 
 
 def begin_idle_cuda() -> None:

@@ -1,4 +1,4 @@
-"""What a GPU counts in the kernels behind the targets: `python bench/counters.py [--backend cuda] --out FILE`.
+"""Hardware counters of the kernels behind the targets: `python bench/counters.py [--backend cuda] --out FILE`.
 
 Runs itself under ncu (Nsight Compute) and writes its report, section by section, one launch of 2^26 elements a kernel.
 The card's clocks are left as they are.

@@ -1,4 +1,4 @@
-"""What a call costs the host until Triton launches: `python bench/triton_call.py`, 16 elements, without a GPU.
+"""Host time of a call until Triton launches: `python bench/triton_call.py`, 16 elements, without a GPU.
 
 A stand-in for Triton's driver takes the launches, and tensors on the CPU pass for the GPU's. Prints microseconds, which
 are this machine's and are kept nowhere: of a call, of the same through Triton's own launcher, and of one whose backend
@@ -6,16 +6,14 @@ does nothing. What the driver then takes to launch comes on top. Bar: 12 microse
 """
 
 import argparse
-import statistics
-import timeit
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from cases import STEP, noise_moments
+from call import calls, microseconds
 
 from gms_fast import ops
 
@@ -66,32 +64,18 @@ def stand_in() -> Iterator[deque]:
         yield runs
 
 
-def microseconds(call: Callable[[], object], runs: int) -> float:
-    call()
-    return statistics.median(timeit.repeat(call, number=1000, repeat=runs)) * 1e3
-
-
 def measure(runs: int) -> dict[str, tuple[float, float, float]]:
     """Of each op: as it is, through Triton's launcher, and up to the backend."""
     from gms_fast.kernels import direct, launch
 
-    x, e1, e2, e3 = noise_moments((1, 16), "cpu", 0)
-    z = torch.rand(1, 16)
-    calls = {
-        "gms_step": lambda: ops.gms_step(x, e1, e2, e3, STEP),
-        "sample_mixture": lambda: ops.sample_mixture(x, z, e3),
-        "fit_mixture": lambda: ops.fit_mixture(x, z, e3),
-        "affine_noise": lambda: ops.affine_noise(x, [e1], [0.5, 0.5], 0.1),
-        "philox_normal": lambda: ops.philox_normal((1, 16), seed=0),
-    }
+    nothing = SimpleNamespace(**dict.fromkeys((*calls(), "philox"), lambda *_: None))
     times = {}
-    for name, call in calls.items():
+    for name, call in calls().items():
         with stand_in():
             here = microseconds(call, runs)
             with mock.patch.object(launch, "_run", lambda found, like: direct.run_by_triton(found)):
                 slowly = microseconds(call, runs)
-            nothing = SimpleNamespace(**dict.fromkeys((*calls, "philox"), lambda *_: None))
-            with mock.patch.object(ops.library, "_backend", lambda *_, nothing=nothing: nothing):
+            with mock.patch.object(ops.library, "_backend", return_value=nothing):
                 times[name] = here, slowly, microseconds(call, runs)
     return times
 

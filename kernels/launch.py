@@ -75,7 +75,7 @@ def philox(out, noise, stream, normal) -> None:
     """Normals or uniforms of one stream."""
     kernel, grid, elements, _, switches, options, variant = _philox_plan(out.shape, normal)
     rest = *_counters(noise), stream
-    key = variant, elements, *[v if v is None else _seen(v) for v in (out, *rest)]
+    key = variant, elements, *map(_seen, (out, *rest))
     _run(Launch(kernel, grid, (out, elements, *rest), switches, options, key), out)
 
 
@@ -86,13 +86,14 @@ def _launch(plan: _Plan, tensors: Sequence[Tensor | None], layout, floats: tuple
         sizes, places = None, tuple([(t, None) for t in tensors])
     else:
         sizes, places = layout[0], tuple(zip(tensors, layout[1], strict=True))
-    pointers = [t if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
-    key = variant, elements, layout, *pointers, *[v if v is None else _seen(v) for v in rest]
+    key = variant, elements, layout, *map(_seen, (*tensors, *rest))
     return Launch(kernel, grid, (places, sizes, elements, *floats, *rest), switches, options, key)
 
 
 def _seen(value: object) -> object:
-    """What Triton compiles a kernel for in a value that varies: the type, of a pointer also its alignment."""
+    """Describe a value that varies as far as Triton compiles a kernel for it: its type, a pointer's alignment too."""
+    if value is None:
+        return None
     if isinstance(value, int):
         return -1 <= value >> 31 <= 0  # else of 64 bits: words are below 2^31, sample offsets below 2^56
     if isinstance(value, Tensor):

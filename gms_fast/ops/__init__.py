@@ -199,13 +199,15 @@ def gms_step(
 _steppings: dict[tuple, tuple[StepCoefficients, Stepping]] = {}
 
 
-def _stepping(step: StepCoefficients | Tensor, *choices: object) -> tuple[Stepping, Tensor | None]:
+def _stepping(
+    step: StepCoefficients | Tensor, moments: str, central: bool, lo: float | None, hi: float | None
+) -> tuple[Stepping, Tensor | None]:
     """The step for a kernel, found by the identity of `step`, which costs more to hash than to keep."""
-    key = id(step), *choices
+    key = id(step), moments, central, lo, hi
     found = _steppings.get(key)
     if found is None:
         coefficients, numbers = _step_numbers(step)
-        stepping = stepping_of(tuple(coefficients), *choices)
+        stepping = stepping_of(tuple(coefficients), moments, central, lo, hi)
         if numbers is not None:
             return stepping, numbers
         if len(_steppings) >= 4096:

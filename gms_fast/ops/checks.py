@@ -142,14 +142,12 @@ def noise_of(
     u: Tensor | None = None,
 ) -> Noise:
     """Checked draws for a tensor like `like`, of so many samples."""
-    if component not in COMPONENTS:
-        check_choice("component", component, COMPONENTS)
+    check_choice("component", component, COMPONENTS)
     if type(step) is not int:
         step = _number("step index", step, int)
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step index must lie in [0, 2^32): got {step}")
-    if not 0 <= sample_offset <= (1 << 56) - samples:
-        check_sample_offset(sample_offset, samples)
+    check_sample_offset(sample_offset, samples)
     element = component == "element"
     if seeds is step_at is z is u is None:
         return _NEW(Noise, (seed & _WORD, None, sample_offset, step, None, None, None, element))

@@ -154,16 +154,16 @@ def take_step(
     if e2 is None or e3 is None:
         check_moments(e2, e3, fitting.fit, stepping.moments)
     noise = noise_of(x, alike or x.size(0), *draws)
-    if alike and out is None:
-        out = torch.empty_like(x)
-        _backend(x.is_cuda, False).gms_step((*inputs, out), None, stepping, numbers, fitting, noise)
-        return out
-    if out is None:
-        out = torch.empty_like(x)
-    else:
+    if out is not None:
         inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
         increment_version(out)
-    _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise)
+        alike = 0
+    else:
+        out = torch.empty_like(x)
+    if alike:  # as _run does, without its cost
+        _backend(x.is_cuda, False).gms_step((*inputs, out), None, stepping, numbers, fitting, noise)
+    else:
+        _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise)
     return out
 
 
