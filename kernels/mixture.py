@@ -93,7 +93,8 @@ def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
 @triton.jit
 def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
     """The component that u chooses of that mixture, with one square root for the fit and the draw together: where the
-    fit is feasible it is of the variance, elsewhere of what the means need."""
+    fit is feasible it is of the variance, elsewhere of what the means need. u < b/(a + b) is told without the
+    quotient."""
     scale, base, most, std_left = known
     d, rest = solve(excess, third, p)
     infeasible = rest < 0.0
@@ -108,8 +109,8 @@ def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
     std = tl.where(infeasible, std_left, one_root)
     side = tl.where(u < p.weight, 1.0 - p.weight, -p.weight)
     if FREE:
-        upper, above, below = two_point(excess, slant, one_root)
-        far = tl.where(some, tl.where(u < upper, above, -below), 0.0)
+        _, above, below = two_point(excess, slant, one_root)
+        far = tl.where(some, tl.where(u * one_root < below, above, -below), 0.0)
         chosen = tl.where(infeasible, mean + far, tl.fma(side, d, mean))
     else:
         d = tl.where(infeasible, copysign(one_root, d), d)

@@ -103,7 +103,7 @@ GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParamet
 }
 
 // The component that u chooses of that mixture, with one square root for the fit and the draw together: where the fit
-// is feasible it is of the variance, elsewhere of what the means need.
+// is feasible it is of the variance, elsewhere of what the means need. u < b/(a + b) is told without the quotient.
 template <Fit kFit, typename T, typename Math>
 GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p,
                                   Math&& math) {
@@ -119,7 +119,7 @@ GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>
     return {fma(u < p.weight ? a : b, d, mean), std};
   }
   const TwoPoint<T> law = two_point(excess, slant, one_root, math);
-  const T far = excess > T(0) ? (u < law.weight ? law.above : -law.below) : T(0);
+  const T far = excess > T(0) ? (u * one_root < law.below ? law.above : -law.below) : T(0);
   return {infeasible ? mean + far : fma(u < p.weight ? a : b, s.d, mean), std};
 }
 
