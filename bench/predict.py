@@ -13,6 +13,7 @@ with the flags of CMakeLists.txt), and their machine code is read. Assumptions, 
 
 import argparse
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -121,7 +122,7 @@ def triton_instructions(fit: str, component: str, dtype: str) -> float:
         file.write(compile_ahead(launch, 90).asm["cubin"])
         file.flush()
         (code,) = disassemble(Path(file.name)).values()
-    return 32 * main_path(code) * launch.grid[0] * launch.options["num_warps"] / x.numel()
+    return 32 * main_path(code) * math.prod(launch.grid) * launch.options["num_warps"] / x.numel()
 
 
 def row(backend: str, fit: str, component: str, dtype: str, instructions: float) -> dict[str, object]:

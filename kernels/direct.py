@@ -33,7 +33,7 @@ def run_by_triton(launch) -> object:
 
 
 def _run_on(index: int, launch) -> None:
-    _, (blocks,), arguments, switches, _, key = launch
+    _, (width, height), arguments, switches, _, key = launch
     key = index, key
     found = _kernels.get(key)
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
@@ -43,8 +43,9 @@ def _run_on(index: int, launch) -> None:
         return
     stream = torch._C._cuda_getCurrentRawStream(index)
     found.run(
-        blocks, 1, 1, stream, found.function, found.packed_metadata, None, None, None, *arguments, *switches.values()
-    )
+        width, height, 1, stream, found.function, found.packed_metadata, None, None, None,
+        *arguments, *switches.values(),
+    )  # fmt: skip
 
 
 def _keep(key: tuple, kernel: object) -> None:

@@ -38,6 +38,15 @@ def minus_two_log(u):
 
 
 @triton.jit
+def root_of_log(x):
+    """Square root of such a number, zero or not tiny: rounded as IEEE 754 asks (csrc/cuda/quick.cuh), without the slow
+    path of `tl.sqrt_rn` for the rest. The summand changes no such number but zero, whose inverse root is infinite."""
+    y = tl.rsqrt(x + 7.888609052210118e-31)
+    s = x * y
+    return tl.fma(tl.fma(-s, s, x), 0.5 * y, s)
+
+
+@triton.jit
 def sincos_turn(u):
     """sin and cos of 2 pi u for u in [0, 1]: the nearest quarter turn is taken off exactly."""
     quarter = tl.fma(u, 4.0, 0.5).to(tl.int32)

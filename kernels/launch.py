@@ -16,13 +16,14 @@ from gms_fast.kernels.moments import StepCoefficients
 from gms_fast.kernels.step import affine_kernel, fit_kernel, philox_kernel, sample_kernel, step_kernel
 
 _MAX_BLOCK = 1024  # elements
+_MOST_SAMPLES = 65535  # as the second size of a grid
 
 
 class Launch(NamedTuple):
     """A kernel with all it is called with, so that it can be compiled without being run."""
 
     kernel: object
-    grid: tuple[int]
+    grid: tuple[int, int]
     arguments: tuple
     switches: dict[str, object]  # follow the arguments, in the order of the kernel's parameters
     options: dict[str, object]  # follow from the switches
@@ -33,7 +34,7 @@ class _Plan(NamedTuple):
     """The part of a launch that many calls have in common, made once: that takes longer than the rest of it."""
 
     kernel: object
-    grid: tuple[int]
+    grid: tuple[int, int]
     elements: int  # of a sample
     floats: tuple  # arguments
     switches: dict[str, object]
@@ -136,8 +137,9 @@ def _plan(kernel, shape: tuple[int, ...], floats: tuple, switches: dict[str, obj
     block = min(max(triton.next_power_of_2(elements), warp), _MAX_BLOCK)
     # enable_fp_fusion=False: only the fma that the source spells out, as in the C++ build.
     options = {"num_warps": block // warp, "enable_fp_fusion": False}
-    grid = (shape[0] * triton.cdiv(elements, block),)
-    switches = {**switches, "BLOCK": block}
+    blocks, many = triton.cdiv(elements, block), shape[0] > _MOST_SAMPLES
+    grid = (shape[0], blocks) if many else (blocks, shape[0])
+    switches = {**switches, "BLOCK": block, "WHOLE": elements % block == 0, "MANY": many}
     return _Plan(kernel, grid, elements, floats, switches, options, (kernel.fn, *switches.values()))
 
 

@@ -7,7 +7,7 @@ Key words: low and high half of the seed. Word j of a call belongs to element 4 
 import triton
 import triton.language as tl
 
-from gms_fast.kernels.elementary import minus_two_log, sincos_turn
+from gms_fast.kernels.elementary import minus_two_log, root_of_log, sincos_turn
 
 NORMALS = tl.constexpr(0)
 UNIFORMS = tl.constexpr(1)
@@ -62,7 +62,7 @@ def uniform(w):
 def box_muller(w0, w1):
     """Two normals from two words."""
     s, c = sincos_turn(uniform(w1))
-    r = tl.sqrt_rn(minus_two_log(uniform(w0)))
+    r = root_of_log(minus_two_log(uniform(w0)))
     return r * c, r * s
 
 

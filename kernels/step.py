@@ -1,5 +1,6 @@
 """The kernels: each program takes BLOCK elements of one sample, BLOCK a multiple of 4 so that it starts at a whole
-Philox call. Any of float32, bfloat16, float16 each, float32 inside.
+Philox call. Any of float32, bfloat16, float16 each, float32 inside. WHOLE: samples are whole blocks. The grid is
+(blocks of a sample, samples), MANY: (samples, blocks), because the second size is below 2^16.
 
 A tensor is (pointer or None, strides); the strides of the sample and of the sizes inside it, or None where all elements
 follow each other; sizes: inside a sample, where some tensor has strides. counters: see `make_counter`. z, u: pointers
@@ -18,18 +19,23 @@ _VARYING = ["seed_low", "seed_high", "sample_offset", "step", "stream"]
 
 
 @triton.jit
-def span(elements, BLOCK: tl.constexpr):
-    """(sample, first element, elements, number of elements) of this program."""
-    blocks = tl.cdiv(elements, BLOCK)
-    sample = (tl.program_id(0) // blocks).to(tl.int64)  # offsets pass 2^31 before the grid does
-    begin = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
-    return sample, begin, begin + tl.arange(0, BLOCK), elements
+def span(elements, BLOCK: tl.constexpr, WHOLE: tl.constexpr, MANY: tl.constexpr):
+    """(sample, first element, elements, number of elements, mask of those that exist) of this program.
+
+    Four elements in a row a thread, as its noise lies, also where an access of narrow types could be wider: else they
+    would change places through shared memory.
+    """
+    sample = tl.program_id(0 if MANY else 1).to(tl.int64)  # offsets pass 2^31 before the grid does
+    begin = tl.program_id(1 if MANY else 0).to(tl.int64) * BLOCK
+    inside = tl.max_contiguous(begin + tl.arange(0, BLOCK), 4)
+    mask = tl.full([BLOCK], True, tl.int1) if WHOLE else inside < elements
+    return sample, begin, inside, elements, mask
 
 
 @triton.jit
 def offsets_in(strides, sizes, place):
     """Where the program's elements lie in a tensor."""
-    sample, _, inside, elements = place
+    sample, _, inside, elements, _ = place
     if strides is None:
         offsets = sample * elements + inside
     else:
@@ -42,26 +48,25 @@ def offsets_in(strides, sizes, place):
 @triton.jit
 def load(tensor, sizes, place):
     pointer, strides = tensor
-    _, _, inside, elements = place
+    _, _, inside, _, mask = place
     if pointer is None:
         value = tl.zeros(inside.shape, tl.float32)
     else:
-        value = tl.load(pointer + offsets_in(strides, sizes, place), mask=inside < elements, other=0.0).to(tl.float32)
+        value = tl.load(pointer + offsets_in(strides, sizes, place), mask=mask).to(tl.float32)
     return value
 
 
 @triton.jit
 def store(tensor, sizes, place, value):
     pointer, strides = tensor
-    _, _, inside, elements = place
     value = tl.cast(value, tl.float32).to(pointer.dtype.element_ty)
-    tl.store(pointer + offsets_in(strides, sizes, place), value, mask=inside < elements)
+    tl.store(pointer + offsets_in(strides, sizes, place), value, mask=place[4])
 
 
 @triton.jit
 def normals(z, counters, place):
     """The given normals, else drawn."""
-    sample, begin, inside, _ = place
+    sample, begin, inside, _, _ = place
     if z is None:
         value = fill_noise(begin // 4, make_counter(counters, sample, NORMALS), True, inside.shape[0])
     else:
@@ -72,7 +77,7 @@ def normals(z, counters, place):
 @triton.jit
 def uniforms(u, counters, place, ELEMENT: tl.constexpr):
     """The given uniforms, else drawn: one for each element, or one for the sample."""
-    sample, begin, inside, _ = place
+    sample, begin, inside, _, _ = place
     if u is None:
         counter = make_counter(counters, sample, UNIFORMS)
         value = fill_noise(begin // 4, counter, False, inside.shape[0]) if ELEMENT else shared_uniform(counter)
@@ -118,10 +123,12 @@ def step_kernel(
     CENTRAL: tl.constexpr,
     ELEMENT: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    MANY: tl.constexpr,
 ):
     """q(x_s|x_t) is the law of x_0 given x_t scaled by B, shifted by A x_t and widened by the known Gaussian (eq. 1):
     the closed fits are of x_0. The released moments and optimiser are of x_s itself."""
-    place = span(elements, BLOCK)
+    place = span(elements, BLOCK, WHOLE, MANY)
     x, e1, e2, e3 = (
         load(tensors[0], sizes, place),
         load(tensors[1], sizes, place),
@@ -130,7 +137,8 @@ def step_kernel(
     )
     k = coefficients_from(numbers, k)
     counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
-    normal = normals(z, counters, place)
+    if FIT != "adan":  # where the loop needs the registers
+        normal = normals(z, counters, place)
     uniform = 0.0 if FIT == "gaussian" else uniforms(u, counters, place, ELEMENT)
     if MOMENTS == "released" or FIT == "adan":
         if MOMENTS == "released":
@@ -145,6 +153,8 @@ def step_kernel(
             third = within(third, v, m - k.lo, k.hi - m)
         chosen, std = choose(m, v, third, uniform, (k.B2, k.c, k.var_max, k.std), p, FIT, ITERATIONS)
         mean = tl.fma(chosen, k.B, k.A * x)
+    if FIT == "adan":
+        normal = normals(z, counters, place)
     store(tensors[4], sizes, place, tl.fma(std, normal, mean))
 
 
@@ -168,15 +178,20 @@ def sample_kernel(
     ITERATIONS: tl.constexpr,
     ELEMENT: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    MANY: tl.constexpr,
 ):
-    place = span(elements, BLOCK)
+    place = span(elements, BLOCK, WHOLE, MANY)
     mean, var, third = load(tensors[0], sizes, place), load(tensors[1], sizes, place), load(tensors[2], sizes, place)
     counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
-    normal = normals(z, counters, place)
+    if FIT != "adan":  # where the loop needs the registers
+        normal = normals(z, counters, place)
     uniform = 0.0 if FIT == "gaussian" else uniforms(u, counters, place, ELEMENT)
     base = base_of(var, floor, FIT)
     known = 1.0, base, float("inf"), tl.sqrt_rn(base)
     mean, std = choose(mean, excess_of(var, floor, FIT), third, uniform, known, p, FIT, ITERATIONS)
+    if FIT == "adan":
+        normal = normals(z, counters, place)
     store(tensors[3], sizes, place, tl.fma(std, normal, mean))
 
 
@@ -190,8 +205,10 @@ def fit_kernel(
     FIT: tl.constexpr,
     ITERATIONS: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    MANY: tl.constexpr,
 ):
-    place = span(elements, BLOCK)
+    place = span(elements, BLOCK, WHOLE, MANY)
     mean, var, third = load(tensors[0], sizes, place), load(tensors[1], sizes, place), load(tensors[2], sizes, place)
     base, excess = base_of(var, floor, FIT), excess_of(var, floor, FIT)
     weight, mean_a, mean_b, var = fit_mixture(mean, base, excess, third, p, FIT, ITERATIONS)
@@ -219,8 +236,10 @@ def affine_kernel(
     NOISY: tl.constexpr,
     WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    MANY: tl.constexpr,
 ):
-    place = span(elements, BLOCK)
+    place = span(elements, BLOCK, WHOLE, MANY)
     total = weight_at(weights, 0, place, WEIGHTS) * load(tensors[0], sizes, place)
     for i in tl.static_range(TERMS):
         total = tl.fma(load(tensors[i + 1], sizes, place), weight_at(weights, i + 1, place, WEIGHTS), total)
@@ -238,8 +257,8 @@ def weight_at(weights, i: tl.constexpr, place, WEIGHTS: tl.constexpr):
     """Weight i of x and the terms. weights: "given", the numbers; "on device", (pointer to them,); "by element",
     (pointer to rows of them, the last of which is added, and the weight of the noise)."""
     if WEIGHTS == "by element":
-        _, begin, inside, elements = place
-        weight = load((weights[0], None), None, (tl.cast(i, tl.int64), begin, inside, elements))
+        _, begin, inside, elements, mask = place
+        weight = load((weights[0], None), None, (tl.cast(i, tl.int64), begin, inside, elements, mask))
     elif WEIGHTS == "on device":
         weight = tl.load(weights[0] + i)
     else:
@@ -261,8 +280,10 @@ def philox_kernel(
     stream,
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    MANY: tl.constexpr,
 ):
-    place = span(elements, BLOCK)
-    sample, begin, _, _ = place
+    place = span(elements, BLOCK, WHOLE, MANY)
+    sample, begin, _, _, _ = place
     counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
     store((out, None), None, place, fill_noise(begin // 4, make_counter(counters, sample, stream), NORMAL, BLOCK))

@@ -206,6 +206,23 @@ def test_nan_stays_in_its_element():
         assert torch.equal(got[~where], clean[~where])
 
 
+@pytest.mark.parametrize("elements", [4, 1100])
+def test_more_samples_than_the_second_size_of_a_grid(elements, monkeypatch):
+    """On the GPU as many as that is; in the interpreter, where that takes minutes, the limit is lowered."""
+    from gms_fast.kernels import launch
+    from gms_fast.kernels.ahead import launches
+
+    if INTERPRETED:
+        monkeypatch.setattr(launch, "_MOST_SAMPLES", 4)
+    samples = launch._MOST_SAMPLES + 1
+    tensors = [torch.rand(samples, elements, device=DEVICE) for _ in range(4)]
+    step = StepCoefficients.between(VPLinear(), 500, 400)
+    (found,) = launches(lambda: ops.gms_step(*tensors, step))
+    assert found.grid[0] == samples
+    last = ops.gms_step(*(t[-3:] for t in tensors), step, seed=1, sample_offset=samples - 3)
+    assert torch.equal(ops.gms_step(*tensors, step, seed=1)[-3:], last)
+
+
 def test_empty_tensors_are_not_launched():
     empty = torch.empty(0, 3, device=DEVICE)
     step = StepCoefficients.between(VPLinear(), 400, 300)
