@@ -38,6 +38,14 @@ def minus_two_log(u):
 
 
 @triton.jit
+def root(x):
+    """Square root. `tl.sqrt_rn` takes zero through its slow path, and the whole warp with it: here it sees 1, and the
+    smaller of that root and a multiple of x is taken, which no other root exceeds."""
+    r = tl.sqrt_rn(tl.where(x == 0.0, 1.0, x))
+    return tl.minimum(r, x * 1267650600228229401496703205376.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def root_of_log(x):
     """Square root of such a number, zero or not tiny: rounded as IEEE 754 asks (csrc/cuda/quick.cuh), without the slow
     path of `tl.sqrt_rn` for the rest. The summand changes no such number but zero, whose inverse root is infinite."""

@@ -10,7 +10,7 @@ from collections import namedtuple
 import triton
 import triton.language as tl
 
-from gms_fast.kernels.elementary import cbrt_newton, copysign
+from gms_fast.kernels.elementary import cbrt_newton, copysign, root
 from gms_fast.kernels.moments import at_least, at_most, clamp
 
 # spread, inv_spread, inv_skew: w(1-w), 1/(w(1-w)), 1/(w(1-w)(1-2w))
@@ -74,7 +74,7 @@ def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
     it, the two-point law."""
     d, rest = solve(excess, third, p)
     infeasible = rest < 0.0
-    d = tl.where(infeasible, copysign(tl.sqrt_rn(excess * p.inv_spread), d), d)
+    d = tl.where(infeasible, copysign(root(excess * p.inv_spread), d), d)
     weight = p.weight
     mean_a = tl.fma(d, 1.0 - p.weight, mean)
     mean_b = tl.fma(d, -p.weight, mean)
@@ -102,10 +102,9 @@ def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
     if FREE:
         some, excess, third = some_law(excess, third)
         slant = two_point_slant(excess, third)
-        needed = tl.fma(slant, slant, 4.0 * excess)
-    else:
-        needed = excess * p.inv_spread
-    one_root = tl.sqrt_rn(tl.where(infeasible, needed, var))
+        one_root = tl.sqrt_rn(tl.where(infeasible, tl.fma(slant, slant, 4.0 * excess), var))
+    else:  # zero where narrow moments leave no variance, which is often
+        one_root = root(tl.where(infeasible, excess * p.inv_spread, var))
     std = tl.where(infeasible, std_left, one_root)
     side = tl.where(u < p.weight, 1.0 - p.weight, -p.weight)
     if FREE:

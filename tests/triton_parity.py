@@ -260,3 +260,19 @@ def test_kernels_and_cpp_give_the_same_bits(fit, moments, central, component):
     got = ops.gms_step(*inputs, step, **options)
     gms_fast.set_backend("cpp")
     assert torch.equal(got.cpu(), ops.gms_step(*(t.cpu() for t in inputs), step, **options))
+
+
+@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.parametrize("fit", ["exact", "free"])
+def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit):
+    """Variances of zero, denormal, ordinary and huge, where the third moment asks for more than there is."""
+    sizes = torch.tensor([0.0, 1e-45, 1e-40, 1e-38, 1e-30, 1e-10, 0.3, 1e10, 1e30, 3e38, math.inf, math.nan])
+    var, third = (t.reshape(1, -1).to(DEVICE) for t in torch.meshgrid(sizes, sizes * 2, indexing="ij"))
+    mean = torch.linspace(-2, 2, var.numel(), device=DEVICE).reshape(1, -1)
+    options = {"fit": fit, "seed": 3}
+    got = *ops.fit_mixture(mean, var, third, fit=fit), ops.sample_mixture(mean, var, third, **options)
+    gms_fast.set_backend("cpp")
+    given = mean.cpu(), var.cpu(), third.cpu()
+    want = *ops.fit_mixture(*given, fit=fit), ops.sample_mixture(*given, **options)
+    for name, a, b in zip(("weight", "mean_a", "mean_b", "var", "draw"), got, want, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True, msg=name)
