@@ -151,15 +151,10 @@ void fit_mixture(bool gpu, uintptr_t where, const py::tuple& given,
   table_of(gpu).fit_mixture(t.operands.data(), t.shape, scheme, where_of(gpu, where));
 }
 
-// tensors: x, terms, out.
-void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
-                  const Layout& layout, const std::vector<double>& weights, py::handle numbers, bool noisy,
-                  const py::tuple& draws) {
-  const Tensors t(given, layout);
+// Weights in the order x, terms, noise; `numbers` has them, or None.
+gms::Affine affine_of(const std::vector<double>& weights, size_t terms, py::handle numbers, bool noisy) {
   gms::Affine affine = {};
-  affine.terms = static_cast<int32_t>(t.count) - 2;
-  std::copy_n(t.operands.begin() + 1, affine.terms, affine.term);
-  const gms::Operand ends[2] = {t.operands[0], t.operands[t.count - 1]};
+  affine.terms = static_cast<int32_t>(terms);
   if (weights.size() > std::size(affine.weights)) throw std::invalid_argument("too many weights");
   std::transform(weights.begin(), weights.end(), affine.weights, narrow);
   float* const at = tensors::data_of<float>(numbers.ptr());
@@ -167,6 +162,17 @@ void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
   affine.weights_at = by_element ? nullptr : at;
   affine.by_element = {by_element ? at : nullptr, gms::DType::kFloat32, true, {}};
   affine.noisy = noisy;
+  return affine;
+}
+
+// tensors: x, terms, out.
+void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
+                  const Layout& layout, const std::vector<double>& weights, py::handle numbers, bool noisy,
+                  const py::tuple& draws) {
+  const Tensors t(given, layout);
+  gms::Affine affine = affine_of(weights, t.count - 2, numbers, noisy);
+  std::copy_n(t.operands.begin() + 1, affine.terms, affine.term);
+  const gms::Operand ends[2] = {t.operands[0], t.operands[t.count - 1]};
   const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
   table_of(gpu).affine_noise(ends, t.shape, affine, noise, where_of(gpu, where));
@@ -178,6 +184,75 @@ void philox(bool gpu, uintptr_t where, const py::tuple& given,
   const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
   table_of(gpu).philox(t.operands[0], t.shape, noise, stream, normal, where_of(gpu, where));
+}
+
+// ---- The same into a new tensor, tensors and draws unchecked: None where tensors do not lie as kernels take them, draws
+// come from tensors, or anything is not as it must be. The caller then looks closer. ----
+
+// draws: the arguments of `noise_of` in gms_fast/ops/checks.py, in order.
+std::optional<gms::Noise> counted_noise(const py::tuple& draws, int64_t samples) {
+  const auto item = [&](int i) { return PyTuple_GET_ITEM(draws.ptr(), i); };
+  for (const int tensor : {1, 3, 6, 7}) {
+    if (item(tensor) != Py_None) return {};
+  }
+  for (const int integer : {0, 2, 4}) {
+    if (!PyLong_CheckExact(item(integer))) return {};
+  }
+  gms::Noise n = {};
+  n.seed = PyLong_AsUnsignedLongLongMask(item(0));
+  const auto in = [&](int i, int64_t end) {
+    int overflow = 0;
+    const long long value = PyLong_AsLongLongAndOverflow(item(i), &overflow);
+    return overflow == 0 && value >= 0 && value < end ? value : -1;
+  };
+  const int64_t step = in(2, int64_t{1} << 32), sample_offset = in(4, (int64_t{1} << 56) - samples + 1);
+  if (step < 0 || sample_offset < 0 || !PyUnicode_Check(item(5))) return {};
+  n.step = static_cast<uint32_t>(step), n.sample_offset = static_cast<uint64_t>(sample_offset);
+  n.element = PyUnicode_CompareWithASCIIString(item(5), "element") == 0;
+  if (!n.element && PyUnicode_CompareWithASCIIString(item(5), "sample") != 0) return {};
+  return n;
+}
+
+// run(tensors, out, noise)
+template <typename F>
+py::object into_new(const py::tuple& given, size_t optional, const py::tuple& draws, const F& run) {
+  tensors::Alike t;
+  if (!t.read(given, optional)) return py::none();
+  const std::optional<gms::Noise> noise = counted_noise(draws, t.samples());
+  if (!noise) return py::none();
+  py::object out = tensors::empty_like(PyTuple_GET_ITEM(given.ptr(), 0));
+  const gms::Operand into = tensors::operand_of(out.ptr());
+  const py::gil_scoped_release release;
+  run(t, into, *noise);
+  return out;
+}
+
+py::object new_gms_step(bool gpu, uintptr_t where, const py::tuple& given, const gms::Scheme& scheme,
+                        const py::tuple& draws) {
+  const bool gaussian = scheme.fit == gms::Fit::kGaussian && scheme.moments == gms::Moments::kCumulant;
+  return into_new(given, gaussian ? 2 : 4, draws, [&](const auto& t, const gms::Operand& out, const auto& noise) {
+    const gms::Operand all[5] = {t.operand(0), t.operand(1), t.operand(2), t.operand(3), out};
+    table_of(gpu).gms_step(all, t.shape(), scheme, nullptr, noise, where_of(gpu, where));
+  });
+}
+
+py::object new_sample_mixture(bool gpu, uintptr_t where, const py::tuple& given, const gms::Scheme& scheme,
+                              const py::tuple& draws) {
+  return into_new(given, 3, draws, [&](const auto& t, const gms::Operand& out, const auto& noise) {
+    const gms::Operand all[4] = {t.operand(0), t.operand(1), t.operand(2), out};
+    table_of(gpu).sample_mixture(all, t.shape(), scheme, noise, where_of(gpu, where));
+  });
+}
+
+// tensors: x, terms.
+py::object new_affine_noise(bool gpu, uintptr_t where, const py::tuple& given, const std::vector<double>& weights,
+                            const py::tuple& draws) {
+  gms::Affine affine = affine_of(weights, given.size() - 1, py::none(), weights.back() > 0);
+  return into_new(given, given.size(), draws, [&](const auto& t, const gms::Operand& out, const auto& noise) {
+    for (int32_t i = 0; i < affine.terms; ++i) affine.term[i] = t.operand(i + 1);
+    const gms::Operand ends[2] = {t.operand(0), out};
+    table_of(gpu).affine_noise(ends, t.shape(), affine, noise, where_of(gpu, where));
+  });
 }
 
 float elementary(const std::string& name, float x) {
@@ -199,9 +274,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_torch", &tensors::set_torch);
   m.def("alike", &tensors::alike);
   m.def("gms_step", &gms_step);
+  m.def("new_gms_step", &new_gms_step);
   m.def("sample_mixture", &sample_mixture);
+  m.def("new_sample_mixture", &new_sample_mixture);
   m.def("fit_mixture", &fit_mixture);
   m.def("affine_noise", &affine_noise);
+  m.def("new_affine_noise", &new_affine_noise);
   m.def("philox", &philox);
   m.def("elementary", &elementary, "One of the float32 functions of csrc/gms/elementary.h, for tests.");
   m.def("instruction_set", [] { return chosen.name; });

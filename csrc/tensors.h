@@ -38,12 +38,14 @@ struct DLPackExchangeAPI {
 struct Torch {
   PyObject* tensor = nullptr;            // the class
   std::array<PyObject*, 3> dtypes = {};  // in the order of gms::DType
+  PyObject* module = nullptr;
   const DLPackExchangeAPI* dlpack = nullptr;
   PyObject* shape = PyUnicode_InternFromString("shape");
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* empty_like = PyUnicode_InternFromString("empty_like");
 };
 
 inline Torch& torch() {
@@ -51,8 +53,9 @@ inline Torch& torch() {
   return *known;
 }
 
-// The class of tensors, and the dtypes float32, bfloat16 and float16.
-inline void set_torch(const py::object& tensor, const std::array<py::object, 3>& dtypes) {
+// The module torch, the class of tensors, and the dtypes float32, bfloat16 and float16.
+inline void set_torch(const py::object& module, const py::object& tensor, const std::array<py::object, 3>& dtypes) {
+  torch().module = module.inc_ref().ptr();
   torch().tensor = tensor.inc_ref().ptr();
   for (size_t i = 0; i < dtypes.size(); ++i) torch().dtypes[i] = dtypes[i].inc_ref().ptr();
   torch().dlpack = nullptr;
@@ -70,6 +73,10 @@ inline py::object checked(PyObject* result) {
 inline py::object attribute(PyObject* object, PyObject* name) { return checked(PyObject_GetAttr(object, name)); }
 inline py::object call(PyObject* object, PyObject* method) {
   return checked(PyObject_CallMethodNoArgs(object, method));
+}
+
+inline py::object empty_like(PyObject* tensor) {
+  return checked(PyObject_CallMethodOneArg(torch().module, torch().empty_like, tensor));
 }
 
 inline DLTensor read(PyObject* tensor) {
@@ -94,52 +101,74 @@ inline int dtype_of(PyObject* tensor) {
   return -1;
 }
 
+// Whether elements follow each other, and there are any.
 inline bool dense(const DLTensor& t) {
   int64_t room = 1;
   for (int32_t d = t.dimensions - 1; d >= 0; --d) {
     if (t.shape[d] != 1 && t.strides[d] != room) return false;
     room *= t.shape[d];
   }
-  return true;
-}
-
-// The number of samples, if these are plain tensors that a kernel takes as they lie: not empty, with a first dimension,
-// of one shape and device, dense, float32 or narrower, asking for no gradient. Else, and where that is not told in one
-// call, zero.
-inline int64_t alike(const py::tuple& given) {
-  if (torch().dlpack == nullptr) return 0;
-  DLTensor first = {};
-  for (const py::handle object : given) {
-    PyObject* const p = object.ptr();
-    if (reinterpret_cast<PyObject*>(Py_TYPE(p)) != torch().tensor) return 0;
-    if (attribute(p, torch().requires_grad).ptr() != Py_False || call(p, torch().is_neg).ptr() != Py_False) return 0;
-    DLTensor t = {};
-    if (torch().dlpack->read(p, &t) != 0) return PyErr_Clear(), 0;  // sparse, or what a transform has wrapped
-    if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return 0;
-    if (first.dimensions == 0) first = t;
-    if (t.device_type != first.device_type || t.device_id != first.device_id || t.dimensions != first.dimensions ||
-        std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) != 0) {
-      return 0;
-    }
-  }
-  for (int32_t d = 0; d < first.dimensions; ++d) {
-    if (first.shape[d] == 0) return 0;
-  }
-  return first.dimensions > 0 ? first.shape[0] : 0;
+  return room > 0;
 }
 
 // (samples, elements of one) of a tensor with a first dimension.
-inline gms::Shape shape_of(PyObject* tensor) {
-  gms::Shape s = {1, 1, {1, 1, 1}};
-  if (torch().dlpack != nullptr) {
-    const DLTensor t = read(tensor);
-    s.samples = t.shape[0];
-    for (int32_t d = 1; d < t.dimensions; ++d) s.elements *= t.shape[d];
-  } else {
-    const py::tuple sizes = attribute(tensor, torch().shape);
-    s.samples = sizes[0].cast<int64_t>();
-    for (size_t d = 1; d < sizes.size(); ++d) s.elements *= sizes[d].cast<int64_t>();
+inline gms::Shape shape_of(const DLTensor& t) {
+  gms::Shape s = {t.shape[0], 1, {1, 1, 1}};
+  for (int32_t d = 1; d < t.dimensions; ++d) s.elements *= t.shape[d];
+  s.sizes[2] = s.elements;
+  return s;
+}
+
+constexpr size_t kMost = gms::kMaxTerms + 2;  // tensors of an op
+
+// Plain tensors that a kernel takes as they lie: not empty, with a first dimension, of one shape and device, dense,
+// float32 or narrower, asking for no gradient. Those from the number `optional` on may be None, and then have no data.
+class Alike {
+ public:
+  // False where a tensor is not of this kind, and where that is not told in one call.
+  bool read(const py::tuple& given, size_t optional = kMost) {
+    count = given.size();
+    if (torch().dlpack == nullptr || count == 0 || count > kMost) return false;
+    for (size_t i = 0; i < count; ++i) {
+      PyObject* const p = PyTuple_GET_ITEM(given.ptr(), i);
+      if (!(i >= optional && p == Py_None) && !read(p, at[i])) return false;
+    }
+    return true;
   }
+  int64_t samples() const { return at[0].shape[0]; }
+  gms::Shape shape() const { return shape_of(at[0]); }
+  gms::Operand operand(size_t i) const {
+    if (at[i].data == nullptr) return {nullptr, gms::DType::kFloat32, true, {}};
+    return {at[i].data, static_cast<gms::DType>(dtype_of(at[i])), true, {}};
+  }
+
+  size_t count = 0;
+
+ private:
+  bool read(PyObject* p, DLTensor& t) const {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(p)) != torch().tensor) return false;
+    if (attribute(p, torch().requires_grad).ptr() != Py_False || call(p, torch().is_neg).ptr() != Py_False) return false;
+    if (torch().dlpack->read(p, &t) != 0) return PyErr_Clear(), false;  // sparse, or what a transform has wrapped
+    if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return false;
+    t.data = static_cast<char*>(t.data) + t.byte_offset;
+    const DLTensor& first = at[0];
+    return t.data != nullptr && t.device_type == first.device_type && t.device_id == first.device_id && t.dimensions == first.dimensions &&
+           std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) == 0;
+  }
+
+  std::array<DLTensor, kMost> at = {};
+};
+
+inline int64_t alike(const py::tuple& given) {
+  Alike tensors;
+  return tensors.read(given) ? tensors.samples() : 0;
+}
+
+inline gms::Shape shape_of(PyObject* tensor) {
+  if (torch().dlpack != nullptr) return shape_of(read(tensor));
+  const py::tuple sizes = attribute(tensor, torch().shape);
+  gms::Shape s = {sizes[0].cast<int64_t>(), 1, {1, 1, 1}};
+  for (size_t d = 1; d < sizes.size(); ++d) s.elements *= sizes[d].cast<int64_t>();
   s.sizes[2] = s.elements;
   return s;
 }

@@ -62,7 +62,7 @@ def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping = _NO_STEP):
 
 def introduce(module: object) -> None:
     """Tell a build of the compiled module what tensors and their dtypes are."""
-    module.set_torch(Tensor, tuple(_DTYPES))
+    module.set_torch(torch, Tensor, tuple(_DTYPES))
 
 
 if available:
@@ -76,19 +76,17 @@ def alike(tensors: tuple[Tensor, ...]) -> int:
     return _C.alike(tensors) if available else 0
 
 
-def _call(op: Callable[..., None], tensors: tuple[Tensor | None, ...], *arguments: object) -> None:
+def _call(op: Callable[..., object], tensors: tuple[Tensor | None, ...], *arguments: object) -> object:
     """An op of `_C` on the threads of the CPU, or on the current stream of the tensors' GPU."""
     first = tensors[0]
     if not first.is_cuda:
-        op(False, torch.get_num_threads(), tensors, *arguments)
-        return
+        return op(False, torch.get_num_threads(), tensors, *arguments)
     index = first.get_device()
     stream = torch._C._cuda_getCurrentRawStream(index)
     if index == torch._C._cuda_getDevice():
-        op(True, stream, tensors, *arguments)
-        return
+        return op(True, stream, tensors, *arguments)
     with torch.cuda.device(index):
-        op(True, stream, tensors, *arguments)
+        return op(True, stream, tensors, *arguments)
 
 
 def gms_step(
@@ -125,3 +123,19 @@ def affine_noise(
 
 def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
     _call(_C.philox, (out,), None, noise, stream, normal)
+
+
+# The same into a new tensor, in one call of `_C`. Tensors and draws (the arguments of `checks.noise_of` in order) are
+# not yet checked: None where something about them is wrong, or only unusual.
+
+
+def new_gms_step(tensors: tuple[Tensor | None, ...], step: Stepping, fit: Fitting, draws: tuple) -> Tensor | None:
+    return _call(_C.new_gms_step, tensors, _scheme(fit, 0.0, step), draws)
+
+
+def new_sample_mixture(tensors: tuple[Tensor, ...], floor: float, fit: Fitting, draws: tuple) -> Tensor | None:
+    return _call(_C.new_sample_mixture, tensors, _scheme(fit, floor), draws)
+
+
+def new_affine_noise(tensors: tuple[Tensor, ...], weights: tuple[float, ...], draws: tuple) -> Tensor | None:
+    return _call(_C.new_affine_noise, tensors, weights, draws)

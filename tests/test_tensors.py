@@ -61,10 +61,81 @@ def test_wrapped_tensors_are_left_to_the_dispatcher():
     assert seen == [0]
 
 
+STEP = StepCoefficients.between(VPLinear(), 400, 300)
+CALLS = {
+    "gms_step": lambda x, **o: ops.gms_step(x, X, X.half(), X, STEP, **o),
+    "gms_step of the released moments": lambda x, **o: ops.gms_step(x, X, X, X, STEP, moments="released", **o),
+    "gaussian": lambda x, **o: ops.gms_step(x, X, None, None, STEP, fit="gaussian", **o),
+    "sample_mixture": lambda x, step_index=0, **o: ops.sample_mixture(x, X, X, 0.1, step=step_index, **o),
+    "affine_noise": lambda x, component=None, **o: ops.affine_noise(x, [X.bfloat16(), X], [0.5, 2.0, 1.0], 0.1, **o),
+}
+DRAWS = [
+    {},
+    {"seed": -3, "step_index": (1 << 32) - 1, "sample_offset": (1 << 56) - 2},
+    {"seed": (1 << 64) - 1, "component": "element"},
+    {"seed": True, "step_index": True},
+    {"seed": torch.tensor([3, 4]), "step_index": torch.tensor(2)},
+    {"noise": torch.ones(2, 3, 4)},
+]
+
+
+@pytest.fixture
+def looked_closer(monkeypatch):
+    """looked_closer(call) -> the result of call(), made by the way that checks everything in Python."""
+
+    def looked_closer(call):
+        with monkeypatch.context() as patch:
+            patch.setattr(ops.library, "_at_once", lambda *_: None)
+            return call()
+
+    return looked_closer
+
+
+@pytest.mark.parametrize("draws", DRAWS, ids=str)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_one_call_gives_what_a_closer_look_gives(call, draws, looked_closer):
+    for x in (X, X.half(), X.double(), X.transpose(1, 2).contiguous().transpose(1, 2)):
+        got, want = call(x, **draws), looked_closer(lambda x=x: call(x, **draws))
+        assert torch.equal(got, want)
+        assert (got.dtype, got.stride()) == (want.dtype, want.stride())
+
+
+def test_plain_calls_take_one_call(monkeypatch):
+    monkeypatch.setattr(ops.library, "noise_of", None)  # of the closer look
+    for call in CALLS.values():
+        assert isinstance(call(X, seed=3, step_index=2, sample_offset=5), torch.Tensor)
+
+
+WRONG = [
+    ({"step_index": -1}, "step index must lie"),
+    ({"step_index": 1 << 32}, "step index must lie"),
+    ({"step_index": 1 << 70}, "step index must lie"),
+    ({"sample_offset": -1}, "sample_offset must lie"),
+    ({"sample_offset": (1 << 56) - 1}, "sample_offset must lie"),
+    ({"component": "pixel"}, "component must be"),
+]
+
+
+@pytest.mark.parametrize(("draws", "message"), WRONG, ids=[str(draws) for draws, _ in WRONG])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_wrong_draws_are_named(call, draws, message):
+    if call is CALLS["affine_noise"] and "component" in draws:
+        pytest.skip("it has none")
+    with pytest.raises(ValueError, match=message):
+        call(X, **draws)
+
+
+@pytest.mark.parametrize("tensors", UNLIKE.values(), ids=UNLIKE)
+def test_unusual_tensors_make_nothing_at_once(tensors):
+    draws, threads = (0, None, 0, None, 0, "sample", None, None), 1
+    scheme = _native._scheme(ops.fitting_of())
+    assert _native._C.new_sample_mixture(False, threads, tensors, scheme, draws) is None
+
+
 @pytest.fixture
 def attributes_alone():
     """A torch without the table."""
-    _native._C.set_torch(type("Tensor", (), {}), tuple(_native._DTYPES))
+    _native._C.set_torch(torch, type("Tensor", (), {}), tuple(_native._DTYPES))
     yield
     _native.introduce(_native._C)
 

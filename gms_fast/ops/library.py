@@ -100,6 +100,13 @@ def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[T
         out.copy_(result)
 
 
+def _at_once(op: str, inputs: tuple[Tensor | None, ...], *arguments: object) -> Tensor | None:
+    """The op's output, if the compiled kernels run it and can without a closer look at its tensors and draws."""
+    if dispatch.compiled("cuda" if inputs[0].is_cuda else "cpu"):
+        return getattr(_native, op)(inputs, *arguments)
+    return None
+
+
 # The dispatcher leaves out arguments that equal the schema's defaults, so the functions repeat them.
 
 
@@ -114,15 +121,20 @@ def fit_mixture(mean, var, third, floor=0.0, **fit):
 
 
 def sample_mixture(
-    mean, var, third, floor=0.0, *, fit="exact", weight=1 / 3, iterations=70, lr=0.06, eps=1e-8, **noise
-):
+    mean, var, third, floor=0.0, *, fit="exact", weight=1 / 3, iterations=70, lr=0.06, eps=1e-8,
+    seed=0, seeds=None, step=0, step_at=None, sample_offset=0, component="element", z=None, u=None,
+):  # fmt: skip
     inputs = mean, var, third
-    alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
     check_floor(floor)
     fitting = fitting_of(fit, weight, iterations, lr, eps)
-    draws = noise_of(mean, alike or mean.size(0), **noise)
+    draws = seed, seeds, step, step_at, sample_offset, component, z, u
+    made = _at_once("new_sample_mixture", inputs, floor, fitting, draws)
+    if made is not None:
+        return made
+    alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
+    noise = noise_of(mean, alike or mean.size(0), *draws)
     out = torch.empty_like(mean, requires_grad=False)
-    _run("sample_mixture", inputs, (out,), floor, fitting, draws, alike=alike)
+    _run("sample_mixture", inputs, (out,), floor, fitting, noise, alike=alike)
     return out
 
 
@@ -147,6 +159,10 @@ def take_step(
 ) -> Tensor:
     """gms_step, its choices grouped; inputs: x, e1, e2, e3; draws: the arguments of `noise_of` in order."""
     x, e1, e2, e3 = inputs
+    if out is numbers is None:
+        made = _at_once("new_gms_step", inputs, stepping, fitting, draws)
+        if made is not None:
+            return made
     given = inputs if e2 is not None and e3 is not None else (x, e1, *(t for t in (e2, e3) if t is not None))
     alike = _native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
     if numbers is not None:
@@ -172,13 +188,18 @@ def affine_noise(
     seed=0, seeds=None, step=0, step_at=None, sample_offset=0, z=None, out=None,
 ):  # fmt: skip
     inputs = x, *terms
-    alike = _native.alike(inputs) or check_inputs(affine_names(terms), inputs)
     check_affine(terms, weights if numbers is None else None, noise_std)
+    draws = seed, seeds, step, step_at, sample_offset, "element", z
+    if out is numbers is None:
+        made = _at_once("new_affine_noise", inputs, (*weights, noise_std), (*draws, None))
+        if made is not None:
+            return made
+    alike = _native.alike(inputs) or check_inputs(affine_names(terms), inputs)
     noisy = noise_std > 0
     if numbers is not None:
         numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
         noisy = noisy or numbers.ndim == 1  # its last number is noise_std
-    noise = noise_of(x, alike or x.size(0), seed, seeds, step, step_at, sample_offset, "element", z)
+    noise = noise_of(x, alike or x.size(0), *draws)
     if out is None:
         out = torch.empty_like(x)
     else:
