@@ -126,11 +126,6 @@ def chosen(device: str) -> str:
     return next(name for name in order if not _missing(name))
 
 
-def compiled(device: str) -> bool:
-    """Whether the compiled kernels are chosen there."""
-    return (_forced or chosen(device)) == ("cpp" if device == "cpu" else device)
-
-
 def backends() -> dict[str, object]:
     """What is available, what is missing and why, and what is chosen per device.
 

@@ -102,9 +102,11 @@ def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[T
 
 def _at_once(op: str, inputs: tuple[Tensor | None, ...], *arguments: object) -> Tensor | None:
     """The op's output, if the compiled kernels run it and can without a closer look at its tensors and draws."""
-    if dispatch.compiled("cuda" if inputs[0].is_cuda else "cpu"):
-        return getattr(_native, op)(inputs, *arguments)
-    return None
+    try:
+        backend = _backend(inputs[0].is_cuda, False)
+    except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
+        return None
+    return getattr(_native, op)(inputs, *arguments) if backend is _native else None
 
 
 # The dispatcher leaves out arguments that equal the schema's defaults, so the functions repeat them.
