@@ -186,8 +186,8 @@ void philox(bool gpu, uintptr_t where, const py::tuple& given,
   table_of(gpu).philox(t.operands[0], t.shape, noise, stream, normal, where_of(gpu, where));
 }
 
-// ---- The same into a new tensor, tensors and draws unchecked: None where tensors do not lie as kernels take them, draws
-// come from tensors, or anything is not as it must be. The caller then looks closer. ----
+// ---- The same into a new tensor, tensors and draws unchecked: None where tensors do not lie as kernels take them,
+// draws come from tensors, or anything is not as it must be. The caller then looks closer. ----
 
 // draws: the arguments of `noise_of` in gms_fast/ops/checks.py, in order.
 std::optional<gms::Noise> counted_noise(const py::tuple& draws, int64_t samples) {

@@ -127,9 +127,8 @@ class Alike {
  public:
   // False where a tensor is not of this kind, and where that is not told in one call.
   bool read(const py::tuple& given, size_t optional = kMost) {
-    count = given.size();
-    if (torch().dlpack == nullptr || count == 0 || count > kMost) return false;
-    for (size_t i = 0; i < count; ++i) {
+    if (torch().dlpack == nullptr || given.empty() || given.size() > kMost) return false;
+    for (size_t i = 0; i < given.size(); ++i) {
       PyObject* const p = PyTuple_GET_ITEM(given.ptr(), i);
       if (!(i >= optional && p == Py_None) && !read(p, at[i])) return false;
     }
@@ -142,18 +141,17 @@ class Alike {
     return {at[i].data, static_cast<gms::DType>(dtype_of(at[i])), true, {}};
   }
 
-  size_t count = 0;
-
  private:
   bool read(PyObject* p, DLTensor& t) const {
     if (reinterpret_cast<PyObject*>(Py_TYPE(p)) != torch().tensor) return false;
-    if (attribute(p, torch().requires_grad).ptr() != Py_False || call(p, torch().is_neg).ptr() != Py_False) return false;
+    if (attribute(p, torch().requires_grad).ptr() != Py_False) return false;
+    if (call(p, torch().is_neg).ptr() != Py_False) return false;
     if (torch().dlpack->read(p, &t) != 0) return PyErr_Clear(), false;  // sparse, or what a transform has wrapped
     if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return false;
     t.data = static_cast<char*>(t.data) + t.byte_offset;
     const DLTensor& first = at[0];
-    return t.data != nullptr && t.device_type == first.device_type && t.device_id == first.device_id && t.dimensions == first.dimensions &&
-           std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) == 0;
+    return t.data != nullptr && t.device_type == first.device_type && t.device_id == first.device_id &&
+           t.dimensions == first.dimensions && std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) == 0;
   }
 
   std::array<DLTensor, kMost> at = {};
