@@ -79,10 +79,15 @@ inline py::object empty_like(PyObject* tensor) {
   return checked(PyObject_CallMethodOneArg(torch().module, torch().empty_like, tensor));
 }
 
+// False, with Python's error set, for tensors that are not strided memory.
+inline bool try_read(PyObject* tensor, DLTensor& t) {
+  if (torch().dlpack->read(tensor, &t) != 0) return false;
+  t.data = static_cast<char*>(t.data) + t.byte_offset;
+  return true;
+}
 inline DLTensor read(PyObject* tensor) {
   DLTensor t = {};
-  if (torch().dlpack->read(tensor, &t) != 0) throw py::error_already_set();
-  t.data = static_cast<char*>(t.data) + t.byte_offset;
+  if (!try_read(tensor, t)) throw py::error_already_set();
   return t;
 }
 
@@ -119,6 +124,9 @@ inline gms::Shape shape_of(const DLTensor& t) {
   return s;
 }
 
+constexpr gms::Operand kAbsent = {nullptr, gms::DType::kFloat32, true, {}};
+inline gms::Operand operand_of(const DLTensor& t) { return {t.data, static_cast<gms::DType>(dtype_of(t)), true, {}}; }
+
 constexpr size_t kMost = gms::kMaxTerms + 2;  // tensors of an op
 
 // Plain tensors that a kernel takes as they lie: not empty, with a first dimension, of one shape and device, dense,
@@ -136,19 +144,15 @@ class Alike {
   }
   int64_t samples() const { return at[0].shape[0]; }
   gms::Shape shape() const { return shape_of(at[0]); }
-  gms::Operand operand(size_t i) const {
-    if (at[i].data == nullptr) return {nullptr, gms::DType::kFloat32, true, {}};
-    return {at[i].data, static_cast<gms::DType>(dtype_of(at[i])), true, {}};
-  }
+  gms::Operand operand(size_t i) const { return at[i].data == nullptr ? kAbsent : operand_of(at[i]); }
 
  private:
   bool read(PyObject* p, DLTensor& t) const {
     if (reinterpret_cast<PyObject*>(Py_TYPE(p)) != torch().tensor) return false;
     if (attribute(p, torch().requires_grad).ptr() != Py_False) return false;
     if (call(p, torch().is_neg).ptr() != Py_False) return false;
-    if (torch().dlpack->read(p, &t) != 0) return PyErr_Clear(), false;  // sparse, or what a transform has wrapped
+    if (!try_read(p, t)) return PyErr_Clear(), false;  // sparse, or what a transform has wrapped
     if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return false;
-    t.data = static_cast<char*>(t.data) + t.byte_offset;
     const DLTensor& first = at[0];
     return t.data != nullptr && t.device_type == first.device_type && t.device_id == first.device_id &&
            t.dimensions == first.dimensions && std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) == 0;
@@ -182,15 +186,13 @@ inline void* address_of(PyObject* tensor) {
 
 // A checked tensor as a dense operand, or None as one without data.
 inline gms::Operand operand_of(PyObject* tensor) {
-  gms::Operand operand = {nullptr, gms::DType::kFloat32, true, {}};
-  if (tensor == Py_None) return operand;
-  if (torch().dlpack != nullptr) {
-    const DLTensor t = read(tensor);
-    operand.data = some(t.data, tensor), operand.dtype = static_cast<gms::DType>(dtype_of(t));
-  } else {
-    operand.data = some(address_of(tensor), tensor), operand.dtype = static_cast<gms::DType>(dtype_of(tensor));
+  if (tensor == Py_None) return kAbsent;
+  if (torch().dlpack == nullptr) {
+    return {some(address_of(tensor), tensor), static_cast<gms::DType>(dtype_of(tensor)), true, {}};
   }
-  return operand;
+  const DLTensor t = read(tensor);
+  some(t.data, tensor);
+  return operand_of(t);
 }
 
 // Where numbers lie that a kernel reads: a tensor's, or null for None.
