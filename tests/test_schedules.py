@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gms_fast import schedules
-from gms_fast.schedules import EDM, VP, Flow, Schedule, VPContinuous, VPContinuousCosine, VPCosine, VPLinear
+from gms_fast.schedules import EDM, VP, Flow, Levels, Schedule, VPContinuous, VPContinuousCosine, VPCosine, VPLinear
 from gms_fast.steps import StepCoefficients
 
 EPS = 2.0**-52
@@ -106,11 +106,12 @@ def test_log_snr_spacing_visits_the_nearest_times(schedule, steps):
     assert times[0] == schedule.T - 1
     assert times[-1] == 0
     nearest = []
-    for lam in wanted[1:-1]:  # the time within half a step of log_snr(t) = lam; neighbours may share one
-        near = [t for t in times if float(schedule.log_snr(min(t + 0.5, schedule.T - 1))) <= lam]
+    for lam in wanted[1:-1]:  # the time within half a step of log_snr(t) = lam
+        near = [t for t in range(schedule.T) if float(schedule.log_snr(min(t + 0.5, schedule.T - 1))) <= lam]
         nearest.append(min(near))
-        assert lam <= float(schedule.log_snr(max(nearest[-1] - 0.5, 0)))
-    assert sorted({*nearest, times[0], 0}, reverse=True) == times
+    assert len(times) == steps + 1
+    if len({*nearest, times[0], 0}) == steps + 1:  # else neighbours that share a time spread
+        assert [times[0], *nearest, 0] == times
 
 
 @pytest.mark.parametrize("exponent", [0.7, 1, 2.0])
@@ -119,17 +120,100 @@ def test_exponent_spacing_is_its_formula(exponent):
     assert times == [round(999 * (1 - (k / 10) ** exponent)) for k in range(11)]
 
 
-def test_repeated_times_are_visited_once():
-    times = VPLinear().timesteps(400, spacing="log-snr")
-    assert all(a > b for a, b in pairwise(times))
-    assert len(times) < 401
+@pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(), VPLinear(T=50)], ids=repr)
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "log-snr", "karras", "angle", 0.5, 3.0])
+def test_no_step_vanishes(schedule, spacing):
+    """Where rounding would visit a time twice, the nearest free ones are visited."""
+    for steps in (1, 12, 20, 47, 48, 49, 500, 998, 999):
+        if steps < schedule.T:
+            times = schedule.timesteps(steps, spacing=spacing)
+            assert len(times) == steps + 1
+            assert (times[0], times[-1]) == (schedule.T - 1, 0)
+            assert all(a > b for a, b in pairwise(times))
+    assert schedule.timesteps(schedule.T, spacing=spacing) == list(range(schedule.T - 1, -1, -1))
+
+
+def test_crowded_times_are_the_nearest_free_ones():
+    times = VPCosine().timesteps(20, spacing="karras")
+    even = VPCosine().grid(20, "karras").tolist()
+    alone = [(t, e) for t, e in zip(times, even, strict=True) if 20 < e < 980]
+    assert len(alone) > 4
+    assert all(abs(t - e) <= 0.5 for t, e in alone)
+
+
+def test_too_few_whole_times_are_said():
+    with pytest.warns(UserWarning, match=r"4 steps instead of 10: from t = 4 on VPLinear\(T=1000\)"):
+        assert VPLinear().timesteps(10, t_max=4.2) == [4, 3, 2, 1, 0]
+
+
+def test_zero_terminal_snr():
+    """betas that end with 1 leave no signal at the end, and alpha is linear on the way there."""
+    betas = VPLinear(T=100).betas.clone()
+    betas[-1] = 1
+    schedule = VP(betas)
+    assert (float(schedule.alpha(99)), float(schedule.sigma(99))) == (0, 1)
+    assert torch.equal(schedule.alpha([0, 50, 98]), VPLinear(T=100).alpha([0, 50, 98]))
+    assert float(schedule.alpha(98.75)) == pytest.approx(float(schedule.alpha(98)) / 4, rel=1e-12)
+    times = torch.tensor([98.75, 98.5, 98, 97.5, 3, 0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.inverse_log_snr(schedule.log_snr(times)), times, rtol=1e-9, atol=1e-9)
+    assert float(schedule.inverse_log_snr(-math.inf)) == 99
+    for spacing in ("uniform", "quadratic", "angle"):
+        assert len(schedule.timesteps(7, spacing=spacing)) == 8
+    with pytest.raises(ValueError, match="spacing 'karras' needs finite"):
+        schedule.timesteps(7, spacing="karras")
+
+
+def test_levels_are_a_table_in_either_order():
+    alphas, sigmas, asked = [0.0, 0.6, 0.8, 1.0], [1.0, 0.8, 0.6, 0.0], [999, 700, 300, 0]
+    for flip in (1, -1):
+        levels = Levels(alphas[::flip], sigmas[::flip], asked[::flip])
+        assert levels.times == levels.timesteps(3) == [3, 2, 1, 0]
+        assert levels.alpha(levels.times).tolist() == alphas
+        assert levels.sigma(levels.times).tolist() == sigmas
+        assert levels.network_time(levels.times).tolist() == asked
+        assert levels.from_network_time(torch.tensor(asked).float()).tolist() == levels.times
+        assert levels.timesteps(2) == [3, 2, 0]
+        assert levels.inverse_log_snr(levels.log_snr([3.0, 1.0, 0.0])).tolist() == [3, 1, 0]
+        assert schedules.build(levels.config).agrees(levels, levels.times)
+    assert Levels([1.0], [2.0]).network_time([0.0]).tolist() == [0]
+
+
+def test_flow_shifts_its_even_grid():
+    """t becomes s t/(1 + (s - 1) t), the levels of an even grid with s times the noise."""
+    even, shifted = Flow(), Flow(shift=3.0)
+    a, b = (torch.tensor(f.timesteps(8), dtype=torch.float64)[1:-1] for f in (even, shifted))
+    torch.testing.assert_close(b / (1 - b), 3 * a / (1 - a), rtol=1e-12, atol=0)
+    assert (shifted.timesteps(8)[0], shifted.timesteps(8)[-1]) == (1, 0)
+    assert shifted.timesteps(8, spacing="angle") == even.timesteps(8, spacing="angle")
+    inner = Flow(0.9, 0.1, shift=3.0).timesteps(8)
+    assert (inner[0], inner[-1]) == (0.9, 0.1)
+
+
+def test_schedule_without_a_word_asks_as_the_model_does():
+    said = VPLinear(T=1000, rescale_time=True)
+    assert VPLinear(T=50).asked_like(said).network_time(49).tolist() == 980
+    assert VPLinear(T=50, rescale_time=False).asked_like(said).network_time(49).tolist() == 49
+    assert VPLinear(T=50).asked_like(VPLinear()).network_time(49).tolist() == 49
+    assert Flow(shift=2.0).asked_like(Flow(time_scale=1000)).network_time(0.5).tolist() == 500
+    assert Flow(shift=2.0).asked_like(Flow(time_scale=1000)).shift == 2
+    assert Flow(time_scale=1).asked_like(Flow(time_scale=1000)).network_time(0.5).tolist() == 0.5
+    for other in (None, EDM(), said):
+        assert Flow().asked_like(other).network_time(0.5).tolist() == 0.5
+
+
+def test_schedule_of_a_file_without_a_word_rescales():
+    old = {"name": "VPLinear", "T": 50, "beta_1": 1e-3, "beta_T": 0.4, "time_shift": 0}
+    assert schedules.stored(old).network_time(49).tolist() == 980
+    assert schedules.stored(VPLinear(T=50).config).network_time(49).tolist() == 49
+    assert schedules.stored(VPLinear().config).config == VPLinear().config
 
 
 def test_network_time_is_what_the_network_was_trained_with():
     assert VPLinear().network_time([0, 1, 999]).tolist() == [0, 1, 999]
-    assert VPCosine(T=4000).network_time([0, 1, 3999]).tolist() == [0, 0.25, 999.75]
+    assert VPCosine(T=4000).network_time([0, 1, 3999]).tolist() == [0, 1, 3999]
+    assert VPCosine(T=4000, rescale_time=True).network_time([0, 1, 3999]).tolist() == [0, 0.25, 999.75]
     assert VPLinear(time_shift=1).network_time([0, 998]).tolist() == [1, 999]
-    assert VPLinear(T=4000, time_shift=1).network_time(3).tolist() == 1.0
+    assert VPLinear(T=4000, time_shift=1, rescale_time=True).network_time(3).tolist() == 1.0
 
 
 @pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(T=4000), VPLinear(T=300, time_shift=1)], ids=repr)
@@ -303,7 +387,18 @@ LINEAR = VPLinear()
 REFUSALS = {
     "one beta": (lambda: VP([0.1]), "betas must be a sequence of at least two"),
     "matrix of betas": (lambda: VP(np.full((2, 2), 0.1)), r"betas must be .* got shape \(2, 2\)"),
-    "beta of 1": (lambda: VP([0.1, 1.0]), r"betas must lie in \(0, 1\)"),
+    "beta of 1": (lambda: VP([1.0, 0.1]), r"betas must lie in \(0, 1\)"),
+    "two betas of 1": (lambda: VP([0.1, 1.0, 1.0]), r"betas must lie in \(0, 1\)"),
+    "word on time": (lambda: VP([0.1, 0.2], rescale_time="yes"), "rescale_time must be True, False or None: got 'yes'"),
+    "level off a table": (lambda: Levels([1.0, 0.5], [0.0, 0.5]).sigma(2), r"times must lie in \[0, 1\]"),
+    "level between": (lambda: Levels([1.0, 0.5], [0.0, 0.5]).sigma(0.5), "times must be integers for Levels"),
+    "level twice": (lambda: Levels([1.0, 2.0], [0.5, 1.0]), "alphas, sigmas must be levels .* strictly fall or rise"),
+    "level of NaN": (lambda: Levels([1.0, math.nan], [0.5, 1.0]), "alphas must be finite"),
+    "negative level": (lambda: Levels([1.0, -1.0], [0.5, 1.0]), "alphas, sigmas must not be negative"),
+    "tables apart": (lambda: Levels([1.0, 0.5], [0.5]), r"sigmas must be \(n,\) like alphas, n >= 1: got \(1,\)"),
+    "many levels": (lambda: Levels([1.0, 0.5], [0.0, 0.5]).timesteps(2), "steps must be at most 1 for Levels"),
+    "flow shift": (lambda: Flow(shift=0), "shift must be positive: got 0"),
+    "flow time scale": (lambda: Flow(time_scale=-1), "time_scale must be positive, or None: got -1"),
     "beta of NaN": (lambda: VP([0.1, math.nan]), r"betas must lie in \(0, 1\)"),
     "T": (lambda: VPLinear(T=1), "T must be an integer of at least 2: got 1"),
     "fractional T": (lambda: VPLinear(T=10.5), "T must be an integer of at least 2: got 10.5"),
@@ -313,12 +408,12 @@ REFUSALS = {
     "same time": (lambda: StepCoefficients.between(LINEAR, 5, 5), "s must be less noisy than t: got t=5, s=5"),
     "upwards": (lambda: StepCoefficients.between(LINEAR, 5, 9), "s must be less noisy than t: got t=5, s=9"),
     "no steps": (lambda: LINEAR.timesteps(0), "steps must be at least 1: got 0"),
-    "too many steps": (lambda: LINEAR.timesteps(1000), r"steps must be at most 999 .* got 1000"),
+    "too many steps": (lambda: LINEAR.timesteps(1001), r"steps must be at most 1000 .* got 1001"),
     "spacing": (lambda: LINEAR.timesteps(5, spacing="cubic"), "spacing must be .* got 'cubic'"),
     "spacing of 0": (lambda: LINEAR.timesteps(5, spacing=0), "spacing must be .* positive exponent: got 0"),
-    "one time": (
-        lambda: LINEAR.check_times([5]),
-        r"timesteps must be at least two strictly decreasing times: got \[5\]",
+    "no time": (
+        lambda: LINEAR.check_times([]),
+        r"timesteps must be at least one time, strictly decreasing: got \[\]",
     ),
     "rising times": (lambda: LINEAR.check_times([0, 5]), "timesteps must be .* strictly decreasing"),
     "repeated times": (lambda: LINEAR.check_times([5, 5, 0]), "timesteps must be .* strictly decreasing"),

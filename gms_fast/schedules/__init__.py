@@ -14,8 +14,9 @@ from gms_fast.schedules.continuous import VPContinuousCosine as VPContinuousCosi
 from gms_fast.schedules.discrete import VP as VP
 from gms_fast.schedules.discrete import VPCosine as VPCosine
 from gms_fast.schedules.discrete import VPLinear as VPLinear
+from gms_fast.schedules.levels import Levels as Levels
 
-_BY_NAME = {k.__name__: k for k in (VP, VPLinear, VPCosine, VPContinuous, VPContinuousCosine, EDM, Flow)}
+_BY_NAME = {k.__name__: k for k in (VP, VPLinear, VPCosine, VPContinuous, VPContinuousCosine, EDM, Flow, Levels)}
 _ALIASES = {
     "linear": "VPLinear",
     "cosine": "VPCosine",
@@ -41,3 +42,14 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
     if kind is None:
         raise ValueError(f"schedule must be one of {', '.join(names())}: got {name!r}")
     return kind(**options)
+
+
+def stored(config: dict[str, object]) -> Schedule:
+    """The schedule of a file. Files without `rescale_time` are of versions that asked all networks at 1000 t/T."""
+    schedule = build(config)
+    return schedule if "rescale_time" in config or getattr(schedule, "T", 1000) == 1000 else rescaled(schedule)
+
+
+def rescaled(schedule: Schedule) -> Schedule:
+    """The schedule, asking the network at 1000 t/T where it does not say how."""
+    return schedule.asked_like(VPLinear(rescale_time=True))

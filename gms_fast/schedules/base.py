@@ -67,6 +67,10 @@ class Schedule(Identified, ABC):
         """Inverse of `network_time`."""
         return as_float64(t)
 
+    def asked_like(self, other: "Schedule | None") -> "Schedule":
+        """This schedule, asking the network at times as `other` does, where this one does not say."""
+        return self
+
     def clock(self, t: Times) -> Tensor:
         """Continuous time, 0 at the data: what "quadratic" spacing is quadratic in."""
         return as_float64(t)
@@ -91,7 +95,7 @@ class Schedule(Identified, ABC):
         """
         check_steps(steps)
         ends = as_float64([self.t_max if t_max is None else t_max, self.t_min if t_min is None else t_min])
-        times = self._spaced(ends, torch.arange(steps + 1, dtype=torch.float64) / steps, spacing)
+        times = self._spaced(ends, torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps, spacing)
         times[[0, -1]] = ends
         return times
 
@@ -134,9 +138,9 @@ class Schedule(Identified, ABC):
             return False
 
     def check_times(self, times: Sequence[float]) -> None:
-        """Raise ValueError unless `times` are at least two of this schedule's times, strictly decreasing."""
-        if len(times) < 2 or any(not a > b for a, b in pairwise(times)):
-            raise ValueError(f"timesteps must be at least two strictly decreasing times: got {listed(times)}")
+        """Raise ValueError unless `times` are times of this schedule, at least one, strictly decreasing."""
+        if not times or any(not a > b for a, b in pairwise(times)):
+            raise ValueError(f"timesteps must be at least one time, strictly decreasing: got {listed(times)}")
         self.sigma(times)  # which knows its range
 
 
@@ -175,6 +179,14 @@ def check_steps(steps: int) -> None:
     """Raise ValueError unless there is at least one step."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1: got {steps}")
+
+
+def distinct(times: Sequence[int]) -> list[int]:
+    """Times that fall by at least 1, as near to those given as may be, to 0; there must be room for all."""
+    found = [times[0]]
+    for left, t in zip(range(len(times) - 2, -1, -1), times[1:], strict=True):
+        found.append(min(max(t, left), found[-1] - 1))
+    return found
 
 
 def listed(times: Sequence[float]) -> str:

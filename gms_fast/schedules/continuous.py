@@ -131,21 +131,39 @@ class EDM(Schedule):
 class Flow(Schedule):
     """alpha = 1 - t, sigma = t, t in [0, 1]: linear flow matching (Lipman et al. 2023, arXiv 2210.02747).
 
-    Grids go from t_max to t_min. At t = 1 nothing of the data is left: solvers that divide by alpha, and grids uniform
-    in log(alpha/sigma), need t_max < 1.
+    t_max, t_min  ends of the grids, 1 >= t_max > t_min >= 0. At t = 1 nothing of the data is left: solvers that divide
+                  by alpha, and grids uniform in log(alpha/sigma), need t_max < 1
+    shift         s > 0 of the grid "uniform": t of an even grid becomes s t/(1 + (s - 1) t) (Esser et al. 2024)
+    time_scale    the network is asked at time_scale t, as 1000 t by the transformers of diffusers. None (default) says
+                  nothing: as the schedule of the model says, else 1
     """
 
-    def __init__(self, t_max: float = 1.0, t_min: float = 0.0) -> None:
+    def __init__(
+        self, t_max: float = 1.0, t_min: float = 0.0, *, shift: float = 1.0, time_scale: float | None = None
+    ) -> None:
         if not 0 <= t_min < t_max <= 1:
             raise ValueError(f"t_max, t_min must have 0 <= t_min < t_max <= 1: got {t_max}, {t_min}")
+        if not 0 < shift < math.inf:
+            raise ValueError(f"shift must be positive: got {shift}")
+        if time_scale is not None and not 0 < time_scale < math.inf:
+            raise ValueError(f"time_scale must be positive, or None: got {time_scale}")
         self.t_max, self.t_min = float(t_max), float(t_min)
+        self.shift, self.time_scale = float(shift), time_scale
 
     def __repr__(self) -> str:
-        return f"Flow(t_max={self.t_max:g}, t_min={self.t_min:g})"
+        shift = "" if self.shift == 1 else f", shift={self.shift:g}"
+        return f"Flow(t_max={self.t_max:g}, t_min={self.t_min:g}{shift})"
 
     @property
     def config(self) -> dict[str, object]:
-        return {"name": "Flow", "t_max": self.t_max, "t_min": self.t_min}
+        ends = {"t_max": self.t_max, "t_min": self.t_min}
+        return {"name": "Flow", **ends, "shift": self.shift, "time_scale": self.time_scale}
+
+    def asked_like(self, other: Schedule | None) -> Schedule:
+        said = other.time_scale if isinstance(other, Flow) else None
+        if self.time_scale is not None or said is None:
+            return self
+        return Flow(self.t_max, self.t_min, shift=self.shift, time_scale=said)
 
     def alpha(self, t: Times) -> Tensor:
         return 1 - self.sigma(t)
@@ -155,3 +173,19 @@ class Flow(Schedule):
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
         return torch.sigmoid(-as_float64(lam))
+
+    def network_time(self, t: Times) -> Tensor:
+        return as_float64(t) * (self.time_scale or 1.0)
+
+    def from_network_time(self, t: Times) -> Tensor:
+        return as_float64(t) / (self.time_scale or 1.0)
+
+    def _spaced(self, ends: Tensor, ramp: Tensor, spacing: str | float) -> Tensor:
+        if spacing != "uniform" or self.shift == 1:
+            return super()._spaced(ends, ramp, spacing)
+        even = torch.lerp(*_shifted(ends, 1 / self.shift), ramp)
+        return _shifted(even, self.shift)
+
+
+def _shifted(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)

@@ -1,6 +1,8 @@
 """Discrete variance-preserving schedules, of times 0 .. T-1."""
 
+import copy
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,11 +10,13 @@ import torch
 from torch import Tensor
 
 from gms_fast.schedules.base import (
+    Schedule,
     Times,
     VariancePreserving,
     as_float64,
     check_range,
     check_steps,
+    distinct,
     listed,
     log_alpha_of,
 )
@@ -21,21 +25,26 @@ from gms_fast.schedules.base import (
 class VP(VariancePreserving):
     """Discrete variance-preserving schedule: alpha_t^2 = prod_{i<=t} (1 - beta_i), sigma_t^2 = 1 - alpha_t^2.
 
-    betas: (T,), each in (0, 1). Times are 0 .. T-1 (least to most noise); between integers log alpha is linear in t.
-    time_shift: added to t before it is scaled to the network's 0..1000 (1 for networks trained on t = 1..T).
-    Source: Ho et al. 2020 (arXiv 2006.11239).
+    betas         (T,), each in (0, 1); the last may be 1, which leaves no signal at t = T-1 (zero terminal SNR)
+    time_shift    added to t before the network is asked (1 for networks trained on t = 1..T; default 0)
+    rescale_time  True: the network is asked at 1000 (t + time_shift)/T; False: at t + time_shift. None (default) says
+                  nothing: as the schedule of the model says, else like False
+    Times are 0 .. T-1 (least to most noise). Between integers log alpha is linear in t; in the last interval of zero
+    terminal SNR alpha is. Source: Ho et al. 2020 (arXiv 2006.11239).
     """
 
-    def __init__(self, betas: Times, *, time_shift: int = 0) -> None:
+    def __init__(self, betas: Times, *, time_shift: int = 0, rescale_time: bool | None = None) -> None:
         betas = as_float64(betas)
         if betas.ndim != 1 or len(betas) < 2:
             raise ValueError(f"betas must be a sequence of at least two numbers: got shape {tuple(betas.shape)}")
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError("betas must lie in (0, 1)")
+        if not bool(((betas > 0) & (betas < 1)).all()) and not _zero_terminal_snr(betas):
+            raise ValueError("betas must lie in (0, 1), the last one in (0, 1]")
+        if rescale_time not in (None, True, False):
+            raise ValueError(f"rescale_time must be True, False or None: got {rescale_time!r}")
         self.betas = betas
         self.T = len(betas)
         self.t_max, self.t_min = float(self.T - 1), 0.0
-        self.time_shift = time_shift
+        self.time_shift, self.rescale_time = time_shift, rescale_time
         self._log_alpha = 0.5 * torch.log1p(-betas).cumsum(0)
 
     def __repr__(self) -> str:
@@ -44,51 +53,84 @@ class VP(VariancePreserving):
     @property
     def config(self) -> dict[str, object]:
         """What `gms_fast.schedules.build` needs to make this schedule again."""
-        return {"name": "VP", "betas": self.betas.tolist(), "time_shift": self.time_shift}
+        return {"name": "VP", "betas": self.betas.tolist(), **self._times_config}
+
+    @property
+    def _times_config(self) -> dict[str, object]:
+        unsaid = self.rescale_time is None and self.T == 1000  # where both ways are the same
+        return {"time_shift": self.time_shift} | ({} if unsaid else {"rescale_time": bool(self.rescale_time)})
+
+    def asked_like(self, other: Schedule | None) -> Schedule:
+        said = other.rescale_time if isinstance(other, VP) else None
+        if self.rescale_time is not None or said is None:
+            return self
+        asked = copy.copy(self)
+        asked.rescale_time = said
+        return asked
 
     def log_alpha(self, t: Times) -> Tensor:
         """log alpha_t for times in [0, T-1], any shape."""
         t = check_range(as_float64(t), 0, self.T - 1, repr(self))
         low = t.floor().long().clamp(max=self.T - 2)
         table = self._log_alpha
-        return torch.lerp(table[low], table[low + 1], t - low)
+        if table[-1].isfinite():
+            return torch.lerp(table[low], table[low + 1], t - low)
+        high = torch.where(low + 1 == self.T - 1, table[low] + (1 - (t - low)).log(), table[low + 1])
+        return torch.where(low + 1 == self.T - 1, high, torch.lerp(table[low], high, t - low))
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """The time t in [0, T-1] with log_snr(t) = lam; values outside the schedule's range give its ends."""
         lam = as_float64(lam)
         log_alpha = log_alpha_of(lam)
-        table = self._log_alpha.flip(0).numpy()  # increasing, as numpy.interp wants it
-        times = np.arange(self.T - 1, -1, -1, dtype=np.float64)
-        return torch.from_numpy(np.interp(np.atleast_1d(log_alpha.numpy()), table, times)).reshape(lam.shape)
+        finite = self.T if self._log_alpha[-1].isfinite() else self.T - 1
+        table = self._log_alpha[:finite].flip(0).numpy()  # increasing, as numpy.interp wants it
+        times = np.arange(finite - 1, -1, -1, dtype=np.float64)
+        found = torch.from_numpy(np.interp(np.atleast_1d(log_alpha.numpy()), table, times)).reshape(lam.shape)
+        beyond = self.T - 1 - (log_alpha - float(table[0])).exp()  # where alpha itself is linear
+        return torch.where(log_alpha < float(table[0]), beyond, found) if finite < self.T else found
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[int]:
         """Integer times to visit, noisiest first, ending at 0; from `t_max` on, rounded, if that is given.
 
         spacing  "uniform": t_i = max(int(T-1 - (T/K) i), 0), i = 0..K-1, then 0: the released grid.
-                 Every other, and that from `t_max` on, as in `grid`, rounded, duplicates dropped.
+                 Every other, and that from `t_max` on, as in `grid`, rounded
+        Where that would visit a time twice, the nearest free times take its place, so that no step is lost. T steps
+        are the plain DDPM: all T times.
         """
         check_steps(steps)
-        if steps > self.T - 1:
-            raise ValueError(f"steps must be at most {self.T - 1} for {self!r}: got {steps}")
+        if steps > self.T:
+            raise ValueError(f"steps must be at most {self.T} for {self!r}: got {steps}")
         spacing = self.spacing if spacing is None else spacing
+        if steps == self.T and t_max is None:
+            return list(range(self.T - 1, -1, -1))
         if spacing == "uniform" and t_max is None:
             times = [max(int(self.T - 1 - self.T / steps * i), 0) for i in range(steps)] + [0]
         else:
             times = self.grid(steps, spacing, t_max).round().int().tolist()
-        return list(dict.fromkeys(times))
+        if times[0] < steps:
+            warnings.warn(
+                f"{times[0]} steps instead of {steps}: from t = {times[0]} on {self!r} has no more whole times",
+                stacklevel=3,
+            )
+            times = [*times[: times[0]], 0]
+        return distinct(times)
 
     def check_times(self, times: Sequence[float]) -> None:
         if any(t % 1 for t in times):
             raise ValueError(f"timesteps must be integers for {self!r}: got {listed(times)}")
         super().check_times(times)
 
+    @property
+    def _scale(self) -> float:
+        return 1000.0 / self.T if self.rescale_time else 1.0
+
     def network_time(self, t: Times) -> Tensor:
-        """What a network trained on this schedule takes for time t: (t + time_shift) 1000/T."""
-        return (as_float64(t) + self.time_shift) * (1000.0 / self.T)
+        """What a network trained on this schedule takes for time t: t + time_shift, times 1000/T if `rescale_time`."""
+        return (as_float64(t) + self.time_shift) * self._scale
 
     def from_network_time(self, t: Times) -> Tensor:
         """Inverse of `network_time`; rounding of the network's own precision is undone at integer times."""
-        t = as_float64(t) * (self.T / 1000.0) - self.time_shift
+        t = as_float64(t) / self._scale - self.time_shift
         nearest = t.round()
         return torch.where((t - nearest).abs() < 1e-3, t + (nearest - t).detach(), t)  # rounded, but its slope kept
 
@@ -103,30 +145,43 @@ class VP(VariancePreserving):
 class VPLinear(VP):
     """betas linear from beta_1 to beta_T (Ho et al. 2020)."""
 
-    def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, *, time_shift: int = 0) -> None:
-        super().__init__(np.linspace(beta_1, beta_T, _count(T)), time_shift=time_shift)
-        self._config = {"T": T, "beta_1": beta_1, "beta_T": beta_T, "time_shift": time_shift}
+    def __init__(
+        self,
+        T: int = 1000,
+        beta_1: float = 1e-4,
+        beta_T: float = 0.02,
+        *,
+        time_shift: int = 0,
+        rescale_time: bool | None = None,
+    ) -> None:
+        betas = np.linspace(beta_1, beta_T, _count(T))
+        super().__init__(betas, time_shift=time_shift, rescale_time=rescale_time)
+        self._config = {"T": T, "beta_1": beta_1, "beta_T": beta_T}
 
     @property
     def config(self) -> dict[str, object]:
-        return {"name": "VPLinear", **self._config}
+        return {"name": "VPLinear", **self._config, **self._times_config}
 
 
 class VPCosine(VP):
     """beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999) with g(u) = cos^2((u + 0.008)/1.008 pi/2) (Nichol & Dhariwal 2021)."""
 
-    def __init__(self, T: int = 1000, *, time_shift: int = 0) -> None:
+    def __init__(self, T: int = 1000, *, time_shift: int = 0, rescale_time: bool | None = None) -> None:
         _count(T)
         g = [math.cos((i / T + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
-        super().__init__([min(1 - g[i + 1] / g[i], 0.999) for i in range(T)], time_shift=time_shift)
-        self._config = {"T": T, "time_shift": time_shift}
+        betas = [min(1 - g[i + 1] / g[i], 0.999) for i in range(T)]
+        super().__init__(betas, time_shift=time_shift, rescale_time=rescale_time)
 
     @property
     def config(self) -> dict[str, object]:
-        return {"name": "VPCosine", **self._config}
+        return {"name": "VPCosine", "T": self.T, **self._times_config}
 
 
 def _count(T: int) -> int:
     if not isinstance(T, int) or T < 2:
         raise ValueError(f"T must be an integer of at least 2: got {T!r}")
     return T
+
+
+def _zero_terminal_snr(betas: Tensor) -> bool:
+    return bool(((betas[:-1] > 0) & (betas[:-1] < 1)).all()) and float(betas[-1]) == 1

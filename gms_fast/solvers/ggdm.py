@@ -210,7 +210,7 @@ class GGDMTable(Identified):
         numbers, stored = files.read(Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table")
         try:
             known = {key: json.loads(stored[key]) for key in _METADATA}
-            table = cls(schedules.build(known["schedule"]), **numbers, network=known["network"])
+            table = cls(schedules.stored(known["schedule"]), **numbers, network=known["network"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"table {path} makes no sense: {error}") from error
         if table.steps != known["steps"]:

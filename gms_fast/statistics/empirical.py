@@ -160,7 +160,7 @@ class EmpiricalModel(Identified):
         curves, stored = files.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
         try:
             known = {key: json.loads(stored[key]) for key in _METADATA}
-            schedule = schedules.build(known["schedule"])
+            schedule = schedules.stored(known["schedule"])
             kept = {name: curves[name].double() for name in ("lam", *_CURVES)}
             statistics = cls(schedule, **kept, network=known["network"], samples=known["samples"])
         except (ValueError, TypeError) as error:

@@ -1,0 +1,83 @@
+"""Any table of noise levels as a schedule."""
+
+import torch
+from torch import Tensor
+
+from gms_fast.schedules.base import Schedule, Times, as_float64, check_range, check_steps, distinct, listed
+
+
+class Levels(Schedule):
+    """x_t = alphas[i] x_0 + sigmas[i] eps: noise levels by a table, such as Karras sigmas or a host's own.
+
+    alphas, sigmas  (n,) finite and not negative, of levels sigma/alpha that strictly fall or strictly rise along the
+                    table. sigma may be 0 at the cleaner end, alpha at the noisier one
+    network_times   (n,) what the network is asked at for each; None: the time itself
+    Times count the levels from the cleanest, 0, to the noisiest, n-1, whichever comes first in the table; a grid
+    visits whole ones, all of them with n-1 steps.
+    """
+
+    def __init__(self, alphas: Times, sigmas: Times, network_times: Times | None = None) -> None:
+        alpha, sigma = as_float64(alphas), as_float64(sigmas)
+        times = torch.arange(alpha.numel(), dtype=torch.float64, device="cpu")
+        asked = times if network_times is None else as_float64(network_times)
+        for name, table in (("alphas", alpha), ("sigmas", sigma), ("network_times", asked)):
+            if table.ndim != 1 or len(table) != len(alpha) or len(table) < 1:
+                raise ValueError(f"{name} must be (n,) like alphas, n >= 1: got {tuple(table.shape)}")
+            if not bool(table.isfinite().all()):
+                raise ValueError(f"{name} must be finite: got {table.tolist()}")
+        if bool((alpha < 0).any()) or bool((sigma < 0).any()) or bool(((alpha == 0) & (sigma == 0)).any()):
+            raise ValueError("alphas, sigmas must not be negative, and not both zero")
+        noise = torch.atan2(sigma, alpha).diff()
+        if len(noise) and bool((noise < 0).all()):  # noisiest first
+            alpha, sigma = alpha.flip(0), sigma.flip(0)
+            asked = asked if network_times is None else asked.flip(0)
+        elif not bool((noise > 0).all()):
+            raise ValueError("alphas, sigmas must be levels sigma/alpha that strictly fall or rise along the table")
+        self._alpha, self._sigma, self._asked = alpha, sigma, asked
+        self.t_max, self.t_min = float(len(alpha) - 1), 0.0
+
+    def __repr__(self) -> str:
+        return f"Levels(n={len(self._alpha)})"
+
+    @property
+    def config(self) -> dict[str, object]:
+        tables = {"alphas": self._alpha, "sigmas": self._sigma, "network_times": self._asked}
+        return {"name": "Levels", **{name: table.tolist() for name, table in tables.items()}}
+
+    @property
+    def times(self) -> list[float]:
+        """All times, noisiest first."""
+        return [float(t) for t in range(len(self._alpha) - 1, -1, -1)]
+
+    def _at(self, table: Tensor, t: Times) -> Tensor:
+        t = check_range(as_float64(t), 0, self.t_max, repr(self))
+        if bool((t % 1 != 0).any()):
+            raise ValueError(f"times must be integers for {self!r}: got {listed(t.flatten().tolist())}")
+        return table[t.long()]
+
+    def alpha(self, t: Times) -> Tensor:
+        return self._at(self._alpha, t)
+
+    def sigma(self, t: Times) -> Tensor:
+        return self._at(self._sigma, t)
+
+    def network_time(self, t: Times) -> Tensor:
+        return self._at(self._asked, t)
+
+    def from_network_time(self, t: Times) -> Tensor:
+        """The time of the level that the network is asked at nearest to t; of several such, the cleanest."""
+        return (as_float64(t)[..., None] - self._asked).abs().argmin(-1).double()
+
+    def inverse_log_snr(self, lam: Times) -> Tensor:
+        """The time of the level nearest to lam, in the angle arctan(sigma/alpha)."""
+        wanted = torch.atan((-as_float64(lam)).exp())
+        return (wanted[..., None] - torch.atan2(self._sigma, self._alpha)).abs().argmin(-1).double()
+
+    def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
+        """Whole times to visit, noisiest first, ending at 0, as even as `spacing` of `grid` has them."""
+        check_steps(steps)
+        first = self.t_max if t_max is None else float(round(t_max))
+        if steps > first:
+            raise ValueError(f"steps must be at most {first:g} for {self!r}: got {steps}")
+        wanted = self.grid(steps, self.spacing if spacing is None else spacing, first)
+        return [float(t) for t in distinct(wanted.round().int().tolist())]
