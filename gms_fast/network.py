@@ -1,48 +1,182 @@
-"""What the sampling loop and the measurements ask of a model: how it is described, a weight, and a call."""
+"""How a network is asked: in the dtype it takes, at the times it takes, and without a hold on the sampler's state."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gms_fast import prediction
-from gms_fast.schedules import Schedule
+from gms_fast.assumptions import attribute, layers
 from gms_fast.types import NoiseMoments
 
+_ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # widest first
+_OF_TYPES = re.compile(r"d?type", re.IGNORECASE)
+_OF_INDICES = re.compile(r"ind(ex|ices)", re.IGNORECASE)
+_OUTSIDE = re.compile(r"out of (range|bounds)")
 
-def described(model: object, schedule: Schedule | str | None, form: str | None) -> tuple[Schedule | str, str]:
-    """The schedule, or its name, and the form of prediction: given, or the model's own.
 
-    Raises TypeError or ValueError naming the argument.
-    """
-    if not callable(model):
-        raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
-    schedule = schedule if schedule is not None else getattr(model, "schedule", None)
-    if schedule is None:
-        raise ValueError("schedule must be given: this model has no attribute `schedule`")
-    if not isinstance(schedule, (Schedule, str)):
-        raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
-    form = form or getattr(model, "prediction", "noise")
-    if form not in prediction.names():
-        raise ValueError(f"prediction must be one of {', '.join(prediction.names())}: got {form!r}")
-    return schedule, form
+def weights_of(model: object) -> Iterator[Tensor]:
+    """The parameters of a model, behind wrappers that change nothing."""
+    for layer in [model] if torch.compiler.is_compiling() else layers(model):
+        if isinstance(layer, torch.nn.Module):
+            yield from layer.parameters()
+            return
 
 
 def weight_of(model: object) -> Tensor | None:
-    """A parameter that tells device and dtype of the network."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    for weight in parameters:  # next(.., None) is more than torch 2.8 compiles
+    """A parameter of the model."""
+    for weight in weights_of(model):  # next(.., None) is more than torch 2.8 compiles
         return weight
     return None
+
+
+def device_of(model: object) -> torch.device | None:
+    """The device of the model's parameters; None for one without. Raises ValueError where they are offloaded."""
+    weight = weight_of(model)
+    if weight is not None and weight.is_meta:
+        raise ValueError("device must be given: the model's parameters are offloaded (on the meta device)")
+    return None if weight is None else weight.device
+
+
+def dtypes_of(model: object, x: Tensor) -> list[torch.dtype]:
+    """What x may have to be given in, the first choice first.
+
+    x's own under autocast. Else the model's attribute `dtype`, then those of its floating-point parameters, widest
+    first, because narrow parts cast what they are given and wide parts do not. Integers and float8 are storage.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return [x.dtype]
+    said = attribute(model, "dtype")
+    found = {weight.dtype for weight in weights_of(model)}
+    wanted = [said] if said in _ARITHMETIC else []
+    wanted += [dtype for dtype in _ARITHMETIC if dtype in found and dtype not in wanted]
+    return wanted if x.dtype in wanted or len(wanted) == 1 else [*wanted, x.dtype]
+
+
+class Network:
+    """A model as the loop asks it.
+
+    batch_size  samples that it sees at most at a time; None: all
+    condition   keywords of each call; tensors of as many rows as the state are split with it
+    first       E[eps|x_t] alone, from models that have `first_moment` for it and save the rest
+    guarded     whether a network that writes to its input is kept from x; not while derivatives are taken
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Tensor | NoiseMoments],
+        *,
+        batch_size: int | None = None,
+        condition: dict[str, Any] | None = None,
+        first: bool = False,
+        guarded: bool = True,
+    ) -> None:
+        self._said = getattr(model, "first_moment", model) if first else model
+        self.model, self.batch_size, self.condition, self.guarded = model, batch_size, condition or {}, guarded
+        self._dtype: torch.dtype | None = None  # found out by the first call, as the next two
+        self._whole = False
+        self._writes: bool | None = None
+
+    def __call__(self, x: Tensor, time: float | Tensor) -> Any:
+        """The model's output at x (B, *); time for all, or (B,)."""
+        if self.batch_size is None or len(x) <= self.batch_size:
+            return self._in_dtype(x, time, self.condition)
+        outputs = []
+        for start in range(0, len(x), self.batch_size):
+            stop = min(start + self.batch_size, len(x))
+            t = time[start:stop] if isinstance(time, Tensor) else time
+            outputs.append(self._in_dtype(x[start:stop], t, _rows(self.condition, start, stop, len(x))))
+        return _joined(outputs)
+
+    def _in_dtype(self, x: Tensor, time: float | Tensor, condition: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            given = x.to(dtypes_of(self.model, x)[0])
+            return self._said(given.clone() if given is x else given, _times(x, time), **condition)
+        dtypes = dtypes_of(self.model, x) if self._dtype is None else [self._dtype]
+        failed: RuntimeError | None = None
+        for dtype in dtypes:
+            try:
+                output = self._at(x, dtype, time, condition)
+            except RuntimeError as error:  # noqa: PERF203 - a try of its own for each is the point
+                if len(dtypes) == 1 or not _OF_TYPES.search(str(error)):
+                    raise
+                failed = failed or error
+            else:
+                self._dtype = dtype
+                return output
+        raise ValueError(
+            f"model takes x in none of {', '.join(map(str, dtypes))}, the dtypes of its parameters and of the state: "
+            f"cast inside it, or call sample under torch.autocast ({failed})"
+        ) from failed
+
+    def _at(self, x: Tensor, dtype: torch.dtype, time: float | Tensor, condition: dict[str, Any]) -> Any:
+        """The output, at whole times as integers where the network looks them up in a table."""
+        t = _times(x, time)
+        try:
+            return self._kept(x, dtype, t.long() if self._whole else t, condition)
+        except (IndexError, RuntimeError, TypeError) as error:
+            if not _OF_INDICES.search(str(error)):
+                raise
+            if self._whole or _OUTSIDE.search(str(error)) or bool((t % 1 != 0).any()):
+                raise ValueError(
+                    f"model failed at network time {_listed(t)}: {error}. If it looks times up in a table, that holds "
+                    "whole times of its own schedule: see rescale_time= of the schedule, and timesteps="
+                ) from error
+        output = self._kept(x, dtype, t.long(), condition)
+        self._whole = True
+        return output
+
+    def _kept(self, x: Tensor, dtype: torch.dtype, t: Tensor, condition: dict[str, Any]) -> Any:
+        """The output; a network that writes to what it is given gets copies."""
+        if not self.guarded:
+            return self._said(x.to(dtype), t, **condition)
+        tensors = [value for value in condition.values() if isinstance(value, Tensor) and not value.is_inference()]
+        versions = [tensor._version for tensor in tensors]
+        given = x.to(dtype)
+        own = given is not x
+        if not own and (self._writes is not False or x.is_inference()):
+            given, own = x.clone(), True
+        before = -1 if given.is_inference() else given._version
+        output = self._said(given, t, **condition)
+        wrote = before >= 0 and given._version != before
+        if self._writes is None and given.dtype == x.dtype:
+            self._writes = wrote or (x.device.type == "cpu" and not torch.equal(given, x))
+        if (wrote and not own) or [tensor._version for tensor in tensors] != versions:
+            raise ValueError("model wrote to what it was given, x or a condition, in place: let it write to a copy")
+        return output
 
 
 def call(
     model: Callable[[Tensor, Tensor], Tensor | NoiseMoments], x: Tensor, time: Tensor, *, first: bool = False
 ) -> Tensor | NoiseMoments:
-    """The model's output at x in the dtype of its weights: a float32 state may have a bfloat16 network.
+    """The model's output at x (B, *) and times (B,), asked once."""
+    return Network(model, first=first, guarded=False)(x, time)
 
-    first  E[eps|x_t] alone, from models that have `first_moment` for it and save the rest
-    """
-    weight = weight_of(model)
-    said = getattr(model, "first_moment", model) if first else model
-    return said(x if weight is None else x.to(weight.dtype), time)
+
+def _times(x: Tensor, time: float | Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return time if isinstance(time, Tensor) else torch.full((len(x),), time, dtype=wide, device=x.device)
+
+
+def _listed(t: Tensor) -> str:
+    return ", ".join(f"{v:g}" for v in t.unique().tolist()[:5])
+
+
+def _rows(value: Any, start: int, stop: int, samples: int) -> Any:
+    if isinstance(value, dict):
+        return {name: _rows(part, start, stop, samples) for name, part in value.items()}
+    if isinstance(value, Tensor) and value.ndim and len(value) == samples:
+        return value[start:stop]
+    return value
+
+
+def _joined(outputs: Iterable[Any]) -> Any:
+    """The parts' outputs as one; of what is no output, the first, which is refused where outputs are looked at."""
+    first, *_ = outputs = list(outputs)
+    if isinstance(first, Tensor):
+        return torch.cat(outputs)
+    if not isinstance(first, tuple) or not all(isinstance(e, Tensor) or e is None for e in first):
+        return first
+    parts = [None if e[0] is None else torch.cat(e) for e in zip(*outputs, strict=True)]
+    return NoiseMoments(*parts) if len(parts) == len(NoiseMoments._fields) else tuple(parts)

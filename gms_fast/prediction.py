@@ -1,7 +1,7 @@
 """What a network predicts, as noise moments and as the data estimate (docs/notation.md)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -51,6 +51,10 @@ class Estimate:
     step: StepCoefficients
     clip: tuple[float, float] | None
 
+    def of(self, x: Tensor) -> "Estimate":
+        """The same output of the network for another state."""
+        return self if x is self.x else replace(self, x=x)
+
     @property
     def moments(self) -> NoiseMoments:
         """Moments of the noise as the network gives them, e1 alone where it gives one tensor."""
@@ -66,7 +70,9 @@ class Estimate:
         tensor = isinstance(self.output, Tensor)
         y, form = (self.output, self.form) if tensor else (self.output.e1, "noise")
         m = _TO_DATA[form](y.to(self.x.dtype), self.x, self.step.alpha_t, self.step.sigma_t)
-        return m if self.clip is None else m.clamp(*self.clip)
+        if self.clip is not None:
+            return m.clamp(*self.clip)
+        return m.clone() if m is self.output else m  # networks may write to their output again
 
     def noise(self) -> Tensor:
         """E[eps|x_t], or where there is a data range what the clipped E[x_0|x_t] leaves of x; x's dtype."""

@@ -413,7 +413,7 @@ REFUSALS = {
     "spacing of 0": (lambda: LINEAR.timesteps(5, spacing=0), "spacing must be .* positive exponent: got 0"),
     "no time": (
         lambda: LINEAR.check_times([]),
-        r"timesteps must be at least one time, strictly decreasing: got \[\]",
+        r"timesteps must be one or more strictly decreasing times: got \[\]",
     ),
     "rising times": (lambda: LINEAR.check_times([0, 5]), "timesteps must be .* strictly decreasing"),
     "repeated times": (lambda: LINEAR.check_times([5, 5, 0]), "timesteps must be .* strictly decreasing"),

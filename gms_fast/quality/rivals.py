@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gms_fast import ops
 from gms_fast.quality.subjects import Subject
-from gms_fast.sampling import INITIAL
+from gms_fast.run import INITIAL
 
 NAME = "diffusers"
 

@@ -140,7 +140,7 @@ class Schedule(Identified, ABC):
     def check_times(self, times: Sequence[float]) -> None:
         """Raise ValueError unless `times` are times of this schedule, at least one, strictly decreasing."""
         if not times or any(not a > b for a, b in pairwise(times)):
-            raise ValueError(f"timesteps must be at least one time, strictly decreasing: got {listed(times)}")
+            raise ValueError(f"timesteps must be one or more strictly decreasing times: got {listed(times)}")
         self.sigma(times)  # which knows its range
 
 

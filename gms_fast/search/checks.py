@@ -36,8 +36,7 @@ def frozen(*owners: object) -> Iterator[None]:
 
 def device_of(model: object, data: Tensor) -> torch.device:
     """Where the network is, or the data if it has no parameters."""
-    weight = network.weight_of(model)
-    return data.device if weight is None else weight.device
+    return network.device_of(model) or data.device
 
 
 def check_model(sampler: Sampler, table: GGDMTable, variant: str) -> Sampler:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gms_fast import network, ops, schedules, solvers
+from gms_fast import ops, solvers
+from gms_fast.assumptions import describe
 from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
@@ -143,8 +144,8 @@ def ggdm(
     stays in `out`.
     """
     run = Settings(**settings)
-    schedule, form = network.described(model, schedule, prediction)
-    schedule = schedules.build(schedule)
+    said = describe(model, schedule, prediction)
+    schedule, form = said.built(), said.prediction
     table = _first(initial, schedule, steps, spacing)
     table.check(schedule=schedule, steps=positive("steps", steps))
     if dtype not in (torch.float32, torch.float64):

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gms_fast.network import weight_of
+from gms_fast.network import dtypes_of
 from gms_fast.statistics import fingerprint
 
 NAMES = {"mnist5k": 28, "digits": 8}  # data set: side of its images
@@ -88,5 +88,4 @@ def described(features: Features) -> str:
 
 def seen(features: Features, images: Tensor) -> Tensor:
     """Features of images, in the dtype of the module's weights if it has any."""
-    weight = weight_of(features)
-    return features(images if weight is None else images.to(weight.dtype))
+    return features(images.to(dtypes_of(features, images)[0]))

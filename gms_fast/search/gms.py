@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gms_fast import network, schedules
+from gms_fast.assumptions import describe
 from gms_fast.configuration import check_same
 from gms_fast.sampling import sample
 from gms_fast.schedules import Schedule
@@ -100,8 +100,7 @@ def gms(
     """
     from scipy.optimize import minimize
 
-    schedule, _ = network.described(model, schedule, "noise")
-    schedule = schedules.build(schedule)
+    schedule = describe(model, schedule, "noise").built()
     solver = GMS() if solver is None else solver
     if not isinstance(solver, GMS):
         raise TypeError(f"solver must be a GMS: got {solver!r}")

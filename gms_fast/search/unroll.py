@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gms_fast import network, ops, prediction, reference
-from gms_fast.sampling import INITIAL
+from gms_fast.run import INITIAL
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 

@@ -1,5 +1,6 @@
 """Gaussian reverse steps: DDPM (Ho et al. 2020) and SN-DDPM (Bao et al. 2022, Extended Analytic-DPM)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +28,6 @@ class _Gaussian(Solver):
     def __post_init__(self) -> None:
         check_clip_pixel(self.clip_pixel)
 
-    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
-        check_signal(self, schedule, times)
-        return super().plan(schedule, times)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DDPM(_Gaussian):
@@ -40,6 +37,10 @@ class DDPM(_Gaussian):
     """
 
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+        k = context.coefficients
+        if k.alpha_t == 0:  # no noise moment tells x_0 there
+            noise = context.noise.arguments(context.index)
+            return ops.affine_noise(x, [estimate.x0()], [k.A, k.B], math.sqrt(k.c), **noise), state
         return _gaussian_step(x, NoiseMoments(estimate.moments.e1), context, self.clip_pixel), state
 
 
@@ -51,6 +52,10 @@ class SNDDPM(_Gaussian):
     """
 
     moments_needed = 2
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
+        check_signal(self, schedule, times)
+        return super().plan(schedule, times)
 
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
         e1, e2, _ = estimate.moments

@@ -1,11 +1,13 @@
 """What a solver is: a step with explicit state; the loop that calls it stands in `gms_fast/sampling.py`."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gms_fast import ops
@@ -17,16 +19,28 @@ from gms_fast.steps import StepCoefficients
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSource:
-    """Where the draws of step i come from: counters of (seed, sample, step, element), or a callable noise(step)."""
+    """Where the draws of step i come from: counters of (seed, sample, step, element), or a callable noise(step).
+
+    counters  of the steps; None: step_offset + i
+    """
 
     seed: ops.Seed = 0
     sample_offset: int = 0
+    step_offset: int = 0
     given: Callable[[int], Any] | None = None
+    counters: Sequence[int] | None = None
 
     def arguments(self, index: int) -> dict[str, Any]:
         """The keywords that tell an op which noise to use in step `index`."""
-        noise = None if self.given is None else self.given(index)
-        return {"seed": self.seed, "sample_offset": self.sample_offset, "step_index": index, "noise": noise}
+        step = self.step_offset + index
+        noise = None if self.given is None else self.given(step)
+        counter = step if self.counters is None else self.counters[index]
+        return {"seed": self.seed, "sample_offset": self.sample_offset, "step_index": counter, "noise": noise}
+
+    def counted(self, counters: Sequence[int] | None, device: torch.device) -> "NoiseSource":
+        """The same source with these counters and, if its seeds are a tensor, with them on that device."""
+        seed = self.seed.to(device) if isinstance(self.seed, Tensor) else self.seed
+        return replace(self, seed=seed, counters=counters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +107,12 @@ class Solver(Identified, ABC):
         """Network calls that visiting `times` takes."""
         return len(times) - 1 - self.free + (self.denoise and float(schedule.sigma(times[-1])) > 0)
 
+    def ending(self, denoise: bool) -> "Solver":
+        """This solver with such a `denoise`."""
+        other = copy.copy(self)
+        object.__setattr__(other, "denoise", denoise)
+        return other
+
     def check(self, model: Any, shape: Sequence[int]) -> None:
         """Raise ValueError if the solver was made for another model or shape of one sample."""
 
@@ -152,8 +172,15 @@ def bounded_last_step(x: Tensor, context: StepContext, clip_pixel: float | None)
     """The last step's numbers with var_max = (clip_pixel 2/255 sqrt(pi/2))^2, or None where the bound does not apply.
 
     What the last step draws stays in the picture as noise, so of a picture (B, C, H, W) it may leave a mean absolute
-    deviation of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022). Other data keeps its law.
+    deviation of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022). Other data keeps its law, and
+    so does a state that is handed on, whose own level sigma_s/alpha_s is more noise than two grey levels.
     """
-    if not context.is_last or clip_pixel is None or x.ndim < 4:
+    k = context.coefficients
+    if not context.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
         return None
-    return replace(context.coefficients, var_max=(clip_pixel * 2 / 255) ** 2 * math.pi / 2)
+    return replace(k, var_max=_std_of(clip_pixel) ** 2)
+
+
+def _std_of(grey_levels: float) -> float:
+    """The standard deviation of normals whose mean absolute value is so many of the 255 levels of [-1, 1]."""
+    return grey_levels * 2 / 255 * math.sqrt(math.pi / 2)

@@ -26,7 +26,6 @@ NOISE_SCALES: dict[str, Phi] = {
 NOISE_SCALES |= {"sde_1": NOISE_SCALES["dropped"]}
 NOISE_SCALES |= {f"sde_{i + 1}": NOISE_SCALES[f"er_sde_{i}"] for i in (1, 2, 3, 4)}
 QUADRATURES = ("released", "exact")
-_POINTS = 100  # of the released quadrature
 _RELEASED_CLIP = 1e-6
 _FAR = np.array([1e6, 1e9])  # where phi(x)/x tells its limit at infinity
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
@@ -44,7 +43,8 @@ class ERSDE(Multistep):
     noise_scale     phi: "ode" x, "sde" x^2, "er_sde_1" x^1.5, "er_sde_2" x^2.5, "er_sde_3" x^0.9 log10(1 + 100 x^1.5),
                     "er_sde_4" x (exp(x^0.3) + 10), "sde_1" x (exp(-1/x) + 10); "sde_2".."sde_5" are the older names of
                     "er_sde_1".."er_sde_4". Or any callable on float64 arrays, positive, with phi(x)/x not decreasing
-    quadrature      of 1/phi in c_1, c_2: "released", 100 points of a left Riemann sum, or "exact" to rounding
+    quadrature      of 1/phi in c_1, c_2: "released", a left Riemann sum of `points`, or "exact" to rounding
+    points          of the released quadrature: 100 as in the released code (default), 200 as in ComfyUI
     variance_clip   smaller variances (of x/alpha) draw no noise. None: 1e-6 with the released quadrature, as in the
                     released code, else 0
 
@@ -55,6 +55,7 @@ class ERSDE(Multistep):
     order: int = 3
     noise_scale: str | Phi = "er_sde_4"
     quadrature: str = "released"
+    points: int = 100
     variance_clip: float | None = None
     denoise = False
 
@@ -64,6 +65,8 @@ class ERSDE(Multistep):
             names = ", ".join(NOISE_SCALES)
             raise ValueError(f"noise_scale must be a callable phi(x) or one of {names}: got {self.noise_scale!r}")
         check_choice("quadrature", self.quadrature, QUADRATURES)
+        if type(self.points) is not int or self.points < 1:
+            raise ValueError(f"points must be an integer of at least 1: got {self.points!r}")
         if self.variance_clip is not None and not self.variance_clip >= 0:
             raise ValueError(f"variance_clip must be None or not negative: got {self.variance_clip!r}")
 
@@ -107,14 +110,15 @@ class ERSDE(Multistep):
         D = lambda_t - lambda_s; the integrals run over l from lambda_s to lambda_t.
         """
         D = lam_t - lam_s
-        points, weights = (_riemann if self.quadrature == "released" else _gauss)(lam_s, lam_t)
+        released = self.quadrature == "released"
+        points, weights = _riemann(lam_s, lam_t, self.points) if released else _gauss(lam_s, lam_t)
         density = weights * phi(lam_s) / phi(points)
         return -D + float(density.sum()), D * D / 2 + float((density * (points - lam_t)).sum())
 
 
-def _riemann(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+def _riemann(low: float, high: float, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Points and weights of the released code, the lower end among them, the upper not."""
-    return low + np.arange(_POINTS) / _POINTS * (high - low), np.full(_POINTS, (high - low) / _POINTS)
+    return low + np.arange(n) / n * (high - low), np.full(n, (high - low) / n)
 
 
 def _gauss(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:

@@ -77,9 +77,8 @@ class GMS(Solver):
         return "uniform" if self.fit == "adan" else "angle"
 
     def _component(self, x: Tensor, given: Any) -> str:
-        shared = (
-            isinstance(given, tuple) and len(given) == 2 and given[1].numel() == len(x) and given[1].shape != x.shape
-        )
+        u = given[1] if isinstance(given, tuple) and len(given) == 2 else None
+        shared = isinstance(u, Tensor) and u.numel() == len(x) and u.shape != x.shape
         return self.component or ("sample" if self.fit == "adan" or shared else "element")
 
     @property
@@ -98,6 +97,8 @@ class GMS(Solver):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
         """Of each step, whether its elements are drawn together."""
         ratios = [math.exp(-float(schedule.log_snr(t))) for t in times[:-1]]
+        if not ratios:
+            return []
         if self.covariance is not None and self._tau > 0 and not ratios[-1] <= self._tau < ratios[0]:
             kind = "together: switch=0 says so, and needs no heads" if self._tau < ratios[-1] else "by itself"
             warnings.warn(

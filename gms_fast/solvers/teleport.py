@@ -57,6 +57,9 @@ class Teleport(Solver):
     def denoise(self) -> bool:  # type: ignore[override]
         return self.then.denoise
 
+    def ending(self, denoise: bool) -> "Teleport":
+        return replace(self, then=self.then.ending(denoise))
+
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:  # type: ignore[override]
         """[T, then's times from where the jump ends]."""
         if self.until >= 1 and isinstance(wanted, int):

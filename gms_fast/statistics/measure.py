@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from gms_fast import ops, schedules
-from gms_fast.network import described, weight_of
+from gms_fast import ops
+from gms_fast.assumptions import describe
+from gms_fast.network import device_of
 from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import Derivative, Noise, derivative_for, noise_of
 from gms_fast.statistics.empirical import EmpiricalModel, fingerprint
@@ -72,8 +73,8 @@ def empirical_model(
     Raises ValueError or TypeError naming the argument before the model is called, FileExistsError for `out`, and
     ValueError naming the node where the model returns NaN or infinity.
     """
-    schedule, form = described(model, schedule, prediction)
-    schedule = schedules.build(schedule)
+    said = describe(model, schedule, prediction)
+    schedule, form = said.built(), said.prediction
     check_numbers(N, samples, batch_size, seed, window, tolerance)
     chosen = _chosen(model, data, samples, seed)
     t, lam = _grid(schedule, N, t_max, t_min)
@@ -238,5 +239,4 @@ def _check_files(out: Path, resume: bool) -> None:
 def _device(model: object, data: Tensor, device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
-    weight = weight_of(model)
-    return data.device if weight is None else weight.device
+    return device_of(model) or data.device

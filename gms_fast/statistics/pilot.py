@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gms_fast import ops, schedules
-from gms_fast.network import described
+from gms_fast import ops
+from gms_fast.assumptions import describe
 from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import noise_of
 from gms_fast.statistics.gaussian import Gaussian
@@ -54,8 +54,8 @@ def pilot(
     Raises ValueError or TypeError naming the argument, ValueError where the model returns NaN.
     Source: Wang & Vastola 2024 (arXiv 2412.09726), whose own score measure is near 1 everywhere.
     """
-    schedule, form = described(model, schedule, prediction)
-    schedule = schedules.build(schedule)
+    said = describe(model, schedule, prediction)
+    schedule, form = said.built(), said.prediction
     check_data(model, data)
     statistics.check(shape=data.shape[1:])
     if not isinstance(levels, int) or levels < 2 or not threshold < 1:

@@ -1,0 +1,183 @@
+"""What a model says of itself, where that is looked for, and what is assumed where it says nothing (docs/models.md)."""
+
+import inspect
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from gms_fast import prediction, schedules
+from gms_fast.schedules import Schedule
+from gms_fast.types import as_range
+
+UNSAID = "model"  # `clip` where the call does not say: as the model says, else PICTURES
+PICTURES = (-1.0, 1.0)
+MOMENTS = ("raw", "central")
+_INNER = ("module", "_orig_mod", "_fsdp_wrapped_module")  # of torch's own wrappers
+_NOTHING = object()
+_DEPTH, _LOOKED_AT = 3, 64  # how far a wrapper of unknown kind is looked into
+
+
+def layers(model: object) -> Iterator[Any]:
+    """The model, and what lies in it behind wrappers that change nothing: torch's own, partials and methods."""
+    seen: list[object] = []
+    while model is not None and not any(model is other for other in seen):
+        seen.append(model)
+        yield model
+        model = _inner(model)
+
+
+def unwrapped(model: object) -> Any:
+    """What lies behind the wrappers that change nothing."""
+    for layer in layers(model):
+        last = layer
+    return last
+
+
+def _inner(model: object) -> object | None:
+    if isinstance(model, partial):
+        return model.func
+    if isinstance(model, types.MethodType):
+        return model.__self__
+    if type(model).__module__.partition(".")[0] == "torch":
+        for name in _INNER:
+            found = getattr(model, name, None)
+            if callable(found):
+                return found
+    return getattr(model, "__wrapped__", None) if isinstance(model, types.FunctionType) else None
+
+
+def attribute(model: object, name: str, default: Any = None) -> Any:
+    """The model's attribute, looked for behind wrappers that change nothing; None counts as none but for `clip`."""
+    if torch.compiler.is_compiling():
+        return getattr(model, name, default)
+    for layer in layers(model):
+        found = getattr(layer, name, _NOTHING)
+        if found is not _NOTHING and (found is not None or name == "clip"):
+            return found
+    return default
+
+
+def _parts(model: object) -> Iterator[object]:
+    """What an object of unknown kind holds that may be a model."""
+    if isinstance(model, torch.nn.Module):
+        yield from model.children()
+    elif isinstance(model, types.FunctionType):
+        yield from inspect.getclosurevars(model).nonlocals.values()
+    yield from (value for value in getattr(model, "__dict__", {}).values() if callable(value))
+
+
+def _hidden(model: object, name: str, fits: Callable[[Any], bool]) -> tuple[object, Any] | None:
+    """The first (owner, value) of such an attribute inside a wrapper of unknown kind."""
+    level, seen = list(layers(model)), set()
+    for _ in range(_DEPTH):
+        level = [part for owner in level for part in _parts(owner)]
+        for part in level:
+            if id(part) in seen or len(seen) > _LOOKED_AT or isinstance(part, type):
+                continue
+            seen.add(id(part))
+            value = getattr(part, name, _NOTHING)
+            if value is not _NOTHING and fits(value):
+                return part, value
+    return None
+
+
+def _is_range(value: Any) -> bool:
+    try:
+        return value is None or bool(as_range(value))
+    except ValueError:
+        return False
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "schedule": lambda value: isinstance(value, Schedule) or (isinstance(value, str) and value in schedules.names()),
+    "sample_shape": lambda value: isinstance(value, (tuple, list)) and all(isinstance(n, int) for n in value),
+    "prediction": lambda value: isinstance(value, str) and value in prediction.names(),
+    "moments": lambda value: isinstance(value, str) and value in MOMENTS,
+    "clip": _is_range,
+}
+
+
+def _assumed(model: object, name: str, value: Any) -> Any:
+    """`value`, with a warning where an inner model says something else."""
+    if torch.compiler.is_compiling():
+        return value
+    hidden = _hidden(model, name, _FITS[name])
+    if hidden is not None and hidden[1] != value:
+        owner, said = hidden
+        warnings.warn(
+            f"model has no attribute `{name}`, so {value!r} is assumed, but the {type(owner).__name__} in it has "
+            f"{name} = {said!r}: give the model the attribute it is to have, or gms_fast.models.wrap(model, ..)",
+            stacklevel=6,  # whoever called `sample`
+        )
+    return value
+
+
+def missing(model: object, name: str) -> str:
+    """The error of an attribute that must be there or be given."""
+    hidden = _hidden(model, name, _FITS[name])
+    hint = f"; the {type(hidden[0]).__name__} in it has {hidden[1]!r}" if hidden else ""
+    return f"{name} must be given: this model has no attribute `{name}`{hint}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a model: said by the call, by the model, or assumed.
+
+    own           the model's own schedule, which tells one that says nothing of it how the network is asked
+    clip_assumed  whether neither call nor model says what range the data has
+    """
+
+    schedule: Schedule | str
+    own: Schedule | None
+    prediction: str
+    moments: str
+    clip: tuple[float, float] | None
+    clip_assumed: bool
+
+    def built(self) -> Schedule:
+        """The schedule itself, asking the network as the model's own says where it says nothing."""
+        return schedules.build(self.schedule).asked_like(self.own)
+
+
+def describe(model: object, schedule: Schedule | str | None, form: str | None, clip: Any = UNSAID) -> Description:
+    """The call's arguments where given, else what the model says, else what is assumed.
+
+    Raises TypeError or ValueError naming the argument.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
+    if attribute(model, "self_condition") is True:
+        raise ValueError(
+            "model is self-conditioned (self_condition = True): it wants its last estimate of x_0 as an input, which "
+            "no solver hands on; wrap it in a callable (x, t) that does, or train it without"
+        )
+    own = attribute(model, "schedule")
+    schedule = own if schedule is None else schedule
+    if schedule is None:
+        raise ValueError(missing(model, "schedule"))
+    if not isinstance(schedule, (Schedule, str)):
+        raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
+    form = form or attribute(model, "prediction") or _assumed(model, "prediction", "noise")
+    if form not in prediction.names():
+        raise ValueError(f"prediction must be one of {', '.join(prediction.names())}: got {form!r}")
+    moments = attribute(model, "moments") or _assumed(model, "moments", "raw")
+    if moments not in MOMENTS:
+        raise ValueError(f'model.moments must be "raw" or "central": got {moments!r}')
+    assumed = False
+    if isinstance(clip, str) and clip == UNSAID:
+        clip = attribute(model, "clip", _NOTHING)
+        assumed = clip is _NOTHING
+        clip = _assumed(model, "clip", PICTURES) if assumed else clip
+    return Description(
+        schedule=schedule,
+        own=own if isinstance(own, Schedule) else None,
+        prediction=form,
+        moments=moments,
+        clip=None if clip is None else as_range(clip),
+        clip_assumed=assumed,
+    )

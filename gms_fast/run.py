@@ -1,0 +1,195 @@
+"""One run of the sampler: its checked arguments, its start, its calls of the network, and what it watches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gms_fast import ops, solvers
+from gms_fast import prediction as predictions
+from gms_fast.assumptions import Description, attribute, describe, missing
+from gms_fast.clipping import ClipCheck
+from gms_fast.finite import FiniteCheck
+from gms_fast.network import Network, device_of
+from gms_fast.plan import BY_LEVEL, Visit, integer
+from gms_fast.solvers import NoiseSource, Solver, StepContext
+from gms_fast.types import NoiseMoments
+
+INITIAL = 2  # stream of the counter-based noise that x_T is drawn from
+
+Callback = Callable[[int, float, Tensor, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The checked arguments of one call of `sample`, and what it watches."""
+
+    model: Callable[..., Tensor | NoiseMoments]
+    network: Network
+    solver: Solver
+    said: Description
+    noise: NoiseSource
+    callback: Callback | None
+    finite: FiniteCheck
+    clipped: ClipCheck
+
+    @classmethod
+    def prepare(
+        cls, model, *, solver, schedule, prediction, clip, seed, sample_offset, step_offset, noise, condition,
+        batch_size, callback,
+    ) -> "Run":  # fmt: skip
+        said = describe(model, schedule, prediction, clip)
+        for name, call, wanted in (
+            ("callback", callback, "callback(step, t, x, x0)"),
+            ("noise", noise, "noise(step)"),
+        ):
+            if call is not None and not callable(call):
+                raise TypeError(f"{name} must be callable as {wanted}: got {type(call).__name__}")
+        if condition is not None and not isinstance(condition, dict):
+            raise TypeError(f"condition must be a dict of keywords for the model: got {type(condition).__name__}")
+        if batch_size is not None and integer("batch_size", batch_size) < 1:
+            raise ValueError(f"batch_size must be at least 1, or None: got {batch_size}")
+        if not 0 <= integer("step_offset", step_offset) < BY_LEVEL - (1 << 24):
+            raise ValueError(f"step_offset must lie in [0, 2^31 - 2^24): got {step_offset}")
+        return cls(
+            model=model,
+            network=Network(model, batch_size=batch_size, condition=condition),
+            solver=solvers.build(solver),
+            said=said,
+            noise=NoiseSource(
+                seed=ops.as_seed(seed),
+                sample_offset=integer("sample_offset", sample_offset),
+                step_offset=step_offset,
+                given=noise,
+            ),
+            callback=callback,
+            finite=FiniteCheck(),
+            clipped=ClipCheck(),
+        )
+
+    def check_signal(self, visits: list[Visit]) -> None:
+        """Raise ValueError where the first call of the network can tell nothing of x_0."""
+        first = visits[min(self.solver.free, len(visits) - 1)]
+        if first.coefficients.alpha_t == 0 and self.said.prediction not in predictions.WITHOUT_SIGNAL:
+            forms = ", ".join(predictions.WITHOUT_SIGNAL)
+            raise ValueError(
+                f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
+                f"got {self.said.prediction!r}, which tells nothing of x_0 there"
+            )
+
+    def initial(
+        self,
+        visit: Visit,
+        n: int,
+        shape: Sequence[int] | None,
+        x_T: Tensor | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        """x_T: a copy of the one given, or sigma_T times counter-based normals."""
+        if x_T is not None:
+            x = _given_state(x_T, shape)
+            self.finite.see(x, "x_T must be finite: it holds NaN or infinity")
+            return self._checked(x.detach().to(device or x.device, dtype or x.dtype, copy=True))
+        device = device or device_of(self.model) or torch.get_default_device()
+        dtype = dtype or torch.float32
+        if integer("n", n) < 0:
+            raise ValueError(f"n must be a non-negative integer: got {n}")
+        shape = shape if shape is not None else attribute(self.model, "sample_shape")
+        if shape is None:
+            raise ValueError(missing(self.model, "sample_shape").replace("sample_shape must", "shape must", 1))
+        x = self._checked(_described_state(n, shape, dtype, device))
+        draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset, "stream": INITIAL}
+        return visit.coefficients.sigma_t * ops.philox_normal(x.shape, **draw, device=device, dtype=dtype)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """x, if seeds and sample indices fit it."""
+        seed = self.noise.seed
+        if isinstance(seed, Tensor) and seed.ndim == 1 and len(seed) != len(x):
+            raise ValueError(f"seed must be one integer or one per sample, {len(x)} of them: got {len(seed)}")
+        ops.check_sample_offset(self.noise.sample_offset, len(x))
+        return x
+
+    def contexts(self, visits: list[Visit], device: torch.device, *, counted: bool) -> list[StepContext]:
+        """What the solver knows about each step, its seeds on the state's device.
+
+        counted  whether the counters of the noise count the steps, from `step_offset` on, or follow the noise level
+        """
+        noise = self.noise.counted(None if counted else [visit.level for visit in visits[self.solver.free :]], device)
+        return [
+            StepContext(
+                index=visit.index,
+                is_last=visit.index == len(visits) - 2,
+                t=visit.t,
+                s=following.t,
+                coefficients=visit.coefficients,
+                clip=self.said.clip,
+                central=self.said.moments == "central",
+                noise=noise,
+                plan=visit.plan,
+            )
+            for visit, following in pairwise(visits)
+        ]
+
+    def evaluate(self, x: Tensor, visit: Visit, visits: int) -> predictions.Estimate:
+        """What the network says at x, checked; `visits` is how many there are."""
+        output = self.network(x, visit.network_time)
+        estimate = predictions.estimate(output, x, visit.coefficients, self.said.prediction, self.said.clip)
+        if isinstance(output, Tensor):
+            said = {"e1" if self.said.prediction == "noise" else "its output": output}
+        else:
+            said = {name: e for name, e in zip(NoiseMoments._fields, output, strict=True) if e is not None}
+        if len(said) < self.solver.moments_needed:
+            raise ValueError(
+                f"model must return NoiseMoments with {self.solver.moments_needed} moments for "
+                f"{type(self.solver).__name__}, but gives {len(said)}: train heads with "
+                "gms_fast.training.train_moment_heads, or choose a solver that needs the noise alone, such as ddim"
+            )
+        for name, tensor in said.items():
+            self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {visit.index} (t = {visit.t:g})")
+        if self.said.clip_assumed and 2 * visit.index >= visits - 1:
+            self.clipped.see(estimate)
+        return estimate
+
+    def report(self, visit: Visit, x: Tensor, estimate: predictions.Estimate) -> tuple[Tensor, bool]:
+        """The state after the callback was told, and whether it ends the run."""
+        shown = x.clone()
+        before = None if torch.compiler.is_compiling() or shown.is_inference() else shown._version
+        try:
+            returned = self.callback(visit.index, visit.t, shown, estimate.x0())
+        except StopIteration:
+            return x, True
+        if before is not None and shown._version != before:
+            raise ValueError("callback wrote to x in place, which changes nothing: return the new state instead")
+        if not isinstance(returned, Tensor):
+            return x, False
+        if returned.shape != x.shape:
+            raise ValueError(f"callback must return a tensor like x, {tuple(x.shape)}: got {tuple(returned.shape)}")
+        return returned.detach().to(x.device, x.dtype, copy=returned is not shown), False
+
+    def finished(self, x: Tensor) -> Tensor:
+        """The result, after what was watched is reported."""
+        self.finite.see(x, "samples must be finite: the last step made NaN or infinity")
+        self.finite.report()
+        self.clipped.report()
+        return x
+
+
+def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:
+    if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim == 0:
+        raise TypeError(f"x_T must be a floating-point tensor (n, *): got {x_T!r}")
+    if shape is not None and tuple(x_T.shape[1:]) != tuple(shape):
+        raise ValueError(f"x_T must be (n, {', '.join(map(str, shape))}): got {tuple(x_T.shape)}")
+    return x_T
+
+
+def _described_state(n: int, shape: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The state without its data: torch says whether there is such a tensor before any memory is spent."""
+    try:
+        torch.device(device)
+        return torch.empty((n, *shape), dtype=dtype, device="meta")
+    except (TypeError, RuntimeError) as error:
+        message = f"n, shape, dtype and device must describe a tensor: got {n}, {shape!r}, {dtype!r}, {device!r}"
+        raise ValueError(message) from error
