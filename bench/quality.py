@@ -10,6 +10,7 @@ angle    all of them on the grid that is the default of GMS since: it was found 
 cosine   exact moments of 8x8 digits on the cosine schedule
 calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
 gaussian what the mean and covariance of the data bring, at equal network calls: teleport, GMS with covariance
+ends     multistep solvers on grids that end in a jump of noise levels and on others, with low orders there and without
 ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
 heads    kinds of moment heads and noise schedules, trained by bench/heads.py into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
@@ -45,6 +46,7 @@ AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
     "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
 }
+ENDS = ("unip", "unip:early=0", "dpm-solver++", "dpm-solver++:order=3")
 PLAIN = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["uniform"], BEST: ["angle"]}
 V3 = {"dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7", "uniform"]}
 TOGETHER = {f"{BEST},covariance=STATISTICS,switch={tau}": ["angle"] for tau in (0, 1.5, 3, 8)}  # sigma/alpha
@@ -157,6 +159,11 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
         "cosine": cells("exact-digits", ["sn-ddpm", BEST], ["uniform", "0.5"]),
         "calls": [*at_calls("digits", AT_CALLS, STEPS), *at_calls("mnist", AT_CALLS, (5, 10))],
         "gaussian": [c for model in UNTIL for c in with_gaussian(model)],
+        "ends": [
+            *cells("digits", ENDS, ["uniform", "0.7", "quadratic", "angle"]),
+            *cells("exact-digits", ENDS, ["uniform", "0.7", "quadratic", "angle"], (5, 10)),
+            *cells("mnist", ENDS[:3], ["uniform", "quadratic", "angle"], (10,)),
+        ],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }

@@ -18,12 +18,14 @@ class UniP(Multistep):
     is the polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
 
     order   1 .. 4; the first steps, with less history, are of lower order, and so are the last: .. 2, 1
+    early   0 or 1: how many
 
     The paper's a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). Its code sets
     a_1 = 1/2 for p = 2, the value for h -> 0, which makes that order DPM-Solver++(2M).
     """
 
     order: int = 3
+    early: int = 1
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3, 4))
@@ -31,12 +33,12 @@ class UniP(Multistep):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         alpha, sigma = (f(times).numpy() for f in (schedule.alpha, schedule.sigma))
         lam = schedule.log_snr(times).numpy()
-        calls = self.calls(schedule, times)
+        left = self.calls(schedule, times) - self.early
         plan = []
         for i in range(len(lam) - 1):
-            known = [v for v in lam[i::-1] if math.isfinite(v)] if math.isfinite(lam[i + 1]) else []
-            known = known[: min(self.order, calls - i)] or [lam[i]]
-            own = [float(alpha[i + 1] * w) for w in _weights(lam[i + 1] - lam[i], np.array(known) - lam[i])]
+            known = [v - lam[i] for v in lam[i::-1] if math.isfinite(v)] if math.isfinite(lam[i + 1]) else []
+            r = np.array(known[: max(min(self.order, left - i), 1)] or [0.0])
+            own = [float(alpha[i + 1] * w) for w in _weights(lam[i + 1] - lam[i], r)]
             plan.append(([float(sigma[i + 1] / sigma[i]), *own], 0.0))
         return plan
 

@@ -1,0 +1,58 @@
+"""Networks and habits of strangers, made of the exact network of Gaussian data: what comes out right is known."""
+
+import torch
+
+from gms_fast import NoiseMoments
+from gms_fast.schedules import VPLinear
+
+MEAN, STD = 0.3, 0.2
+N = 256
+
+
+class Exact:
+    """The exact network of data N(mean, std^2), by what it is to predict; asked at its schedule's own times."""
+
+    sample_shape = (3, 8, 8)
+
+    def __init__(self, mean=MEAN, std=STD, schedule=None, form="noise", **attributes):
+        self.mean, self.std, self.schedule, self.form = mean, std, schedule or VPLinear(), form
+        self.asked = []
+        if form != "noise":
+            self.prediction = form
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def levels(self, t):
+        return tuple(float(f(self.schedule.from_network_time(t[:1].double()))) for f in (self.alpha, self.sigma))
+
+    def alpha(self, t):
+        return self.schedule.alpha(t)
+
+    def sigma(self, t):
+        return self.schedule.sigma(t)
+
+    def __call__(self, x, t):
+        self.asked.append(float(t[0]))
+        alpha, sigma = self.levels(t)
+        var = (alpha * self.std) ** 2 + sigma**2
+        e = sigma * (x - alpha * self.mean) / var
+        x_0 = self.mean + alpha * self.std**2 * (x - alpha * self.mean) / var
+        return {"noise": e, "x0": x_0, "v": alpha * e - sigma * x_0, "flow": e - x_0}[self.form]
+
+
+class Moments(Exact):
+    """With exact central moments, the third of which is zero."""
+
+    moments = "central"
+
+    def __call__(self, x, t):
+        alpha, sigma = self.levels(t)
+        share = (alpha * self.std) ** 2 / ((alpha * self.std) ** 2 + sigma**2)
+        return NoiseMoments(super().__call__(x, t), torch.full_like(x, share), torch.zeros_like(x))
+
+
+def marginal(t, mean=MEAN, std=STD, schedule=None):
+    """Mean and standard deviation of x_t."""
+    schedule = schedule or VPLinear()
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    return alpha * mean, ((alpha * std) ** 2 + sigma**2) ** 0.5
