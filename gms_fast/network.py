@@ -123,9 +123,8 @@ class Network:
                     f"model failed at network time {_listed(t)}: {error}. If it looks times up in a table, that holds "
                     "whole times of its own schedule: see rescale_time= of the schedule, and timesteps="
                 ) from error
-        output = self._kept(x, dtype, t.long(), condition)
         self._whole = True
-        return output
+        return self._at(x, dtype, time, condition)
 
     def _kept(self, x: Tensor, dtype: torch.dtype, t: Tensor, condition: dict[str, Any]) -> Any:
         """The output; a network that writes to what it is given gets copies."""
