@@ -46,7 +46,7 @@ AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
     "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
 }
-ENDS = ("unip", "unip:early=0", "dpm-solver++", "dpm-solver++:order=3")
+ENDS = ("unip", "unip:early=0", "dpm-solver++")
 PLAIN = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["uniform"], BEST: ["angle"]}
 V3 = {"dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7", "uniform"]}
 TOGETHER = {f"{BEST},covariance=STATISTICS,switch={tau}": ["angle"] for tau in (0, 1.5, 3, 8)}  # sigma/alpha
@@ -160,9 +160,9 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
         "calls": [*at_calls("digits", AT_CALLS, STEPS), *at_calls("mnist", AT_CALLS, (5, 10))],
         "gaussian": [c for model in UNTIL for c in with_gaussian(model)],
         "ends": [
-            *cells("digits", ENDS, ["uniform", "0.7", "quadratic", "angle"]),
-            *cells("exact-digits", ENDS, ["uniform", "0.7", "quadratic", "angle"], (5, 10)),
-            *cells("mnist", ENDS[:3], ["uniform", "quadratic", "angle"], (10,)),
+            *cells("digits", ENDS, ["uniform", "quadratic", "angle", "log-snr"], (5, 10)),
+            *cells("digits", ENDS, ["uniform", "quadratic"], (20,)),
+            *cells("mnist", ENDS, ["uniform", "quadratic", "angle"], (10,)),
         ],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],

@@ -97,7 +97,8 @@ def sample(
     run.check_signal(visits)
     x = run.initial(visits[0], n, shape, x_T, device, dtype)
     run.solver.check(model, x.shape[1:])
-    contexts = run.contexts(visits, x.device, counted=whole or x_T is None or step_offset > 0)
+    begun = (whole or x_T is None) and not run.solver.free
+    contexts = run.contexts(visits, x.device, counted=begun or step_offset > 0)
     state = run.solver.start(x, contexts) if contexts else None
     pairs = list(zip(visits[:-1], contexts, strict=True))  # the last visit starts no step
     for visit, context in tqdm(pairs, unit="step") if progress else pairs:

@@ -88,8 +88,12 @@ class Solver(Identified, ABC):
         t_max, spacing  of the grid, where they are not the schedule's first time and the solver's own spacing
         """
         if isinstance(wanted, int):
-            wanted = self._grid(schedule, wanted, self.spacing if spacing is None else spacing, t_max)
+            wanted = self._grid(schedule, wanted, self._own_spacing(schedule) if spacing is None else spacing, t_max)
         return self._visited(schedule, list(wanted))
+
+    def _own_spacing(self, schedule: Schedule) -> str | float | None:
+        """The solver's grid, unless the schedule has one that was chosen: a shifted one."""
+        return None if getattr(schedule, "shift", 1.0) != 1 else self.spacing
 
     def _grid(self, schedule: Schedule, steps: int, spacing: str | float | None, t_max: float | None) -> list[float]:
         return schedule.timesteps(steps, spacing, t_max)
@@ -145,6 +149,22 @@ class Multistep(Solver):
         noise = context.noise.arguments(context.index) if std > 0 else {}
         x_s = ops.affine_noise(x, history[: len(weights) - 1], weights, std, **noise)
         return x_s, history[: self.order - 1]
+
+
+class Extrapolating(Multistep):
+    """A multistep solver that extrapolates data estimates from past steps to the next.
+
+    That goes wrong where the next step is much longer in log(alpha/sigma) than those before, as the last one of a grid
+    uniform in time is (49 to 0 of 1000 times: 2.85, after 0.74). So for orders above 1 `sample(steps=..)` takes the
+    grid "quadratic", unless the schedule has a grid of its own, as EDM has. Explicit `timesteps` stay as they are.
+    """
+
+    @property
+    def spacing(self) -> str | None:  # type: ignore[override]
+        return "quadratic" if self.order > 1 else None
+
+    def _own_spacing(self, schedule: Schedule) -> str | float | None:
+        return super()._own_spacing(schedule) if schedule.spacing == "uniform" else None
 
 
 def check_order(order: object, orders: Sequence[int]) -> None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Multistep, check_order
+from gms_fast.solvers.base import Extrapolating, check_order
 from gms_fast.steps import StepCoefficients
 
 _FEW_CALLS = 15  # below, the last steps are of lower order
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPP(Multistep):
+class DPMSolverPP(Extrapolating):
     """x_s = (sigma_s/sigma_t) e^{-(p-1) h} x_t + alpha_s (a_0 D_0 + a_1 D_1 + a_2 D_2) + sigma_s sqrt(1 - e^{-2h}) z
     with h = lambda_s - lambda_t, lambda = log(alpha/sigma), and p = 1 without, 2 with noise.
 

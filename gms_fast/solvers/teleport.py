@@ -28,7 +28,7 @@ class Teleport(Solver):
     direct      start from N(alpha mu, alpha^2 Sigma + sigma^2), the exact law there for Gaussian data, instead of where
                 x_T goes, which starts from N(0, sigma_T^2)
 
-    The noise of the first step after the jump is that of step 0. Raises ValueError for an `until` outside the schedule,
+    The noise after the jump is that of a run which starts there. Raises ValueError for an `until` outside the schedule,
     and for statistics of another shape or unit.
     """
 

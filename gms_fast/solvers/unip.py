@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Multistep, check_order
+from gms_fast.solvers.base import Extrapolating, check_order
 
 _NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(40) + np.array([[1], [0]])) / 2  # of [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniP(Multistep):
+class UniP(Extrapolating):
     """x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du with h = lambda_s - lambda_t, where m
     is the polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
 
