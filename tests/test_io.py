@@ -56,7 +56,7 @@ def check_vectors(model, vectors):
 # --- folders ---
 
 
-@pytest.mark.parametrize("head", [None, "simple", "complex"])
+@pytest.mark.parametrize("head", [None, "simple", "complex", ("simple", "complex"), ("complex", None)])
 def test_load_returns_what_save_wrote(tmp_path, head):
     model = tiny(head=head, moments="central", use_scale_shift_norm=False)
     io.save(model, tmp_path / "m")
@@ -252,6 +252,9 @@ def test_released_double_output_keeps_its_first_channels(tmp_path, weights, vect
         {"head": "simple", "channel_mult": (1, 2, 2), "attention_resolutions": (2,), "num_res_blocks": 2},
         {"head": None, "channel_mult": (1, 1, 3), "attention_resolutions": (1, 4), "use_scale_shift_norm": False},
         {"head": "complex", "channel_mult": (2,), "attention_resolutions": (), "in_channels": 3, "out_channels": 6},
+        {"head": ("simple", "complex")},
+        {"head": ("complex", "simple")},
+        {"head": ("complex", None)},
     ],
 )
 def test_released_architecture_is_inferred_from_the_weights(tmp_path, options):
@@ -260,6 +263,42 @@ def test_released_architecture_is_inferred_from_the_weights(tmp_path, options):
     loaded = io.load(tmp_path / "released.pt", image_size=8)
     assert loaded.config == model.config
     torch.testing.assert_close(outputs(loaded), outputs(model), atol=0, rtol=0)
+
+
+def test_released_head_of_mode_simple_is_that_of_the_second_moment_alone(tmp_path, weights, vectors):
+    """Files of that mode have a simple `out2` and a complex `out3`."""
+    generator, channels = torch.Generator().manual_seed(3), len(weights["out.0.weight"])
+    shapes = {name: weights[f"out.{name}"].shape for name in ("0.weight", "0.bias", "2.weight", "2.bias")}
+    simple = {f"out2.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    torch.save({n: w for n, w in weights.items() if not n.startswith("out2")} | simple, tmp_path / "released.pt")
+    model = io.load(tmp_path / "released.pt", **KNOWN)
+    assert model.config["head"] == ["simple", "complex"]
+    with torch.no_grad():
+        got, (h, _) = model(vectors["x"], vectors["t"]), model.features(vectors["x"], vectors["t"])
+    h = torch.nn.functional.group_norm(h, 32, simple["out2.0.weight"], simple["out2.0.bias"])
+    assert h.shape[1] == channels
+    e2 = torch.nn.functional.conv2d(
+        torch.nn.functional.silu(h), simple["out2.2.weight"], simple["out2.2.bias"], padding=1
+    )
+    torch.testing.assert_close(got.e2, e2, atol=1e-4, rtol=0)
+    for name in ("e1", "e3"):
+        torch.testing.assert_close(getattr(got, name), vectors[name], atol=1e-4, rtol=0)
+
+
+def test_released_file_may_have_the_second_moment_alone(tmp_path, weights, vectors):
+    """As those of Extended-Analytic-DPM, for SN-DDPM."""
+    torch.save({n: w for n, w in weights.items() if not n.startswith("out3")}, tmp_path / "released.pt")
+    model = io.load(tmp_path / "released.pt", **KNOWN)
+    with torch.no_grad():
+        e1, e2, e3 = model(vectors["x"], vectors["t"])
+    assert e3 is None
+    torch.testing.assert_close((e1, e2), (vectors["e1"], vectors["e2"]), atol=1e-4, rtol=0)
+
+
+def test_released_third_moment_without_the_second_is_refused(tmp_path, weights):
+    torch.save({n: w for n, w in weights.items() if not n.startswith("out2")}, tmp_path / "released.pt")
+    with pytest.raises(ValueError, match=r"released\.pt: weights have a head of the third moment, .* missing out2"):
+        io.load(tmp_path / "released.pt", **KNOWN)
 
 
 def test_released_defaults_and_overrides(tmp_path, weights):
@@ -275,11 +314,11 @@ def test_released_defaults_and_overrides(tmp_path, weights):
 
 
 def test_released_missing_and_unexpected_weights_are_listed(tmp_path, weights):
-    for name in [n for n in weights if n.startswith("out3")]:
+    for name in [n for n in weights if n.startswith("out3") and n != "out3.0.in_layers.0.weight"]:
         del weights[name]
-    weights["label_emb.weight"] = torch.zeros(10, 128)
+    weights["extra.weight"] = torch.zeros(10, 128)
     torch.save(weights, tmp_path / "released.pt")
-    with pytest.raises(ValueError, match=r"14 missing: out3\.0.*, \.\.\.; 1 unexpected: label_emb\.weight"):
+    with pytest.raises(ValueError, match=r"13 missing: out3\.0.*, \.\.\.; 1 unexpected: extra\.weight"):
         io.load(tmp_path / "released.pt", **KNOWN)
 
 

@@ -1,5 +1,6 @@
 """Models: exact noise moments against numerical integration, and the shapes, heads and refusals of the U-Net."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import gms_fast
 from gms_fast.models import GaussianMixture1D, MomentUNet, PointCloud
-from gms_fast.models.unet import timestep_embedding
+from gms_fast.models.unet import ComplexHead, SimpleHead, timestep_embedding
 from gms_fast.schedules import VPCosine, VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -231,7 +232,7 @@ def awake(model):
     return model
 
 
-@pytest.mark.parametrize("head", ["simple", "complex"])
+@pytest.mark.parametrize("head", ["simple", "complex", ("simple", "complex")])
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (1, 2, 4, 12), (0, 2, 8, 8)])
 @torch.no_grad()
 def test_network_with_heads_gives_three_moments(head, shape):
@@ -241,6 +242,32 @@ def test_network_with_heads_gives_three_moments(head, shape):
         assert e.shape == shape
         assert not torch.equal(e, torch.zeros_like(e)) or shape[0] == 0
     assert not torch.equal(moments.e2, moments.e3) or shape[0] == 0
+
+
+@torch.no_grad()
+def test_each_head_has_the_form_asked_for():
+    heads = {"simple": SimpleHead, "complex": ComplexHead, None: type(None)}
+    for head in ("simple", "complex", ("simple", "complex"), ["complex", "simple"], ("simple", None)):
+        model = network(head=head)
+        second, third = (head, head) if isinstance(head, str) else head
+        assert (type(model.out2), type(model.out3)) == (heads[second], heads[third])
+        assert model.config["head"] == (head if isinstance(head, str) else list(head))
+        again = MomentUNet(**json.loads(json.dumps(model.config)))
+        assert again.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("options", [{}, {"moments": "central", "normalised": True}], ids=str)
+@torch.no_grad()
+def test_second_moment_may_be_the_only_one(options):
+    model, x, t = awake(network(head=("complex", None), **options)), torch.randn(2, 2, 8, 8), torch.tensor([3.0, 600])
+    assert model.has_heads
+    e1, e2, e3 = model(x, t)
+    assert e3 is None
+    assert e2.shape == x.shape
+    assert torch.equal(e1, model.first_moment(x, t))
+    assert gms_fast.sample(model, 3, solver="sn-ddpm", n=2).isfinite().all()
+    with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments for GMS, but gives 2"):
+        gms_fast.sample(model, 3, solver="gms", n=2)
 
 
 @torch.no_grad()
@@ -313,8 +340,15 @@ def test_defaults_for_sampling_come_with_the_network():
     ("options", "message"),
     [
         ({"head": "linear"}, "head must be None, .* got 'linear'"),
+        ({"head": ("simple", "linear")}, r"head must be None, .* or a pair of these: got \('simple', 'linear'\)"),
+        ({"head": ["simple"]}, r"head must be None, .* or a pair of these: got \['simple'\]"),
+        (
+            {"head": (None, "simple")},
+            r"head must not have a form of the third moment without .*: got \(None, 'simple'\)",
+        ),
         ({"normalised": True}, "normalised heads need moments=\"central\" and a head: got 'raw'"),
         ({"normalised": True, "moments": "central", "head": None}, "normalised heads need .* head=None"),
+        ({"normalised": True, "moments": "central", "head": (None, None)}, "normalised heads need .* head="),
         ({"moments": "cumulants"}, "moments must be .* got 'cumulants'"),
         ({"model_channels": 48}, "model_channels must be a multiple of 32: got 48"),
         ({"num_heads": 5}, "num_heads must divide the channels: got 5 heads for 64 channels"),

@@ -160,6 +160,17 @@ def test_heads_leave_the_noise_network_untouched(tmp_path, digits, target):
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_second_moment_is_learned_alone(tmp_path, digits):
+    model = tiny(head=("simple", None))
+    before, loss, moments = weights(model), losses.moment_loss("raw"), tiny(head="simple")
+    x, t, eps = torch.randn(4, 1, 8, 8), torch.full((4,), 300.0), torch.randn(4, 1, 8, 8)
+    both, third = loss(moments, x, t, eps), (eps**3).square().mean()  # heads start at 0
+    torch.testing.assert_close(loss(model, x, t, eps), both - third, rtol=1e-5, atol=0)
+    train_moment_heads(model, digits, steps=3, out=tmp_path, **QUIET)
+    changed = {n for n, w in model.state_dict().items() if not torch.equal(w, before[n])}
+    assert {n.partition(".")[0] for n in changed} == {"out2"}
+
+
 def test_noise_network_leaves_the_heads_untouched_and_returns_the_average(tmp_path, digits):
     model = tiny()
     before = weights(model)

@@ -77,7 +77,7 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         "num_res_blocks": blocks[0],
         "attention_resolutions": attention,
         "use_scale_shift_norm": embedded == 2 * widths[0],
-        "head": _head(weights),
+        "head": _heads(weights),
         "out_channels": _shape(weights, "out.2.weight")[0],
     }
 
@@ -99,10 +99,18 @@ def _levels(weights: dict[str, Tensor]) -> tuple[list[int], list[int], list[int]
     return widths, blocks, attention
 
 
-def _head(weights: dict[str, Tensor]) -> str | None:
-    if "out2.0.in_layers.0.weight" in weights:
+def _heads(weights: dict[str, Tensor]) -> str | list[str | None] | None:
+    """Argument `head` of `MomentUNet`: each head has its own form, as "simple" and "complex" in released files."""
+    second, third = (_head(weights, name) for name in ("out2", "out3"))
+    if second is None and third is not None:
+        raise ValueError("weights have a head of the third moment, out3, but none of the second: missing out2")
+    return second if second == third else [second, third]
+
+
+def _head(weights: dict[str, Tensor], name: str) -> str | None:
+    if f"{name}.0.in_layers.0.weight" in weights:
         return "complex"
-    return "simple" if "out2.0.weight" in weights else None
+    return "simple" if f"{name}.0.weight" in weights else None
 
 
 def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from gms_fast.schedules import VPLinear
 from gms_fast.types import NoiseMoments
 
 GROUPS = 32
+HEADS = (None, "simple", "complex")
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -137,6 +138,16 @@ class SimpleHead(nn.Sequential):
         return super().forward(x)
 
 
+def _forms(head: object) -> tuple[str | None, str | None]:
+    """Forms of the heads of the second and third moment. Raises ValueError unless `head` describes them."""
+    second, third = head if isinstance(head, (list, tuple)) and len(head) == 2 else (head, head)
+    if second not in HEADS or third not in HEADS:
+        raise ValueError(f'head must be None, "simple", "complex" or a pair of these: got {head!r}')
+    if second is None and third is not None:
+        raise ValueError(f"head must not have a form of the third moment without one of the second: got {head!r}")
+    return second, third
+
+
 class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
 
@@ -148,7 +159,8 @@ class MomentUNet(nn.Module):
     model_channels      width of the first level, a multiple of 32; level i has `channel_mult[i]` times that
     num_res_blocks      residual blocks per level on the way down (one more on the way up)
     attention_resolutions   downsampling factors (1, 2, 4, ...) at which attention blocks follow
-    head                None | "simple" | "complex": form of the heads of the second and third moment
+    head                None | "simple" | "complex": form of the heads of the second and third moment, or a pair, a form
+                        for each: released "simple" is ("simple", "complex"), (.., None) has no third moment
     out_channels        channels of `out`: C, or 2C for checkpoints that also learned a variance (first C used)
     moments             what the heads predict: "raw" E[eps^k], or "central" E[(eps - e1)^k]
     normalised          whether the heads' own outputs are E[(eps - e1)^k]/alpha_t^k: central moments of the velocity
@@ -172,18 +184,17 @@ class MomentUNet(nn.Module):
         num_heads: int = 4,
         dropout: float = 0.0,
         use_scale_shift_norm: bool = True,
-        head: str | None = "complex",
+        head: str | Sequence[str | None] | None = "complex",
         out_channels: int | None = None,
         moments: str = "raw",
         normalised: bool = False,
         schedule: object = None,
     ) -> None:
         super().__init__()
-        if head not in (None, "simple", "complex"):
-            raise ValueError(f'head must be None, "simple" or "complex": got {head!r}')
+        second, third = _forms(head)
         if moments not in ("raw", "central"):
             raise ValueError(f'moments must be "raw" or "central": got {moments!r}')
-        if normalised and (moments != "central" or head is None):
+        if normalised and (moments != "central" or second is None):
             raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
         if model_channels % GROUPS:
             raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
@@ -197,7 +208,7 @@ class MomentUNet(nn.Module):
             "num_heads": num_heads,
             "dropout": dropout,
             "use_scale_shift_norm": use_scale_shift_norm,
-            "head": head,
+            "head": list(head) if isinstance(head, (list, tuple)) else head,
             "out_channels": out_channels or in_channels,
             "moments": moments,
             "normalised": normalised,
@@ -243,10 +254,13 @@ class MomentUNet(nn.Module):
                     factor //= 2
                 self.output_blocks.append(Block(*layers))
         self.out = nn.Sequential(*_output(ch, out_channels or in_channels))
-        if head == "simple":
-            self.out2, self.out3 = (SimpleHead(*_output(ch, in_channels)) for _ in range(2))
-        elif head == "complex":
-            self.out2, self.out3 = (ComplexHead(res(ch, ch), *_output(ch, in_channels)) for _ in range(2))
+
+        def head_of(form: str | None) -> nn.Module | None:
+            if form == "complex":
+                return ComplexHead(res(ch, ch), *_output(ch, in_channels))
+            return None if form is None else SimpleHead(*_output(ch, in_channels))
+
+        self.out2, self.out3 = head_of(second), head_of(third)
 
     @property
     def normalised(self) -> bool:
@@ -254,7 +268,7 @@ class MomentUNet(nn.Module):
 
     @property
     def has_heads(self) -> bool:
-        return self.config["head"] is not None
+        return self.out2 is not None
 
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Features before the output convolution (B, model_channels, H, W), and the time embedding (B, 4x as many)."""
@@ -272,9 +286,12 @@ class MomentUNet(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         return h, emb
 
-    def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
-        """The second and third moment from the features of `features`, in the heads' own units (`alpha`)."""
-        second, third = self.out2(h, emb), self.out3(h, emb)
+    def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The second and third moment from the features of `features`, in the heads' own units (`alpha`).
+
+        None stands for a third moment without a head.
+        """
+        second, third = self.out2(h, emb), None if self.out3 is None else self.out3(h, emb)
         return (nn.functional.softplus(second) if self.normalised else second), third
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -296,5 +313,5 @@ class MomentUNet(nn.Module):
         e2, e3 = self.heads(h, emb)
         if self.normalised:
             alpha = self.alpha(t)  # in float32, whose range the third power needs
-            e2, e3 = alpha**2 * e2.float(), alpha**3 * e3.float()
+            e2, e3 = alpha**2 * e2.float(), None if e3 is None else alpha**3 * e3.float()
         return NoiseMoments(e1, e2, e3)

@@ -110,7 +110,8 @@ def train_moment_heads(
 ) -> nn.Module:
     """Stage 2: heads for E[eps^2], E[eps^3] ("raw") or E[(eps-e1)^k] ("central") on the frozen noise network.
 
-    Arguments as for `train_noise_network`; `model` must have heads. Sets `model.moments` to `target`.
+    Arguments as for `train_noise_network`; `model` must have heads, or that of the second moment alone. Sets
+    `model.moments` to `target`.
     """
     if target not in ("raw", "central"):
         raise ValueError(f'target must be "raw" or "central": got {target!r}')

@@ -14,7 +14,7 @@ def noise_loss(model: nn.Module, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
 
 
 def moment_loss(target: str) -> Loss:
-    """Stage 2: mean of (e2 - y^2)^2 + (e3 - y^3)^2; only heads learn.
+    """Stage 2: mean of (e2 - y^2)^2 + (e3 - y^3)^2, without the second where e3 has no head; only heads learn.
 
     y = eps ("raw") or eps - e1 ("central"). Normalised heads learn y = (eps - e1)/alpha_t in their own units, where e1
     belongs to E[x_0|x_t] clipped to [-1, 1], as solvers clip it: y = (m - x_0)/sigma_t. Unclipped, the error of e1 is
@@ -26,8 +26,9 @@ def moment_loss(target: str) -> Loss:
             h, emb = model.features(x_t, t)
             e1 = model.out(h)[:, : eps.shape[1]].float()
             y = eps if target == "raw" else _deviation(x_t, eps, e1, model.alpha(t)) if model.normalised else eps - e1
-        e2, e3 = model.heads(h, emb)
-        return (e2.float() - y**2).square().mean() + (e3.float() - y**3).square().mean()
+        second, third = model.heads(h, emb)
+        loss = (second.float() - y**2).square().mean()
+        return loss if third is None else loss + (third.float() - y**3).square().mean()
 
     return loss
 
