@@ -333,6 +333,7 @@ def test_defaults_for_sampling_come_with_the_network():
     model = network(schedule=VPCosine(T=50), moments="central")
     assert model.sample_shape == (2, 8, 8)
     assert (model.prediction, model.moments, model.schedule.T) == ("noise", "central", 50)
+    assert model.clip == (-1.0, 1.0)
     assert isinstance(network().schedule, VPLinear)
 
 

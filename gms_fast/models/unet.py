@@ -152,7 +152,7 @@ class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
 
     Call: x (B, C, H, W), network times t (B,) -> `NoiseMoments` of that shape, or the noise alone where `head`
-    is None. H and W must be divisible by 2^(levels-1).
+    is None. H and W must be divisible by 2^(levels-1). `clip` is the data range.
 
     image_size          side of the training images (sets `sample_shape`)
     in_channels         C
@@ -171,6 +171,7 @@ class MomentUNet(nn.Module):
     """
 
     prediction = "noise"
+    clip = (-1.0, 1.0)
 
     def __init__(
         self,
