@@ -72,7 +72,7 @@ def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
                   num_heads (4), image_size (32), dropout (0), moments ("raw") and schedule (VPLinear()), the last
                   also given as a name or a config.
     Raises FileNotFoundError where nothing is there, TypeError for an unknown override, and ValueError for a file that
-    is truncated or foreign and for missing, unexpected or misshapen weights, naming them.
+    is truncated or foreign, saying what it seems to be, and for missing, unexpected or misshapen weights, naming them.
     """
     allowed = list(inspect.signature(MomentUNet).parameters)
     if unknown := overrides.keys() - set(allowed):
@@ -123,7 +123,20 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"checkpoint {path}: {error}") from error
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Raise ValueError for a folder of diffusers."""
+    for name, kind in {"model_index.json": "pipeline", CONFIG: "model"}.items():
+        try:
+            described = json.loads((folder / name).read_text())
+        except (OSError, ValueError):  # which a reader of our own folders names
+            continue
+        if isinstance(described, dict) and "_class_name" in described:
+            kind = f"a {kind} of diffusers, {described['_class_name']}"
+            raise ValueError(f"model folder {folder} seems to be {kind}: {released.ELSEWHERE}")
+
+
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    _refuse_foreign(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"model folder {folder} holds no {name}: it is no model written by gms_fast.save")

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from gms_fast import io
+from gms_fast.models import released
 from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import VPCosine, VPLinear
 
@@ -230,6 +231,8 @@ def test_released_averaged_weights_come_before_others(tmp_path, weights, vectors
 
 
 def test_released_safetensors_and_npz_are_read(tmp_path, weights, vectors):
+    torch.save(weights, tmp_path / "released.bin")
+    check_vectors(io.load(tmp_path / "released.bin", **KNOWN), vectors)
     safetensors.torch.save_file(weights, tmp_path / "released.safetensors")
     check_vectors(io.load(tmp_path / "released.safetensors", **KNOWN), vectors)
     np.savez(tmp_path / "released.npz", **{n: w.numpy() for n, w in weights.items()})
@@ -360,9 +363,83 @@ def test_released_truncated_file_is_named(tmp_path, weights, suffix, keep):
         io.load(file)
 
 
+@pytest.mark.parametrize("more", [{}, {"output_blocks.2.1.in_layers.0.weight": torch.ones(32)}], ids=len)
+def test_class_conditional_files_are_refused_by_name(tmp_path, weights, more):
+    """Those of guided-diffusion, whose residual blocks also change the resolution, too."""
+    torch.save(weights | more | {"label_emb.weight": torch.zeros(10, 128)}, tmp_path / "released.pt")
+    with pytest.raises(
+        ValueError, match=r"class-conditional: label_emb\.weight is not .*models\.wrap\(network, y=labels"
+    ):
+        io.load(tmp_path / "released.pt", **KNOWN)
+
+
+FOREIGN = {  # one weight each of what others release
+    "latent diffusion": "model.diffusion_model.label_emb.0.0.weight",
+    "U-Net of diffusers": "time_embedding.linear_1.weight",
+    "transformer of diffusers": "pos_embed.proj.weight",
+    "DiT": "x_embedder.proj.weight",
+    "EDM": "model.map_layer0.weight",
+    "EDM2": "unet.emb_fourier.freqs",
+    "denoising-diffusion-pytorch": "online_model.model.init_conv.weight",
+    "score-SDE": "module.all_modules.0.W",
+    "DDIM": "temb.dense.0.weight",
+    "guided-diffusion": "output_blocks.2.1.in_layers.0.weight",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_files_of_other_networks_are_told_by_their_weights(tmp_path, kind):
+    torch.save({"input_blocks.0.0.weight": torch.ones(1), FOREIGN[kind]: torch.zeros(4, 4)}, tmp_path / "other.pt")
+    said = rf"checkpoint \S+other\.pt: seems to be of a.* {kind}( .*)?, by its .*: build .* gms_fast\.models\.wrap$"
+    with pytest.raises(ValueError, match=said):
+        io.load(tmp_path / "other.pt")
+
+
+def test_released_weights_are_of_no_other_network(weights):
+    assert released.architecture(weights)["in_channels"] == 3
+    for head in (None, "simple", "complex"):
+        options = {"channel_mult": (1, 2, 2), "attention_resolutions": (1, 2, 4), "num_res_blocks": 2}
+        assert released.architecture(tiny(head=head, **options).state_dict())["head"] == head
+
+
+def test_pickles_are_said_to_be_of_edm(tmp_path):
+    (tmp_path / "edm.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"edm\.pkl seems to be a pickled EDM network: build .*models\.wrap"):
+        io.load(tmp_path / "edm.pkl")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "kind"),
+    [
+        ("config.json", '{"_class_name": "UNet2DModel"}', "a model of diffusers, UNet2DModel"),
+        ("model_index.json", '{"_class_name": "DDPMPipeline"}', "a pipeline of diffusers, DDPMPipeline"),
+    ],
+)
+def test_folders_of_diffusers_are_told_by_their_description(tmp_path, file, text, kind):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=f"seems to be {kind}: build .*models.wrap"):
+        io.load(tmp_path)
+
+
+def test_network_of_diffusers_is_told_from_its_folder_and_from_its_file(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    options = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    diffusers.UNet2DModel(sample_size=8, layers_per_block=1, **options).save_pretrained(tmp_path)
+    for place in (tmp_path, tmp_path / "diffusion_pytorch_model.safetensors"):
+        with pytest.raises(ValueError, match=r"seems to be (a model|of a U-Net) of diffusers, .*models\.wrap"):
+            io.load(place)
+
+
+def test_networks_with_a_picture_for_a_condition_are_refused(tmp_path, weights):
+    weights["input_blocks.0.0.weight"] = torch.cat([weights["input_blocks.0.0.weight"]] * 2, dim=1)
+    torch.save(weights, tmp_path / "released.pt")
+    with pytest.raises(ValueError, match=r"have 6 or 12 output channels for 6 of the input: got 3, .*models\.wrap"):
+        io.load(tmp_path / "released.pt", **KNOWN)
+
+
 def test_released_foreign_files_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: weights are not those of an improved-DDPM U-Net"):
+    with pytest.raises(ValueError, match=r"other\.pt: weights are not those of an improved-DDPM U-Net: .*models\.wrap"):
         io.load(tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt holds no state dict"):

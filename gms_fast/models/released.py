@@ -3,6 +3,7 @@
 Sources: Nichol & Dhariwal 2021 (arXiv 2102.09672), Guo et al. 2023 (arXiv 2311.00941).
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
 CONTAINERS = ("ema_model", "ema", "state_dict", "model", "sd")
+ELSEWHERE = "build the network with its own code and use gms_fast.models.wrap"
+FOREIGN = {  # a module that other networks have, and whose they are
+    r"model\.diffusion_model": "a latent diffusion model",
+    r"time_embedding\.linear_1": "a U-Net of diffusers",
+    r"pos_embed\.proj": "a transformer of diffusers",
+    r"x_embedder\.proj": "a DiT",
+    r"map_layer0": "an EDM network",
+    r"emb_fourier": "an EDM2 network",
+    r"init_conv": "a U-Net of denoising-diffusion-pytorch",
+    r"all_modules\.0": "a score-SDE network",
+    r"temb\.dense\.0": "a DDIM U-Net",
+    r"output_blocks\.\d+\.[12]\.in_layers": "a guided-diffusion U-Net whose residual blocks change the resolution",
+}
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -21,6 +35,8 @@ def read(path: Path) -> dict[str, Tensor]:
     The state dict may lie under one of CONTAINERS (in `.npz`: keys `container/name`), and its names may start with
     "module.". Raises ValueError naming the file and the reason if it cannot be read or holds something else.
     """
+    if path.suffix == ".pkl":
+        raise ValueError(f"checkpoint {path} seems to be a pickled EDM network: {ELSEWHERE}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"checkpoint {path} must end in one of {', '.join(SUFFIXES)}")
     try:
@@ -61,8 +77,10 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     """The arguments of `MomentUNet` that `weights` reveal.
 
     Not among them, because no shape depends on them: num_heads, image_size, dropout, schedule, moments.
-    Raises ValueError naming the first weight that an improved-DDPM U-Net has and `weights` lacks.
+    Raises ValueError naming the first weight that an improved-DDPM U-Net has and `weights` lacks, or what other network
+    they seem to be of.
     """
+    _refuse_foreign(weights)
     model_channels, in_channels = _shape(weights, "input_blocks.0.0.weight")[:2]
     widths, blocks, attention = _levels(weights)
     if len(set(blocks)) != 1:
@@ -70,6 +88,12 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     if any(width % model_channels for width in widths):
         raise ValueError(f"weights must have level widths that are multiples of {model_channels}: got {widths}")
     embedded = _shape(weights, "input_blocks.1.0.emb_layers.1.weight")[0]
+    out_channels = _shape(weights, "out.2.weight")[0]
+    if out_channels not in (in_channels, 2 * in_channels):
+        raise ValueError(
+            f"weights must have {in_channels} or {2 * in_channels} output channels for {in_channels} of the input: "
+            f"got {out_channels}, as of a network with an image for a condition; {ELSEWHERE}"
+        )
     return {
         "in_channels": in_channels,
         "model_channels": model_channels,
@@ -78,8 +102,17 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         "attention_resolutions": attention,
         "use_scale_shift_norm": embedded == 2 * widths[0],
         "head": _heads(weights),
-        "out_channels": _shape(weights, "out.2.weight")[0],
+        "out_channels": out_channels,
     }
+
+
+def _refuse_foreign(weights: dict[str, Tensor]) -> None:
+    """Raise ValueError saying what the weights seem to be of, if it is no network that `MomentUNet` can be."""
+    if label := next((name for name in weights if name.startswith("label_emb.")), None):
+        raise ValueError(f"class-conditional: {label} is not supported by MomentUNet; {ELSEWHERE}(network, y=labels)")
+    for module, kind in FOREIGN.items():
+        if found := next((name for name in weights if re.search(rf"(^|\.){module}\.", name)), None):
+            raise ValueError(f"seems to be of {kind}, by its {found}: {ELSEWHERE}")
 
 
 def _levels(weights: dict[str, Tensor]) -> tuple[list[int], list[int], list[int]]:
@@ -115,5 +148,5 @@ def _head(weights: dict[str, Tensor], name: str) -> str | None:
 
 def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in weights:
-        raise ValueError(f"weights are not those of an improved-DDPM U-Net: missing {name}")
+        raise ValueError(f"weights are not those of an improved-DDPM U-Net: missing {name}; of another, {ELSEWHERE}")
     return tuple(weights[name].shape)
