@@ -1,6 +1,14 @@
-"""Guided models: wrappers that a sampler takes for a model (Ho & Salimans 2022; Dhariwal & Nichol 2021)."""
+"""Guided models: wrappers that a sampler takes for a model (Ho & Salimans 2022; Dhariwal & Nichol 2021).
 
-from collections.abc import Callable
+Guidance says where E[eps|x_t] shall be, and nothing of the moments about it. A network's noise moments keep theirs: the
+guided law of the noise is that of the network, of a conditional one that given the condition, shifted by d,
+
+    eps' = eps + d:   e1' = e1 + d,   E[(eps' - e1')^k] = E[(eps - e1)^k]
+
+so that moments about the mean stay as they are, and raw ones follow from e1, e2, e3 and d (`_shifted`).
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +20,12 @@ from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
+Condition = Tensor | Mapping[str, Any] | None
+_SCALARS = (bool, int, float, str, type(None))
+
 
 class _Guided(torch.nn.Module):
-    """A model with the parameters, sample shape, schedule and prediction of another, `unguided`."""
+    """A model with the parameters of another, `unguided`, and what that says of itself."""
 
     def __init__(self, model: Callable, schedule: Schedule | str | None, prediction: str | None) -> None:
         super().__init__()
@@ -25,23 +36,36 @@ class _Guided(torch.nn.Module):
         schedule = schedule if schedule is not None else getattr(model, "schedule", None)
         self.schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
         self.prediction = prediction or getattr(model, "prediction", "noise")
+        self.moments = getattr(model, "moments", "raw")
+        if hasattr(model, "clip"):  # None says that there is no data range, and is not the same as saying nothing
+            self.clip = model.clip
+
+    def _led(self, output: Tensor | NoiseMoments, to: Tensor) -> Tensor | NoiseMoments:
+        """The output with another first moment, or the other tensor where it is but one."""
+        return to if isinstance(output, Tensor) else _shifted(output, to, central=self.moments == "central")
 
 
 class ClassifierFree(_Guided):
-    """y_u + scale (y_c - y_u) of a conditional network's outputs, in one call on a batch of twice the size.
+    """y_u + scale (y_c - y_u) of a conditional network's outputs y, given a condition and none.
 
-    model          callable (x, t, condition) -> Tensor or NoiseMoments, of which e1 is led and the others dropped
-    condition      tensor (B, *) or (1, *): what the samples shall be
-    unconditional  a tensor like `condition` that stands for no condition; None, or scale 1: the conditional output
+    model          callable (x, t, condition) -> Tensor or NoiseMoments, or (x, t, **condition) for keywords. Of moments
+                   e1 is y, and those about it are of the conditional output
+    condition      what the samples shall be: a tensor (B, *) or (1, *), or keywords of such tensors, numbers, strings
+                   and None. None here: keywords come with each call, guided(x, t, **condition), those of the samples
+                   in it. What is held here is of one row, or of one for each sample of every call
+    unconditional  the same that stands for no condition, with the same keywords. Needed unless scale is 1
     scale          w; 1 is no guidance
     schedule, prediction  of the model, unless it has attributes of these names
+
+    One call of the network on a batch of twice the size; two where conditions differ in more than the values of
+    tensors, as prompts of unequal length do. With scale 1 one call, without `unconditional`.
     """
 
     def __init__(
         self,
-        model: Callable[[Tensor, Tensor, Tensor], Tensor],
-        condition: Tensor,
-        unconditional: Tensor | None = None,
+        model: Callable[..., Tensor | NoiseMoments],
+        condition: Condition = None,
+        unconditional: Condition = None,
         *,
         scale: float = 1.0,
         schedule: Schedule | str | None = None,
@@ -49,20 +73,40 @@ class ClassifierFree(_Guided):
     ) -> None:
         super().__init__(model, schedule, prediction)
         self.condition, self.unconditional, self.scale = condition, unconditional, float(scale)
+        if self.scale != 1 and unconditional is None:
+            raise ValueError(f"unconditional must be given where scale is not 1: got None and scale = {self.scale:g}")
+        if condition is not None and unconditional is not None:
+            _check_alike(condition, unconditional)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        condition = _for_batch("condition", self.condition, x)
-        if self.unconditional is None or self.scale == 1:
-            return _one(self.unguided(x, t, condition))
-        both = torch.cat([_for_batch("unconditional", self.unconditional, x), condition])
-        without, given = _one(self.unguided(torch.cat([x, x]), torch.cat([t, t]), both)).chunk(2)
-        return without + self.scale * (given - without)
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
+        given = _expanded("condition", self._condition(condition), x)
+        if self.scale == 1:
+            return _called(self.unguided, x, t, given)
+        _check_alike(given, self.unconditional)
+        none = _expanded("unconditional", self.unconditional, x)
+        if _fit_together(none, given):
+            both = _called(self.unguided, torch.cat([x, x]), torch.cat([t, t]), _joined(none, given))
+            without, output = _halves(both)
+        else:
+            without, output = (_called(self.unguided, x, t, part) for part in (none, given))
+        y_u, y_c = _first(without), _first(output)
+        return self._led(output, y_u + self.scale * (y_c - y_u))
+
+    def _condition(self, called: dict[str, Any]) -> Tensor | Mapping[str, Any]:
+        """The condition, held or of the call."""
+        if self.condition is None and not called:
+            raise ValueError("condition must be given, to ClassifierFree or with the call: got None")
+        if self.condition is not None and called:
+            raise ValueError(
+                f"condition must be given once: got it of ClassifierFree and {', '.join(called)} of the call"
+            )
+        return called or self.condition
 
 
 class Classifier(_Guided):
     """eps - scale sigma grad_x log p(c|x_t): the noise of an unconditional network, led by a classifier.
 
-    model     callable (x, t) -> Tensor or NoiseMoments, of which e1 is led and the others dropped
+    model     callable (x, t) -> Tensor or NoiseMoments, whose moments about e1 are kept; conditions of a call are its
     log_prob  callable (x, t) -> (B,) log p(c|x_t), differentiable in x; t are the network's times
     scale     w
     schedule, prediction  of the model, unless it has attributes of these names
@@ -72,7 +116,7 @@ class Classifier(_Guided):
 
     def __init__(
         self,
-        model: Callable[[Tensor, Tensor], Tensor | NoiseMoments],
+        model: Callable[..., Tensor | NoiseMoments],
         log_prob: Callable[[Tensor, Tensor], Tensor],
         *,
         scale: float = 1.0,
@@ -87,12 +131,13 @@ class Classifier(_Guided):
         self.log_prob, self.scale = log_prob, float(scale)
         self.form, self.prediction = self.prediction, "noise"
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
+        output = self.unguided(x, t, **condition)
         if not len(x):
-            return x
+            return output
         step = StepCoefficients.at(self.schedule, float(self.schedule.from_network_time(t[0])))
-        e = predictions.estimate(self.unguided(x, t), x, step, self.form).moments.e1
-        return e - self.scale * step.sigma_t * self._gradient(x, t)
+        e = predictions.estimate(output, x, step, self.form).moments.e1
+        return self._led(output, e - self.scale * step.sigma_t * self._gradient(x, t))
 
     def _gradient(self, x: Tensor, t: Tensor) -> Tensor:
         learned = x.requires_grad and torch.is_grad_enabled()  # then this gradient has one itself
@@ -104,12 +149,88 @@ class Classifier(_Guided):
             return torch.autograd.grad(log_prob.sum(), leaf, create_graph=learned)[0]
 
 
-def _one(output: Tensor | NoiseMoments) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
+def _shifted(moments: NoiseMoments, to: Tensor, *, central: bool) -> NoiseMoments:
+    """Moments of eps + d, where e1 + d is `to`.
+
+    Raw: E[(eps + d)^2] = e2 + 2 d e1 + d^2 and E[(eps + d)^3] = e3 + 3 d e2 + 3 d^2 e1 + d^3.
+    """
+    e1, e2, e3 = moments
+    if central:
+        return NoiseMoments(to, e2, e3)
+    d = to - e1
+    second = None if e2 is None else e2 + d * (2 * e1 + d)
+    third = None if e2 is None or e3 is None else e3 + d * (3 * e2 + d * (3 * e1 + d))
+    return NoiseMoments(to, second, third)
 
 
-def _for_batch(name: str, condition: Any, x: Tensor) -> Tensor:
+def _called(model: Callable, x: Tensor, t: Tensor, condition: Tensor | dict[str, Any]) -> Tensor | NoiseMoments:
+    """The model's output, one tensor or all three moments."""
+    output = model(x, t, condition) if isinstance(condition, Tensor) else model(x, t, **condition)
+    if isinstance(output, Tensor):
+        return output
+    if not isinstance(output, tuple) or not 1 <= len(output) <= 3 or not isinstance(output[0], Tensor):
+        raise TypeError(f"model must return a tensor or NoiseMoments(e1, e2, e3): got {type(output).__name__}")
+    return NoiseMoments(*output)
+
+
+def _first(output: Tensor | NoiseMoments) -> Tensor:
+    return output if isinstance(output, Tensor) else output.e1
+
+
+def _halves(output: Tensor | NoiseMoments) -> tuple[Tensor | NoiseMoments, Tensor | NoiseMoments]:
+    """The outputs of a batch's first and second half."""
+    if isinstance(output, Tensor):
+        return output.chunk(2)
+    return tuple(
+        NoiseMoments(*half) for half in zip(*((e, e) if e is None else e.chunk(2) for e in output), strict=True)
+    )
+
+
+# --- conditions: a tensor, or keywords ---
+
+
+def _check_alike(condition: Condition, unconditional: Condition) -> None:
+    """Raise ValueError unless both are tensors or both have the same keywords."""
+    keywords, others = isinstance(condition, Mapping), isinstance(unconditional, Mapping)
+    if keywords != others:
+        named = ("a tensor", "keywords")
+        raise ValueError(f"unconditional must be {named[keywords]} like condition: got {named[others]}")
+    if not keywords:
+        return
+    if missing := ", ".join(sorted(condition.keys() - unconditional.keys())):
+        raise ValueError(f"unconditional must have the keywords of condition: missing {missing}")
+    if missing := ", ".join(sorted(unconditional.keys() - condition.keys())):
+        raise ValueError(f"condition must have the keywords of unconditional: missing {missing}")
+
+
+def _expanded(name: str, condition: object, x: Tensor) -> Tensor | dict[str, Any]:
+    """The condition with one row for each of x, on its device."""
+    if not isinstance(condition, Mapping):
+        return _for_batch(name, condition, x)
+    return {
+        key: value if isinstance(value, _SCALARS) else _for_batch(f"{name}[{key!r}]", value, x)
+        for key, value in condition.items()
+    }
+
+
+def _for_batch(name: str, condition: object, x: Tensor) -> Tensor:
     if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) not in (1, len(x)):
         got = tuple(condition.shape) if isinstance(condition, Tensor) else type(condition).__name__
         raise ValueError(f"{name} must be a tensor of 1 or {len(x)} rows: got {got}")
     return condition.to(x.device).expand(len(x), *condition.shape[1:])
+
+
+def _fit_together(a: object, b: object) -> bool:
+    """Whether one call can have both: tensors of one shape, keywords that are alike but for those."""
+    if isinstance(a, Mapping):
+        return all(_fit_together(a[key], b[key]) for key in a)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape
+    return type(a) is type(b) and a == b
+
+
+def _joined(a: Any, b: Any) -> Any:
+    """Both conditions, one below the other."""
+    if isinstance(a, dict):
+        return {key: _joined(a[key], b[key]) for key in a}
+    return torch.cat([a, b]) if isinstance(a, Tensor) else b
