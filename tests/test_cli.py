@@ -177,6 +177,69 @@ def test_sample_does_not_depend_on_the_batch_size_but_on_the_seed(tmp_path, caps
     assert not np.allclose(drawn(tmp_path, model, "--seed", 1)["images"], whole, atol=0.1)
 
 
+def interrupting(monkeypatch, calls):
+    """A Ctrl-C at the network's call of that number, 0 the first."""
+    left, forward = iter(range(calls)), MomentUNet.forward
+
+    def called(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return forward(*args)
+
+    monkeypatch.setattr(MomentUNet, "forward", called)
+
+
+@pytest.mark.parametrize(("calls", "done"), [(4, 2), (11, 4)])
+def test_sample_interrupted_keeps_the_batches_that_are_finished(tmp_path, capsys, monkeypatch, model, calls, done):
+    """Four calls of the network a batch, two images in each but the last."""
+    whole, out = drawn(tmp_path, model, "--batch-size", 2, "--seed", 3)["images"], tmp_path / "cut.npz"
+    command = ("sample", "--model", model, "--steps", 3, "--n", 5, "--batch-size", 2, "--seed", 3, "--out", out)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        interrupting(patch, calls)
+        assert run(*command) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(
+        rf"gms-fast: interrupted; {done} of 5 images, the first ones of --seed 3, are in {out}: "
+        "the same command with --force draws them all",
+        said.err.splitlines()[-1],
+    )
+    with np.load(out) as arrays:
+        assert np.array_equal(arrays["images"], whole[:done])
+        assert (arrays["seed"], arrays["steps"], arrays["solver"]) == (3, 3, "gms")
+    assert run(*command, "--force") == 0
+    with np.load(out) as arrays:
+        assert np.array_equal(arrays["images"], whole)
+    assert {p.name for p in tmp_path.iterdir()} == {"x.npz", "cut.npz"}
+
+
+def test_sample_interrupted_before_anything_is_finished_writes_nothing(tmp_path, capsys, monkeypatch, model):
+    out = tmp_path / "x.png"
+    for before in (b"", b"precious"):
+        out.write_bytes(before) if before else None
+        with monkeypatch.context() as patch:
+            interrupting(patch, 3)
+            command = ("sample", "--model", model, "--steps", 3, "--n", 5, "--batch-size", 2, "--out", out, "--force")
+            assert run(*command) == 130
+        assert "gms-fast: interrupted; none of 5 images was finished\n" in capsys.readouterr().err
+        assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_sample_that_cannot_write_leaves_what_was_there(tmp_path, monkeypatch, model):
+    out = tmp_path / "x.npz"
+    out.write_bytes(b"precious")
+
+    def full(file, **_):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        assert run("sample", "--model", model, "--steps", 3, "--n", 1, "--out", out, "--force") == 130
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.npz", b"precious")]
+
+
 @pytest.mark.parametrize(
     "options",
     [("--solver", "ddim"), ("--fit", "free"), ("--fit", "gaussian", "--component", "element"), ("--solver", "ddpm")],

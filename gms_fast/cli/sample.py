@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, write, and say how long it took and what did the work."""
+    """Draw, write, and say how long it took and what did the work. Ctrl-C ends the drawing, not what is drawn."""
     import gms_fast
 
     _check_out(args.out, overwrite=args.force)
@@ -66,10 +66,15 @@ def run(args: argparse.Namespace) -> int:
 
     handle = model.register_forward_pre_hook(count)
     start = time.perf_counter()
-    images = _draw(model, solver, args)
+    batches: list[Tensor] = []
+    try:
+        _draw(model, solver, args, batches)
+    except KeyboardInterrupt:
+        args.on_interrupt = _keep(batches, args)
+        raise
     seconds = time.perf_counter() - start
     handle.remove()
-    _write(images, args)
+    _write(batches, args)
     print(f"{args.n} images in {seconds:.2f} s, {calls} network calls, backend {backend}: {args.out}")
     return 0
 
@@ -109,16 +114,14 @@ def _solver(args: argparse.Namespace) -> Solver:
     return solver if args.teleport is None else solvers.Teleport(gaussian, args.teleport, solver)
 
 
-def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace) -> Tensor:
-    """args.n images on the CPU, (N, C, H, W) float32 in [-1, 1], drawn batch by batch."""
-    import torch
+def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace, batches: list[Tensor]) -> None:
+    """Append to `batches` args.n images on the CPU, (B, C, H, W) float32 in [-1, 1] each."""
     from tqdm import tqdm
 
     import gms_fast
 
     starts = range(0, args.n, args.batch_size)
     steps = len(solver.times(model.schedule, args.steps)) - 1
-    images = []
     with tqdm(total=len(starts) * steps, disable=None, desc="sample", unit="step") as bar:
         for start in starts:
             x = gms_fast.sample(
@@ -130,18 +133,33 @@ def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace) -> Tensor
                 sample_offset=start,
                 callback=lambda *_: bar.update(),
             )
-            images.append(x.float().clamp(-1, 1).cpu())
-    return torch.cat(images)
+            batches.append(x.float().clamp(-1, 1).cpu())
 
 
-def _write(images: Tensor, args: argparse.Namespace) -> None:
+def _keep(batches: list[Tensor], args: argparse.Namespace) -> str:
+    """Write what is drawn, if anything is, and return what there is to say about it."""
+    if not batches:
+        return f"; none of {args.n} images was finished"
+    _write(batches, args)
+    done = sum(map(len, batches))
+    whole = "the same command with --force draws them all"
+    return f"; {done} of {args.n} images, the first ones of --seed {args.seed}, are in {args.out}: {whole}"
+
+
+def _write(batches: list[Tensor], args: argparse.Namespace) -> None:
+    """Write the images to args.out, which is there as a whole or as it was before."""
     import numpy as np
+    import torch
 
     from gms_fast.images import save_images
 
+    images = torch.cat(batches)
     partial = args.out.with_name(f".{args.out.stem}.partial{args.out.suffix}")
-    if args.out.suffix == ".png":
-        save_images(images, partial)
-    else:
-        np.savez(partial, images=images.numpy(), seed=args.seed, steps=args.steps, solver=args.solver)
-    os.replace(partial, args.out)
+    try:
+        if args.out.suffix == ".png":
+            save_images(images, partial)
+        else:
+            np.savez(partial, images=images.numpy(), seed=args.seed, steps=args.steps, solver=args.solver)
+        os.replace(partial, args.out)
+    finally:
+        partial.unlink(missing_ok=True)
