@@ -9,7 +9,7 @@ import torch
 import gms_fast
 from gms_fast.models import GaussianMixture1D, MomentUNet, PointCloud
 from gms_fast.models.unet import ComplexHead, SimpleHead, timestep_embedding
-from gms_fast.schedules import VPCosine, VPLinear
+from gms_fast.schedules import VPContinuous, VPCosine, VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -350,6 +350,10 @@ def test_defaults_for_sampling_come_with_the_network():
         ({"normalised": True}, "normalised heads need moments=\"central\" and a head: got 'raw'"),
         ({"normalised": True, "moments": "central", "head": None}, "normalised heads need .* head=None"),
         ({"normalised": True, "moments": "central", "head": (None, None)}, "normalised heads need .* head="),
+        (
+            {"normalised": True, "moments": "central", "schedule": VPContinuous()},
+            r"schedule must be discrete for normalised heads, as VPLinear: got VPContinuous\(",
+        ),
         ({"moments": "cumulants"}, "moments must be .* got 'cumulants'"),
         ({"model_channels": 48}, "model_channels must be a multiple of 32: got 48"),
         ({"num_heads": 5}, "num_heads must divide the channels: got 5 heads for 64 channels"),

@@ -197,6 +197,9 @@ class MomentUNet(nn.Module):
             raise ValueError(f'moments must be "raw" or "central": got {moments!r}')
         if normalised and (moments != "central" or second is None):
             raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
+        schedule = VPLinear() if schedule is None else schedule
+        if normalised and not hasattr(schedule, "T"):
+            raise ValueError(f"schedule must be discrete for normalised heads, as VPLinear: got {schedule!r}")
         if model_channels % GROUPS:
             raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
         self.config = {
@@ -215,7 +218,7 @@ class MomentUNet(nn.Module):
             "normalised": normalised,
         }
         self.sample_shape = (in_channels, image_size, image_size)
-        self.schedule = VPLinear() if schedule is None else schedule
+        self.schedule = schedule
         self.moments = moments
         table = self.schedule.alpha(range(self.schedule.T)).float() if normalised else None
         self.register_buffer("alpha_table", table, persistent=False)
