@@ -16,6 +16,7 @@ from torch import Tensor
 from gms_fast import schedules
 from gms_fast.models import released
 from gms_fast.models.unet import MomentUNet
+from gms_fast.schedules import Schedule, VPLinear
 from gms_fast.version import __version__
 
 WEIGHTS, CONFIG, KIND = "model.safetensors", "config.json", "MomentUNet"
@@ -70,7 +71,8 @@ def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
                   checkpoint file (`gms_fast.models.released`)
     overrides     arguments of `MomentUNet`; they win over what is stored or inferred. A released file leaves open
                   num_heads (4), image_size (32), dropout (0), moments ("raw") and schedule (VPLinear()), the last
-                  also given as a name or a config.
+                  also given as a name or a config. One that does not say `rescale_time` asks the network as it was
+                  trained: as the stored schedule says, else at 1000 t/T
     Raises FileNotFoundError where nothing is there, TypeError for an unknown override, and ValueError for a file that
     is truncated or foreign, saying what it seems to be, and for missing, unexpected or misshapen weights, naming them.
     """
@@ -95,7 +97,16 @@ def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
     units = config.get("normalised", False)
     if overrides.get("normalised", units) != units:
         raise ValueError(f"normalised is how the heads of {name_or_path} were trained: it cannot be other than {units}")
+    if (schedule := overrides.pop("schedule", None)) is not None:
+        overrides["schedule"] = _asking(schedule, config["schedule"])
     return _assemble(weights, {**config, **overrides}, str(name_or_path))
+
+
+def _asking(given: object, own: Schedule) -> Schedule:
+    """The schedule given for a network whose own is another, at whose times it was trained."""
+    if not isinstance(given, (Schedule, str, dict)):
+        raise TypeError(f"schedule must be a schedule, its name or its config: got {given!r}")
+    return schedules.rescaled(schedules.build(given).asked_like(own))
 
 
 def _swap(fresh: Path, path: Path, old: Path) -> None:
@@ -118,7 +129,7 @@ def _embedded_folder(name: str) -> Path:
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights = released.read(path)
     try:
-        return weights, released.architecture(weights)
+        return weights, {**released.architecture(weights), "schedule": schedules.rescaled(VPLinear())}
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from error
 
@@ -144,7 +155,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         stored = json.loads((folder / CONFIG).read_text())
         if stored["kind"] != KIND:
             raise ValueError(f"kind is {stored['kind']!r}, wanted {KIND!r}")
-        config = {**stored["config"], "schedule": schedules.build(stored["schedule"])}
+        config = {**stored["config"], "schedule": schedules.stored(stored["schedule"])}
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a model: {error!r}") from error
     try:
@@ -154,9 +165,6 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _assemble(weights: dict[str, Tensor], config: dict[str, Any], origin: str) -> MomentUNet:
-    schedule = config.get("schedule")
-    if isinstance(schedule, str | dict):
-        config = {**config, "schedule": schedules.build(schedule)}
     with torch.device("meta"):  # no time and no random numbers spent on weights about to be replaced
         model = MomentUNet(**config)
     _check_weights(weights, model.state_dict(), origin)

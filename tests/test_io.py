@@ -98,7 +98,7 @@ def test_saved_config_says_kind_version_and_schedule(tmp_path):
     io.save(tiny(), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["kind"] == "MomentUNet"
-    assert config["schedule"] == {"name": "VPCosine", "T": 50, "time_shift": 0}
+    assert config["schedule"] == {"name": "VPCosine", "T": 50, "time_shift": 0, "rescale_time": False}
     assert config["gms_fast"][0].isdigit()
 
 
@@ -167,6 +167,29 @@ def test_load_overrides_win_over_the_stored_configuration(tmp_path):
     assert model.config["dropout"] == 0.5
     assert model.moments == "central"
     assert isinstance(model.schedule, VPLinear)
+
+
+def unsaid(folder):
+    """Make the folder what it was before schedules had `rescale_time`: all networks were asked at 1000 t/T."""
+    config = json.loads((folder / io.CONFIG).read_text())
+    del config["schedule"]["rescale_time"]
+    (folder / io.CONFIG).write_text(json.dumps(config))
+
+
+def test_stored_network_is_asked_at_the_times_it_was_trained_at(tmp_path):
+    for name, schedule in (("new", VPCosine(T=50)), ("scaled", VPCosine(T=50, rescale_time=True)), ("old", None)):
+        io.save(tiny(schedule=schedule or VPCosine(T=50)), tmp_path / name)
+    unsaid(tmp_path / "old")
+    for name, scale in (("new", 1), ("scaled", 20), ("old", 20)):
+        model = io.load(tmp_path / name)
+        assert float(model.schedule.network_time(49)) == 49 * scale
+        io.save(model, tmp_path / "again")
+        assert float(io.load(tmp_path / "again").schedule.network_time(49)) == 49 * scale
+        again = io.load(tmp_path / name, schedule=VPLinear(T=100))
+        assert float(again.schedule.network_time(99)) == (99 if scale == 1 else 990)
+    for said, time in ((True, 990), (False, 99)):
+        model = io.load(tmp_path / "new", schedule=VPLinear(T=100, rescale_time=said))
+        assert float(model.schedule.network_time(99)) == time
 
 
 def test_load_names_unknown_overrides_and_places_where_nothing_is(tmp_path):
@@ -308,12 +331,31 @@ def test_released_defaults_and_overrides(tmp_path, weights):
     torch.save(weights, tmp_path / "released.pt")
     model = io.load(tmp_path / "released.pt")
     assert (model.config["num_heads"], model.sample_shape, model.config["dropout"]) == (4, (3, 32, 32), 0.0)
-    schedule = VPCosine(T=4000)
-    model = io.load(tmp_path / "released.pt", moments="central", schedule=schedule)
-    assert model.moments == "central"
-    assert model.schedule is schedule
+    assert float(model.schedule.network_time(999)) == 999
+    model = io.load(tmp_path / "released.pt", moments="central", schedule="cosine")
+    assert (model.moments, type(model.schedule)) == ("central", VPCosine)
     with pytest.raises(ValueError, match=r"num_heads must divide"):
         io.load(tmp_path / "released.pt", num_heads=5)
+
+
+@pytest.mark.parametrize("schedule", [VPCosine(T=4000), {"name": "VPCosine", "T": 4000}], ids=type)
+def test_released_network_is_asked_at_a_thousand_times_whatever_the_levels(tmp_path, weights, schedule):
+    torch.save(weights, tmp_path / "released.pt")
+    model = io.load(tmp_path / "released.pt", schedule=schedule)
+    assert float(model.schedule.network_time(3999)) == 999.75
+    assert io.load(tmp_path / "released.pt").schedule.rescale_time is True
+    said = VPCosine(T=4000, rescale_time=False)
+    assert io.load(tmp_path / "released.pt", schedule=said).schedule is said
+    assert VPCosine(T=4000).rescale_time is None
+
+
+def test_override_that_is_no_schedule_is_named(tmp_path, weights):
+    torch.save(weights, tmp_path / "released.pt")
+    with pytest.raises(TypeError, match="schedule must be a schedule, its name or its config: got 3"):
+        io.load(tmp_path / "released.pt", schedule=3)
+    with pytest.raises(ValueError, match=r"schedule must be one of .*: got 'sine'"):
+        io.load(tmp_path / "released.pt", schedule="sine")
+    assert isinstance(io.load(tmp_path / "released.pt", schedule=None).schedule, VPLinear)
 
 
 def test_released_missing_and_unexpected_weights_are_listed(tmp_path, weights):

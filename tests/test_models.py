@@ -285,6 +285,16 @@ def test_normalised_heads_are_scaled_by_powers_of_alpha():
     torch.testing.assert_close(half.e2.float(), moments.e2, rtol=0.1, atol=1e-6)
 
 
+@pytest.mark.parametrize("rescale_time", [None, False, True])
+@pytest.mark.parametrize("time_shift", [0, 1])
+def test_units_of_the_heads_are_of_the_time_that_the_network_is_asked_at(rescale_time, time_shift):
+    schedule = VPCosine(T=50, time_shift=time_shift, rescale_time=rescale_time)
+    model, t = network(moments="central", normalised=True, schedule=schedule), torch.tensor([0.0, 7, 31, 49])
+    alpha = schedule.alpha(t).float().view(-1, 1, 1, 1)
+    # float32 rounds a time of 50 by 3e-6, where alpha falls by 1/20 in a unit of time, and alpha by 6e-8 twice
+    torch.testing.assert_close(model.alpha(schedule.network_time(t)), alpha, rtol=0, atol=3e-7)
+
+
 @torch.no_grad()
 def test_network_without_heads_gives_the_noise_alone():
     model = awake(network(head=None))

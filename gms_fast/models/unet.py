@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gms_fast.schedules import VPLinear
+from gms_fast.schedules import VP, VPLinear
 from gms_fast.types import NoiseMoments
 
 GROUPS = 32
@@ -198,7 +198,7 @@ class MomentUNet(nn.Module):
         if normalised and (moments != "central" or second is None):
             raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
         schedule = VPLinear() if schedule is None else schedule
-        if normalised and not hasattr(schedule, "T"):
+        if normalised and not isinstance(schedule, VP):
             raise ValueError(f"schedule must be discrete for normalised heads, as VPLinear: got {schedule!r}")
         if model_channels % GROUPS:
             raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
@@ -300,7 +300,8 @@ class MomentUNet(nn.Module):
 
     def alpha(self, t: Tensor) -> Tensor:
         """alpha_t (B, 1, 1, 1) at network times t (B,): the unit of normalised heads."""
-        times = t.float() * (self.schedule.T / 1000) - self.schedule.time_shift
+        scale = self.schedule.T / 1000 if self.schedule.rescale_time else 1.0  # `from_network_time` is for the CPU
+        times = t.float() * scale - self.schedule.time_shift
         low = times.floor().clamp(0, self.schedule.T - 2).long()
         alpha = torch.lerp(self.alpha_table[low].float(), self.alpha_table[low + 1].float(), times - low)
         return alpha.view(-1, 1, 1, 1)
