@@ -526,7 +526,7 @@ def test_evaluate_force_deletes_its_own_files_only(tmp_path, capsys):
         (("--solver", "gms:fit=best"), "fit must be one of"),
         (("--grid", "fast"), "spacing must be"),
         (("--grid", "-1"), "spacing must be"),
-        (("--steps", "2000"), "steps must be at most 999"),
+        (("--steps", "2000"), "steps must be at most 1000"),
         (("--steps", ""), "--steps must have at least one number"),
         (("--n", "20"), "n must be at least 50 samples for these measures: got 20"),
         (("--model", "digits", "--n", "60"), "n must be at least 65 samples"),
