@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gms_fast import prediction as predictions
 from gms_fast import schedules
+from gms_fast.assumptions import attribute
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
@@ -32,13 +33,16 @@ class _Guided(torch.nn.Module):
         if not callable(model):
             raise TypeError(f"model must be callable: got {type(model).__name__}")
         self.unguided = model
-        self.sample_shape = getattr(model, "sample_shape", None)
-        schedule = schedule if schedule is not None else getattr(model, "schedule", None)
-        self.schedule = schedules.build(schedule) if isinstance(schedule, str) else schedule
-        self.prediction = prediction or getattr(model, "prediction", "noise")
-        self.moments = getattr(model, "moments", "raw")
-        if hasattr(model, "clip"):  # None says that there is no data range, and is not the same as saying nothing
-            self.clip = model.clip
+        own = attribute(model, "schedule")
+        own = schedules.build(own) if isinstance(own, str) else own
+        self.schedule = own if schedule is None else schedules.build(schedule).asked_like(own)
+        self.sample_shape = attribute(model, "sample_shape")
+        self.prediction = prediction or attribute(model, "prediction", "noise")
+        self.moments = attribute(model, "moments", "raw")
+        self.self_condition = attribute(model, "self_condition")
+        clip = attribute(model, "clip", ())
+        if clip != ():  # None says that there is no data range, and is not the same as saying nothing
+            self.clip = clip
 
     def _led(self, output: Tensor | NoiseMoments, to: Tensor) -> Tensor | NoiseMoments:
         """The output with another first moment, or the other tensor where it is but one."""
@@ -50,9 +54,10 @@ class ClassifierFree(_Guided):
 
     model          callable (x, t, condition) -> Tensor or NoiseMoments, or (x, t, **condition) for keywords. Of moments
                    e1 is y, and those about it are of the conditional output
-    condition      what the samples shall be: a tensor (B, *) or (1, *), or keywords of such tensors, numbers, strings
-                   and None. None here: keywords come with each call, guided(x, t, **condition), those of the samples
-                   in it. What is held here is of one row, or of one for each sample of every call
+    condition      what the samples shall be: a tensor (B, *) or (1, *), or keywords of such tensors, numbers, strings,
+                   None, and dicts of these. None here: keywords come with each call, guided(x, t, **condition), those
+                   of the samples in it, as from `sample(condition=..)`. What is held here must fit every call: with
+                   `batch_size` it is of one row
     unconditional  the same that stands for no condition, with the same keywords. Needed unless scale is 1
     scale          w; 1 is no guidance
     schedule, prediction  of the model, unless it has attributes of these names
@@ -195,12 +200,20 @@ def _check_alike(condition: Condition, unconditional: Condition) -> None:
     if keywords != others:
         named = ("a tensor", "keywords")
         raise ValueError(f"unconditional must be {named[keywords]} like condition: got {named[others]}")
-    if not keywords:
-        return
+    if keywords:
+        _check_keywords(condition, unconditional, "")
+
+
+def _check_keywords(condition: Mapping[str, Any], unconditional: Mapping[str, Any], inside: str) -> None:
+    """Raise ValueError unless both have the same keywords, in the dicts `inside` of them too."""
+    given, none = f"condition{inside}", f"unconditional{inside}"
     if missing := ", ".join(sorted(condition.keys() - unconditional.keys())):
-        raise ValueError(f"unconditional must have the keywords of condition: missing {missing}")
+        raise ValueError(f"{none} must have the keywords of {given}: missing {missing}")
     if missing := ", ".join(sorted(unconditional.keys() - condition.keys())):
-        raise ValueError(f"condition must have the keywords of unconditional: missing {missing}")
+        raise ValueError(f"{given} must have the keywords of {none}: missing {missing}")
+    for key, value in condition.items():
+        if isinstance(value, Mapping) and isinstance(unconditional[key], Mapping):
+            _check_keywords(value, unconditional[key], f"{inside}[{key!r}]")
 
 
 def _expanded(name: str, condition: object, x: Tensor) -> Tensor | dict[str, Any]:
@@ -208,7 +221,7 @@ def _expanded(name: str, condition: object, x: Tensor) -> Tensor | dict[str, Any
     if not isinstance(condition, Mapping):
         return _for_batch(name, condition, x)
     return {
-        key: value if isinstance(value, _SCALARS) else _for_batch(f"{name}[{key!r}]", value, x)
+        key: value if isinstance(value, _SCALARS) else _expanded(f"{name}[{key!r}]", value, x)
         for key, value in condition.items()
     }
 
@@ -222,7 +235,7 @@ def _for_batch(name: str, condition: object, x: Tensor) -> Tensor:
 
 def _fit_together(a: object, b: object) -> bool:
     """Whether one call can have both: tensors of one shape, keywords that are alike but for those."""
-    if isinstance(a, Mapping):
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
         return all(_fit_together(a[key], b[key]) for key in a)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape

@@ -85,6 +85,25 @@ def test_keywords_cost_one_call_where_tensors_of_one_shape_are_all_that_differs(
     torch.testing.assert_close(guided, y_u + 3 * (y_c - y_u), rtol=0, atol=1e-13)
 
 
+def test_keywords_may_lie_in_dicts():
+    """As those added to the time embedding of large latent models."""
+    calls = []
+
+    def network(x, t, *, prompt, added):
+        calls.append(len(x))
+        return x + prompt + added["size"].sum(1, keepdim=True) + (added["style"] or 0)
+
+    def words(value, size, style=None):
+        row = torch.full((1, 1), value, dtype=torch.float64)
+        return {"prompt": row, "added": {"size": row.expand(1, size), "style": style}}
+
+    for none, added, sizes in ((words(1, 2), 3, [8]), (words(1, 3), 4, [4, 4]), (words(1, 2, 5), 8, [4, 4])):
+        calls.clear()
+        guided = ClassifierFree(network, unconditional=none, scale=2.0)(X, T, **words(4, 2))
+        torch.testing.assert_close(guided, X + 2 * 12 - added, rtol=0, atol=1e-13)
+        assert calls == sizes
+
+
 def test_keywords_that_are_none_in_both_go_through():
     network, (given, none) = Keywords(), ({**condition, "prompt": None} for condition in (GIVEN, NONE))
     ClassifierFree(network, given, none, scale=3.0)(X, T)
@@ -198,6 +217,7 @@ def test_what_a_model_says_of_itself_is_handed_on():
     for said in (
         {},
         {"clip": None},
+        {"self_condition": True},
         {"clip": (0.0, 1.0), "moments": "central", "sample_shape": (3,), "prediction": "x0"},
     ):
         model = lambda x, t, c=None: x  # noqa: E731
@@ -208,7 +228,27 @@ def test_what_a_model_says_of_itself_is_handed_on():
             assert guided.sample_shape == said.get("sample_shape")
             assert hasattr(guided, "clip") == ("clip" in said)
             assert getattr(guided, "clip", None) == said.get("clip")
+            assert guided.self_condition == said.get("self_condition")
         assert ClassifierFree(model, X).prediction == said.get("prediction", "noise")
+
+
+def test_what_a_model_says_is_found_behind_wrappers():
+    net = torch.nn.Linear(3, 3)
+    net.schedule, net.moments, net.clip = VPLinear(T=500, rescale_time=True), "central", None
+    guided = ClassifierFree(torch.nn.DataParallel(net), X)
+    assert (guided.schedule, guided.moments, guided.clip) == (net.schedule, "central", None)
+    other = ClassifierFree(net, X, schedule=VPLinear(T=100)).schedule  # which asks the network as its own does
+    assert (other.T, float(other.network_time(99))) == (100, 990)
+
+
+def test_parts_of_a_batch_get_their_part_of_the_condition():
+    network, none = Keywords(), {"prompt": None, "picture": torch.zeros(1, 3)}
+    given = {"prompt": torch.arange(10.0).view(5, 2), "picture": torch.rand(5, 3)}
+    options = {"solver": "ddim", "n": 5, "condition": given, "clip": None}
+    guided = ClassifierFree(network, unconditional=none, scale=2.0, prediction="x0")
+    whole, parts = (gms_fast.sample(guided, 3, batch_size=size, **options) for size in (None, 2))
+    assert set(network.sizes) == {5, 2, 1}
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", [VPLinear(), EDM()], ids=repr)
@@ -248,7 +288,7 @@ def test_classifier_reads_every_form_of_prediction():
 def test_guided_models_are_sampled():
     model = GaussianMixture1D([0.5, 0.5], [-0.6, 0.6], [0.1, 0.1], sample_shape=(1,))
     guided = Classifier(model, lambda x, t: torch.nn.functional.logsigmoid(20 * x[:, 0]), scale=1.0)
-    x = gms_fast.sample(guided, 20, solver="dpm-solver++", n=64)
+    x = gms_fast.sample(guided, 20, solver="dpm-solver++", n=64, clip=(-1, 1))
     assert float((x > 0).double().mean()) > 0.95
     assert not x.requires_grad
 
@@ -265,7 +305,7 @@ def test_guided_networks_keep_their_dtype():
     condition = torch.ones(1, 3, dtype=torch.bfloat16)
     for guided in (ClassifierFree(net, condition, 0 * condition, scale=2.0), Classifier(net, lambda x, t: x.sum(1))):
         for solver in ("ddim", "gms"):
-            x = gms_fast.sample(guided, 3, solver=solver, n=2)
+            x = gms_fast.sample(guided, 3, solver=solver, n=2, clip=(-1, 1))
             assert x.dtype == torch.float32
             assert x.isfinite().all()
             assert gms_fast.sample(guided, 3, solver=solver, n=0).shape == (0, 3)
@@ -310,6 +350,10 @@ REFUSALS = {
         lambda: ClassifierFree(Keywords(), unconditional={"picture": X, "size": 3}, scale=2)(X, T, picture=X),
         ValueError,
         "condition must have the keywords of unconditional: missing size",
+    ),
+    "a keyword in a dict": (
+        lambda: ClassifierFree(Keywords(), {"a": {"b": X}}, {"a": {"c": X}}, scale=2), ValueError,
+        r"unconditional\['a'\] must have the keywords of condition\['a'\]: missing b",
     ),
     "rows of a keyword": (
         lambda: ClassifierFree(Keywords())(X, T, picture=X[:2]), ValueError,
