@@ -292,7 +292,8 @@ def test_units_of_the_heads_are_of_the_time_that_the_network_is_asked_at(rescale
     model, t = network(moments="central", normalised=True, schedule=schedule), torch.tensor([0.0, 7, 31, 49])
     alpha = schedule.alpha(t).float().view(-1, 1, 1, 1)
     # float32 rounds a time of 50 by 3e-6, where alpha falls by 1/20 in a unit of time, and alpha by 6e-8 twice
-    torch.testing.assert_close(model.alpha(schedule.network_time(t)), alpha, rtol=0, atol=3e-7)
+    torch.testing.assert_close(model.alpha(model.schedule.network_time(t)), alpha, rtol=0, atol=3e-7)
+    assert float(model.schedule.network_time(49)) == (49 + time_shift) * (1 if rescale_time is False else 20)
 
 
 @torch.no_grad()

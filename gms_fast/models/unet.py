@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gms_fast.schedules import VP, VPLinear
+from gms_fast.schedules import VP, Schedule, VPLinear, rescaled
 from gms_fast.types import NoiseMoments
 
 GROUPS = 32
@@ -167,7 +167,8 @@ class MomentUNet(nn.Module):
                         alpha_t eps - sigma_t x_0, of order one at every t, the second made positive, and deviations
                         from the mean that belongs to E[x_0|x_t] clipped to [-1, 1]. `forward` scales them back, in
                         float32. Needs moments = "central"
-    schedule            the schedule the network was trained with
+    schedule            the schedule the network was trained with; asked at 1000 t/T, as improved-diffusion's networks
+                        are, unless it says otherwise
     """
 
     prediction = "noise"
@@ -198,6 +199,7 @@ class MomentUNet(nn.Module):
         if normalised and (moments != "central" or second is None):
             raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
         schedule = VPLinear() if schedule is None else schedule
+        schedule = rescaled(schedule) if isinstance(schedule, Schedule) else schedule
         if normalised and not isinstance(schedule, VP):
             raise ValueError(f"schedule must be discrete for normalised heads, as VPLinear: got {schedule!r}")
         if model_channels % GROUPS:

@@ -57,8 +57,8 @@ class VP(VariancePreserving):
 
     @property
     def _times_config(self) -> dict[str, object]:
-        unsaid = self.rescale_time is None and self.T == 1000  # where both ways are the same
-        return {"time_shift": self.time_shift} | ({} if unsaid else {"rescale_time": bool(self.rescale_time)})
+        same = self.T == 1000 and self.rescale_time is not False  # as files say it that are older than this word
+        return {"time_shift": self.time_shift} | ({} if same else {"rescale_time": bool(self.rescale_time)})
 
     def asked_like(self, other: Schedule | None) -> Schedule:
         said = other.rescale_time if isinstance(other, VP) else None
