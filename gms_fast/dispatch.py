@@ -1,4 +1,7 @@
-"""Which implementation of the ops runs: "cpp" (CPU), "cuda", "triton" (GPU) or "torch" (the reference, anywhere)."""
+"""Which implementation of the ops runs: "cpp" (CPU), "cuda", "triton" (GPU) or "torch" (the reference, anywhere).
+
+A build of torch for ROCm calls its GPUs "cuda" too: the CUDA library never runs there, Triton may.
+"""
 
 import functools
 import os
@@ -11,7 +14,8 @@ from gms_fast import _native
 
 NAMES = ("cpp", "cuda", "triton", "torch")
 VARIABLE = "GMS_FAST_BACKEND"
-_DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",), "torch": ("cpu", "cuda")}
+OTHER = "other"  # stands for every device that is neither "cpu" nor "cuda"
+_DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # "torch" runs on all there are
 _LEAST = 8, 0  # compute capability: older cards have no bfloat16, and no minimum that NaN goes through
 _TRITON = 3, 6  # earlier ones compile square roots that count denormals as zero
 _forced: str | None = None
@@ -22,6 +26,8 @@ def _missing(name: str) -> str:
     if name == "cpp":
         return _native.reason
     if name == "cuda":
+        if rocm():
+            return f"this torch is for ROCm {rocm()}, and the CUDA kernels are for NVIDIA's GPUs"
         if not _native.with_cuda:
             return (
                 "the CUDA kernels were not compiled: install with nvcc on PATH and a torch for CUDA, or GMS_FAST_CUDA=1"
@@ -38,8 +44,13 @@ def _missing(name: str) -> str:
             return ""
         if not torch.cuda.is_available():
             return "no CUDA device is visible (TRITON_INTERPRET=1 runs it on the CPU)"
-        return next(filter(None, (_too_old(*card) for card in _cards())), "")
+        return "" if rocm() else next(filter(None, (_too_old(*card) for card in _cards())), "")
     return ""
+
+
+def rocm() -> str | None:
+    """The version of ROCm that this torch is for; None for all other builds."""
+    return torch.version.hip
 
 
 def _triton() -> tuple[int, ...]:
@@ -91,8 +102,10 @@ def _dotted(numbers: tuple[int, ...]) -> str:
     return ".".join(map(str, numbers))
 
 
-def _devices(name: str) -> tuple[str, ...]:
-    return ("cpu", "cuda") if name == "triton" and interpreted() else _DEVICES[name]
+def _runs_on(name: str, device: str) -> bool:
+    """Tell a backend that takes tensors of this device type, if it can run at all."""
+    devices = ("cpu", "cuda") if name == "triton" and interpreted() else _DEVICES.get(name)
+    return devices is None or device in devices
 
 
 def interpreted() -> bool:
@@ -117,30 +130,38 @@ def set_backend(name: str | None) -> None:
 
 @functools.cache
 def chosen(device: str) -> str:
-    """The backend for tensors on "cpu" or "cuda". Raises RuntimeError if a forced one cannot take them."""
+    """The backend for tensors on a type of device. Raises RuntimeError if a forced one cannot take them."""
     if _forced is not None:
-        if device not in _devices(_forced):
+        if not _runs_on(_forced, device):
             raise RuntimeError(f"backend {_forced!r} is forced, but it does not run on {device} tensors")
         return _forced
-    order = ("cpp", "torch") if device == "cpu" else ("cuda", "triton", "torch")
+    order = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}.get(device, ("torch",))
     return next(name for name in order if not _missing(name))
 
 
 def backends() -> dict[str, object]:
     """What is available, what is missing and why, and what is chosen per device.
 
-    {"available": [...], "missing": {name: reason}, "chosen": {"cpu": name, "cuda": name or None},
+    {"available": [...], "missing": {name: reason}, "chosen": {"cpu": name, "cuda": name or None, .., "other": name},
      "instruction_set": "avx512" | "avx2" | "baseline" | None}
+
+    chosen["other"] is that of every type of device without an entry of its own; "cuda" is also what ROCm calls its GPUs.
+    A backend is None where there is no such device, or the forced one does not run there.
     """
     missing = {name: why for name in NAMES if (why := _missing(name))}
-    devices = {"cpu": True, "cuda": torch.cuda.is_available()}
-    usable = {d: here and d in _devices(_forced or "torch") for d, here in devices.items()}
+    devices = {"cpu": True, "cuda": torch.cuda.is_available(), **_accelerator(), OTHER: True}
+    usable = {d: here and _runs_on(_forced or "torch", d) for d, here in devices.items()}
     return {
         "available": [name for name in NAMES if name not in missing],
         "missing": missing,
         "chosen": {d: chosen(d) if usable[d] else None for d in devices},
         "instruction_set": _native.instruction_set(),
     }
+
+
+def _accelerator() -> dict[str, bool]:
+    """The type of this machine's accelerator: "mps", "xpu", ..; none without one."""
+    return {torch.accelerator.current_accelerator().type: True} if torch.accelerator.is_available() else {}
 
 
 try:

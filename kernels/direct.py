@@ -1,7 +1,7 @@
 """Launches of kernels already compiled, past Triton's launcher: that looks into every argument anew at every call.
 
 A kernel is found by what Triton compiles it for (`Launch.key`), and run as Triton runs it, on the current stream.
-Triton's knobs are those of the first such launch.
+Triton's knobs are those of the first such launch. On ROCm, whose GPUs take other arguments, Triton launches all.
 """
 
 import torch
@@ -49,7 +49,7 @@ def _run_on(index: int, launch) -> None:
 
 
 def _keep(key: tuple, kernel: object) -> None:
-    if _AS_KNOWN:
+    if _AS_KNOWN and torch.version.hip is None:
         if len(_kernels) >= _MOST:
             _kernels.clear()
         _kernels[key] = kernel

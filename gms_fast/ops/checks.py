@@ -43,6 +43,8 @@ def check_place(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like_name}'s device: got {tensor.device}, want {like.device}")
     check_dtype(name, tensor.dtype)
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, of layout torch.strided: got {tensor.layout}")
     _check_forward_only(name, tensor)
 
 
@@ -69,6 +71,7 @@ def check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None
                 or t.shape != shape
                 or t.device != device
                 or t.dtype not in DTYPES
+                or t.layout is not torch.strided
                 or t.requires_grad
             ):
                 break
@@ -257,6 +260,8 @@ def apart_from(
 ) -> tuple[Sequence[Tensor | None], Tensor | None, Noise]:
     """What is read, copied where writing out[i] may change what is read after it; out may be an input itself."""
     check_out(out, like)
+    if not (out.is_cpu or out.is_cuda):  # plain torch, which reads all before it writes
+        return inputs, numbers, noise
     extent = _extent(out)
 
     def apart(tensor: Tensor | None, may_coincide: bool = False) -> Tensor | None:

@@ -56,9 +56,10 @@ SCHEMAS = (
 )
 
 
-def _backend(on_gpu: bool, wide: bool) -> object:
-    """The module whose functions take tensors there; float64 is the reference path."""
-    name = "torch" if wide else dispatch.chosen("cuda" if on_gpu else "cpu")
+def _backend(like: Tensor, wide: bool) -> object:
+    """The module whose functions take tensors where `like` is; float64 is the reference path."""
+    device = "cuda" if like.is_cuda else "cpu" if like.is_cpu else like.device.type
+    name = "torch" if wide else dispatch.chosen(device)
     if name == "triton":
         from gms_fast import kernels
 
@@ -75,7 +76,7 @@ def _run(
     """
     tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
     if alike:
-        getattr(_backend(tensors[0].is_cuda, False), op)(tensors, None, *arguments)
+        getattr(_backend(tensors[0], False), op)(tensors, None, *arguments)
         return
     if not tensors[-1].numel():
         return
@@ -90,7 +91,7 @@ def _run(
         if layout is None:
             _run_on_copies(op, inputs, outputs, *arguments)
             return
-    getattr(_backend(tensors[0].is_cuda, wide), op)(tensors, layout, *arguments)
+    getattr(_backend(tensors[0], wide), op)(tensors, layout, *arguments)
 
 
 def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
@@ -103,7 +104,7 @@ def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[T
 def _at_once(op: str, inputs: tuple[Tensor | None, ...], *arguments: object) -> Tensor | None:
     """The op's output, if the compiled kernels run it and can without a closer look at its tensors and draws."""
     try:
-        backend = _backend(inputs[0].is_cuda, False)
+        backend = _backend(inputs[0], False)
     except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
         return None
     return getattr(_native, op)(inputs, *arguments) if backend is _native else None
@@ -223,10 +224,11 @@ def _philox(normal: bool):
         if not 0 <= stream < 256:
             raise ValueError(f"stream must lie in [0, 256): got {stream}")
         noise = noise_of(out, shape[0], **counters)
-        if out.numel():
-            _backend(out.is_cuda, out.dtype == torch.float64).philox(out, noise, stream, normal)
+        if out.numel() and not out.is_meta:
+            _backend(out, out.dtype == torch.float64).philox(out, noise, stream, normal)
         return out
 
+    philox.__name__ = "philox_normal" if normal else "philox_uniform"
     return philox
 
 
@@ -264,9 +266,9 @@ def _register() -> torch.library.Library:
     library = torch.library.Library("gms_fast", "DEF")
     for schema in SCHEMAS:
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for op in (fit_mixture, sample_mixture, gms_step, gms_step_out, affine_noise, affine_noise_out):
-        for key in ("CPU", "CUDA"):
-            library.impl(op.__name__, op, key)
+    ops = fit_mixture, sample_mixture, gms_step, gms_step_out, affine_noise, affine_noise_out
+    for op in (*ops, philox_normal, philox_uniform):
+        library.impl(op.__name__, op, "CompositeExplicitAutograd")  # every device; the fakes come before it
     fakes = {
         "fit_mixture": lambda *args, **kwargs: tuple(_fake_mixture(*args, **kwargs) for _ in range(4)),
         "sample_mixture": _fake_mixture,
@@ -275,8 +277,7 @@ def _register() -> torch.library.Library:
         "affine_noise": _fake_affine,
         "affine_noise_out": _fake_out,
     }
-    for name, op in (("philox_normal", philox_normal), ("philox_uniform", philox_uniform)):
-        library.impl(name, op, "CompositeExplicitAutograd")
+    for name in ("philox_normal", "philox_uniform"):
         fakes[name] = lambda shape, *, dtype=None, device=None, **kwargs: _new_of_shape(shape, dtype, device)
     for name, fake in fakes.items():
         torch.library.register_fake(f"gms_fast::{name}", fake, lib=library)

@@ -131,11 +131,13 @@ class Gaussian(Identified):
         wide = _wide(r)
         U = self._on("eigenvectors", r.device, wide)
         whole = self.rank == len(U)
-        rest = 0.0 if whole else spectrum(torch.tensor(self.residual, dtype=torch.float64))
-        along = spectrum(self._on("eigenvalues", r.device, torch.float64)) - rest
+        # A CUDA graph copies nothing from the host, and other devices may have no float64.
+        home = r.device if r.is_cuda else torch.device("cpu")
+        rest = 0.0 if whole else spectrum(torch.tensor(self.residual, dtype=torch.float64, device="cpu"))
+        along = spectrum(self._on("eigenvalues", home, torch.float64)) - rest
         flat = r.flatten(1).to(wide)
-        change = ((flat @ U) * along.to(wide)) @ U.T
-        return (change if whole else change.add_(rest * flat)).view(r.shape).to(r.dtype)
+        change = ((flat @ U) * along.to(wide).to(r.device)) @ U.T
+        return (change if whole else change.add_(rest.to(wide) * flat)).view(r.shape).to(r.dtype)
 
     def check(
         self,
@@ -199,11 +201,11 @@ class Gaussian(Identified):
     def _on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A copy that later calls find again; a compiled graph makes its own, and asks for no dictionary's contents."""
         if torch.compiler.is_compiling():
-            return getattr(self, name).to(device, dtype)
+            return getattr(self, name).to(dtype).to(device)
         key = name, device, dtype
         if key not in self._copies:
             with torch.inference_mode(False):  # of use to autograd later
-                self._copies[key] = getattr(self, name).to(device, dtype)
+                self._copies[key] = getattr(self, name).to(dtype).to(device)
         return self._copies[key]
 
 
