@@ -145,8 +145,8 @@ def backends() -> dict[str, object]:
     {"available": [...], "missing": {name: reason}, "chosen": {"cpu": name, "cuda": name or None, .., "other": name},
      "instruction_set": "avx512" | "avx2" | "baseline" | None}
 
-    chosen["other"] is that of every type of device without an entry of its own; "cuda" is also what ROCm calls its GPUs.
-    A backend is None where there is no such device, or the forced one does not run there.
+    chosen["other"] is that of every type of device without an entry of its own; ROCm calls its GPUs "cuda" too. It is
+    None where there is no such device, or the forced backend does not run there.
     """
     missing = {name: why for name in NAMES if (why := _missing(name))}
     devices = {"cpu": True, "cuda": torch.cuda.is_available(), **_accelerator(), OTHER: True}

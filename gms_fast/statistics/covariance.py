@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gms_fast.statistics.gaussian import Gaussian
+from gms_fast.statistics.wide import on_cpu
 
 DENSE = 4096  # elements up to which all eigenvectors are a matter of a minute
 
@@ -83,13 +84,13 @@ class _Sums:
             raise TypeError(f"data must be floating point (M, *) in the units of the network: got {got}")
         if self.shape is None and batch.ndim > 1:
             self.shape, D = batch.shape[1:], math.prod(batch.shape[1:])
-            self.mean, self.scatter = (torch.zeros(s, dtype=torch.float64) for s in ((D,), (D, D)))
+            self.mean, self.scatter = (torch.zeros(s, dtype=torch.float64, device="cpu") for s in ((D,), (D, D)))
         if batch.ndim < 2 or batch.shape[1:] != self.shape or not batch[:1].numel():
             raise ValueError(f"data must be (M, *) of one shape: got {tuple(batch.shape)}")
         if not bool(batch.isfinite().all()):
             raise ValueError("data must be finite: it holds NaN or infinity")
         if len(batch):
-            self._merge(batch.detach().to("cpu", torch.float64).flatten(1))
+            self._merge(on_cpu(batch).flatten(1))
 
     def _merge(self, flat: Tensor) -> None:
         n, mean = len(flat), flat.mean(0)
@@ -102,7 +103,7 @@ class _Sums:
 
     def mirror(self) -> None:
         """Add every sample once more, its last dimension reversed."""
-        order = torch.arange(self.mean.numel()).view(self.shape).flip(-1).flatten()
+        order = torch.arange(self.mean.numel(), device="cpu").view(self.shape).flip(-1).flatten()
         apart = self.mean - self.mean[order]
         self.scatter += self.scatter[order][:, order]
         self.scatter.addr_(apart, apart, alpha=self.count / 2)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gms_fast import network, prediction
 from gms_fast.schedules import Schedule
+from gms_fast.statistics.wide import beside
 
 Noise = Callable[[Tensor, Tensor], Tensor]
 Derivative = Callable[[Noise, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -25,8 +26,8 @@ def noise_of(model: Callable, schedule: Schedule, form: str) -> Noise:
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        output = network.call(model, x, schedule.network_time(t).to(x.device, wide).expand(len(x)))
-        level = _Level(*(f(t).to(x.device) for f in (schedule.alpha, schedule.sigma)))
+        output = network.call(model, x, schedule.network_time(t).to(wide).to(x.device).expand(len(x)))
+        level = _Level(*(beside(f(t), x) for f in (schedule.alpha, schedule.sigma)))
         return prediction.estimate(output, x, level, form).moments.e1.to(x.dtype)
 
     return noise

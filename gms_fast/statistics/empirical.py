@@ -25,6 +25,7 @@ from gms_fast import schedules
 from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
 from gms_fast.statistics import files
+from gms_fast.statistics.wide import on_cpu
 
 FORMAT, FILE = "gms_fast empirical statistics 1", "empirical.safetensors"
 _CURVES = ("l", "s", "b")
@@ -64,7 +65,7 @@ class EmpiricalModel(Identified):
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule: got {self.schedule!r}")
         for name in ("lam", *_CURVES):
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach()
+            value = on_cpu(getattr(self, name))
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{name} must be finite: it holds NaN or infinity")
             object.__setattr__(self, name, value)
@@ -217,7 +218,7 @@ def fingerprint(model: Callable) -> str | None:
     digest = hashlib.sha256()
     for name, value in sorted((name.replace("_orig_mod.", ""), value) for name, value in parameters.items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        digest.update(value.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import Derivative, Noise
+from gms_fast.statistics.wide import wide
 
 
 class Node(NamedTuple):
@@ -40,18 +41,19 @@ def nodes_of(schedule: Schedule, t: Tensor, lam: Tensor) -> list[Node]:
 
 def diagonal(noise: Noise, derivative: Derivative, node: Node, x: Tensor, v: Tensor) -> Tensor:
     """sigma (J v) v of every sample, (B, *) float64: without bias sigma times the diagonal of J."""
-    return node.sigma.to(x.device) * (derivative(noise, x, node.t, v, torch.zeros_like(node.t)) * v).double()
+    return float(node.sigma) * wide(derivative(noise, x, node.t, v, torch.zeros_like(node.t)) * v)
 
 
 def residuals(
     noise: Noise, derivative: Derivative, node: Node, x: Tensor, l: Tensor, l_slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f, f', and how large the two terms are whose difference f is, squared; of every sample, (B, *) float64."""
-    lam, alpha, sigma, drift = (v.to(x.device) for v in (node.lam, node.alpha, node.sigma, node.drift))
+    alpha, sigma, drift, r = map(float, (node.alpha, node.sigma, node.drift, (-node.lam).exp()))
     with torch.no_grad():
         eps = noise(x, node.t)
-    change = derivative(noise, x, node.t, drift * x - sigma * eps, node.dt).double()
-    eps, y, r = eps.double(), x.double() / alpha, (-lam).exp()
+    change = wide(derivative(noise, x, node.t, drift * x - sigma * eps, node.dt))
+    eps, y = wide(eps), wide(x) / alpha
+    l, l_slope = l.to(y.device), l_slope.to(y.device)
     f = r * eps - l * y
     return f, r * ((l - 1) * eps + change) - l_slope * y, (r * eps) ** 2 + (l * y) ** 2
 

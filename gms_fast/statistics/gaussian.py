@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gms_fast.constants import Identified
 from gms_fast.statistics import files
+from gms_fast.statistics.wide import on_cpu
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import as_range
 
@@ -53,7 +54,7 @@ class Gaussian(Identified):
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach()
+            value = on_cpu(getattr(self, name))
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{name} must be finite: it holds NaN or infinity")
             object.__setattr__(self, name, value)
@@ -221,7 +222,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _check_orthonormal(U: Tensor) -> None:
     """Raise ValueError unless U^T U v = v for v of random signs, and 1 on its diagonal: all of it may be too much."""
-    v = torch.randint(0, 2, (U.shape[1],), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    signs = torch.randint(0, 2, (U.shape[1],), generator=torch.Generator().manual_seed(0), device="cpu")
+    v = signs.double() * 2 - 1
     off = max(float((U.T @ (U @ v) - v).norm() / v.norm()), float((U.square().sum(0) - 1).abs().max()))
     if off > _ORTHONORMAL:
         raise ValueError(f"eigenvectors must be orthonormal columns: U^T U is off the identity by {off:.2g}")

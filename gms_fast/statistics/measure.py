@@ -162,7 +162,7 @@ class _Run:
 
     def moments(self, derivative: Derivative, j: int, l: Tensor, l_slope: Tensor) -> Tensor:
         """Means at node j of what `moments` sums, (5, *sample)."""
-        node, l, l_slope = self.nodes[j], l.to(self.device), l_slope.to(self.device)
+        node = self.nodes[j]
         return self._mean(lambda _, x: moments(*residuals(self.noise, derivative, node, x, l, l_slope)), j, NOISE_2)
 
     def _mean(self, batch: Callable[[int, Tensor], Tensor], j: int, stream: int) -> Tensor:
@@ -206,8 +206,8 @@ def check_data(model: object, data: object) -> None:
 def _chosen(model: object, data: Tensor, samples: int, seed: int) -> Tensor:
     """`samples` of the data in random order, on the CPU, float32 or float64; over and over where there are fewer."""
     check_data(model, data)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    chosen = data.detach().cpu()[order[torch.arange(samples) % len(data)]]
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed), device="cpu")
+    chosen = data.detach().cpu()[order[torch.arange(samples, device="cpu") % len(data)]]
     return chosen if chosen.dtype == torch.float64 else chosen.float()
 
 
@@ -220,7 +220,8 @@ def _grid(schedule: Schedule, N: int, t_max: float | None, t_min: float | None) 
     if not bool(ends.isfinite().all()):
         got = " .. ".join(f"{v:g}" for v in ends.tolist())
         raise ValueError(f"t_max, t_min must have finite log(alpha/sigma): got {t_max}, {t_min} with {got}")
-    return schedule.grid(N, "log-snr", t_max, t_min), torch.linspace(*ends.tolist(), N + 1, dtype=torch.float64)
+    lam = torch.linspace(*ends.tolist(), N + 1, dtype=torch.float64, device="cpu")
+    return schedule.grid(N, "log-snr", t_max, t_min), lam
 
 
 def partial(out: Path) -> Path:

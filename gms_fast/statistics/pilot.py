@@ -13,6 +13,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import noise_of
 from gms_fast.statistics.gaussian import Gaussian
 from gms_fast.statistics.measure import check_data
+from gms_fast.statistics.wide import wide
 from gms_fast.types import NoiseMoments
 
 PILOT = 3  # stream of the counter-based noise, whose step is the noise level
@@ -61,7 +62,7 @@ def pilot(
     if not isinstance(levels, int) or levels < 2 or not threshold < 1:
         raise ValueError(f"levels must be at least 2 and threshold below 1: got {levels!r}, {threshold!r}")
     noise = noise_of(model, schedule, form)
-    mean = statistics.mean.to(data).view(data.shape[1:])
+    mean = statistics.mean.to(data.dtype).to(data.device).view(data.shape[1:])
     found = Pilot([], [], [], [], None)
     for i, t in enumerate(_times(schedule, levels)):
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
@@ -84,8 +85,8 @@ def _times(schedule: Schedule, levels: int) -> Tensor:
     first, last = float(schedule.log_snr(schedule.t_max)), min(0.0, float(schedule.log_snr(schedule.t_min)))
     if not math.isfinite(first):
         first = float(schedule.log_snr(schedule.inverse_log_snr(-math.log(_NOISIEST))))
-    return schedule.inverse_log_snr(torch.linspace(first, last, levels, dtype=torch.float64))
+    return schedule.inverse_log_snr(torch.linspace(first, last, levels, dtype=torch.float64, device="cpu"))
 
 
 def _error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).double().square().mean())
+    return float(wide(a - b).square().mean())

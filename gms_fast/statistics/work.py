@@ -48,7 +48,7 @@ class Work:
         """Write all rows, if there is a file to write to."""
         if self.path is None:
             return
-        rows = {name: torch.stack(rows) if rows else torch.empty(0) for name, rows in self.rows.items()}
+        rows = {name: torch.stack(rows) if rows else torch.empty(0, device="cpu") for name, rows in self.rows.items()}
         files.write(self.path, rows, self._metadata)
         self._written = time.monotonic()
 
