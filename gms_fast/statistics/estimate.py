@@ -53,7 +53,6 @@ def residuals(
         eps = noise(x, node.t)
     change = wide(derivative(noise, x, node.t, drift * x - sigma * eps, node.dt))
     eps, y = wide(eps), wide(x) / alpha
-    l, l_slope = l.to(y.device), l_slope.to(y.device)
     f = r * eps - l * y
     return f, r * ((l - 1) * eps + change) - l_slope * y, (r * eps) ** 2 + (l * y) ** 2
 

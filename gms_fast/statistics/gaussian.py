@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gms_fast.constants import Identified
 from gms_fast.statistics import files
-from gms_fast.statistics.wide import on_cpu
+from gms_fast.statistics.wide import home, on_cpu
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import as_range
 
@@ -132,10 +132,8 @@ class Gaussian(Identified):
         wide = _wide(r)
         U = self._on("eigenvectors", r.device, wide)
         whole = self.rank == len(U)
-        # A CUDA graph copies nothing from the host, and other devices may have no float64.
-        home = r.device if r.is_cuda else torch.device("cpu")
         rest = 0.0 if whole else spectrum(torch.tensor(self.residual, dtype=torch.float64, device="cpu"))
-        along = spectrum(self._on("eigenvalues", home, torch.float64)) - rest
+        along = spectrum(self._on("eigenvalues", home(r.device), torch.float64)) - rest
         flat = r.flatten(1).to(wide)
         change = ((flat @ U) * along.to(wide).to(r.device)) @ U.T
         return (change if whole else change.add_(rest.to(wide) * flat)).view(r.shape).to(r.dtype)

@@ -22,6 +22,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import Derivative, Noise, derivative_for, noise_of
 from gms_fast.statistics.empirical import EmpiricalModel, fingerprint
 from gms_fast.statistics.estimate import Node, diagonal, moments, nodes_of, regress, residuals, slope
+from gms_fast.statistics.wide import home
 from gms_fast.statistics.work import Work
 from gms_fast.types import NoiseMoments
 
@@ -162,7 +163,7 @@ class _Run:
 
     def moments(self, derivative: Derivative, j: int, l: Tensor, l_slope: Tensor) -> Tensor:
         """Means at node j of what `moments` sums, (5, *sample)."""
-        node = self.nodes[j]
+        node, (l, l_slope) = self.nodes[j], (v.to(home(self.device)) for v in (l, l_slope))
         return self._mean(lambda _, x: moments(*residuals(self.noise, derivative, node, x, l, l_slope)), j, NOISE_2)
 
     def _mean(self, batch: Callable[[int, Tensor], Tensor], j: int, stream: int) -> Tensor:

@@ -6,18 +6,23 @@ import torch
 from torch import Tensor
 
 
-def on_cpu(values: Any) -> Tensor:
-    """`values`, of a tensor anywhere or numbers, as a float64 tensor on the CPU."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu().double()
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+def home(device: torch.device) -> torch.device:
+    """Where to compute in float64 for tensors of `device`. A CUDA graph can copy nothing from the CPU."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in float64: where it is, or on the CPU where its device may have none."""
-    return x.double() if x.is_cpu or x.is_cuda else x.cpu().double()
+    """`x` in float64, where that is computed."""
+    return x.to(home(x.device)).double()
 
 
 def beside(number: Tensor, x: Tensor) -> Tensor:
-    """A float64 tensor () of the CPU where `x` is; in float32 where that may have no float64."""
-    return number.to(x.device) if x.is_cpu or x.is_cuda else number.float().to(x.device)
+    """A float64 tensor () of the CPU where `x` is; in float32 where there may be no float64."""
+    return number.to(x.device) if home(x.device) == x.device else number.float().to(x.device)
+
+
+def on_cpu(values: Any) -> Tensor:
+    """`values`, a tensor anywhere or numbers, as a float64 tensor on the CPU."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().double()
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
