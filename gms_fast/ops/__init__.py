@@ -5,8 +5,7 @@ reference), return the dtype and layout of their first tensor, and are also regi
 Symbols and equation numbers: docs/notation.md.
 """
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -17,13 +16,18 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from gms_fast.arguments import Stepping
 from gms_fast.ops import library as library
 from gms_fast.ops.checks import check_sample_offset as check_sample_offset
-from gms_fast.ops.checks import fitting_of, stepping_of
+from gms_fast.ops.checks import described, fit_numbers, fitting_of, integer, number, stepping_of
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range
 
 Seed = int | Sequence[int] | Tensor
 Draws = tuple[Tensor | None, Tensor | None] | Tensor | None
+_INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
+OWN_STREAMS = {"philox_normal": 6, "philox_uniform": 7}  # of callers who name neither step nor stream
 _UNIT = (-1.0, 1.0)  # known to be a range
 
 
@@ -33,15 +37,21 @@ def as_seed(seed: Seed) -> int | Tensor:
     Raises TypeError for anything but integers, ValueError for one outside [-2^63, 2^64).
     """
     if isinstance(seed, Tensor) and seed.ndim <= 1:
-        if seed.dtype != torch.int64:
-            raise TypeError(f"seed must be an int64 tensor if it is a tensor: got {seed.dtype}")
-        return seed
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
-        return torch.tensor([as_seed(s) for s in seed], dtype=torch.int64)
+        if seed.dtype not in _INTEGERS:
+            raise TypeError(f"seed must be a tensor of integers if it is a tensor: got {seed.dtype}")
+        return seed.view(torch.int64) if seed.dtype == torch.uint64 else seed.to(torch.int64)
+    if hasattr(seed, "tolist") and not isinstance(seed, Tensor):  # numpy's arrays and numbers
+        return as_seed(seed.tolist())
+    if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
+        return torch.tensor([_seed_bits(s) for s in seed], dtype=torch.int64, device="cpu")
+    return _seed_bits(seed)
+
+
+def _seed_bits(seed: object) -> int:
     try:
-        value = operator.index(seed)
+        value = integer("seed", seed)
     except TypeError:
-        raise TypeError(f"seed must be an integer, or one integer per sample: got {seed!r}") from None
+        raise TypeError(f"seed must be an integer, or one integer per sample: got {described(seed)}") from None
     if not -(1 << 63) <= value < 1 << 64:
         raise ValueError(f"seed must fit in 64 bits: got {value}")
     return value - (1 << 64) if value >= 1 << 63 else value
@@ -55,12 +65,19 @@ def _counters(seed: Seed, step: int | Tensor, where: Tensor | torch.device) -> t
         if isinstance(seed, Tensor):
             seed, seeds = 0, seed.to(where.device if isinstance(where, Tensor) else where)
     if type(step) is int or not isinstance(step, Tensor):
-        return seed, seeds, step, None
+        return seed, seeds, integer("step index", step), None
     return seed, seeds, 0, step
 
 
 def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
-    return noise if isinstance(noise, tuple) else (noise, None)
+    """(z, u), either of which may be None."""
+    if noise is None:
+        return None, None
+    pair = tuple(noise) if isinstance(noise, (tuple, list)) else (noise, None)
+    if len(pair) != 2 or not all(draws is None or isinstance(draws, Tensor) for draws in pair):
+        kinds = ", ".join(type(draws).__name__ for draws in pair)
+        raise TypeError(f"noise must be a tensor z, or (z, u), each a tensor or None: got {kinds}")
+    return pair
 
 
 def _watched(first: Tensor) -> bool:
@@ -111,6 +128,7 @@ def fit_mixture(
     Returns Mixture(weight, mean_a, mean_b, var), each (B, *). NaN in gives NaN out in that element only.
     Raises ValueError or TypeError naming the argument. Source: arXiv 2311.00941 and docs/notation.md.
     """
+    floor, (weight, iterations, lr, eps) = number("floor", floor), fit_numbers(weight, iterations, lr, eps)
     op = _op("fit_mixture", mean)
     return Mixture(*op(mean, var, third, floor, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps))
 
@@ -140,6 +158,8 @@ def sample_mixture(
     Returns (B, *).
     """
     seed, seeds, step, step_at = _counters(seed, step, mean)
+    floor, weight = number("floor", floor), number("weight", weight)
+    sample_offset = integer("sample_offset", sample_offset)
     z, u = _draws(noise)
     return _op("sample_mixture", mean)(
         mean, var, third, floor, fit=fit, weight=weight, seed=seed, seeds=seeds, step=step, step_at=step_at,
@@ -182,13 +202,15 @@ def gms_step(
     """
     lo, hi = _UNIT if clip is _UNIT else (None, None) if clip is None else as_range(clip)
     seed, seeds, index, step_at = _counters(seed, step_index, x)
-    z, u = (None, None) if noise is None else _draws(noise)
+    z, u = _draws(noise)
+    sample_offset = integer("sample_offset", sample_offset)
     if not _watched(x):
         fitting = fitting_of(fit, weight, iterations, lr, eps)
         stepping, numbers = _stepping(step, moments, central, lo, hi)
         draws = seed, seeds, index, step_at, sample_offset, component, z, u
         return library.take_step((x, e1, e2, e3), fitting, stepping, numbers, draws, out)
     coefficients, numbers = _step_numbers(step)
+    weight, iterations, lr, eps = fit_numbers(weight, iterations, lr, eps)
     return _dispatched(
         "gms_step", x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr,
         eps=eps, seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component,
@@ -248,30 +270,42 @@ def affine_noise(
     The rest as in `gms_step`. Returns (B, *), x's dtype. Raises ValueError or TypeError naming the argument.
     """
     seed, seeds, index, step_at = _counters(seed, step_index, x)
+    noise_std, sample_offset = number("noise_std", noise_std), integer("sample_offset", sample_offset)
     numbers = weights if isinstance(weights, Tensor) else None
     if numbers is not None and numbers.ndim < 2 and noise_std:
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
-    weights = [] if numbers is not None else [float(w) for w in weights]
+    terms = _listed("terms", terms, "tensors")
+    weights = [] if numbers is not None else [number("weights", w) for w in _listed("weights", weights, "numbers")]
     return _op("affine_noise", x)(
-        x, list(terms), weights, float(noise_std), numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
+        x, terms, weights, noise_std, numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
         sample_offset=sample_offset, z=_draws(noise)[0], out=out,
     )  # fmt: skip
+
+
+def _listed(name: str, values: object, kind: str) -> list:
+    """The values of a sequence, which a tensor is not."""
+    if isinstance(values, Tensor) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of {kind}: got {described(values)}")
+    return list(values)
 
 
 def philox_normal(
     shape: Sequence[int],
     *,
     seed: Seed,
-    step: int | Tensor = 0,
-    stream: int = 0,
+    step: int | Tensor | None = None,
+    stream: int | None = None,
     sample_offset: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Standard normals (B, *), a pure function of (seed, sample_offset + b, step, stream, element).
 
-    stream  0 normals of a step, 1 its uniforms, 2 the initial x_T, 3 to 5 of `gms_fast.statistics`
-    dtype   float32 unless given; float64 has the precision of float32 uniforms
+    step, stream  without both, a stream of its own: no draw is also one of the sampling loop. With one of them, the
+                  other is 0. Streams: 0 normals of a step, 1 its uniforms, 2 the initial x_T, 3 to 5 of
+                  `gms_fast.statistics`, 6 normals and 7 uniforms of callers who name neither
+    device        torch's default device unless given
+    dtype         float32 unless given; float64 has the precision of float32 uniforms
     """
     return _philox("philox_normal", shape, seed, step, stream, sample_offset, device, dtype)
 
@@ -280,8 +314,8 @@ def philox_uniform(
     shape: Sequence[int],
     *,
     seed: Seed,
-    step: int | Tensor = 0,
-    stream: int = 0,
+    step: int | Tensor | None = None,
+    stream: int | None = None,
     sample_offset: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -291,7 +325,11 @@ def philox_uniform(
 
 
 def _philox(op, shape, seed, step, stream, sample_offset, device, dtype):
-    device = torch.device("cpu") if device is None else torch.device(device)
-    seed, seeds, step, step_at = _counters(seed, step, device)
+    device = torch.empty(0).device if device is None else torch.device(device)  # as torch's own functions have it
+    if step is stream is None:
+        stream = OWN_STREAMS[op]
+    seed, seeds, step, step_at = _counters(seed, 0 if step is None else step, device)
+    sample_offset, stream = integer("sample_offset", sample_offset), integer("stream", 0 if stream is None else stream)
     counters = {"seed": seed, "seeds": seeds, "step": step, "step_at": step_at, "sample_offset": sample_offset}
-    return getattr(torch.ops.gms_fast, op)(list(shape), **counters, stream=stream, dtype=dtype, device=device)
+    shape = [n if isinstance(n, torch.SymInt) else integer("shape", n) for n in _listed("shape", shape, "integers")]
+    return getattr(torch.ops.gms_fast, op)(shape, **counters, stream=stream, dtype=dtype, device=device)

@@ -93,21 +93,45 @@ def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
         check_tensor(name, tensor, tensors[0], names[0])
 
 
-def _number(name: str, value: object, kind: type) -> float | int:
-    """`value` as a float or an integer; a tensor, which may change, as what it holds now."""
+def number(name: str, value: object) -> float:
+    """`value` as a float; a tensor or an array of one element as what it holds now. Raises TypeError."""
+    if torch.compiler.is_compiling():  # which sees through no more than this
+        return float(value)
+    if type(value) is float:
+        return value
     try:
-        return float(value) if kind is float else operator.index(value)
-    except (TypeError, ValueError):
-        wanted = "a number" if kind is float else "an integer"
-        raise TypeError(f"{name} must be {wanted}: got {value!r}") from None
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be a number: got {described(value)}") from None
+
+
+def integer(name: str, value: object) -> int:
+    """`value` as an integer, as `number` does. Raises TypeError."""
+    if torch.compiler.is_compiling() or type(value) is int:
+        return value
+    try:
+        return int(operator.index(value.item() if hasattr(value, "item") else value))
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be an integer: got {described(value)}") from None
+
+
+def described(value: object) -> str:
+    """What an error says was given: of a tensor or an array not all that it holds."""
+    shape = getattr(value, "shape", ())
+    return f"{type(value).__name__} {tuple(shape)} {value.dtype}" if shape else repr(value)
+
+
+def fit_numbers(weight: object, iterations: object, lr: object, eps: object) -> tuple[float, int, float, float]:
+    return number("weight", weight), integer("iterations", iterations), number("lr", lr), number("eps", eps)
 
 
 def fitting_of(
     fit: str = "exact", weight: float = 1 / 3, iterations: int = 70, lr: float = 0.06, eps: float = 1e-8
 ) -> Fitting:
     if not (type(weight) is type(lr) is type(eps) is float and type(iterations) is int):
-        weight, lr, eps = _number("weight", weight, float), _number("lr", lr, float), _number("eps", eps, float)
-        iterations = _number("iterations", iterations, int)
+        weight, iterations, lr, eps = fit_numbers(weight, iterations, lr, eps)
     if not isinstance(fit, str):
         check_choice("fit", fit, FITS)
     return _checked_fitting(fit, weight, iterations, lr, eps)
@@ -146,8 +170,7 @@ def noise_of(
 ) -> Noise:
     """Checked draws for a tensor like `like`, of so many samples."""
     check_choice("component", component, COMPONENTS)
-    if type(step) is not int:
-        step = _number("step index", step, int)
+    step, sample_offset = integer("step index", step), integer("sample_offset", sample_offset)
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step index must lie in [0, 2^32): got {step}")
     check_sample_offset(sample_offset, samples)
