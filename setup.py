@@ -9,6 +9,7 @@ GMS_FAST_PURE = 1              build no compiled module at all
 import importlib.util
 import os
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+OTHERWISE = "or set GMS_FAST_PURE=1 to do without the compiled kernels"
+COMPILERS = ("c++", "g++", "clang++", "icpx", "cl")  # that CMake looks for
 
 
 def torch_is_for_cpus() -> bool:
@@ -51,15 +54,39 @@ def wants_cuda() -> bool:
     return choice == "1" or (choice == "auto" and nvcc() is not None)
 
 
+def missing_tool() -> str | None:
+    """What the build lacks, and how to get it."""
+    for tool in ("cmake", "ninja"):
+        if shutil.which(tool) is None:
+            return f"{tool} is missing: pip install {tool}"
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 is missing: pip install pybind11"
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named and shutil.which(named[0]) is None:
+        return f"the C++ compiler that CXX names is missing, {named[0]}: install it, or name another"
+    if not named and not any(map(shutil.which, COMPILERS)):
+        return "a C++ compiler is missing: install one (on Debian and Ubuntu: apt install g++), or name it in CXX"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python.h is missing: install Python's headers (on Debian and Ubuntu: apt install python3-dev)"
+    return None
+
+
+def run(command: list[str], doing: str) -> None:
+    """Run a command, whose own words are shown. Raises SystemExit where it fails."""
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"{doing} failed, as said above ({error}): a C++17 compiler is needed, CXX names another; {OTHERWISE}"
+        ) from None
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        if lacks := missing_tool():
+            raise SystemExit(f"{lacks}; {OTHERWISE}")
         import pybind11
 
-        if not Path(sysconfig.get_path("include"), "Python.h").exists():
-            raise SystemExit(
-                "Python.h is missing: install Python's headers (on Debian and Ubuntu: apt install python3-dev), "
-                "or set GMS_FAST_PURE=1 to do without the compiled kernels"
-            )
         build = Path(self.build_temp).resolve() / ext.name
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         ninja = shutil.which("ninja")
@@ -71,8 +98,8 @@ class CMakeBuild(build_ext):
             f"-DGMS_WITH_CUDA={'ON' if wants_cuda() else 'OFF'}",
             *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
         ]
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build)], check=True)
+        run(configure, "configuring the compiled kernels")
+        run(["cmake", "--build", str(build)], "compiling the kernels")
 
 
 pure = os.environ.get("GMS_FAST_PURE") == "1"

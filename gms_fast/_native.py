@@ -1,6 +1,7 @@
 """The compiled module: the only importer of `_C`. Arguments arrive checked."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -8,11 +9,21 @@ from torch import Tensor
 from gms_fast.arguments import Fitting, Noise, Stepping
 from gms_fast.layout import Layout
 
+
+def why_not(error: ImportError) -> str:
+    """Why there is no compiled module, and how to get one."""
+    if find_spec("gms_fast._C") is None:
+        return (
+            "the compiled module was not built for this Python (GMS_FAST_PURE=1 leaves it out): reinstall gms_fast "
+            "with a C++17 compiler, and without GMS_FAST_PURE"
+        )
+    return f"the compiled module is there, but cannot be loaded ({error}): reinstall gms_fast with a C++17 compiler"
+
+
 try:
     from gms_fast import _C
 except ImportError as error:
-    _C = None
-    reason = f"the compiled module is missing ({error}); reinstall gms_fast with a C++17 compiler"
+    _C, reason = None, why_not(error)
 else:
     reason = ""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import _native, dispatch, ops
+from gms_fast import _native, cli, dispatch, ops
 from gms_fast.schedules import VPLinear
 
 EPS = 2.0**-23
@@ -168,3 +168,90 @@ def test_an_older_triton_is_refused(monkeypatch):
     assert "triton 3.4 is older than 3.6" in gms_fast.backends()["missing"]["triton"]
     monkeypatch.setattr(dispatch, "version", lambda name: "3.10.1+git")
     assert "older" not in gms_fast.backends()["missing"].get("triton", "")
+
+
+@pytest.fixture
+def rocm(monkeypatch):
+    """A torch for ROCm with one GPU, which it calls "cuda", and a library that was compiled for NVIDIA's."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "hip", "6.4.43482")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "version", lambda name: "3.6.0")
+    monkeypatch.setattr(_native, "with_cuda", True)
+    monkeypatch.setattr(_native, "cuda_architectures", ("80-real", "90"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "AMD Instinct")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 4))  # code of 90 would run on such a card
+    dispatch.chosen.cache_clear()
+
+
+def test_on_rocm_the_cuda_library_never_runs(rocm):
+    report = gms_fast.backends()
+    assert report["missing"]["cuda"] == "this torch is for ROCm 6.4.43482, and the CUDA kernels are for NVIDIA's GPUs"
+    assert report["chosen"]["cuda"] == "triton"
+    with pytest.raises(RuntimeError, match="backend 'cuda' is not available: this torch is for ROCm"):
+        gms_fast.set_backend("cuda")
+
+
+def test_on_rocm_nothing_asks_for_nvidias_compute_capability(rocm, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 0))
+    assert "triton" in gms_fast.backends()["available"]
+    gms_fast.set_backend("triton")
+
+
+def test_on_rocm_without_triton_the_torch_path_runs(rocm, monkeypatch):
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    assert gms_fast.backends()["chosen"]["cuda"] == "torch"
+
+
+def test_info_names_rocm(rocm, capsys):
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "ROCm 6.4.43482, 1 x AMD Instinct" in shown
+    assert "triton on cuda" in shown
+
+
+def test_other_devices_are_accounted_for(capsys):
+    assert gms_fast.backends()["chosen"]["other"] == "torch"
+    assert dispatch.chosen("mps") == dispatch.chosen("privateuseone") == "torch"
+    assert cli.main(["info"]) == 0
+    assert "torch on every other device" in capsys.readouterr().out
+    gms_fast.set_backend("torch")
+    assert dispatch.chosen("xpu") == "torch"
+
+
+def test_the_accelerator_of_the_machine_is_named(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert gms_fast.backends()["chosen"]["mps"] == "torch"
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton", "cpp"])
+def test_a_forced_backend_refuses_other_devices(name, monkeypatch):
+    monkeypatch.setattr(dispatch, "_forced", name)
+    dispatch.chosen.cache_clear()
+    assert gms_fast.backends()["chosen"]["other"] is None
+    with pytest.raises(RuntimeError, match=f"backend '{name}' is forced, but it does not run on mps tensors"):
+        dispatch.chosen("mps")
+
+
+def test_a_module_that_was_not_built_is_told_from_a_broken_one(tmp_path):
+    hide = "import sys; sys.modules['gms_fast._C'] = None\n"
+    run = python(f"{hide}import gms_fast; print(gms_fast.backends()['missing']['cpp'])")
+    assert run.stdout.startswith("the compiled module was not built for this Python (GMS_FAST_PURE=1"), run.stderr
+    assert "without GMS_FAST_PURE" in run.stdout
+    broken = tmp_path / "_C.py"
+    broken.write_text("raise ImportError('libstdc++.so.6: version GLIBCXX_3.4.32 not found')")
+    load = (
+        "import importlib.abc, importlib.util, sys\n"
+        "class Finder(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'gms_fast._C':\n"
+        f"            return importlib.util.spec_from_file_location(name, {str(broken)!r})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    run = python(f"{load}import gms_fast; print(gms_fast.backends()['missing']['cpp'])")
+    assert "is there, but cannot be loaded (libstdc++.so.6: version GLIBCXX_3.4.32 not found)" in run.stdout, run.stderr
+    assert "circular" not in run.stdout

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import predict
@@ -56,6 +57,62 @@ def test_a_build_that_cannot_be_is_one_clear_line(choice, message, monkeypatch):
     monkeypatch.setitem(SETUP["wants_cuda"].__globals__, "nvcc", lambda: None)
     with pytest.raises(SystemExit, match=message):
         SETUP["wants_cuda"]()
+
+
+@pytest.mark.parametrize(
+    ("tool", "message"),
+    [
+        ("cmake", "cmake is missing: pip install cmake"),
+        ("ninja", "ninja is missing: pip install ninja"),
+        (("c++", "g++", "clang++", "icpx", "cl"), "a C.. compiler is missing: install one"),
+    ],
+)
+def test_a_missing_tool_is_named(tool, message, monkeypatch):
+    which = SETUP["shutil"].which
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(SETUP["shutil"], "which", lambda name: None if name in (tool, *tool) else which(name) or name)
+    assert re.match(message, SETUP["missing_tool"]())
+
+
+@pytest.mark.parametrize("compiler", ["/nonexistent/c++", "ccache-of-nobody g++"])
+def test_a_compiler_that_is_named_and_missing_is_one_clear_line(compiler):
+    done = build(CXX=compiler)
+    last = done.stderr.strip().splitlines()
+    assert done.returncode == 1
+    assert last == [
+        f"the C++ compiler that CXX names is missing, {compiler.split()[0]}: install it, or name another; "
+        "or set GMS_FAST_PURE=1 to do without the compiled kernels"
+    ]
+
+
+def test_a_compiler_that_fails_is_heard(tmp_path):
+    """Its own words, and at the end one line of ours."""
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho the compiler is out of order >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    done = build(CXX=str(compiler))
+    assert done.returncode == 1
+    assert "the compiler is out of order" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("configuring the compiled kernels failed, as said above")
+    assert "GMS_FAST_PURE=1" in last
+
+
+def test_a_compiler_that_is_there_lacks_nothing(monkeypatch):
+    monkeypatch.setenv("CXX", f"{sys.executable} -O2")
+    monkeypatch.setattr(SETUP["shutil"], "which", lambda name: name)
+    assert SETUP["missing_tool"]() is None
+
+
+def build(**environment):
+    """setup.py in a process of its own, building away from the checkout."""
+    if any(shutil.which(tool) is None for tool in ("cmake", "ninja")):
+        pytest.skip("cmake or ninja is not installed")
+    code = "import setuptools, runpy, sys; sys.argv[1:] = ['-q', 'build_ext', '-b', {0!r}, '-t', {0!r}]"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", f"{code.format(folder)}; runpy.run_path('setup.py', run_name='__main__')"]
+        return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
 
 
 def test_setup_knows_this_torch_without_importing_it():

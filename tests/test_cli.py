@@ -295,6 +295,8 @@ def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
         (("--out", "gone/x.png"), "there is no folder gone"),
         (("--device", "toaster"), "got 'toaster'"),
         (("--device", "cuda:99"), "--device cuda:99 is not there"),
+        (("--device", "hpu"), "--device hpu is not there: torch "),
+        (("--device", "meta"), "--device must be one whose tensors hold numbers: got 'meta'"),
         (("--model", "gone"), "nothing is at gone"),
         (("--solver", "magic"), "magic"),
         (("--solver", "ddim", "--statistics", "mnist"), "--statistics belongs to --solver dpm-solver-v3"),

@@ -200,7 +200,7 @@ CALLS = {
     "float64": lambda: ops.affine_noise(X.double(), [X], [0.5, 2.0], 0.3),
     "layout": lambda: ops.gms_step(*(t.t().contiguous().t() for t in MOMENTS), STEP),
     "philox": lambda: ops.philox_normal((2, 3), seed=[1, 2], device="cpu"),
-    "gaussian": lambda: statistics.gaussian(DATA, rank=3, flips=True).draw(X[:, :2].repeat(1, 2)),
+    "statistics": lambda: statistics.gaussian(DATA, rank=3, flips=True).draw(X[:, :2].repeat(1, 2)),
     "pilot": lambda: torch.tensor(statistics.pilot(MODEL, DATA, statistics.gaussian(DATA), levels=3).r2, device="cpu"),
     "samples to measure": lambda: statistics.measure._chosen(MODEL, DATA, 12, 0),
 }

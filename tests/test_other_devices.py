@@ -9,6 +9,7 @@ from parity import network_moments, weights_by_element
 
 import gms_fast
 from gms_fast import ops, solvers, statistics
+from gms_fast.cli import options
 from gms_fast.schedules import VPLinear
 
 STEP = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
@@ -56,9 +57,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_gms_step(options):
-    same(lambda *t: ops.gms_step(*t, STEP, **options), *network_moments(SHAPE, 400))
+@pytest.mark.parametrize("choices", OPTIONS.values(), ids=OPTIONS)
+def test_gms_step(choices):
+    same(lambda *t: ops.gms_step(*t, STEP, **choices), *network_moments(SHAPE, 400))
 
 
 def test_gms_step_reads_numbers_and_draws_from_the_device():
@@ -191,3 +192,7 @@ def test_a_gaussian_is_made_of_data_there():
 def test_every_op_has_a_kernel_for_every_device(op, key):
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"gms_fast::{op}", key)
     assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"gms_fast::{op}", "Autograd")  # torch's own: no gradient
+
+
+def test_the_command_line_takes_any_device_that_is_there():
+    assert options.device(NAME).type == NAME

@@ -3,7 +3,6 @@
 import argparse
 import os
 import platform
-from importlib import metadata
 
 SUMMARY = "Show versions, backends, solvers, schedules and embedded models."
 
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         "cuda": _cuda(),
         "cpu": f"{backends['instruction_set'] or 'no compiled module'}, {os.cpu_count()} cores",
         "backends": ", ".join(backends["available"]),
-        "chosen": ", ".join(f"{name} on {device}" for device, name in backends["chosen"].items() if name),
+        "chosen": _chosen(backends["chosen"]),
         **{f"no {name}": reason for name, reason in backends["missing"].items()},
         "solvers": ", ".join(solvers.names()),
         "schedules": ", ".join(schedules.names()),
@@ -40,18 +39,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _chosen(by_device: dict[str, str | None]) -> str:
+    named = {"other": "every other device"}
+    return ", ".join(f"{name} on {named.get(device, device)}" for device, name in by_device.items() if name)
+
+
 def _triton() -> str:
+    """Its version; a triton for ROCm or XPU is a package of another name."""
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError:
         return "not installed"
-    return metadata.version("triton")
+    return triton.__version__
 
 
 def _cuda() -> str:
     import torch
 
+    kind = f"ROCm {torch.version.hip}" if torch.version.hip else torch.version.cuda
     if not torch.cuda.is_available():
-        return f"no device (torch built for {torch.version.cuda or 'the CPU only'})"
+        return f"no device (torch built {f'for {kind}' if kind else 'without CUDA'})"
     devices = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    return f"{torch.version.cuda}, {torch.cuda.device_count()} x {', '.join(sorted(devices))}"
+    return f"{kind}, {torch.cuda.device_count()} x {', '.join(sorted(devices))}"

@@ -64,9 +64,13 @@ def device(name: str | None) -> torch.device:
     try:
         found = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f'--device must be like "cpu", "cuda" or "cuda:1": got {name!r}') from error
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f'--device must be on "cpu" or "cuda": got {name!r}')
+        raise ValueError(f'--device must be like "cpu", "cuda", "cuda:1" or "mps": got {name!r}') from error
+    if found.type == "meta":
+        raise ValueError(f"--device must be one whose tensors hold numbers: got {name!r}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name} is not there: {torch.cuda.device_count()} CUDA devices found")
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, ImportError) as error:  # which list all that this torch is built for
+        raise ValueError(f"--device {name} is not there: torch {torch.__version__} finds no such device") from error
     return found
