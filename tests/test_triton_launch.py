@@ -220,3 +220,14 @@ def test_the_device_of_the_tensors_is_made_current_where_it_is_not(current, laun
     with mock.patch.object(torch.cuda, "device") as guard:
         launched(lambda: ops.philox_normal((2, 8), seed=0))
     assert guard.call_args_list == ([] if current == -1 else [mock.call(-1)])
+
+
+def test_on_rocm_triton_launches_all(launched, monkeypatch):
+    from gms_fast.kernels import direct
+
+    direct._kernels.clear()
+    call = lambda: ops.philox_normal((2, 8), seed=0)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "6.4.43482")
+        assert [is_direct(launched(call)[1]) for _ in range(3)] == [False] * 3
+    assert [is_direct(launched(call)[1]) for _ in range(2)] == [False, True]
