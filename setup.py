@@ -17,6 +17,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -81,17 +82,30 @@ def run(command: list[str], doing: str) -> None:
         ) from None
 
 
+def check_tools() -> None:
+    """Raise SystemExit naming what a build of the compiled module lacks."""
+    if lacks := missing_tool():
+        raise SystemExit(f"{lacks}; {OTHERWISE}")
+
+
+class Build(build):
+    def run(self) -> None:
+        if self.distribution.has_ext_modules():
+            check_tools()  # before all that is copied is listed
+            wants_cuda()
+        super().run()
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        if lacks := missing_tool():
-            raise SystemExit(f"{lacks}; {OTHERWISE}")
+        check_tools()
         import pybind11
 
-        build = Path(self.build_temp).resolve() / ext.name
+        folder = Path(self.build_temp).resolve() / ext.name
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         ninja = shutil.which("ninja")
         configure = [
-            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -99,7 +113,7 @@ class CMakeBuild(build_ext):
             *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
         ]
         run(configure, "configuring the compiled kernels")
-        run(["cmake", "--build", str(build)], "compiling the kernels")
+        run(["cmake", "--build", str(folder)], "compiling the kernels")
 
 
 pure = os.environ.get("GMS_FAST_PURE") == "1"
@@ -117,5 +131,5 @@ if __name__ == "__main__":  # a test asks for the rule above
             "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"],
         },
         ext_modules=[] if pure else [Extension("gms_fast._C", sources=[], depends=native_sources)],
-        cmdclass={"build_ext": CMakeBuild},
+        cmdclass={"build": Build, "build_ext": CMakeBuild},
     )

@@ -6,7 +6,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import predict
@@ -75,10 +74,11 @@ def test_a_missing_tool_is_named(tool, message, monkeypatch):
 
 
 @pytest.mark.parametrize("compiler", ["/nonexistent/c++", "ccache-of-nobody g++"])
-def test_a_compiler_that_is_named_and_missing_is_one_clear_line(compiler):
-    done = build(CXX=compiler)
+def test_a_compiler_that_is_named_and_missing_is_one_clear_line(compiler, tmp_path):
+    done = build(tmp_path / "made", CXX=compiler)
     last = done.stderr.strip().splitlines()
     assert done.returncode == 1
+    assert not (tmp_path / "made").exists()  # it is said before anything is copied
     assert last == [
         f"the C++ compiler that CXX names is missing, {compiler.split()[0]}: install it, or name another; "
         "or set GMS_FAST_PURE=1 to do without the compiled kernels"
@@ -90,7 +90,7 @@ def test_a_compiler_that_fails_is_heard(tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho the compiler is out of order >&2\nexit 1\n")
     compiler.chmod(0o755)
-    done = build(CXX=str(compiler))
+    done = build(tmp_path / "made", CXX=str(compiler))
     assert done.returncode == 1
     assert "the compiler is out of order" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -105,14 +105,14 @@ def test_a_compiler_that_is_there_lacks_nothing(monkeypatch):
     assert SETUP["missing_tool"]() is None
 
 
-def build(**environment):
+def build(folder, **environment):
     """setup.py in a process of its own, building away from the checkout."""
     if any(shutil.which(tool) is None for tool in ("cmake", "ninja")):
         pytest.skip("cmake or ninja is not installed")
-    code = "import setuptools, runpy, sys; sys.argv[1:] = ['-q', 'build_ext', '-b', {0!r}, '-t', {0!r}]"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", f"{code.format(folder)}; runpy.run_path('setup.py', run_name='__main__')"]
-        return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    arguments = ["-q", "build", "-b", str(folder), "-t", str(folder)]
+    code = f"import runpy, sys; sys.argv[1:] = {arguments}; runpy.run_path('setup.py', run_name='__main__')"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
 
 
 def test_setup_knows_this_torch_without_importing_it():
