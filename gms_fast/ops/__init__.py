@@ -5,18 +5,19 @@ reference), return the dtype and layout of their first tensor, and are also regi
 Symbols and equation numbers: docs/notation.md.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gms_fast.arguments import Stepping
 from gms_fast.ops import library as library
 from gms_fast.ops.checks import check_sample_offset as check_sample_offset
-from gms_fast.ops.checks import described, fit_numbers, fitting_of, integer, number, stepping_of
+from gms_fast.ops.checks import described, fitting_of, integer, number, stepping_of
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range
@@ -94,7 +95,15 @@ def _op(name: str, first: Tensor) -> Callable[..., object]:
     return partial(_dispatched, name) if _watched(first) else getattr(library, name)
 
 
+_KINDS = {
+    **dict.fromkeys(("floor", "weight", "lr", "eps", "noise_std"), number),
+    **dict.fromkeys(("iterations", "sample_offset"), integer),
+}
+
+
 def _dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: object):
+    """The op by way of the dispatcher, which takes Python's own numbers only."""
+    options = {key: _KINDS[key](key, value) if key in _KINDS else value for key, value in options.items()}
     if out is None:
         return getattr(torch.ops.gms_fast, name)(*arguments, **options)
     getattr(torch.ops.gms_fast, f"{name}_out")(*arguments, **options, out=out)
@@ -128,9 +137,8 @@ def fit_mixture(
     Returns Mixture(weight, mean_a, mean_b, var), each (B, *). NaN in gives NaN out in that element only.
     Raises ValueError or TypeError naming the argument. Source: arXiv 2311.00941 and docs/notation.md.
     """
-    floor, (weight, iterations, lr, eps) = number("floor", floor), fit_numbers(weight, iterations, lr, eps)
     op = _op("fit_mixture", mean)
-    return Mixture(*op(mean, var, third, floor, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps))
+    return Mixture(*op(mean, var, third, floor=floor, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps))
 
 
 def sample_mixture(
@@ -158,11 +166,9 @@ def sample_mixture(
     Returns (B, *).
     """
     seed, seeds, step, step_at = _counters(seed, step, mean)
-    floor, weight = number("floor", floor), number("weight", weight)
-    sample_offset = integer("sample_offset", sample_offset)
     z, u = _draws(noise)
     return _op("sample_mixture", mean)(
-        mean, var, third, floor, fit=fit, weight=weight, seed=seed, seeds=seeds, step=step, step_at=step_at,
+        mean, var, third, floor=floor, fit=fit, weight=weight, seed=seed, seeds=seeds, step=step, step_at=step_at,
         sample_offset=sample_offset, component=component, z=z, u=u,
     )  # fmt: skip
 
@@ -203,14 +209,12 @@ def gms_step(
     lo, hi = _UNIT if clip is _UNIT else (None, None) if clip is None else as_range(clip)
     seed, seeds, index, step_at = _counters(seed, step_index, x)
     z, u = _draws(noise)
-    sample_offset = integer("sample_offset", sample_offset)
     if not _watched(x):
         fitting = fitting_of(fit, weight, iterations, lr, eps)
         stepping, numbers = _stepping(step, moments, central, lo, hi)
         draws = seed, seeds, index, step_at, sample_offset, component, z, u
         return library.take_step((x, e1, e2, e3), fitting, stepping, numbers, draws, out)
     coefficients, numbers = _step_numbers(step)
-    weight, iterations, lr, eps = fit_numbers(weight, iterations, lr, eps)
     return _dispatched(
         "gms_step", x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr,
         eps=eps, seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component,
@@ -270,23 +274,30 @@ def affine_noise(
     The rest as in `gms_step`. Returns (B, *), x's dtype. Raises ValueError or TypeError naming the argument.
     """
     seed, seeds, index, step_at = _counters(seed, step_index, x)
-    noise_std, sample_offset = number("noise_std", noise_std), integer("sample_offset", sample_offset)
     numbers = weights if isinstance(weights, Tensor) else None
-    if numbers is not None and numbers.ndim < 2 and noise_std:
+    if numbers is not None and numbers.ndim < 2 and number("noise_std", noise_std):
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
     terms = _listed("terms", terms, "tensors")
-    weights = [] if numbers is not None else [number("weights", w) for w in _listed("weights", weights, "numbers")]
+    weights = [] if numbers is not None else _floats("weights", weights)
     return _op("affine_noise", x)(
-        x, terms, weights, noise_std, numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
+        x, terms, weights, noise_std=noise_std, numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
         sample_offset=sample_offset, z=_draws(noise)[0], out=out,
     )  # fmt: skip
 
 
+def _floats(name: str, values: object) -> list[float]:
+    values, plain = _listed(name, values, "numbers"), is_dynamo_compiling()
+    return [float(value) if plain or type(value) is float else number(name, value) for value in values]
+
+
 def _listed(name: str, values: object, kind: str) -> list:
     """The values of a sequence, which a tensor is not."""
-    if isinstance(values, Tensor) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of {kind}: got {described(values)}")
-    return list(values)
+    try:
+        if isinstance(values, Tensor):
+            raise TypeError
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {kind}: got {described(values)}") from None
 
 
 def philox_normal(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from gms_fast.arguments import Fitting, Noise, Stepping
 from gms_fast.steps import kernel_numbers
@@ -95,7 +96,7 @@ def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
 
 def number(name: str, value: object) -> float:
     """`value` as a float; a tensor or an array of one element as what it holds now. Raises TypeError."""
-    if torch.compiler.is_compiling():  # which sees through no more than this
+    if is_dynamo_compiling():  # which sees through no more than this
         return float(value)
     if type(value) is float:
         return value
@@ -109,7 +110,7 @@ def number(name: str, value: object) -> float:
 
 def integer(name: str, value: object) -> int:
     """`value` as an integer, as `number` does. Raises TypeError."""
-    if torch.compiler.is_compiling() or type(value) is int:
+    if type(value) is int or is_dynamo_compiling():
         return value
     try:
         return int(operator.index(value.item() if hasattr(value, "item") else value))
@@ -123,15 +124,12 @@ def described(value: object) -> str:
     return f"{type(value).__name__} {tuple(shape)} {value.dtype}" if shape else repr(value)
 
 
-def fit_numbers(weight: object, iterations: object, lr: object, eps: object) -> tuple[float, int, float, float]:
-    return number("weight", weight), integer("iterations", iterations), number("lr", lr), number("eps", eps)
-
-
 def fitting_of(
     fit: str = "exact", weight: float = 1 / 3, iterations: int = 70, lr: float = 0.06, eps: float = 1e-8
 ) -> Fitting:
     if not (type(weight) is type(lr) is type(eps) is float and type(iterations) is int):
-        weight, iterations, lr, eps = fit_numbers(weight, iterations, lr, eps)
+        weight, iterations = number("weight", weight), integer("iterations", iterations)
+        lr, eps = number("lr", lr), number("eps", eps)
     if not isinstance(fit, str):
         check_choice("fit", fit, FITS)
     return _checked_fitting(fit, weight, iterations, lr, eps)
@@ -170,7 +168,8 @@ def noise_of(
 ) -> Noise:
     """Checked draws for a tensor like `like`, of so many samples."""
     check_choice("component", component, COMPONENTS)
-    step, sample_offset = integer("step index", step), integer("sample_offset", sample_offset)
+    if not type(step) is type(sample_offset) is int:
+        step, sample_offset = integer("step index", step), integer("sample_offset", sample_offset)
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step index must lie in [0, 2^32): got {step}")
     check_sample_offset(sample_offset, samples)
@@ -230,9 +229,12 @@ def stepping_of(
     return Stepping(numbers, moments, central, lo, hi)
 
 
-def check_floor(floor: float) -> None:
-    if not 0 <= floor < math.inf:
-        raise ValueError(f"floor must be finite and not negative: got {floor}")
+def not_negative(name: str, value: object) -> float:
+    """`value` as a finite number that is not negative."""
+    found = value if type(value) is float else number(name, value)
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{name} must be finite and not negative: got {found}")
+    return found
 
 
 def check_moments(e2: Tensor | None, e3: Tensor | None, fit: str, moments: str) -> None:
@@ -247,7 +249,7 @@ def affine_names(terms: Sequence[Tensor]) -> tuple[str, ...]:
     return "x", *(f"terms[{i}]" for i in range(len(terms)))
 
 
-def check_affine(terms: Sequence[Tensor], weights: Sequence[float] | None, noise_std: float) -> None:
+def check_affine(terms: Sequence[Tensor], weights: Sequence[float] | None) -> None:
     """weights are None where a tensor holds them."""
     if len(terms) > MAX_TERMS:
         raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {len(terms)}")
@@ -255,8 +257,6 @@ def check_affine(terms: Sequence[Tensor], weights: Sequence[float] | None, noise
         raise ValueError(f"weights must be one of x and one of each term, {len(terms) + 1}: got {len(weights)}")
     if weights is not None and not all(map(math.isfinite, weights)):
         raise ValueError(f"weights must be finite: got {tuple(weights)}")
-    if not 0 <= noise_std < math.inf:
-        raise ValueError(f"noise_std must be finite and not negative: got {noise_std}")
 
 
 def weights_of(numbers: Tensor, inputs: Sequence[Tensor]) -> Tensor:

@@ -20,12 +20,12 @@ from gms_fast.ops.checks import (
     apart_from,
     check_affine,
     check_dtype,
-    check_floor,
     check_inputs,
     check_moments,
     check_out,
     fitting_of,
     noise_of,
+    not_negative,
     on_device,
     stepping_of,
     weights_of,
@@ -116,7 +116,7 @@ def _at_once(op: str, inputs: tuple[Tensor | None, ...], *arguments: object) -> 
 def fit_mixture(mean, var, third, floor=0.0, **fit):
     inputs = mean, var, third
     alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
-    check_floor(floor)
+    floor = not_negative("floor", floor)
     fitting = fitting_of(**fit)
     out = tuple(torch.empty_like(mean, requires_grad=False) for _ in range(4))
     _run("fit_mixture", inputs, out, floor, fitting, alike=alike)
@@ -128,7 +128,7 @@ def sample_mixture(
     seed=0, seeds=None, step=0, step_at=None, sample_offset=0, component="element", z=None, u=None,
 ):  # fmt: skip
     inputs = mean, var, third
-    check_floor(floor)
+    floor = not_negative("floor", floor)
     fitting = fitting_of(fit, weight, iterations, lr, eps)
     draws = seed, seeds, step, step_at, sample_offset, component, z, u
     made = _at_once("new_sample_mixture", inputs, floor, fitting, draws)
@@ -188,7 +188,8 @@ def affine_noise(
     seed=0, seeds=None, step=0, step_at=None, sample_offset=0, z=None, out=None,
 ):  # fmt: skip
     inputs = x, *terms
-    check_affine(terms, weights if numbers is None else None, noise_std)
+    check_affine(terms, weights if numbers is None else None)
+    noise_std = not_negative("noise_std", noise_std)
     draws = seed, seeds, step, step_at, sample_offset, "element", z
     if out is numbers is None:
         made = _at_once("new_affine_noise", inputs, (*weights, noise_std), (*draws, None))
