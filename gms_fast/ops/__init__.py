@@ -1,7 +1,8 @@
 """The drop-in ops: mixture fits and draws, the fused GMS step, linear updates, and counter-based noise.
 
 All are forward only, take float32, bfloat16 or float16 in any mixture and any layout (float32 inside; float64 runs the
-reference), return the dtype and layout of their first tensor, and are also registered as `torch.ops.gms_fast.*`.
+reference, as do devices other than CPUs and CUDA), return the dtype and layout of their first tensor, and are also
+registered as `torch.ops.gms_fast.*`. A number may come as a tensor or an array of one element, read at the call.
 Symbols and equation numbers: docs/notation.md.
 """
 
@@ -35,6 +36,7 @@ _UNIT = (-1.0, 1.0)  # known to be a range
 def as_seed(seed: Seed) -> int | Tensor:
     """A seed as the 64 bits of one signed integer, or as an int64 tensor: one per sample (B,), or one for all ().
 
+    Integers of Python, numpy or torch, of any width; sequences and arrays of them are one per sample.
     Raises TypeError for anything but integers, ValueError for one outside [-2^63, 2^64).
     """
     if isinstance(seed, Tensor) and seed.ndim <= 1:
@@ -162,7 +164,7 @@ def sample_mixture(
                                 per sample replaces (seed, sample) by (its seed, 0). Seed and step may be int64
                                 tensors () on the device: a CUDA graph reads them at every replay
     component   "element": one u per element; "sample": one u per sample, shared by its elements
-    noise       (z, u), given draws: z (B, *), u like z for "element", (B,) for "sample"; None draws them
+    noise       z or (z, u), given draws: z (B, *), u like z for "element", (B,) for "sample"; each None is drawn
     Returns (B, *).
     """
     seed, seeds, step, step_at = _counters(seed, step, mean)
