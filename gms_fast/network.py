@@ -45,7 +45,8 @@ def dtypes_of(model: object, x: Tensor) -> list[torch.dtype]:
     x's own under autocast. Else the model's attribute `dtype`, then those of its floating-point parameters, widest
     first, because narrow parts cast what they are given and wide parts do not. Integers and float8 are storage.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
         return [x.dtype]
     said = attribute(model, "dtype")
     found = {weight.dtype for weight in weights_of(model)}
@@ -72,7 +73,7 @@ class Network:
         first: bool = False,
         guarded: bool = True,
     ) -> None:
-        self._said = getattr(model, "first_moment", model) if first else model
+        self._said = attribute(model, "first_moment", model) if first else model
         self.model, self.batch_size, self.condition, self.guarded = model, batch_size, condition or {}, guarded
         self._dtype: torch.dtype | None = None  # found out by the first call, as the next two
         self._whole = False

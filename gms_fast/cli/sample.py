@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     _check_out(args.out, overwrite=args.force)
     device = options.device(args.device)
     solver = _solver(args)
-    backend = gms_fast.backends()["chosen"][device.type]
+    chosen = gms_fast.backends()["chosen"]
+    backend = chosen.get(device.type, chosen["other"])
     if backend is None:
         raise ValueError(f"--device {device}: the backend that is forced does not run there")
     model = gms_fast.load(args.model).to(device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.schedules import Schedule, VPLinear
+from gms_fast.schedules.base import as_float64
 from gms_fast.types import NoiseMoments
 
 
@@ -77,7 +78,7 @@ class GaussianMixture1D(_Analytic):
         schedule: Schedule | None = None,
         sample_shape: Sequence[int] = (1,),
     ) -> None:
-        self.weights, self.means, self.stds = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, stds))
+        self.weights, self.means, self.stds = (as_float64(v) for v in (weights, means, stds))
         if not self.weights.shape == self.means.shape == self.stds.shape or self.weights.ndim != 1:
             raise ValueError(
                 f"weights, means and stds must be of one length: got {len(weights)}, {len(means)}, {len(stds)}"
@@ -106,7 +107,7 @@ class GaussianMixture1D(_Analytic):
         """n samples (n, *sample_shape) of x_0, float64."""
         shape = (n, *self.sample_shape)
         i = torch.multinomial(self.weights, math.prod(shape), replacement=True, generator=generator).view(shape)
-        return self.means[i] + self.stds[i] * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return self.means[i] + self.stds[i] * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 class PointCloud(_Analytic):
@@ -155,8 +156,8 @@ class PointCloud(_Analytic):
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n samples (n, *sample_shape) of x_0, float64."""
-        i = torch.randint(len(self.data), (n,), generator=generator)
-        noise = torch.randn(n, self.data.shape[1], generator=generator, dtype=torch.float64)
+        i = torch.randint(len(self.data), (n,), generator=generator, device="cpu")
+        noise = torch.randn(n, self.data.shape[1], generator=generator, dtype=torch.float64, device="cpu")
         return (self.data[i] + self.bandwidth * noise).view(n, *self.sample_shape)
 
 

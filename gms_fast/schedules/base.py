@@ -15,6 +15,7 @@ Times = float | Sequence[float] | np.ndarray | Tensor
 
 def as_float64(values: Times) -> Tensor:
     """`values` as a float64 tensor on the CPU."""
+    values = values.cpu() if isinstance(values, Tensor) else values  # first: devices may be without float64
     return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gms_fast import network, prediction
+from gms_fast.assumptions import attribute
 from gms_fast.search.features import seen
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import GGDMTable
@@ -94,7 +95,7 @@ def check_data(model: object, data: object) -> tuple[int, ...]:
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or len(data) < 4:
         got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(f"data must be a floating tensor (N, *shape) of at least 4 samples: got {got}")
-    shape = tuple(getattr(model, "sample_shape", None) or data.shape[1:])
+    shape = tuple(attribute(model, "sample_shape") or data.shape[1:])
     if tuple(data.shape[1:]) != shape:
         raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
     if not bool(data.isfinite().all()):

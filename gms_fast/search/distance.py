@@ -83,7 +83,7 @@ def distances(
     units = Units(real)
     real = units(real)
     held = min(max(round(held_out * len(data)), 2), len(data) - 2)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed % (1 << 32)))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed % (1 << 32)), device="cpu")
     parts = [KernelDistance(real[index], kernel) for index in (order[held:], order[:held])]
     loss, score = (lambda images, distance=distance: distance(units(see(images))) for distance in parts)
     return loss, score

@@ -31,7 +31,7 @@ class Parameters(nn.Module):
             self.p, self.q = _new(K + 1), _new(K + 1)
         if variant == "time":
             self.tau = _new(K)
-        mask = torch.ones(K + 1, K + 1, dtype=torch.float64).triu(1)
+        mask = torch.ones(K + 1, K + 1, dtype=torch.float64, device="cpu").triu(1)
         mask[1:, 0] = float(variant != "constrained")
         mask[[0, K]] = 0
         self.mask = mask
@@ -106,7 +106,7 @@ class Parameters(nn.Module):
 
 
 def _new(*size: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(*size, dtype=torch.float64))
+    return nn.Parameter(torch.zeros(*size, dtype=torch.float64, device="cpu"))
 
 
 def matched(r: Tensor, eta: Tensor, alpha: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def matched(r: Tensor, eta: Tensor, alpha: Tensor, s: Tensor) -> tuple[Tensor, T
     r (K+1, K+1); eta, alpha, s (K+1,). With N_u the noise of level u, n = sum_u r[t][u] N_u is brought to the length
     s_t sqrt(1 - eta_t^2); mu[t][0] = alpha_t - sum_u mu[t][u] alpha_u.
     """
-    K, unit = len(s) - 1, torch.eye(len(s), dtype=r.dtype)
+    K, unit = len(s) - 1, torch.eye(len(s), dtype=r.dtype, device=r.device)
     noise, rows, sigma = (
         {K: s[K] * unit[K]},
         {K: alpha[K] * unit[0]},

@@ -20,7 +20,7 @@ from gms_fast.network import weight_of
 from gms_fast.ops.checks import MAX_TERMS
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
-from gms_fast.schedules.base import listed
+from gms_fast.schedules.base import as_float64, listed
 from gms_fast.solvers.base import Multistep, Solver, StepContext, check_signal
 from gms_fast.statistics import files, other_network, other_schedule
 
@@ -102,7 +102,7 @@ class GGDMTable(Identified):
         if (self.c is None) != (self.d is None):
             raise ValueError("c, d must be given both or neither")
         for name in self.given:
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach().clone()
+            value = as_float64(getattr(self, name)).detach().clone()
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{name} must be finite: it holds NaN or infinity")
             object.__setattr__(self, name, value)
@@ -173,8 +173,8 @@ class GGDMTable(Identified):
             raise ValueError(f"times must end before t = {schedule.t_min:g}, the last one of {schedule!r}: got {got}")
         check_signal(solver, schedule, times)
         K = len(times)
-        tau = torch.tensor([*times, schedule.t_min], dtype=torch.float64).flip(0)
-        mu, sigma = torch.zeros(K + 1, K + 1, dtype=torch.float64), torch.zeros(K + 1, dtype=torch.float64)
+        tau = as_float64([*times, schedule.t_min]).flip(0)
+        mu, sigma = tau.new_zeros(K + 1, K + 1), tau.new_zeros(K + 1)
         mu[K, 0], sigma[K] = schedule.alpha(times[0]), schedule.sigma(times[0])
         plan = solver.plan(schedule, times) if K > 1 else []
         for t, (weights, std) in zip(range(K, 1, -1), plan, strict=True):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gms_fast import schedules
+from gms_fast.assumptions import unwrapped
 from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
 from gms_fast.statistics import files
@@ -211,7 +212,7 @@ def fingerprint(model: Callable) -> str | None:
     Names, shapes, and values rounded to bfloat16: casting a network to bfloat16, or one that was loaded from a
     half-precision file to half precision, keeps them, and so does `torch.compile`.
     """
-    model = getattr(model, "unguided", model)  # of a guided model: its statistics are those of the network alone
+    model = unwrapped(getattr(unwrapped(model), "unguided", model))  # statistics are those of the network alone
     parameters = dict(model.named_parameters()) if isinstance(model, torch.nn.Module) else {}
     if not parameters:
         return None

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from gms_fast import ops
-from gms_fast.assumptions import describe
+from gms_fast.assumptions import attribute, describe
 from gms_fast.network import device_of
 from gms_fast.schedules import Schedule
 from gms_fast.statistics.derivatives import Derivative, Noise, derivative_for, noise_of
@@ -197,7 +197,7 @@ def check_data(model: object, data: object) -> None:
     """Raise TypeError or ValueError unless `data` are finite samples for the model."""
     if not isinstance(data, Tensor) or not data.is_floating_point():
         raise TypeError(f"data must be a floating-point tensor (M, *): got {getattr(data, 'dtype', type(data))}")
-    wanted = tuple(getattr(model, "sample_shape", data.shape[1:]))
+    wanted = tuple(attribute(model, "sample_shape", data.shape[1:]))
     if data.ndim < 2 or len(data) == 0 or tuple(data.shape[1:]) != wanted:
         raise ValueError(f"data must be (M, {', '.join(map(str, wanted)) or '*'}) with M >= 1: got {tuple(data.shape)}")
     if not bool(data.isfinite().all()):
