@@ -14,6 +14,7 @@ from gms_fast.schedules.continuous import VPContinuousCosine as VPContinuousCosi
 from gms_fast.schedules.discrete import VP as VP
 from gms_fast.schedules.discrete import VPCosine as VPCosine
 from gms_fast.schedules.discrete import VPLinear as VPLinear
+from gms_fast.schedules.hosts import from_diffusers as from_diffusers
 from gms_fast.schedules.levels import Levels as Levels
 
 _BY_NAME = {k.__name__: k for k in (VP, VPLinear, VPCosine, VPContinuous, VPContinuousCosine, EDM, Flow, Levels)}

@@ -1,0 +1,255 @@
+"""Schedules of other libraries."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast.schedules.base import Schedule, as_float64
+from gms_fast.schedules.continuous import Flow
+from gms_fast.schedules.discrete import VP
+from gms_fast.schedules.levels import Levels
+
+_FORMS = {"epsilon": "noise", "sample": "x0", "original_sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+_Ladder = Iterator[tuple[float, float, float]]  # (alpha, sigma, network time) of levels, noisiest first
+
+
+def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
+    """(schedule, timesteps, prediction) of a scheduler of diffusers, for the arguments of `sample` of these names.
+
+    After `set_timesteps` the schedule is a `Levels`, and `timesteps` are its times of all levels that the scheduler
+    visits, the final one too; the network is asked at what the scheduler would hand to it. Before, it is the schedule
+    of the training, and `timesteps` is None.
+
+    x is what the network sees, alpha x_0 + sigma eps after `scale_model_input`. A final level with noise is the end of
+    diffusers' sampling: `denoise=False` stops there, too. DDIM and its like count back T//steps from each time, and
+    where that is not the next time (spacing "linspace", or "trailing" where T/steps is no integer) their state has
+    another level than they take it for: here it has the level of the next time.
+    Raises ValueError naming the scheduler if it is not one whose levels are known here.
+    """
+    family = _family(scheduler)
+    form = family.form(scheduler)
+    if not _is_set(scheduler):
+        return family.training(scheduler), None, form
+    levels = Levels(*zip(*_distinct(family.visited(scheduler)), strict=True))
+    return levels, levels.times, form
+
+
+def training_of(scheduler: Any) -> tuple[Schedule, str]:
+    """(schedule of the training, prediction) of a scheduler of diffusers, whatever steps it is set to."""
+    family = _family(scheduler)
+    return family.training(scheduler), family.form(scheduler)
+
+
+class _Table:
+    """Schedulers that look alphas up at integer times: DDPM, DDIM."""
+
+    names = (
+        "DDPMScheduler",
+        "DDPMParallelScheduler",
+        "DDIMScheduler",
+        "DDIMParallelScheduler",
+        "CogVideoXDDIMScheduler",
+        "CogVideoXDPMScheduler",
+        "PNDMScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+        "UnCLIPScheduler",
+    )
+
+    @staticmethod
+    def form(scheduler: Any) -> str:
+        return _form_of(scheduler)
+
+    @staticmethod
+    def training(scheduler: Any) -> Schedule:
+        """Of the betas, or of the table of alphas where that was changed after it was made of them."""
+        kept, betas = as_float64(scheduler.alphas_cumprod), as_float64(scheduler.betas)
+        if torch.allclose(kept, (1 - betas).cumprod(0), rtol=0, atol=1e-5):
+            return VP(betas)
+        return Levels(kept.sqrt(), (1 - kept).sqrt())
+
+    @classmethod
+    def visited(cls, scheduler: Any) -> _Ladder:
+        times = scheduler.timesteps.tolist()
+        for t in times:
+            yield *_of_square(scheduler.alphas_cumprod[t]), t
+        yield *_of_square(cls._last(scheduler, times[-1])), 0.0
+
+    @staticmethod
+    def _last(scheduler: Any, t: int) -> float | Tensor:
+        """alpha^2 at the end: 1, or what the scheduler keeps for times before the first."""
+        name = type(scheduler).__name__
+        if name == "TCDScheduler":
+            return scheduler.alphas_cumprod[0]
+        if name == "LCMScheduler" or not hasattr(scheduler, "final_alpha_cumprod"):
+            return 1.0
+        previous = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        return scheduler.final_alpha_cumprod if previous < 0 else scheduler.alphas_cumprod[previous]
+
+
+class _Ratio(_Table):
+    """Schedulers of levels s = sigma/alpha at any time, or of flow matching where they say so."""
+
+    names = (
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "DPMSolverSDEScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+        "SASolverScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+    )
+
+    @classmethod
+    def training(cls, scheduler: Any) -> Schedule:
+        return _flow(scheduler, "flow_shift") if _is_flow(scheduler) else super().training(scheduler)
+
+    @classmethod
+    def visited(cls, scheduler: Any) -> _Ladder:
+        return _ladder(scheduler, _of_flow if _is_flow(scheduler) else _of_ratio)
+
+
+class _EDM:
+    """Schedulers that scale what goes in and out of a raw network (Karras et al. 2022)."""
+
+    names = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler")
+
+    @staticmethod
+    def form(scheduler: Any) -> str:
+        """What D = c_skip x + c_out F is in the scaling that the network sees."""
+        config = scheduler.config
+        form = {("epsilon", 0.5): "edm", ("v_prediction", 1.0): "v"}.get((config.prediction_type, config.sigma_data))
+        if form is None:
+            raise ValueError(
+                f"scheduler must predict epsilon with sigma_data=0.5 or v_prediction with sigma_data=1 as "
+                f"{type(scheduler).__name__}: got {config.prediction_type} with sigma_data={config.sigma_data:g}"
+            )
+        return form
+
+    @classmethod
+    def training(cls, scheduler: Any) -> Schedule:
+        return Levels(*zip(*_distinct(cls.visited(type(scheduler).from_config(scheduler.config))), strict=True))
+
+    @staticmethod
+    def visited(scheduler: Any) -> _Ladder:
+        if float(scheduler.sigmas[-1]) > 0:  # no step, so the sample would stay in the network's scaling
+            raise ValueError(
+                f'scheduler must have final_sigmas_type="zero" as {type(scheduler).__name__}: got "sigma_min"'
+            )
+        squared = scheduler.config.sigma_data**2
+        return _ladder(scheduler, lambda s: (1.0, 0.0) if s == 0 else _over((s * s + squared) ** 0.5, s))
+
+
+class _FlowMatching:
+    names = (
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "FlowMatchLCMScheduler",
+        "LTXEulerAncestralRFScheduler",
+    )
+
+    @staticmethod
+    def form(scheduler: Any) -> str:
+        return "flow"
+
+    @staticmethod
+    def training(scheduler: Any) -> Schedule:
+        return _flow(scheduler, "shift")
+
+    @staticmethod
+    def visited(scheduler: Any) -> _Ladder:
+        return _ladder(scheduler, _of_flow)
+
+
+_SET_WHEN_MADE = (  # to as many steps as the training has
+    "DPMSolverSDEScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
+_FAMILIES = (_Table, _Ratio, _EDM, _FlowMatching)
+
+
+def _family(scheduler: Any) -> Any:
+    """The family of the scheduler's class. A subclass may sample otherwise, so it is none unless it is listed."""
+    name = type(scheduler).__name__
+    for family in _FAMILIES:
+        if name in family.names:
+            if getattr(scheduler.config, "invert_sigmas", False):
+                raise ValueError(f"scheduler must have levels that fall: got {name} with invert_sigmas=True")
+            return family
+    known = ", ".join(name for family in _FAMILIES for name in family.names)
+    raise ValueError(f"scheduler must be one of diffusers' {known}: got {name}")
+
+
+def _form_of(scheduler: Any) -> str:
+    said = scheduler.config.prediction_type
+    if said not in _FORMS:
+        raise ValueError(f"scheduler.config.prediction_type must be one of {', '.join(_FORMS)}: got {said!r}")
+    return _FORMS[said]
+
+
+def _is_set(scheduler: Any) -> bool:
+    """True after `set_timesteps`: not all schedulers keep a number of steps where they are given times."""
+    steps, trained = getattr(scheduler, "num_inference_steps", None), scheduler.config.num_train_timesteps
+    if steps is not None:
+        return not (steps == trained and type(scheduler).__name__ in _SET_WHEN_MADE)
+    times = getattr(scheduler, "timesteps", None)
+    return getattr(scheduler, "custom_timesteps", False) or (times is not None and len(times) < trained)
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return bool(getattr(scheduler.config, "use_flow_sigmas", False))
+
+
+def _flow(scheduler: Any, name: str) -> Flow:
+    """Where the shift depends on the size of the picture, none: it moves the grid and no level."""
+    config = scheduler.config
+    moves = getattr(config, "use_dynamic_shifting", False)
+    shift = 1.0 if moves else getattr(scheduler, name, None) or getattr(config, name, 1.0)
+    return Flow(shift=float(shift), time_scale=float(config.num_train_timesteps))
+
+
+def _ladder(scheduler: Any, pair: Callable[[float], tuple[float, float]]) -> _Ladder:
+    """All of `sigmas` with their times. Schedulers of two calls a step list levels twice: the later time is theirs."""
+    sigmas, times = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+    for s, following, t in zip(sigmas[:-1], sigmas[1:], times, strict=False):
+        if s != following:
+            yield *pair(s), t
+    if sigmas[-1] == sigmas[len(times) - 1]:  # the last step goes nowhere
+        yield *pair(sigmas[-1]), times[-1]
+    else:
+        yield *pair(sigmas[-1]), sigmas[-1] * scheduler.config.num_train_timesteps if pair is _of_flow else 0.0
+
+
+def _distinct(ladder: _Ladder) -> list[tuple[float, float, float]]:
+    """The levels without repetitions, of which the first stays."""
+    levels: list[tuple[float, float, float]] = []
+    for level in ladder:
+        if not levels or level[:2] != levels[-1][:2]:
+            levels.append(level)
+    return levels
+
+
+def _of_square(alpha_squared: float | Tensor) -> tuple[float, float]:
+    return float(alpha_squared) ** 0.5, (1 - float(alpha_squared)) ** 0.5
+
+
+def _of_ratio(s: float) -> tuple[float, float]:
+    return _over((1 + s * s) ** 0.5, s)
+
+
+def _of_flow(s: float) -> tuple[float, float]:
+    return 1 - s, s
+
+
+def _over(scale: float, s: float) -> tuple[float, float]:
+    return 1 / scale, s / scale
