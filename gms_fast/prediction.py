@@ -41,6 +41,13 @@ def names() -> list[str]:
     return list(_TO_DATA)
 
 
+def noise_of(form: str, y: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """E[eps|x_t] from an output y of a form of `names()`; levels that are tensors broadcast against x."""
+    if form in _TO_NOISE:
+        return _TO_NOISE[form](y, x, alpha, sigma)
+    return (x - alpha * _TO_DATA[form](y, x, alpha, sigma)) / sigma
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a network says about the state x_t: noise moments, or one tensor in one of the forms of `names()`."""
@@ -60,10 +67,8 @@ class Estimate:
         """Moments of the noise as the network gives them, e1 alone where it gives one tensor."""
         if not isinstance(self.output, Tensor):
             return self.output
-        y, alpha, sigma = self.output.to(self.x.dtype), self.step.alpha_t, self.step.sigma_t
-        if self.form in _TO_NOISE:
-            return NoiseMoments(_TO_NOISE[self.form](y, self.x, alpha, sigma))
-        return NoiseMoments((self.x - alpha * _TO_DATA[self.form](y, self.x, alpha, sigma)) / sigma)
+        y = self.output.to(self.x.dtype)
+        return NoiseMoments(noise_of(self.form, y, self.x, self.step.alpha_t, self.step.sigma_t))
 
     def x0(self) -> Tensor:
         """E[x_0|x_t], clipped to the data range if there is one; x's dtype."""

@@ -1,0 +1,92 @@
+"""What there is to know of a network of another library."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast.schedules import Schedule
+from gms_fast.types import NoiseMoments
+
+PIXELS = (-1.0, 1.0)
+_PIXEL_CHANNELS = (1, 3)  # of pictures; any other number are latents
+
+
+def called(network: Callable, x: Tensor, t: Tensor, **conditions: Any) -> Any:
+    """A network that takes x and t first."""
+    return network(x, t, **conditions)
+
+
+def dtype_of_weights(bare: object) -> torch.dtype | None:
+    """The dtype of a network's first parameter."""
+    weights = bare.parameters() if isinstance(bare, torch.nn.Module) else ()
+    return next((w.dtype for w in weights if w.is_floating_point()), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A network as its library has it.
+
+    network       what is called
+    bare          the network without torch's wrappers: what is looked at
+    schedule, prediction, sample_shape  None where the network does not tell
+    clip          (lo, hi) of the data, or None for latents
+    learned       whether outputs of 2C channels hold a learned variance, None if unknown
+    needed        keywords without which the network is not to be called
+    call          network, x, t, **conditions -> output
+    dtype         bare -> the dtype in which x is to be given
+    """
+
+    network: Callable
+    bare: Any
+    schedule: Schedule | None = None
+    prediction: str | None = None
+    sample_shape: Sequence[int] | None = None
+    clip: tuple[float, float] | None = PIXELS
+    learned: bool | None = None
+    needed: Sequence[str] = ()
+    call: Callable[..., Tensor | NoiseMoments] = called
+    dtype: Callable[[Any], torch.dtype | None] = dtype_of_weights
+
+
+def unwrapped(network: Any) -> Any:
+    """The network in torch's own wrappers and functools.partial."""
+    while True:
+        if isinstance(network, partial):
+            network = network.func
+            continue
+        inner = getattr(network, "_orig_mod", None) or _inside(network)
+        if inner is None:
+            return network
+        network = inner
+
+
+def _inside(network: Any) -> Any:
+    known = ("DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel")
+    return getattr(network, "module", None) if type(network).__name__ in known else None
+
+
+def square(channels: int | None, size: Any) -> tuple[int, ...] | None:
+    """(C, H, W) of a picture whose size is a number or (H, W); None if it is unknown."""
+    if channels is None or size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
+
+
+def range_of(channels: int | None) -> tuple[float, float] | None:
+    """The data range by the number of channels: pixels lie in [-1, 1], latents anywhere."""
+    return PIXELS if channels in _PIXEL_CHANNELS else None
+
+
+def has(network: object, *names: str) -> bool:
+    """Whether a network has all these attributes: files of networks often carry classes without their modules."""
+    return all(hasattr(network, name) for name in names)
+
+
+def root_modules(network: object) -> set[str]:
+    """The packages that the classes of an object come from."""
+    return {kind.__module__.partition(".")[0] for kind in type(network).__mro__}

@@ -1,0 +1,144 @@
+"""diffusers: a network, a pipeline, or (network, scheduler)."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from gms_fast.models.hosts.base import PIXELS, Host, range_of, root_modules, square, unwrapped
+from gms_fast.schedules import Flow, Schedule
+from gms_fast.schedules.hosts import training_of
+
+_NETWORKS = ("unet", "transformer")  # what pipelines call theirs
+_CODERS = ("vae", "vqvae", "movq")
+_LEARNED = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel")
+_NEEDED = {  # what a network is made with, and the keyword that it then wants
+    "num_class_embeds": "class_labels",
+    "class_embed_type": "class_labels",
+    "num_embeds_ada_norm": "class_labels",
+    "cross_attention_dim": "encoder_hidden_states",
+    "joint_attention_dim": "encoder_hidden_states",
+    "caption_channels": "encoder_hidden_states",
+    "pooled_projection_dim": "pooled_projections",
+    "guidance_embeds": "guidance",
+    "time_cond_proj_dim": "timestep_cond",
+    "addition_embed_type": "added_cond_kwargs",
+}
+_PER_MILLE = (  # networks that pipelines ask at t/1000
+    "AuraFlowTransformer2DModel",
+    "ChromaTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "Flux3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "Krea2Transformer2DModel",
+    "LongCatImageTransformer2DModel",
+    "NucleusMoEImageTransformer2DModel",
+    "OvisImageTransformer2DModel",
+    "PRXTransformer2DModel",
+    "QwenImageTransformer2DModel",
+)
+_REVERSED = (
+    "Lumina2Transformer2DModel",
+    "LuminaNextDiT2DModel",
+    "OmniGenTransformer2DModel",
+    "ZImageTransformer2DModel",
+)
+
+
+def recognises(bare: object) -> bool:
+    if isinstance(bare, tuple):
+        return len(bare) == 2 and hasattr(bare[1], "set_timesteps")
+    return "diffusers" in root_modules(bare) or (hasattr(bare, "scheduler") and _network_of(bare) is not None)
+
+
+def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+    whole, scheduler = bare, None
+    if isinstance(whole, tuple):
+        network, scheduler = whole
+    elif _network_of(whole) is not None:
+        network, scheduler = _network_of(whole), whole.scheduler
+    bare = unwrapped(network)
+    name, config = type(bare).__name__, getattr(bare, "config", None)
+    if config is None:
+        raise ValueError(f"network must have the config of diffusers' networks: got {name}")
+    if name in _REVERSED:
+        raise ValueError(f"network must be asked at times that rise with the noise: got {name}")
+    if isinstance(schedule, Flow):
+        schedule = schedule.asked_like(Flow(time_scale=1000.0))  # as their schedulers ask
+    if scheduler is not None and (schedule is None or prediction is None):
+        trained, form = training_of(scheduler)
+        schedule, prediction = schedule or trained, prediction or form
+    channels = _channels(name, config)
+    return Host(
+        network=network,
+        bare=bare,
+        schedule=schedule,
+        prediction=prediction or ("flow" if isinstance(schedule, Flow) else "noise"),
+        sample_shape=_shape(name, channels, config),
+        clip=_clip(whole, scheduler, channels),
+        learned=name in _LEARNED or _said(scheduler, "variance_type") == "learned_range" or None,
+        needed=_needed(bare),
+        call=_call_of(bare, schedule),
+    )
+
+
+def _network_of(pipeline: object) -> Any:
+    return next((n for name in _NETWORKS if (n := getattr(pipeline, name, None)) is not None), None)
+
+
+def _said(holder: Any, name: str) -> Any:
+    return getattr(getattr(holder, "config", None), name, None)
+
+
+def _channels(name: str, config: Any) -> int | None:
+    inner, outer = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
+    if inner is not None and outer is not None and outer not in (inner, 2 * inner):
+        raise ValueError(
+            f"network must take pictures like those it gives: got {name} with in_channels={inner}, "
+            f"out_channels={outer}; wrap a callable that adds the other channels"
+        )
+    return inner
+
+
+def _shape(name: str, channels: int | None, config: Any) -> tuple[int, ...] | None:
+    size = getattr(config, "sample_size", None)
+    if "1D" in name:
+        return None if None in (channels, size) else (channels, size)
+    return None if "3D" in name else square(channels, size)
+
+
+def _clip(whole: Any, scheduler: Any, channels: int | None) -> tuple[float, float] | None:
+    """None for latents; for pixels what the scheduler does, if it does anything of the kind."""
+    if any(getattr(whole, coder, None) is not None for coder in _CODERS) or range_of(channels) is None:
+        return None
+    clips = _said(scheduler, "clip_sample")
+    if clips is None:
+        return PIXELS
+    reach = float(_said(scheduler, "clip_sample_range") or 1.0)
+    return (-reach, reach) if clips else None
+
+
+def _needed(bare: Any) -> tuple[str, ...]:
+    """What the network cannot do without, and what it was made for but would do without unasked."""
+    _, *accepted = inspect.signature(bare.forward).parameters.values()
+    required = [p.name for p in accepted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    wanted = [keyword for name, keyword in _NEEDED.items() if getattr(bare.config, name, None)]
+    if getattr(bare.config, "addition_embed_type", None) == "text":  # made of encoder_hidden_states
+        wanted.remove("added_cond_kwargs")
+    names = {p.name for p in accepted}
+    return tuple(dict.fromkeys(n for n in (*required, *wanted) if n in names and n != "timestep"))
+
+
+def _call_of(bare: Any, schedule: Schedule | None):
+    """The network's call: its time by name, in whole numbers where it indexes a table, in thousandths if it wants."""
+    config, tells = bare.config, "return_dict" in inspect.signature(bare.forward).parameters
+    indexes = getattr(config, "time_embedding_type", None) == "learned"
+    in_thousandths = type(bare).__name__ in _PER_MILLE and schedule is not None
+    in_thousandths = in_thousandths and float(schedule.network_time(schedule.t_max)) > 1
+    scale = (1e-3 if in_thousandths else 1.0) * (getattr(config, "timestep_scale", None) or 1.0)
+
+    def call(network, x: Tensor, t: Tensor, **conditions: Any) -> Any:
+        t = t.round().long() if indexes else t * scale if scale != 1 else t
+        return network(x, timestep=t, **conditions, **({"return_dict": False} if tells else {}))
+
+    return call

@@ -1,0 +1,35 @@
+"""Preconditioned networks D(x; sigma) = E[x_0|x_0 + sigma eps] (Karras et al. 2022)."""
+
+import torch
+
+from gms_fast.models.hosts.base import Host, has, range_of, square
+from gms_fast.schedules import EDM, Levels, Schedule
+
+_LOWEST, _HIGHEST = 0.002, 80.0  # of the paper's sampling, within what the network knows
+
+
+def recognises(bare: object) -> bool:
+    return has(bare, "img_resolution", "img_channels", "label_dim")
+
+
+def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+    return Host(
+        network=network,
+        bare=bare,
+        schedule=schedule or _schedule(bare),
+        prediction=prediction or "x0",
+        sample_shape=square(bare.img_channels, bare.img_resolution),
+        clip=range_of(bare.img_channels),
+        needed=("class_labels",) if bare.label_dim else (),  # it would take zeros
+        dtype=lambda bare: torch.float32,  # whatever its torso computes in
+    )
+
+
+def _schedule(bare) -> Schedule:
+    lowest, highest = max(_LOWEST, getattr(bare, "sigma_min", 0)), min(_HIGHEST, getattr(bare, "sigma_max", _HIGHEST))
+    if not hasattr(bare, "u"):
+        return EDM(lowest, highest)
+    known = bare.u.double().cpu()  # the levels of improved DDPM, to which this network rounds
+    known = known[(known >= lowest) & (known <= highest)]
+    sigmas = torch.cat([known, torch.zeros(1, dtype=known.dtype)])
+    return Levels(torch.ones_like(sigmas), sigmas, sigmas)

@@ -1,0 +1,25 @@
+"""U-Nets of guided-diffusion, improved-diffusion and their heirs: model(x, timesteps, y=None)."""
+
+from gms_fast.models.hosts.base import Host, dtype_of_weights, has, range_of, square
+from gms_fast.schedules import Schedule
+
+
+def recognises(bare: object) -> bool:
+    return has(bare, "input_blocks", "middle_block", "output_blocks", "model_channels", "in_channels", "num_classes")
+
+
+def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+    enlarges = type(bare).__name__ == "SuperResModel"  # sees the picture and a smaller one, of as many channels
+    channels = bare.in_channels // 2 if enlarges else bare.in_channels
+    labels = ("y",) if bare.num_classes is not None else ()
+    return Host(
+        network=network,
+        bare=bare,
+        schedule=schedule,
+        prediction=prediction or "noise",
+        sample_shape=square(channels, getattr(bare, "image_size", None)),
+        clip=range_of(channels),
+        learned=True,
+        needed=("low_res", *labels) if enlarges else labels,
+        dtype=lambda bare: dtype_of_weights(bare.out),  # its ends stay float32 where its torso is float16
+    )
