@@ -15,24 +15,25 @@ def recognises(bare: object) -> bool:
 
 
 def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+    def call(network, x: Tensor, t: Tensor, **conditions: Any) -> Tensor | NoiseMoments:
+        return _moments(bare.schedule, network(x, t, **conditions), x, t)
+
     return Host(
         network=network,
         bare=bare,
         schedule=schedule or AzulaSchedule(bare.schedule),
         prediction=prediction or "x0",
         clip=None,  # it may be any data
-        call=_moments,
+        call=call,
         dtype=lambda bare: dtype_of_weights(bare) and torch.float32,  # it gives its backbone what that wants
     )
 
 
-def _moments(network, x: Tensor, t: Tensor, **conditions: Any) -> Tensor | NoiseMoments:
+def _moments(schedule: Any, posterior: Any, x: Tensor, t: Tensor) -> Tensor | NoiseMoments:
     """E[x_0|x_t], or where there is a variance the moments of the noise (x - alpha x_0)/sigma."""
-    posterior = network(x, t, **conditions)
     mean, var = (getattr(posterior, name, None) for name in ("mean", "var"))
     if var is None:
-        return mean if mean is not None else posterior
-    schedule = getattr(network, "schedule", None)
+        return posterior if isinstance(posterior, Tensor) else mean
     alpha, sigma = (level.reshape(-1, *[1] * (x.ndim - 1)) for level in schedule(t))
     return NoiseMoments((x - alpha * mean) / sigma, ((alpha / sigma) ** 2 * var).expand_as(x))
 
