@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gms_fast import prediction as predictions
 from gms_fast import schedules
+from gms_fast.assumptions import unwrapped
 from gms_fast.models import hosts
 from gms_fast.models.hosts import Host
-from gms_fast.models.hosts.base import unwrapped
 from gms_fast.models.learned_variance import LearnedVariance
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments

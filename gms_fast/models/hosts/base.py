@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gms_fast.assumptions import PICTURES
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 
-PIXELS = (-1.0, 1.0)
-_PIXEL_CHANNELS = (1, 3)  # of pictures; any other number are latents
+_PIXEL_CHANNELS = (1, 3)  # any other number are latents
 
 
 def called(network: Callable, x: Tensor, t: Tensor, **conditions: Any) -> Any:
@@ -45,28 +44,11 @@ class Host:
     schedule: Schedule | None = None
     prediction: str | None = None
     sample_shape: Sequence[int] | None = None
-    clip: tuple[float, float] | None = PIXELS
+    clip: tuple[float, float] | None = PICTURES
     learned: bool | None = None
     needed: Sequence[str] = ()
     call: Callable[..., Tensor | NoiseMoments] = called
     dtype: Callable[[Any], torch.dtype | None] = dtype_of_weights
-
-
-def unwrapped(network: Any) -> Any:
-    """The network in torch's own wrappers and functools.partial."""
-    while True:
-        if isinstance(network, partial):
-            network = network.func
-            continue
-        inner = getattr(network, "_orig_mod", None) or _inside(network)
-        if inner is None:
-            return network
-        network = inner
-
-
-def _inside(network: Any) -> Any:
-    known = ("DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel")
-    return getattr(network, "module", None) if type(network).__name__ in known else None
 
 
 def square(channels: int | None, size: Any) -> tuple[int, ...] | None:
@@ -79,7 +61,7 @@ def square(channels: int | None, size: Any) -> tuple[int, ...] | None:
 
 def range_of(channels: int | None) -> tuple[float, float] | None:
     """The data range by the number of channels: pixels lie in [-1, 1], latents anywhere."""
-    return PIXELS if channels in _PIXEL_CHANNELS else None
+    return PICTURES if channels in _PIXEL_CHANNELS else None
 
 
 def has(network: object, *names: str) -> bool:

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gms_fast.models.hosts.base import Host, called, has, root_modules, square, unwrapped
+from gms_fast.assumptions import unwrapped
+from gms_fast.models.hosts.base import Host, called, has, root_modules, square
 from gms_fast.schedules import VP, Schedule
 
 _FORMS = {"pred_noise": "noise", "pred_x0": "x0", "pred_v": "v"}

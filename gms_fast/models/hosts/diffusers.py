@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gms_fast.models.hosts.base import PIXELS, Host, range_of, root_modules, square, unwrapped
+from gms_fast.assumptions import PICTURES, unwrapped
+from gms_fast.models.hosts.base import Host, range_of, root_modules, square
 from gms_fast.schedules import Flow, Schedule
 from gms_fast.schedules.hosts import training_of
 
@@ -113,7 +114,7 @@ def _clip(whole: Any, scheduler: Any, channels: int | None) -> tuple[float, floa
         return None
     clips = _said(scheduler, "clip_sample")
     if clips is None:
-        return PIXELS
+        return PICTURES
     reach = float(_said(scheduler, "clip_sample_range") or 1.0)
     return (-reach, reach) if clips else None
 
