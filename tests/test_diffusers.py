@@ -14,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 WIDE = {"rtol": 0, "atol": 1e-9}  # both sides compute in float64 from the same float32 tables
-SINGLE = {"rtol": 1e-5, "atol": 1e-5}  # diffusers rounds its state to float32 in every step
+SINGLE = {"rtol": 0, "atol": 2e-6}  # diffusers rounds its state, of up to 4, to float32 in each of 20 steps
 
 
 def noises(steps, seed=2):
@@ -28,9 +28,9 @@ def levels_of(schedule, t):
 
 
 def network_of(form, schedule):
-    """The exact prediction for data at -1 and 0.6, with standard deviations of 0.25 and 0.15."""
-    mean = torch.tensor([-1.0, 0.6], dtype=torch.float64)
-    var = torch.tensor([0.25, 0.15], dtype=torch.float64) ** 2
+    """The exact prediction for data around -0.6 and 0.6. Overlapping, so that paths keep together."""
+    mean = torch.tensor([-0.6, 0.6], dtype=torch.float64)
+    var = torch.tensor([0.4, 0.3], dtype=torch.float64) ** 2
     weight = torch.tensor([0.3, 0.7], dtype=torch.float64)
 
     def network(x, t):
@@ -65,7 +65,7 @@ def compared(scheduler, solver, steps, monkeypatch, *, clip=None, options=None, 
     assert timesteps is None
     network = network or network_of(form, training)
     scheduler.set_timesteps(steps)
-    for name in ("alphas_cumprod", "final_alpha_cumprod"):
+    for name in ("alphas_cumprod", "final_alpha_cumprod", "sigmas"):
         if hasattr(scheduler, name):
             setattr(scheduler, name, getattr(scheduler, name).double())
     schedule, timesteps, _ = from_diffusers(scheduler)

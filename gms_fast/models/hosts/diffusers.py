@@ -131,15 +131,15 @@ def _needed(bare: Any) -> tuple[str, ...]:
 
 
 def _call_of(bare: Any, schedule: Schedule | None):
-    """The network's call: its time by name, in whole numbers where it indexes a table, in thousandths if it wants."""
-    config, tells = bare.config, "return_dict" in inspect.signature(bare.forward).parameters
-    indexes = getattr(config, "time_embedding_type", None) == "learned"
+    """The network's call: its time by name, in thousandths if it wants."""
+    tells = "return_dict" in inspect.signature(bare.forward).parameters
     in_thousandths = type(bare).__name__ in _PER_MILLE and schedule is not None
     in_thousandths = in_thousandths and float(schedule.network_time(schedule.t_max)) > 1
-    scale = (1e-3 if in_thousandths else 1.0) * (getattr(config, "timestep_scale", None) or 1.0)
+    scale = (1e-3 if in_thousandths else 1.0) * (getattr(bare.config, "timestep_scale", None) or 1.0)
 
     def call(network, x: Tensor, t: Tensor, **conditions: Any) -> Any:
-        t = t.round().long() if indexes else t * scale if scale != 1 else t
-        return network(x, timestep=t, **conditions, **({"return_dict": False} if tells else {}))
+        return network(
+            x, timestep=t if scale == 1 else t * scale, **conditions, **({"return_dict": False} if tells else {})
+        )
 
     return call
