@@ -292,3 +292,15 @@ def test_a_shift_that_depends_on_the_picture_moves_no_level():
 def test_schedulers_that_are_refused(scheduler, message):
     with pytest.raises(ValueError, match=message):
         from_diffusers(scheduler())
+
+
+def test_ddim_ends_where_it_counts_back_to():
+    """From 166 by 1000//6 to 0, the first of its table; from 99 by 1000//10 beyond it, to no noise."""
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(6)
+    assert int(scheduler.timesteps[-1]) == 166
+    levels, timesteps, _ = from_diffusers(scheduler)
+    assert float(levels.alpha(timesteps[-1]) ** 2) == pytest.approx(float(scheduler.alphas_cumprod[0]))
+    scheduler.set_timesteps(10)
+    levels, timesteps, _ = from_diffusers(scheduler)
+    assert float(levels.sigma(timesteps[-1])) == 0

@@ -145,6 +145,18 @@ def test_wrappers_are_looked_through(around):
     assert (model.sample_shape, model.dtype) == ((3, 4, 4), torch.float64)
 
 
+def test_copies_are_models_of_their_own():
+    network = made(UNetModel)
+    model = wrap(network, schedule=VPLinear())
+    average = torch.optim.swa_utils.AveragedModel(model)
+    x, t = normal(2, 3, 4, 4), torch.full((2,), 500.0)
+    before = average(x, t)
+    with torch.no_grad():
+        network.out.weight.zero_()
+    torch.testing.assert_close(average(x, t).e1, before.e1)
+    assert float((model(x, t).e1 - before.e1).abs().max()) > 0.1
+
+
 class Labelled(UNetModel):
     """Keeps what it is given."""
 
