@@ -13,7 +13,7 @@ from torch import Tensor
 from gms_fast import ops
 from gms_fast.constants import Identified
 from gms_fast.prediction import Estimate
-from gms_fast.schedules import Schedule
+from gms_fast.schedules import Flow, Schedule
 from gms_fast.steps import StepCoefficients
 
 
@@ -178,8 +178,13 @@ def check_signal(solver: Solver, schedule: Schedule, times: Sequence[float]) -> 
     if not float(schedule.alpha(times[0])) > 0:
         raise ValueError(
             f"timesteps must start where alpha > 0 for {type(solver).__name__}: {schedule!r} has alpha = 0 at "
-            f"t = {times[0]:g}; start later, as with {type(schedule).__name__}(t_max=0.999)"
+            f"t = {times[0]:g}; {later_start(schedule)}"
         )
+
+
+def later_start(schedule: Schedule) -> str:
+    """What to do about a first time without signal."""
+    return "start later, as with Flow(t_max=0.999)" if isinstance(schedule, Flow) else "start at a later time"
 
 
 def check_clip_pixel(clip_pixel: object) -> None:
