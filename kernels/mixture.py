@@ -32,16 +32,20 @@ def two_point_slant(excess, third):
 
 
 @triton.jit
-def two_point(excess, slant, h):
-    """(weight of the upper node, node above, node below) of the two-point law of variance e and skewness S/sqrt(e).
+def side_of(slant):
+    return tl.where(slant < 0.0, -1.0, 1.0)
 
-    a b = e and a - b = S, hence (|S| + h)/2 for the far one, h = sqrt(S^2 + 4e). Weight of the upper one: b/(a + b).
+
+@triton.jit
+def two_point(excess, slant, h):
+    """(light, far, near) of the two-point law of variance e and skewness S/sqrt(e), for S >= 0: nodes far above and
+    near below the mean. For S < 0 it is mirrored.
+
+    far near = e and far - near = S, hence far = (S + h)/2, h = sqrt(S^2 + 4e). The far node has the light weight
+    near/(far + near) = near/h, at most 1/2, of which float32 keeps all digits.
     """
     far = 0.5 * (tl.abs(slant) + h)
-    near = tl.div_rn(excess, far)
-    light = tl.div_rn(excess, tl.fma(far, far, excess))  # near/(far + near)
-    up = slant >= 0.0
-    return tl.where(up, light, 1.0 - light), tl.where(up, far, near), tl.where(up, near, far)
+    return tl.div_rn(excess, tl.fma(far, far, excess)), far, tl.div_rn(excess, far)
 
 
 @triton.jit
@@ -71,7 +75,7 @@ def some_law(excess, third):
 @triton.jit
 def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
     """exact: the weight of `p`, and as much of the third moment as excess allows. FREE: where that is less than all of
-    it, the two-point law."""
+    it, the two-point law, whose far node is component a."""
     d, rest = solve(excess, third, p)
     infeasible = rest < 0.0
     d = tl.where(infeasible, copysign(root(excess * p.inv_spread), d), d)
@@ -82,18 +86,18 @@ def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
     if FREE:
         some, excess, third = some_law(excess, third)
         slant = two_point_slant(excess, third)
-        upper, above, below = two_point(excess, slant, tl.sqrt_rn(tl.fma(slant, slant, 4.0 * excess)))
+        light, far, near = two_point(excess, slant, tl.sqrt_rn(tl.fma(slant, slant, 4.0 * excess)))
         choose = infeasible & some
-        weight = tl.where(choose, upper, weight)
-        mean_a = tl.where(choose, mean + above, mean_a)
-        mean_b = tl.where(choose, mean - below, mean_b)
+        weight = tl.where(choose, light, weight)
+        mean_a = tl.where(choose, tl.fma(far, side_of(slant), mean), mean_a)
+        mean_b = tl.where(choose, tl.fma(-near, side_of(slant), mean), mean_b)
     return weight, mean_a, mean_b, var
 
 
 @triton.jit
 def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
     """The component that u chooses of that mixture, with one square root for the fit and the draw together: where the
-    fit is feasible it is of the variance, elsewhere of what the means need. u < b/(a + b) is told without the
+    fit is feasible it is of the variance, elsewhere of what the means need. u < near/h is told without the
     quotient."""
     scale, base, most, std_left = known
     d, rest = solve(excess, third, p)
@@ -106,15 +110,15 @@ def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
     else:  # zero where narrow moments leave no variance, which is often
         one_root = root(tl.where(infeasible, excess * p.inv_spread, var))
     std = tl.where(infeasible, std_left, one_root)
-    side = tl.where(u < p.weight, 1.0 - p.weight, -p.weight)
+    away = tl.where(u < p.weight, 1.0 - p.weight, -p.weight)  # from the mean, in units of d
     if FREE:
-        _, above, below = two_point(excess, slant, one_root)
-        far = tl.where(some, tl.where(u * one_root < below, above, -below), 0.0)
-        chosen = tl.where(infeasible, mean + far, tl.fma(side, d, mean))
+        _, far, near = two_point(excess, slant, one_root)
+        node = tl.where(some, tl.where(u * one_root < near, far, -near), 0.0)
+        away = tl.where(infeasible, node, away)
+        d = tl.where(infeasible, side_of(slant), d)
     else:
         d = tl.where(infeasible, copysign(one_root, d), d)
-        chosen = tl.fma(side, d, mean)
-    return chosen, std
+    return tl.fma(away, d, mean), std
 
 
 @triton.jit

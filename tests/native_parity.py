@@ -11,7 +11,7 @@ import os
 
 import pytest
 import torch
-from parity import FITS, network_moments, weights_by_element
+from parity import FITS, network_moments, skewed, weights_by_element
 from rehearsal import OnDevice
 
 from gms_fast import _native, ops
@@ -209,6 +209,14 @@ def test_quick_draws_and_updates(same, first, others, output, seeds):
 def _step_named(seeds):
     """The step's index under the name that sample_mixture gives it."""
     return {"step" if name == "step_index" else name: value for name, value in seeds.items()}
+
+
+@pytest.mark.parametrize("repeats", [1, 2])  # the quick kernels take the longer
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_skewness_of_either_sign(same, floor, repeats):
+    given = [t.repeat(1, repeats) for t in skewed(0.3, 0.25, floor)]
+    same(ops.fit_mixture, *given, floor, fit="free")
+    same(ops.sample_mixture, *given, floor, fit="free", seed=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -4,9 +4,12 @@ The budget is twice the error that the same formulas make in plain float32 torch
 plus what the oracle itself moves by when its inputs move by a few roundings (the released clipping jumps).
 """
 
+import itertools
+
 import torch
 
 import gms_fast
+from gms_fast import ops
 from gms_fast.schedules import VPLinear
 
 EPS = 2.0**-23
@@ -66,3 +69,53 @@ def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, fit=None
         rounding = (e.double() - w).abs()
         budget = 2 * rounding + 2 * unstable + 8 * EPS * (w.abs() + scale) + NARROW[dtype] * w.abs()
         assert ((got.double() - w).abs() <= budget.clamp(min=2 * rounding.max() + 8 * EPS * scale)).all()
+
+
+def skewed(mean, var, floor, device="cpu"):
+    """(mean, var, third), each (1, 284): skewness of +-10^-3 to +-10^4 of what lies above the floor."""
+    third = torch.logspace(-3, 4, 142, dtype=torch.float64) * (var - floor) ** 1.5
+    third = torch.cat([third, -third]).float()[None].to(device)
+    return torch.full_like(third, mean), torch.full_like(third, var), third
+
+
+def check_light_component(mean, floor, device="cpu"):
+    """fit="free": component a is the light one on either side, drawn where u < w; mirrored moments, mirrored law."""
+    given = skewed(mean, 0.25, floor, device)
+    fit = ops.fit_mixture(*given, floor, fit="free")
+    w, a, b, v = fit
+    assert (w <= 0.5).all()
+    mirrored = ops.fit_mixture(-given[0], given[1], -given[2], floor, fit="free")
+    assert all(map(torch.equal, mirrored, (w, -a, -b, v)))
+    check_moments(fit, *given)
+    for u, node in ((w * (1 - 2.0**-19), a), (w * (1 + 2.0**-19), b)):  # u h < near is told to 17 roundings of 2^-24
+        assert torch.equal(ops.sample_mixture(*given, floor, fit="free", noise=(torch.zeros_like(w), u)), node)
+
+
+def check_moments(fit, mean, var, third):
+    """The fields' own moments about the mean, in float64, to what float32 leaves of them.
+
+    A weight is off by at most 22 roundings, relative to it, and a node's distance by 14, the last of which is of its
+    place and so rounds the mean in it, too: a product w |node|^k, k <= 3, is off by 22 + 3 * 14 = 64 roundings and a
+    shift. The third moment is the difference of two such products, and a small one has their error, not its own.
+    """
+    w, a, b, v, mean, var, third = (t.double() for t in (*fit, mean, var, third))
+    rounding, shift = 64 * EPS / 2, EPS / 2 * mean.abs()
+    nodes, weights = torch.stack([a - mean, b - mean]), torch.stack([w, 1 - w])
+    moment = {k: (weights * nodes**k).sum(0) for k in (1, 2, 3)}
+    size = {k: (weights * nodes.abs() ** k).sum(0) for k in (1, 2, 3)}
+    off = rounding * size[1] + shift
+    assert (moment[1].abs() <= off).all()
+    assert ((moment[2] + v - var).abs() <= rounding * var + 2 * shift * size[1]).all()
+    budget = rounding * size[3] + 3 * shift * size[2] + 3 * v * off
+    assert ((moment[3] + 3 * v * moment[1] - third).abs() <= budget).all()
+
+
+def check_mirrored_steps(device="cpu"):
+    """A step of the mirrored state, moments and noise is the mirrored step, bit for bit."""
+    x, e1, e2, e3 = network_moments((3, 63), 400, device=device)
+    step = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
+    z, u = torch.randn_like(x), torch.rand_like(x)
+    for fit, moments in itertools.product(("exact", "free"), ("cumulant", "released")):
+        options = {"fit": fit, "moments": moments, "component": "element"}
+        here = ops.gms_step(x, e1, e2, e3, step, noise=(z, u), **options)
+        assert torch.equal(ops.gms_step(-x, -e1, e2, -e3, step, noise=(-z, u), **options), -here)

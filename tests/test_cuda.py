@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from parity import FITS, network_moments, weights_by_element
+from parity import FITS, network_moments, skewed, weights_by_element
 
 import gms_fast
 from gms_fast import ops
@@ -36,6 +36,13 @@ def same(op, *tensors, **options):
 def test_gms_step(shape, fit, moments, central, component):
     options = {"fit": fit, "moments": moments, "central": central, "component": component, "iterations": 9, "seed": 5}
     same(lambda *t: ops.gms_step(*t, STEP, **options), *network_moments(shape, 400, central))
+
+
+@pytest.mark.parametrize("repeats", [1, 2])  # the quick kernels take the longer
+def test_skewness_of_either_sign(repeats):
+    given = [t.repeat(1, repeats) for t in skewed(0.3, 0.25, 0.1)]
+    same(lambda *t: ops.fit_mixture(*t, 0.1, fit="free"), *given)
+    same(lambda *t: ops.sample_mixture(*t, 0.1, fit="free", seed=4), *given)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

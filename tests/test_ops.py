@@ -595,17 +595,28 @@ def test_sample_mixture_has_the_wanted_moments(fit, component):
 
 
 def narrow_mixture(shape, skew=9.0):
-    """Where the components are two points 0.5 +- something, but for a floor of 1e-6^2: `above` tells them apart."""
+    """Where the components are two points 0.5 +- something, but for a floor of 1e-6^2: which side tells them apart."""
     return [torch.full(shape, v) for v in (0.5, 1.0, skew)] + [1e-12]
 
 
 @pytest.mark.parametrize(("fit", "weight"), [("exact", 1 / 3), ("exact", 0.2), ("free", (1 - 9 / math.sqrt(85)) / 2)])
-def test_component_frequencies_are_the_weights(fit, weight):
-    """Component a, the one above the mean for positive skew, is drawn with probability `weight`."""
+@pytest.mark.parametrize("side", [1, -1])
+def test_component_frequencies_are_the_weights(fit, weight, side):
+    """Component a, the light one on the side of the skew, is drawn with probability `weight`."""
     n = 1 << 18
     given = {} if fit == "free" else {"weight": weight}
-    above = ops.sample_mixture(*narrow_mixture((16, n // 16)), fit=fit, seed=2, **given) > 0.5
-    assert abs(float(above.double().mean()) - weight) < 5 * math.sqrt(weight * (1 - weight) / n)
+    drawn = ops.sample_mixture(*narrow_mixture((16, n // 16), side * 9.0), fit=fit, seed=2, **given)
+    light = side * (drawn - 0.5) > 0
+    assert abs(float(light.double().mean()) - weight) < 5 * math.sqrt(weight * (1 - weight) / n)
+
+
+@pytest.mark.parametrize("skew", [9.0, -9.0])
+def test_free_draws_the_far_node_by_small_uniforms(skew):
+    """The light one, below the mean for negative skew: with component a of fit="exact" it shares its uniforms."""
+    u = ops.philox_uniform((1000, 1), seed=3, step=4, stream=1).expand(-1, 50)
+    options = {"seed": 3, "step": 4, "component": "sample", "fit": "free"}
+    light = skew * (ops.sample_mixture(*narrow_mixture((1000, 50), skew), **options) - 0.5) > 0
+    assert torch.equal(light, u < (1 - 9 / math.sqrt(85)) / 2)
 
 
 def test_component_sample_uses_one_uniform_per_sample():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from parity import FITS, NARROW, check, network_moments, weights_by_element
+from parity import FITS, NARROW, check, check_light_component, check_mirrored_steps, network_moments, weights_by_element
 
 from gms_fast import _native, ops
 from gms_fast.schedules import VPLinear
@@ -88,6 +88,12 @@ def test_fit_and_sample_mixture(instruction_set, fit):
         check(lambda i, o=options: tuple(ops.fit_mixture(*i, 0.05, **o)), inputs, scale=2.0, fit=fit)
         if fit != "adan":  # 70 iterations amplify rounding past any budget
             check(lambda i, f=fit: ops.sample_mixture(*i, 0.05, fit=f, seed=4), inputs, scale=2.0)
+
+
+def test_skewness_of_either_sign(instruction_set):
+    for mean, floor in itertools.product((0.0, 0.3), (0.0, 0.1)):
+        check_light_component(mean, floor)
+    check_mirrored_steps()
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -115,6 +115,12 @@ def test_fit_and_sample_mixture(fit):
             check(lambda i: ops.sample_mixture(*i, 0.05, fit=fit, seed=4), inputs, scale=2.0)
 
 
+def test_skewness_of_either_sign():
+    for mean, floor in itertools.product((0.0, 0.3), (0.0, 0.1)):
+        parity.check_light_component(mean, floor, DEVICE)
+    parity.check_mirrored_steps(DEVICE)
+
+
 def test_exact_fit_takes_any_size_of_third_moment():
     """The cube root over its whole range: denormals, zero and the largest number."""
     third = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, 2e-5, -0.3, 7.0, 1e20, -3e38], device=DEVICE)[None]

@@ -53,23 +53,24 @@ GMS_HD Solution<T> solve(T excess, T third, const FitParameters<T>& p) {
   return {d, fma(-p.spread * d, d, excess)};
 }
 
-// The two-point law of variance e = excess and skewness S/sqrt(e): nodes a above and b below the mean, with a b = e
-// and a - b = S, hence (|S| + h)/2 for the far one, h = sqrt(S^2 + 4e). Weight of the upper one: b/(a + b).
+// The two-point law of variance e = excess and skewness S/sqrt(e), for S >= 0: nodes far above and near below the mean,
+// with far near = e and far - near = S, hence far = (S + h)/2, h = sqrt(S^2 + 4e). For S < 0 it is mirrored.
+// The far node has the light weight near/(far + near) = near/h, at most 1/2, of which float32 keeps all digits.
 template <typename T, typename Math>
 GMS_HD T two_point_slant(T excess, T third, Math&& math) {
   const T limit = T(0x1p60);  // past it the far weight is below every uniform draw, and S^2 must not overflow
   return clamp(math.quotient(third, excess), -limit, limit);
 }
 template <typename T>
+GMS_HD T side_of(T slant) { return slant < T(0) ? T(-1) : T(1); }
+template <typename T>
 struct TwoPoint {
-  T weight, above, below;
+  T light, far, near;
 };
 template <typename T, typename Math>
 GMS_HD TwoPoint<T> two_point(T excess, T slant, T h, Math&& math) {
-  const T far = T(0.5) * (std::fabs(slant) + h), near = math.quotient(excess, far);
-  const T light = math.quotient(excess, fma(far, far, excess));  // near/(far + near)
-  const bool up = slant >= T(0);
-  return {up ? light : T(1) - light, up ? far : near, up ? near : far};
+  const T far = T(0.5) * (std::fabs(slant) + h);
+  return {math.quotient(excess, fma(far, far, excess)), far, math.quotient(excess, far)};
 }
 
 // The third moment whose two-point law stays within the range: a node a above the mean has its partner e/a below.
@@ -84,7 +85,7 @@ GMS_HD T within(T third, T excess, const Range<T>& range, Math&& math = Math{}) 
 }
 
 // exact: the weight of `p`, and as much of the third moment as excess allows. free: where that is less than all of
-// it, the two-point law.
+// it, the two-point law, whose far node is component a.
 template <Fit kFit, typename T, typename Math>
 GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParameters<T>& p, Math&& math) {
   const Solution<T> s = solve(excess, third, p);
@@ -97,13 +98,14 @@ GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParamet
   const T slant = two_point_slant(math.ordinary(excess), third, math);
   const TwoPoint<T> law = two_point(excess, slant, math.root(fma(slant, slant, T(4) * excess)), math);
   const bool some = excess > T(0);
-  const T weight = some ? law.weight : p.weight, above = some ? law.above : T(0), below = some ? law.below : T(0);
-  return {infeasible ? weight : p.weight, infeasible ? mean + above : fma(a, s.d, mean),
-          infeasible ? mean - below : fma(b, s.d, mean), var};
+  const T weight = some ? law.light : p.weight, far = some ? law.far : T(0), near = some ? law.near : T(0);
+  const T d = infeasible ? side_of(slant) : s.d;
+  return {infeasible ? weight : p.weight, fma(infeasible ? far : a, d, mean), fma(infeasible ? -near : b, d, mean),
+          var};
 }
 
 // The component that u chooses of that mixture, with one square root for the fit and the draw together: where the fit
-// is feasible it is of the variance, elsewhere of what the means need. u < b/(a + b) is told without the quotient.
+// is feasible it is of the variance, elsewhere of what the means need. u < near/h is told without the quotient.
 template <Fit kFit, typename T, typename Math>
 GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p,
                                   Math&& math) {
@@ -119,8 +121,9 @@ GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>
     return {fma(u < p.weight ? a : b, d, mean), std};
   }
   const TwoPoint<T> law = two_point(excess, slant, one_root, math);
-  const T far = excess > T(0) ? (u * one_root < law.below ? law.above : -law.below) : T(0);
-  return {infeasible ? mean + far : fma(u < p.weight ? a : b, s.d, mean), std};
+  const T node = excess > T(0) ? (u * one_root < law.near ? law.far : -law.near) : T(0);
+  const T d = infeasible ? side_of(slant) : s.d;
+  return {fma(infeasible ? node : u < p.weight ? a : b, d, mean), std};
 }
 
 template <typename T>

@@ -132,7 +132,8 @@ def fit_mixture(
     mean, var, third  (B, *); var >= 0. Where var < floor the fit is one Gaussian of that variance
     floor             smallest V; the distance of the means may use var - floor only
     fit               "exact": the closed solution for `weight`; where it would need V < floor, as much of the third
-                      moment as V = floor allows. "free": there, V = floor and the weight that matches all three.
+                      moment as V = floor allows. "free": there, V = floor and the weight that matches all three; a is
+                      the light component (w <= 1/2), above the mean for third >= 0, else below.
                       "adan": the released optimiser (`iterations`, `lr`, `eps`; eps = 1e-8 N reproduces a released
                       call on N elements). "gaussian": mean_a = mean_b = mean, V = var
     weight            w in (0, 1), not 1/2 for "exact" and "free"

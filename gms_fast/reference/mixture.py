@@ -21,6 +21,7 @@ def fit_mixture(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(weight, mean_a, mean_b, V), elementwise, for var = base + excess, of which the means may use `excess`.
 
+    fit         "free": where it frees the weight, component a is the light one, far above the mean or far below
     node_range  for fit="free": how far the means may lie (below, above) the mean; bounds the third moment
     """
     w = torch.full_like(mean, weight)
@@ -59,15 +60,15 @@ def _within(third: Tensor, excess: Tensor, below: Tensor, above: Tensor) -> Tens
 
 
 def _two_point(mean: Tensor, excess: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and nodes of the two-point law: w = (1 - g/h)/2, nodes mean + s (g +- h)/2, h = sqrt(4 + g^2)."""
+    """Light weight, far node and near node of the two-point law: w = (1 - |g|/h)/2, h = sqrt(4 + g^2); the far node is
+    s (|g| + h)/2 away from the mean, to the side of g's sign."""
     s = excess.sqrt()
     g = (third / s / s / s).clamp(-MAX_SKEWNESS, MAX_SKEWNESS)
     h = (4 + g * g).sqrt()
     far = (h + g.abs()) / 2  # far and near node, in units of s; their product is -1
-    light = 1 / (h * far)  # weight of the far node, without the cancellation of (1 - |g|/h)/2
-    up = g >= 0
-    w = torch.where(up, light, 1 - light)
-    return w, mean + s * torch.where(up, far, 1 / far), mean - s * torch.where(up, 1 / far, far)
+    light = 1 / (h * far)  # without the cancellation of (1 - |g|/h)/2
+    side = s.copysign(g)
+    return light, mean + side * far, mean - side / far
 
 
 def adan(
