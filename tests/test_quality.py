@@ -190,7 +190,7 @@ def test_an_error_ends_the_run_at_once(tmp_path):
     ("cell", "options", "message"),
     [
         (Cell("digits", "gms", "fast", 2), {}, "spacing must be"),
-        (Cell("digits", "gms", "uniform", 5000), {}, "steps must be at most 999"),
+        (Cell("digits", "gms", "uniform", 5000), {}, "steps must be at most 1000"),
         (Cell("digits", "gms", "uniform", 2), {"n": {"mnist": 100}}, "n must say how many samples of digits to draw"),
         (Cell("digits", "gms", "uniform", 2), {"n": 64}, "n must be at least 65 samples"),
         (Cell("nowhere", "gms", "uniform", 2), {}, "nothing is at nowhere"),
