@@ -7,6 +7,7 @@ that; two of them differ by sqrt(2) times as much.
 import copy
 import functools
 import math
+import types
 import warnings
 
 import numpy as np
@@ -102,6 +103,27 @@ def test_flow_network_that_takes_thousandths():
     x = noiseless(Exact(schedule=schedule, form="flow"), steps=100)
     assert float(x.mean()) == pytest.approx(MEAN, abs=STD * TWO)
     assert std(x) == pytest.approx(STD, rel=0.05)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_flow_network_of_diffusers_kind_is_asked_in_thousandths(named):
+    """Without a word on its time: `wrap` knows the kind. Its output is packed, as there."""
+    exact = Exact(schedule=Flow(time_scale=1000), form="flow")
+
+    def by_place(x, t):
+        return {"sample": exact(x, t)}
+
+    def by_name(hidden_states, timestep, return_dict=True):
+        velocity = exact(hidden_states, timestep)
+        return types.SimpleNamespace(sample=velocity) if return_dict else (velocity,)
+
+    model = gms_fast.models.wrap(by_name if named else by_place, "diffusers", schedule=Flow(), prediction="flow")
+    options = {"shape": (3, 8, 8), "clip": None}
+    x = sample(model, 100, **options)
+    assert (exact.asked[0], exact.asked[-1]) == (1000, 10)
+    assert float(x.mean()) == pytest.approx(MEAN, abs=STD * TWO)
+    assert std(x) == pytest.approx(STD, rel=0.05)
+    assert torch.equal(sample(model, 100, schedule=Flow(), **options), x)
 
 
 class Table(torch.nn.Module):

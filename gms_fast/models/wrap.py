@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gms_fast import prediction as predictions
 from gms_fast import schedules
-from gms_fast.assumptions import unwrapped
+from gms_fast.assumptions import UNSAID, unwrapped
 from gms_fast.models import hosts
 from gms_fast.models.hosts import Host
 from gms_fast.models.learned_variance import LearnedVariance
@@ -71,7 +71,9 @@ class Wrapped(torch.nn.Module):
         self.network = host.network
         if isinstance(host.bare, torch.nn.Module) and not isinstance(host.network, torch.nn.Module):
             self.bare = host.bare  # whose weights a partial hides
-        self.schedule, self.prediction, self.clip = host.schedule, host.prediction, host.clip
+        self.schedule, self.prediction = host.schedule, host.prediction
+        if host.clip != UNSAID:
+            self.clip = host.clip
         self.sample_shape = host.sample_shape
         self.moments = "raw" if moments == "raw" else "central"
         self._host, self._said, self._conditions = host, moments, dict(conditions)
@@ -130,7 +132,8 @@ def _unpacked(output: Any, moments: str | None) -> Any:
         return output["sample"]
     if isinstance(output, (tuple, list)) and len(output):
         return output[0]
-    return output
+    sample = getattr(output, "sample", None)
+    return sample if isinstance(sample, Tensor) else output
 
 
 def _for_batch(name: str, value: Any, n: int, device: torch.device, dtype: torch.dtype) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gms_fast.assumptions import PICTURES
+from gms_fast.assumptions import UNSAID
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 
@@ -32,7 +32,7 @@ class Host:
     network       what is called
     bare          the network without torch's wrappers: what is looked at
     schedule, prediction, sample_shape  None where the network does not tell
-    clip          (lo, hi) of the data, or None for latents
+    clip          (lo, hi) of the data, None for latents, or UNSAID
     learned       whether outputs of 2C channels hold a learned variance, None if unknown
     needed        keywords without which the network is not to be called
     call          network, x, t, **conditions -> output
@@ -44,7 +44,7 @@ class Host:
     schedule: Schedule | None = None
     prediction: str | None = None
     sample_shape: Sequence[int] | None = None
-    clip: tuple[float, float] | None = PICTURES
+    clip: tuple[float, float] | str | None = UNSAID
     learned: bool | None = None
     needed: Sequence[str] = ()
     call: Callable[..., Tensor | NoiseMoments] = called
@@ -59,9 +59,9 @@ def square(channels: int | None, size: Any) -> tuple[int, ...] | None:
     return channels, height, width
 
 
-def range_of(channels: int | None) -> tuple[float, float] | None:
-    """The data range by the number of channels: pixels lie in [-1, 1], latents anywhere."""
-    return PICTURES if channels in _PIXEL_CHANNELS else None
+def range_of(channels: int | None) -> str | None:
+    """The data range by the number of channels: latents lie anywhere, of what may be pixels nothing is said."""
+    return UNSAID if channels in (None, *_PIXEL_CHANNELS) else None
 
 
 def has(network: object, *names: str) -> bool:

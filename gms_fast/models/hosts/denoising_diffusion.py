@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gms_fast.assumptions import unwrapped
+from gms_fast.assumptions import PICTURES, unwrapped
 from gms_fast.models.hosts.base import Host, called, has, root_modules, square
 from gms_fast.schedules import VP, Schedule
 
@@ -39,6 +39,7 @@ def _of_diffusion(diffusion, schedule: Schedule | None, prediction: str | None) 
         prediction=prediction or _FORMS[diffusion.objective],
         sample_shape=_shape(diffusion),
         learned=name == "LearnedGaussianDiffusion",
+        clip=PICTURES,
     )
 
 

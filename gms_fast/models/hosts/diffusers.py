@@ -1,11 +1,12 @@
 """diffusers: a network, a pipeline, or (network, scheduler)."""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
-from gms_fast.assumptions import PICTURES, unwrapped
+from gms_fast.assumptions import UNSAID, unwrapped
 from gms_fast.models.hosts.base import Host, range_of, root_modules, square
 from gms_fast.schedules import Flow, Schedule
 from gms_fast.schedules.hosts import training_of
@@ -60,8 +61,6 @@ def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Ho
         network, scheduler = _network_of(whole), whole.scheduler
     bare = unwrapped(network)
     name, config = type(bare).__name__, getattr(bare, "config", None)
-    if config is None:
-        raise ValueError(f"network must have the config of diffusers' networks: got {name}")
     if name in _REVERSED:
         raise ValueError(f"network must be asked at times that rise with the noise: got {name}")
     if isinstance(schedule, Flow):
@@ -108,38 +107,46 @@ def _shape(name: str, channels: int | None, config: Any) -> tuple[int, ...] | No
     return None if "3D" in name else square(channels, size)
 
 
-def _clip(whole: Any, scheduler: Any, channels: int | None) -> tuple[float, float] | None:
+def _clip(whole: Any, scheduler: Any, channels: int | None) -> tuple[float, float] | str | None:
     """None for latents; for pixels what the scheduler does, if it does anything of the kind."""
     if any(getattr(whole, coder, None) is not None for coder in _CODERS) or range_of(channels) is None:
         return None
     clips = _said(scheduler, "clip_sample")
     if clips is None:
-        return PICTURES
+        return UNSAID
     reach = float(_said(scheduler, "clip_sample_range") or 1.0)
     return (-reach, reach) if clips else None
 
 
 def _needed(bare: Any) -> tuple[str, ...]:
     """What the network cannot do without, and what it was made for but would do without unasked."""
-    _, *accepted = inspect.signature(bare.forward).parameters.values()
+    _, *accepted = _parameters(bare)
+    if "timestep" not in {p.name for p in accepted}:
+        accepted = accepted[1:]  # the time, by another name
     required = [p.name for p in accepted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    wanted = [keyword for name, keyword in _NEEDED.items() if getattr(bare.config, name, None)]
-    if getattr(bare.config, "addition_embed_type", None) == "text":  # made of encoder_hidden_states
+    wanted = [keyword for name, keyword in _NEEDED.items() if _said(bare, name)]
+    if _said(bare, "addition_embed_type") == "text":  # made of encoder_hidden_states
         wanted.remove("added_cond_kwargs")
     names = {p.name for p in accepted}
     return tuple(dict.fromkeys(n for n in (*required, *wanted) if n in names and n != "timestep"))
 
 
+def _parameters(bare: Any) -> Iterable[inspect.Parameter]:
+    return inspect.signature(getattr(bare, "forward", bare)).parameters.values()
+
+
 def _call_of(bare: Any, schedule: Schedule | None):
     """The network's call: its time by name, in thousandths if it wants."""
-    tells = "return_dict" in inspect.signature(bare.forward).parameters
+    names = [parameter.name for parameter in _parameters(bare)]
+    tells = {"return_dict": False} if "return_dict" in names else {}
     in_thousandths = type(bare).__name__ in _PER_MILLE and schedule is not None
     in_thousandths = in_thousandths and float(schedule.network_time(schedule.t_max)) > 1
-    scale = (1e-3 if in_thousandths else 1.0) * (getattr(bare.config, "timestep_scale", None) or 1.0)
+    scale = (1e-3 if in_thousandths else 1.0) * (_said(bare, "timestep_scale") or 1.0)
 
     def call(network, x: Tensor, t: Tensor, **conditions: Any) -> Any:
-        return network(
-            x, timestep=t if scale == 1 else t * scale, **conditions, **({"return_dict": False} if tells else {})
-        )
+        time = t if scale == 1 else t * scale
+        if "timestep" in names:
+            return network(x, timestep=time, **conditions, **tells)
+        return network(x, time, **conditions, **tells)
 
     return call

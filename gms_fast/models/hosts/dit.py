@@ -10,13 +10,14 @@ def recognises(bare: object) -> bool:
 
 
 def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+    channels = getattr(bare, "in_channels", None)
     return Host(
         network=network,
         bare=bare,
         schedule=schedule,
         prediction=prediction or "noise",
-        sample_shape=square(bare.in_channels, getattr(bare.x_embedder, "img_size", None)),
-        clip=range_of(bare.in_channels),
+        sample_shape=square(channels, getattr(getattr(bare, "x_embedder", None), "img_size", None)),
+        clip=range_of(channels),
         learned=True,
         needed=("y",),
     )

@@ -18,9 +18,9 @@ def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Ho
         bare=bare,
         schedule=schedule or _schedule(bare),
         prediction=prediction or "x0",
-        sample_shape=square(bare.img_channels, bare.img_resolution),
-        clip=range_of(bare.img_channels),
-        needed=("class_labels",) if bare.label_dim else (),  # it would take zeros
+        sample_shape=square(getattr(bare, "img_channels", None), getattr(bare, "img_resolution", None)),
+        clip=range_of(getattr(bare, "img_channels", None)),
+        needed=("class_labels",) if getattr(bare, "label_dim", 0) else (),  # it would take zeros
         dtype=lambda bare: torch.float32,  # whatever its torso computes in
     )
 

@@ -10,8 +10,9 @@ def recognises(bare: object) -> bool:
 
 def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
     enlarges = type(bare).__name__ == "SuperResModel"  # sees the picture and a smaller one, of as many channels
-    channels = bare.in_channels // 2 if enlarges else bare.in_channels
-    labels = ("y",) if bare.num_classes is not None else ()
+    channels = getattr(bare, "in_channels", None)
+    channels = channels // 2 if enlarges else channels
+    labels = ("y",) if getattr(bare, "num_classes", None) is not None else ()
     return Host(
         network=network,
         bare=bare,
@@ -21,5 +22,5 @@ def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Ho
         clip=range_of(channels),
         learned=True,
         needed=("low_res", *labels) if enlarges else labels,
-        dtype=lambda bare: dtype_of_weights(bare.out),  # its ends stay float32 where its torso is float16
+        dtype=lambda bare: dtype_of_weights(getattr(bare, "out", bare)),  # its torso may be float16, its ends are not
     )
