@@ -19,6 +19,8 @@ class FiniteCheck:
 
     def __init__(self) -> None:
         self._seen: list[tuple[str, tuple[Tensor, Tensor]]] = []
+        self._noted: list[Tensor] = []
+        self.noted: list[float] = []
 
     def see(self, tensor: Tensor, message: str) -> None:
         """Remember the extremes of `tensor`, which are finite where all of it is; `message` is its error."""
@@ -29,12 +31,17 @@ class FiniteCheck:
         if tensor.device.type == "cpu":
             self.report()
 
+    def note(self, number: Tensor) -> None:
+        """Have `report` bring a number () to the host, at the end of `noted`."""
+        self._noted.append(number)
+
     def report(self) -> None:
         """Raise the error of the first tensor seen since the last report that was not finite."""
-        seen, self._seen = self._seen, []
-        if not seen:
+        (seen, self._seen), (noted, self._noted) = (self._seen, []), (self._noted, [])
+        if not seen and not noted:
             return
-        extremes = torch.stack([value for _, pair in seen for value in pair]).view(-1, 2).tolist()  # one transfer
-        for (message, _), pair in zip(seen, extremes, strict=True):
-            if not all(map(math.isfinite, pair)):
+        numbers = torch.stack([*(value for _, pair in seen for value in pair), *noted]).tolist()  # one transfer
+        self.noted += numbers[2 * len(seen) :]
+        for (message, _), low, high in zip(seen, numbers[::2], numbers[1::2], strict=False):
+            if not math.isfinite(low) or not math.isfinite(high):
                 raise ValueError(message)

@@ -14,7 +14,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.steps import StepCoefficients
 
-BY_LEVEL = 1 << 31  # counters from here on follow the noise level, those below are counted
+BY_LEVEL = 1 << 31  # counters from here on follow the noise level, those from `solvers.base.COUNTED` on count steps
 
 
 class Visit(NamedTuple):

@@ -10,10 +10,10 @@ from torch import Tensor
 from gms_fast import ops, solvers
 from gms_fast import prediction as predictions
 from gms_fast.assumptions import Description, attribute, describe, missing
-from gms_fast.clipping import ClipCheck
+from gms_fast.clipping import note_share, warn_of
 from gms_fast.finite import FiniteCheck
 from gms_fast.network import Network, device_of
-from gms_fast.plan import BY_LEVEL, Visit, integer
+from gms_fast.plan import Visit, integer
 from gms_fast.solvers import NoiseSource, Solver, StepContext
 from gms_fast.solvers.base import later_start
 from gms_fast.types import NoiseMoments
@@ -34,7 +34,6 @@ class Run:
     noise: NoiseSource
     callback: Callback | None
     finite: FiniteCheck
-    clipped: ClipCheck
 
     @classmethod
     def prepare(
@@ -52,8 +51,8 @@ class Run:
             raise TypeError(f"condition must be a dict of keywords for the model: got {type(condition).__name__}")
         if batch_size is not None and integer("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, or None: got {batch_size}")
-        if not 0 <= integer("step_offset", step_offset) < BY_LEVEL - (1 << 24):
-            raise ValueError(f"step_offset must lie in [0, 2^31 - 2^24): got {step_offset}")
+        if not 0 <= integer("step_offset", step_offset) < 1 << 29:
+            raise ValueError(f"step_offset must lie in [0, 2^29): got {step_offset}")
         return cls(
             model=model,
             network=Network(model, batch_size=batch_size, condition=condition),
@@ -67,7 +66,6 @@ class Run:
             ),
             callback=callback,
             finite=FiniteCheck(),
-            clipped=ClipCheck(),
         )
 
     def check_signal(self, visits: list[Visit]) -> None:
@@ -152,7 +150,7 @@ class Run:
         for name, tensor in said.items():
             self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {visit.index} (t = {visit.t:g})")
         if self.said.clip_assumed and 2 * visit.index >= visits - 1:
-            self.clipped.see(estimate)
+            note_share(estimate, self.finite)
         return estimate
 
     def report(self, visit: Visit, x: Tensor, estimate: predictions.Estimate) -> tuple[Tensor, bool]:
@@ -175,7 +173,7 @@ class Run:
         """The result, after what was watched is reported."""
         self.finite.see(x, "samples must be finite: the last step made NaN or infinity")
         self.finite.report()
-        self.clipped.report()
+        warn_of(self.finite.noted)
         return x
 
 

@@ -167,19 +167,6 @@ def test_either_of_two_draws_may_be_given(component, backend):
         gms_fast.set_backend(None)
 
 
-@pytest.mark.parametrize("draw", [ops.philox_normal, ops.philox_uniform])
-def test_draws_of_callers_are_none_of_the_loop(draw):
-    """Nor of each other: without step and stream there are a stream of normals and one of uniforms."""
-    shape, seed = (2, 8), 5
-    own = draw(shape, seed=seed)
-    of_the_package = [draw(shape, seed=seed, step=step, stream=stream) for step in range(4) for stream in range(6)]
-    assert not any(torch.isin(own, other).any() for other in of_the_package)
-    stream = ops.OWN_STREAMS[draw.__name__]
-    assert torch.equal(own, draw(shape, seed=seed, stream=stream))
-    assert len({*ops.OWN_STREAMS.values()}) == 2
-    assert torch.equal(draw(shape, seed=seed, step=0), draw(shape, seed=seed, stream=0))  # a named one: the other is 0
-
-
 def test_a_step_does_not_repeat_what_the_caller_drew():
     model = GaussianMixture1D([1.0], [0.0], [0.1], sample_shape=(8,))
     z = []

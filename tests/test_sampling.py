@@ -14,6 +14,7 @@ import gms_fast
 from gms_fast import NoiseMoments, _native, schedules, solvers
 from gms_fast.models import GaussianMixture1D, MomentUNet
 from gms_fast.schedules import VPLinear
+from gms_fast.solvers.base import COUNTED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -355,10 +356,10 @@ def test_given_noise_replaces_the_counters(solver):
 
     def noise(step, both=True):
         seen.append(step)
-        z = gms_fast.ops.philox_normal((3, 4), seed=2, step=step)
+        z = gms_fast.ops.philox_normal((3, 4), seed=2, step=COUNTED + step)
         each = isinstance(solver, solvers.GMS) and solver.component != "sample" and solver.fit != "adan"
         shape = (3, 4) if each else (3, 1)
-        u = gms_fast.ops.philox_uniform(shape, seed=2, step=step, stream=1)
+        u = gms_fast.ops.philox_uniform(shape, seed=2, step=COUNTED + step, stream=1)
         return (z, u if both and shape == (3, 4) else u.flatten()) if both else z
 
     draw = functools.partial(gms_fast.sample, Model(polynomial), 5, solver=solver, n=3, seed=2, clip=(-9.0, 9.0))

@@ -23,6 +23,7 @@ from gms_fast.search.features import pixels
 from gms_fast.search.parameters import VARIANTS, Parameters, matched
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import DDIM, GGDM, DPMSolverPP, GGDMTable, UniP
+from gms_fast.solvers.base import COUNTED
 from gms_fast.solvers.ggdm import marginals, tied, update_weights
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "ggdm_vectors.json").read_text())
@@ -105,7 +106,7 @@ class Given(Sampler):
 
         def drawn(shape, *, step=0, stream=0, **_):
             first = double(entry["x_T"]) / float(SCHEDULE.sigma(tau[-1].detach()))
-            return first if stream else double(entry["z"][entry["K"] - 1 - step])
+            return first if stream else double(entry["z"][entry["K"] - 1 - (step - COUNTED)])
 
         gms_fast.ops.philox_normal = drawn
         try:

@@ -29,7 +29,6 @@ _INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
 )
-OWN_STREAMS = {"philox_normal": 6, "philox_uniform": 7}  # of callers who name neither step nor stream
 _UNIT = (-1.0, 1.0)  # known to be a range
 
 
@@ -307,19 +306,18 @@ def philox_normal(
     shape: Sequence[int],
     *,
     seed: Seed,
-    step: int | Tensor | None = None,
-    stream: int | None = None,
+    step: int | Tensor = 0,
+    stream: int = 0,
     sample_offset: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Standard normals (B, *), a pure function of (seed, sample_offset + b, step, stream, element).
 
-    step, stream  without both, a stream of its own: no draw is also one of the sampling loop. With one of them, the
-                  other is 0. Streams: 0 normals of a step, 1 its uniforms, 2 the initial x_T, 3 to 5 of
-                  `gms_fast.statistics`, 6 normals and 7 uniforms of callers who name neither
-    device        torch's default device unless given
-    dtype         float32 unless given; float64 has the precision of float32 uniforms
+    step    of the ops; `sample` counts its own from 2^30 on, so that no draw with a small one is also one of its steps
+    stream  0 normals of a step, 1 its uniforms, 2 the initial x_T, 3 to 5 of `gms_fast.statistics`
+    device  torch's default device unless given
+    dtype   float32 unless given; float64 has the precision of float32 uniforms
     """
     return _philox("philox_normal", shape, seed, step, stream, sample_offset, device, dtype)
 
@@ -328,8 +326,8 @@ def philox_uniform(
     shape: Sequence[int],
     *,
     seed: Seed,
-    step: int | Tensor | None = None,
-    stream: int | None = None,
+    step: int | Tensor = 0,
+    stream: int = 0,
     sample_offset: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -340,10 +338,8 @@ def philox_uniform(
 
 def _philox(op, shape, seed, step, stream, sample_offset, device, dtype):
     device = torch.empty(0).device if device is None else torch.device(device)  # as torch's own functions have it
-    if step is stream is None:
-        stream = OWN_STREAMS[op]
-    seed, seeds, step, step_at = _counters(seed, 0 if step is None else step, device)
-    sample_offset, stream = integer("sample_offset", sample_offset), integer("stream", 0 if stream is None else stream)
+    seed, seeds, step, step_at = _counters(seed, step, device)
+    sample_offset, stream = integer("sample_offset", sample_offset), integer("stream", stream)
     counters = {"seed": seed, "seeds": seeds, "step": step, "step_at": step_at, "sample_offset": sample_offset}
     shape = [n if isinstance(n, torch.SymInt) else integer("shape", n) for n in _listed("shape", shape, "integers")]
     return getattr(torch.ops.gms_fast, op)(shape, **counters, stream=stream, dtype=dtype, device=device)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from gms_fast import network, ops, prediction, reference
 from gms_fast.run import INITIAL
 from gms_fast.schedules import Schedule
+from gms_fast.solvers.base import COUNTED
 from gms_fast.types import NoiseMoments
 
 Updates = list[tuple[Tensor, Tensor]]
@@ -56,7 +57,9 @@ class Sampler:
             t = tau[len(tau) - 1 - i]
             m = self.estimate(x, t if i else t.detach())  # x_T and its time are given
             numbers = weights.to(self.device).unbind()
-            z = ops.philox_normal(size, step=i, **draw) if bool(std > 0) else torch.zeros((), device=self.device)
+            z = torch.zeros((), device=self.device)
+            if bool(std > 0):
+                z = ops.philox_normal(size, step=COUNTED + i, **draw)
             terms = [m, *older[: len(numbers) - 2]]
             x, older = reference.affine_noise(x, terms, numbers, std.to(self.device), z), [x, *older]
         return x if self.clip is None else x.clamp(*self.clip)

@@ -16,12 +16,14 @@ from gms_fast.prediction import Estimate
 from gms_fast.schedules import Flow, Schedule
 from gms_fast.steps import StepCoefficients
 
+COUNTED = 1 << 30  # counter of the first step: small ones are left to callers of the ops
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSource:
     """Where the draws of step i come from: counters of (seed, sample, step, element), or a callable noise(step).
 
-    counters  of the steps; None: step_offset + i
+    counters  of the steps; None: COUNTED + step_offset + i
     """
 
     seed: ops.Seed = 0
@@ -34,7 +36,7 @@ class NoiseSource:
         """The keywords that tell an op which noise to use in step `index`."""
         step = self.step_offset + index
         noise = None if self.given is None else self.given(step)
-        counter = step if self.counters is None else self.counters[index]
+        counter = COUNTED + step if self.counters is None else self.counters[index]
         return {"seed": self.seed, "sample_offset": self.sample_offset, "step_index": counter, "noise": noise}
 
     def counted(self, counters: Sequence[int] | None, device: torch.device) -> "NoiseSource":
