@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd as _Dropout
 
 from gms_fast import prediction, schedules
 from gms_fast.schedules import Schedule
@@ -117,6 +119,22 @@ def _assumed(model: object, name: str, value: Any) -> Any:
     return value
 
 
+def _warn_of_training(model: object) -> None:
+    """Warn of a module that samples would be drawn with as in training: with dropout, or by the batch's statistics."""
+    module = None if torch.compiler.is_compiling() else unwrapped(model)
+    if not isinstance(module, torch.nn.Module) or not module.training:
+        return
+    for name, part in module.named_modules():
+        dropout = isinstance(part, _Dropout) and part.p > 0
+        if part.training and (dropout or isinstance(part, _BatchNorm)):
+            warnings.warn(
+                f"model is in training mode, where its {type(part).__name__} ({name or 'the model'}) changes samples: "
+                "call model.eval() first",
+                stacklevel=5,  # whoever called `sample`
+            )
+            return
+
+
 def missing(model: object, name: str) -> str:
     """The error of an attribute that must be there or be given."""
     hidden = _hidden(model, name, _FITS[name])
@@ -156,6 +174,7 @@ def describe(model: object, schedule: Schedule | str | None, form: str | None, c
             "model is self-conditioned (self_condition = True): it wants its last estimate of x_0 as an input, which "
             "no solver hands on; wrap it in a callable (x, t) that does, or train it without"
         )
+    _warn_of_training(model)
     own = attribute(model, "schedule")
     schedule = own if schedule is None else schedule
     if schedule is None:

@@ -323,6 +323,17 @@ def test_offloaded_parameters_ask_for_a_device():
     assert sample(first, n=2, device="cpu").shape == (2, 12)
 
 
+@pytest.mark.parametrize("layer", [torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(12), torch.nn.Dropout(0.0)])
+def test_training_mode_is_said_where_it_changes_samples(layer):
+    model = torch.nn.Sequential(Dense())
+    model.append(layer)
+    model.forward = lambda x, t: model[1](model[0](x, t))
+    model.sample_shape, model.schedule, model.clip = Dense.sample_shape, Dense.schedule, None
+    acts = not isinstance(layer, torch.nn.Dropout) or layer.p > 0
+    assert any("training mode" in m for m in warned(model.train(), 3, n=4)[1]) == acts
+    assert not warned(model.eval(), 3, n=4)[1]
+
+
 # 5. Wrappers
 
 

@@ -17,15 +17,16 @@ class UniP(Extrapolating):
     """x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du with h = lambda_s - lambda_t, where m
     is the polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
 
-    order   1 .. 4; the first steps, with less history, are of lower order, and so are the last: .. 2, 1
-    early   0 or 1: how many
+    order   1 .. 4; the first steps, with less history, are of lower order, and so are the last
+    lower_order_final  end with orders .., 2, 1, before the call that removes the last noise; False: with .., 3, 2, as
+                       diffusers' UniPC on these times
 
     The paper's a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). Its code sets
     a_1 = 1/2 for p = 2, the value for h -> 0, which makes that order DPM-Solver++(2M).
     """
 
     order: int = 3
-    early: int = 1
+    lower_order_final: bool = True
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3, 4))
@@ -33,7 +34,7 @@ class UniP(Extrapolating):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         alpha, sigma = (f(times).numpy() for f in (schedule.alpha, schedule.sigma))
         lam = schedule.log_snr(times).numpy()
-        left = self.calls(schedule, times) - self.early
+        left = self.calls(schedule, times) - self.lower_order_final
         plan = []
         for i in range(len(lam) - 1):
             known = [v - lam[i] for v in lam[i::-1] if math.isfinite(v)] if math.isfinite(lam[i + 1]) else []
