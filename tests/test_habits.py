@@ -576,6 +576,45 @@ def test_user_s_noise_is_no_step_s():
 # 8. Grid ends
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "vp"])
+@pytest.mark.parametrize(("solver", "errors"), [("unip", {10: 0.06, 20: 0.03}), ("dpm-solver++", {10: 0.15, 20: 0.06})])
+def test_multistep_solvers_end_near_the_data(schedule, solver, errors):
+    """Over 20 uniform times of the linear schedule they ended 50 and 25 % too wide."""
+    for steps, error in errors.items():
+        x = sample(Exact(schedule=schedules.build(schedule)), steps, solver=solver, clip=None)
+        assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
+        assert std(x) == pytest.approx(STD, rel=error + ACCURATE)
+
+
+def test_no_extrapolation_over_the_last_jump():
+    """On uniform times UniP's last step is of order 1: the error is that of DDIM there, on the side of too little."""
+    times = VPLinear().timesteps(20)
+    x = sample(Exact(), timesteps=times, solver="unip", clip=None)
+    assert 0.75 * STD < std(x) < STD
+    full = sample(Exact(), timesteps=times, solver=solvers.UniP(lower_order_final=False), clip=None)
+    assert std(full) > 1.4 * STD
+
+
+@pytest.mark.parametrize("solver", [solvers.UniP(), solvers.DPMSolverPP(), solvers.DPMSolverPP(order=3, sde=True)])
+def test_multistep_grids_do_not_jump(solver):
+    """No step is more than twice as long in log(alpha/sigma) as the one before, from ten steps on."""
+    for schedule in (VPLinear(), schedules.VPCosine(), schedules.VPContinuous()):
+        for steps in (10, 20, 50):
+            times = solver.times(schedule, steps)
+            lengths = schedule.log_snr(times).diff()
+            assert len(times) == steps + 1
+            assert float((lengths[1:] / lengths[:-1])[steps // 2 :].max()) < 2
+
+
+def test_grids_that_were_chosen_are_kept():
+    for solver in (solvers.UniP(), solvers.DPMSolverPP(), solvers.GMS()):
+        shifted = Flow(0.999, 0.001, shift=3.0)
+        assert solver.times(shifted, 5) == shifted.timesteps(5)
+    assert solvers.UniP().times(schedules.EDM(), 5) == schedules.EDM().timesteps(5)
+    assert solvers.DPMSolverPP(order=1).times(VPLinear(), 5) == VPLinear().timesteps(5)
+    assert solvers.UniP().times(VPLinear(), [999, 500, 0]) == [999, 500, 0]
+
+
 # 9. No step vanishes
 
 

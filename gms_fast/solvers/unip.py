@@ -18,8 +18,8 @@ class UniP(Extrapolating):
     is the polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
 
     order   1 .. 4; the first steps, with less history, are of lower order, and so are the last
-    lower_order_final  end with orders .., 2, 1, before the call that removes the last noise; False: with .., 3, 2, as
-                       diffusers' UniPC on these times
+    lower_order_final  end with orders .., 2, 1, not counting the call that removes the last noise; False: counting it,
+                       as diffusers' UniPC does
 
     The paper's a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). Its code sets
     a_1 = 1/2 for p = 2, the value for h -> 0, which makes that order DPM-Solver++(2M).
@@ -34,7 +34,8 @@ class UniP(Extrapolating):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         alpha, sigma = (f(times).numpy() for f in (schedule.alpha, schedule.sigma))
         lam = schedule.log_snr(times).numpy()
-        left = self.calls(schedule, times) - self.lower_order_final
+        cleaned = self.denoise or sigma[-1] == 0  # the last call removes what noise is left
+        left = self.calls(schedule, times) - (self.lower_order_final and cleaned)
         plan = []
         for i in range(len(lam) - 1):
             known = [v - lam[i] for v in lam[i::-1] if math.isfinite(v)] if math.isfinite(lam[i + 1]) else []
