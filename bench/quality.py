@@ -162,7 +162,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
         "ends": [
             *cells("digits", ENDS, ["uniform", "quadratic", "angle", "log-snr"], (5, 10)),
             *cells("digits", ENDS, ["uniform", "quadratic"], (20,)),
-            *cells("mnist", ENDS, ["uniform", "quadratic", "angle"], (10,)),
+            *cells("mnist", ENDS[::2], ["uniform", "quadratic"], (10,)),
         ],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
