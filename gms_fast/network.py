@@ -10,7 +10,7 @@ from torch import Tensor
 from gms_fast.assumptions import attribute, layers
 from gms_fast.types import NoiseMoments
 
-_ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # widest first
+ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # widest first
 _OF_TYPES = re.compile(r"d?type", re.IGNORECASE)
 _OF_INDICES = re.compile(r"ind(ex|ices)", re.IGNORECASE)
 _OUTSIDE = re.compile(r"out of (range|bounds)")
@@ -50,8 +50,8 @@ def dtypes_of(model: object, x: Tensor) -> list[torch.dtype]:
         return [x.dtype]
     said = attribute(model, "dtype")
     found = {weight.dtype for weight in weights_of(model)}
-    wanted = [said] if said in _ARITHMETIC else []
-    wanted += [dtype for dtype in _ARITHMETIC if dtype in found and dtype not in wanted]
+    wanted = [said] if said in ARITHMETIC else []
+    wanted += [dtype for dtype in ARITHMETIC if dtype in found and dtype not in wanted]
     return wanted if x.dtype in wanted or len(wanted) == 1 else [*wanted, x.dtype]
 
 

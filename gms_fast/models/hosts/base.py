@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.assumptions import UNSAID
+from gms_fast.network import ARITHMETIC
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 
@@ -20,9 +21,11 @@ def called(network: Callable, x: Tensor, t: Tensor, **conditions: Any) -> Any:
 
 
 def dtype_of_weights(bare: object) -> torch.dtype | None:
-    """The dtype of a network's first parameter."""
+    """The dtype that a network says, or that all of its parameters have that are not mere storage; else None."""
+    said = getattr(bare, "dtype", None)
     weights = bare.parameters() if isinstance(bare, torch.nn.Module) else ()
-    return next((w.dtype for w in weights if w.is_floating_point()), None)
+    found = {said} if said in ARITHMETIC else {weight.dtype for weight in weights} & {*ARITHMETIC}
+    return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
