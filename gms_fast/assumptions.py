@@ -130,7 +130,7 @@ def _warn_of_training(model: object) -> None:
             warnings.warn(
                 f"model is in training mode, where its {type(part).__name__} ({name or 'the model'}) changes samples: "
                 "call model.eval() first",
-                stacklevel=5,  # whoever called `sample`
+                stacklevel=6,  # whoever called `sample`
             )
             return
 
