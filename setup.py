@@ -56,7 +56,7 @@ def wants_cuda() -> bool:
 
 
 def missing_tool() -> str | None:
-    """What the build lacks, and how to get it."""
+    """Name what the build lacks and how to get it; None if it lacks nothing."""
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:
             return f"{tool} is missing: pip install {tool}"

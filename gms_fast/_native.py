@@ -11,7 +11,7 @@ from gms_fast.layout import Layout
 
 
 def why_not(error: ImportError) -> str:
-    """Why there is no compiled module, and how to get one."""
+    """Reason for the missing compiled module, and how to get one."""
     if find_spec("gms_fast._C") is None:
         return (
             "the compiled module was not built for this Python (GMS_FAST_PURE=1 leaves it out): reinstall gms_fast "

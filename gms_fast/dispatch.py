@@ -1,4 +1,4 @@
-"""Which implementation of the ops runs: "cpp" (CPU), "cuda", "triton" (GPU) or "torch" (the reference, anywhere).
+"""Choice of the implementation of the ops: "cpp" (CPU), "cuda", "triton" (GPU) or "torch" (the reference, anywhere).
 
 A build of torch for ROCm calls its GPUs "cuda" too: the CUDA library never runs there, Triton may.
 """

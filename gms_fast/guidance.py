@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gms_fast import prediction as predictions
 from gms_fast import schedules
-from gms_fast.assumptions import attribute
+from gms_fast.assumptions import attribute, missing
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
@@ -130,7 +130,7 @@ class Classifier(_Guided):
     ) -> None:
         super().__init__(model, schedule, prediction)
         if self.schedule is None:
-            raise ValueError("schedule must be given: this model has no attribute `schedule`")
+            raise ValueError(missing(model, "schedule"))
         if not callable(log_prob):
             raise TypeError(f"log_prob must be callable as log_prob(x, t): got {type(log_prob).__name__}")
         self.log_prob, self.scale = log_prob, float(scale)
@@ -234,7 +234,7 @@ def _for_batch(name: str, condition: object, x: Tensor) -> Tensor:
 
 
 def _fit_together(a: object, b: object) -> bool:
-    """Whether one call can have both: tensors of one shape, keywords that are alike but for those."""
+    """Tell conditions that one call can have both: tensors of one shape, keywords that are alike but for those."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return all(_fit_together(a[key], b[key]) for key in a)
     if isinstance(a, Tensor) and isinstance(b, Tensor):

@@ -1,4 +1,4 @@
-"""How a network is asked: in the dtype it takes, at the times it takes, and without a hold on the sampler's state."""
+"""Calls of a network: in the dtype it takes, at the times it takes, and without a hold on the sampler's state."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +40,7 @@ def device_of(model: object) -> torch.device | None:
 
 
 def dtypes_of(model: object, x: Tensor) -> list[torch.dtype]:
-    """What x may have to be given in, the first choice first.
+    """The dtypes that x may have to be given in, the first choice first.
 
     x's own under autocast. Else the model's attribute `dtype`, then those of its floating-point parameters, widest
     first, because narrow parts cast what they are given and wide parts do not. Integers and float8 are storage.

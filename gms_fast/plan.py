@@ -22,6 +22,7 @@ class Visit(NamedTuple):
 
     network_time  what the network is asked at
     plan          what the solver's `plan` says of the step
+    late          whether it lies in the last half of the run
     level         counter of the step's noise by its noise level (`_level`)
     """
 
@@ -31,6 +32,7 @@ class Visit(NamedTuple):
     coefficients: StepCoefficients
     plan: Any
     level: int
+    late: bool
 
 
 class Plan(NamedTuple):
@@ -66,7 +68,7 @@ def plan(
         numbers, *said = _numbers(schedule, own, solver, wanted, denoise)
     return Plan(
         [
-            Visit(i, t, time, StepCoefficients(**dict(step)), planned, int(level))
+            Visit(i, t, time, StepCoefficients(**dict(step)), planned, int(level), 2 * i >= len(numbers) - 1)
             for i, (t, time, step, planned, level) in enumerate(numbers)
         ],
         *said,

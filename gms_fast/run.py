@@ -113,7 +113,7 @@ class Run:
         return x
 
     def contexts(self, visits: list[Visit], device: torch.device, *, counted: bool) -> list[StepContext]:
-        """What the solver knows about each step, its seeds on the state's device.
+        """The solver's knowledge of each step, its seeds on the state's device.
 
         counted  whether the counters of the noise count the steps, from `step_offset` on, or follow the noise level
         """
@@ -133,8 +133,8 @@ class Run:
             for visit, following in pairwise(visits)
         ]
 
-    def evaluate(self, x: Tensor, visit: Visit, visits: int) -> predictions.Estimate:
-        """What the network says at x, checked; `visits` is how many there are."""
+    def evaluate(self, x: Tensor, visit: Visit) -> predictions.Estimate:
+        """The network's estimate at x, checked."""
         output = self.network(x, visit.network_time)
         estimate = predictions.estimate(output, x, visit.coefficients, self.said.prediction, self.said.clip)
         if isinstance(output, Tensor):
@@ -149,7 +149,7 @@ class Run:
             )
         for name, tensor in said.items():
             self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {visit.index} (t = {visit.t:g})")
-        if self.said.clip_assumed and 2 * visit.index >= visits - 1:
+        if self.said.clip_assumed and visit.late:
             note_share(estimate, self.finite)
         return estimate
 

@@ -103,7 +103,7 @@ def sample(
     pairs = list(zip(visits[:-1], contexts, strict=True))  # the last visit starts no step
     for visit, context in tqdm(pairs, unit="step") if progress else pairs:
         known = visit.index < run.solver.free
-        estimate = run.solver.known(x, context) if known else run.evaluate(x, visit, len(visits))
+        estimate = run.solver.known(x, context) if known else run.evaluate(x, visit)
         if callback is not None:
             x, stopped = run.report(visit, x, estimate)
             if stopped:
@@ -111,5 +111,5 @@ def sample(
             estimate = estimate.of(x)
         x, state = run.solver.step(x, estimate, context, state)
     if last_call:
-        x = run.evaluate(x, visits[-1], len(visits)).x0()  # the K+1st call
+        x = run.evaluate(x, visits[-1]).x0()  # the K+1st call
     return run.finished(x)

@@ -23,13 +23,8 @@ class Exact:
             setattr(self, name, value)
 
     def levels(self, t):
-        return tuple(float(f(self.schedule.from_network_time(t[:1].double()))) for f in (self.alpha, self.sigma))
-
-    def alpha(self, t):
-        return self.schedule.alpha(t)
-
-    def sigma(self, t):
-        return self.schedule.sigma(t)
+        time = self.schedule.from_network_time(t[:1].double())
+        return tuple(float(f(time)) for f in (self.schedule.alpha, self.schedule.sigma))
 
     def __call__(self, x, t):
         self.asked.append(float(t[0]))

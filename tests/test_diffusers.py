@@ -80,7 +80,7 @@ def compared(scheduler, solver, steps, monkeypatch, *, clip=None, options=None, 
 
 
 def unscaled(scheduler):
-    """Whether the scheduler's own state is x_0 + s eps."""
+    """Tell a scheduler whose own state is x_0 + s eps."""
     return type(scheduler).__name__.startswith(("Euler", "EDM"))
 
 

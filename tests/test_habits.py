@@ -1,4 +1,4 @@
-"""What strangers do, each with the value that is right: samples are right or refused, never silently wrong.
+"""Strangers' habits, each with the value that is right: samples are right or refused, never silently wrong.
 
 256 samples of 192 numbers tell their standard deviation to 1 in sqrt(2 * 256 * 192) = 314, and ACCURATE is three times
 that; two of them differ by sqrt(2) times as much.

@@ -1,4 +1,4 @@
-"""What the public ops take for a number, a seed, given draws, and a device that is not named."""
+"""Numbers, seeds, given draws and devices as the public ops take them."""
 
 import numpy as np
 import pytest
@@ -141,7 +141,7 @@ def test_what_is_no_seed_is_named(given, error):
 @pytest.mark.parametrize("backend", [None, "torch"])
 @pytest.mark.parametrize("component", ["element", "sample"])
 def test_either_of_two_draws_may_be_given(component, backend):
-    """What is not given is drawn, the same numbers as without any given."""
+    """Draws that are not given are the numbers that are drawn without any given."""
     shape = (4, 6)
     inputs = [t[:1, :1].expand(shape) for t in MOMENTS]
     counters = {"seed": 3, "sample_offset": 5}

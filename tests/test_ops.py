@@ -595,7 +595,7 @@ def test_sample_mixture_has_the_wanted_moments(fit, component):
 
 
 def narrow_mixture(shape, skew=9.0):
-    """Where the components are two points 0.5 +- something, but for a floor of 1e-6^2: which side tells them apart."""
+    """Components of two points 0.5 +- something, but for a floor of 1e-6^2, are told apart by their side."""
     return [torch.full(shape, v) for v in (0.5, 1.0, skew)] + [1e-12]
 
 

@@ -27,7 +27,7 @@ def there(value):
 
 
 def same(call, *inputs):
-    """What the torch path gives on the CPU, to the bit, as its operators are the same."""
+    """Results of the torch path on the CPU, to the bit, as its operators are the same."""
     got = call(*map(there, inputs))
     gms_fast.set_backend("torch")
     want = call(*inputs)

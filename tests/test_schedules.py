@@ -123,7 +123,7 @@ def test_exponent_spacing_is_its_formula(exponent):
 @pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(), VPLinear(T=50)], ids=repr)
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "log-snr", "karras", "angle", 0.5, 3.0])
 def test_no_step_vanishes(schedule, spacing):
-    """Where rounding would visit a time twice, the nearest free ones are visited."""
+    """The nearest free times are visited in place of times that rounding makes equal."""
     for steps in (1, 12, 20, 47, 48, 49, 500, 998, 999):
         if steps < schedule.T:
             times = schedule.timesteps(steps, spacing=spacing)

@@ -315,7 +315,7 @@ class Unet(torch.nn.Module):
 
 
 class GaussianDiffusion(torch.nn.Module):
-    """What denoising-diffusion-pytorch keeps of a network's training."""
+    """The training of a network as denoising-diffusion-pytorch keeps it."""
 
     def __init__(self, model, objective, image_size=(4, 4)):
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gms_fast import prediction as predictions
 from gms_fast import schedules
-from gms_fast.assumptions import UNSAID, unwrapped
+from gms_fast.assumptions import UNSAID, layers, unwrapped
 from gms_fast.models import hosts
 from gms_fast.models.hosts import Host
 from gms_fast.models.learned_variance import LearnedVariance
@@ -64,7 +64,7 @@ def wrap(
 
 
 class Wrapped(torch.nn.Module):
-    """What `wrap` makes: a network with all that `sample` asks of a model."""
+    """The model that `wrap` makes: a network with all that `sample` asks of a model."""
 
     def __init__(self, host: Host, moments: str | None, conditions: Mapping[str, Any]) -> None:
         super().__init__()
@@ -153,6 +153,6 @@ def _for_batch(name: str, value: Any, n: int, device: torch.device, dtype: torch
 
 def _keywords(network: Any) -> Iterator[tuple[str, Any]]:
     """The keywords that are bound to a network by functools.partial."""
-    while isinstance(network, partial):
-        yield from network.keywords.items()
-        network = network.func
+    for layer in layers(network):
+        if isinstance(layer, partial):
+            yield from layer.keywords.items()

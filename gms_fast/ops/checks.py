@@ -119,7 +119,7 @@ def integer(name: str, value: object) -> int:
 
 
 def described(value: object) -> str:
-    """What an error says was given: of a tensor or an array not all that it holds."""
+    """A value as an error shows it: of a tensor or an array not all that it holds."""
     shape = getattr(value, "shape", ())
     return f"{type(value).__name__} {tuple(shape)} {value.dtype}" if shape else repr(value)
 

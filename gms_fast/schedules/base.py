@@ -25,12 +25,14 @@ class Schedule(Identified, ABC):
     t_max, t_min  the noisiest time and the last one with noise, between which the grids lie
     spacing       the grid of `timesteps` unless a solver or the user names another
     rho           exponent of "karras"
+    chosen        whether that grid was asked for, so that solvers keep it
     """
 
     t_max: float
     t_min: float
     spacing: str | float = "uniform"
     rho: float = 7.0
+    chosen: bool = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -149,6 +149,7 @@ class Flow(Schedule):
             raise ValueError(f"time_scale must be positive, or None: got {time_scale}")
         self.t_max, self.t_min = float(t_max), float(t_min)
         self.shift, self.time_scale = float(shift), time_scale
+        self.chosen = self.shift != 1
 
     def __repr__(self) -> str:
         shift = "" if self.shift == 1 else f", shift={self.shift:g}"

@@ -125,7 +125,7 @@ class VP(VariancePreserving):
         return 1000.0 / self.T if self.rescale_time else 1.0
 
     def network_time(self, t: Times) -> Tensor:
-        """What a network trained on this schedule takes for time t: t + time_shift, times 1000/T if `rescale_time`."""
+        """The time that the network is asked at for time t: t + time_shift, times 1000/T if `rescale_time`."""
         return (as_float64(t) + self.time_shift) * self._scale
 
     def from_network_time(self, t: Times) -> Tensor:

@@ -123,7 +123,7 @@ class _EDM:
 
     @staticmethod
     def form(scheduler: Any) -> str:
-        """What D = c_skip x + c_out F is in the scaling that the network sees."""
+        """The form of D = c_skip x + c_out F in the scaling that the network sees."""
         config = scheduler.config
         form = {("epsilon", 0.5): "edm", ("v_prediction", 1.0): "v"}.get((config.prediction_type, config.sigma_data))
         if form is None:
@@ -211,7 +211,7 @@ def _is_flow(scheduler: Any) -> bool:
 
 
 def _flow(scheduler: Any, name: str) -> Flow:
-    """Where the shift depends on the size of the picture, none: it moves the grid and no level."""
+    """Flow matching with the scheduler's shift; a dynamic shift counts as none: it moves the grid and no level."""
     config = scheduler.config
     moves = getattr(config, "use_dynamic_shifting", False)
     shift = 1.0 if moves else getattr(scheduler, name, None) or getattr(config, name, 1.0)

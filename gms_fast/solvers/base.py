@@ -21,7 +21,7 @@ COUNTED = 1 << 30  # counter of the first step: small ones are left to callers o
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSource:
-    """Where the draws of step i come from: counters of (seed, sample, step, element), or a callable noise(step).
+    """Source of the draws of step i: counters of (seed, sample, step, element), or a callable noise(step).
 
     counters  of the steps; None: COUNTED + step_offset + i
     """
@@ -94,8 +94,8 @@ class Solver(Identified, ABC):
         return self._visited(schedule, list(wanted))
 
     def _own_spacing(self, schedule: Schedule) -> str | float | None:
-        """The solver's grid, unless the schedule has one that was chosen: a shifted one."""
-        return None if getattr(schedule, "shift", 1.0) != 1 else self.spacing
+        """The solver's grid, unless the schedule has one that was chosen."""
+        return None if schedule.chosen else self.spacing
 
     def _grid(self, schedule: Schedule, steps: int, spacing: str | float | None, t_max: float | None) -> list[float]:
         return schedule.timesteps(steps, spacing, t_max)
@@ -185,7 +185,7 @@ def check_signal(solver: Solver, schedule: Schedule, times: Sequence[float]) -> 
 
 
 def later_start(schedule: Schedule) -> str:
-    """What to do about a first time without signal."""
+    """Advice for a first time without signal."""
     return "start later, as with Flow(t_max=0.999)" if isinstance(schedule, Flow) else "start at a later time"
 
 

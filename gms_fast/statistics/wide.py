@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gms_fast.schedules.base import as_float64
+
 
 def home(device: torch.device) -> torch.device:
-    """Where to compute in float64 for tensors of `device`. A CUDA graph can copy nothing from the CPU."""
+    """The device that computes in float64 for tensors of `device`. A CUDA graph can copy nothing from the CPU."""
     return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
@@ -23,6 +25,4 @@ def beside(number: Tensor, x: Tensor) -> Tensor:
 
 def on_cpu(values: Any) -> Tensor:
     """`values`, a tensor anywhere or numbers, as a float64 tensor on the CPU."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu().double()
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    return as_float64(values).detach()

@@ -1,4 +1,4 @@
-"""What other libraries' networks want: one file for each kind, `recognises` and `host` in each."""
+"""Adapters for networks of other libraries: one file for each kind, `recognises` and `host` in each."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""What there is to know of a network of another library."""
+"""Description of a network of another library."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.assumptions import UNSAID
-from gms_fast.network import ARITHMETIC
+from gms_fast.network import ARITHMETIC, weights_of
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 
@@ -23,8 +23,7 @@ def called(network: Callable, x: Tensor, t: Tensor, **conditions: Any) -> Any:
 def dtype_of_weights(bare: object) -> torch.dtype | None:
     """The dtype that a network says, or that all of its parameters have that are not mere storage; else None."""
     said = getattr(bare, "dtype", None)
-    weights = bare.parameters() if isinstance(bare, torch.nn.Module) else ()
-    found = {said} if said in ARITHMETIC else {weight.dtype for weight in weights} & {*ARITHMETIC}
+    found = {said} if said in ARITHMETIC else {weight.dtype for weight in weights_of(bare)} & {*ARITHMETIC}
     return found.pop() if len(found) == 1 else None
 
 
@@ -68,7 +67,7 @@ def range_of(channels: int | None) -> str | None:
 
 
 def has(network: object, *names: str) -> bool:
-    """Whether a network has all these attributes: files of networks often carry classes without their modules."""
+    """Tell a network with all these attributes: files of networks often carry classes without their modules."""
     return all(hasattr(network, name) for name in names)
 
 

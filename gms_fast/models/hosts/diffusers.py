@@ -119,7 +119,7 @@ def _clip(whole: Any, scheduler: Any, channels: int | None) -> tuple[float, floa
 
 
 def _needed(bare: Any) -> tuple[str, ...]:
-    """What the network cannot do without, and what it was made for but would do without unasked."""
+    """Keywords that the network cannot do without, and those that it was made for but would do without unasked."""
     _, *accepted = _parameters(bare)
     if "timestep" not in {p.name for p in accepted}:
         accepted = accepted[1:]  # the time, by another name
