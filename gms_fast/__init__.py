@@ -5,6 +5,11 @@
 >>> x = gms_fast.sample(model, steps=10)  # (16, 1, 28, 28) in [-1, 1]
 """
 
+from gms_fast import interrupts
+
+if interrupts.is_command():
+    interrupts.guard()  # before torch is imported, which takes a second
+
 from gms_fast import data as data
 from gms_fast import guidance as guidance
 from gms_fast import models as models

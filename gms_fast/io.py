@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -17,6 +15,7 @@ from gms_fast import schedules
 from gms_fast.models import released
 from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import Schedule, VPLinear
+from gms_fast.storage import atomic, tensors
 from gms_fast.version import __version__
 
 WEIGHTS, CONFIG, KIND = "model.safetensors", "config.json", "MomentUNet"
@@ -40,19 +39,15 @@ def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = Non
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating torch.dtype or None: got {dtype!r}")
     path = Path(path)
-    check_target(path)
+    check_target(atomic.present(path))
     weights = {n: w.detach().to("cpu", dtype).contiguous() for n, w in model.state_dict().items()}
     overflown = [n for n, w in weights.items() if not torch.isfinite(w).all()]
     if overflown:
         raise ValueError(f"model has weights that are not finite as {weights[overflown[0]].dtype}: {_few(overflown)}")
     config = {"kind": KIND, "gms_fast": __version__, "config": model.config, "schedule": model.schedule.config}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        fresh = Path(scratch, "new")
-        fresh.mkdir()
-        safetensors.torch.save_file(weights, fresh / WEIGHTS)
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        _swap(fresh, path, Path(scratch, "old"))
+    with atomic.writing_folder(path) as folder:
+        tensors.write(folder / WEIGHTS, weights, {})
+        atomic.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def check_target(path: Path) -> None:
@@ -79,7 +74,7 @@ def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
     allowed = list(inspect.signature(MomentUNet).parameters)
     if unknown := overrides.keys() - set(allowed):
         raise TypeError(f"load got unknown overrides {_few(unknown)}: wanted some of {', '.join(allowed)}")
-    path = Path(name_or_path)
+    path = atomic.present(name_or_path)
     if name_or_path in EMBEDDED:
         if name_or_path not in embedded():
             raise FileNotFoundError(f"model {name_or_path!r} is missing from this installation: reinstall gms_fast")
@@ -107,19 +102,6 @@ def _asking(given: object, own: Schedule) -> Schedule:
     if not isinstance(given, (Schedule, str, dict)):
         raise TypeError(f"schedule must be a schedule, its name or its config: got {given!r}")
     return schedules.rescaled(schedules.build(given).asked_like(own))
-
-
-def _swap(fresh: Path, path: Path, old: Path) -> None:
-    """Put the folder `fresh` where `path` is, moving aside to `old` what was there."""
-    replaced = path.exists()
-    if replaced:
-        path.replace(old)
-    try:
-        fresh.replace(path)
-    except BaseException:
-        if replaced:
-            shutil.move(old, path)
-        raise
 
 
 def _embedded_folder(name: str) -> Path:

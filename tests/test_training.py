@@ -213,7 +213,7 @@ import os, signal, sys, torch
 sys.path.insert(0, sys.argv[2])
 import test_training as tests
 torch.set_num_threads(1)
-from gms_fast.training import checkpoint
+from gms_fast.storage import checkpoint
 
 original = torch.save
 def save(state, file):

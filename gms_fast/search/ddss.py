@@ -29,7 +29,7 @@ from gms_fast.search.parameters import VARIANTS, Parameters
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import GGDMTable, Solver
 from gms_fast.statistics import fingerprint
-from gms_fast.training import checkpoint
+from gms_fast.storage import checkpoint
 from gms_fast.training.rates import averaging, learning_rate
 from gms_fast.types import NoiseMoments, as_range
 

@@ -28,7 +28,7 @@ from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.solvers import GMS
 from gms_fast.solvers.gms import SWITCH
 from gms_fast.statistics import fingerprint
-from gms_fast.training import checkpoint
+from gms_fast.storage import checkpoint
 from gms_fast.types import NoiseMoments
 
 _CORNER = 0.3  # of the first simplex, in the logarithm of every number

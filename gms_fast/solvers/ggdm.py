@@ -22,7 +22,8 @@ from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.schedules.base import as_float64, listed
 from gms_fast.solvers.base import Multistep, Solver, StepContext, check_signal
-from gms_fast.statistics import files, other_network, other_schedule
+from gms_fast.statistics import other_network, other_schedule
+from gms_fast.storage import tensors
 
 FORMAT = "gms_fast ggdm table 1"
 _SHIPPED = "ggdm-"
@@ -202,12 +203,12 @@ class GGDMTable(Identified):
         """Write one small safetensors file: the numbers in float64, and in its metadata what they belong to."""
         metadata = {"schedule": self.schedule.config, "steps": self.steps, "network": self.network}
         numbers = {name: getattr(self, name) for name in self.given}
-        files.write(Path(path), numbers, {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}})
+        tensors.write(Path(path), numbers, {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}})
 
     @classmethod
     def load(cls, path: str | Path) -> "GGDMTable":
         """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
-        numbers, stored = files.read(Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table")
+        numbers, stored = tensors.read(Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table")
         try:
             known = {key: json.loads(stored[key]) for key in _METADATA}
             table = cls(schedules.stored(known["schedule"]), **numbers, network=known["network"])

@@ -25,8 +25,8 @@ from gms_fast import schedules
 from gms_fast.assumptions import unwrapped
 from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
-from gms_fast.statistics import files
 from gms_fast.statistics.wide import on_cpu
+from gms_fast.storage import tensors
 
 FORMAT, FILE = "gms_fast empirical statistics 1", "empirical.safetensors"
 _CURVES = ("l", "s", "b")
@@ -154,12 +154,12 @@ class EmpiricalModel(Identified):
             "samples": self.samples,
             "network": self.network,
         }
-        files.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}})
+        tensors.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}})
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":
         """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
-        curves, stored = files.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
+        curves, stored = tensors.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
         try:
             known = {key: json.loads(stored[key]) for key in _METADATA}
             schedule = schedules.stored(known["schedule"])

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from gms_fast.constants import Identified
-from gms_fast.statistics import files
 from gms_fast.statistics.wide import home, on_cpu
 from gms_fast.steps import StepCoefficients
+from gms_fast.storage import tensors
 from gms_fast.types import as_range
 
 FORMAT, FILE = "gms_fast gaussian statistics 1", "gaussian.safetensors"
@@ -170,16 +170,16 @@ class Gaussian(Identified):
             raise ValueError(f"dtype must be float64, float32 or float16: got {dtype}")
         kept = {"mean": self.mean, "eigenvectors": self.eigenvectors.to(dtype), "eigenvalues": self.eigenvalues}
         known = {"residual": self.residual, "shape": self.sample_shape, "range": self.range, "count": self.count}
-        files.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in known.items()}})
+        tensors.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in known.items()}})
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":
         """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
-        tensors, stored = files.read(Path(path), FORMAT, _TENSORS, _METADATA)
+        found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
         try:
             known = {key: json.loads(stored[key]) for key in _METADATA}
             limits = known["range"] and tuple(known["range"])
-            kept = [tensors[name] for name in _TENSORS]
+            kept = [found[name] for name in _TENSORS]
             statistics = cls(*kept, residual=known["residual"], range=limits, count=known["count"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"statistics {path} make no sense: {error}") from error

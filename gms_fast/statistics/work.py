@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.configuration import check_same
-from gms_fast.statistics import files
+from gms_fast.storage import tensors
 
 FORMAT = "gms_fast unfinished statistics 1"
 SECONDS = 30.0  # between two writes
@@ -30,7 +30,7 @@ class Work:
         self.path, self._written = path, time.monotonic()
         self._metadata = {"format": FORMAT, "configuration": json.dumps(configuration)}
         if path.exists():
-            stored, metadata = files.read(path, FORMAT, self.rows, self._metadata)
+            stored, metadata = tensors.read(path, FORMAT, self.rows, self._metadata)
             message = f"{path} is of another measurement; delete it or choose another file"
             check_same(*(json.loads(m["configuration"]) for m in (metadata, self._metadata)), message)
             self.rows = {name: list(stored[name]) for name in self.rows}
@@ -49,7 +49,7 @@ class Work:
         if self.path is None:
             return
         rows = {name: torch.stack(rows) if rows else torch.empty(0, device="cpu") for name, rows in self.rows.items()}
-        files.write(self.path, rows, self._metadata)
+        tensors.write(self.path, rows, self._metadata)
         self._written = time.monotonic()
 
     def delete(self) -> None:

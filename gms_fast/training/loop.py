@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gms_fast.configuration import check_same
-from gms_fast.training import checkpoint
+from gms_fast.storage import checkpoint
 from gms_fast.training.losses import Loss, moment_loss, noise_loss
 from gms_fast.training.rates import averaging, learning_rate
 

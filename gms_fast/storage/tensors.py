@@ -1,23 +1,44 @@
 """Named tensors and what they mean, in one safetensors file."""
 
-import os
+import json
 from collections.abc import Collection
 from pathlib import Path
 
-import safetensors.torch
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from gms_fast.storage import atomic
 
-def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write the file so that a kill at any moment leaves either the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write the file as a whole; equal arguments give equal bytes, which the library's own writer does not promise."""
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    flat, end = {}, 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # every one aligned
+        value = tensors[name]
+        flat[name] = value.detach().to("cpu").contiguous().reshape(-1)
+        start, end = end, end + flat[name].nbytes
+        header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic.writing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in flat.values():
+            file.write(memoryview(value.view(torch.uint8).numpy()))
 
 
 def read(

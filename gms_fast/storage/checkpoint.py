@@ -1,7 +1,6 @@
 """Training state on disk: written atomically, read with every doubt about its origin spelled out."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gms_fast.storage import atomic
+
 FORMAT = "gms_fast training checkpoint 1"
 FIELDS = {"configuration", "step", "smooth", "seconds", "curve", "weights", "average", "optimiser"}
 
 
 def write(path: Path, state: dict[str, Any], form: str = FORMAT) -> None:
-    """Write `state` so that a kill at any moment leaves either the old file or the new one, whole."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    """Write `state` as a whole."""
+    with atomic.writing(path) as file:
         torch.save({"format": form, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read(path: Path, form: str = FORMAT, fields: Set[str] = FIELDS) -> dict[str, Any]:

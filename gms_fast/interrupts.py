@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM: put off to moments when everything is whole, and reported in one line.
+
+Nothing but the standard library is imported here, so that a command can call `guard` before torch is loaded.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def status(number: int) -> int:
+    """Exit status of a command that a signal ended, as shells report it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+@contextmanager
+def put_off() -> Iterator[Callable[[], None]]:
+    """In the block, signals that would raise wait for the next call of what it is given, and for its end.
+
+        with put_off() as check:
+            for ...:
+                a step that must not end halfway
+                check()  # may raise KeyboardInterrupt
+
+    The second signal acts at once. Outside the main thread, which alone receives signals, nothing is put off.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    come: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        come.append(number)
+        if len(come) > 1:
+            before[number](number, frame)
+
+    def check() -> None:
+        if come:
+            number = come[0]
+            come.clear()
+            before[number](number, None)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            check()
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """In the block, SIGTERM raises `Terminated` as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore() -> None:
+    """Have signals wait for nothing: the command is ending already."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def guard() -> None:
+    """End the process in one line for a signal that comes before the command begins or after it has ended."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"gms-fast: {WORDS[signal.Signals(number)]}\n".encode())
+        os._exit(status(number))
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+def is_command() -> bool:
+    """Tell the command `gms-fast`, or `python -m gms_fast`, from a program that imports this package."""
+    return os.path.basename(sys.argv[0] or "").startswith("gms-fast") or sys.orig_argv[1:3] == ["-m", "gms_fast"]

@@ -1,0 +1,237 @@
+"""Files and folders that appear whole or not at all: the one writer of this package.
+
+A writer fills a scratch file or folder beside its target, brings it to the disk, and gives it the target's name in one
+step of the file system, so that a kill at any moment leaves the old content or the new. Scratch that a kill leaves is
+removed by the next write to the same target. It is told from that of a writer at work by a lock that dies with its
+process. Modes follow the umask, and a link at the target stays one.
+"""
+
+import ctypes
+import errno
+import io
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from gms_fast.storage import locks
+
+_EXCHANGE, _AT_FDCWD = 2, -100  # of Linux's renameat2
+_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+_TOKEN = r"\.[0-9a-f]{8}\.partial"
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which takes the place of `path` when the block ends without an error.
+
+    Folders on the way are made. Raises OSError naming `path`; what was there stays then.
+    """
+    path = _target(path)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        scratch, handle = _new_file(path)
+        file = _Scratch(handle)
+        try:
+            with io.BufferedWriter(file, 1 << 20) as buffer:
+                try:
+                    yield buffer
+                except Exception as error:  # a library may have made another one of a full disk
+                    if file.failed is None:
+                        raise
+                    raise file.failed from error
+                buffer.flush()
+                os.fsync(handle)
+                os.replace(scratch, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(scratch)
+            raise
+        _sync(path.parent)
+
+
+@contextmanager
+def writing_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder, to be filled by `writing`, which takes the place of `path` when the block ends without an error.
+
+    Where the file system can exchange two names there is no moment without either. Elsewhere the old folder bears
+    another name for a moment, under which `present` finds it, and the next write sets it right. Raises OSError naming
+    `path`.
+    """
+    path = _target(path)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _recover(path)
+        _sweep(path)
+        scratch, handle = _new_folder(path)
+        try:
+            yield scratch
+            _sync(scratch)
+            _put(scratch, path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # where it took the place of `path`, it has the old content
+            os.close(handle)
+        _sync(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of text as a whole."""
+    with writing(path) as file:
+        file.write(text.encode())
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Add a line to a file of lines, or leave it as it was. Raises OSError naming `path`."""
+    path = Path(path)
+    with _naming(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        size = os.fstat(handle).st_size
+        try:
+            left = memoryview(line.encode() + b"\n")
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(handle, size)
+            raise
+        finally:
+            os.close(handle)
+
+
+def present(path: str | Path) -> Path:
+    """`path`, or the folder that it was until a write to it was killed halfway."""
+    path, previous = Path(path), _previous(_target(path))
+    return path if path.exists() or not previous.is_dir() else previous
+
+
+def remove(path: str | Path) -> None:
+    """Delete a file, and what killed writers of it left; nothing may be there."""
+    path = Path(path)
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        _sweep(path)
+
+
+def occupied(folder: Path) -> bool:
+    """Tell a folder that holds something from one that is empty, but for what killed writers left."""
+    return any(not re.fullmatch(rf"\..+{_TOKEN}", name) and name != locks.FILE for name in os.listdir(folder))
+
+
+class _Scratch(io.FileIO):
+    """A file that remembers the error of the system, which the library that writes to it may pass on as its own."""
+
+    failed: OSError | None = None
+
+    def __init__(self, handle: int) -> None:
+        super().__init__(handle, "w")
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = error
+            raise
+
+
+def _target(path: str | Path) -> Path:
+    """The path itself, behind links."""
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system that name `path`, not scratch beside it or nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """A scratch file, locked; another writer may have taken it for left behind before it was."""
+    while True:
+        scratch = _scratch(path)
+        handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if locks.hold(handle, scratch):
+            return scratch, handle
+        os.close(handle)
+
+
+def _new_folder(path: Path) -> tuple[Path, int]:
+    while True:
+        scratch = _scratch(path)
+        os.mkdir(scratch)
+        handle = os.open(scratch, os.O_RDONLY)
+        if locks.hold(handle, scratch):
+            return scratch, handle
+        os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove scratch for `path` whose writer is dead."""
+    ours = re.compile(re.escape(f".{path.name}") + _TOKEN)
+    for scratch in (path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)):
+        if locks.abandoned(scratch) and scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        elif locks.abandoned(scratch):
+            scratch.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED or not path.is_dir():  # some file systems know no sync of a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _put(fresh: Path, path: Path) -> None:
+    """Give `fresh` the name `path`; a folder that had it is then called `fresh`."""
+    if not path.exists():
+        os.rename(fresh, path)
+    elif not _exchange(fresh, path):
+        os.rename(path, _previous(path))
+        os.rename(fresh, path)
+        os.rename(_previous(path), fresh)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")
+
+
+def _recover(path: Path) -> None:
+    """Undo, or end, what a kill left of `_put`."""
+    previous = _previous(path)
+    if previous.is_dir() and not path.exists():
+        os.rename(previous, path)
+    elif previous.is_dir():
+        shutil.rmtree(previous)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step. False where system or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    if ctypes.get_errno() in _UNSUPPORTED:
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))

@@ -1,0 +1,107 @@
+"""Locks that die with their process: one run at a time writes to a folder or a file.
+
+They are those of `flock`, which file systems shared by several machines may or may not share too. A system without
+them (Windows) locks nothing.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+FILE = ".lock"
+_LONGEST = 1 << 10  # bytes read of what a lock file says
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the folder `path`, or the file of that name, alone.
+
+    The lock file, `.lock` in a folder and `.NAME.lock` beside a file, says whose it is, and goes when the block ends.
+    One that a kill left counts for nothing. Raises BlockingIOError naming the process, its host and since when it holds
+    `path`.
+    """
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path.with_name(f".{path.name}{FILE}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = _acquire(file, path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(file)
+        os.close(handle)
+
+
+def _acquire(file: Path, path: Path) -> int:
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if hold(handle, file):
+                os.ftruncate(handle, 0)
+                os.write(handle, _said().encode())
+                return handle
+            if _leads_to(handle, file):
+                raise BlockingIOError(f"{path} is in use by {_holder(handle)}: wait until it ends, or choose another")
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its holder ended and removed it in between
+
+
+def _said() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n"
+
+
+def _holder(handle: int) -> str:
+    try:
+        said = json.loads(os.pread(handle, _LONGEST, 0))
+        return f"process {said['pid']} on {said['host']} since {said['since']}"
+    except (ValueError, TypeError, LookupError):
+        return "another process"
+
+
+def hold(handle: int, path: Path) -> bool:
+    """Lock an open file until it is closed. False if another holds it, or if `path` no longer leads to it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return _leads_to(handle, path)
+
+
+def _leads_to(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def abandoned(path: Path) -> bool:
+    """Tell a file or folder that nobody holds from one in use, or one of which it cannot be told."""
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
