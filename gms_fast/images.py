@@ -1,11 +1,14 @@
 """Images for looking at: a batch as one picture."""
 
+import io
 import math
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from gms_fast.storage import atomic
 
 PADDING = 2
 SMALL = 64  # images up to this side are shown enlarged
@@ -38,5 +41,11 @@ def grid(x: Tensor, columns: int | None = None, scale: int | None = None) -> Ima
 
 
 def save_images(x: Tensor, path: str | Path, columns: int | None = None, scale: int | None = None) -> None:
-    """Write `grid(x, columns, scale)` to `path`; its suffix says in which format."""
-    grid(x, columns, scale).save(path)
+    """Write `grid(x, columns, scale)` to `path`, as a whole; its suffix says in which format."""
+    picture, encoded = grid(x, columns, scale), io.BytesIO()
+    form = Image.registered_extensions().get(Path(path).suffix.lower())
+    if form is None:
+        raise ValueError(f"path must end as pictures do, in .png for instance: got {path}")
+    picture.save(encoded, form)
+    with atomic.writing(path) as file:
+        file.write(encoded.getbuffer())

@@ -19,6 +19,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
+def number(error: KeyboardInterrupt) -> signal.Signals:
+    """The signal that raised it."""
+    return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+
+
 def status(number: int) -> int:
     """Exit status of a command that a signal ended, as shells report it: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number

@@ -231,7 +231,7 @@ def test_sample_that_cannot_write_leaves_what_was_there(tmp_path, monkeypatch, m
     out.write_bytes(b"precious")
 
     def full(file, **_):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -13,7 +13,8 @@ import torch
 from gms_fast import data
 from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import VPCosine
-from gms_fast.training import Settings, checkpoint, loop, losses, train_moment_heads, train_noise_network
+from gms_fast.storage import checkpoint
+from gms_fast.training import Settings, loop, losses, train_moment_heads, train_noise_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,11 +234,12 @@ def test_run_killed_while_writing_a_checkpoint_goes_on_from_the_one_before(tmp_p
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert (tmp_path / "cut" / "checkpoint.pt.partial").exists()
+    assert [p.name for p in (tmp_path / "cut").glob("*.partial")]
     assert checkpoint.read(tmp_path / "cut" / "checkpoint.pt")["step"] == 4
     resumed = train_noise_network(tiny(), digits, steps=12, out=tmp_path / "cut", **QUIET)
     whole = train_noise_network(tiny(), digits, steps=12, out=tmp_path / "whole", **QUIET)
     assert_identical(weights(resumed), weights(whole))
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"checkpoint.pt", "curve.csv"}
 
 
 def test_finished_run_is_loaded_without_further_steps(tmp_path, digits, monkeypatch):

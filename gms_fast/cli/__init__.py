@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
+from gms_fast import interrupts
 from gms_fast.cli import evaluate, info, sample, search, statistics, train
 
 COMMANDS: dict[str, ModuleType] = {
@@ -16,7 +17,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "info": info,
 }
-BAD_INPUT, INTERRUPTED = 2, 130  # 130: what shells report for a program ended by Ctrl-C
+BAD_INPUT = 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,23 +28,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C."""
+    """Run one subcommand and return its exit code: 0, or with one line on stderr 2 for bad input, a full disk and the
+    like, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     parser = _Parser(prog="gms-fast", description="Gaussian mixture solvers for diffusion models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
-        command.set_defaults(run=module.run, on_interrupt="")
+        command.set_defaults(run=module.run)
         module.add_arguments(command)
-    args = argparse.Namespace(on_interrupt="")
-    try:
-        parser.parse_args(argv, args)
-        return args.run(args)
-    except KeyboardInterrupt:
-        print(f"gms-fast: interrupted{args.on_interrupt}", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"gms-fast: error: {_one_line(error)}", file=sys.stderr)
-        return BAD_INPUT
+    args = argparse.Namespace(left="")  # what is left where the command ends early
+    with interrupts.raised():
+        try:
+            parser.parse_args(argv, args)
+            return args.run(args)
+        except KeyboardInterrupt as signal:
+            interrupts.ignore()
+            number = interrupts.number(signal)
+            print(f"gms-fast: {interrupts.WORDS[number]}{args.left}", file=sys.stderr)
+            return interrupts.status(number)
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
+            print(f"gms-fast: error: {_one_line(error)}{args.left}", file=sys.stderr)
+            return BAD_INPUT
 
 
 def _one_line(error: Exception) -> str:

@@ -18,7 +18,6 @@ TABLES = "tables.md"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast evaluate`."""
-    parser.set_defaults(on_interrupt="; the same command with --resume goes on from there")
     add = parser.add_argument
     add(
         "--model",
@@ -47,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, and say where the tables are."""
     from gms_fast.quality import matrix, report
     from gms_fast.quality.cells import CONTROLS, Cell
+    from gms_fast.storage import atomic
 
     if not args.steps:
         raise ValueError("--steps must have at least one number: got none")
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         ),
     ]
     matrix.check(cells, args.n, args.data, args.schedule)
-    options.prepare_folder(args.out, _files(args.out), resume=args.resume, force=args.force)
+    options.check_folder(args.out, again=args.resume or args.force)
+    args.left = "; the same command with --resume goes on from there"
     records = matrix.run(
         cells,
         args.out,
@@ -70,9 +71,10 @@ def run(args: argparse.Namespace) -> int:
         data=args.data,
         schedule=args.schedule,
         workers=args.workers,
+        replace=_files(args.out) if args.force else (),
         progress=sys.stderr.isatty(),
     )
-    (args.out / TABLES).write_text(report.tables(records))
+    atomic.write_text(args.out / TABLES, report.tables(records))
     report.plot(records, args.out / f"{report.headline(records)}.png")
     print(f"{len(records)} cells: {args.out / TABLES}")
     return 0

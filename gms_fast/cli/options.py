@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from gms_fast.storage import atomic
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
@@ -39,19 +40,11 @@ def spacing(text: str) -> str | float:
         return text
 
 
-def prepare_folder(out: Path, files: Iterable[str], *, resume: bool, force: bool) -> None:
-    """Make sure that a run may write to the folder `out`, and that of one to be replaced these files are gone.
-
-    files  that such a run writes, relative to `out`; what else lies there stays, and so do folders that hold it
-    """
+def check_folder(out: Path, *, again: bool) -> None:
+    """Raise FileExistsError unless a run may write to the folder `out`; again: one that resumes or replaces another."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out} is a file: a folder is wanted")
-    if force:
-        for path in (out / file for file in files):
-            path.unlink(missing_ok=True)
-            if path.parent != out and path.parent.is_dir() and not any(path.parent.iterdir()):
-                path.parent.rmdir()
-    elif not resume and out.exists() and any(out.iterdir()):
+    if not again and out.exists() and atomic.occupied(out):
         raise FileExistsError(f"--out {out} is not empty: add --resume to continue it or --force to start anew")
 
 

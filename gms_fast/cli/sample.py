@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, write, and say how long it took and what did the work. Ctrl-C ends the drawing, not what is drawn."""
+    """Draw, write, and say how long it took and what did the work. What is drawn is kept, however the drawing ends."""
+    import torch
+
     import gms_fast
+    from gms_fast.storage.locks import locked_file
 
     _check_out(args.out, overwrite=args.force)
     device = options.device(args.device)
@@ -66,16 +68,21 @@ def run(args: argparse.Namespace) -> int:
         calls += 1
 
     handle = model.register_forward_pre_hook(count)
-    start = time.perf_counter()
     batches: list[Tensor] = []
-    try:
-        _draw(model, solver, args, batches)
-    except KeyboardInterrupt:
-        args.on_interrupt = _keep(batches, args)
-        raise
-    seconds = time.perf_counter() - start
-    handle.remove()
-    _write(batches, args)
+    with locked_file(args.out):
+        _check_out(args.out, overwrite=args.force)
+        start = time.perf_counter()
+        try:
+            _draw(model, solver, args, batches)
+        except torch.OutOfMemoryError as error:
+            args.left = _keep(batches, args)
+            raise MemoryError(f"--batch-size {args.batch_size} is more than {device} has memory for") from error
+        except (KeyboardInterrupt, Exception):
+            args.left = _keep(batches, args)
+            raise
+        seconds = time.perf_counter() - start
+        handle.remove()
+        _write(batches, args)
     print(f"{args.n} images in {seconds:.2f} s, {calls} network calls, backend {backend}: {args.out}")
     return 0
 
@@ -148,19 +155,16 @@ def _keep(batches: list[Tensor], args: argparse.Namespace) -> str:
 
 
 def _write(batches: list[Tensor], args: argparse.Namespace) -> None:
-    """Write the images to args.out, which is there as a whole or as it was before."""
+    """Write the images to args.out."""
     import numpy as np
     import torch
 
     from gms_fast.images import save_images
+    from gms_fast.storage import atomic
 
     images = torch.cat(batches)
-    partial = args.out.with_name(f".{args.out.stem}.partial{args.out.suffix}")
-    try:
-        if args.out.suffix == ".png":
-            save_images(images, partial)
-        else:
-            np.savez(partial, images=images.numpy(), seed=args.seed, steps=args.steps, solver=args.solver)
-        os.replace(partial, args.out)
-    finally:
-        partial.unlink(missing_ok=True)
+    if args.out.suffix == ".png":
+        save_images(images, args.out)
+    else:
+        with atomic.writing(args.out) as file:
+            np.savez(file, images=images.numpy(), seed=args.seed, steps=args.steps, solver=args.solver)

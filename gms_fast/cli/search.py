@@ -20,7 +20,6 @@ STARTS = ("ddim", "dpm-solver++", "unip")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast search`; the defaults are the recipe of the embedded table for 5 calls."""
-    parser.set_defaults(on_interrupt="; the same command with --resume goes on from there")
     add = parser.add_argument
     add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
     add("--data", required=True, help="what it was trained on: mnist5k, digits, a file or folder of images")
@@ -58,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     images = data.load(args.data)
     features = _features(args)
     model = gms_fast.load(args.model).to(device)
-    options.prepare_folder(args.out, (), resume=args.resume or args.force, force=False)
+    options.check_folder(args.out, again=args.resume or args.force)
+    args.left = "; the same command with --resume goes on from there"
     search.ggdm(
         model,
         images,

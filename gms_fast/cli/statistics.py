@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,18 @@ from gms_fast.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch import Tensor
+
+    from gms_fast.models.unet import MomentUNet
+    from gms_fast.statistics.work import Work
 
 SUMMARY = "Measure a model's statistics for DPM-Solver-v3, or with --gaussian those of its data for teleport and gms."
 MODEL = "mnist"
 STEPS = 20  # of the samples that stand for data: docs/quality.md
+LEFT = "; the same command with --resume goes on from there"
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
-ONLY = {"gaussian": ("rank", "flips"), "empirical": ("nodes", "window", "resume")}  # options of one kind of statistics
+ONLY = {"gaussian": ("rank", "flips"), "empirical": ("nodes", "window")}  # options of one kind of statistics
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,14 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _empirical(args: argparse.Namespace) -> int:
-    import torch
-
     from gms_fast import data, io
     from gms_fast.statistics import empirical_model, measure
 
     if args.data is None:
         raise ValueError("--data must say what the model was trained on")
-    args.on_interrupt = "; the same command with --resume goes on from there"
     given = {
         "N": args.nodes or 120,
         "samples": args.samples,
@@ -77,50 +80,83 @@ def _empirical(args: argparse.Namespace) -> int:
     images = data.load(args.data)
     model = io.load(args.model or MODEL).to(device)
     measure.check_data(model, images)
-    if args.force:
-        args.out.unlink(missing_ok=True)
-        measure.partial(args.out).unlink(missing_ok=True)
-    measured = empirical_model(model, images, out=args.out, resume=args.resume, progress=sys.stderr.isatty(), **given)
-    if args.half:
-        measured.save(args.out, dtype=torch.float16)
+    args.left = LEFT
+    measured = empirical_model(
+        model,
+        images,
+        out=args.out,
+        resume=args.resume,
+        replace=args.force,
+        dtype=_dtype(args),
+        progress=sys.stderr.isatty(),
+        **given,
+    )
     levels, first, last = len(measured.l), *(float(measured.l[j].mean()) for j in (0, -1))
     print(f"{args.samples} images at {levels} noise levels, mean l from {first:.3f} to {last:.3f}: {args.out}")
     return 0
 
 
 def _gaussian(args: argparse.Namespace) -> int:
-    import torch
-
     import gms_fast
     from gms_fast import data, statistics
+    from gms_fast.statistics.work import Work
+    from gms_fast.storage.locks import locked_file
 
-    if args.out.exists() and not args.force:
-        raise FileExistsError(f"--out {args.out} exists: choose another file or add --force")
     options.device(args.device)
-    if args.data is None:
-        most = args.samples * (1 + args.flips) - 1
-        if args.rank and args.rank > most:
-            raise ValueError(
-                f"--rank must be at most {most}, all that --samples {args.samples} can have: got {args.rank}"
-            )
-        source = _samples(args)
-    else:
-        source = data.load(args.data)
-        if args.model:
-            statistics.measure.check_data(gms_fast.load(args.model), source)
-    measured = statistics.gaussian(source, args.rank, flips=args.flips, progress=sys.stderr.isatty())
-    measured.save(args.out, dtype=torch.float16 if args.half else torch.float32)
+    most = args.samples * (1 + args.flips) - 1
+    if args.data is None and args.rank and args.rank > most:
+        raise ValueError(f"--rank must be at most {most}, all that --samples {args.samples} can have: got {args.rank}")
+    model = None if args.data and not args.model else gms_fast.load(args.model or MODEL)
+    images = data.load(args.data) if args.data else None
+    if images is not None and model is not None:
+        statistics.measure.check_data(model, images)
+    work = Work(("samples",))
+    with locked_file(args.out):
+        if work.keep_for(args.out, *_origin(args, model, images), resume=args.resume, replace=args.force):
+            measured = statistics.Gaussian.load(args.out)
+        else:
+            args.left = LEFT if images is None else ""
+            with work.kept() if images is None else nullcontext():
+                source = _samples(args, model, work) if images is None else images
+                measured = statistics.gaussian(source, args.rank, flips=args.flips, progress=sys.stderr.isatty())
+            measured.save(args.out, dtype=_dtype(args), measurement=work.measurement)
+            work.delete()
     share = f"{measured.variance_kept:.2%}"
     print(f"{measured.count} images, {measured.rank} eigenvectors with {share} of the variance: {args.out}")
     return 0
 
 
-def _samples(args: argparse.Namespace) -> Iterator[Tensor]:
-    """Batches of samples of the model, which stand for its data."""
+def _dtype(args: argparse.Namespace) -> torch.dtype:
+    import torch
+
+    return torch.float16 if args.half else torch.float32
+
+
+def _origin(args: argparse.Namespace, model: MomentUNet | None, images: Tensor | None) -> tuple[dict, dict]:
+    """What the samples depend on, and what else their Gaussian does."""
+    from gms_fast import statistics
+    from gms_fast.storage import checkpoint
+
+    rest = {"rank": args.rank, "flips": args.flips, "dtype": str(_dtype(args))}
+    if images is not None:
+        return {"data": checkpoint.fingerprint([images])}, rest
+    drawn = {"network": statistics.fingerprint(model), "steps": STEPS, "samples": args.samples, "seed": args.seed}
+    return drawn, rest
+
+
+def _samples(args: argparse.Namespace, model: MomentUNet, work: Work) -> Iterator[Tensor]:
+    """Batches of samples of the model, which stand for its data; those that `work` has are not drawn again."""
+    import torch
+
     import gms_fast
     from gms_fast import solvers
 
-    model = gms_fast.load(args.model or MODEL).to(options.device(args.device))
+    model = model.to(options.device(args.device))
+    rows = work.rows["samples"]
     for start in range(0, args.samples, args.batch_size):
-        n = min(args.batch_size, args.samples - start)
-        yield gms_fast.sample(model, STEPS, solver=solvers.DPMSolverPP(), n=n, seed=args.seed, sample_offset=start)
+        end, known = min(start + args.batch_size, args.samples), len(rows)
+        if known < end:
+            draw = {"n": end - known, "sample_offset": known, "seed": args.seed}
+            for row in gms_fast.sample(model, STEPS, solver=solvers.DPMSolverPP(), **draw):
+                work.add("samples", row)
+        yield torch.stack(rows[start:end])

@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "Train a noise network and its moment heads."
 STAGES, MODEL = ("noise", "heads"), "model"
-STAGE_FILES = ("checkpoint.pt", "checkpoint.pt.partial", "curve.csv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train`; the defaults are the recipe of the embedded MNIST model."""
-    parser.set_defaults(on_interrupt="; the same command with --resume goes on from the last checkpoint")
     add = parser.add_argument
     add("--data", required=True, help="mnist5k, digits, a .npy or .npz file or a folder of images")
     add("--out", type=Path, required=True, help="folder for the run; the model goes to its subfolder model")
@@ -52,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from gms_fast import data, io
+    from gms_fast.storage import atomic
+    from gms_fast.storage.locks import locked_folder
     from gms_fast.training import Settings, train_moment_heads, train_noise_network
 
     fields = ("batch_size", "lr", "decay", "ema", "flips", "precision", "seed")
@@ -61,13 +61,17 @@ def run(args: argparse.Namespace) -> int:
     images = data.load(args.data)
     torch.manual_seed(args.seed)
     model = _build(args, images).to(device)
-    options.prepare_folder(args.out, _files(), resume=args.resume, force=args.force)
-    io.check_target(args.out / MODEL)
+    options.check_folder(args.out, again=args.resume or args.force)
     settings["progress"] = sys.stderr.isatty()
     noise, heads = (args.out / stage for stage in STAGES)
-    train_noise_network(model, images, steps=args.steps, out=noise, **settings)
-    train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **settings)
-    io.save(model, args.out / MODEL)
+    with locked_folder(args.out):
+        if args.force:
+            atomic.clear(args.out, _files())
+        io.check_target(args.out / MODEL)
+        args.left = "; the same command with --resume goes on from there"
+        train_noise_network(model, images, steps=args.steps, out=noise, **settings)
+        train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **settings)
+        io.save(model, args.out / MODEL)
     print(f"saved {args.out / MODEL}; draw from it with: gms-fast sample --model {args.out / MODEL}")
     return 0
 
@@ -102,6 +106,7 @@ def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
 def _files() -> list[str]:
     """What a run writes, relative to its folder."""
     from gms_fast import io
+    from gms_fast.training.loop import CHECKPOINT, CURVE
 
-    folders = {**dict.fromkeys(STAGES, STAGE_FILES), MODEL: (io.WEIGHTS, io.CONFIG)}
+    folders = {**dict.fromkeys(STAGES, (CHECKPOINT, CURVE)), MODEL: (io.WEIGHTS, io.CONFIG)}
     return [f"{folder}/{file}" for folder, files in folders.items() for file in files]

@@ -8,9 +8,13 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, suppress
 from dataclasses import fields
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from gms_fast.images import save_images
 from gms_fast.quality import subjects
 from gms_fast.quality.cells import Cell, evaluate
 from gms_fast.quality.cells import check as cells_check
+from gms_fast.storage import atomic
+from gms_fast.storage.locks import locked_folder
 
 SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "samples"
 PACKAGE = Path(gms_fast.__file__).parent
@@ -61,6 +67,7 @@ def run(
     workers: int | None = None,
     progress: bool = True,
     origin: str = "",
+    replace: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """The records of all cells, those in `out` already among them.
 
@@ -68,6 +75,7 @@ def run(
     data     real data of models that are not embedded
     workers  processes, each with one thread; default: one a processor
     origin   a commit, for instance: kept with each record
+    replace  files in `out` to be deleted first
     Raises ValueError for a bad cell before any is run, and for an `out` of other settings or sources, saying which.
     Interrupted, it keeps what is done: the same call goes on from there.
     """
@@ -75,15 +83,18 @@ def run(
     check(cells, n, data, schedule)
     paths = [subjects.split(cell.model)[0] for cell in cells] + ([data] if data else [])
     settings = {"n": n, "data": data, "schedule": schedule, "sources": sources(), "inputs": inputs(paths)}
-    _settle(out, settings)
-    _mend(out)
-    done = {cell_of(record): record for record in read(out)}
-    todo = [cell for cell in cells if cell not in done]
-    with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
-        for cell, result in _results(todo, n, data, schedule, workers or os.cpu_count() or 1):
-            done[cell] = result["record"] | {"origin": origin}
-            _append(out, done[cell], result["shown"])
-            bar.update()
+    with locked_folder(out):
+        atomic.clear(out, replace)
+        _settle(out, settings)
+        _mend(out)
+        done = {cell_of(record): record for record in read(out)}
+        todo = [cell for cell in cells if cell not in done]
+        bar = tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell")
+        with bar, closing(_results(todo, n, data, schedule, workers or os.cpu_count() or 1)) as results:
+            for cell, result in results:
+                done[cell] = result["record"] | {"origin": origin}
+                _append(out, done[cell], result["shown"])
+                bar.update()
     return [done[cell] for cell in cells]
 
 
@@ -113,7 +124,7 @@ def _mend(out: Path) -> None:
     """Cut off a last line that an interrupt left unfinished, so that the next one starts afresh."""
     file = out / RECORDS
     if file.exists() and (whole := _whole_lines(file)) != file.read_text():
-        file.write_text(whole)
+        atomic.write_text(file, whole)
 
 
 def picture(cell: Cell) -> str:
@@ -140,33 +151,44 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
         if differ:
             lines = "; ".join(f"{k} is {stored.get(k)!r} there and {settings[k]!r} here" for k in differ)
             raise ValueError(f"out: {out} holds records of another configuration, choose another folder: {lines}")
-    elif out.exists() and any(out.iterdir()):
+    elif atomic.occupied(out):
         raise ValueError(f"out: {out} is not empty and holds no {SETTINGS}: choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n")
+    atomic.write_text(file, json.dumps(settings, indent=1) + "\n")
 
 
 def _append(out: Path, record: dict[str, Any], shown: torch.Tensor | None) -> None:
     if shown is not None:
-        (out / IMAGES).mkdir(exist_ok=True)
         save_images(shown, out / IMAGES / picture(cell_of(record)), columns=len(shown))
-    with (out / RECORDS).open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    atomic.append_line(out / RECORDS, json.dumps(record))
 
 
-def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | None, workers: int) -> Iterable[tuple]:
-    """(cell, result) as they come; what has not begun is dropped when the caller stops."""
+def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | None, workers: int) -> Iterator[tuple]:
+    """(cell, result) as they come; what has not been finished is dropped when the caller stops."""
     if not todo:
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)),
-        multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_begin, initargs=(theirs,))
     try:
         jobs = {pool.submit(evaluate, c, _count(n, c.model), data, schedule): c for c in todo}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
+    except BaseException:
+        ours.close()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)  # as `with` would, but that would take the cancelling back
+        theirs.close()
+
+
+def _begin(pipe: Connection) -> None:
+    """Prepare a worker: one thread, no say in Ctrl-C, and an end with the process that holds the pipe's other end."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end() -> None:
+        with suppress(EOFError, OSError):
+            pipe.recv()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

@@ -4,10 +4,10 @@ Every random number of iteration k is a counter-based draw of samples of its own
 resumed walks through the same batches as one that never was.
 """
 
-import csv
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gms_fast import ops, solvers
+from gms_fast import interrupts, ops, solvers
 from gms_fast.assumptions import describe
 from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
@@ -29,14 +29,15 @@ from gms_fast.search.parameters import VARIANTS, Parameters
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import GGDMTable, Solver
 from gms_fast.statistics import fingerprint
-from gms_fast.storage import checkpoint
+from gms_fast.storage import atomic, checkpoint
+from gms_fast.storage.locks import locked_folder
 from gms_fast.training.rates import averaging, learning_rate
 from gms_fast.types import NoiseMoments, as_range
 
 TABLE, CHECKPOINT, CURVE = "table.safetensors", "checkpoint.pt", "curve.csv"
 FORMAT = "gms_fast search checkpoint 1"
 FIELDS = {"configuration", "iteration", "smooth", "parameters", "average", "optimiser", "best", "curve"}
-FILES = (TABLE, CHECKPOINT, f"{CHECKPOINT}.partial", CURVE)
+FILES = (TABLE, CHECKPOINT, CURVE)
 TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first indices of the samples of the loss and of the score, far from any in use
 
 
@@ -168,8 +169,9 @@ def ggdm(
         sampler = check_model(sampler, table, run.variant)
         check_features(features, shape, sampler.device, dtype)
         search = _Search(run, sampler, features, data.to(dtype), table)
-        search.open(None if out is None else Path(out), resume, replace)
-        return search.run(progress)
+        with nullcontext() if out is None else locked_folder(out):
+            search.open(None if out is None else Path(out), resume, replace)
+            return search.run(progress)
 
 
 class _Search:
@@ -199,11 +201,9 @@ class _Search:
             return
         self.folder, path = folder, folder / CHECKPOINT
         if replace:
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
+            atomic.clear(folder, FILES)
         if path.exists() and not resume:
             raise FileExistsError(f"out: {folder} already holds a search; resume it or choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             state = checkpoint.read(path, FORMAT, FIELDS)
             message = f"{folder} was made with another configuration; choose another folder"
@@ -231,7 +231,8 @@ class _Search:
 
     def run(self, progress: bool) -> GGDMTable:
         every, total = self.settings.score_every, self.settings.iterations
-        with tqdm(total=total, initial=self.iteration, disable=not progress, desc="search", unit="it") as bar:
+        bar = tqdm(total=total, initial=self.iteration, disable=not progress, desc="search", unit="it")
+        with bar, interrupts.put_off() as check:
             if not self.curve:
                 self._judge(self.first.tau, self.first.updates(), None)
             while self.iteration < total and not self._stalled():
@@ -242,6 +243,11 @@ class _Search:
                     self._judge(*self._made(average), self.average)
                 bar.set_postfix(score=f"{self.curve[-1][-1]:.4g}", best=f"{self.best['score']:.4g}", refresh=False)
                 bar.update()
+                try:
+                    check()
+                except KeyboardInterrupt:
+                    self._save()
+                    raise
         self._save()
         return self.table()
 
@@ -303,8 +309,7 @@ class _Search:
         if self.folder is None:
             return
         self.table().save(self.folder / TABLE)
-        with (self.folder / CURVE).open("w", newline="") as file:
-            csv.writer(file).writerows([["iteration", "loss", "score"], *self.curve])
+        atomic.write_rows(self.folder / CURVE, [["iteration", "loss", "score"], *self.curve])
         state = {
             "configuration": self._configuration,
             "iteration": self.iteration,

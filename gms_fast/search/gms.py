@@ -7,6 +7,7 @@ the same samples at every point, takes the place of Adam, and the kernels do the
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,8 @@ from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.solvers import GMS
 from gms_fast.solvers.gms import SWITCH
 from gms_fast.statistics import fingerprint
-from gms_fast.storage import checkpoint
+from gms_fast.storage import atomic, checkpoint
+from gms_fast.storage.locks import locked_file
 from gms_fast.types import NoiseMoments
 
 _CORNER = 0.3  # of the first simplex, in the logarithm of every number
@@ -120,7 +122,7 @@ def gms(
         "features": described(features),
         **{"clip": clip, "kernel": kernel, "batch_size": batch_size, "held_out": held_out, "seed": seed},
     }
-    values = _Values(None if out is None else Path(out), configuration)
+    path = None if out is None else Path(out)
 
     @torch.no_grad()
     def drawn(point: np.ndarray, n: int, offset: int) -> Tensor | None:
@@ -135,7 +137,10 @@ def gms(
     def see(images: Tensor) -> Tensor:
         return torch.cat([seen(features, part.to(device)) for part in images.split(chunk)])
 
-    with torch.no_grad(), frozen(model, features), tqdm(total=evaluations, disable=not progress, desc="search") as bar:
+    held = nullcontext() if path is None else locked_file(path)
+    bar = tqdm(total=evaluations, disable=not progress, desc="search")
+    with torch.no_grad(), frozen(model, features), held, bar:
+        values = _Values(path, configuration)
         loss, score = distances(see, data, kernel=kernel, held_out=held_out, seed=seed)
 
         def value(point: np.ndarray) -> float:
@@ -178,8 +183,5 @@ class _Values:
         place = len(self.known)
         self.known.append(self.stored[place] if place < len(self.stored) else value())
         if self.path is not None and place >= len(self.stored):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(json.dumps({"configuration": self.configuration, "values": self.known}))
-            partial.replace(self.path)
+            atomic.write_text(self.path, json.dumps({"configuration": self.configuration, "values": self.known}))
         return self.known[-1]

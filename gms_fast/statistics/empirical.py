@@ -137,10 +137,11 @@ class EmpiricalModel(Identified):
                 "gms_fast.statistics.empirical_model or gms-fast statistics"
             )
 
-    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32, measurement: str | None = None) -> None:
         """Write one safetensors file: the curves, and in its metadata what they belong to.
 
         dtype  of s and b, which sampling error makes uncertain anyway; l is stored as float32, the grid as float64
+        measurement  fingerprint of all that the curves depend on, by which a finished measurement knows its file
         Raises ValueError for curves that `dtype` cannot hold.
         """
         kept = {"lam": self.lam, "l": self.l.float(), "s": self.s.to(dtype), "b": self.b.to(dtype)}
@@ -154,7 +155,8 @@ class EmpiricalModel(Identified):
             "samples": self.samples,
             "network": self.network,
         }
-        tensors.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}})
+        origin = {} if measurement is None else {"measurement": measurement}
+        tensors.write(Path(path), kept, {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in metadata.items()}})
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":

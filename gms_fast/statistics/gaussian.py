@@ -164,13 +164,18 @@ class Gaussian(Identified):
                 f"{high:g}; make them of data that is scaled as the network's"
             )
 
-    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write one safetensors file; `dtype` of the eigenvectors: float64, float32 or float16."""
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32, measurement: str | None = None) -> None:
+        """Write one safetensors file.
+
+        dtype        of the eigenvectors: float64, float32 or float16
+        measurement  fingerprint of all that the statistics depend on, by which a finished measurement knows its file
+        """
         if dtype not in (torch.float64, torch.float32, torch.float16):
             raise ValueError(f"dtype must be float64, float32 or float16: got {dtype}")
         kept = {"mean": self.mean, "eigenvectors": self.eigenvectors.to(dtype), "eigenvalues": self.eigenvalues}
         known = {"residual": self.residual, "shape": self.sample_shape, "range": self.range, "count": self.count}
-        tensors.write(Path(path), kept, {"format": FORMAT, **{k: json.dumps(v) for k, v in known.items()}})
+        origin = {} if measurement is None else {"measurement": measurement}
+        tensors.write(Path(path), kept, {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in known.items()}})
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":

@@ -7,6 +7,7 @@ size of the batches nor an interruption changes the result.
 import hashlib
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from gms_fast.statistics.empirical import EmpiricalModel, fingerprint
 from gms_fast.statistics.estimate import Node, diagonal, moments, nodes_of, regress, residuals, slope
 from gms_fast.statistics.wide import home
 from gms_fast.statistics.work import Work
+from gms_fast.storage.locks import locked_file
 from gms_fast.types import NoiseMoments
 
 NOISE_1, PROBES, NOISE_2 = 3, 4, 5  # streams of the counter-based noise, whose step is the node
@@ -46,6 +48,8 @@ def empirical_model(
     tolerance: float = 1e-12,
     out: str | Path | None = None,
     resume: bool = True,
+    replace: bool = False,
+    dtype: torch.dtype = torch.float32,
     progress: bool = False,
     device: torch.device | str | None = None,
 ) -> EmpiricalModel:
@@ -67,7 +71,9 @@ def empirical_model(
                the terms that f is the difference of: as for Gaussian data, where f is constant; and where |s| exceeds
                one over the distance of nodes. 1e-12 is what float32 leaves of a difference
     out        file for the result. Unfinished results are kept in `<out>.partial`, which a run with the same arguments
-               goes on from if `resume`; an existing file is refused
+               goes on from if `resume`, and a finished file of the same arguments is then the result; both are deleted
+               if `replace`, and else refused
+    dtype      of s and b in the file (`EmpiricalModel.save`)
     progress   whether to show a progress bar on stderr
     device     of the calls (default: the model's, or the data's)
     Derivatives are taken in forward mode, or by two backward passes through a network with a layer that has none.
@@ -89,22 +95,20 @@ def empirical_model(
         device=_device(model, data, device),
     )
     network = fingerprint(model)
-    work = Work(("l", "moments"))
-    if out is not None:
-        out = Path(out)
-        _check_files(out, resume)
-        origin = {"network": network, "prediction": form, "schedule": schedule.config}
-        work.keep_in(partial(out), {**origin, **run.configuration()})
-    with tqdm(total=2 * (N + 1), initial=len(work), disable=not progress, unit="node") as bar:
-        try:
+    work, out = Work(("l", "moments")), None if out is None else Path(out)
+    origin = {"network": network, "prediction": form, "schedule": schedule.config, **run.configuration()}
+    beside = {"tolerance": tolerance, "dtype": str(dtype)}
+    with nullcontext() if out is None else locked_file(out):
+        if out is not None and work.keep_for(out, origin, beside, resume=resume, replace=replace):
+            return EmpiricalModel.load(out)
+        with tqdm(total=2 * (N + 1), initial=len(work), disable=not progress, unit="node") as bar, work.kept():
             run.fill(work, bar)
-        finally:
-            work.write()
-    s, b = regress(torch.stack(work.rows["moments"]), tolerance, 1 / float(lam[1] - lam[0]))
-    statistics = EmpiricalModel(schedule, lam, torch.stack(work.rows["l"]), s, b, network=network, samples=samples)
-    if out is not None:
-        statistics.save(out)
-        work.delete()
+        s, b = regress(torch.stack(work.rows["moments"]), tolerance, 1 / float(lam[1] - lam[0]))
+        l = torch.stack(work.rows["l"])
+        statistics = EmpiricalModel(schedule, lam, l, s, b, network=network, samples=samples)
+        if out is not None:
+            statistics.save(out, dtype=dtype, measurement=work.measurement)
+            work.delete()
     return statistics
 
 
@@ -223,19 +227,6 @@ def _grid(schedule: Schedule, N: int, t_max: float | None, t_min: float | None) 
         raise ValueError(f"t_max, t_min must have finite log(alpha/sigma): got {t_max}, {t_min} with {got}")
     lam = torch.linspace(*ends.tolist(), N + 1, dtype=torch.float64, device="cpu")
     return schedule.grid(N, "log-snr", t_max, t_min), lam
-
-
-def partial(out: Path) -> Path:
-    """Where unfinished results for `out` lie."""
-    return out.with_name(out.name + ".partial")
-
-
-def _check_files(out: Path, resume: bool) -> None:
-    """Raise FileExistsError where a result lies, or results that are not to be resumed."""
-    if out.exists():
-        raise FileExistsError(f"out: {out} already exists; delete it or choose another file")
-    if partial(out).exists() and not resume:
-        raise FileExistsError(f"out: {partial(out)} holds an unfinished measurement: resume it or delete it")
 
 
 def _device(model: object, data: Tensor, device: torch.device | str | None) -> torch.device:

@@ -1,7 +1,10 @@
-"""What an unfinished measurement has so far, in memory and in a file beside the one it will become."""
+"""Rows of an unfinished measurement, in memory and in a file beside the one that they will become."""
 
+import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +12,51 @@ import torch
 from torch import Tensor
 
 from gms_fast.configuration import check_same
-from gms_fast.storage import tensors
+from gms_fast.storage import atomic, tensors
 
 FORMAT = "gms_fast unfinished statistics 1"
 SECONDS = 30.0  # between two writes
 
 
 class Work:
-    """Rows of named results, one a node, in order."""
+    """Rows of named results, one a node or a sample, in order."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.rows: dict[str, list[Tensor]] = {name: [] for name in names}
         self.path: Path | None = None
 
-    def keep_in(self, path: Path, configuration: dict[str, Any]) -> None:
-        """Go on from the rows in `path`, if it is there, and keep them there from now on.
+    def keep_for(
+        self, out: Path, configuration: dict[str, Any], beside: dict[str, Any], *, resume: bool, replace: bool
+    ) -> bool:
+        """Go on from the rows in `<out>.partial`, if it is there, and keep them there from now on.
 
-        configuration  what the rows depend on, JSON; ValueError naming what differs for a file of another one
+        configuration  what the rows depend on, JSON
+        beside         what the result depends on beside the rows, JSON
+        Returns True where nothing is left to do: `out` is the result of an equal configuration. Raises FileExistsError
+        for files that are neither to be resumed nor to be replaced, ValueError naming what differs for rows of another
+        configuration.
         """
-        self.path, self._written = path, time.monotonic()
-        self._metadata = {"format": FORMAT, "configuration": json.dumps(configuration)}
-        if path.exists():
-            stored, metadata = tensors.read(path, FORMAT, self.rows, self._metadata)
-            message = f"{path} is of another measurement; delete it or choose another file"
+        self.path, self._written = partial(out), time.monotonic()
+        text = json.dumps(configuration)
+        self.measurement = hashlib.sha256((text + json.dumps(beside)).encode()).hexdigest()[:16]
+        self._metadata = {"format": FORMAT, "configuration": text}
+        if replace:
+            atomic.remove(out)
+            self.delete()
+        if out.exists():
+            if not (resume and tensors.metadata(out).get("measurement") == self.measurement):
+                other = " and is of another measurement" if resume else ""
+                raise FileExistsError(f"out: {out} already exists{other}; delete it or choose another file")
+            self.delete()
+            return True
+        if self.path.exists():
+            if not resume:
+                raise FileExistsError(f"out: {self.path} holds an unfinished measurement: resume it or delete it")
+            stored, metadata = tensors.read(self.path, FORMAT, self.rows, self._metadata)
+            message = f"{self.path} is of another measurement; delete it or choose another file"
             check_same(*(json.loads(m["configuration"]) for m in (metadata, self._metadata)), message)
             self.rows = {name: list(stored[name]) for name in self.rows}
+        return False
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
@@ -42,12 +65,19 @@ class Work:
         """One row more of `name`, written with the others if the last time is some while ago."""
         self.rows[name].append(row.cpu())
         if self.path is not None and time.monotonic() - self._written > SECONDS:
-            self.write()
+            self._write()
 
-    def write(self) -> None:
-        """Write all rows, if there is a file to write to."""
-        if self.path is None:
-            return
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A block whose rows are written, if there is a file to write to, however it ends."""
+        try:
+            yield
+        except BaseException:
+            if self.path is not None:
+                self._write()
+            raise
+
+    def _write(self) -> None:
         rows = {name: torch.stack(rows) if rows else torch.empty(0, device="cpu") for name, rows in self.rows.items()}
         tensors.write(self.path, rows, self._metadata)
         self._written = time.monotonic()
@@ -55,4 +85,9 @@ class Work:
     def delete(self) -> None:
         """Remove the file, if there is one."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            atomic.remove(self.path)
+
+
+def partial(out: Path) -> Path:
+    """The file of unfinished results for `out`."""
+    return out.with_name(out.name + ".partial")

@@ -6,6 +6,7 @@ removed by the next write to the same target. It is told from that of a writer a
 process. Modes follow the umask, and a link at the target stays one.
 """
 
+import csv
 import ctypes
 import errno
 import io
@@ -13,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -85,6 +86,13 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text.encode())
 
 
+def write_rows(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a file of comma-separated values as a whole."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def append_line(path: str | Path, line: str) -> None:
     """Add a line to a file of lines, or leave it as it was. Raises OSError naming `path`."""
     path = Path(path)
@@ -116,6 +124,14 @@ def remove(path: str | Path) -> None:
     path.unlink(missing_ok=True)
     if path.parent.is_dir():
         _sweep(path)
+
+
+def clear(folder: Path, files: Iterable[str]) -> None:
+    """Delete files of a folder, and the folders in it that are empty then; what else lies there stays."""
+    for path in (folder / file for file in files):
+        remove(path)
+        if path.parent != folder and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 def occupied(folder: Path) -> bool:

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -21,16 +21,22 @@ FILE = ".lock"
 _LONGEST = 1 << 10  # bytes read of what a lock file says
 
 
-@contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Hold the folder `path`, or the file of that name, alone.
-
-    The lock file, `.lock` in a folder and `.NAME.lock` beside a file, says whose it is, and goes when the block ends.
-    One that a kill left counts for nothing. Raises BlockingIOError naming the process, its host and since when it holds
-    `path`.
+def locked_folder(path: str | Path) -> AbstractContextManager[None]:
+    """Make the folder `path`, and hold it alone. Raises BlockingIOError naming the process that holds it, its host and
+    since when; the lock of a process that died counts for nothing.
     """
+    return _locked(Path(path), Path(path, FILE))
+
+
+def locked_file(path: str | Path) -> AbstractContextManager[None]:
+    """Hold alone the file `path`, which need not exist, as `locked_folder` does a folder."""
     path = Path(path)
-    file = path / FILE if path.is_dir() else path.with_name(f".{path.name}{FILE}")
+    return _locked(path, path.with_name(f".{path.name}{FILE}"))
+
+
+@contextmanager
+def _locked(path: Path, file: Path) -> Iterator[None]:
+    """Hold `path` by a lock file that says whose it is, and goes when the block ends."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle = _acquire(file, path)
     try:

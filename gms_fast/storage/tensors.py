@@ -41,6 +41,15 @@ def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
             file.write(memoryview(value.view(torch.uint8).numpy()))
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What a file says about its tensors; nothing for one that is no safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except Exception:
+        return {}
+
+
 def read(
     path: Path, form: str, tensors: Collection[str], metadata: Collection[str], what: str = "statistics"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,7 +4,6 @@ Every random number of step k comes from a generator seeded by (seed, k) alone, 
 resumed walks through the same batches, times and noise as one that never stopped.
 """
 
-import csv
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -16,10 +15,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gms_fast import interrupts
 from gms_fast.configuration import check_same
-from gms_fast.storage import checkpoint
+from gms_fast.schedules import VP
+from gms_fast.storage import atomic, checkpoint
+from gms_fast.storage.locks import locked_folder
 from gms_fast.training.losses import Loss, moment_loss, noise_loss
 from gms_fast.training.rates import averaging, learning_rate
+
+CHECKPOINT, CURVE = "checkpoint.pt", "curve.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +143,10 @@ def _train(
     checkpoint_every: int,
     progress: bool,
 ) -> nn.Module:
-    _check_data(model, data)
+    _check(model, data)
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1: got {checkpoint_every}")
     folder = Path(out)
-    path = folder / "checkpoint.pt"
-    if path.exists() and not resume:
-        raise FileExistsError(f"out: {folder} already holds a training run; resume it or choose another folder")
     frozen = {n: p for n, p in model.named_parameters() if n not in parameters}
     configuration = {
         **{k: v for k, v in stage.items() if k != "unused"},
@@ -155,27 +156,37 @@ def _train(
         "data": checkpoint.fingerprint([data]),
         "frozen": checkpoint.fingerprint(frozen.values()) if stage["stage"] == "heads" else None,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for p in frozen.values():
-        p.requires_grad_(False)
-    state = _State(parameters, run)
-    if path.exists():
-        state.restore(path, configuration)
-    try:
-        model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
-        with tqdm(total=run.steps, initial=state.step, disable=not progress, desc=stage["stage"], unit="step") as bar:
-            while state.step < run.steps:
-                loss = _step(model, data, loss_fn, state, run)
-                state.record(loss)
-                bar.set_postfix(loss=f"{state.smooth:.4f}", refresh=False)
-                bar.update()
-                if state.step % checkpoint_every == 0 or state.step == run.steps:
-                    state.save(path, configuration)
-    finally:
+    with locked_folder(folder):
+        state = _State(parameters, run, folder / CHECKPOINT, configuration)
+        state.open(resume)
         for p in frozen.values():
-            p.requires_grad_(True)
+            p.requires_grad_(False)
+        try:
+            model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
+            _run(model, data, loss_fn, state, checkpoint_every, progress)
+        finally:
+            for p in frozen.values():
+                p.requires_grad_(True)
     state.load_average()
     return model.eval()
+
+
+def _run(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", every: int, progress: bool) -> None:
+    """Take all steps, and have a checkpoint every so many, at the end, and where a signal ends them before."""
+    total, stage = state.run.steps, state.configuration["stage"]
+    bar = tqdm(total=total, initial=state.step, disable=not progress, desc=stage, unit="step")
+    with bar, interrupts.put_off() as check:
+        while state.step < total:
+            state.record(_step(model, data, loss_fn, state, state.run))
+            bar.set_postfix(loss=f"{state.smooth:.4f}", refresh=False)
+            bar.update()
+            if state.step % every == 0 or state.step == total:
+                state.save()
+            try:
+                check()
+            except KeyboardInterrupt:
+                state.save()
+                raise
 
 
 def _step(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", run: Settings) -> float:
@@ -203,10 +214,12 @@ def _seed_of(seed: int, step: int) -> int:
 
 
 class _State:
-    """Weights being trained, their running average, the optimiser and the loss curve."""
+    """Weights being trained, their running average, the optimiser and the loss curve, in memory and in a file."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], run: Settings) -> None:
-        self.run, self.parameters = run, parameters
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], run: Settings, path: Path, configuration: dict[str, Any]
+    ) -> None:
+        self.run, self.parameters, self.path, self.configuration = run, parameters, path, configuration
         self.average = {n: p.detach().clone() for n, p in parameters.items()}
         self.optimiser = torch.optim.Adam(parameters.values(), lr=run.lr)
         self.step, self.smooth, self.seconds = 0, float("nan"), 0.0
@@ -236,9 +249,9 @@ class _State:
         if self.step % 50 == 0 or self.step == self.run.steps:
             self.curve.append([self.step, round(self.smooth, 6), round(self.seconds, 1)])
 
-    def save(self, path: Path, configuration: dict[str, Any]) -> None:
+    def save(self) -> None:
         state = {
-            "configuration": configuration,
+            "configuration": self.configuration,
             "step": self.step,
             "smooth": self.smooth,
             "seconds": self.seconds,
@@ -247,14 +260,19 @@ class _State:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
         }
-        checkpoint.write(path, state)
-        with (path.parent / "curve.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["step", "loss", "seconds"], *self.curve])
+        checkpoint.write(self.path, state)
+        atomic.write_rows(self.path.with_name(CURVE), [["step", "loss", "seconds"], *self.curve])
 
-    def restore(self, path: Path, configuration: dict[str, Any]) -> None:
-        state = checkpoint.read(path)
-        message = f"{path.parent} was made with another configuration; choose another folder"
-        check_same(state["configuration"], configuration, message)
+    def open(self, resume: bool) -> None:
+        """Go on from the file, if it is there."""
+        if not self.path.exists():
+            return
+        folder = self.path.parent
+        if not resume:
+            raise FileExistsError(f"out: {folder} already holds a training run; resume it or choose another folder")
+        state = checkpoint.read(self.path)
+        message = f"{folder} was made with another configuration; choose another folder"
+        check_same(state["configuration"], self.configuration, message)
         self.step, self.smooth, self.seconds = state["step"], state["smooth"], state["seconds"]
         self.curve = state["curve"]
         self._copy(state["weights"], self.parameters)
@@ -271,7 +289,9 @@ class _State:
                 target[name].copy_(value)
 
 
-def _check_data(model: nn.Module, data: Tensor) -> None:
+def _check(model: nn.Module, data: Tensor) -> None:
+    if not isinstance(model.schedule, VP):
+        raise ValueError(f"model must have a discrete schedule to be trained, as VPLinear(): got {model.schedule!r}")
     shape = tuple(model.sample_shape)
     if data.ndim != 4 or tuple(data.shape[1:]) != shape or len(data) == 0:
         raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
