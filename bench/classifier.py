@@ -7,7 +7,6 @@ another architecture and seed that `gms_fast.search` looks through, and prints t
 
 import argparse
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from gms_fast import data
 from gms_fast.quality import classifier
 from gms_fast.quality.classifier import SIDES, DigitClassifier
 from gms_fast.search import features
+from gms_fast.storage import tensors as stored
 
 
 def held_out(name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +54,7 @@ def main() -> None:
         images, labels, unseen = held_out(name)
         net = train(kind, images[~unseen], labels[~unseen], args.epochs, seed=int(args.search))
         file = folder / f"{name}.safetensors"
-        safetensors.torch.save_file({k: w.half() for k, w in net.state_dict().items()}, file)
+        stored.write(file, {k: w.half() for k, w in net.state_dict().items()}, {})
         with torch.no_grad():
             found = net.classes(net.hidden(images[unseen])).softmax(1)
             right = (found.argmax(1) == labels[unseen]).float().mean()

@@ -31,6 +31,7 @@ from gms_fast.models import GaussianMixture1D, PointCloud
 from gms_fast.quality.measures import energy_distance, frechet_distance, wasserstein
 from gms_fast.reference import pick, quadrature
 from gms_fast.solvers import StepContext
+from gms_fast.storage import atomic
 from gms_fast.types import NoiseMoments
 
 Model = GaussianMixture1D | PointCloud
@@ -182,8 +183,8 @@ def main() -> None:
     text = "\n\n".join([f"<!-- {about}, torch {where['torch']} -->", *parts]) + "\n"
     print(text)
     if args.out:
-        args.out.write_text(json.dumps({"environment": where, **counts, "scores": found}, indent=1) + "\n")
-        args.out.with_suffix(".md").write_text(text)
+        atomic.write_text(args.out, json.dumps({"environment": where, **counts, "scores": found}, indent=1) + "\n")
+        atomic.write_text(args.out.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from gms_fast.prediction import Estimate
 from gms_fast.quality import cells, subjects
 from gms_fast.quality.measures import energy_distance, frechet_distance
 from gms_fast.solvers import GMS, SNDDPM, Solver, StepContext
+from gms_fast.storage import atomic
 
 Spectrum = Callable[[Tensor], Tensor]
 PAIRED = 6  # stream of the normals behind the uniforms
@@ -186,10 +187,11 @@ def main() -> None:
     text = "\n\n".join([f"<!-- {about} -->", *(f"**{name}**\n\n{table(s)}" for name, s in named)]) + "\n"
     print(text)
     if args.out:
-        args.out.write_text(
-            json.dumps({"environment": where, "n": args.n, "scores": scores, "learned": seen}, indent=1) + "\n"
+        atomic.write_text(
+            args.out,
+            json.dumps({"environment": where, "n": args.n, "scores": scores, "learned": seen}, indent=1) + "\n",
         )
-        args.out.with_suffix(".md").write_text(text)
+        atomic.write_text(args.out.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from gate import WrongResultError, check
 from machine import Gpu, Machine
 from timing import Times, dropping, environment, in_turn, spread
 
+from gms_fast.storage import atomic
+
 SLOW_LIMIT = 1 << 24  # elements beyond which the optimisers' fits are not timed
 
 
@@ -107,4 +109,4 @@ def main(
         print(*reached, sep="\n")
         result["bars"] = [bar.as_json() for bar in reached]
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        atomic.write_text(args.out, json.dumps(result, indent=1) + "\n")

@@ -24,6 +24,7 @@ import gms_fast
 from gms_fast.models import MomentUNet
 from gms_fast.prediction import Estimate
 from gms_fast.solvers import GMS, StepContext
+from gms_fast.storage import atomic
 
 FITS, DTYPES, SAMPLES = ("free", "exact"), (torch.float32, torch.bfloat16), 2
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # relative: that of x_s, and of x_t before it
@@ -72,7 +73,9 @@ def main() -> None:
     for label, value in worst.items():
         print(f"{label}: {'fine' if value <= 1 else 'NOT FINE'}, at most {value:.2f} of the bound")
     if args.out:
-        args.out.write_text(json.dumps({"environment": environment(), "steps": args.steps, "worst": worst}, indent=1))
+        atomic.write_text(
+            args.out, json.dumps({"environment": environment(), "steps": args.steps, "worst": worst}, indent=1)
+        )
     raise SystemExit(max(worst.values()) > 1)
 
 

@@ -16,6 +16,7 @@ from timing import environment
 from torch import Tensor
 
 from gms_fast import statistics
+from gms_fast.storage import atomic
 
 
 def pictures(count: int, size: int, batch: int, spent: list[float]) -> Iterator[Tensor]:
@@ -55,7 +56,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        atomic.write_text(args.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from gms_fast.prediction import Estimate
 from gms_fast.quality import cells, subjects
 from gms_fast.solvers import GMS, Solver, StepContext
 from gms_fast.solvers.base import bounded_last_step
+from gms_fast.storage import atomic
 from gms_fast.types import NoiseMoments
 
 GUARDS = ("none", "variance", "skewness", "nodes")
@@ -134,7 +135,7 @@ def main() -> None:
         result["quality"].append({"fit": fit, "guard": guard, "steps": steps, **row})
         print(f"| {fit} | {guard} | {steps} | " + " | ".join(f"{a:.3f} ±{b:.3f}" for a, b in row.values()) + " |")
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        atomic.write_text(args.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

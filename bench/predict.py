@@ -24,6 +24,8 @@ from unittest import mock
 
 import torch
 
+from gms_fast.storage import atomic
+
 ROOT = Path(__file__).resolve().parent.parent
 BANDWIDTH = 4.2e12
 ISSUE = 132 * 4 * 0.82 * 1.9e9
@@ -168,7 +170,9 @@ def main() -> None:
         from timing import environment
 
         assumed = {"assumptions": " ".join(__doc__.split("\n\n")[1].split())}
-        args.out.write_text(json.dumps({"environment": environment(), **assumed, "rows": rows}, indent=1) + "\n")
+        atomic.write_text(
+            args.out, json.dumps({"environment": environment(), **assumed, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

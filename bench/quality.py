@@ -28,6 +28,7 @@ from timing import environment
 from gms_fast import solvers
 from gms_fast.quality import matrix, report, rivals
 from gms_fast.quality.cells import CONTROLS, Cell, options
+from gms_fast.storage import atomic
 
 RANGES, STEPS = range(3), (5, 10, 20)
 N = {"mixture-1d": 50_000, "eight": 4000, "exact-digits": 2000, "exact-mnist5k": 800, "digits": 1000, "mnist": 800}
@@ -177,7 +178,7 @@ def quick() -> list[Cell]:
 def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: Any) -> None:
     options |= {"progress": sys.stderr.isatty(), "origin": f"commit {environment()['commit']}"}
     records = matrix.run(todo, out, n=n, **options)
-    (out / "tables.md").write_text(f"# Quality matrix: {name}\n\n{report.tables(records)}")
+    atomic.write_text((out / "tables.md"), f"# Quality matrix: {name}\n\n{report.tables(records)}")
     for model in dict.fromkeys(r["model"] for r in records):
         own = [r for r in records if r["model"] == model]
         report.plot(own, out / f"{Path(model).parent.name if '/' in model else model}.png")

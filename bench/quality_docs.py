@@ -5,6 +5,7 @@ bench/results/quality/ only. --check writes nothing and fails where a table is o
 """
 
 import argparse
+import io
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from quality import extra_calls
 
 from gms_fast.quality import matrix, report
 from gms_fast.quality.cells import CONTROLS, Cell, options
+from gms_fast.storage import atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, PICTURES = (
@@ -140,7 +142,9 @@ def strips(path: Path, group: str, labels: list[str], columns: dict[str, list[Ce
         pen.text((left + j * (width + 8) + width // 2 - 20, 4), heading, fill=0)
         for i, strip in enumerate(column):
             canvas.paste(strip, (left + j * (width + 8), top + i * (height + 4)))
-    canvas.save(path, optimize=True)
+    encoded = io.BytesIO()
+    canvas.save(encoded, "png", optimize=True)
+    atomic.write_bytes(path, encoded.getbuffer())
 
 
 def main() -> None:
@@ -150,7 +154,7 @@ def main() -> None:
     text = PAGE.read_text()
     if args.check:
         raise SystemExit("out of date: docs/quality.md; run python bench/quality_docs.py" if page(text) != text else 0)
-    PAGE.write_text(page(text))
+    atomic.write_text(PAGE, page(text))
     draw()
 
 

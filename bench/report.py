@@ -12,6 +12,8 @@ from PIL import Image
 from roofline import draw, points
 from targets import TARGETS, card
 
+from gms_fast.storage import atomic
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "roofline.png"
@@ -203,7 +205,7 @@ def main() -> None:
         if stale := out_of_date():
             raise SystemExit(f"out of date: {', '.join(stale)}; run python bench/report.py")
         return
-    README.write_text(readme(README.read_text()))
+    atomic.write_text(README, readme(README.read_text()))
     draw(panels(), PICTURE, fingerprint(panels()))
 
 

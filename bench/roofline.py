@@ -5,8 +5,11 @@ of one run, so that the copy's bandwidth is the line y = x on every machine. The
 float32 matrix product. Filled points are measured, hollow ones predicted (predict.py).
 """
 
+import io
 import math
 from pathlib import Path
+
+from gms_fast.storage import atomic
 
 # Operations an element, counted in csrc/gms: an fma is two, any other arithmetic, comparison, selection or bit
 # operation one. What is the same for a whole sample or step is not counted.
@@ -76,7 +79,9 @@ def draw(panels: list[dict[str, object]], file: Path, inputs: str) -> None:
         axis.set_xlabel("operations per byte that must be moved")
     axes[0].set_ylabel("operations in the time of copying one byte")
     figure.legend(handles=_legend(plt, panels), loc="outside lower center", ncols=7, frameon=False, fontsize=9.5)
-    figure.savefig(file, dpi=150, metadata={"Inputs": inputs, "Software": None})
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=150, metadata={"Inputs": inputs, "Software": None})
+    atomic.write_bytes(file, encoded.getbuffer())
 
 
 def _roofs(axis, ridge: float | None, places: Places) -> None:

@@ -24,6 +24,7 @@ from timing import environment
 from gms_fast import io, search
 from gms_fast.quality import subjects
 from gms_fast.search import ddss
+from gms_fast.storage import atomic
 
 MODEL, FEATURES = "mnist", "mnist5k"
 RECIPE = {  # network calls: settings
@@ -79,7 +80,7 @@ def measure() -> None:
         peaks[name] = [round(kib / 1024) for kib in found]
         print(f"{name}: {peaks[name][0]} MiB at 5 steps, {peaks[name][1]} at 20, {growth[name]} times as much")
     record = {"environment": environment(), "MiB at 5 and 20 steps": peaks, "growth": growth}
-    (Path(__file__).parent / "results" / "search_memory.json").write_text(json.dumps(record, indent=1) + "\n")
+    atomic.write_text((Path(__file__).parent / "results" / "search_memory.json"), json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from timing import environment
 import gms_fast
 from gms_fast import search, solvers, statistics
 from gms_fast.quality import cells, subjects
+from gms_fast.storage import atomic
 
 RESULT = Path(__file__).parent / "results" / "search_gms.json"
 STEPS, N, AT_ONCE, RANGES = 4, 800, 100, 3
@@ -48,7 +49,7 @@ def main() -> None:
         own = {key: getattr(solver, key) for key in ("weight", "switch", "clip_pixel")}
         record[name] = {"timesteps": times, **own, "measures": measured(subject, times, solver)}
         print(name, json.dumps(record[name]))
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    atomic.write_text(RESULT, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,5 +47,4 @@ def save_images(x: Tensor, path: str | Path, columns: int | None = None, scale: 
     if form is None:
         raise ValueError(f"path must end as pictures do, in .png for instance: got {path}")
     picture.save(encoded, form)
-    with atomic.writing(path) as file:
-        file.write(encoded.getbuffer())
+    atomic.write_bytes(path, encoded.getbuffer())

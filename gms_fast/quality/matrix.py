@@ -158,6 +158,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
 
 def _append(out: Path, record: dict[str, Any], shown: torch.Tensor | None) -> None:
     if shown is not None:
+        (out / IMAGES).mkdir(exist_ok=True)
         save_images(shown, out / IMAGES / picture(cell_of(record)), columns=len(shown))
     atomic.append_line(out / RECORDS, json.dumps(record))
 

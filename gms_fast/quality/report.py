@@ -1,5 +1,6 @@
 """From records to Markdown tables and plots: every figure a mean over ranges of samples, with their spread."""
 
+import io
 import math
 import statistics
 from collections import defaultdict
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gms_fast.quality.cells import CONTROLS
+from gms_fast.storage import atomic
 
 Records = Sequence[dict[str, Any]]
 SHOWN = (
@@ -109,7 +111,9 @@ def plot(records: Records, path: str | Path, measure: str | None = None) -> None
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=120)
+    atomic.write_bytes(path, encoded.getbuffer())
 
 
 def _best(records: Records, solver: str, measure: str) -> list[tuple[int, float, float]]:

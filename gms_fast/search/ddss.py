@@ -308,6 +308,7 @@ class _Search:
         """Write everything down, the checkpoint last: what it stands for is there when it is."""
         if self.folder is None:
             return
+        self.folder.stat()  # one that vanished is not made anew
         self.table().save(self.folder / TABLE)
         atomic.write_rows(self.folder / CURVE, [["iteration", "loss", "score"], *self.curve])
         state = {

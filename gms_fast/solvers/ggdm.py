@@ -203,7 +203,8 @@ class GGDMTable(Identified):
         """Write one small safetensors file: the numbers in float64, and in its metadata what they belong to."""
         metadata = {"schedule": self.schedule.config, "steps": self.steps, "network": self.network}
         numbers = {name: getattr(self, name) for name in self.given}
-        tensors.write(Path(path), numbers, {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}})
+        stored = {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}}
+        tensors.write(path, numbers, stored, parents=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "GGDMTable":

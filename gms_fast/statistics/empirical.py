@@ -156,7 +156,8 @@ class EmpiricalModel(Identified):
             "network": self.network,
         }
         origin = {} if measurement is None else {"measurement": measurement}
-        tensors.write(Path(path), kept, {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in metadata.items()}})
+        stored = {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in metadata.items()}}
+        tensors.write(path, kept, stored, parents=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":

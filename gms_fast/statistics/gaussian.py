@@ -175,7 +175,8 @@ class Gaussian(Identified):
         kept = {"mean": self.mean, "eigenvectors": self.eigenvectors.to(dtype), "eigenvalues": self.eigenvalues}
         known = {"residual": self.residual, "shape": self.sample_shape, "range": self.range, "count": self.count}
         origin = {} if measurement is None else {"measurement": measurement}
-        tensors.write(Path(path), kept, {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in known.items()}})
+        stored = {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in known.items()}}
+        tensors.write(path, kept, stored, parents=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":

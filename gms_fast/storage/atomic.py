@@ -27,14 +27,16 @@ _TOKEN = r"\.[0-9a-f]{8}\.partial"
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[BinaryIO]:
+def writing(path: str | Path, *, parents: bool = False) -> Iterator[BinaryIO]:
     """A file to write bytes to, which takes the place of `path` when the block ends without an error.
 
-    Folders on the way are made. Raises OSError naming `path`; what was there stays then.
+    parents  make the folders on the way. A run does not: one that vanished while it ran is an error
+    Raises OSError naming `path`; what was there stays then.
     """
     path = _target(path)
     with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         scratch, handle = _new_file(path)
         file = _Scratch(handle)
@@ -80,10 +82,15 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+    """Write a file as a whole."""
+    with writing(path) as file:
+        file.write(data)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a file of text as a whole."""
-    with writing(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_rows(path: str | Path, rows: Iterable[Iterable[object]]) -> None:

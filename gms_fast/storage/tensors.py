@@ -24,7 +24,7 @@ _NAMES = {
 }
 
 
-def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, parents: bool = False) -> None:
     """Write the file as a whole; equal arguments give equal bytes, which the library's own writer does not promise."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     flat, end = {}, 0
@@ -35,7 +35,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic.writing(path) as file:
+    with atomic.writing(path, parents=parents) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for value in flat.values():
             file.write(memoryview(value.view(torch.uint8).numpy()))

@@ -1,0 +1,335 @@
+"""Kills: every writer of the package, killed after each of its system calls, and every command at random moments.
+
+`writer` kills one of `WRITERS` after each of its calls, and looks each time that its file is the old or the new one,
+that the next write succeeds, and that nothing else is left then. A case of `cases` ends a command by SIGKILL, SIGINT or
+SIGTERM at a random moment, perhaps again while it goes on, and compares what its last run makes with that of a run
+without an end.
+"""
+
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import tracing
+
+from gms_fast import cli, images, interrupts, io, schedules, search, solvers, statistics, training
+from gms_fast.models import MomentUNet
+from gms_fast.quality import matrix
+from gms_fast.solvers import GGDMTable
+from gms_fast.statistics import work
+from gms_fast.storage import atomic, checkpoint, tensors
+from gms_fast.training import loop
+
+LONGEST = 120.0  # seconds that a command may take to end
+Content = dict[str, bytes]
+
+
+def tiny(seed: int = 0) -> MomentUNet:
+    """A network as small as they get."""
+    torch.manual_seed(seed)
+    size = {"image_size": 4, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    return MomentUNet(**size, attention_resolutions=(), head="simple", moments="central")
+
+
+# --- writers ---
+
+
+def _gaussian(path: Path, value: int) -> None:
+    statistics.Gaussian(torch.full((3,), float(value)), torch.eye(3), torch.ones(3)).save(path)
+
+
+def _empirical(path: Path, value: int) -> None:
+    lam, curves = torch.linspace(-2, 2, 3, dtype=torch.float64), torch.full((3, 2), float(value))
+    statistics.EmpiricalModel(schedules.build("edm"), lam, curves, curves, curves).save(path)
+
+
+def _table(path: Path, value: int) -> None:
+    GGDMTable.of(solvers.build("ddim"), schedules.build("linear"), [900.0 + value, 400.0]).save(path)
+
+
+def _trained(path: Path, value: int) -> None:
+    state = loop._State({"w": torch.nn.Parameter(torch.zeros(2))}, loop.Settings(steps=2), path, {})
+    state.step = value
+    state.save()
+
+
+def _record(path: Path, value: int) -> None:
+    """A line that is there already is not written again, as a matrix that goes on does not."""
+    if not value:
+        atomic.write_text(path, "")
+        return
+    matrix._mend(path.parent)
+    if not matrix.read(path.parent):
+        atomic.append_line(path, "{}")
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {  # each writes at the path one of two contents, 0 and 1
+    "model": lambda path, value: io.save(tiny(value), path),
+    "model, where names cannot be exchanged": lambda path, value: io.save(tiny(value), path),
+    "x.safetensors": lambda path, value: tensors.write(path, {"x": torch.full((9,), float(value))}, {"is": "x"}),
+    "gaussian.safetensors": _gaussian,
+    "empirical.safetensors": _empirical,
+    "table.safetensors": _table,
+    "state.pt": lambda path, value: checkpoint.write(path, {"step": value}),
+    "checkpoint.pt": _trained,
+    "x.png": lambda path, value: images.save_images(torch.full((1, 1, 4, 4), float(value)), path),
+    "x.json": lambda path, value: atomic.write_text(path, json.dumps(value)),
+    "curve.csv": lambda path, value: atomic.write_rows(path, [[value]]),
+    matrix.RECORDS: _record,
+}
+
+
+def content(path: Path) -> Content:
+    """The bytes of a file, or of all files in a folder, by name; nothing where nothing is."""
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {path.name: path.read_bytes()} if path.is_file() else {}
+
+
+def writer(name: str) -> int:
+    """Kill a writer after each of its system calls, and return how many there are. Raises AssertionError."""
+    torch.set_num_threads(1)  # threads do not outlive a fork
+    exchange, write = atomic._exchange, WRITERS[name]
+    if "exchanged" in name:
+        atomic._exchange = lambda *_: False
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _writer(Path(folder, name.partition(",")[0]), write)
+    finally:
+        atomic._exchange = exchange
+
+
+def _writer(path: Path, write: Callable[[Path, int], None]) -> int:
+    known = []
+    for value in (0, 1):
+        write(path, value)
+        known.append(content(path))
+    assert known[0] != known[1], "contents must differ for a test to tell them"
+    names = set(os.listdir(path.parent))
+    write(path, 0)
+    calls = 0
+    while tracing.killed(lambda: write(path, 1), calls):
+        found = content(atomic.present(path))
+        assert found in known, f"after {calls} calls {path.name} is neither old nor new"
+        write(path, 1)
+        assert content(path) == known[1], f"after {calls} calls the next write fails"
+        assert set(os.listdir(path.parent)) == names, f"after {calls} calls {os.listdir(path.parent)} are left"
+        write(path, 0)
+        calls += 1
+    return calls
+
+
+# --- commands ---
+
+
+class Command(NamedTuple):
+    """A command, what it writes, and how its result is told from another."""
+
+    arguments: tuple[str, ...]
+    out: str
+    again: str = "--resume"
+    result: Callable[[Path], object] = content
+    done: Callable[[Path], int] = lambda _: 0  # what may not get less
+
+
+def _steps(out: Path) -> int:
+    """Steps of training that have a checkpoint."""
+    files = [out / stage / loop.CHECKPOINT for stage in ("noise", "heads")]
+    return sum(checkpoint.read(file)["step"] for file in files if file.exists())
+
+
+def _iterations(out: Path) -> int:
+    from gms_fast.search import ddss
+
+    file = out / ddss.CHECKPOINT
+    return checkpoint.read(file, ddss.FORMAT, ddss.FIELDS)["iteration"] if file.exists() else 0
+
+
+def _rows(out: Path) -> int:
+    """Rows of unfinished statistics; of finished ones there are more than that."""
+    file = work.partial(out)
+    if out.exists():
+        return 1 << 20
+    return sum(map(len, tensors.read(file, work.FORMAT, (), ())[0].values())) if file.exists() else 0
+
+
+def _records(out: Path) -> list[object]:
+    records = matrix.read(out)
+    return sorted(json.dumps({k: v for k, v in r.items() if "second" not in k and k != "origin"}) for r in records)
+
+
+MODEL = ("--model", "tiny")
+COMMANDS = {
+    "sample": Command(
+        ("sample", *MODEL, "--n", "6", "--batch-size", "2", "--steps", "3", "--out", "x.npz"), "x.npz", "--force"
+    ),
+    "train": Command(
+        (
+            *("train", "--data", "x.npy", "--out", "run", "--steps", "9", "--head-steps", "7", "--batch-size", "2"),
+            *("--channel-mult", "1", "--attention", ""),
+        ),
+        "run",
+        result=lambda out: content(out / "model"),
+        done=_steps,
+    ),
+    "statistics": Command(
+        (
+            *("statistics", *MODEL, "--data", "x.npy", "--samples", "4", "--nodes", "4"),
+            *("--batch-size", "2", "--out", "x.safetensors"),
+        ),
+        "x.safetensors",
+        done=_rows,
+    ),
+    "statistics --gaussian": Command(
+        (
+            *("statistics", "--gaussian", *MODEL, "--samples", "6"),
+            *("--batch-size", "2", "--out", "x.safetensors"),
+        ),
+        "x.safetensors",
+        done=_rows,
+    ),
+    "search": Command(
+        (
+            *("search", *MODEL, "--data", "x.npy", "--out", "found", "--steps", "2", "--iterations", "6"),
+            *("--batch-size", "4", "--features", "pixels"),
+        ),
+        "found",
+        result=lambda out: {name: data for name, data in content(out).items() if name != "checkpoint.pt"},
+        done=_iterations,
+    ),
+    "evaluate": Command(
+        (
+            *("evaluate", *MODEL, "--data", "x.npy", "--out", "quality", "--steps", "1,2", "--n", "50"),
+            *("--ranges", "1", "--workers", "1", "--solver", "ddim"),
+        ),
+        "quality",
+        result=_records,
+        done=lambda out: len(matrix.read(out)),
+    ),
+}
+WEIGHTS = {name: 1 if name == "evaluate" else 8 for name in COMMANDS}  # it takes as long as all the others
+
+
+class Case(NamedTuple):
+    """A command, and the signals that end it: which ones, and when, in shares of the time that it takes."""
+
+    number: int
+    command: str
+    ends: list[tuple[signal.Signals, float]]
+
+
+def cases(seed: int, first: int = 0) -> Iterator[Case]:
+    """Cases from number `first` on, each of its own."""
+    for number in itertools.count(first):
+        draw = random.Random(f"{seed}/{number}")
+        name = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+        yield Case(number, name, [(draw.choice(signals), draw.uniform(0, 1.05)) for _ in range(draw.randint(1, 3))])
+
+
+def check(case: Case) -> str | None:
+    """Run a case. Returns what went wrong, if something did."""
+    command = COMMANDS[case.command]
+    try:
+        wanted, seconds, names = _whole(case.command)
+        with tempfile.TemporaryDirectory() as folder:
+            _prepare(Path(folder))
+            out, done, again = Path(folder, command.out), 0, ()
+            for number, share in case.ends:
+                _run(command, folder, again, (number, share * seconds))
+                left = command.done(out)
+                assert left >= done, f"{done} were done, and {left} are left after {number.name}"
+                done, again = left, (command.again,)
+            _run(command, folder, again)
+            assert command.result(out) == wanted, "the result is another one than that of a whole run"
+            assert set(os.listdir(folder)) == names, f"there are {sorted(os.listdir(folder))}"
+    except (AssertionError, ValueError) as error:
+        return f"{case.command} {[(n.name, round(share, 2)) for n, share in case.ends]}: {error}"
+    return None
+
+
+@cache
+def _whole(name: str) -> tuple[object, float, set[str]]:
+    """Result, seconds and names of files of a run that nothing ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        _prepare(Path(folder))
+        start = time.monotonic()
+        _run(COMMANDS[name], folder)
+        seconds = time.monotonic() - start
+        return COMMANDS[name].result(Path(folder, COMMANDS[name].out)), seconds, set(os.listdir(folder))
+
+
+def _prepare(folder: Path) -> None:
+    torch.set_num_threads(1)  # threads do not outlive a fork
+    io.save(tiny(), folder / "tiny")
+    np.save(folder / "x.npy", np.random.default_rng(0).uniform(-1, 1, (200, 4, 4)).astype(np.float32))
+
+
+def _run(command: Command, folder: str, again: tuple[str, ...] = (), end: tuple[int, float] | None = None) -> None:
+    """Run a command to its end, or to that of a signal after some seconds. Raises AssertionError for another end."""
+    said = Path(folder, "said")
+    child = os.fork()
+    if child == 0:
+        _command((*command.arguments, *again), folder, said)
+    number, after = end or (None, LONGEST)
+    ended = _ends(child, after)
+    if not ended and number is not None:
+        os.kill(child, number)
+        ended = _ends(child, LONGEST)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    text = said.read_text() if said.exists() else ""
+    said.unlink(missing_ok=True)
+    assert ended, f"it has not ended after {LONGEST:.0f} s more: {text}"
+    status = os.waitstatus_to_exitcode(ended[0])
+    allowed = {0} if number is None else {0, -9} if number == signal.SIGKILL else {0, 128 + number}
+    assert status in allowed, f"it ends with status {status}: {text}"
+    if status > 0:
+        one_line = rf"gms-fast: {interrupts.WORDS[number]}[^\n]*\n"
+        assert re.fullmatch(one_line, text), f"one line is wanted where it ends by {number.name}: {text}"
+
+
+def _command(arguments: tuple[str, ...], folder: str, said: Path) -> None:
+    """Be the command, with checkpoints as often as there can be, and nothing but its words in the file `said`."""
+    os.chdir(folder)
+    words = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(words, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    interrupts.guard()
+    work.SECONDS = -1.0
+    for train in (training.train_noise_network, training.train_moment_heads):
+        train.__kwdefaults__["checkpoint_every"] = 1
+    search.Settings.__init__.__kwdefaults__.update(score_every=1, score_samples=8)
+    status = 1
+    try:
+        status = cli.main(arguments)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _ends(child: int, seconds: float) -> tuple[int] | None:
+    """The status of a child that ends within some seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return (status,)
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.001)
