@@ -1,9 +1,9 @@
 """Kills: every writer of the package, killed after each of its system calls, and every command at random moments.
 
 `writer` kills one of `WRITERS` after each of its calls, and looks each time that its file is the old or the new one,
-that the next write succeeds, and that nothing else is left then. A case of `cases` ends a command by SIGKILL, SIGINT or
-SIGTERM at a random moment, perhaps again while it goes on, and compares what its last run makes with that of a run
-without an end.
+that the next write succeeds, and that nothing else is left then. A case of `cases` ends a command by SIGKILL, SIGINT,
+SIGTERM, a disk that is full or a folder that vanishes at a random moment, perhaps again while it goes on, and compares
+what its last run makes with that of a run without an end.
 """
 
 import itertools
@@ -11,6 +11,8 @@ import json
 import os
 import random
 import re
+import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,6 +34,10 @@ from gms_fast.statistics import work
 from gms_fast.storage import atomic, checkpoint, tensors
 from gms_fast.training import loop
 
+FULL, VANISHED = "full disk", "vanished folder"
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+ENDS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143, FULL: 2, VANISHED: 2}  # and the status that follows
+LINES = {"SIGINT": "interrupted", "SIGTERM": "terminated", FULL: "error: .*File too large: ", VANISHED: "error: "}
 LONGEST = 120.0  # seconds that a command may take to end
 Content = dict[str, bytes]
 
@@ -223,11 +229,11 @@ WEIGHTS = {name: 1 if name == "evaluate" else 8 for name in COMMANDS}  # it take
 
 
 class Case(NamedTuple):
-    """A command, and the signals that end it: which ones, and when, in shares of the time that it takes."""
+    """A command, and what ends it: each of ENDS, and when, in shares of the time that it takes, or of the bytes."""
 
     number: int
     command: str
-    ends: list[tuple[signal.Signals, float]]
+    ends: list[tuple[str, float]]
 
 
 def cases(seed: int, first: int = 0) -> Iterator[Case]:
@@ -235,40 +241,41 @@ def cases(seed: int, first: int = 0) -> Iterator[Case]:
     for number in itertools.count(first):
         draw = random.Random(f"{seed}/{number}")
         name = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-        signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-        yield Case(number, name, [(draw.choice(signals), draw.uniform(0, 1.05)) for _ in range(draw.randint(1, 3))])
+        kinds = draw.choices(list(ENDS), (6, 3, 3, 3, 1), k=draw.randint(1, 3))
+        yield Case(number, name, [(kind, draw.uniform(0, 1.05)) for kind in kinds])
 
 
 def check(case: Case) -> str | None:
     """Run a case. Returns what went wrong, if something did."""
     command = COMMANDS[case.command]
     try:
-        wanted, seconds, names = _whole(case.command)
+        wanted, seconds, largest, names = _whole(case.command)
         with tempfile.TemporaryDirectory() as folder:
             _prepare(Path(folder))
             out, done, again = Path(folder, command.out), 0, ()
-            for number, share in case.ends:
-                _run(command, folder, again, (number, share * seconds))
+            for kind, share in case.ends:
+                _run(command, folder, again, kind, share * (largest if kind == FULL else seconds))
                 left = command.done(out)
-                assert left >= done, f"{done} were done, and {left} are left after {number.name}"
+                assert left >= done or kind == VANISHED, f"{done} were done, and {left} are left after {kind}"
                 done, again = left, (command.again,)
             _run(command, folder, again)
             assert command.result(out) == wanted, "the result is another one than that of a whole run"
             assert set(os.listdir(folder)) == names, f"there are {sorted(os.listdir(folder))}"
     except (AssertionError, ValueError) as error:
-        return f"{case.command} {[(n.name, round(share, 2)) for n, share in case.ends]}: {error}"
+        return f"{case.command} {[(kind, round(share, 2)) for kind, share in case.ends]}: {error}"
     return None
 
 
 @cache
-def _whole(name: str) -> tuple[object, float, set[str]]:
-    """Result, seconds and names of files of a run that nothing ends."""
+def _whole(name: str) -> tuple[object, float, int, set[str]]:
+    """Result, seconds, size of the largest file and names of files of a run that nothing ends."""
     with tempfile.TemporaryDirectory() as folder:
         _prepare(Path(folder))
         start = time.monotonic()
         _run(COMMANDS[name], folder)
         seconds = time.monotonic() - start
-        return COMMANDS[name].result(Path(folder, COMMANDS[name].out)), seconds, set(os.listdir(folder))
+        out = Path(folder, COMMANDS[name].out)
+        return COMMANDS[name].result(out), seconds, max(map(len, content(out).values())), set(os.listdir(folder))
 
 
 def _prepare(folder: Path) -> None:
@@ -277,35 +284,44 @@ def _prepare(folder: Path) -> None:
     np.save(folder / "x.npy", np.random.default_rng(0).uniform(-1, 1, (200, 4, 4)).astype(np.float32))
 
 
-def _run(command: Command, folder: str, again: tuple[str, ...] = (), end: tuple[int, float] | None = None) -> None:
-    """Run a command to its end, or to that of a signal after some seconds. Raises AssertionError for another end."""
-    said = Path(folder, "said")
+def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str = "", amount: float = 0) -> None:
+    """Run a command to its end, or to that of one of ENDS after some seconds or bytes. Raises AssertionError."""
+    said, words = os.pipe()
+    os.set_blocking(said, False)
     child = os.fork()
     if child == 0:
-        _command((*command.arguments, *again), folder, said)
-    number, after = end or (None, LONGEST)
-    ended = _ends(child, after)
-    if not ended and number is not None:
-        os.kill(child, number)
-        ended = _ends(child, LONGEST)
+        _command((*command.arguments, *again), folder, words, int(amount) if kind == FULL else resource.RLIM_INFINITY)
+    ended = _ends(child, amount if kind in (VANISHED, *SIGNALS) else LONGEST)
+    if not ended and kind in SIGNALS:
+        os.kill(child, SIGNALS[kind])
+    if not ended and kind == VANISHED:
+        _vanish(Path(folder, command.out))
+    ended = ended or _ends(child, LONGEST)
     if not ended:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    text = said.read_text() if said.exists() else ""
-    said.unlink(missing_ok=True)
+    os.write(words, b"\n")  # something to read in any case
+    text = os.read(said, 1 << 16).decode()
+    os.close(said)
+    os.close(words)
     assert ended, f"it has not ended after {LONGEST:.0f} s more: {text}"
     status = os.waitstatus_to_exitcode(ended[0])
-    allowed = {0} if number is None else {0, -9} if number == signal.SIGKILL else {0, 128 + number}
-    assert status in allowed, f"it ends with status {status}: {text}"
+    assert status in (0, ENDS.get(kind)), f"it ends with status {status} by {kind or 'itself'}: {text}"
     if status > 0:
-        one_line = rf"gms-fast: {interrupts.WORDS[number]}[^\n]*\n"
-        assert re.fullmatch(one_line, text), f"one line is wanted where it ends by {number.name}: {text}"
+        assert re.fullmatch(rf"gms-fast: {LINES[kind]}[^\n]*\n\n", text), f"not one line of its own at its end: {text}"
 
 
-def _command(arguments: tuple[str, ...], folder: str, said: Path) -> None:
-    """Be the command, with checkpoints as often as there can be, and nothing but its words in the file `said`."""
+def _vanish(out: Path) -> None:
+    """Take a folder away; files have none of their own."""
+    if out.is_dir():
+        out.rename(out.with_name("away"))
+        shutil.rmtree(out.with_name("away"))
+
+
+def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) -> None:
+    """Be the command, with checkpoints as often as there can be, its words in a pipe, and no larger files than so."""
     os.chdir(folder)
-    words = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     os.dup2(words, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     interrupts.guard()

@@ -186,4 +186,4 @@ def evaluate(cell: Cell, n: int, data: str | None = None, schedule: str | None =
     x, calls = samples(cell, subject, n)
     seconds = time.perf_counter() - start
     record = {**vars(cell), "n": len(x), "calls": calls, "seconds": round(seconds, 1), **measure(x, subject)}
-    return {"record": record, "shown": x[:SHOWN].float() if x.ndim == 4 and cell.range == 0 else None}
+    return {"record": record, "shown": x[:SHOWN].float().numpy() if x.ndim == 4 and cell.range == 0 else None}

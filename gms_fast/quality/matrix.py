@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -156,10 +157,10 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     atomic.write_text(file, json.dumps(settings, indent=1) + "\n")
 
 
-def _append(out: Path, record: dict[str, Any], shown: torch.Tensor | None) -> None:
+def _append(out: Path, record: dict[str, Any], shown: np.ndarray | None) -> None:
     if shown is not None:
         (out / IMAGES).mkdir(exist_ok=True)
-        save_images(shown, out / IMAGES / picture(cell_of(record)), columns=len(shown))
+        save_images(torch.from_numpy(shown), out / IMAGES / picture(cell_of(record)), columns=len(shown))
     atomic.append_line(out / RECORDS, json.dumps(record))
 
 

@@ -1,0 +1,143 @@
+"""Signals: put off to where nothing is halfway, and one line at any moment of a command."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from gms_fast import interrupts
+from gms_fast.cli import main, sample
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # Python handles it between two steps
+
+
+def walk(done, signals=(), error=None):
+    """Three steps, some of which a signal comes in, and the second of which may fail."""
+    with interrupts.put_off() as check:
+        for step in range(3):
+            for number in [number for at, number in signals if at == step]:
+                send(number)
+            if step == 1 and error:
+                raise error
+            done.append(step)
+            check()
+
+
+def test_a_signal_waits_for_the_end_of_a_step():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        walk(done, [(1, signal.SIGINT)])
+    assert done == [0, 1]
+
+
+def test_the_second_signal_does_not_wait():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        walk(done, [(1, signal.SIGINT), (1, signal.SIGINT)])
+    assert done == [0]
+
+
+def test_a_signal_is_not_lost_by_an_error_in_its_step():
+    with pytest.raises(KeyboardInterrupt):
+        walk([], [(1, signal.SIGINT)], ValueError("of a step that the signal disturbed"))
+
+
+def test_a_signal_is_not_lost_at_the_end():
+    with pytest.raises(KeyboardInterrupt), interrupts.put_off():
+        send(signal.SIGINT)
+
+
+def test_handlers_are_those_of_before(monkeypatch):
+    before = [signal.getsignal(number) for number in interrupts.SIGNALS]
+    with interrupts.raised():
+        assert signal.getsignal(signal.SIGTERM) not in before
+        with interrupts.put_off():
+            pass
+        with pytest.raises(interrupts.Terminated):
+            send(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+
+
+def test_other_threads_put_nothing_off():
+    seen = []
+
+    def work():
+        with interrupts.put_off() as check, interrupts.raised():
+            check()
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_command_ends_in_one_line_with_the_status_of_its_signal(number, word, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sample, "_draw", lambda *_: send(number))
+    assert main(["sample", "--model", "digits", "--out", str(tmp_path / "x.png")]) == 128 + number
+    assert capsys.readouterr().err == f"gms-fast: {word}; none of 64 images was finished\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("model returned NaN at step 2"), "error: model returned NaN at step 2; 3 of 64 images"),
+        (torch.OutOfMemoryError("CUDA"), "error: --batch-size 64 is more than cpu has memory for; 3 of 64 images"),
+        (MemoryError(), "error: MemoryError; 3 of 64 images"),
+    ],
+)
+def test_what_is_drawn_is_kept_however_the_drawing_ends(error, message, capsys, monkeypatch, tmp_path):
+    def draw(model, solver, args, batches):
+        batches.append(torch.zeros(3, 1, 8, 8))
+        raise error
+
+    monkeypatch.setattr(sample, "_draw", draw)
+    assert main(["sample", "--model", "digits", "--out", str(tmp_path / "x.png")]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize("start", ["module", "script"])
+def test_a_signal_at_any_moment_of_the_start_ends_in_one_line(start, tmp_path):
+    """From when Python has read the package's first lines; what it says before is its own."""
+    program = [sys.executable, "-m", "gms_fast"]
+    if start == "script":
+        (tmp_path / "gms-fast").write_text("import sys; from gms_fast.cli import main; sys.exit(main())")
+        program = [sys.executable, str(tmp_path / "gms-fast")]
+    seen = set()
+    for delay, number in ((0, signal.SIGTERM), (0.2, signal.SIGINT), (0.7, signal.SIGTERM), (1.4, signal.SIGINT)):
+        process = subprocess.Popen([*program, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        guarded(process)
+        time.sleep(delay)
+        process.send_signal(number)
+        said = process.communicate()[1]
+        seen.add(process.returncode)
+        assert process.returncode in (0, 128 + number), said
+        assert process.returncode == 0 or re.fullmatch(r"gms-fast: (interrupted|terminated)\n", said), said
+    assert {130, 143} <= seen
+
+
+def guarded(process):
+    """Wait until a process handles SIGINT itself and not as Python does from its start: SIGTERM has a handler too."""
+    while process.poll() is None:
+        with open(f"/proc/{process.pid}/status") as status:
+            caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.001)
+
+
+def test_a_program_that_imports_the_package_keeps_its_signals():
+    code = "import gms_fast, signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -1,0 +1,343 @@
+"""Files that appear whole or not at all, the locks of runs, and the bytes of tensors."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import gms_fast
+from gms_fast import io
+from gms_fast.models import MomentUNet
+from gms_fast.storage import atomic, locks, tensors
+
+LEFT = ".x.0123abcd.partial"  # as a writer of `x` that was killed leaves it
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    size = {"image_size": 4, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    return MomentUNet(**{**size, "attention_resolutions": (), "head": None, **changes})
+
+
+# --- files ---
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with atomic.writing(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == {"x"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def write():
+        with atomic.writing(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"x"}
+
+
+def test_an_error_of_the_system_names_the_file_and_wins_over_what_a_library_made_of_it(tmp_path, monkeypatch):
+    full = OSError(28, "No space left on device")
+
+    class Full(atomic._Scratch):
+        failed = full
+
+        def write(self, data):
+            raise full
+
+    def library():
+        with atomic.writing(tmp_path / "x") as file:
+            raise RuntimeError(f"unexpected pos 64 vs 0 in {file}")
+
+    monkeypatch.setattr(atomic, "_Scratch", Full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x'"):
+        library()
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x'"):
+        atomic.write_text(tmp_path / "x", "data")
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_on_the_way_is_made_on_request_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"away/x"):
+        atomic.write_text(tmp_path / "away" / "x", "")
+    tensors.write(tmp_path / "away" / "x", {}, {}, parents=True)
+    assert names(tmp_path / "away") == {"x"}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_modes_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        atomic.write_text(tmp_path / "x", "")
+        io.save(tiny(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~mask
+    for path in (tmp_path / "model").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_links_stay_links(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    for name in ("x", "model"):
+        (tmp_path / "here" / name).symlink_to(tmp_path / "there" / name)
+    for _ in range(2):
+        atomic.write_text(tmp_path / "here" / "x", "new")
+        io.save(tiny(), tmp_path / "here" / "model")
+    for name in ("x", "model"):
+        assert (tmp_path / "here" / name).is_symlink()
+        assert (tmp_path / "there" / name).exists()
+    assert names(tmp_path / "here") == names(tmp_path / "there") == {"x", "model"}
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
+    for name in (LEFT, ".y.0123abcd.partial", ".x.partial", ".x.y.0123abcd.partial"):
+        (tmp_path / name).write_text("half")
+    atomic.write_text(tmp_path / "x", "new")
+    assert names(tmp_path) == {"x", ".y.0123abcd.partial", ".x.partial", ".x.y.0123abcd.partial"}
+
+
+def test_the_next_write_spares_what_another_writes(tmp_path):
+    with atomic.writing(tmp_path / "x") as file:
+        file.write(b"first")
+        atomic.write_text(tmp_path / "x", "second")
+    assert (tmp_path / "x").read_text() == "first"
+    assert names(tmp_path) == {"x"}
+
+
+def test_threads_that_write_one_file_leave_one_of_theirs(tmp_path):
+    texts = [str(i) * 100_000 for i in range(8)]
+
+    def write(text):
+        for _ in range(10):
+            atomic.write_text(tmp_path / "x", text)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert not (tmp_path / "x").exists() or (tmp_path / "x").read_text() in texts
+    assert (tmp_path / "x").read_text() in texts
+    assert names(tmp_path) == {"x"}
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, write = tmp_path / "x", os.write
+    atomic.append_line(path, "one")
+
+    def full(handle, data):
+        if len(data) < 4:
+            raise OSError(28, "No space left on device")
+        return write(handle, data[:2])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x'"):
+        atomic.append_line(path, "three")
+    assert path.read_text() == "one\n"
+
+
+# --- folders ---
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, exchanged):
+    if not exchanged:
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    for head in (None, "simple"):
+        io.save(tiny(head=head), tmp_path / "model")
+        assert io.load(tmp_path / "model").config["head"] == head
+    assert names(tmp_path) == {"model"}
+
+
+def test_names_are_exchanged_where_the_system_can(tmp_path):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("renameat2 is of Linux")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not atomic._exchange(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this file system cannot exchange names")
+    assert (names(tmp_path / "one"), names(tmp_path / "other")) == ({"other"}, {"one"})
+
+
+def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):
+    io.save(tiny(), tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.previous")
+    assert io.load(tmp_path / "model").config["head"] is None
+    assert names(tmp_path) == {".model.previous"}
+    (tmp_path / ".model.previous" / "precious").touch()
+    with pytest.raises(FileExistsError, match="is not a saved model"):
+        io.save(tiny(), tmp_path / "model")
+    (tmp_path / ".model.previous" / "precious").unlink()
+    io.save(tiny(head="simple"), tmp_path / "model")
+    assert io.load(tmp_path / "model").config["head"] == "simple"
+    assert names(tmp_path) == {"model"}
+
+
+def test_a_save_that_fails_after_a_kill_sets_the_old_model_right(tmp_path, monkeypatch):
+    io.save(tiny(), tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.previous")
+    monkeypatch.setattr(tensors, "write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        io.save(tiny(head="simple"), tmp_path / "model")
+    assert names(tmp_path) == {"model"}
+    assert io.load(tmp_path / "model").config["head"] is None
+
+
+def test_a_folder_with_litter_alone_is_free(tmp_path):
+    assert not atomic.occupied(tmp_path)
+    (tmp_path / LEFT).touch()
+    (tmp_path / locks.FILE).touch()
+    assert not atomic.occupied(tmp_path)
+    (tmp_path / "x.partial").touch()
+    assert atomic.occupied(tmp_path)
+
+
+# --- locks ---
+
+HOLD = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from gms_fast.storage import locks
+with locks.locked_{kind}(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(params=["file", "folder"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def holder(tmp_path, kind):
+    command = [sys.executable, "-c", HOLD.format(kind=kind), str(tmp_path / "x"), str(Path(io.__file__).parents[1])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def locked(kind, path):
+    return {"file": locks.locked_file, "folder": locks.locked_folder}[kind](path)
+
+
+def test_the_second_run_is_told_of_the_first(tmp_path, kind, holder):
+    host, year = socket.gethostname(), time.strftime("%Y")
+    with (
+        pytest.raises(BlockingIOError, match=rf"x is in use by process {holder.pid} on {host} since {year}-"),
+        locked(kind, tmp_path / "x"),
+    ):
+        pytest.fail("two hold one file")
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with locked(kind, tmp_path / "x"):
+        said = json.loads((tmp_path / {"file": ".x.lock", "folder": "x/.lock"}[kind]).read_text())
+        assert said["pid"] == os.getpid()
+    assert names(tmp_path) == ({"x"} if kind == "folder" else set())
+
+
+def test_a_lock_ends_with_its_block(tmp_path, kind):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="some"), locked(kind, tmp_path / "x"):
+            raise ValueError("some")
+
+
+def test_one_of_many_threads_holds_a_lock(tmp_path, kind):
+    held, worst = [], []
+
+    def work():
+        for _ in range(200):
+            with suppress(BlockingIOError), locked(kind, tmp_path / "x"):
+                held.append(1)
+                worst.append(len(held))
+                held.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(worst) >= 200
+    assert max(worst) == 1
+
+
+def test_where_nothing_can_be_locked_nothing_is(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(locks, "fcntl", None)
+    with locked(kind, tmp_path / "x"), locked(kind, tmp_path / "x"):
+        assert not locks.abandoned(tmp_path)
+    (tmp_path / LEFT).touch()
+    atomic.write_text(tmp_path / "y", "")
+    assert LEFT in names(tmp_path)
+
+
+# --- tensors ---
+
+
+def test_the_library_reads_what_is_written(tmp_path):
+    values = {
+        "a": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)),
+        "b": torch.arange(5),
+        "c": torch.ones(3, 1).half().T,
+        "d": torch.tensor(2.5, dtype=torch.float64),
+        "e": torch.zeros(0, 4, dtype=torch.bfloat16),
+        "f": torch.tensor([True, False]),
+        "g": torch.arange(3, dtype=torch.uint8),
+    }
+    tensors.write(tmp_path / "x", values, {"b": "1", "a": "ü\n"})
+    found = load_file(tmp_path / "x")
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        assert torch.equal(found[name], value)
+        assert found[name].dtype == value.dtype
+    with safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == {"a": "ü\n", "b": "1"}
+
+
+def test_equal_runs_give_equal_bytes(tmp_path):
+    code = (
+        "import sys, torch; from gms_fast import statistics; eye = torch.eye(4)\n"
+        "statistics.Gaussian(eye[0], eye, eye[0], range=(0, 1), count=9).save(sys.argv[1])"
+    )
+    for name in ("one", "other"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_equal_models_give_equal_bytes(tmp_path):
+    for name in ("one", "other"):
+        gms_fast.save(tiny(), tmp_path / name)
+    for file in (io.WEIGHTS, io.CONFIG):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
