@@ -117,6 +117,15 @@ def writer(name: str) -> int:
         atomic._exchange = exchange
 
 
+def check_writer(name: str) -> str | None:
+    """Run `writer`. Returns what went wrong, if something did."""
+    try:
+        writer(name)
+    except AssertionError as error:
+        return f"{name}: {error}"
+    return None
+
+
 def _writer(path: Path, write: Callable[[Path, int], None]) -> int:
     known = []
     for value in (0, 1):
