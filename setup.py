@@ -126,8 +126,8 @@ if __name__ == "__main__":  # a test asks for the rule above
         package_dir={"gms_fast.kernels": "kernels"},
         package_data={
             "gms_fast": ["py.typed", "*.pyi"],
-            "gms_fast.quality": ["classifiers/*.safetensors"],
-            "gms_fast.search": ["networks/*.safetensors"],
+            "gms_fast.quality": ["classifiers/*.safetensors", "classifiers/*.md"],
+            "gms_fast.search": ["networks/*.safetensors", "networks/*.md"],
             "gms_fast.models": ["*/*.safetensors", "*/*.json", "*/*.md", "*/*.csv"],
         },
         ext_modules=[] if pure else [Extension("gms_fast._C", sources=[], depends=native_sources)],
