@@ -1,6 +1,10 @@
-"""Weights come with their licence."""
+"""The source distribution is the checkout, and weights come with their licence."""
 
-from pathlib import Path
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -8,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 WEIGHTS = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".bin")
 FILES = [path for top in ("gms_fast", "tests") for path in (ROOT / top).rglob("*") if path.suffix in WEIGHTS]
 FOLDERS = sorted({str(path.parent.relative_to(ROOT)) for path in FILES})
+LEFTOVERS = ("gms_fast/_C.so", "kernels/__pycache__/x.pyc", "build/x.o", "dist/x.whl", ".venv/x.py", "runs/x.npz")
 
 
 def test_weights_are_found_wherever_they_lie():
@@ -21,3 +26,25 @@ def test_weights_come_with_the_licence_of_themselves_and_of_their_data(folder):
     data = {"MNIST": "CC BY-SA 3.0", "scikit-learn's digits": "CC BY 4.0"}
     assert all((name in licence) == (terms in licence) for name, terms in data.items())
     assert any(name in licence for name in data) == folder.startswith("gms_fast")
+
+
+def test_source_distribution_holds_the_checkout_and_nothing_else(tmp_path):
+    """Of files that git does not know it has only what setuptools writes; PKG-INFO and setup.cfg among them."""
+    tracked = committed()
+    for name in (*tracked, *LEFTOVERS):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes() if name in tracked else b"")
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "made"], cwd=tmp_path, check=True)
+    (archive,) = (tmp_path / "made").iterdir()
+    with tarfile.open(archive) as tar:
+        files = {str(PurePosixPath(*Path(member.name).parts[1:])) for member in tar if member.isfile()}
+    written = {name for name in files if name.startswith("gms_fast.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    assert files - written == tracked
+
+
+def committed() -> set[str]:
+    """Files of this checkout that git knows and that are still there."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name for name in listed.split("\0") if (ROOT / name).is_file()}
