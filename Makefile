@@ -1,4 +1,5 @@
-# Two commands: `make sample` draws digits, `make test` runs what CI runs. Both set up .venv the first time.
+# Two commands: `make sample` draws digits, `make test` runs what CI runs. Both set up .venv the first time, from the files in
+# locks/, whose hashes pip checks. LOCK=no takes the versions of constraints.txt instead: for a build of torch from elsewhere.
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
@@ -6,11 +7,9 @@ export PATH := $(BIN):$(PATH)
 .PHONY: sample test setup bench clean
 setup: .venv/built
 
-.venv/installed: requirements.txt constraints.txt
+.venv/installed: requirements.txt constraints.txt locks/install.py $(wildcard locks/*.txt)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	# A CUDA build of torch brings the Triton it was made for; the CPU build brings none.
-	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check triton==3.6.0
+	$(BIN)/python locks/install.py $(if $(filter no,$(LOCK)),--unchecked)
 	touch $@
 
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
