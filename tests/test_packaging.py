@@ -28,6 +28,14 @@ def test_weights_come_with_the_licence_of_themselves_and_of_their_data(folder):
     assert any(name in licence for name in data) == folder.startswith("gms_fast")
 
 
+def test_licences_are_installed_with_the_weights(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    shipped = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    weights = {path.relative_to(ROOT) for path in FILES if path.is_relative_to(ROOT / "gms_fast")}
+    assert weights | {path.parent / "README.md" for path in weights} <= shipped
+
+
 def test_source_distribution_holds_the_checkout_and_nothing_else(tmp_path):
     """Of files that git does not know it has only what setuptools writes; PKG-INFO and setup.cfg among them."""
     tracked = committed()
