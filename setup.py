@@ -124,6 +124,7 @@ if __name__ == "__main__":  # a test asks for the rule above
     setup(
         packages=find_packages(include=["gms_fast", "gms_fast.*"]) + kernel_packages,
         package_dir={"gms_fast.kernels": "kernels"},
+        include_package_data=False,  # or MANIFEST.in, which is for the source distribution, would count here too
         package_data={
             "gms_fast": ["py.typed", "*.pyi"],
             "gms_fast.quality": ["classifiers/*.safetensors", "classifiers/*.md"],
