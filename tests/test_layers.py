@@ -121,6 +121,33 @@ def test_triton_is_imported_in_kernels_alone():
         assert foreign <= {"contextlib", "collections", "functools", "math", "os", "typing", "dataclasses"}, path
 
 
+WRITES = {"write_text", "write_bytes", "save_file"}
+WRITERS = {  # that write by themselves, and why
+    "gms_fast/storage/atomic.py",
+    "gms_fast/storage/locks.py",
+    "bench/parts.py",  # runs before the package is built
+    "bench/preflight.py",  # so does this
+    "bench/counters.py",  # passes on what another program says
+    "bench/kills.py",
+    "bench/damage.py",  # files that are to be found broken
+    "bench/damage_files.py",
+}
+
+
+def test_one_module_writes_files():
+    """All others have it done: by `atomic`, or by what uses it."""
+    for path in [*files("gms_fast"), *(ROOT / "bench").rglob("*.py")]:
+        if path.relative_to(ROOT).as_posix() in WRITERS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner, name = ast.unparse(node.func.value), node.func.attr
+            assert owner == "atomic" or name not in WRITES, f"{path.relative_to(ROOT)}:{node.lineno}: {owner}.{name}"
+            mode = [a.value for a in node.args if isinstance(a, ast.Constant) and name == "open"]
+            assert not any(set(str(m)) & set("wax+") for m in mode), f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
 def test_nobody_imports_the_command_line():
     for path in files("gms_fast"):
         inside = path.relative_to(PACKAGE).parts[0] in ("cli", "__main__.py")
