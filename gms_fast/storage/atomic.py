@@ -34,7 +34,7 @@ def writing(path: str | Path, *, parents: bool = False) -> Iterator[BinaryIO]:
     Raises OSError naming `path`; what was there stays then.
     """
     path = _target(path)
-    with _naming(path):
+    with locks.naming(path):
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
@@ -67,7 +67,7 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
     `path`.
     """
     path = _target(path)
-    with _naming(path):
+    with locks.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path)
         _sweep(path)
@@ -103,7 +103,7 @@ def write_rows(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
 def append_line(path: str | Path, line: str) -> None:
     """Add a line to a file of lines, or leave it as it was. Raises OSError naming `path`."""
     path = Path(path)
-    with _naming(path):
+    with locks.naming(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         size = os.fstat(handle).st_size
         try:
@@ -165,17 +165,6 @@ class _Scratch(io.FileIO):
 def _target(path: str | Path) -> Path:
     """The path itself, behind links."""
     return Path(os.path.realpath(path))
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system that name `path`, not scratch beside it or nothing."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def _scratch(path: Path) -> Path:

@@ -37,14 +37,26 @@ def locked_file(path: str | Path) -> AbstractContextManager[None]:
 @contextmanager
 def _locked(path: Path, file: Path) -> Iterator[None]:
     """Hold `path` by a lock file that says whose it is, and goes when the block ends."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = _acquire(file, path)
+    with naming(path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(file, path)
     try:
         yield
     finally:
         with suppress(OSError):
             os.unlink(file)
         os.close(handle)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system that name `path`, not scratch or a lock beside it, nor nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
 def _acquire(file: Path, path: Path) -> int:
