@@ -62,7 +62,7 @@ def ddpm_step(x: Tensor, e1: Tensor, step: StepCoefficients) -> Tensor:
 
 def eager_fit(mean: Tensor, var: Tensor, third: Tensor, floor: float) -> tuple[Tensor, ...]:
     """The closed fit alone."""
-    base, excess = reference.split_variance(var, floor)
+    base, excess = reference.split_variance(var, floor, "exact")
     return reference.fit_mixture(mean, base, excess, third, "exact", 1 / 3, 0, 0.0, 0.0)
 
 

@@ -78,7 +78,8 @@ float narrow(double x) { return static_cast<float>(x); }
 // fit: (kind, weight, iterations, lr, eps); numbers: those of StepCoefficients in order, then lo, hi.
 gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double floor,
                         const std::array<double, gms::kNumbers + 2>& n, int moments, bool central) {
-  const auto& [kind, weight, iterations, lr, eps] = fit;
+  const auto& [kind, given, iterations, lr, eps] = fit;
+  const double weight = narrow(given);  // the one that a mixture stores: with it the moments are right
   const double spread = weight * (1 - weight), skew = spread * (1 - 2 * weight);
   gms::Scheme s = {};
   s.fit = static_cast<gms::Fit>(kind);

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 
@@ -149,7 +150,7 @@ def _fit_switches(fit) -> dict[str, object]:
 
 
 def _fit_parameters(fit) -> FitParameters:
-    weight = fit.weight
+    weight = torch.tensor(fit.weight, dtype=torch.float32, device="cpu").item()  # the one that a mixture stores
     spread = weight * (1 - weight)
     skew = spread * (1 - 2 * weight)
     inv_skew = 1 / skew if skew else float("inf")  # only fits that do not use it take w = 1/2

@@ -210,8 +210,10 @@ def choose(mean, excess, third, u, known, p, FIT: tl.constexpr, ITERATIONS: tl.c
 
 @triton.jit
 def base_of(var, floor, FIT: tl.constexpr):
-    """The part of the variance that the means may not use; only the closed fits look at it."""
-    return at_most(var, floor) if FIT == "exact" or FIT == "free" else var
+    """The part of the variance that the means may not use; only the closed fits look at the floor. A negative variance,
+    as rounding leaves, counts as zero."""
+    whole = at_least(var, 0.0)
+    return at_most(whole, floor) if FIT == "exact" or FIT == "free" else whole
 
 
 @triton.jit

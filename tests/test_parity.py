@@ -5,7 +5,17 @@ import math
 
 import pytest
 import torch
-from parity import FITS, NARROW, check, check_light_component, check_mirrored_steps, network_moments, weights_by_element
+from parity import (
+    FITS,
+    NARROW,
+    check,
+    check_light_component,
+    check_mirrored_steps,
+    check_missing,
+    check_missing_in_steps,
+    network_moments,
+    weights_by_element,
+)
 
 from gms_fast import _native, ops
 from gms_fast.schedules import VPLinear
@@ -70,7 +80,7 @@ def test_gms_step_with_given_noise(component):
     check(run, network_moments((2, 3, 9), 400))
 
 
-@pytest.mark.parametrize("absent", [(), ("e3",), ("e2", "e3")])
+@pytest.mark.parametrize("absent", [(), ("e3",), ("e2",), ("e2", "e3")])
 def test_gaussian_step_without_higher_moments(absent):
     step = StepCoefficients.between(VPLinear(), 400, 300)
     x, e1, e2, e3 = network_moments((2, 77), 400)
@@ -165,6 +175,11 @@ def test_weights_by_element_are_those_of_every_sample(shape):
             for i in range(0, 64, size)
         ]
         assert torch.equal(torch.cat(parts), whole)
+
+
+def test_missing_moments(instruction_set):
+    check_missing()
+    check_missing_in_steps()
 
 
 def test_nan_stays_in_its_element():

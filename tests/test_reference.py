@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import check_light_component
+from parity import check_light_component, check_missing, check_missing_in_steps
+from random_fits import Problem, in_units_of_the_bound
 
 import gms_fast
 from gms_fast import _native, ops, reference
 
 VECTORS = Path(__file__).parent / "vectors"
-EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23}
 DTYPES = [torch.float64, torch.float32]  # the reference itself, and the compiled kernels
 
 
@@ -41,21 +41,12 @@ skews = st.one_of(st.floats(-3, 3), st.floats(-1e4, 1e4), st.just(0.0))
 @settings(max_examples=200, deadline=None)
 def test_fit_matches_mean_and_variance_and_third_moment_where_feasible(dtype, fit, mean, scale, skew, floor):
     var = scale**2
-    mean, var, floor = mean * scale, var, floor * var
-    excess = var - floor
-    third = skew * excess**1.5
-    mixture = ops.fit_mixture(*tensors(dtype, mean, var, third), torch.tensor(floor, dtype=dtype).item(), fit=fit)
-    got = [m.item() for m in moments_of(mixture)]
-    # Each node rounds relative to |mean| + its distance.
-    eps, s = 8 * EPS[dtype], math.sqrt(excess)
-    far = max(abs(skew), 2) * s
-    assert abs(got[0] - mean) <= eps * (abs(mean) + math.sqrt(var))
-    assert abs(got[1] - var) <= 4 * eps * math.sqrt(var) * (abs(mean) + math.sqrt(var))
-    reachable = abs(skew) < (1 - 2 / 3) / math.sqrt(2 / 9) * (1 - 1e-3)
-    if (fit == "free" or reachable) and excess > 1e-3 * var:  # below, var - floor is itself rounding
-        spread = (abs(mean) + far) * (far * s + var)
-        assert abs(got[2] - third) <= 8 * eps * (spread + abs(third) + var**1.5)
-    assert (mixture.var.double() >= floor * (1 - eps)).all()
+    moments = tensors(dtype, mean * scale, var, skew * (var - floor * var) ** 1.5)
+    floor = torch.tensor(floor * var, dtype=dtype).item()
+    mixture = ops.fit_mixture(*moments, floor, fit=fit)
+    given = Problem(fit, 1 / 3, floor, *moments)
+    assert all(float(error) <= 1 for error in in_units_of_the_bound(mixture, given).values())
+    assert (mixture.var >= floor).all()
 
 
 @pytest.mark.parametrize("backend", ["torch", *["cpp"] * _native.available])
@@ -65,6 +56,15 @@ def test_free_keeps_all_digits_of_the_light_component_on_either_side(backend, me
     gms_fast.set_backend(backend)
     try:
         check_light_component(mean, floor)
+    finally:
+        gms_fast.set_backend(None)
+
+
+def test_missing_moments_on_plain_torch():
+    gms_fast.set_backend("torch")
+    try:
+        check_missing()
+        check_missing_in_steps()
     finally:
         gms_fast.set_backend(None)
 
@@ -92,6 +92,28 @@ def test_fit_at_the_floor_is_one_gaussian():
 def test_fit_below_the_floor_keeps_the_variance():
     mixture = ops.fit_mixture(*tensors(torch.float64, 0.3, 0.1, 7.0), 0.25)
     assert mixture.var.item() == 0.1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fit", ["exact", "free", "gaussian", "adan"])
+def test_negative_variance_counts_as_zero(fit, dtype):
+    mean, var, third = tensors(dtype, 0.3, -1e-9, 7.0)
+    for floor in (0.0, 0.1):
+        want = ops.fit_mixture(mean, 0 * var, third, floor, fit=fit)
+        assert all(map(torch.equal, ops.fit_mixture(mean, var, third, floor, fit=fit), want))
+        drawn = ops.sample_mixture(mean, var, third, floor, fit=fit)
+        assert torch.equal(drawn, ops.sample_mixture(mean, 0 * var, third, floor, fit=fit))
+
+
+@pytest.mark.parametrize("weight", [1e-6, 1 - 1e-6, 0.5 - 2.0**-20, 0.5 + 2.0**-20])
+@pytest.mark.parametrize("fit", ["exact", "free"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_are_of_the_weight_that_is_stored(dtype, fit, weight):
+    """Which in float32 is another one, and 1 - w or 1 - 2w then other by a hundredth."""
+    moments = tensors(dtype, 0.0, 1.0, -1e-7)
+    given = Problem(fit, weight, 0.0, *moments)
+    mixture = ops.fit_mixture(*moments, fit=fit, weight=weight)
+    assert all(float(error) <= 1 for error in in_units_of_the_bound(mixture, given).values())
 
 
 def test_exact_keeps_as_much_skewness_as_the_weight_allows():

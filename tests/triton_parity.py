@@ -121,6 +121,11 @@ def test_skewness_of_either_sign():
     parity.check_mirrored_steps(DEVICE)
 
 
+def test_missing_moments():
+    parity.check_missing(DEVICE)
+    parity.check_missing_in_steps(DEVICE)
+
+
 def test_exact_fit_takes_any_size_of_third_moment():
     """The cube root over its whole range: denormals, zero and the largest number."""
     third = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, 2e-5, -0.3, 7.0, 1e20, -3e38], device=DEVICE)[None]
@@ -269,16 +274,18 @@ def test_kernels_and_cpp_give_the_same_bits(fit, moments, central, component):
 
 
 @pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
-@pytest.mark.parametrize("fit", ["exact", "free"])
-def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit):
-    """Variances of zero, denormal, ordinary and huge, where the third moment asks for more than there is."""
+@pytest.mark.parametrize("weight", [1 / 3, 1 - 1e-6, 0.5 + 2.0**-20])
+@pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
+def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit, weight):
+    """Variances of zero, denormal, ordinary, huge and negative, where the third moment asks for more than there is."""
     sizes = torch.tensor([0.0, 1e-45, 1e-40, 1e-38, 1e-30, 1e-10, 0.3, 1e10, 1e30, 3e38, math.inf, math.nan])
-    var, third = (t.reshape(1, -1).to(DEVICE) for t in torch.meshgrid(sizes, sizes * 2, indexing="ij"))
+    both = torch.cat([sizes, -sizes])
+    var, third = (t.reshape(1, -1).to(DEVICE) for t in torch.meshgrid(both, sizes * 2, indexing="ij"))
     mean = torch.linspace(-2, 2, var.numel(), device=DEVICE).reshape(1, -1)
-    options = {"fit": fit, "seed": 3}
-    got = *ops.fit_mixture(mean, var, third, fit=fit), ops.sample_mixture(mean, var, third, **options)
+    options = {"fit": fit, "weight": weight, "seed": 3}
+    got = *ops.fit_mixture(mean, var, third, fit=fit, weight=weight), ops.sample_mixture(mean, var, third, **options)
     gms_fast.set_backend("cpp")
     given = mean.cpu(), var.cpu(), third.cpu()
-    want = *ops.fit_mixture(*given, fit=fit), ops.sample_mixture(*given, **options)
+    want = *ops.fit_mixture(*given, fit=fit, weight=weight), ops.sample_mixture(*given, **options)
     for name, a, b in zip(("weight", "mean_a", "mean_b", "var", "draw"), got, want, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True, msg=name)

@@ -267,6 +267,14 @@ struct Fitted {  // the released fit of one block, iteration by iteration for a 
     return lanes;
   }
 
+  // Of variances that may be negative.
+  static Fitted above_zero(const float* mean, const float* variance, const float* third, int64_t size,
+                           const FitParameters<float>& p) {
+    float var[kBlock];
+    for (int64_t i = 0; i < size; ++i) var[i] = base_of<Fit::kAdan>(variance[i], 0.0f);
+    return Fitted(mean, var, third, size, p);
+  }
+
   // The components that u chooses.
   void draw_to(float* out, int64_t size, const Draws& draws, float weight, float most) const {
     for (int64_t i = 0; i < size; ++i) {
@@ -329,7 +337,7 @@ void sample_block(const float* const in[3], float* out, int64_t size, const floa
                   const Draws& draws) {
   const float *mean = in[0], *var = in[1], *third = in[2], *z = draws.z, *u = draws.u;
   if constexpr (kFit == Fit::kAdan) {
-    Fitted(mean, var, third, size, p).draw_to(out, size, draws, p.weight, INFINITY);
+    Fitted::above_zero(mean, var, third, size, p).draw_to(out, size, draws, p.weight, INFINITY);
   } else {
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) out[i] = sample_mixture<kFit>(mean[i], var[i], third[i], floor, z[i], u[i], p);
@@ -358,7 +366,7 @@ __attribute__((noinline)) void fit_block(const float* __restrict mean, const flo
                                          float* __restrict mean_a, float* __restrict mean_b, float* __restrict rest,
                                          int64_t size, const float floor, const FitParameters<float> p) {
   if constexpr (kFit == Fit::kAdan) {
-    const Fitted fit(mean, var, third, size, p);
+    const Fitted fit = Fitted::above_zero(mean, var, third, size, p);
     std::fill_n(weight, size, p.weight);
     std::copy_n(fit.mean_a, size, mean_a);
     std::copy_n(fit.mean_b, size, mean_b);

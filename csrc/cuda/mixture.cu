@@ -51,7 +51,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_sample_kernel(
   Values out;
 #pragma unroll
   for (int j = 0; j < kGroup; ++j) {
-    math.not_tiny(-v.v[j]);  // the root of a negative variance is NaN; `root` alone would not see it
     out.v[j] = math.not_huge(sample_mixture<kFit>(m.v[j], v.v[j], k.v[j], a.scheme.floor, z.v[j], u.v[j],
                                                   a.scheme.parameters, math));
   }

@@ -24,10 +24,12 @@ GMS_HD T gms_step(T x, T e1, T e2, T e3, T z, T u, const StepCoefficients<T>& k,
   return draw(Component<T>{fma(k.B, of_x_0.mean, k.A * x), of_x_0.std}, z);
 }
 
-// The part of the variance that the means may not use; only the closed fits look at it.
+// The part of the variance that the means may not use; only the closed fits look at the floor. A negative variance, as
+// rounding leaves, counts as zero.
 template <Fit kFit, typename T>
 GMS_HD T base_of(T var, T floor) {
-  return kFit == Fit::kExact || kFit == Fit::kFree ? at_most(var, floor) : var;
+  const T whole = at_least(var, T(0));
+  return kFit == Fit::kExact || kFit == Fit::kFree ? at_most(whole, floor) : whole;
 }
 template <Fit kFit, typename T>
 GMS_HD T excess_of(T var, T floor) {

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gms_fast.arguments import Stepping
 from gms_fast.ops import library as library
+from gms_fast.ops.checks import check_dtype, described, fitting_of, integer, number, stepping_of
 from gms_fast.ops.checks import check_sample_offset as check_sample_offset
-from gms_fast.ops.checks import described, fitting_of, integer, number, stepping_of
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range
@@ -65,10 +65,20 @@ def _counters(seed: Seed, step: int | Tensor, where: Tensor | torch.device) -> t
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         seed = as_seed(seed)
         if isinstance(seed, Tensor):
-            seed, seeds = 0, seed.to(where.device if isinstance(where, Tensor) else where)
+            seed, seeds = 0, _holding_numbers("seed", seed, where).to(_device_of(where))
     if type(step) is int or not isinstance(step, Tensor):
         return seed, seeds, integer("step index", step), None
-    return seed, seeds, 0, step
+    return seed, seeds, 0, _holding_numbers("step index", step, where)
+
+
+def _device_of(where: Tensor | torch.device) -> torch.device:
+    return where.device if isinstance(where, Tensor) else where
+
+
+def _holding_numbers(name: str, tensor: Tensor, where: Tensor | torch.device) -> Tensor:
+    if tensor.is_meta and _device_of(where).type != "meta":
+        raise ValueError(f"{name} must hold numbers: got a tensor on meta")
+    return tensor
 
 
 def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
@@ -82,18 +92,23 @@ def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
     return pair
 
 
-def _watched(first: Tensor) -> bool:
-    """Check for anything that wants to see the op pass the dispatcher, which costs as much as a small kernel."""
+def _watched(name: str, first: Tensor) -> bool:
+    """Check for anything that wants to see the op pass the dispatcher, which costs as much as a small kernel.
+
+    Raises TypeError for what is no tensor: `name` is that of the op's first argument.
+    """
     if type(first) is not Tensor or not (first.is_cuda or first.is_cpu):
+        if not isinstance(first, Tensor):
+            raise TypeError(f"{name} must be a tensor: got {described(first)}")
         return True
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._is_tracing():
         return True
     return peek_interpreter_stack() is not None  # a torch.func transform
 
 
-def _op(name: str, first: Tensor) -> Callable[..., object]:
-    """The op, past the dispatcher where nothing watches."""
-    return partial(_dispatched, name) if _watched(first) else getattr(library, name)
+def _op(op: str, name: str, first: Tensor) -> Callable[..., object]:
+    """The op, past the dispatcher where nothing watches; `name` is that of its first argument."""
+    return partial(_dispatched, op) if _watched(name, first) else getattr(library, op)
 
 
 _KINDS = {
@@ -128,18 +143,21 @@ def fit_mixture(
     w N(mean_a, V) + (1-w) N(mean_b, V) with d = mean_a - mean_b:
     var = w(1-w) d^2 + V and third = w(1-w)(1-2w) d^3 (eq. 4).
 
-    mean, var, third  (B, *); var >= 0. Where var < floor the fit is one Gaussian of that variance
-    floor             smallest V; the distance of the means may use var - floor only
+    mean, var, third  (B, *). A negative var, as rounding leaves, counts as 0. Where var < floor the fit is one Gaussian
+                      of that variance
+    floor             smallest V of the closed fits: the distance of their means may use var - floor only
     fit               "exact": the closed solution for `weight`; where it would need V < floor, as much of the third
                       moment as V = floor allows. "free": there, V = floor and the weight that matches all three; a is
                       the light component (w <= 1/2), above the mean for third >= 0, else below.
-                      "adan": the released optimiser (`iterations`, `lr`, `eps`; eps = 1e-8 N reproduces a released
-                      call on N elements). "gaussian": mean_a = mean_b = mean, V = var
-    weight            w in (0, 1), not 1/2 for "exact" and "free"
-    Returns Mixture(weight, mean_a, mean_b, var), each (B, *). NaN in gives NaN out in that element only.
+                      "adan": the released optimiser (`iterations`, `lr`, `eps` >= 1e-20; eps = 1e-8 N reproduces a
+                      released call on N elements). "gaussian": mean_a = mean_b = mean, V = var; `third` is not read
+    weight            w in [1e-6, 1 - 1e-6], and 2^-24 or more from 1/2 for "exact" and "free"
+    Returns Mixture(weight, mean_a, mean_b, var), each (B, *). Finite moments give a finite mixture, of these moments to
+    within rounding: docs/notation.md has the range and the bound. NaN in a moment that is read is NaN in mean_a, mean_b
+    or var of its element, and in no other element.
     Raises ValueError or TypeError naming the argument. Source: arXiv 2311.00941 and docs/notation.md.
     """
-    op = _op("fit_mixture", mean)
+    op = _op("fit_mixture", "mean", mean)
     return Mixture(*op(mean, var, third, floor=floor, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps))
 
 
@@ -167,9 +185,10 @@ def sample_mixture(
     noise       z or (z, u), given draws: z (B, *), u like z for "element", (B,) for "sample"; each None is drawn
     Returns (B, *).
     """
+    op = _op("sample_mixture", "mean", mean)
     seed, seeds, step, step_at = _counters(seed, step, mean)
     z, u = _draws(noise)
-    return _op("sample_mixture", mean)(
+    return op(
         mean, var, third, floor=floor, fit=fit, weight=weight, seed=seed, seeds=seeds, step=step, step_at=step_at,
         sample_offset=sample_offset, component=component, z=z, u=u,
     )  # fmt: skip
@@ -200,18 +219,21 @@ def gms_step(
     """One step of a Gaussian Mixture Solver, from noise moments at x_t to a draw of x_s, in one pass.
 
     x, e1, e2, e3   (B, *): state and E[eps^k|x_t], or E[(eps-e1)^k|x_t] for k = 2, 3 if `central`. fit="gaussian"
-                    takes None for e3 (SN-DDPM) and for e2 (DDPM)
+                    does not read e3 (SN-DDPM), which may be None, and takes None for e2 (DDPM)
     step            `StepCoefficients.between(schedule, t, s)`, or its `as_tensor(device)`
     clip            data range [lo, hi] of x_0, or None
     moments         "cumulant": E[x_0|x_t] clipped to the range, its variance to [0, ((hi-lo)/2)^2]; fit="free" also
                     keeps both nodes of x_0 in the range. "released": as the released code clips, range [-1, 1]
     out             a tensor of x's shape to write to, of any dtype; it may be one of the inputs
-    The rest as in `sample_mixture` and `fit_mixture`. Returns (B, *), x's dtype.
+    The rest as in `sample_mixture` and `fit_mixture`. Returns (B, *), x's dtype: finite where |x|, |e1|, |e2|^(1/2) and
+    |e3|^(1/3) are at most 10^6 (for fit="adan" of moments="cumulant" if there is a `clip`). NaN goes through, but for
+    one in e3 with moments="released", which takes E[x_0] in its place.
     """
+    watched = _watched("x", x)
     lo, hi = _UNIT if clip is _UNIT else (None, None) if clip is None else as_range(clip)
     seed, seeds, index, step_at = _counters(seed, step_index, x)
     z, u = _draws(noise)
-    if not _watched(x):
+    if not watched:
         fitting = fitting_of(fit, weight, iterations, lr, eps)
         stepping, numbers = _stepping(step, moments, central, lo, hi)
         draws = seed, seeds, index, step_at, sample_offset, component, z, u
@@ -275,13 +297,14 @@ def affine_noise(
     noise      z, given draws
     The rest as in `gms_step`. Returns (B, *), x's dtype. Raises ValueError or TypeError naming the argument.
     """
+    op = _op("affine_noise", "x", x)
     seed, seeds, index, step_at = _counters(seed, step_index, x)
     numbers = weights if isinstance(weights, Tensor) else None
     if numbers is not None and numbers.ndim < 2 and number("noise_std", noise_std):
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
     terms = _listed("terms", terms, "tensors")
     weights = [] if numbers is not None else _floats("weights", weights)
-    return _op("affine_noise", x)(
+    return op(
         x, terms, weights, noise_std=noise_std, numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
         sample_offset=sample_offset, z=_draws(noise)[0], out=out,
     )  # fmt: skip
@@ -341,5 +364,7 @@ def _philox(op, shape, seed, step, stream, sample_offset, device, dtype):
     seed, seeds, step, step_at = _counters(seed, step, device)
     sample_offset, stream = integer("sample_offset", sample_offset), integer("stream", stream)
     counters = {"seed": seed, "seeds": seeds, "step": step, "step_at": step_at, "sample_offset": sample_offset}
+    if dtype is not None:
+        check_dtype("dtype", dtype)
     shape = [n if isinstance(n, torch.SymInt) else integer("shape", n) for n in _listed("shape", shape, "integers")]
     return getattr(torch.ops.gms_fast, op)(shape, **counters, stream=stream, dtype=dtype, device=device)

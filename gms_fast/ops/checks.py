@@ -18,6 +18,7 @@ COMPONENTS = ("sample", "element")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_TERMS = 8  # of affine_noise, besides x
 NUMBERS = 10  # of StepCoefficients.as_tensor
+LEAST_EPS = 1e-20  # of fit="adan": smaller gradients have squares that are zero in float32
 _WORD = (1 << 64) - 1
 _NEW = tuple.__new__  # of a named tuple, in a third of its time
 
@@ -142,8 +143,10 @@ def _checked_fitting(fit: str, weight: float, iterations: int, lr: float, eps: f
         raise ValueError(f"weight must lie in (0, 1): got {weight}")
     if not 1e-6 <= weight <= 1 - 1e-6:
         raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6] for float32 to tell it from 0 and 1: got {weight}")
-    if weight == 0.5 and fit in ("exact", "free"):
-        raise ValueError("weight must not be 1/2: a symmetric mixture has no third moment")
+    if abs(weight - 0.5) < 2**-24 and fit in ("exact", "free"):
+        raise ValueError(
+            f"weight must not be 1/2, nor within 2^-24 of it: a symmetric mixture has no third moment: got {weight}"
+        )
     if iterations < 0:
         raise ValueError(f"iterations must not be negative: got {iterations}")
     if iterations >= 1 << 31:
@@ -151,6 +154,8 @@ def _checked_fitting(fit: str, weight: float, iterations: int, lr: float, eps: f
     for name, value in (("lr", lr), ("eps", eps)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and not negative: got {value}")
+    if eps < LEAST_EPS:
+        raise ValueError(f"eps must be at least {LEAST_EPS}, for float32 not to divide zero by zero: got {eps}")
     return Fitting(fit, weight, iterations, lr, eps)
 
 
@@ -272,9 +277,12 @@ def check_out(out: Tensor, like: Tensor) -> None:
     if out.is_neg():
         raise ValueError("out must not be a lazy negation: give out.resolve_neg()")
     room = 1
-    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)) if out.numel() else ():
         if size > 1 and stride < room:
-            raise ValueError("out must have a place of its own for every element: got a tensor that overlaps itself")
+            raise ValueError(
+                "out must have a place of its own for every element: got "
+                f"strides {tuple(out.stride())} for the shape {tuple(out.shape)}, with which elements may share one"
+            )
         room += stride * (size - 1)
 
 

@@ -40,9 +40,17 @@ def _draws(noise: Noise, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _working(tensors: Sequence[Tensor | None], outputs: int = 1) -> list[Tensor | None]:
-    """The inputs in float64 if any tensor is, else in float32."""
+    """The inputs, dense, in float64 if any tensor is, else in float32. (torch rounds otherwise where strides are.)"""
     wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return [None if t is None else t.to(torch.float64 if wide else torch.float32) for t in tensors[:-outputs]]
+    dtype = torch.float64 if wide else torch.float32
+    return [None if t is None else t.to(dtype).contiguous() for t in tensors[:-outputs]]
+
+
+def _stored(fit: Fitting, dtype: torch.dtype) -> Fitting:
+    """The fit of the weight that a mixture in this dtype stores: with it a closed fit has the right moments."""
+    if fit.fit == "adan":
+        return fit
+    return fit._replace(weight=torch.tensor(fit.weight, dtype=dtype, device="cpu").item())
 
 
 def _coefficients(step: Stepping, numbers: Tensor | None, dtype: torch.dtype) -> Sequence[float | Tensor]:
@@ -61,20 +69,22 @@ def gms_step(
 ) -> None:
     x, e1, e2, e3 = _working(tensors)
     clip = None if step.lo == -torch.inf and step.hi == torch.inf else (step.lo, step.hi)
-    options = {"moments": step.moments, "central": step.central, "clip": clip, **fit._asdict()}
+    options = {"moments": step.moments, "central": step.central, "clip": clip, **_stored(fit, x.dtype)._asdict()}
     coefficients = _coefficients(step, numbers, x.dtype)
     tensors[-1].copy_(reference.gms_step(x, e1, e2, e3, coefficients, *_draws(noise, x), **options))
 
 
 def sample_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, fit: Fitting, noise: Noise) -> None:
     mean, var, third = _working(tensors)
+    fit = _stored(fit, mean.dtype)
     tensors[-1].copy_(reference.sample_mixture(mean, var, third, floor, *_draws(noise, mean), *fit))
 
 
 def fit_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, fit: Fitting) -> None:
     mean, var, third = _working(tensors, outputs=4)
-    base, excess = reference.split_variance(var, floor)
-    for target, value in zip(tensors[3:], reference.fit_mixture(mean, base, excess, third, *fit), strict=True):
+    moments = mean, *reference.split_variance(var, floor, fit.fit), third
+    fitted = reference.fit_mixture(*moments, *_stored(fit, mean.dtype))
+    for target, value in zip(tensors[3:], fitted, strict=True):
         target.copy_(value)
 
 

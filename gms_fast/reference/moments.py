@@ -24,7 +24,7 @@ def step_moments(
     (excess = B^2 v), because a fit needs the second alone and their sum would have rounded it.
 
     coefficients  (alpha_t, sigma_t, A, B, c)
-    e2, e3        None stands for a posterior of x_0 without variance, without skewness
+    e2, e3        None stands for a posterior of x_0 without variance, without skewness; without e2, e3 is not read
     bound         also bound v by (m - lo)(hi - m) (Bhatia-Davis), which the two nodes of fit="free" need
     """
     alpha, sigma, A, B, c = coefficients
@@ -33,7 +33,7 @@ def step_moments(
     v, k = torch.zeros_like(m), torch.zeros_like(m)
     if e2 is not None:
         v = r**2 * (e2 if central else e2 - e1**2)
-    if e3 is not None:
+    if e2 is not None and e3 is not None:
         k = -(r**3) * (e3 if central else e3 - 3 * e1 * e2 + 2 * e1**3)
     if moments == "released":
         return _released(x, m, v, k, A, B, c)

@@ -2,15 +2,23 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from gms_fast.reference.mixture import draw, fit_mixture
 from gms_fast.reference.moments import step_moments
 
 
-def split_variance(var: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """(base, excess) of a variance: the part up to `floor`, which the means of a mixture may not use, and the rest."""
-    return var.clamp(max=floor), (var - floor).clamp(min=0)
+def split_variance(var: Tensor, floor: float, fit: str) -> tuple[Tensor, Tensor]:
+    """(base, excess) of a variance: the part up to `floor`, which the means of a mixture may not use, and the rest.
+
+    Only the closed fits look at the floor: for the others all is base. A negative variance, as rounding leaves, counts
+    as zero.
+    """
+    whole = var.clamp(min=0)
+    if fit not in ("exact", "free"):
+        return whole, torch.zeros_like(whole)
+    return whole.clamp(max=floor), (whole - floor).clamp(min=0)
 
 
 def sample_mixture(
@@ -27,7 +35,7 @@ def sample_mixture(
     eps: float,
 ) -> Tensor:
     """Fit and draw; u broadcasts against mean."""
-    return draw(fit_mixture(mean, *split_variance(var, floor), third, fit, weight, iterations, lr, eps), z, u)
+    return draw(fit_mixture(mean, *split_variance(var, floor, fit), third, fit, weight, iterations, lr, eps), z, u)
 
 
 def gms_step(
