@@ -1,0 +1,123 @@
+"""Random values and layouts of every op: `python bench/values.py [--fits N] [--calls N] [--seed N] [--out FILE.json]`.
+
+Of each fit and dtype, N mixture fits against the bound of random_fits.py, and N elements of random steps that must be
+finite (random_steps.py); and calls of every op, right and wrong ones (random_calls.py), by the rules of outcomes.py.
+Exits with 1 if any fails. For a longer run, `cases` counts on without an end, and each case follows from its number and
+the seed alone.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import outcomes
+import random_calls
+import random_fits
+import random_steps
+from random_fits import CLOSED, DTYPES, FITS, MOMENTS
+from timing import environment
+from tqdm import tqdm
+
+TOGETHER = 4000  # elements of one batch in a survey
+BATCH = 500  # and of one case: too few for a second thread
+KINDS = tuple(itertools.product(FITS, DTYPES))
+TURN = 8  # cases: one batch of fits, one of steps, and calls
+
+
+class Case(NamedTuple):
+    """A batch of fits or of steps, or a call."""
+
+    seed: int  # of all cases
+    number: int
+
+    def check(self) -> str | None:
+        """What is wrong, if anything is."""
+        turn, place = divmod(self.number, TURN)
+        seed, (fit, dtype) = _seed(*self), KINDS[turn % len(KINDS)]
+        if place == 0:
+            fault = random_fits.check(random_fits.problem(seed, fit, dtype, BATCH))[1]
+        elif place == 1:
+            fault = random_steps.check(seed, fit, dtype, BATCH)
+        else:
+            return outcomes.check(random_calls.call(seed))
+        return fault and f"{('fit_mixture', 'gms_step')[place]}, fit={fit!r}, {dtype}: {fault}"
+
+
+def cases(seed: int = 0, first: int = 0) -> Iterator[Case]:
+    """All cases from number `first` on, without an end."""
+    return (Case(seed, number) for number in itertools.count(first))
+
+
+def _seed(seed: int, number: int) -> int:
+    return (seed << 32) + number
+
+
+def fits(count: int, seed: int, failed: dict[str, str]) -> list[dict[str, object]]:
+    """A row for each fit and dtype: the largest errors of `count` fits, in units of their bounds."""
+    rows = []
+    for fit, dtype in KINDS:
+        label = f"{fit}, {_name(dtype)}"
+        worst = dict.fromkeys(MOMENTS, 0.0) if fit in CLOSED else {}
+        for first in tqdm(range(0, count, TOGETHER), desc=label, disable=not sys.stderr.isatty()):
+            number, size = _seed(seed, first), min(TOGETHER, count - first)
+            found, fault = random_fits.check(random_fits.problem(number, fit, dtype, size))
+            worst = {moment: max(error, found[moment]) for moment, error in worst.items()}
+            fault = fault or random_steps.check(number, fit, dtype, size)
+            if fault:
+                failed[f"{label}, from {first} on"] = fault
+        rows.append({"fit": fit, "dtype": _name(dtype), "count": count} | worst)
+    return rows
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def calls(count: int, seed: int, failed: dict[str, str]) -> dict[str, int]:
+    """How many calls of each op were made, and in how many an argument was wrong."""
+    made = dict.fromkeys((*random_calls.MAKERS, "wrong"), 0)
+    for number in tqdm(range(count), desc="calls", disable=not sys.stderr.isatty()):
+        call = random_calls.call(_seed(seed, number))
+        made[call.op] += 1
+        made["wrong"] += bool(call.wrong)
+        if fault := outcomes.check(call):
+            failed[f"call {number}"] = fault
+    return made
+
+
+def table(figures: dict) -> str:
+    """The largest errors as docs/faults.md shows them."""
+    lines = ["| fit | dtype | fits | mean | variance | third moment |", "|---|---|---|---|---|---|"]
+    for row in figures["fits"]:
+        worst = " | ".join(f"{row[moment]:.2f}" if moment in row else "-" for moment in MOMENTS)
+        lines.append(f"| {row['fit']} | {row['dtype']} | {row['count']:,} | {worst} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fits", type=int, default=1_000_000, help="of each fit and dtype")
+    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    failed: dict[str, str] = {}
+    figures = {
+        "environment": environment(),
+        "seed": args.seed,
+        "fits": fits(args.fits, args.seed, failed),
+        "calls": calls(args.calls, args.seed, failed),
+        "failed": failed,
+    }
+    print(table(figures), figures["calls"], *map(": ".join, failed.items()), sep="\n")
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    raise SystemExit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
