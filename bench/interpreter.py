@@ -1,6 +1,7 @@
 """Triton's interpreter, made to compute as a GPU does: `replacements()` to set as (object, name, value).
 
-Without them fma rounds twice, scalar arguments are Python's float64, and bfloat16 is cut off instead of rounded.
+Without them fma rounds twice, scalar arguments are Python's float64, and bfloat16 is cut off instead of rounded; its
+numbers below the normal ones are read as others.
 """
 
 import numpy as np
@@ -8,7 +9,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _handle, _convert = interpreter.TensorHandle, interpreter._implicit_cvt
-_truncate = interpreter.InterpreterBuilder.create_fp_trunc
+_truncate, _extend = interpreter.InterpreterBuilder.create_fp_trunc, interpreter.InterpreterBuilder.create_fp_ext
 
 
 def replacements() -> list[tuple[object, str, object]]:
@@ -17,6 +18,7 @@ def replacements() -> list[tuple[object, str, object]]:
         (interpreter, "_implicit_cvt", _argument),
         (builder, "create_fma", _create_fma),
         (builder, "create_fp_trunc", _create_fp_trunc),
+        (builder, "create_fp_ext", _create_fp_ext),
     ]
 
 
@@ -51,3 +53,9 @@ def _create_fp_trunc(builder: object, value: object, dtype: object) -> object:
     bits = np.ascontiguousarray(value.data).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest, ties to even
     return _handle(np.where(np.isnan(value.data), 0x7FC0, rounded).astype(np.uint16), dtype.scalar)
+
+
+def _create_fp_ext(builder: object, value: object, dtype: object) -> object:
+    if value.get_element_ty() != tl.bfloat16 or dtype.scalar != tl.float32:
+        return _extend(builder, value, dtype)
+    return _handle((np.ascontiguousarray(value.data).astype(np.uint32) << 16).view(np.float32), dtype.scalar)

@@ -40,6 +40,7 @@ ROUNDINGS = 30 + 3 * 19 + 8
 LARGEST = 2.0**126  # of what is fitted in float32, over the numbers that the fit divides by
 ADAN = 1e6
 MOMENTS = ("mean", "var", "third")
+AT_ZERO = "at mean 0, "
 SKEWNESS = 6  # decades on either side of 1
 
 
@@ -184,13 +185,15 @@ def _spacing(dtype: torch.dtype) -> float:
 
 
 def check(given: Problem) -> tuple[dict[str, float], str | None]:
-    """The largest errors in units of the bound, and what is wrong, if anything is."""
+    """The largest errors in units of the bound, also of those at mean 0 alone, and what is wrong, if anything is."""
     fitted = ops.fit_mixture(*given.moments, given.floor, **given.options)
     worst, faults = {}, []
     if given.fit in CLOSED:
         kept = torch.stack([t.isfinite() for t in fitted]).all(0)  # float16 has no room for some nodes
-        worst = {name: float(e.where(kept, 0).max()) for name, e in in_units_of_the_bound(fitted, given).items()}
+        units = {name: error.where(kept, 0) for name, error in in_units_of_the_bound(fitted, given).items()}
+        worst = {name: float(error.max()) for name, error in units.items()}
         faults = [f"{name}: {error:.3g} times the bound" for name, error in worst.items() if not error <= 1]
+        worst |= {AT_ZERO + name: float(error.where(given.mean == 0, 0).max()) for name, error in units.items()}
     dtype, wide = given.mean.dtype, given.widened()
     fields = fitted if wide.mean.dtype == dtype else ops.fit_mixture(*wide.moments, wide.floor, **wide.options)
     if not all(map(torch.equal, fitted, (t.to(dtype) for t in fields))):

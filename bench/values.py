@@ -18,13 +18,14 @@ import outcomes
 import random_calls
 import random_fits
 import random_steps
-from random_fits import CLOSED, DTYPES, FITS, MOMENTS
+from random_fits import AT_ZERO, CLOSED, DTYPES, FITS, MOMENTS
 from timing import environment
 from tqdm import tqdm
 
 TOGETHER = 4000  # elements of one batch in a survey
 BATCH = 500  # and of one case: too few for a second thread
 KINDS = tuple(itertools.product(FITS, DTYPES))
+ERRORS = (*MOMENTS, *(AT_ZERO + moment for moment in MOMENTS))
 TURN = 8  # cases: one batch of fits, one of steps, and calls
 
 
@@ -61,11 +62,11 @@ def fits(count: int, seed: int, failed: dict[str, str]) -> list[dict[str, object
     rows = []
     for fit, dtype in KINDS:
         label = f"{fit}, {_name(dtype)}"
-        worst = dict.fromkeys(MOMENTS, 0.0) if fit in CLOSED else {}
+        worst = dict.fromkeys(ERRORS, 0.0) if fit in CLOSED else {}
         for first in tqdm(range(0, count, TOGETHER), desc=label, disable=not sys.stderr.isatty()):
             number, size = _seed(seed, first), min(TOGETHER, count - first)
             found, fault = random_fits.check(random_fits.problem(number, fit, dtype, size))
-            worst = {moment: max(error, found[moment]) for moment, error in worst.items()}
+            worst = {name: max(error, found[name]) for name, error in worst.items()}
             fault = fault or random_steps.check(number, fit, dtype, size)
             if fault:
                 failed[f"{label}, from {first} on"] = fault
@@ -91,11 +92,10 @@ def calls(count: int, seed: int, failed: dict[str, str]) -> dict[str, int]:
 
 def table(figures: dict) -> str:
     """The largest errors as docs/faults.md shows them."""
-    lines = ["| fit | dtype | fits | mean | variance | third moment |", "|---|---|---|---|---|---|"]
-    for row in figures["fits"]:
-        worst = " | ".join(f"{row[moment]:.2f}" if moment in row else "-" for moment in MOMENTS)
-        lines.append(f"| {row['fit']} | {row['dtype']} | {row['count']:,} | {worst} |")
-    return "\n".join(lines)
+    head = "fit", "dtype", *(name.replace("var", "variance").replace("third", "third moment") for name in ERRORS)
+    shown = [row for row in figures["fits"] if row["fit"] in CLOSED]
+    rows = [[row["fit"], row["dtype"], *(f"{row[name]:.3f}" for name in ERRORS)] for row in shown]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def main() -> None:

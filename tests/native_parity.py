@@ -10,6 +10,7 @@ import math
 import os
 
 import pytest
+import random_fits
 import torch
 from parity import FITS, network_moments, skewed, weights_by_element
 from rehearsal import OnDevice
@@ -217,6 +218,16 @@ def test_skewness_of_either_sign(same, floor, repeats):
     given = [t.repeat(1, repeats) for t in skewed(0.3, 0.25, floor)]
     same(ops.fit_mixture, *given, floor, fit="free")
     same(ops.sample_mixture, *given, floor, fit="free", seed=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [250, 1000])  # the quick kernels take the larger
+def test_random_fits(same, fit, dtype, size):
+    for seed in range(8):  # a weight and a floor each
+        given = random_fits.problem(seed, fit, dtype, size)
+        same(ops.fit_mixture, *given.moments, given.floor, **given.options)
+        same(ops.sample_mixture, *given.moments, given.floor, **given.options, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -12,6 +12,7 @@ import os
 import interpreter
 import parity
 import pytest
+import random_fits
 import torch
 from parity import FITS
 
@@ -271,6 +272,20 @@ def test_kernels_and_cpp_give_the_same_bits(fit, moments, central, component):
     got = ops.gms_step(*inputs, step, **options)
     gms_fast.set_backend("cpp")
     assert torch.equal(got.cpu(), ops.gms_step(*(t.cpu() for t in inputs), step, **options))
+
+
+@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
+def test_random_fits_are_those_of_cpp(fit, dtype):
+    for seed in range(8):  # a weight and a floor each
+        given = random_fits.problem(seed, fit, dtype, 250)
+        got = ops.fit_mixture(*(m.to(DEVICE) for m in given.moments), given.floor, **given.options)
+        gms_fast.set_backend("cpp")
+        want = ops.fit_mixture(*given.moments, given.floor, **given.options)
+        gms_fast.set_backend("triton")
+        for field, a, b in zip(want._fields, got, want, strict=True):
+            assert torch.equal(a.cpu(), b), field
 
 
 @pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
