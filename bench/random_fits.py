@@ -224,11 +224,11 @@ def _draws_agree(fields: Mixture, wide: Problem) -> bool:
     w, a, b, v = fields
     even = torch.arange(w.numel()).view_as(w) % 2 == 0
     u = torch.where(even, w / 2, (1 + w) / 2).clamp(min=2.0**-33)  # the smallest that is drawn
-    std = v.sqrt() if v.dtype == torch.float64 else v.double().sqrt().float()  # torch's own float32 root errs by an ulp
     clear = (u - w).abs() > 2.0**-19 * w  # where kernels, which compare without a quotient, must agree
+    node, roots = torch.where(u < w, a, b), (v.sqrt(), v.double().sqrt().to(v.dtype))  # torch's own errs by an ulp
     for z in (1.0, -1.0):
         noise = torch.full_like(w, z), u
         drawn = ops.sample_mixture(*wide.moments, wide.floor, noise=noise, **wide.options)
-        if not torch.equal(drawn[clear], (torch.where(u < w, a, b) + z * std)[clear]):
+        if not any(torch.equal(drawn[clear], (node + z * root)[clear]) for root in roots):
             return False
     return True
