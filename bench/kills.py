@@ -77,7 +77,7 @@ def _record(path: Path, value: int) -> None:
         atomic.write_text(path, "")
         return
     matrix._mend(path.parent)
-    if not matrix.read(path.parent):
+    if not path.read_text():
         atomic.append_line(path, "{}")
 
 
@@ -177,7 +177,7 @@ def _rows(out: Path) -> int:
     file = work.partial(out)
     if out.exists():
         return 1 << 20
-    return sum(map(len, tensors.read(file, work.FORMAT, (), ())[0].values())) if file.exists() else 0
+    return sum(map(len, tensors.load(file)[0].values())) if file.exists() else 0
 
 
 def _records(out: Path) -> list[object]:

@@ -22,6 +22,8 @@ from random_fits import AT_ZERO, CLOSED, DTYPES, FITS, MOMENTS
 from timing import environment
 from tqdm import tqdm
 
+from gms_fast.storage import atomic
+
 TOGETHER = 4000  # elements of one batch in a survey
 BATCH = 500  # and of one case: too few for a second thread
 KINDS = tuple(itertools.product(FITS, DTYPES))
@@ -115,7 +117,7 @@ def main() -> None:
     }
     print(table(figures), figures["calls"], *map(": ".join, failed.items()), sep="\n")
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        atomic.write_text(args.out, json.dumps(figures, indent=1) + "\n")
     raise SystemExit(bool(failed))
 
 

@@ -2,13 +2,18 @@
 
 from typing import Any
 
+from gms_fast.schema import short
+
+_FEW, _LONG = 30, 1000  # lines, and characters of a value
+
 
 def check_same(stored: dict[str, Any], wanted: dict[str, Any], message: str) -> None:
-    """Raise ValueError with the message and every setting that differs, a line each."""
+    """Raise ValueError with the message and the settings that differ, a line each, a few of many."""
     lines = [
-        f"  {k}: {stored.get(k)!r} there, {wanted.get(k)!r} asked for"
+        f"  {k if k.isprintable() else short(k)}: {short(stored.get(k), _LONG)} there, "
+        f"{short(wanted.get(k), _LONG)} asked for"
         for k in sorted(stored.keys() | wanted.keys())
         if stored.get(k) != wanted.get(k)
     ]
     if lines:
-        raise ValueError("\n".join([f"{message}:", *lines]))
+        raise ValueError("\n".join([f"{message}:", *lines[:_FEW], *(["  ..."] if len(lines) > _FEW else [])]))

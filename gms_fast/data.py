@@ -7,9 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gms_fast.schema import short
+from gms_fast.storage import arrays
+from gms_fast.storage.reading import most, refusing
+
 if TYPE_CHECKING:
     from PIL import Image
 
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # those of the suffixes, whatever the suffix; others may run programs
+_BLOCK = 4096  # bytes that the least file takes on a disk
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -73,16 +79,20 @@ _LABELS = {"mnist5k": lambda: _mnist5k()[1], "digits": lambda: _digits()[1]}
 
 
 def _read_array(path: Path) -> np.ndarray:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        keys = loaded.files
-        if len(keys) != 1 and "images" not in keys:
-            raise ValueError(f"it holds {keys}; name one of them 'images'")
-        return loaded["images" if "images" in keys else keys[0]]
-    except Exception as error:
-        raise ValueError(f"data file {path} cannot be read: {error}") from error
+    with refusing(f"data file {path} cannot be read", path):
+        if path.suffix == ".npy":
+            return arrays.read_npy(path)
+        found = arrays.read_npz(path, _images)
+        if len(found) != 1:
+            raise ValueError("it holds text, wanted images")
+        return next(iter(found.values()))
+
+
+def _images(keys: list[str]) -> list[str]:
+    """The array of images among those of a file."""
+    if len(keys) != 1 and "images" not in keys:
+        raise ValueError(f"it holds {short(keys)}; name one of them 'images'")
+    return ["images" if "images" in keys else keys[0]]
 
 
 def _from_array(array: np.ndarray, name: str) -> Tensor:
@@ -93,13 +103,16 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
     if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
         wanted = "(N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3"
         raise ValueError(f"{name}: images must be {wanted}: got {array.shape}")
+    array = np.ascontiguousarray(array)
     if array.dtype == np.uint8:
-        array = array.astype(np.float32) / 127.5 - 1
+        array = array.astype(np.float32)
+        array /= 127.5  # in place, for the sake of memory
+        array -= 1
     if array.dtype.kind != "f":
         raise ValueError(f"{name}: images must be uint8 or floating point: got {array.dtype}")
-    if not np.isfinite(array).all() or abs(array).max() > 1:
+    if not (array.min() >= -1 and array.max() <= 1):
         raise ValueError(f"{name}: floating-point images must be finite and lie in [-1, 1]")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return torch.from_numpy(array.astype(np.float32, copy=False))
 
 
 def _pixels(image: "Image.Image") -> np.ndarray:
@@ -116,12 +129,14 @@ def _from_folder(folder: Path) -> Tensor:
     if not files:
         raise ValueError(f"data folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images: list[np.ndarray] = []
+    size = pixels = 0  # bytes
     for file in files:
-        try:
-            with Image.open(file) as image:
-                images.append(_pixels(image))
-        except Exception as error:
-            raise ValueError(f"data file {file} cannot be read: {error}") from error
+        with refusing(f"data file {file} cannot be read", file), Image.open(file, formats=_FORMATS) as image:
+            size += max(file.stat().st_size, _BLOCK)
+            pixels += image.width * image.height * 3
+            if pixels > most(size):
+                raise ValueError(f"with those before it has {pixels} bytes of pixels, wanted at most {most(size)}")
+            images.append(_pixels(image))
         if images[-1].shape != images[0].shape:
             sizes = f"{file} is {images[-1].shape}, but {files[0]} is {images[0].shape}"
             raise ValueError(f"data file {sizes}: one size is wanted")

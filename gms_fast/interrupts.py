@@ -3,6 +3,7 @@
 Nothing but the standard library is imported here, so that a command can call `guard` before torch is loaded.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -103,6 +104,7 @@ def guard() -> None:
 
     for number in SIGNALS:
         signal.signal(number, end)
+    atexit.register(ignore)  # Python takes its handlers away before the process ends
 
 
 def is_command() -> bool:

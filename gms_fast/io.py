@@ -2,24 +2,33 @@
 
 import inspect
 import json
-from collections.abc import Iterable
+import os
+from contextlib import ExitStack, suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from gms_fast import schedules
+from gms_fast import schedules, schema
 from gms_fast.models import released
-from gms_fast.models.unet import MomentUNet
+from gms_fast.models.unet import ARGUMENTS, MomentUNet
 from gms_fast.schedules import Schedule, VPLinear
+from gms_fast.schema import Choice, Fields, Plain, Text
 from gms_fast.storage import atomic, tensors
+from gms_fast.storage.reading import json_value, refusing, whole_text
+from gms_fast.storage.tensors import check_numbers, few
 from gms_fast.version import __version__
 
 WEIGHTS, CONFIG, KIND = "model.safetensors", "config.json", "MomentUNet"
 EMBEDDED = ("mnist", "digits")
+_DESCRIPTION = Fields(
+    {"kind": Choice((KIND,)), "config": Fields({}, ARGUMENTS), "schedule": Plain()}, {"gms_fast": Text(100)}
+)
+_DEFAULTS = {name: given.default for name, given in inspect.signature(MomentUNet).parameters.items()}
+_INDEX = "model_index.json"  # of a pipeline of diffusers
+_TRIES = 100  # times that a folder is opened which changes meanwhile
 
 
 def embedded() -> list[str]:
@@ -40,10 +49,12 @@ def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = Non
         raise TypeError(f"dtype must be a floating torch.dtype or None: got {dtype!r}")
     path = Path(path)
     check_target(atomic.present(path))
+    if strange := [n for n, w in model.state_dict().items() if not w.is_floating_point()]:
+        raise ValueError(f"model has weights that are no floating-point numbers: {few(strange)}")
     weights = {n: w.detach().to("cpu", dtype).contiguous() for n, w in model.state_dict().items()}
     overflown = [n for n, w in weights.items() if not torch.isfinite(w).all()]
     if overflown:
-        raise ValueError(f"model has weights that are not finite as {weights[overflown[0]].dtype}: {_few(overflown)}")
+        raise ValueError(f"model has weights that are not finite as {weights[overflown[0]].dtype}: {few(overflown)}")
     config = {"kind": KIND, "gms_fast": __version__, "config": model.config, "schedule": model.schedule.config}
     with atomic.writing_folder(path) as folder:
         tensors.write(folder / WEIGHTS, weights, {})
@@ -56,7 +67,7 @@ def check_target(path: Path) -> None:
         return
     found = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
     if found - {WEIGHTS, CONFIG} or (found and CONFIG not in found):
-        raise FileExistsError(f"path: {path} exists and is not a saved model: it holds {_few(found)}")
+        raise FileExistsError(f"path: {path} exists and is not a saved model: it holds {few(found)}")
 
 
 def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
@@ -73,22 +84,19 @@ def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
     """
     allowed = list(inspect.signature(MomentUNet).parameters)
     if unknown := overrides.keys() - set(allowed):
-        raise TypeError(f"load got unknown overrides {_few(unknown)}: wanted some of {', '.join(allowed)}")
+        raise TypeError(f"load got unknown overrides {few(unknown)}: wanted some of {', '.join(allowed)}")
     path = atomic.present(name_or_path)
     if name_or_path in EMBEDDED:
         if name_or_path not in embedded():
             raise FileNotFoundError(f"model {name_or_path!r} is missing from this installation: reinstall gms_fast")
-        weights, config = _read_folder(_embedded_folder(str(name_or_path)))
-    elif path.is_dir():
-        weights, config = _read_folder(path)
-    elif path.exists():
-        weights, config = _read_file(path)
-    else:
+        path = _embedded_folder(str(name_or_path))
+    elif not path.exists():
         known = ", ".join(EMBEDDED)
         raise FileNotFoundError(
             f"model must be one of {known}, a folder written by gms_fast.save or a checkpoint file: "
             f"nothing is at {name_or_path}"
         )
+    weights, config = _read_folder(path) if path.is_dir() else _read_file(path)
     units = config.get("normalised", False)
     if overrides.get("normalised", units) != units:
         raise ValueError(f"normalised is how the heads of {name_or_path} were trained: it cannot be other than {units}")
@@ -110,47 +118,96 @@ def _embedded_folder(name: str) -> Path:
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights = released.read(path)
-    try:
-        return weights, {**released.architecture(weights), "schedule": schedules.rescaled(VPLinear())}
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path}: {error}") from error
+    with refusing(f"checkpoint {path}", path):
+        found = {**released.architecture(weights), "schedule": schedules.rescaled(VPLinear())}
+    check_numbers(weights, f"checkpoint {path}")
+    return weights, found
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raise ValueError for a folder of diffusers."""
-    for name, kind in {"model_index.json": "pipeline", CONFIG: "model"}.items():
-        try:
-            described = json.loads((folder / name).read_text())
-        except (OSError, ValueError):  # which a reader of our own folders names
-            continue
-        if isinstance(described, dict) and "_class_name" in described:
-            kind = f"a {kind} of diffusers, {described['_class_name']}"
-            raise ValueError(f"model folder {folder} seems to be {kind}: {released.ELSEWHERE}")
+def _refuse_foreign(folder: Path, described: object, kind: str) -> None:
+    """Raise ValueError for the description of a folder of diffusers."""
+    if isinstance(described, dict) and "_class_name" in described:
+        kind = f"a {kind} of diffusers, {schema.short(described['_class_name'])[1:-1]}"
+        raise ValueError(f"model folder {folder} seems to be {kind}: {released.ELSEWHERE}")
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    _refuse_foreign(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"model folder {folder} holds no {name}: it is no model written by gms_fast.save")
-    try:
-        stored = json.loads((folder / CONFIG).read_text())
-        if stored["kind"] != KIND:
-            raise ValueError(f"kind is {stored['kind']!r}, wanted {KIND!r}")
-        config = {**stored["config"], "schedule": schedules.stored(stored["schedule"])}
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{folder / CONFIG} does not describe a model: {error!r}") from error
-    try:
-        return safetensors.torch.load_file(folder / WEIGHTS), config
-    except Exception as error:
-        raise ValueError(f"{folder / WEIGHTS} is truncated or no safetensors file: {error}") from error
+def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with ExitStack() as held:
+        folder, files = _opened(path, held)
+        described = {}
+        for name, kind in {_INDEX: "pipeline", CONFIG: "model"}.items():
+            if name in files:
+                with refusing(f"{folder / name} does not describe a model", folder):
+                    described[name] = json_value(whole_text(files[name]))
+                    _refuse_foreign(folder, described[name], kind)
+        for name in (CONFIG, WEIGHTS):
+            if name not in files:
+                said = f"model folder {folder} holds no {name}: it is no model written by gms_fast.save"
+                raise FileNotFoundError(said)
+        with refusing(f"{folder / CONFIG} does not describe a model", folder):
+            schema.check("it", described[CONFIG], _DESCRIPTION)
+            schedule = schedules.stored(described[CONFIG]["schedule"])
+        file, config = folder / WEIGHTS, {**described[CONFIG]["config"], "schedule": schedule}
+        with refusing(f"{file} is truncated or no safetensors file", file):
+            weights = tensors.load_open(files[WEIGHTS])[0]
+    with refusing(f"{file} is of another model than {CONFIG} says", file):
+        _check_agreement(config, released.architecture(weights))
+    check_numbers(weights, str(file))
+    return weights, config
+
+
+def _opened(path: Path, held: ExitStack) -> tuple[Path, dict[str, BinaryIO]]:
+    """The folder and those of its files that there are, all of one save though another process may write it anew."""
+    for _ in range(_TRIES):
+        folder, files = atomic.present(path), {}
+        before = _identity(folder)
+        for name in (_INDEX, CONFIG, WEIGHTS):
+            with suppress(FileNotFoundError):
+                files[name] = held.enter_context((folder / name).open("rb"))
+        if _identity(atomic.present(path)) == before:
+            return folder, files
+        held.close()
+    raise ValueError(f"model folder {path} is written anew all the time: it was opened {_TRIES} times")
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """Numbers that tell a folder from one that took its place."""
+    with suppress(FileNotFoundError):
+        found = os.stat(folder)
+        return found.st_dev, found.st_ino, found.st_mtime_ns
+    return None
+
+
+def _check_agreement(said: dict[str, Any], seen: dict[str, Any]) -> None:
+    """Raise ValueError naming what is said of a network in a way that its weights are not.
+
+    Of it follows how large the network is, which is therefore checked before one is built.
+    """
+    factors = [2**i for i in range(len(seen["channel_mult"]))]
+    for key, value in seen.items():
+        got = said.get(key, _DEFAULTS[key])
+        if key == "attention_resolutions":  # the others have no effect
+            got = sorted(set(got) & set(factors))
+        elif key == "head":
+            got, value = _pair(got), _pair(value)
+        elif key == "out_channels":
+            got = seen["in_channels"] if got is None else got
+        if (list(got) if isinstance(got, tuple) else got) != value:
+            raise ValueError(f"{key} is {schema.short(got)}, but {schema.short(value)} by the weights")
+
+
+def _pair(head: object) -> list[object]:
+    return list(head) if isinstance(head, (list, tuple)) else [head, head]
 
 
 def _assemble(weights: dict[str, Tensor], config: dict[str, Any], origin: str) -> MomentUNet:
-    with torch.device("meta"):  # no time and no random numbers spent on weights about to be replaced
+    with (
+        refusing(f"model {origin}", origin),
+        torch.device("meta"),
+    ):  # no time and no random numbers spent on weights about to be replaced
         model = MomentUNet(**config)
     _check_weights(weights, model.state_dict(), origin)
-    # copied, because weights mapped from a file would change or vanish with it
+    # copied, because weights that lie in one piece of memory would keep all of it
     weights = {n: w.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for n, w in weights.items()}
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
@@ -165,11 +222,6 @@ def _check_weights(got: dict[str, Tensor], wanted: dict[str, Tensor], origin: st
         if got[n].shape != wanted[n].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": shapes}
-    found = [f"{len(list(names))} {what}: {_few(names)}" for what, names in problems.items() if names]
+    found = [f"{len(list(names))} {what}: {few(names)}" for what, names in problems.items() if names]
     if found:
         raise ValueError(f"weights of {origin} do not fit the network: " + "; ".join(found))
-
-
-def _few(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -216,9 +216,28 @@ def test_too_little_real_data_is_refused(tmp_path):
 
 
 def test_reading_changes_nothing(tmp_path):
-    (tmp_path / matrix.RECORDS).write_text('{"a": 1}\n{"a"')
-    assert matrix.read(tmp_path) == [{"a": 1}]
-    assert (tmp_path / matrix.RECORDS).read_text() == '{"a": 1}\n{"a"'
+    record = {**vars(CELLS[0]), "frechet": 1.5}
+    text = json.dumps(record) + '\n{"model'
+    (tmp_path / matrix.RECORDS).write_text(text)
+    assert matrix.read(tmp_path) == [record]
+    assert (tmp_path / matrix.RECORDS).read_text() == text
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    record = json.dumps({**vars(CELLS[0]), "frechet": 1.5})
+    file = tmp_path / matrix.RECORDS
+    for line, said in (("{", "Expecting"), (record.replace("1.5", '"x"'), "frechet is 'x', wanted a number")):
+        file.write_text(f"{record}\n{line}\n")
+        with pytest.raises(ValueError, match=rf"records\.jsonl, line 2, is no record: .*{said}"):
+            matrix.read(tmp_path)
+
+
+def test_damaged_settings_are_named(tmp_path):
+    run(tmp_path, CELLS[:1])
+    file = tmp_path / matrix.SETTINGS
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ValueError, match=rf"{file} holds no settings: "):
+        run(tmp_path, CELLS[:1])
 
 
 @pytest.mark.parametrize(("change", "message"), [({"n": 300}, "n is 200 there and 300 here"), ({}, "sources is ")])

@@ -290,8 +290,7 @@ def test_one_of_many_threads_holds_a_lock(tmp_path, kind):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(worst) >= 200
-    assert max(worst) == 1
+    assert set(worst) == {1}
 
 
 def test_where_nothing_can_be_locked_nothing_is(tmp_path, kind, monkeypatch):
@@ -323,7 +322,16 @@ def test_the_library_reads_what_is_written(tmp_path):
         assert torch.equal(found[name], value)
         assert found[name].dtype == value.dtype
     with safe_open(tmp_path / "x", "pt") as file:
-        assert file.metadata() == {"a": "ü\n", "b": "1"}
+        assert file.metadata().items() >= {"a": "ü\n", "b": "1"}.items()
+
+
+def test_a_changed_number_is_found(tmp_path):
+    tensors.write(tmp_path / "x", {"x": torch.arange(9.0)}, {})
+    data = bytearray((tmp_path / "x").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(ValueError, match="its numbers are not those that were written: their sha256 is another"):
+        tensors.load(tmp_path / "x")
 
 
 def test_equal_runs_give_equal_bytes(tmp_path):

@@ -110,7 +110,8 @@ def _gaussian(args: argparse.Namespace) -> int:
     images = data.load(args.data) if args.data else None
     if images is not None and model is not None:
         statistics.measure.check_data(model, images)
-    work = Work(("samples",))
+    shape = tuple(images.shape[1:] if model is None else model.sample_shape)
+    work = Work({"samples": (args.samples, shape)})
     with locked_file(args.out):
         if work.keep_for(args.out, *_origin(args, model, images), resume=args.resume, replace=args.force):
             measured = statistics.Gaussian.load(args.out)

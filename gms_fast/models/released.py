@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
+
+from gms_fast.storage import arrays, pickles, tensors
+from gms_fast.storage.reading import refusing
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
 CONTAINERS = ("ema_model", "ema", "state_dict", "model", "sd")
@@ -39,38 +40,34 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"checkpoint {path} seems to be a pickled EDM network: {ELSEWHERE}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"checkpoint {path} must end in one of {', '.join(SUFFIXES)}")
-    try:
-        stored = _READERS.get(path.suffix, _read_torch)(path)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint {path} is truncated or no checkpoint at all: {reason}") from error
+    with refusing(f"checkpoint {path} is truncated or no checkpoint at all", path):
+        stored = _READERS.get(path.suffix, pickles.read)(path)
     if isinstance(stored, dict):
         stored = next((stored[name] for name in CONTAINERS if isinstance(stored.get(name), dict)), stored)
     if not isinstance(stored, dict) or not stored or not all(isinstance(v, Tensor) for v in stored.values()):
         raise ValueError(
             f"checkpoint {path} holds no state dict: wanted tensors by name, plain or under {', '.join(CONTAINERS)}"
         )
-    return {str(name).removeprefix("module."): value for name, value in stored.items()}
-
-
-def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    weights = {str(name).removeprefix("module."): value for name, value in stored.items()}
+    if len(weights) < len(stored):
+        raise ValueError(f'checkpoint {path} has weights both with and without "module." before their names')
+    return weights
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     nested: dict[str, Any] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            container, slash, name = key.partition("/")
-            if slash:
-                nested.setdefault(container, {})[name] = torch.from_numpy(arrays[key])
-            elif arrays[key].dtype.kind == "f":  # strings and the like say something about the weights, not in them
-                flat[key] = torch.from_numpy(arrays[key])
+    for key, array in arrays.read_npz(path).items():
+        container, slash, name = key.partition("/")
+        value = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        if slash:
+            nested.setdefault(container, {})[name] = value
+        elif array.ndim or array.dtype.kind == "f":  # a number of steps, say, is no weight
+            flat[key] = value
     return flat | nested
 
 
-_READERS = {".safetensors": safetensors.torch.load_file, ".npz": _read_npz}
+_READERS = {".safetensors": lambda path: tensors.load(path)[0], ".npz": _read_npz}
 
 
 def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
@@ -81,14 +78,14 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     they seem to be of.
     """
     _refuse_foreign(weights)
-    model_channels, in_channels = _shape(weights, "input_blocks.0.0.weight")[:2]
+    model_channels, in_channels = _shape(weights, "input_blocks.0.0.weight", 4)[:2]
     widths, blocks, attention = _levels(weights)
     if len(set(blocks)) != 1:
         raise ValueError(f"weights must have the same number of residual blocks on every level: got {blocks}")
-    if any(width % model_channels for width in widths):
+    if any(width < 1 or width % model_channels for width in widths):
         raise ValueError(f"weights must have level widths that are multiples of {model_channels}: got {widths}")
-    embedded = _shape(weights, "input_blocks.1.0.emb_layers.1.weight")[0]
-    out_channels = _shape(weights, "out.2.weight")[0]
+    embedded = _shape(weights, "input_blocks.1.0.emb_layers.1.weight", 2)[0]
+    out_channels = _shape(weights, "out.2.weight", 4)[0]
     if out_channels not in (in_channels, 2 * in_channels):
         raise ValueError(
             f"weights must have {in_channels} or {2 * in_channels} output channels for {in_channels} of the input: "
@@ -117,14 +114,15 @@ def _refuse_foreign(weights: dict[str, Tensor]) -> None:
 
 def _levels(weights: dict[str, Tensor]) -> tuple[list[int], list[int], list[int]]:
     """Width and number of residual blocks per level, and the downsampling factors with attention, on the way down."""
-    last = max((int(name.split(".")[1]) for name in weights if name.startswith("input_blocks.")), default=0)
+    found = (re.match(r"input_blocks\.(0|[1-9][0-9]{0,5})\.", name) for name in weights)
+    last = max((int(match[1]) for match in found if match), default=0)
     widths, blocks, attention = [0], [0], []
     for i in range(1, last + 1):
         if f"input_blocks.{i}.0.op.weight" in weights:
             widths.append(0)
             blocks.append(0)
             continue
-        widths[-1] = _shape(weights, f"input_blocks.{i}.0.in_layers.2.weight")[0]
+        widths[-1] = _shape(weights, f"input_blocks.{i}.0.in_layers.2.weight", 4)[0]
         blocks[-1] += 1
         factor = 2 ** (len(widths) - 1)
         if f"input_blocks.{i}.1.qkv.weight" in weights and factor not in attention:
@@ -146,7 +144,10 @@ def _head(weights: dict[str, Tensor], name: str) -> str | None:
     return "simple" if f"{name}.0.weight" in weights else None
 
 
-def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...]:
+def _shape(weights: dict[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
     if name not in weights:
         raise ValueError(f"weights are not those of an improved-DDPM U-Net: missing {name}; of another, {ELSEWHERE}")
-    return tuple(weights[name].shape)
+    shape = tuple(weights[name].shape)
+    if len(shape) != axes or 0 in shape:
+        raise ValueError(f"weights must have {axes} axes and elements in {name}: got {shape}")
+    return shape

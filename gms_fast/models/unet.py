@@ -12,10 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from gms_fast.schedules import VP, Schedule, VPLinear, rescaled
+from gms_fast.schema import Choice, Either, Flag, Integer, Listed, Optional, Real, argument
 from gms_fast.types import NoiseMoments
 
 GROUPS = 32
 HEADS = (None, "simple", "complex")
+_COUNT = Integer(1, 1 << 16)
+ARGUMENTS = {  # of `MomentUNet`, but for the schedule: what each must be by itself
+    "image_size": _COUNT,
+    "in_channels": _COUNT,
+    "model_channels": _COUNT,
+    "channel_mult": Listed(_COUNT, 32, 1),
+    "num_res_blocks": Integer(1, 1000),
+    "attention_resolutions": Listed(Integer(1), 64),
+    "num_heads": _COUNT,
+    "dropout": Real(0, 1, open=True),
+    "use_scale_shift_norm": Flag(),
+    "head": Either(Choice(HEADS), Listed(Choice(HEADS), 2, 2)),
+    "out_channels": Optional(_COUNT),
+    "moments": Choice(("raw", "central")),
+    "normalised": Flag(),
+}
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -169,6 +186,7 @@ class MomentUNet(nn.Module):
                         float32. Needs moments = "central"
     schedule            the schedule the network was trained with; asked at 1000 t/T, as improved-diffusion's networks
                         are, unless it says otherwise
+    Raises ValueError naming the argument that is of another type or out of range (`ARGUMENTS`).
     """
 
     prediction = "noise"
@@ -192,10 +210,10 @@ class MomentUNet(nn.Module):
         normalised: bool = False,
         schedule: object = None,
     ) -> None:
-        super().__init__()
+        given = locals()
         second, third = _forms(head)
-        if moments not in ("raw", "central"):
-            raise ValueError(f'moments must be "raw" or "central": got {moments!r}')
+        given = {name: argument(name, given[name], want) for name, want in ARGUMENTS.items()}
+        super().__init__()
         if normalised and (moments != "central" or second is None):
             raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
         schedule = VPLinear() if schedule is None else schedule
@@ -204,20 +222,15 @@ class MomentUNet(nn.Module):
             raise ValueError(f"schedule must be discrete for normalised heads, as VPLinear: got {schedule!r}")
         if model_channels % GROUPS:
             raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
+        out_channels = in_channels if out_channels is None else out_channels
+        if out_channels not in (in_channels, 2 * in_channels):
+            raise ValueError(f"out_channels must be {in_channels} or {2 * in_channels}, or None: got {out_channels}")
         self.config = {
-            "image_size": image_size,
-            "in_channels": in_channels,
-            "model_channels": model_channels,
+            **given,
             "channel_mult": list(channel_mult),
-            "num_res_blocks": num_res_blocks,
             "attention_resolutions": list(attention_resolutions),
-            "num_heads": num_heads,
-            "dropout": dropout,
-            "use_scale_shift_norm": use_scale_shift_norm,
             "head": list(head) if isinstance(head, (list, tuple)) else head,
-            "out_channels": out_channels or in_channels,
-            "moments": moments,
-            "normalised": normalised,
+            "out_channels": out_channels,
         }
         self.sample_shape = (in_channels, image_size, image_size)
         self.schedule = schedule
@@ -259,7 +272,7 @@ class MomentUNet(nn.Module):
                     layers.append(Upsample(ch))
                     factor //= 2
                 self.output_blocks.append(Block(*layers))
-        self.out = nn.Sequential(*_output(ch, out_channels or in_channels))
+        self.out = nn.Sequential(*_output(ch, out_channels))
 
         def head_of(form: str | None) -> nn.Module | None:
             if form == "complex":

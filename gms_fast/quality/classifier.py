@@ -6,9 +6,10 @@ They see digits only, so their distances are not the FID of the literature. `ben
 from importlib import resources
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from gms_fast.storage import tensors
 
 SIDES = {"mnist5k": 28, "digits": 8}  # data set: side of its images
 FEATURES = 64
@@ -53,5 +54,6 @@ def load(data: str) -> DigitClassifier:
     if data not in SIDES:
         raise ValueError(f"there are classifiers for {', '.join(SIDES)}: got {data!r}")
     net = DigitClassifier(SIDES[data])
-    net.load_state_dict({k: w.float() for k, w in safetensors.torch.load_file(WEIGHTS / f"{data}.safetensors").items()})
+    stored, _ = tensors.load(WEIGHTS / f"{data}.safetensors")
+    net.load_state_dict({name: weight.float() for name, weight in stored.items()})
     return net.requires_grad_(False).eval()

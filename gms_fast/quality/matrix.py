@@ -23,17 +23,30 @@ import torch
 from tqdm import tqdm
 
 import gms_fast
-from gms_fast import io
+from gms_fast import io, schema
 from gms_fast.data import names as data_names
 from gms_fast.images import save_images
 from gms_fast.quality import subjects
 from gms_fast.quality.cells import Cell, evaluate
 from gms_fast.quality.cells import check as cells_check
+from gms_fast.schema import Either, Fields, Integer, Optional, Real, Text
 from gms_fast.storage import atomic
 from gms_fast.storage.locks import locked_folder
+from gms_fast.storage.reading import json_value, read_bytes, read_json, refusing
 
 SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "samples"
 PACKAGE = Path(gms_fast.__file__).parent
+_CELL = {"model": Text(), "solver": Text(), "grid": Text(), "steps": Integer(0), "range": Integer(0)}
+_RECORD = Fields(_CELL, {"origin": Text(), "n": Integer(1), "calls": Integer(0)}, others=Real(infinite=True, nan=True))
+_SETTINGS = Fields(
+    {
+        "n": Either(Integer(1), Fields({}, others=Integer(1))),
+        "data": Optional(Text(4096)),
+        "schedule": Optional(Text()),
+        "sources": Text(),
+    },
+    {"inputs": Fields({}, others=Text())},
+)
 _NOT_HASHED = ("cli", "training", "quality/report.py", "__pycache__")
 
 
@@ -112,12 +125,22 @@ def _count(n: dict[str, int] | int, model: str) -> int:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The records in a folder, without a last line that an interrupt cut off."""
-    return [json.loads(line) for line in _whole_lines(out / RECORDS).splitlines()]
+    """The records in a folder, without a last line that an interrupt cut off.
+
+    Raises ValueError naming the file, the line and the key that is wrong.
+    """
+    file = out / RECORDS
+    lines, records = _whole_lines(file).splitlines(), []
+    for number, line in enumerate(lines, 1):
+        with refusing(f"{file}, line {number}, is no record", file):
+            records.append(json_value(line, infinite=True))
+            schema.check("it", records[-1], _RECORD)
+    return records
 
 
 def _whole_lines(file: Path) -> str:
-    text = file.read_text() if file.exists() else ""
+    with refusing(f"{file} cannot be read", file):
+        text = read_bytes(file).decode() if file.exists() else ""
     return text[: text.rfind("\n") + 1]
 
 
@@ -144,7 +167,9 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     file = out / SETTINGS
     if file.exists():
-        stored = json.loads(file.read_text())
+        with refusing(f"{file} holds no settings", file):
+            stored = read_json(file)
+            schema.check("it", stored, _SETTINGS)
         settings["inputs"] = {**stored.get("inputs", {}), **settings["inputs"]}  # of other models there may be none yet
         if all(settings["inputs"][k] == v for k, v in stored.get("inputs", {}).items()):
             stored["inputs"] = settings["inputs"]

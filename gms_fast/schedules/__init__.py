@@ -16,6 +16,7 @@ from gms_fast.schedules.discrete import VPCosine as VPCosine
 from gms_fast.schedules.discrete import VPLinear as VPLinear
 from gms_fast.schedules.hosts import from_diffusers as from_diffusers
 from gms_fast.schedules.levels import Levels as Levels
+from gms_fast.schema import short
 
 _BY_NAME = {k.__name__: k for k in (VP, VPLinear, VPCosine, VPContinuous, VPContinuousCosine, EDM, Flow, Levels)}
 _ALIASES = {
@@ -37,11 +38,13 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
     """A schedule from a name of `names()` or from the `config` of one, or the schedule itself."""
     if isinstance(description, Schedule):
         return description
+    if not isinstance(description, (str, dict)):
+        raise TypeError(f"schedule must be a schedule, its name or its config: got {short(description)}")
     options = {"name": description} if isinstance(description, str) else dict(description)
     name = options.pop("name", None)
     kind = _BY_NAME.get(_ALIASES.get(str(name), str(name)))
     if kind is None:
-        raise ValueError(f"schedule must be one of {', '.join(names())}: got {name!r}")
+        raise ValueError(f"schedule must be one of {', '.join(names())}: got {short(name)}")
     return kind(**options)
 
 

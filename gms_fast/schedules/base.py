@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gms_fast.constants import Identified
 
+MOST_TIMES = 1_000_000  # of a discrete schedule, which keeps numbers for each
 Times = float | Sequence[float] | np.ndarray | Tensor
 
 

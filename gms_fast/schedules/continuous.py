@@ -14,6 +14,7 @@ from gms_fast.schedules.base import (
     check_steps,
     log_alpha_of,
 )
+from gms_fast.schema import Optional, Real, argument
 
 
 class _ContinuousVP(VariancePreserving):
@@ -41,6 +42,7 @@ class VPContinuous(_ContinuousVP):
     t_max = 1.0
 
     def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0) -> None:
+        beta_0, beta_1 = argument("beta_0", beta_0, Real()), argument("beta_1", beta_1, Real())
         if not 0 < beta_0 < beta_1:
             raise ValueError(f"beta_0, beta_1 must have 0 < beta_0 < beta_1: got {beta_0}, {beta_1}")
         self.beta_0, self.beta_1 = float(beta_0), float(beta_1)
@@ -99,7 +101,9 @@ class EDM(Schedule):
     spacing = "karras"
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
-        if not 0 < sigma_min < sigma_max < math.inf:
+        sigma_min, sigma_max = argument("sigma_min", sigma_min, Real()), argument("sigma_max", sigma_max, Real())
+        rho = argument("rho", rho, Real())
+        if not 0 < sigma_min < sigma_max:
             raise ValueError(f"sigma_min, sigma_max must have 0 < sigma_min < sigma_max: got {sigma_min}, {sigma_max}")
         if not rho > 0:
             raise ValueError(f"rho must be positive: got {rho}")
@@ -141,11 +145,13 @@ class Flow(Schedule):
     def __init__(
         self, t_max: float = 1.0, t_min: float = 0.0, *, shift: float = 1.0, time_scale: float | None = None
     ) -> None:
+        t_max, t_min = argument("t_max", t_max, Real()), argument("t_min", t_min, Real())
+        shift, time_scale = argument("shift", shift, Real()), argument("time_scale", time_scale, Optional(Real()))
         if not 0 <= t_min < t_max <= 1:
             raise ValueError(f"t_max, t_min must have 0 <= t_min < t_max <= 1: got {t_max}, {t_min}")
-        if not 0 < shift < math.inf:
+        if not shift > 0:
             raise ValueError(f"shift must be positive: got {shift}")
-        if time_scale is not None and not 0 < time_scale < math.inf:
+        if time_scale is not None and not time_scale > 0:
             raise ValueError(f"time_scale must be positive, or None: got {time_scale}")
         self.t_max, self.t_min = float(t_max), float(t_min)
         self.shift, self.time_scale = float(shift), time_scale

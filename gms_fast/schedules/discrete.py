@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.schedules.base import (
+    MOST_TIMES,
     Schedule,
     Times,
     VariancePreserving,
@@ -20,6 +21,7 @@ from gms_fast.schedules.base import (
     listed,
     log_alpha_of,
 )
+from gms_fast.schema import Flag, Integer, Optional, Real, argument
 
 
 class VP(VariancePreserving):
@@ -35,12 +37,15 @@ class VP(VariancePreserving):
 
     def __init__(self, betas: Times, *, time_shift: int = 0, rescale_time: bool | None = None) -> None:
         betas = as_float64(betas)
-        if betas.ndim != 1 or len(betas) < 2:
-            raise ValueError(f"betas must be a sequence of at least two numbers: got shape {tuple(betas.shape)}")
+        if betas.ndim != 1 or not 2 <= len(betas) <= MOST_TIMES:
+            raise ValueError(
+                f"betas must be a sequence of at least two numbers, {MOST_TIMES} at most: "
+                f"got shape {tuple(betas.shape)}"
+            )
         if not bool(((betas > 0) & (betas < 1)).all()) and not _zero_terminal_snr(betas):
             raise ValueError("betas must lie in (0, 1), the last one in (0, 1]")
-        if rescale_time not in (None, True, False):
-            raise ValueError(f"rescale_time must be True, False or None: got {rescale_time!r}")
+        time_shift = argument("time_shift", time_shift, Real(-MOST_TIMES, MOST_TIMES))
+        rescale_time = argument("rescale_time", rescale_time, Optional(Flag()))
         self.betas = betas
         self.T = len(betas)
         self.t_max, self.t_min = float(self.T - 1), 0.0
@@ -154,7 +159,9 @@ class VPLinear(VP):
         time_shift: int = 0,
         rescale_time: bool | None = None,
     ) -> None:
-        betas = np.linspace(beta_1, beta_T, _count(T))
+        T = _count(T)
+        beta_1, beta_T = argument("beta_1", beta_1, Real()), argument("beta_T", beta_T, Real())
+        betas = np.linspace(beta_1, beta_T, T)
         super().__init__(betas, time_shift=time_shift, rescale_time=rescale_time)
         self._config = {"T": T, "beta_1": beta_1, "beta_T": beta_T}
 
@@ -167,7 +174,7 @@ class VPCosine(VP):
     """beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999) with g(u) = cos^2((u + 0.008)/1.008 pi/2) (Nichol & Dhariwal 2021)."""
 
     def __init__(self, T: int = 1000, *, time_shift: int = 0, rescale_time: bool | None = None) -> None:
-        _count(T)
+        T = _count(T)
         g = [math.cos((i / T + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
         betas = [min(1 - g[i + 1] / g[i], 0.999) for i in range(T)]
         super().__init__(betas, time_shift=time_shift, rescale_time=rescale_time)
@@ -178,9 +185,7 @@ class VPCosine(VP):
 
 
 def _count(T: int) -> int:
-    if not isinstance(T, int) or T < 2:
-        raise ValueError(f"T must be an integer of at least 2: got {T!r}")
-    return T
+    return argument("T", T, Integer(2, MOST_TIMES))
 
 
 def _zero_terminal_snr(betas: Tensor) -> bool:

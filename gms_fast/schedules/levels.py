@@ -3,7 +3,17 @@
 import torch
 from torch import Tensor
 
-from gms_fast.schedules.base import Schedule, Times, as_float64, check_range, check_steps, distinct, listed
+from gms_fast.schedules.base import (
+    MOST_TIMES,
+    Schedule,
+    Times,
+    as_float64,
+    check_range,
+    check_steps,
+    distinct,
+    listed,
+)
+from gms_fast.schema import short
 
 
 class Levels(Schedule):
@@ -21,10 +31,11 @@ class Levels(Schedule):
         times = torch.arange(alpha.numel(), dtype=torch.float64, device="cpu")
         asked = times if network_times is None else as_float64(network_times)
         for name, table in (("alphas", alpha), ("sigmas", sigma), ("network_times", asked)):
-            if table.ndim != 1 or len(table) != len(alpha) or len(table) < 1:
-                raise ValueError(f"{name} must be (n,) like alphas, n >= 1: got {tuple(table.shape)}")
+            if table.ndim != 1 or len(table) != alpha.numel() or not 1 <= len(table) <= MOST_TIMES:
+                got = tuple(table.shape)
+                raise ValueError(f"{name} must be (n,) like alphas, n from 1 to {MOST_TIMES}: got {got}")
             if not bool(table.isfinite().all()):
-                raise ValueError(f"{name} must be finite: got {table.tolist()}")
+                raise ValueError(f"{name} must be finite: got {short(table.tolist())}")
         if bool((alpha < 0).any()) or bool((sigma < 0).any()) or bool(((alpha == 0) & (sigma == 0)).any()):
             raise ValueError("alphas, sigmas must not be negative, and not both zero")
         noise = torch.atan2(sigma, alpha).diff()

@@ -22,6 +22,7 @@ from gms_fast.assumptions import describe
 from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
+from gms_fast.schema import Fields, Integer, Listed, Optional, Real
 from gms_fast.search.checks import check_data, check_features, check_model, device_of, frozen, positive
 from gms_fast.search.distance import KERNELS, distances
 from gms_fast.search.features import Features, described, pixels, seen
@@ -31,6 +32,7 @@ from gms_fast.solvers import GGDMTable, Solver
 from gms_fast.statistics import fingerprint
 from gms_fast.storage import atomic, checkpoint
 from gms_fast.storage.locks import locked_folder
+from gms_fast.storage.reading import refusing
 from gms_fast.training.rates import averaging, learning_rate
 from gms_fast.types import NoiseMoments, as_range
 
@@ -208,10 +210,28 @@ class _Search:
             state = checkpoint.read(path, FORMAT, FIELDS)
             message = f"{folder} was made with another configuration; choose another folder"
             check_same(state["configuration"], self._configuration, message)
-            self.iteration, self.smooth, self.best = state["iteration"], state["smooth"], state["best"]
-            self.average, self.curve = state["average"], state["curve"]
-            self.parameters.load_state_dict(state["parameters"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            self._restore(path, state)
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        tensors, curve = checkpoint.Like.of(self.free), Listed(Real(nan=True), 3, 3)
+        best = {"score": Real(infinite=True), "iteration": Integer(0, self.settings.iterations)}
+        wants = {
+            "iteration": Integer(0, self.settings.iterations),
+            "smooth": Real(nan=True),
+            "parameters": tensors,
+            "average": tensors,
+            "best": Fields({**best, "parameters": Optional(tensors)}),
+            "curve": Listed(curve, self.settings.iterations + 1),
+        }
+        checkpoint.check(path, state, wants, self.optimiser)
+        self.iteration, self.smooth, self.best = state["iteration"], state["smooth"], state["best"]
+        self.average, self.curve = state["average"], state["curve"]
+        self.parameters.load_state_dict(state["parameters"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        average = self._new()
+        average.load_state_dict(self.average)
+        with refusing(f"checkpoint {path} is damaged", path):
+            self.table(), self.parameters.table(self.network), average.table(self.network)
 
     @cached_property
     def _configuration(self) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from gms_fast.network import dtypes_of
 from gms_fast.statistics import fingerprint
+from gms_fast.storage import tensors
 
 NAMES = {"mnist5k": 28, "digits": 8}  # data set: side of its images
 WIDTH = 160
@@ -71,7 +71,7 @@ def load_features(data: str) -> DigitFeatures:
     if data not in NAMES:
         raise ValueError(f"features must be one of {', '.join(NAMES)}: got {data!r}")
     net = DigitFeatures(NAMES[data])
-    stored = safetensors.torch.load_file(WEIGHTS / f"{data}.safetensors")
+    stored, _ = tensors.load(WEIGHTS / f"{data}.safetensors")
     net.load_state_dict({name: weight.float() for name, weight in stored.items()})
     return net.requires_grad_(False).eval()
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gms_fast import schema
 from gms_fast.assumptions import describe
 from gms_fast.configuration import check_same
 from gms_fast.sampling import sample
 from gms_fast.schedules import Schedule
+from gms_fast.schema import Fields, Listed, Plain, Real
 from gms_fast.search.checks import check_data, check_features, device_of, frozen, positive
 from gms_fast.search.ddss import HELD_OUT, TRAINED
 from gms_fast.search.distance import distances
@@ -31,8 +33,10 @@ from gms_fast.solvers.gms import SWITCH
 from gms_fast.statistics import fingerprint
 from gms_fast.storage import atomic, checkpoint
 from gms_fast.storage.locks import locked_file
+from gms_fast.storage.reading import read_json, refusing
 from gms_fast.types import NoiseMoments
 
+_FILE = Fields({"configuration": Fields({}, others=Plain()), "values": Listed(Real(infinite=True), 1_000_000)})
 _CORNER = 0.3  # of the first simplex, in the logarithm of every number
 
 
@@ -170,11 +174,10 @@ class _Values:
         self.known: list[float] = []
         self.stored: list[float] = []
         if path is not None and path.exists():
-            try:
-                found = json.loads(path.read_text())
-                stored, self.stored = found["configuration"], [float(v) for v in found["values"]]
-            except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f"out: {path} is not the file of a search: {error!r}") from error
+            with refusing(f"out: {path} is not the file of a search", path):
+                found = read_json(path, infinite=True)
+                schema.check("it", found, _FILE)
+            stored, self.stored = found["configuration"], [float(v) for v in found["values"]]
             message = f"{path} was made with another configuration; choose another file"
             check_same(stored, self.configuration, message)
 

@@ -6,7 +6,6 @@ Levels are counted k = K (noisiest) .. 1, and 0 for clean data; tables are index
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +20,21 @@ from gms_fast.ops.checks import MAX_TERMS
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.schedules.base import as_float64, listed
+from gms_fast.schema import Integer, Optional, Plain, Text
 from gms_fast.solvers.base import Multistep, Solver, StepContext, check_signal
 from gms_fast.statistics import other_network, other_schedule
 from gms_fast.storage import tensors
+from gms_fast.storage.embedded import embedded
+from gms_fast.storage.reading import metadata, refusing
 
 FORMAT = "gms_fast ggdm table 1"
 _SHIPPED = "ggdm-"
 _LEAST = 1e-4  # of |a_t|, by which the data estimate is divided
-_METADATA = ("schedule", "steps", "network")
+_METADATA = {
+    "schedule": Plain(),
+    "steps": Integer(1, 4096),
+    "network": Optional(Text(64)),
+}
 
 
 def marginals(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,20 +207,20 @@ class GGDMTable(Identified):
 
     def save(self, path: str | Path) -> None:
         """Write one small safetensors file: the numbers in float64, and in its metadata what they belong to."""
-        metadata = {"schedule": self.schedule.config, "steps": self.steps, "network": self.network}
+        known = {"schedule": self.schedule.config, "steps": self.steps, "network": self.network}
         numbers = {name: getattr(self, name) for name in self.given}
-        stored = {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}}
+        stored = {"format": FORMAT, **{k: json.dumps(v) for k, v in known.items()}}
         tensors.write(path, numbers, stored, parents=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "GGDMTable":
         """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
-        numbers, stored = tensors.read(Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table")
-        try:
-            known = {key: json.loads(stored[key]) for key in _METADATA}
+        numbers, stored = tensors.read(
+            Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table", optional=("c", "d")
+        )
+        with refusing(f"table {path} makes no sense", path):
+            known = metadata(stored, _METADATA)
             table = cls(schedules.stored(known["schedule"]), **numbers, network=known["network"])
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"table {path} makes no sense: {error}") from error
         if table.steps != known["steps"]:
             raise ValueError(
                 f"table {path}: steps is {known['steps']} by its metadata, but {table.steps} in its numbers"
@@ -239,8 +245,9 @@ def load_table(name_or_path: str | Path) -> GGDMTable:
 
     Raises FileNotFoundError where there is none, saying which there are.
     """
-    there = Path(str(resources.files("gms_fast.models"))).glob(f"*/{_SHIPPED}*.safetensors")
-    shipped = {f"{file.parent.name}/{file.stem.removeprefix(_SHIPPED)}": file for file in there}
+    shipped = {
+        f"{file.parent.name}/{file.stem.removeprefix(_SHIPPED)}": file for file in embedded(f"{_SHIPPED}*.safetensors")
+    }
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         known = ", ".join(sorted(shipped)) or "those embedded, of which there are none"

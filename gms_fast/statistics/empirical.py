@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +24,22 @@ from gms_fast import schedules
 from gms_fast.assumptions import unwrapped
 from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
+from gms_fast.schema import Integer, Listed, Optional, Plain, Real, Text
 from gms_fast.statistics.wide import on_cpu
 from gms_fast.storage import tensors
+from gms_fast.storage.embedded import named
+from gms_fast.storage.reading import metadata, refusing
 
 FORMAT, FILE = "gms_fast empirical statistics 1", "empirical.safetensors"
 _CURVES = ("l", "s", "b")
-_METADATA = ("schedule", "N", "lambda", "shape", "samples", "network")
+_METADATA = {
+    "schedule": Plain(),
+    "N": Integer(1),
+    "lambda": Listed(Real(), 2, 2),
+    "shape": Listed(Integer(0), 64),
+    "samples": Optional(Integer(1)),
+    "network": Optional(Text(64)),
+}
 
 
 class Tables(NamedTuple):
@@ -147,7 +156,7 @@ class EmpiricalModel(Identified):
         kept = {"lam": self.lam, "l": self.l.float(), "s": self.s.to(dtype), "b": self.b.to(dtype)}
         if lost := [name for name, curve in kept.items() if not bool(curve.isfinite().all())]:
             raise ValueError(f"{', '.join(lost)} cannot be stored as {dtype}: too large")
-        metadata = {
+        known = {
             "schedule": self.schedule.config,
             "N": self.N,
             "lambda": self.lam[[0, -1]].tolist(),
@@ -156,20 +165,18 @@ class EmpiricalModel(Identified):
             "network": self.network,
         }
         origin = {} if measurement is None else {"measurement": measurement}
-        stored = {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in metadata.items()}}
+        stored = {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in known.items()}}
         tensors.write(path, kept, stored, parents=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":
         """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
         curves, stored = tensors.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
-        try:
-            known = {key: json.loads(stored[key]) for key in _METADATA}
+        with refusing(f"statistics {path} make no sense", path):
+            known = metadata(stored, _METADATA)
             schedule = schedules.stored(known["schedule"])
             kept = {name: curves[name].double() for name in ("lam", *_CURVES)}
             statistics = cls(schedule, **kept, network=known["network"], samples=known["samples"])
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"statistics {path} make no sense: {error}") from error
         found = {
             "N": statistics.N,
             "lambda": statistics.lam[[0, -1]].tolist(),
@@ -192,8 +199,7 @@ class EmpiricalModel(Identified):
 
 def load(name_or_path: str | Path) -> EmpiricalModel:
     """Statistics of an embedded model, by its name ("mnist", "digits"), or those of a file."""
-    shipped = Path(str(resources.files("gms_fast.models") / str(name_or_path) / FILE))
-    return EmpiricalModel.load(shipped if shipped.is_file() else name_or_path)
+    return EmpiricalModel.load(named(name_or_path, FILE) or name_or_path)
 
 
 def other_schedule(own: Schedule, other: Schedule, times: Tensor) -> list[str]:

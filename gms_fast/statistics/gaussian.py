@@ -9,21 +9,28 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gms_fast.constants import Identified
+from gms_fast.schema import Integer, Listed, Optional, Real
 from gms_fast.statistics.wide import home, on_cpu
 from gms_fast.steps import StepCoefficients
 from gms_fast.storage import tensors
+from gms_fast.storage.embedded import named
+from gms_fast.storage.reading import metadata, refusing
 from gms_fast.types import as_range
 
 FORMAT, FILE = "gms_fast gaussian statistics 1", "gaussian.safetensors"
 _TENSORS = ("mean", "eigenvectors", "eigenvalues")
-_METADATA = ("residual", "shape", "range", "count")
+_METADATA = {
+    "residual": Real(0),
+    "shape": Listed(Integer(1), 64),
+    "range": Optional(Listed(Real(infinite=True), 2, 2)),
+    "count": Optional(Integer(2)),
+}
 _ORTHONORMAL = 2e-3  # what half precision leaves of it
 
 Spectrum = Callable[[Tensor], Tensor]  # of the variances of x_0
@@ -182,13 +189,11 @@ class Gaussian(Identified):
     def load(cls, path: str | Path) -> "Gaussian":
         """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
         found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
-        try:
-            known = {key: json.loads(stored[key]) for key in _METADATA}
+        with refusing(f"statistics {path} make no sense", path):
+            known = metadata(stored, _METADATA)
             limits = known["range"] and tuple(known["range"])
             kept = [found[name] for name in _TENSORS]
             statistics = cls(*kept, residual=known["residual"], range=limits, count=known["count"])
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"statistics {path} make no sense: {error}") from error
         if known["shape"] != list(statistics.sample_shape):
             raise ValueError(
                 f"statistics {path}: shape is {known['shape']} by its metadata, but {list(statistics.sample_shape)} "
@@ -216,8 +221,7 @@ class Gaussian(Identified):
 
 def load_gaussian(name_or_path: str | Path) -> Gaussian:
     """Statistics of an embedded model's data, by its name ("mnist", "digits"), or those of a file."""
-    shipped = Path(str(resources.files("gms_fast.models") / str(name_or_path) / FILE))
-    return Gaussian.load(shipped if shipped.is_file() else name_or_path)
+    return Gaussian.load(named(name_or_path, FILE) or name_or_path)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -95,7 +95,8 @@ def empirical_model(
         device=_device(model, data, device),
     )
     network = fingerprint(model)
-    work, out = Work(("l", "moments")), None if out is None else Path(out)
+    out, shape = None if out is None else Path(out), tuple(chosen.shape[1:])
+    work = Work({"l": (N + 1, shape), "moments": (N + 1, (5, *shape))})
     origin = {"network": network, "prediction": form, "schedule": schedule.config, **run.configuration()}
     beside = {"tolerance": tolerance, "dtype": str(dtype)}
     with nullcontext() if out is None else locked_file(out):

@@ -12,17 +12,23 @@ import torch
 from torch import Tensor
 
 from gms_fast.configuration import check_same
+from gms_fast.schema import Fields, Plain
 from gms_fast.storage import atomic, tensors
+from gms_fast.storage.reading import metadata, refusing
 
 FORMAT = "gms_fast unfinished statistics 1"
 SECONDS = 30.0  # between two writes
 
 
 class Work:
-    """Rows of named results, one a node or a sample, in order."""
+    """Rows of named results, one a node or a sample, in order.
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    most  how many there will be of each name, and the shape of one
+    """
+
+    def __init__(self, most: dict[str, tuple[int, tuple[int, ...]]]) -> None:
+        self.most = most
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in most}
         self.path: Path | None = None
 
     def keep_for(
@@ -52,11 +58,19 @@ class Work:
         if self.path.exists():
             if not resume:
                 raise FileExistsError(f"out: {self.path} holds an unfinished measurement: resume it or delete it")
-            stored, metadata = tensors.read(self.path, FORMAT, self.rows, self._metadata)
+            stored, said = tensors.read(self.path, FORMAT, self.rows, self._metadata)
             message = f"{self.path} is of another measurement; delete it or choose another file"
-            check_same(*(json.loads(m["configuration"]) for m in (metadata, self._metadata)), message)
+            check_same(_configuration(self.path, said), json.loads(text), message)
+            self._check(self.path, stored)
             self.rows = {name: list(stored[name]) for name in self.rows}
         return False
+
+    def _check(self, path: Path, stored: dict[str, Tensor]) -> None:
+        """Raise ValueError naming rows that are of another shape or more than there will be."""
+        for name, (most, shape) in self.most.items():
+            found = tuple(stored[name].shape)
+            if found != (0,) and (found[1:] != shape or not 1 <= found[0] <= most):
+                raise ValueError(f"statistics {path}: {name} is {found}, wanted at most {most} rows of {shape}")
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
@@ -91,3 +105,8 @@ class Work:
 def partial(out: Path) -> Path:
     """The file of unfinished results for `out`."""
     return out.with_name(out.name + ".partial")
+
+
+def _configuration(path: Path, stored: dict[str, str]) -> dict[str, Any]:
+    with refusing(f"statistics {path}", path):
+        return metadata(stored, {"configuration": Fields({}, others=Plain())})["configuration"]

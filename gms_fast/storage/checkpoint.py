@@ -1,14 +1,18 @@
 """Training state on disk: written atomically, read with every doubt about its origin spelled out."""
 
 import hashlib
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gms_fast.storage import atomic
+from gms_fast import schema
+from gms_fast.schema import Choice, Either, Fields, Integer, Listed, Plain, Real, Want
+from gms_fast.storage import atomic, pickles
+from gms_fast.storage.reading import refusing
 
 FORMAT = "gms_fast training checkpoint 1"
 FIELDS = {"configuration", "step", "smooth", "seconds", "curve", "weights", "average", "optimiser"}
@@ -21,20 +25,68 @@ def write(path: Path, state: dict[str, Any], form: str = FORMAT) -> None:
 
 
 def read(path: Path, form: str = FORMAT, fields: Set[str] = FIELDS) -> dict[str, Any]:
-    """The state that `write` stored in that form.
+    """The state that `write` stored in that form, its configuration plain values.
 
     Raises ValueError naming the file if it is truncated or something else.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint {path} is truncated or no checkpoint at all: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") != form:
+    with refusing(f"checkpoint {path} is truncated or no checkpoint at all", path):
+        state = pickles.read(path)
+    if not isinstance(state, dict) or not Choice((form,)).fits(state.get("format")):
         raise ValueError(f"checkpoint {path} is of another kind: it does not say {form!r}")
     if missing := fields - state.keys():
         raise ValueError(f"checkpoint {path} is damaged: it lacks {', '.join(sorted(missing))}")
+    schema.check(f"checkpoint {path}", state["configuration"], Fields({}, others=Plain()), "configuration")
     return state
+
+
+@dataclass(frozen=True)
+class Like(Want):
+    """A tensor of the shape and dtype of another, finite."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Fields:
+        """Tensors like these, by the same names."""
+        return Fields({name: cls(tuple(value.shape), value.dtype) for name, value in tensors.items()})
+
+    def fits(self, value: object) -> bool:
+        if not isinstance(value, Tensor) or (tuple(value.shape), value.dtype) != (self.shape, self.dtype):
+            return False
+        return bool(value.isfinite().all())
+
+    def __str__(self) -> str:
+        return f"a finite tensor {self.shape} of {self.dtype}"
+
+
+def check(path: Path, state: dict[str, Any], wants: dict[str, Want], optimiser: torch.optim.Adam) -> None:
+    """Raise ValueError naming the file and the key of a state that is not as wanted, or not that of an optimiser.
+
+    Of the optimiser's settings this one's take the place, but for the learning rate.
+    """
+    with refusing(f"checkpoint {path} is damaged", path):
+        for key, want in wants.items():
+            schema.check(f"checkpoint {path}", state[key], want, key)
+        state["optimiser"] = _checked_adam(f"checkpoint {path}", state["optimiser"], optimiser)
+
+
+def _checked_adam(where: str, state: object, optimiser: torch.optim.Adam) -> dict[str, Any]:
+    """The state of an `Adam` over the parameters of this one, with its settings."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    count, (own,) = len(parameters), optimiser.state_dict()["param_groups"]
+    if isinstance(state, dict) and isinstance(state.get("state"), dict):  # its keys are numbers
+        state = {**state, "state": {str(place): kept for place, kept in state["state"].items()}}
+    moments = [Like(tuple(p.shape), p.dtype) for p in parameters]
+    steps = Either(Like((), torch.float32), Like((), torch.float64))
+    kept = {str(i): Fields({"step": steps, "exp_avg": m, "exp_avg_sq": m}) for i, m in enumerate(moments)}
+    settings = Fields({"params": Listed(Integer(0, count - 1), count, count), "lr": Real(0)}, others=Plain())
+    schema.check(where, state, Fields({"state": Fields({}, kept), "param_groups": Listed(settings, 1, 1)}), "optimiser")
+    for place, found in state["state"].items():
+        if bool((found["exp_avg_sq"] < 0).any()) or float(found["step"]) < 0:
+            raise ValueError(f"optimiser.state.{place} holds negative squares or steps")
+    group = own | {"lr": state["param_groups"][0]["lr"]}
+    return {"state": {int(i): found for i, found in state["state"].items()}, "param_groups": [group]}
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:

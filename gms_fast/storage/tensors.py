@@ -1,14 +1,24 @@
-"""Named tensors and what they mean, in one safetensors file."""
+"""Named tensors and what they mean, in one safetensors file.
 
+The reader is ours as the writer is: it maps nothing, so that a file that shrinks cannot kill the process, allocates
+nothing before the sizes in the header are those of the file, and names the tensor that is wrong.
+"""
+
+import hashlib
 import json
-from collections.abc import Collection
+import math
+import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from gms_fast import schema
+from gms_fast.schema import Choice, Fields, Integer, Listed, Text
 from gms_fast.storage import atomic
+from gms_fast.storage.reading import LONGEST_JSON, exactly, fill, json_value, refusing
 
 _NAMES = {
     torch.float64: "F64",
@@ -22,51 +32,144 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {"C64": torch.complex64}
+_LONGEST_HEADER = LONGEST_JSON
+_DIGEST = "sha256"  # of all that follows the header; files of others need not say it
+_AXIS = Integer(0, 1 << 48)
+_ENTRY = Fields(
+    {"dtype": Choice(tuple(_DTYPES)), "shape": Listed(_AXIS, 64), "data_offsets": Listed(_AXIS, 2, 2)},
+)
+_HEADER = Fields({}, {"__metadata__": Fields({}, others=Text(_LONGEST_HEADER))}, others=_ENTRY)
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, parents: bool = False) -> None:
-    """Write the file as a whole; equal arguments give equal bytes, which the library's own writer does not promise."""
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    flat, end = {}, 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # every one aligned
-        value = tensors[name]
-        flat[name] = value.detach().to("cpu").contiguous().reshape(-1)
-        start, end = end, end + flat[name].nbytes
+    """Write the file as a whole, and into its metadata a digest of all numbers, by which `load` finds damage.
+
+    Equal arguments give equal bytes, which the library's own writer does not promise.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # every one aligned
+    flat = [tensors[name].detach().to("cpu").contiguous().reshape(-1).view(torch.uint8) for name in names]
+    said = {**metadata, _DIGEST: _digest(flat)}
+    header: dict[str, object] = {"__metadata__": dict(sorted(said.items()))}
+    end = 0
+    for name, data in zip(names, flat, strict=True):
+        start, end, value = end, end + len(data), tensors[name]
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic.writing(path, parents=parents) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for value in flat.values():
-            file.write(memoryview(value.view(torch.uint8).numpy()))
+        for data in flat:
+            file.write(memoryview(data.numpy()))
+
+
+def _digest(flat: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for data in flat:
+        digest.update(memoryview(data.numpy()))
+    return digest.hexdigest()
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a file says about its tensors; nothing for one that is no safetensors file."""
+    """What a file says of its tensors; nothing for one that is no safetensors file."""
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except Exception:
+        with path.open("rb") as file:
+            return _header(file)[1]
+    except (ValueError, RecursionError):
         return {}
 
 
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata.
+
+    Raises ValueError saying what is wrong with it, without the file's name.
+    """
+    with open(path, "rb") as file:
+        return load_open(file)
+
+
+def load_open(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same of an open file."""
+    entries, metadata = _header(file)
+    flat, found = [], {}
+    for name, entry in entries:
+        start, end = entry["data_offsets"]
+        flat.append(torch.empty(end - start, dtype=torch.uint8, device="cpu"))
+        fill(file, memoryview(flat[-1].numpy()))
+        found[name] = flat[-1].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    if _DIGEST in metadata and metadata[_DIGEST] != _digest(flat):
+        raise ValueError(f"its numbers are not those that were written: their {_DIGEST} is another")
+    return found, metadata
+
+
+def _header(file: BinaryIO) -> tuple[list[tuple[str, dict]], dict[str, str]]:
+    """What a file says of its tensors, in their order, and its metadata; it is then at the first tensor."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(exactly(file, 8), "little")
+    if length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError(f"its header has {length} bytes by its length, of a file of {size}")
+    header = json_value(exactly(file, length))
+    schema.check("header", header, _HEADER)
+    metadata = header.pop("__metadata__", {})
+    entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    _check_sizes(entries, size - 8 - length)
+    return entries, metadata
+
+
+def _check_sizes(entries: list[tuple[str, dict]], size: int) -> None:
+    """Raise ValueError unless the tensors have their shapes' sizes and lie one after the other in `size` bytes."""
+    end = 0
+    for name, entry in entries:
+        start, stop = entry["data_offsets"]
+        wanted = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+        if start != end or stop - start != wanted:
+            place = f"bytes {start} to {stop}"
+            raise ValueError(f"{schema.short(name)} lies at {place}, wanted {wanted} of them from {end} on")
+        end = stop
+    if end != size:
+        raise ValueError(f"its tensors have {end} bytes, but {size} follow its header")
+
+
 def read(
-    path: Path, form: str, tensors: Collection[str], metadata: Collection[str], what: str = "statistics"
+    path: Path,
+    form: str,
+    tensors: Collection[str],
+    metadata: Collection[str],
+    what: str = "statistics",
+    optional: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file of `what`, whose metadata say `form` for "format".
 
-    Raises FileNotFoundError where there is none, ValueError naming the file and what it lacks.
+    The tensors are those named, and some of the optional ones: floating point and finite. Raises FileNotFoundError
+    where there is no file, ValueError naming it and what it lacks.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            found, stored = file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise ValueError(f"{what} {path}: truncated or no safetensors file: {error}") from error
+    with refusing(f"{what} {path}: truncated or no safetensors file", path):
+        stored, found = load(path)
     if found.get("format") != form:
-        raise ValueError(f"{what} {path}: format is {found.get('format')!r}, wanted {form!r}")
+        raise ValueError(f"{what} {path}: format is {schema.short(found.get('format'))}, wanted {form!r}")
     for name, have, want in (("metadata", found, metadata), ("tensors", stored, tensors)):
         if missing := [key for key in want if key not in have]:
             raise ValueError(f"{what} {path}: there is no {name} {', '.join(missing)}")
+    if unknown := stored.keys() - {*tensors, *optional}:
+        raise ValueError(f"{what} {path}: there are tensors {few(unknown)}, wanted {few([*tensors, *optional])} alone")
+    check_numbers(stored, f"{what} {path}")
     return stored, found
+
+
+def check_numbers(tensors: dict[str, Tensor], where: str) -> None:
+    """Raise ValueError naming tensors that are not floating point, or not finite."""
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise ValueError(f"{where}: {schema.short(name)} is of {value.dtype}, wanted floating-point numbers")
+    if wild := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+        raise ValueError(f"{where}: NaN or infinity in {few(wild)}, wanted finite numbers")
+
+
+def few(names: Collection[str]) -> str:
+    """The first of some names, in order."""
+    shown = sorted(map(str, names))
+    plain = (name if name.isprintable() and len(name) <= 80 else schema.short(name) for name in shown[:10])
+    listed = ", ".join(plain)
+    return listed + (", ..." if len(shown) > 10 else "")

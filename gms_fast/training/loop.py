@@ -18,6 +18,7 @@ from tqdm import tqdm
 from gms_fast import interrupts
 from gms_fast.configuration import check_same
 from gms_fast.schedules import VP
+from gms_fast.schema import Integer, Listed, Real
 from gms_fast.storage import atomic, checkpoint
 from gms_fast.storage.locks import locked_folder
 from gms_fast.training.losses import Loss, moment_loss, noise_loss
@@ -273,6 +274,16 @@ class _State:
         state = checkpoint.read(self.path)
         message = f"{folder} was made with another configuration; choose another folder"
         check_same(state["configuration"], self.configuration, message)
+        tensors = checkpoint.Like.of(self.parameters)
+        wants = {
+            "step": Integer(0, self.run.steps),
+            "smooth": Real(nan=True),
+            "seconds": Real(0),
+            "curve": Listed(Listed(Real(), 3, 3), self.run.steps + 1),
+            "weights": tensors,
+            "average": tensors,
+        }
+        checkpoint.check(self.path, state, wants, self.optimiser)
         self.step, self.smooth, self.seconds = state["step"], state["smooth"], state["seconds"]
         self.curve = state["curve"]
         self._copy(state["weights"], self.parameters)

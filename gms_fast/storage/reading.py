@@ -1,0 +1,126 @@
+"""Reading with every doubt: one kind of error for all that can be wrong with a file, and JSON within bounds."""
+
+import errno
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gms_fast import schema
+from gms_fast.schema import Want, short
+
+LONGEST_JSON = 24 << 20  # bytes; parsed they may take twelve times as much, and text four times
+_MOST_CONTAINERS = 1 << 18  # lists and mappings in them, which take more than their text
+_REASON = 300  # characters of a library's message
+
+
+def most(size: int) -> int:
+    """Bytes that a compressed file of so many bytes may hold."""
+    return max(64 << 20, 20 * size)
+
+
+@contextmanager
+def refusing(said: str, path: str | Path) -> Iterator[None]:
+    """Turn every error but those of the system into a ValueError `{said}: {reason}`, which names `path`.
+
+    One that names it already stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: of a bad offset
+            raise
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{said}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line of bounded length."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _REASON else text[: _REASON - 3] + "..."
+
+
+def exactly(file: BinaryIO, size: int) -> bytes:
+    """The next `size` bytes; raise ValueError where there are fewer."""
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"it ends after {len(data)} of {size} bytes that are wanted there")
+    return data
+
+
+def fill(file: BinaryIO, target: memoryview) -> None:
+    """Read as many bytes as `target` has, a few at a time; raise ValueError where there are fewer."""
+    done = 0
+    while done < len(target):
+        part = file.read(min(1 << 20, len(target) - done))
+        if not part:
+            raise ValueError(f"it ends after {done} of {len(target)} bytes that are wanted there")
+        target[done : done + len(part)] = part
+        done += len(part)
+
+
+def json_value(data: bytes | str, *, infinite: bool = False) -> Any:
+    """What JSON text says. Raises ValueError for NaN, infinity (unless `infinite`), a key given twice, and for more
+    than `LONGEST_JSON` bytes or nesting than can be read.
+    """
+    if len(data) > LONGEST_JSON:
+        raise ValueError(f"it has {len(data)} bytes of JSON, wanted at most {LONGEST_JSON}")
+    text = data.decode() if isinstance(data, bytes) else data
+    if text.count("[") + text.count("{") > _MOST_CONTAINERS:
+        raise ValueError(f"it has more than {_MOST_CONTAINERS} lists and mappings")
+
+    def constant(name: str) -> float:
+        if name == "NaN" or not infinite:
+            raise ValueError(f"it holds {name}, wanted finite numbers")
+        return math.inf if name == "Infinity" else -math.inf
+
+    return json.loads(text, object_pairs_hook=_mapping, parse_constant=constant)
+
+
+def read_json(path: Path, *, infinite: bool = False) -> Any:
+    """What a file of JSON says, as `json_value`."""
+    return json_value(read_bytes(path), infinite=infinite)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file of text, as `whole_text`."""
+    with path.open("rb") as file:
+        return whole_text(file)
+
+
+def whole_text(file: BinaryIO) -> bytes:
+    """All of an open file, at most `LONGEST_JSON` bytes."""
+    data = file.read(LONGEST_JSON + 1)
+    if len(data) > LONGEST_JSON:
+        raise ValueError(f"it has more than {LONGEST_JSON} bytes")
+    return data
+
+
+def metadata(stored: dict[str, str], wants: dict[str, Want]) -> dict[str, Any]:
+    """The values of the metadata named, each JSON, as wanted. Raises ValueError naming the key."""
+    return {key: _said(key, stored[key], want) for key, want in wants.items()}
+
+
+def _said(key: str, text: str, want: Want) -> Any:
+    try:
+        value = json_value(text, infinite=True)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"metadata: {key}: {reason(error)}") from error
+    schema.check("metadata", value, want, key)
+    return value
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"it has the key {short(twice)} twice")
+    return found
