@@ -23,7 +23,7 @@ CASES, GROUPS = 320, 16
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_damaged_files_are_refused_by_name_or_read_right(group):
-    """Others than those that the figures of docs/faults-files.md are of."""
+    """Others than those that the figures of docs/faults.md are of."""
     numbers = range(group, CASES, GROUPS)
     assert [problem for n in numbers if (problem := damage.check(damage.Case(1, n)))] == []
 
