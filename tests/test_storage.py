@@ -298,8 +298,11 @@ def test_where_nothing_can_be_locked_nothing_is(tmp_path, kind, monkeypatch):
     with locked(kind, tmp_path / "x"), locked(kind, tmp_path / "x"):
         assert not locks.abandoned(tmp_path)
     (tmp_path / LEFT).touch()
-    atomic.write_text(tmp_path / "y", "")
+    atomic.write_text(tmp_path / "x" if kind == "file" else tmp_path / "x" / "y", "new")
     assert LEFT in names(tmp_path)
+    for head in (None, "simple"):
+        io.save(tiny(head=head), tmp_path / "model")
+        assert io.load(tmp_path / "model").config["head"] == head
 
 
 # --- tensors ---

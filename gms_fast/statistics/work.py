@@ -50,7 +50,7 @@ class Work:
             atomic.remove(out)
             self.delete()
         if out.exists():
-            if not (resume and tensors.metadata(out).get("measurement") == self.measurement):
+            if not (resume and tensors.metadata_of(out).get("measurement") == self.measurement):
                 other = " and is of another measurement" if resume else ""
                 raise FileExistsError(f"out: {out} already exists{other}; delete it or choose another file")
             self.delete()

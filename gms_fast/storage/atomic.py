@@ -50,6 +50,8 @@ def writing(path: str | Path, *, parents: bool = False) -> Iterator[BinaryIO]:
                     raise file.failed from error
                 buffer.flush()
                 os.fsync(handle)
+                if not locks.there_are():
+                    buffer.close()  # Windows gives no open file another name
                 os.replace(scratch, path)
         except BaseException:
             with suppress(OSError):
@@ -78,7 +80,8 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
             _put(scratch, path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)  # where it took the place of `path`, it has the old content
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
         _sync(path.parent)
 
 
@@ -181,10 +184,12 @@ def _new_file(path: Path) -> tuple[Path, int]:
         os.close(handle)
 
 
-def _new_folder(path: Path) -> tuple[Path, int]:
+def _new_folder(path: Path) -> tuple[Path, int | None]:
     while True:
         scratch = _scratch(path)
         os.mkdir(scratch)
+        if not locks.there_are():
+            return scratch, None
         handle = os.open(scratch, os.O_RDONLY)
         if locks.hold(handle, scratch):
             return scratch, handle
@@ -202,12 +207,14 @@ def _sweep(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Bring the names in a folder to the disk, where the system can."""
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED or not path.is_dir():  # some file systems know no sync of a folder
+        if error.errno not in _UNSUPPORTED:
             raise
     finally:
         os.close(handle)

@@ -88,6 +88,11 @@ def _holder(handle: int) -> str:
         return "another process"
 
 
+def there_are() -> bool:
+    """Tell a system with locks."""
+    return fcntl is not None
+
+
 def hold(handle: int, path: Path) -> bool:
     """Lock an open file until it is closed. False if another holds it, or if `path` no longer leads to it."""
     if fcntl is None:

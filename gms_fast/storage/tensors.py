@@ -70,7 +70,7 @@ def _digest(flat: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def metadata(path: Path) -> dict[str, str]:
+def metadata_of(path: Path) -> dict[str, str]:
     """What a file says of its tensors; nothing for one that is no safetensors file."""
     try:
         with path.open("rb") as file:
