@@ -297,9 +297,11 @@ def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str =
     """Run a command to its end, or to that of one of ENDS after some seconds or bytes. Raises AssertionError."""
     said, words = os.pipe()
     os.set_blocking(said, False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the command has its handlers
     child = os.fork()
     if child == 0:
         _command((*command.arguments, *again), folder, words, int(amount) if kind == FULL else resource.RLIM_INFINITY)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
     ended = _ends(child, amount if kind in (VANISHED, *SIGNALS) else LONGEST)
     if not ended and kind in SIGNALS:
         os.kill(child, SIGNALS[kind])
@@ -334,6 +336,7 @@ def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) 
     os.dup2(words, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     interrupts.guard()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
     work.SECONDS = -1.0
     for train in (training.train_noise_network, training.train_moment_heads):
         train.__kwdefaults__["checkpoint_every"] = 1
