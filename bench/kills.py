@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,7 @@ FULL, VANISHED = "full disk", "vanished folder"
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 ENDS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143, FULL: 2, VANISHED: 2}  # and the status that follows
 LINES = {"SIGINT": "interrupted", "SIGTERM": "terminated", FULL: "error: .*File too large: ", VANISHED: "error: "}
+GRACE = 20.0  # seconds that workers may outlive their command, which they may be starting to notice
 LONGEST = 120.0  # seconds that a command may take to end
 Content = dict[str, bytes]
 
@@ -302,24 +304,41 @@ def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str =
     if child == 0:
         _command((*command.arguments, *again), folder, words, int(amount) if kind == FULL else resource.RLIM_INFINITY)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+    with suppress(OSError):  # whoever of the two comes first
+        os.setpgid(child, child)
     ended = _ends(child, amount if kind in (VANISHED, *SIGNALS) else LONGEST)
-    if not ended and kind in SIGNALS:
-        os.kill(child, SIGNALS[kind])
+    if not ended and kind == "SIGKILL":
+        os.kill(child, signal.SIGKILL)
+    elif not ended and kind in SIGNALS:
+        os.killpg(child, SIGNALS[kind])  # as a terminal does
     if not ended and kind == VANISHED:
         _vanish(Path(folder, command.out))
     ended = ended or _ends(child, LONGEST)
+    alone = _group_ends(child)
     if not ended:
-        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     os.write(words, b"\n")  # something to read in any case
     text = os.read(said, 1 << 16).decode()
     os.close(said)
     os.close(words)
     assert ended, f"it has not ended after {LONGEST:.0f} s more: {text}"
+    assert alone, f"processes of its own outlive it by {GRACE:.0f} s"
     status = os.waitstatus_to_exitcode(ended[0])
     assert status in (0, ENDS.get(kind)), f"it ends with status {status} by {kind or 'itself'}: {text}"
     if status > 0:
         assert re.fullmatch(rf"gms-fast: {LINES[kind]}[^\n]*\n\n", text), f"not one line of its own at its end: {text}"
+
+
+def _group_ends(group: int) -> bool:
+    """Wait until nothing of a process group is left, or kill it after a while and tell so."""
+    end = time.monotonic() + GRACE
+    with suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.005)
+        os.killpg(group, signal.SIGKILL)
+        return False
+    return True
 
 
 def _vanish(out: Path) -> None:
@@ -331,6 +350,7 @@ def _vanish(out: Path) -> None:
 
 def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) -> None:
     """Be the command, with checkpoints as often as there can be, its words in a pipe, and no larger files than so."""
+    os.setpgid(0, 0)
     os.chdir(folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     os.dup2(words, 2)

@@ -4,6 +4,7 @@ Nothing but the standard library is imported here, so that a command can call `g
 """
 
 import atexit
+import multiprocessing
 import os
 import signal
 import sys
@@ -80,12 +81,17 @@ def raised() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, stop) for number in _heard()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _heard() -> list[signal.Signals]:
+    """Signals that whoever started this process has not had ignored, as a shell does Ctrl-C for what it puts aside."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def ignore() -> None:
@@ -102,11 +108,28 @@ def guard() -> None:
         os.write(2, f"gms-fast: {WORDS[signal.Signals(number)]}\n".encode())
         os._exit(status(number))
 
-    for number in SIGNALS:
+    for number in _heard():
         signal.signal(number, end)
     atexit.register(ignore)  # Python takes its handlers away before the process ends
 
 
 def is_command() -> bool:
-    """Tell the command `gms-fast`, or `python -m gms_fast`, from a program that imports this package."""
-    return os.path.basename(sys.argv[0] or "").startswith("gms-fast") or sys.orig_argv[1:3] == ["-m", "gms_fast"]
+    """Tell the command `gms-fast`, or `python -m gms_fast`, from a program that imports this package, or a worker."""
+    if multiprocessing.parent_process() is not None:
+        return False
+    if sys.argv[:1] == ["-m"]:
+        return "gms_fast" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+    return os.path.splitext(os.path.basename(sys.argv[0] or ""))[0] in ("gms-fast", "gms-fast-script")
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """A block in which processes are started that never get these signals; another thread may still hear them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

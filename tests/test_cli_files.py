@@ -119,6 +119,60 @@ def test_statistics_of_another_measurement_are_not_taken_for_done(here, capsys, 
     assert main([*command, *other, "--force"]) == 0
 
 
+@pytest.mark.parametrize("command", [EMPIRICAL, GAUSSIAN, OF_DATA])
+def test_statistics_that_are_to_be_replaced_stay_until_they_are(here, capsys, monkeypatch, command):
+    assert main([*command]) == 0
+    first = (here / "x.safetensors").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "x.safetensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kills.tensors, "write", full)
+        assert main([*command, "--seed", "1", "--force"]) == 2
+    assert (here / "x.safetensors").read_bytes() == first
+    assert main([*command, "--seed", "1", "--force"]) == 0
+
+
+def test_statistics_that_were_to_be_replaced_go_on(here, capsys, monkeypatch):
+    assert main([*GAUSSIAN]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(kills.MomentUNet, "forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main([*GAUSSIAN, "--seed", "1", "--force"]) == 130
+    assert main([*GAUSSIAN, "--seed", "1", "--resume"]) == 0
+    resumed = (here / "x.safetensors").read_bytes()
+    assert main([*GAUSSIAN, "--seed", "1", "--force"]) == 0
+    assert (here / "x.safetensors").read_bytes() == resumed
+    assert names(here) == ["tiny", "x.npy", "x.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["train", "search", "statistics"])
+def test_advice_to_resume_is_not_given_with_a_refusal(here, capsys, name):
+    command = kills.COMMANDS[name].arguments
+    assert main([*command]) == 0
+    capsys.readouterr()
+    for more in (("--seed", "1", "--resume"), ()):
+        assert main([*command, *more]) == 2
+        assert "the same command with" not in capsys.readouterr().err
+
+
+def test_train_replaces_no_stage_that_another_run_holds(here, capsys):
+    command = kills.COMMANDS["train"].arguments
+    assert main([*command]) == 0
+    with locks.locked_folder(here / "run" / "heads"):
+        assert main([*command, "--force"]) == 2
+    assert "heads is in use by process" in capsys.readouterr().err
+    assert kills._steps(here / "run") == 16
+    assert main([*command, "--force"]) == 0
+
+
+def test_evaluate_replaces_records_that_are_damaged(here, capsys):
+    command = kills.COMMANDS["evaluate"].arguments
+    (here / "quality").mkdir()
+    (here / "quality" / "records.jsonl").write_text("damage\n")
+    assert main([*command, "--steps", "1", "--force"]) == 0
+
+
 def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypatch):
     forward, calls = kills.MomentUNet.forward, []
     batch = statistics.STEPS + 1  # calls

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,79 @@ def guarded(process):
         if caught >> (signal.SIGTERM - 1) & 1:
             return
         time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "wanted"),
+    [
+        (["/env/bin/gms-fast", "sample"], ["python", "/env/bin/gms-fast", "sample"], True),
+        (["gms-fast.exe"], ["gms-fast.exe"], True),
+        (["-m", "info"], ["python", "-u", "-m", "gms_fast", "info"], True),
+        (["-m", "gms_fast"], ["python", "-m", "pytest", "gms_fast"], False),
+        (["/home/me/gms-fast-demo.py"], ["python", "/home/me/gms-fast-demo.py"], False),
+        (["-c"], ["python", "-c", "import gms_fast"], False),
+        ([""], ["python"], False),
+    ],
+)
+def test_the_command_is_told_from_programs_that_import_the_package(monkeypatch, argv, original, wanted):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert interrupts.is_command() == wanted
+    monkeypatch.setattr(interrupts.multiprocessing, "parent_process", lambda: "gms-fast evaluate")
+    assert not interrupts.is_command()
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.raised(), interrupts.put_off():
+            send(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_blocked_signals_never_reach_processes_that_are_started_meanwhile():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); print('alive')"
+    with interrupts.blocked():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "alive\n"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGTERM
+
+
+def test_images_that_are_drawn_are_written_before_a_signal_is_heard(capsys, monkeypatch, tmp_path):
+    savez = np.savez
+
+    def slow(*args, **arrays):
+        send(signal.SIGINT)
+        savez(*args, **arrays)
+
+    monkeypatch.setattr(sample, "_draw", lambda *args: args[-1].append(torch.zeros(64, 1, 8, 8)))
+    monkeypatch.setattr(np, "savez", slow)
+    out = tmp_path / "x.npz"
+    assert main(["sample", "--model", "digits", "--out", str(out)]) == 130
+    assert capsys.readouterr().err == f"gms-fast: interrupted; all 64 images are in {out}\n"
+    assert len(np.load(out)["images"]) == 64
+
+
+def test_a_part_does_not_replace_a_whole(capsys, monkeypatch, tmp_path):
+    out = tmp_path / "x.png"
+    command = ["sample", "--model", "digits", "--n", "4", "--steps", "1", "--batch-size", "2", "--out", str(out)]
+    assert main(command) == 0
+    whole, draw = out.read_bytes(), sample._draw
+
+    def half(model, solver, args, batches):
+        batches.append(torch.zeros(2, 1, 8, 8))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "_draw", half)
+    assert main([*command, "--force"]) == 130
+    assert f"; 2 of 4 images, the first ones of --seed 0, are in {tmp_path}/x.part.png: " in capsys.readouterr().err
+    assert out.read_bytes() == whole
+    assert (tmp_path / "x.part.png").exists()
+    monkeypatch.setattr(sample, "_draw", draw)
+    assert main([*command, "--force"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_a_program_that_imports_the_package_keeps_its_signals():

@@ -53,9 +53,11 @@ from gms_fast.storage import atomic
 def naive(path, value):
     {write}
 kills.WRITERS["x"] = naive
-print(kills.check_writer("x") if tracing.available() else {message!r})
+print(kills.check_writer("x") if tracing.available() else "skipped")
 """
     done = alone(code)
+    if done.stdout == "skipped\n":
+        pytest.skip("tracing is not allowed here")
     assert message in done.stdout, done.stderr
 
 

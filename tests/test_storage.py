@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -142,13 +143,84 @@ def test_threads_that_write_one_file_leave_one_of_theirs(tmp_path):
         for _ in range(10):
             atomic.write_text(tmp_path / "x", text)
 
-    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        assert not (tmp_path / "x").exists() or (tmp_path / "x").read_text() in texts
+    with ThreadPoolExecutor(len(texts)) as threads:
+        done = [threads.submit(write, text) for text in texts]
+        while not all(job.done() for job in done):
+            assert not (tmp_path / "x").exists() or (tmp_path / "x").read_text() in texts
+    assert [job.result() for job in done] == [None] * len(texts)
     assert (tmp_path / "x").read_text() in texts
     assert names(tmp_path) == {"x"}
+
+
+def test_scratch_is_not_swept_between_its_making_and_its_lock(tmp_path, monkeypatch):
+    """The other writer takes it for left behind; this one then makes another."""
+    hold, swept = locks.hold, []
+
+    def late(handle, path):
+        if not swept:
+            swept.append(path)
+            atomic.remove(tmp_path / "x")
+        return hold(handle, path)
+
+    monkeypatch.setattr(locks, "hold", late)
+    atomic.write_text(tmp_path / "x", "new")
+    assert swept
+    assert (tmp_path / "x").read_text() == "new"
+    io.save(tiny(), tmp_path / "model")
+    assert names(tmp_path) == {"x", "model"}
+
+
+def test_what_is_swept_is_held_meanwhile(tmp_path):
+    (tmp_path / LEFT).touch()
+    with locks.abandoned(tmp_path / LEFT) as free:
+        assert free
+        handle = os.open(tmp_path / LEFT, os.O_RDWR)
+        assert not locks.hold(handle, tmp_path / LEFT)
+        os.close(handle)
+
+
+def test_names_may_be_as_long_as_the_system_takes_them(tmp_path):
+    for name in ("x" * 255, "ü" * 127):
+        atomic.write_text(tmp_path / name, "new")
+        (tmp_path / f"{atomic._hidden(tmp_path / name)}.0123abcd.partial").touch()
+        atomic.write_text(tmp_path / name, "newer")
+    assert names(tmp_path) == {"x" * 255, "ü" * 127}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("model returned NaN")])
+def test_an_error_of_the_block_is_not_that_of_the_disk(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(atomic._Scratch, "write", lambda *_: pytest.fail("what is buffered was written"))
+
+    def write():
+        with atomic.writing(tmp_path / "x") as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(type(error) if isinstance(error, ValueError) else error):
+        write()
+
+
+def test_removing_follows_links_and_spares_linked_folders(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "there" / "x").touch()
+    (tmp_path / "run" / "noise").symlink_to(tmp_path / "there")
+    (tmp_path / "l").symlink_to(tmp_path / "there" / "x")
+    atomic.remove(tmp_path / "l")
+    assert (tmp_path / "l").is_symlink()
+    assert not (tmp_path / "there" / "x").exists()
+    atomic.clear(tmp_path / "run", ["noise/x"])
+    assert (tmp_path / "run" / "noise").is_symlink()
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    for path in (".", tmp_path / "model"):
+        with pytest.raises(ValueError, match="path must not be the working directory"):
+            io.save(tiny(), path)
+    assert names(tmp_path / "model") == set()
+    io.save(tiny(), "inner")
 
 
 def test_a_line_is_added_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -269,6 +341,30 @@ def test_the_second_run_is_told_of_the_first(tmp_path, kind, holder):
     assert names(tmp_path) == ({"x"} if kind == "folder" else set())
 
 
+def test_a_lock_is_that_of_the_file_behind_a_link(tmp_path):
+    (tmp_path / "l").symlink_to(tmp_path / "x")
+    with (
+        locks.locked_file(tmp_path / "x"),
+        pytest.raises(BlockingIOError, match="l is in use"),
+        locks.locked_file(tmp_path / "l"),
+    ):
+        pytest.fail("two hold one file")
+
+
+def test_a_lock_that_cannot_be_written_to_counts_for_nothing_when_nobody_holds_it(tmp_path, monkeypatch):
+    (tmp_path / ".x.lock").write_text("{}")
+    opened = os.open
+
+    def forbidden(path, flags, *rest):
+        if flags & os.O_RDWR and os.path.exists(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with locks.locked_file(tmp_path / "x"):
+        assert names(tmp_path) == {".x.lock"}
+
+
 def test_a_lock_ends_with_its_block(tmp_path, kind):
     for _ in range(2):
         with pytest.raises(ValueError, match="some"), locked(kind, tmp_path / "x"):
@@ -295,8 +391,8 @@ def test_one_of_many_threads_holds_a_lock(tmp_path, kind):
 
 def test_where_nothing_can_be_locked_nothing_is(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(locks, "fcntl", None)
-    with locked(kind, tmp_path / "x"), locked(kind, tmp_path / "x"):
-        assert not locks.abandoned(tmp_path)
+    with locked(kind, tmp_path / "x"), locked(kind, tmp_path / "x"), locks.abandoned(tmp_path) as free:
+        assert not free
     (tmp_path / LEFT).touch()
     atomic.write_text(tmp_path / "x" if kind == "file" else tmp_path / "x" / "y", "new")
     assert LEFT in names(tmp_path)
@@ -333,7 +429,7 @@ def test_a_changed_number_is_found(tmp_path):
     data = bytearray((tmp_path / "x").read_bytes())
     data[-1] ^= 1
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(ValueError, match="its numbers are not those that were written: their sha256 is another"):
+    with pytest.raises(ValueError, match="its numbers are not those that were written: their SHA-256 is another"):
         tensors.load(tmp_path / "x")
 
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, ModuleType] = {
     "info": info,
 }
 BAD_INPUT = 2
+REFUSALS = (FileExistsError, BlockingIOError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         command.set_defaults(run=module.run)
         module.add_arguments(command)
-    args = argparse.Namespace(left="")  # what is left where the command ends early
+    args = argparse.Namespace(kept="", left="")  # what to say of work that is kept, and how to go on after an end
     with interrupts.raised():
         try:
             parser.parse_args(argv, args)
@@ -45,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as signal:
             interrupts.ignore()
             number = interrupts.number(signal)
-            print(f"gms-fast: {interrupts.WORDS[number]}{args.left}", file=sys.stderr)
+            print(f"gms-fast: {interrupts.WORDS[number]}{args.kept or args.left}", file=sys.stderr)
             return interrupts.status(number)
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
-            print(f"gms-fast: error: {_one_line(error)}{args.left}", file=sys.stderr)
+            from_outside = isinstance(error, (OSError, MemoryError)) and not isinstance(error, REFUSALS)
+            more = args.kept or (args.left if from_outside else "")
+            print(f"gms-fast: error: {_one_line(error)}{more}", file=sys.stderr)
             return BAD_INPUT
 
 

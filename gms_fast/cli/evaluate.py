@@ -84,5 +84,9 @@ def _files(out: Path) -> Iterator[str]:
     """What a run writes, relative to its folder."""
     from gms_fast.quality import matrix, report
 
-    pictures = {f"{matrix.IMAGES}/{matrix.picture(cell)}" for cell in map(matrix.cell_of, matrix.read(out))}
+    try:
+        records = matrix.read(out)
+    except ValueError:  # damaged ones are what it is to be rid of
+        records = []
+    pictures = {f"{matrix.IMAGES}/{matrix.picture(cell)}" for cell in map(matrix.cell_of, records)}
     yield from (matrix.SETTINGS, matrix.RECORDS, TABLES, *(f"{m}.png" for m in report.LABELS), *pictures)

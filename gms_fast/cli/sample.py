@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gms_fast import interrupts
 from gms_fast.cli import options
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     import gms_fast
+    from gms_fast.storage import atomic
     from gms_fast.storage.locks import locked_file
 
     _check_out(args.out, overwrite=args.force)
@@ -71,18 +73,22 @@ def run(args: argparse.Namespace) -> int:
     batches: list[Tensor] = []
     with locked_file(args.out):
         _check_out(args.out, overwrite=args.force)
+        part = args.out.with_suffix(f".part{args.out.suffix}")
         start = time.perf_counter()
         try:
             _draw(model, solver, args, batches)
         except torch.OutOfMemoryError as error:
-            args.left = _keep(batches, args)
+            args.kept = _keep(batches, args, part)
             raise MemoryError(f"--batch-size {args.batch_size} is more than {device} has memory for") from error
         except (KeyboardInterrupt, Exception):
-            args.left = _keep(batches, args)
+            args.kept = _keep(batches, args, part)
             raise
         seconds = time.perf_counter() - start
         handle.remove()
-        _write(batches, args)
+        with interrupts.put_off():
+            _write(batches, args, args.out)
+            args.kept = f"; all {args.n} images are in {args.out}"
+            atomic.remove(part)
     print(f"{args.n} images in {seconds:.2f} s, {calls} network calls, backend {backend}: {args.out}")
     return 0
 
@@ -144,18 +150,20 @@ def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace, batches: 
             batches.append(x.float().clamp(-1, 1).cpu())
 
 
-def _keep(batches: list[Tensor], args: argparse.Namespace) -> str:
-    """Write what is drawn, if anything is, and return what there is to say about it."""
+def _keep(batches: list[Tensor], args: argparse.Namespace, part: Path) -> str:
+    """Write what is drawn, if anything is, to args.out, or beside a file there, and return what is to be said of it."""
     if not batches:
         return f"; none of {args.n} images was finished"
-    _write(batches, args)
+    out = part if args.out.exists() else args.out
+    with interrupts.put_off():
+        _write(batches, args, out)
     done = sum(map(len, batches))
     whole = "the same command with --force draws them all"
-    return f"; {done} of {args.n} images, the first ones of --seed {args.seed}, are in {args.out}: {whole}"
+    return f"; {done} of {args.n} images, the first ones of --seed {args.seed}, are in {out}: {whole}"
 
 
-def _write(batches: list[Tensor], args: argparse.Namespace) -> None:
-    """Write the images to args.out."""
+def _write(batches: list[Tensor], args: argparse.Namespace, out: Path) -> None:
+    """Write the images, as a whole."""
     import numpy as np
     import torch
 
@@ -163,8 +171,8 @@ def _write(batches: list[Tensor], args: argparse.Namespace) -> None:
     from gms_fast.storage import atomic
 
     images = torch.cat(batches)
-    if args.out.suffix == ".png":
-        save_images(images, args.out)
-    else:
-        with atomic.writing(args.out) as file:
-            np.savez(file, images=images.numpy(), seed=args.seed, steps=args.steps, solver=args.solver)
+    if out.suffix == ".png":
+        save_images(images, out)
+        return
+    with atomic.writing(out) as file:
+        np.savez(file, images=images.numpy(), seed=args.seed, steps=args.steps, solver=args.solver)

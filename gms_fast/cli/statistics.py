@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flips", action="store_true", help="--gaussian: count each image mirrored too")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue what an interrupted command left beside --out")
-    again.add_argument("--force", action="store_true", help="delete --out and what lies beside it, and start anew")
+    again.add_argument("--force", action="store_true", help="start anew, and replace --out")
 
 
 def run(args: argparse.Namespace) -> int:

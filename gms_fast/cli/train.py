@@ -65,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
     settings["progress"] = sys.stderr.isatty()
     noise, heads = (args.out / stage for stage in STAGES)
     with locked_folder(args.out):
-        if args.force:
-            atomic.clear(args.out, _files())
         io.check_target(args.out / MODEL)
+        if args.force:
+            with locked_folder(noise), locked_folder(heads):
+                atomic.clear(args.out, _files())
         args.left = "; the same command with --resume goes on from there"
         train_noise_network(model, images, steps=args.steps, out=noise, **settings)
         train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **settings)

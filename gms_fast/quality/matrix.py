@@ -8,7 +8,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import gms_fast
-from gms_fast import io, schema
+from gms_fast import interrupts, io, schema
 from gms_fast.data import names as data_names
 from gms_fast.images import save_images
 from gms_fast.quality import subjects
@@ -197,7 +196,8 @@ def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | Non
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_begin, initargs=(theirs,))
     try:
-        jobs = {pool.submit(evaluate, c, _count(n, c.model), data, schedule): c for c in todo}
+        with interrupts.blocked():
+            jobs = {pool.submit(evaluate, c, _count(n, c.model), data, schedule): c for c in todo}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
     except BaseException:
@@ -209,9 +209,8 @@ def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | Non
 
 
 def _begin(pipe: Connection) -> None:
-    """Prepare a worker: one thread, no say in Ctrl-C, and an end with the process that holds the pipe's other end."""
+    """Prepare a worker: one thread, and an end with the process that holds the pipe's other end."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end() -> None:
         with suppress(EOFError, OSError):

@@ -71,8 +71,8 @@ def empirical_model(
                the terms that f is the difference of: as for Gaussian data, where f is constant; and where |s| exceeds
                one over the distance of nodes. 1e-12 is what float32 leaves of a difference
     out        file for the result. Unfinished results are kept in `<out>.partial`, which a run with the same arguments
-               goes on from if `resume`, and a finished file of the same arguments is then the result; both are deleted
-               if `replace`, and else refused
+               goes on from if `resume`, and a finished file of the same arguments is then the result. If `replace`, it
+               begins anew and replaces `out` when it is done; else both are refused
     dtype      of s and b in the file (`EmpiricalModel.save`)
     progress   whether to show a progress bar on stderr
     device     of the calls (default: the model's, or the data's)

@@ -18,6 +18,7 @@ from gms_fast.storage.reading import metadata, refusing
 
 FORMAT = "gms_fast unfinished statistics 1"
 SECONDS = 30.0  # between two writes
+_REPLACES = "replaces"  # in the metadata of rows that were measured anew to replace a file
 
 
 class Work:
@@ -46,19 +47,22 @@ class Work:
         text = json.dumps(configuration)
         self.measurement = hashlib.sha256((text + json.dumps(beside)).encode()).hexdigest()[:16]
         self._metadata = {"format": FORMAT, "configuration": text}
+        replaces = replace or (self.path.exists() and _REPLACES in tensors.metadata_of(self.path))
+        if replaces:
+            self._metadata[_REPLACES] = str(out)
         if replace:
-            atomic.remove(out)
             self.delete()
-        if out.exists():
-            if not (resume and tensors.metadata_of(out).get("measurement") == self.measurement):
-                other = " and is of another measurement" if resume else ""
-                raise FileExistsError(f"out: {out} already exists{other}; delete it or choose another file")
+            return False
+        if resume and out.exists() and tensors.metadata_of(out).get("measurement") == self.measurement:
             self.delete()
             return True
+        if out.exists() and not (resume and replaces):
+            other = " and is of another measurement" if resume else ""
+            raise FileExistsError(f"out: {out} already exists{other}; delete it or choose another file")
         if self.path.exists():
             if not resume:
                 raise FileExistsError(f"out: {self.path} holds an unfinished measurement: resume it or delete it")
-            stored, said = tensors.read(self.path, FORMAT, self.rows, self._metadata)
+            stored, said = tensors.read(self.path, FORMAT, self.rows, ("format", "configuration"))
             message = f"{self.path} is of another measurement; delete it or choose another file"
             check_same(_configuration(self.path, said), json.loads(text), message)
             self._check(self.path, stored)

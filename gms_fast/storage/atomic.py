@@ -9,6 +9,7 @@ process. Modes follow the umask, and a link at the target stays one.
 import csv
 import ctypes
 import errno
+import hashlib
 import io
 import os
 import re
@@ -23,6 +24,7 @@ from gms_fast.storage import locks
 
 _EXCHANGE, _AT_FDCWD = 2, -100  # of Linux's renameat2
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+_LONGEST = 200  # bytes of a name that may grow by a few more
 _TOKEN = r"\.[0-9a-f]{8}\.partial"
 
 
@@ -44,10 +46,11 @@ def writing(path: str | Path, *, parents: bool = False) -> Iterator[BinaryIO]:
             with io.BufferedWriter(file, 1 << 20) as buffer:
                 try:
                     yield buffer
-                except Exception as error:  # a library may have made another one of a full disk
-                    if file.failed is None:
+                except BaseException as error:
+                    file.close()  # what is buffered is not to be written, and its errors are no news
+                    if file.failed is None or not isinstance(error, Exception):
                         raise
-                    raise file.failed from error
+                    raise file.failed from error  # of which a library may have made another
                 buffer.flush()
                 os.fsync(handle)
                 if not locks.there_are():
@@ -69,6 +72,8 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
     `path`.
     """
     path = _target(path)
+    if path.is_dir() and Path.cwd().is_relative_to(path):
+        raise ValueError(f"path must not be the working directory, nor hold it, which would be gone: got {path}")
     with locks.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path)
@@ -130,7 +135,7 @@ def present(path: str | Path) -> Path:
 
 def remove(path: str | Path) -> None:
     """Delete a file, and what killed writers of it left; nothing may be there."""
-    path = Path(path)
+    path = _target(path)
     path.unlink(missing_ok=True)
     if path.parent.is_dir():
         _sweep(path)
@@ -140,8 +145,9 @@ def clear(folder: Path, files: Iterable[str]) -> None:
     """Delete files of a folder, and the folders in it that are empty then; what else lies there stays."""
     for path in (folder / file for file in files):
         remove(path)
-        if path.parent != folder and path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        inner = path.parent
+        if inner != folder and inner.is_dir() and not inner.is_symlink() and not any(inner.iterdir()):
+            inner.rmdir()
 
 
 def occupied(folder: Path) -> bool:
@@ -171,7 +177,13 @@ def _target(path: str | Path) -> Path:
 
 
 def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    return path.with_name(f"{_hidden(path)}.{secrets.token_hex(4)}.partial")
+
+
+def _hidden(path: Path) -> str:
+    """The name that scratch begins with: that of the target, or a digest where names may not be much longer."""
+    long = len(os.fsencode(path.name)) > _LONGEST
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest() if long else path.name}"
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
@@ -198,12 +210,13 @@ def _new_folder(path: Path) -> tuple[Path, int | None]:
 
 def _sweep(path: Path) -> None:
     """Remove scratch for `path` whose writer is dead."""
-    ours = re.compile(re.escape(f".{path.name}") + _TOKEN)
+    ours = re.compile(re.escape(_hidden(path)) + _TOKEN)
     for scratch in (path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)):
-        if locks.abandoned(scratch) and scratch.is_dir():
-            shutil.rmtree(scratch, ignore_errors=True)
-        elif locks.abandoned(scratch):
-            scratch.unlink(missing_ok=True)
+        with locks.abandoned(scratch) as free:
+            if free and scratch.is_dir():
+                shutil.rmtree(scratch, ignore_errors=True)
+            elif free:
+                scratch.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -231,7 +244,7 @@ def _put(fresh: Path, path: Path) -> None:
 
 
 def _previous(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")
+    return path.with_name(f"{_hidden(path)}.previous")
 
 
 def _recover(path: Path) -> None:

@@ -30,8 +30,8 @@ def locked_folder(path: str | Path) -> AbstractContextManager[None]:
 
 def locked_file(path: str | Path) -> AbstractContextManager[None]:
     """Hold alone the file `path`, which need not exist, as `locked_folder` does a folder."""
-    path = Path(path)
-    return _locked(path, path.with_name(f".{path.name}{FILE}"))
+    target = Path(os.path.realpath(path))  # the writer follows links too
+    return _locked(Path(path), target.with_name(f".{target.name}{FILE}"))
 
 
 @contextmanager
@@ -61,7 +61,14 @@ def naming(path: Path) -> Iterator[None]:
 
 def _acquire(file: Path, path: Path) -> int:
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # what a dead process of another user left counts for nothing either
+            with abandoned(file) as free:
+                if not free:
+                    raise
+                os.unlink(file)
+            continue
         try:
             if hold(handle, file):
                 os.ftruncate(handle, 0)
@@ -113,18 +120,27 @@ def _leads_to(handle: int, path: Path) -> bool:
         return False
 
 
-def abandoned(path: Path) -> bool:
-    """Tell a file or folder that nobody holds from one in use, or one of which it cannot be told."""
+@contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Tell a file or folder that nobody holds, and hold it in the block, from one in use or of which it is unknown."""
     if fcntl is None:
-        return False
+        yield False
+        return
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
-        return False
+        yield False
+        return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        yield _free(handle)
     finally:
         os.close(handle)
+
+
+def _free(handle: int) -> bool:
+    """Lock an open file that nobody holds. File systems of several machines give no more than this lock for reading."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True

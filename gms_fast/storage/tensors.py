@@ -34,7 +34,7 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {"C64": torch.complex64}
 _LONGEST_HEADER = LONGEST_JSON
-_DIGEST = "sha256"  # of all that follows the header; files of others need not say it
+_DIGEST = "gms_fast.sha256"  # of all that follows the header; files of others need not say it
 _AXIS = Integer(0, 1 << 48)
 _ENTRY = Fields(
     {"dtype": Choice(tuple(_DTYPES)), "shape": Listed(_AXIS, 64), "data_offsets": Listed(_AXIS, 2, 2)},
@@ -98,7 +98,7 @@ def load_open(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
         fill(file, memoryview(flat[-1].numpy()))
         found[name] = flat[-1].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
     if _DIGEST in metadata and metadata[_DIGEST] != _digest(flat):
-        raise ValueError(f"its numbers are not those that were written: their {_DIGEST} is another")
+        raise ValueError("its numbers are not those that were written: their SHA-256 is another")
     return found, metadata
 
 
