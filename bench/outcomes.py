@@ -1,4 +1,4 @@
-"""What a call of an op must do, whatever it is given.
+"""Rules for any call of an op, whatever it is given.
 
 With right arguments it gives, to the bit, what the same call gives on contiguous copies of its tensors, and changes
 nothing but the elements of `out`. With a wrong one it is refused by a ValueError or a TypeError.
@@ -37,7 +37,7 @@ def _shown(value: object) -> str:
 
 
 def check(call: Call) -> str | None:
-    """What is wrong with the outcome of a call; None where all is well."""
+    """The fault in the outcome of a call; None where all is well."""
     before, copies = _memory(call.arguments), {} if call.wrong else _each(call.arguments, _copy)
     with _on(call.backend):
         found = _outcome(call.op, call.arguments)

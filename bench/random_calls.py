@@ -152,7 +152,7 @@ NO_COEFFICIENTS = (None, (1.0, 2.0), torch.zeros(9), torch.zeros(10).double(), t
 
 
 def _strange(tensor: Tensor, first: bool) -> list[object]:
-    """What no op takes in the place of such a tensor; the first one is free to have any shape and device."""
+    """Values that no op takes in the place of such a tensor; the first one is free to have any shape and device."""
     kinds = [
         *(3.0, "tensor", [1.0], np.zeros(tensor.shape, dtype=np.float32), torch.tensor(1.0)),
         *(tensor.to(dtype) for dtype in (torch.int32, torch.complex64, torch.bool)),

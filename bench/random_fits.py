@@ -203,7 +203,7 @@ def check(given: Problem) -> tuple[dict[str, float], str | None]:
 
 
 def _promises(fields: Mixture, wide: Problem) -> dict[str, Tensor | bool]:
-    """What holds to the bit, by what is wrong otherwise."""
+    """Rules that hold to the bit, by the fault where they do not."""
     w, a, b, v = fields
     var, floor, weight = wide.var.clamp(min=0), *(_rounded(x, v.dtype) for x in (wide.floor, wide.weight))
     light = (w >= 0) & (w <= 0.5) if wide.fit == "free" else torch.zeros_like(w, dtype=torch.bool)

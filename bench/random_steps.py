@@ -18,7 +18,7 @@ SCHEDULE = VPLinear()
 
 
 def check(seed: int, fit: str, dtype: torch.dtype, size: int) -> str | None:
-    """What is wrong with a step of `size` random states, if anything is."""
+    """The fault of a step of `size` random states, if there is one."""
     numbers, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     t, s = sorted(numbers.sample(range(1000), 2), reverse=True)
     x, e1, e2, e3 = (_of_any_size(generator, size, power) for power in (1, 1, 2, 3))

@@ -38,7 +38,7 @@ class Case(NamedTuple):
     number: int
 
     def check(self) -> str | None:
-        """What is wrong, if anything is."""
+        """A description of the fault, if there is one."""
         turn, place = divmod(self.number, TURN)
         seed, (fit, dtype) = _seed(*self), KINDS[turn % len(KINDS)]
         if place == 0:
@@ -81,7 +81,7 @@ def _name(dtype: object) -> str:
 
 
 def calls(count: int, seed: int, failed: dict[str, str]) -> dict[str, int]:
-    """How many calls of each op were made, and in how many an argument was wrong."""
+    """Numbers of calls of each op, and of those in which an argument was wrong."""
     made = dict.fromkeys((*random_calls.MAKERS, "wrong"), 0)
     for number in tqdm(range(count), desc="calls", disable=not sys.stderr.isatty()):
         call = random_calls.call(_seed(seed, number))

@@ -1,4 +1,4 @@
-"""Whether work that is to be gone on with is the work asked for."""
+"""Compare the configuration of a stored run with the requested one before it is resumed."""
 
 from typing import Any
 

@@ -25,7 +25,7 @@ def lines(file):
 
 
 def versions(files, python):
-    """What files ask for on Linux: name -> specifiers that apply."""
+    """Requirements of files on Linux: name -> specifiers that apply."""
     machine = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
     found = {}
     for requirement in (requirement for file in files for requirement in lines(file)):

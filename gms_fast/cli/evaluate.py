@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _files(out: Path) -> Iterator[str]:
-    """What a run writes, relative to its folder."""
+    """The files of a run, relative to its folder."""
     from gms_fast.quality import matrix, report
 
     try:

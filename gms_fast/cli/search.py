@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _features(args: argparse.Namespace) -> Features | None:
-    """What `--features` names; nothing stands for the pixels."""
+    """The features that `--features` names; None stands for the pixels."""
     from gms_fast import search
     from gms_fast.search.features import NAMES
 

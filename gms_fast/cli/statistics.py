@@ -134,7 +134,7 @@ def _dtype(args: argparse.Namespace) -> torch.dtype:
 
 
 def _origin(args: argparse.Namespace, model: MomentUNet | None, images: Tensor | None) -> tuple[dict, dict]:
-    """What the samples depend on, and what else their Gaussian does."""
+    """All that the samples depend on, and all that their Gaussian depends on beside them."""
     from gms_fast import statistics
     from gms_fast.storage import checkpoint
 

@@ -105,7 +105,7 @@ def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
 
 
 def _files() -> list[str]:
-    """What a run writes, relative to its folder."""
+    """The files of a run, relative to its folder."""
     from gms_fast import io
     from gms_fast.training.loop import CHECKPOINT, CURVE
 

@@ -45,7 +45,7 @@ TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first indices of the samples of the loss
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a search depends on beside the network, the data and the first table.
+    """Everything that a search depends on beside the network, the data and the first table.
 
     variant       what is free (`gms_fast.search.parameters`): "ggdm", "pred", "time" or "constrained"
     stochastic    whether sigma[t] is learned too; else the sampler stays without noise, if it is
@@ -321,7 +321,7 @@ class _Search:
         self._save()
 
     def _stalled(self) -> bool:
-        """Whether the last `patience` scores brought no new best one."""
+        """Tell that the last `patience` scores brought no new best one."""
         return sum(iteration > self.best["iteration"] for iteration, *_ in self.curve) >= self.settings.patience
 
     def _save(self) -> None:

@@ -214,7 +214,7 @@ class GGDMTable(Identified):
 
     @classmethod
     def load(cls, path: str | Path) -> "GGDMTable":
-        """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        """The table that `save` wrote. Raises ValueError naming the file and what is wrong with it."""
         numbers, stored = tensors.read(
             Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table", optional=("c", "d")
         )

@@ -170,7 +170,7 @@ class EmpiricalModel(Identified):
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":
-        """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        """The statistics that `save` wrote. Raises ValueError naming the file and what is wrong with it."""
         curves, stored = tensors.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
         with refusing(f"statistics {path} make no sense", path):
             known = metadata(stored, _METADATA)

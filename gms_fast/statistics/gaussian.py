@@ -187,7 +187,7 @@ class Gaussian(Identified):
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":
-        """What `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        """The statistics that `save` wrote. Raises ValueError naming the file and what is wrong with it."""
         found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
         with refusing(f"statistics {path} make no sense", path):
             known = metadata(stored, _METADATA)

@@ -130,7 +130,7 @@ class _Run:
         return torch.stack([node.lam for node in self.nodes])
 
     def configuration(self) -> dict[str, object]:
-        """What the results depend on, beside the network and how it is called."""
+        """All that the results depend on, beside the network and how it is called."""
         return {
             "N": len(self.nodes) - 1,
             "lambda": self.lam[[0, -1]].tolist(),

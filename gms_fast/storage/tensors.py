@@ -71,7 +71,7 @@ def _digest(flat: Iterable[Tensor]) -> str:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What a file says of its tensors; nothing for one that is no safetensors file."""
+    """The metadata of a file of tensors; nothing for one that is no safetensors file."""
     try:
         with path.open("rb") as file:
             return _header(file)[1]
@@ -103,7 +103,7 @@ def load_open(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _header(file: BinaryIO) -> tuple[list[tuple[str, dict]], dict[str, str]]:
-    """What a file says of its tensors, in their order, and its metadata; it is then at the first tensor."""
+    """The entries of the tensors in their order, and the metadata; the file is then at the first tensor."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(exactly(file, 8), "little")
     if length > min(size - 8, _LONGEST_HEADER):

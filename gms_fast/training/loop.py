@@ -29,7 +29,7 @@ CHECKPOINT, CURVE = "checkpoint.pt", "curve.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a training run depends on beside the model and the data.
+    """Everything that a training run depends on beside the model and the data.
 
     steps             optimiser steps in all
     batch_size        images per step
