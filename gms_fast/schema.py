@@ -10,7 +10,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _LONGEST, _NODES = 160, 1_000_000
-_SHORT = reprlib.Repr()
+
+
+class _Repr(reprlib.Repr):
+    """Short text of values; tensors, which torch writes at length, by shape and dtype."""
+
+    def repr_instance(self, x: object, level: int) -> str:
+        """Text of anything but Python's own."""
+        return _tensor(x) if _is_tensor(x) else super().repr_instance(x, level)
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        """Text of bytes, no more of them than are shown."""
+        return self.repr_instance(x[: self.maxother], level)
+
+
+def _is_tensor(value: object) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _tensor(value: object) -> str:
+    return f"a tensor {tuple(value.shape)} of {value.dtype}"
+
+
+_SHORT = _Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _SHORT.maxlist = _SHORT.maxtuple = 8
 _SHORT.maxdict = 20
@@ -25,7 +47,7 @@ class MismatchError(ValueError):
 
 
 class Want:
-    """What is wanted of a value; `str` says it."""
+    """A description of wanted values; `str` says it."""
 
     def fits(self, value: object) -> bool:
         """True for a value that is as wanted."""
@@ -255,8 +277,8 @@ def argument(name: str, value: object, want: Want) -> object:
 
 def short(value: object, longest: int = _LONGEST) -> str:
     """One line of at most so many characters that describes any value, however large."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    if _is_tensor(value):
+        return _tensor(value)
     try:
         text = _SHORT.repr(value)
     except ValueError:  # an integer of more digits than Python writes

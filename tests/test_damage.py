@@ -4,6 +4,7 @@ import io as bytes_io
 import json
 import threading
 import zipfile
+from collections import OrderedDict
 
 import damage
 import damage_files
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 
 from gms_fast import data, io, solvers, statistics
+from gms_fast.schema import short
 from gms_fast.storage import pickles, tensors
 from gms_fast.storage.reading import json_value, most
 
@@ -249,7 +251,11 @@ def state():
 
 def same(a, b):
     if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return (
+            a.dtype == b.dtype
+            and a.shape == b.shape
+            and torch.equal(*(w.float() if w.is_floating_point() else w for w in (a, b)))
+        )
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
@@ -264,6 +270,111 @@ def test_files_of_torch_are_read_as_torch_reads_them(tmp_path, zipped):
     assert same(torch.load(tmp_path / "x.pt"), found)
     assert same(state()["weights"], found["weights"])
     assert found["weights"]["a"].untyped_storage().data_ptr() == found["weights"]["b"].untyped_storage().data_ptr()
+
+
+def trained():
+    """A checkpoint as training frameworks write it."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    network[1].weight = network[0].weight  # tied
+    optimiser = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    weights = network.state_dict()
+    return {
+        "state_dict": weights,
+        "ema": OrderedDict((name, value.bfloat16()) for name, value in weights.items()),
+        "parameters": list(network.parameters()),
+        "optimizer_states": [optimiser.state_dict()],
+        "lr_schedulers": [torch.optim.lr_scheduler.MultiStepLR(optimiser, [10, 20, 20]).state_dict()],
+        "hyper_parameters": {"dtype": torch.float32, "device": [torch.device("cuda", 0), torch.device("cpu")]},
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_of_training_frameworks_are_read(tmp_path, zipped):
+    value = trained()
+    torch.save(value, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+    found = pickles.read(tmp_path / "x.ckpt")
+    assert found["hyper_parameters"].pop("device") == ["cuda:0", "cpu"]
+    del value["hyper_parameters"]["device"]
+    assert same(value, found)
+    assert found["lr_schedulers"][0]["milestones"] == {10: 1, 20: 2}
+    tied = [found["state_dict"][f"{i}.weight"].data_ptr() for i in range(2)]
+    assert tied[0] == tied[1]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_of_a_training_framework_load(tmp_path, zipped):
+    weights = damage_files.network().state_dict()
+    torch.save(trained() | {"state_dict": weights}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+    del (value := torch.load(tmp_path / "x.ckpt", weights_only=True))["ema"]
+    torch.save(value, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+    assert same(dict(io.load(tmp_path / "x.ckpt", image_size=8).state_dict()), dict(weights))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {-1: 1, None: 2, 0.5: 3, (1, "a", None): 4, 1 << 62: 5},
+        {"a": b"\x00\xff"},
+        [torch.float32, torch.bfloat16],
+        torch.ones(1).expand(5),
+        torch.arange(3.0)[:, None].expand(3, 4),
+        torch.randn(1 << 10).expand(128, 1 << 10),
+        torch.imag(torch.tensor([1 + 2j, 3 - 4j]).conj()),
+        torch.tensor([1 + 2j, 3 - 4j]).conj(),
+    ],
+    ids=["keys", "bytes", "dtypes", "repeated", "rows", "many rows", "negative", "conjugate"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_harmless_values_beside_the_weights_are_read(tmp_path, value, zipped):
+    torch.save(value, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    found = pickles.read(tmp_path / "x.pt")
+    assert same(torch.load(tmp_path / "x.pt", weights_only=True), found)
+    assert same(value, found)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor([1, 65535]).to(torch.uint16),
+        torch.tensor([1, 2**32 - 1]).to(torch.uint32)[1:],
+        torch.tensor([0.5, 2]).to(torch.float8_e4m3fn),
+    ],
+    ids=lambda value: str(value.dtype),
+)
+def test_tensors_of_rare_types_are_read(tmp_path, value):
+    torch.save([value], tmp_path / "x.pt")
+    assert same([value], pickles.read(tmp_path / "x.pt"))
+
+
+def test_tensors_that_repeat_their_elements_can_be_changed_in_place(tmp_path):
+    torch.save(torch.ones(1).expand(5), tmp_path / "x.pt")
+    assert torch.equal(pickles.read(tmp_path / "x.pt").add_(1), torch.full((5,), 2.0))
+
+
+def test_sets_are_read_as_lists(tmp_path):
+    torch.save({"a": {1, 2}, "b": frozenset([3])}, tmp_path / "x.pt")
+    assert pickles.read(tmp_path / "x.pt") == {"a": [1, 2], "b": [3]}
+
+
+def test_long_curve_is_read(tmp_path):
+    curve = [[1000 * i, 0.5 + i, 0.25 + i] for i in range(75_000)]
+    torch.save(curve, tmp_path / "x.pt")
+    assert pickles.read(tmp_path / "x.pt") == curve
+
+
+def test_unknown_marks_of_a_tensor_are_named(tmp_path):
+    view = damage._Viewed(damage._Stored("0", 4), 0, (4,), (1,))
+    view.arguments += ({"quantised": True},)
+    said = refused(tmp_path, damage._torch_file({"w": view}, {"0": bytes(16)}))
+    assert "{'quantised': True}, wanted no other marks than neg and conj" in said
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros((2,) * 20), torch.zeros(1000)], ids=["many axes", "one axis"])
+def test_tensors_in_a_message_are_described(tensor):
+    assert short([tensor]) == f"[a tensor {tuple(tensor.shape)} of torch.float32]"
+    assert short({"a": b"x" * (1 << 20)}).startswith("{'a': b'xxx")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -314,7 +425,7 @@ def test_tensors_that_leave_their_storage_are_refused(tmp_path):
             tmp_path, damage._torch_file({"w": view}, {"0": bytes(4 * count)})
         )
     view = damage._Viewed(stored, 0, (10**9,), (0,))
-    assert "in a storage of 4 elements" in refused(tmp_path, damage._torch_file({"w": view}, {"0": bytes(16)}))
+    assert "that repeats 4 elements" in refused(tmp_path, damage._torch_file({"w": view}, {"0": bytes(16)}))
     long = damage._Viewed(damage._Stored("0", 100), 0, (100,), (1,))
     assert "storage '0' has 16 bytes, wanted 400" in refused(
         tmp_path, damage._torch_file({"w": long}, {"0": bytes(16)})
@@ -330,17 +441,41 @@ def test_tensors_that_share_a_storage_without_bound_are_refused(tmp_path):
     assert "more than 4 times as many bytes as the file" in said
 
 
+SHARED = b"\x80\x02)q\x01" + b"h\x01h\x01\x86q\x01" * 40 + b"h\x01"
+
+
+def bytes_text(text):
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+def colliding(count):
+    """Items with integers of one hash for keys."""
+    return (
+        b"".join(b"\x8a\x0a" + (i * ((1 << 61) - 1) << 3).to_bytes(10, "little") + b"Ns" for i in range(1, count + 1))
+        + b"."
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (b"\x80\x02]r\xff\xff\xff\x7f.", "holds no state dict"),  # memory 2^31 - 1
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", "BINBYTES8|bytes8|expected"),
-        (b"\x80\x02" + b"]" * 500_001 + b".", "more than 500000 opcodes"),
-        (b"\x80\x02}K\x01K\x01\x86K\x01s.", r"it has the key \(1, 1\), wanted text or an integer"),
+        (b"\x80\x02" + b"N" * 1_500_001 + b".", "more than 1500000 opcodes"),
         (
-            b"\x80\x02}\x8a\x08" + ((1 << 61) - 1).to_bytes(8, "little") + b"K\x01s.",
-            "it has the key 2305843009213693951",
+            b"\x80\x02}K\x01\x85\x85K\x01s.",
+            r"it has the key \(\(1,\),\), wanted text of at most 1000 characters, a number",
         ),
+        (b"\x80\x02}" + bytes_text("k" * 1001) + b"Ns.", "it has the key 'kkk.*wanted text of at most 1000 characters"),
+        (b"\x80\x02}" + colliding(1001), "and 1000 more keys that are neither text nor small integers"),
+        (SHARED + b"ctorch\ndevice\nh\x01\x85R.", "it has the device"),
+        (SHARED + b".", "more than .* values, those that are shared counted each time"),
+        (b"\x80\x02}U\x01aX\x01\x00\x00\x00b" + SHARED[2:] + b"ss.", "no mapping|more than .* values"),
+        (b"\x80\x02]q\x01h\x01a.", "holds itself"),
+        (b"\x80\x02N" + b"\x85" * 1001 + b".", "nested too deeply"),
+        (b"\x80\x02ccollections\nCounter\nK\x01\x85R.", "holds no state dict"),
+        (b"\x80\x02ccollections\nOrderedDict\n]K\x01a\x85R.", "a mapping of 1, wanted pairs"),
+        (b"\x80\x02ctorch\nSize\n]\x85R.", "the size \\[\\], wanted a tuple"),
         (b"\x80\x02cposix\nsystem\nU\x02id\x85R.", "it holds 'posix.system'"),
         (b"\x80\x02(cposix\nsystem\nU\x02ido.", "it holds 'posix.system'"),
         (b"(S'id'\niposix\nsystem\n.", "opcode"),

@@ -1,4 +1,4 @@
-"""What `torch.save` writes, read without unpickling: nothing that a file names is imported or called.
+"""Files of `torch.save`, read without unpickling: nothing that a file names is imported or called.
 
 torch's own reader with `weights_only` allocates what a file asks for before it looks at what there is, and does not
 compare a tensor with the bytes it lies in. Here the few opcodes that state dicts need are walked through one by one;
@@ -6,12 +6,13 @@ everything else is refused by name.
 """
 
 import io
+import math
 import os
 import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
@@ -20,12 +21,17 @@ from gms_fast.schema import short
 from gms_fast.storage import arrays
 from gms_fast.storage.reading import exactly, fill
 
-_MOST_OPCODES = 500_000
-_LONGEST = 64 << 20  # bytes of a pickle
+_MOST_OPCODES = 1_500_000  # a row of a curve of ours takes seven
+_LONGEST = 16 << 20  # bytes of a pickle
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch before 1.6
-_ALIASED = 4  # times as many bytes may its tensors have as the file
+_ALIASED = 4  # times as many bytes may its tensors have as the file, and values as the pickle has opcodes
+_LITTLE = 1 << 20  # bytes of tensors that any file may have
+_COPIED = 1 << 20  # pairs and characters that are copied on behalf of a pickle
 _WANTED = "tensors, numbers, text, lists and mappings"
-_LARGEST_KEY = 1 << 20
+_LARGEST_KEY, _LONGEST_KEY = 1 << 20, 1000
+_DEEPEST = 1000  # lists in lists
+_ODD_KEYS = 1000  # of which one can choose those that a mapping takes long to tell apart
+_ODD_KEY = f"text of at most {_LONGEST_KEY} characters, a number, None or a short tuple of these"
 _MARK = object()
 
 _STORAGES = {
@@ -45,6 +51,7 @@ _STORAGES = {
 _VALUES = {  # opcodes that push what they say
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), lambda said: said),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"), lambda said: said),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES"), lambda said: said),
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
     "NEWFALSE": lambda _: False,
@@ -55,7 +62,7 @@ _VALUES = {  # opcodes that push what they say
 
 
 def read(path: Path) -> Any:
-    """What a file of `torch.save` holds, its tensors on the CPU. Raises ValueError saying what is wrong with it."""
+    """The value in a file of `torch.save`, its tensors on the CPU. Raises ValueError saying what is wrong with it."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if exactly(file, 4)[:2] != b"PK":
@@ -85,7 +92,10 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
             fill(member, memoryview(target.numpy()))
             member.read(1)  # to the end, where its checksum is compared
 
-    return _Machine(_Storages(size, bytes_of)).run(io.BytesIO(archive.read(pickled[0])))
+    storages = _Storages(size, bytes_of)
+    found = _Machine(storages).run(io.BytesIO(archive.read(pickled[0])))
+    storages.finish()
+    return found
 
 
 def _read_plain(file: BinaryIO, size: int) -> Any:
@@ -110,6 +120,7 @@ def _read_plain(file: BinaryIO, size: int) -> Any:
         if count != storages.counts[key]:
             raise ValueError(f"storage {short(key)} has {count} elements, wanted {storages.counts[key]}")
         fill(file, memoryview(target.numpy()))
+    storages.finish()
     return found
 
 
@@ -117,14 +128,15 @@ class _Storages:
     """The bytes that tensors lie in, each storage read once; together no more than the file has."""
 
     def __init__(self, size: int, read: Callable[[str, Tensor], None]) -> None:
-        self.left, self.tensors_left, self.read = size, _ALIASED * size, read
+        self.left, self.tensors_left, self.read = size, _ALIASED * size + _LITTLE, read
+        self.copies: list[tuple[Tensor, Tensor]] = []
         self.known: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def get(self, said: object) -> Tensor:
         """The storage of a persistent id, flat."""
         form = isinstance(said, tuple) and len(said) in (5, 6) and said[0] == "storage" and said[5:] in ((), (None,))
-        if not form or not isinstance(said[1], _Storage) or not isinstance(said[2], str) or not _whole(said[4]):
+        if not form or not isinstance(said[1], _Storage) or not _is_name(said[2]) or not _whole(said[4]):
             raise ValueError(f"it refers to {short(said)}, wanted a storage of torch")
         dtype, key, count = said[1].dtype, said[2], said[4]
         if key not in self.known:
@@ -138,21 +150,72 @@ class _Storages:
             raise ValueError(f"storage {short(key)} is of two kinds or sizes")
         return self.known[key]
 
-    def view(self, storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
-        """A tensor in a storage. Raises ValueError for one that leaves it or is larger."""
+    def view(
+        self,
+        storage: object,
+        offset: object,
+        size: object,
+        stride: object,
+        requires_grad: object = False,
+        hooks: object = None,
+        metadata: object = None,
+    ) -> Tensor:
+        """A tensor in a storage, a copy where it repeats elements. Raises ValueError for one that leaves it."""
         numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
         if not isinstance(storage, Tensor) or not all(map(_whole, numbers)) or not len(size) == len(stride) <= 64:
             raise ValueError(f"it has a tensor of {short(size)}, {short(stride)} at {short(offset)}, wanted integers")
-        count = 1
-        for n in size:
-            count *= n
+        count = math.prod(size)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else offset
-        if count > len(storage) or last >= len(storage) + (count == 0):
+        if last >= len(storage) + (count == 0):
             raise ValueError(f"it has a tensor of {short(size)} in a storage of {len(storage)} elements")
         self.tensors_left -= count * storage.itemsize
         if self.tensors_left < 0:
-            raise ValueError(f"its tensors have more than {_ALIASED} times as many bytes as the file")
-        return storage.as_strided(size, stride, offset)
+            repeats = f", {short(size)} that repeats {len(storage)} elements" if count > len(storage) else ""
+            raise ValueError(f"its tensors have more than {_ALIASED} times as many bytes as the file{repeats}")
+        tensor = storage.as_strided(size, stride, offset)
+        marks = _marks(metadata)
+        if not marks and not any(n > 1 and s == 0 for n, s in zip(size, stride, strict=True)):
+            return tensor
+        copy = torch.empty(size, dtype=tensor.dtype, device="cpu")
+        self.copies.append((copy, _marked(tensor, marks)))
+        return copy
+
+    def finish(self) -> None:
+        """Make the copies, now that all storages are read."""
+        for copy, source in self.copies:
+            copy.copy_(source)
+
+    def view_of_bytes(
+        self,
+        storage: object,
+        offset: object,
+        size: object,
+        stride: object,
+        grad: object,
+        hooks: object,
+        *others: object,
+    ) -> Tensor:
+        """A tensor of a dtype that torch has no class of storages for, such as uint16."""
+        dtype, *metadata = others
+        if not isinstance(storage, Tensor) or not isinstance(dtype, torch.dtype) or len(storage) % dtype.itemsize:
+            raise ValueError(
+                f"it has a tensor of {short(dtype)} in {short(storage)}, wanted a whole number of elements"
+            )
+        return self.view(storage.view(dtype), offset, size, stride, grad, hooks, *metadata)
+
+
+def _marks(metadata: object) -> dict:
+    """Marks by which torch takes a tensor for the negative or the conjugate of what is stored."""
+    marks = {} if metadata is None else metadata
+    if not isinstance(marks, dict) or not marks.keys() <= {"neg", "conj"}:
+        raise ValueError(f"it has a tensor with {short(metadata)}, wanted no other marks than neg and conj")
+    return marks
+
+
+def _marked(tensor: Tensor, marks: dict) -> Tensor:
+    """A view of the marked tensor."""
+    tensor = tensor.conj() if marks.get("conj") is True else tensor
+    return torch._neg_view(tensor) if marks.get("neg") is True else tensor
 
 
 class _Storage:
@@ -169,42 +232,85 @@ class _Maker:
         self.make = make
 
 
-def _stand_in(name: str, storages: _Storages) -> _Storage | _Maker:
-    """What stands for a global. Raises ValueError naming one that has no place in a state dict."""
-    module, _, last = name.rpartition(" ")
-    if module in ("torch", "torch.cuda") and last in _STORAGES:
-        return _Storage(_STORAGES[last])
-    make = {
-        "torch._utils _rebuild_tensor": storages.view,
-        "torch._utils _rebuild_tensor_v2": storages.view,
-        "torch._utils _rebuild_parameter": lambda data, *_: data,
-        "torch._utils _rebuild_parameter_with_state": lambda data, *_: data,
-        "collections OrderedDict": _ordered,
-        "collections Counter": _ordered,
-        "torch Size": lambda sizes=(): tuple(sizes),
-        "torch device": lambda *said: ":".join(map(str, said)),
-    }.get(name)
-    if make is None:
-        raise ValueError(f"it holds {short(name.replace(' ', '.'))}, wanted {_WANTED} alone")
-    return _Maker(make)
+_NAMED = {  # values, not functions
+    **{f"{module} {name}": _Storage(dtype) for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")},
+    **{f"torch {name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+    "torch.storage UntypedStorage": _Storage(torch.uint8),
+}
 
 
-def _ordered(pairs: object = ()) -> dict:
-    found: dict = {}
-    for key, value in pairs:  # type: ignore[attr-defined]
-        _put(found, key, value)
-    return found
+def _size(sizes: object = ()) -> tuple:
+    if not isinstance(sizes, tuple):
+        raise ValueError(f"it has the size {short(sizes)}, wanted a tuple")
+    return sizes
 
 
-def _whole(value: object) -> bool:
+def _device(kind: object, index: object = None) -> str:
+    if not _is_name(kind) or not (index is None or _whole(index)):
+        raise ValueError(f"it has the device {short(kind)}, {short(index)}, wanted a name and a number")
+    return kind if index is None else f"{kind}:{index}"
+
+
+def _items(items: object = ()) -> list:
+    """The members of a set."""
+    if not isinstance(items, list):
+        raise ValueError(f"it has a set of {short(items)}, wanted a list")
+    return items
+
+
+def _whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
 
 
-def _put(target: object, key: object, value: object) -> None:
-    """An entry of a mapping. Keys of which many can be made that a mapping takes long to tell apart are refused."""
-    if not isinstance(target, dict) or not (isinstance(key, str) or (_whole(key) and key < _LARGEST_KEY)):
-        raise ValueError(f"it has the key {short(key)}, wanted text or an integer from 0 to {_LARGEST_KEY - 1}")
-    target[key] = value
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= _LONGEST_KEY
+
+
+def _is_usual_key(key: object) -> bool:
+    return _is_name(key) or (isinstance(key, int) and -_LARGEST_KEY < key < _LARGEST_KEY)
+
+
+def _is_odd_key(key: object) -> bool:
+    """True for one that is hashed and compared in little time."""
+    parts = key if isinstance(key, tuple) and len(key) <= 8 else (key,)
+    return all(part is None or _is_name(part) or isinstance(part, (int, float)) for part in parts)
+
+
+def _check_shared(value: object, most: int) -> None:
+    """Raise ValueError for a value with more than `most` parts, those that are shared counted each time, or endless.
+
+    A few of them nested would keep all busy that walk through it, or write it as text.
+    """
+    counts: dict[int, int] = {}  # parts of a container, by its identity; 0 until all of its own are counted
+    todo, depth = [value], 0
+    while todo:
+        inside = _parts(todo[-1])
+        if id(todo[-1]) not in counts:
+            counts[id(todo[-1])] = 0
+            depth += 1
+            if depth > _DEEPEST:
+                raise ValueError("it is nested too deeply")
+            todo += (
+                part for part in inside if isinstance(part, (list, tuple, dict)) and part and not _known(part, counts)
+            )
+            continue
+        count = 1 + sum(counts.get(id(part), 1) for part in inside)
+        if count > most:
+            raise ValueError(f"it has more than {most} values, those that are shared counted each time")
+        depth -= counts[id(todo[-1])] == 0
+        counts[id(todo.pop())] = count
+
+
+def _known(part: object, counts: dict[int, int]) -> bool:
+    if counts.get(id(part)) == 0:
+        raise ValueError("it has a list or mapping that holds itself")
+    return id(part) in counts
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 class _Machine:
@@ -214,6 +320,22 @@ class _Machine:
         self.storages = storages
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
+        self.odd_keys, self.copied = 0, 0
+        makers = {
+            "torch._utils _rebuild_tensor": storages.view,
+            "torch._utils _rebuild_tensor_v2": storages.view,
+            "torch._utils _rebuild_tensor_v3": storages.view_of_bytes,
+            "torch._utils _rebuild_parameter": lambda data, *_: data,
+            "torch._utils _rebuild_parameter_with_state": lambda data, *_: data,
+            "collections OrderedDict": self._mapping,
+            "collections Counter": self._mapping,
+            "torch Size": _size,
+            "torch device": _device,
+            "__builtin__ set": _items,
+            "__builtin__ frozenset": _items,
+            "_codecs encode": self._encoded,
+        }
+        self.makers = {name: _Maker(make) for name, make in makers.items()}
 
     def run(self, file: BinaryIO) -> Any:
         """The value that a pickle makes; the file is left behind it."""
@@ -223,7 +345,9 @@ class _Machine:
             if opcode.name in _VALUES:
                 self.stack.append(_VALUES[opcode.name](said))
             elif opcode.name == "STOP":
-                return self._take()
+                value = self._take()
+                _check_shared(value, _ALIASED * count + _ODD_KEYS)
+                return value
             else:
                 step = getattr(self, f"_{opcode.name.lower()}", None)
                 if step is None:
@@ -297,11 +421,52 @@ class _Machine:
 
     def _update(self, items: list[Any]) -> None:
         target = self.stack[-1] if self.stack else None
+        if not isinstance(target, dict):
+            raise ValueError("its pickle sets items of what is no mapping")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            _put(target, key, value)
+            self._put(target, key, value)
+
+    def _put(self, target: dict, key: object, value: object) -> None:
+        """An entry of a mapping. Many keys that a mapping takes long to tell apart are refused."""
+        if not _is_usual_key(key):
+            self.odd_keys += 1
+            if not _is_odd_key(key):
+                raise ValueError(f"it has the key {short(key)}, wanted {_ODD_KEY}")
+            if self.odd_keys > _ODD_KEYS:
+                raise ValueError(
+                    f"it has {short(key)} and {_ODD_KEYS} more keys that are neither text nor small integers"
+                )
+        target[key] = value
+
+    def _mapping(self, items: object = ()) -> dict:
+        """A mapping of another, or of a list of pairs."""
+        if isinstance(items, dict):
+            return items
+        found: dict = {}
+        for pair in _parts(items):
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise ValueError(f"it has a mapping of {short(pair)}, wanted pairs")
+            self._copy(1)
+            self._put(found, *pair)
+        return found
+
+    def _encoded(self, text: object, encoding: object) -> bytes:
+        """Bytes, which torch writes as text of as many characters."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise ValueError(f"it has {short(text)} in {short(encoding)}, wanted bytes as text in latin1")
+        self._copy(len(text))
+        return text.encode("latin1")
+
+    def _copy(self, size: int) -> None:
+        self.copied += size
+        if self.copied > _COPIED:
+            raise ValueError(f"it has more than {_COPIED} bytes, or pairs of mappings, beside its tensors")
 
     def _global(self, name: str) -> None:
-        self.stack.append(_stand_in(name, self.storages))
+        found = _NAMED.get(name) or self.makers.get(name)
+        if found is None:
+            raise ValueError(f"it holds {short(name.replace(' ', '.'))}, wanted {_WANTED} alone")
+        self.stack.append(found)
 
     def _binpersid(self, _: None) -> None:
         self.stack.append(self.storages.get(self._take()))

@@ -38,7 +38,7 @@ def refusing(said: str, path: str | Path) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line of bounded length."""
+    """The text of an error, in one line of bounded length."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -67,7 +67,7 @@ def fill(file: BinaryIO, target: memoryview) -> None:
 
 
 def json_value(data: bytes | str, *, infinite: bool = False) -> Any:
-    """What JSON text says. Raises ValueError for NaN, infinity (unless `infinite`), a key given twice, and for more
+    """The value of JSON text. Raises ValueError for NaN, infinity (unless `infinite`), a key given twice, and for more
     than `LONGEST_JSON` bytes or nesting than can be read.
     """
     if len(data) > LONGEST_JSON:
@@ -85,7 +85,7 @@ def json_value(data: bytes | str, *, infinite: bool = False) -> Any:
 
 
 def read_json(path: Path, *, infinite: bool = False) -> Any:
-    """What a file of JSON says, as `json_value`."""
+    """The value of a file of JSON, as `json_value`."""
     return json_value(read_bytes(path), infinite=infinite)
 
 
