@@ -302,6 +302,41 @@ def pickled(data: bytes, rng: random.Random) -> bytes:
     return text.getvalue()
 
 
+def shared(data: bytes, rng: random.Random) -> bytes:
+    """A checkpoint with few parts that are many if they are counted each time, as a value, key or argument."""
+    value = torch.load(io.BytesIO(data), weights_only=True)
+    nested: Any = rng.choice([(), "x", 0, torch.zeros(2)])
+    pair = rng.choice([lambda a: (a, a), lambda a: [a, a], lambda a: {"a": a, "b": a}])
+    for _ in range(rng.choice([3, 15, 25, 25, 300])):
+        nested = pair(nested)
+    owner, key = rng.choice(list(_deep_places(value)))
+    calls = [torch.device, torch.Size, OrderedDict, Counter, set, torch._utils._rebuild_tensor]
+    way = rng.randrange(5)
+    if way == 0 and isinstance(owner, dict):
+        owner[_Called(torch.Size, nested)] = owner.pop(key)
+    elif way == 1:
+        owner[key] = _Called(rng.choice(calls), nested)
+    elif way == 2:
+        owner[key] = {f"k{i}": nested for i in range(1000)}
+    elif way == 3:
+        owner[key] = [_Called(rng.choice(calls), [nested] * 1000)] * 1000
+    else:
+        owner[key] = nested
+    text = io.BytesIO()
+    torch.save(value, text, _use_new_zipfile_serialization=data.startswith(b"PK"))
+    return text.getvalue()
+
+
+class _Called:
+    """A call of a function with one argument, of any kind, where it is unpickled."""
+
+    def __init__(self, function: Callable, argument: Any) -> None:
+        self.said = function, (argument,)
+
+    def __reduce__(self) -> tuple:
+        return self.said
+
+
 class _Hashed(Payload):
     """A payload in place of a key."""
 
@@ -360,7 +395,7 @@ BY_SUFFIX: dict[str, tuple[Damage, ...]] = {
     ".jsonl": (misdescribed,) * 4,
     ".safetensors": (misdescribed,) * 5,
     ".partial": (misdescribed,) * 5,
-    ".pt": (pickled, pickled, retyped, retyped, retyped, oversized, oversized),
+    ".pt": (pickled, pickled, shared, shared, retyped, retyped, retyped, oversized, oversized),
     ".npz": (reshaped, reshaped, reshaped, bomb),
     ".npy": (reshaped,) * 4,
     ".png": (resized,) * 3,

@@ -494,6 +494,18 @@ def test_pickles_that_take_or_call_what_they_should_not_are_refused(tmp_path, te
         io.load(tmp_path / "r.pt")
 
 
+@pytest.mark.parametrize("kind", ["released .pt", "released .pt of old", "training", "search"])
+def test_shared_parts_are_refused_in_every_checkpoint(tmp_path, kind):
+    whole = damage_files.whole(kind, damage._ROOT / "whole")
+    name = damage_files.KINDS[kind].files[0]
+    for number in range(40):
+        folder = tmp_path / str(number)
+        damage.shutil.copytree(whole, folder)
+        data = damage.shared((folder / name).read_bytes(), damage.random.Random(number))
+        (folder / name).write_bytes(data)
+        assert damage.outcome(damage_files.KINDS[kind], folder, folder / name).problem is None
+
+
 @pytest.mark.parametrize("key", ["parameters", "average", "best"])
 def test_search_that_cannot_be_gone_on_with_is_named(tmp_path, key):
     """Its numbers are finite, but no table can be made of them."""
