@@ -9,13 +9,15 @@ from torch import Tensor
 
 from gms_fast.schema import short
 from gms_fast.storage import arrays
-from gms_fast.storage.reading import most, refusing
+from gms_fast.storage.reading import LITTLE, most, refusing
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # those of the suffixes, whatever the suffix; others may run programs
 _BLOCK = 4096  # bytes that the least file takes on a disk
+_RATIO = 200  # of bytes of pixels to those of files; drawings of a few lines reach 50 to 150
+_GREY = ("1", "L")  # modes of Pillow
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -119,7 +121,18 @@ def _pixels(image: "Image.Image") -> np.ndarray:
     """8-bit pixels (H, W) of a greyscale image, (H, W, 3) of any other."""
     if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would cut off at 255
         return (np.asarray(image) // 257).astype(np.uint8)
-    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+
+
+def _check_size(image: "Image.Image") -> int:
+    """Bytes of what `_pixels` gives. Raises ValueError for an image whose decoding takes more than `LITTLE`."""
+    count = image.width * image.height
+    taken = count * (4 if image.mode.startswith("I") else 1 if image.mode in _GREY else 3)
+    if taken > LITTLE:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels of {taken} bytes, wanted at most {LITTLE} bytes"
+        )
+    return count if image.mode in _GREY or image.mode.startswith("I") else 3 * count
 
 
 def _from_folder(folder: Path) -> Tensor:
@@ -133,9 +146,9 @@ def _from_folder(folder: Path) -> Tensor:
     for file in files:
         with refusing(f"data file {file} cannot be read", file), Image.open(file, formats=_FORMATS) as image:
             size += max(file.stat().st_size, _BLOCK)
-            pixels += image.width * image.height * 3
-            if pixels > most(size):
-                raise ValueError(f"with those before it has {pixels} bytes of pixels, wanted at most {most(size)}")
+            pixels += _check_size(image)
+            if pixels > (allowed := most(size, _RATIO)):
+                raise ValueError(f"with those before it has {pixels} bytes of pixels, wanted at most {allowed}")
             images.append(_pixels(image))
         if images[-1].shape != images[0].shape:
             sizes = f"{file} is {images[-1].shape}, but {files[0]} is {images[0].shape}"

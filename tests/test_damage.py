@@ -159,7 +159,7 @@ def test_archive_that_unpacks_without_bound_is_refused(tmp_path):
         data.load(file)
     file.write_bytes(damage._zeros(48))
     assert data.load(file).shape == (48, 1, 1024, 1024)
-    assert most(file.stat().st_size) == 64 << 20
+    assert most(file.stat().st_size, 100) == 64 << 20
 
 
 def spoilt(value):

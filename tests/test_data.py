@@ -1,11 +1,12 @@
 """Reading images from names, arrays and folders."""
 
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from gms_fast import data
 
@@ -145,3 +146,44 @@ def test_load_names_the_image_that_does_not_fit(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds no images"):
         data.load(tmp_path / "empty")
+
+
+def drawing(size):
+    """Lines on white, packed small."""
+    image = Image.new("L", (size, size), 255)
+    for i in range(12):
+        ImageDraw.Draw(image).line([(i * size // 12, 0), (size // 2, i * size // 12), (0, size - 1)], fill=0, width=2)
+    return image
+
+
+def test_load_reads_many_drawings_of_few_lines(tmp_path):
+    """They have far more pixels than bytes."""
+    drawing(256).save(tmp_path / "0.png")
+    for i in range(1, 360):
+        shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
+    assert (tmp_path / "0.png").stat().st_size < 4096
+    assert data.load(tmp_path).shape == (360, 1, 256, 256)
+
+
+def test_load_refuses_a_folder_of_far_more_pixels_than_bytes(tmp_path):
+    Image.new("L", (4096, 4096)).save(tmp_path / "0.png")
+    for i in range(1, 5):
+        shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match=r"4\.png cannot be read: with those before it has 83886080 bytes of pixels"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "side"), [("L", 8200), ("RGB", 4800), ("I;16", 4100)])
+def test_load_refuses_a_picture_of_too_many_pixels(tmp_path, mode, side):
+    Image.new(mode, (side, side)).save(tmp_path / "0.png")
+    with pytest.raises(
+        ValueError, match=rf"0\.png cannot be read: it has {side} x {side} pixels of .* at most 67108864"
+    ):
+        data.load(tmp_path)
+
+
+def test_load_reads_packed_arrays_of_two_values(tmp_path):
+    pixels = (np.random.default_rng(0).random((25_000, 28, 28)) < 0.03).astype(np.float32)
+    np.savez_compressed(tmp_path / "x.npz", pixels)
+    assert pixels.nbytes > max(64 << 20, 50 * (tmp_path / "x.npz").stat().st_size)
+    assert torch.equal(data.load(tmp_path / "x.npz")[:, 0], torch.from_numpy(pixels))

@@ -12,13 +12,14 @@ from gms_fast import schema
 from gms_fast.schema import Want, short
 
 LONGEST_JSON = 24 << 20  # bytes; parsed they may take twelve times as much, and text four times
+LITTLE = 64 << 20  # bytes that any compressed file may hold
 _MOST_CONTAINERS = 1 << 18  # lists and mappings in them, which take more than their text
 _REASON = 300  # characters of a library's message
 
 
-def most(size: int) -> int:
-    """Bytes that a compressed file of so many bytes may hold."""
-    return max(64 << 20, 20 * size)
+def most(size: int, times: int) -> int:
+    """Bytes that a compressed file of so many bytes may hold, of a kind that reaches so many times its size."""
+    return max(LITTLE, times * size)
 
 
 @contextmanager
