@@ -26,6 +26,7 @@ _LONGEST = 16 << 20  # bytes of a pickle
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch before 1.6
 _ALIASED = 4  # times as many bytes may its tensors have as the file, and values as the pickle has opcodes
 _LITTLE = 1 << 20  # bytes of tensors that any file may have
+_LEAST = 256  # bytes that the least tensor takes
 _COPIED = 1 << 20  # pairs and characters that are copied on behalf of a pickle
 _WANTED = "tensors, numbers, text, lists and mappings"
 _LARGEST_KEY, _LONGEST_KEY = 1 << 20, 1000
@@ -168,7 +169,7 @@ class _Storages:
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else offset
         if last >= len(storage) + (count == 0):
             raise ValueError(f"it has a tensor of {short(size)} in a storage of {len(storage)} elements")
-        self.tensors_left -= count * storage.itemsize
+        self.tensors_left -= max(count * storage.itemsize, _LEAST)
         if self.tensors_left < 0:
             repeats = f", {short(size)} that repeats {len(storage)} elements" if count > len(storage) else ""
             raise ValueError(f"its tensors have more than {_ALIASED} times as many bytes as the file{repeats}")
@@ -207,15 +208,17 @@ class _Storages:
 def _marks(metadata: object) -> dict:
     """Marks by which torch takes a tensor for the negative or the conjugate of what is stored."""
     marks = {} if metadata is None else metadata
-    if not isinstance(marks, dict) or not marks.keys() <= {"neg", "conj"}:
+    if not isinstance(marks, dict) or any(
+        key not in ("neg", "conj") or mark is not True for key, mark in marks.items()
+    ):
         raise ValueError(f"it has a tensor with {short(metadata)}, wanted no other marks than neg and conj")
     return marks
 
 
 def _marked(tensor: Tensor, marks: dict) -> Tensor:
     """A view of the marked tensor."""
-    tensor = tensor.conj() if marks.get("conj") is True else tensor
-    return torch._neg_view(tensor) if marks.get("neg") is True else tensor
+    tensor = tensor.conj() if "conj" in marks else tensor
+    return torch._neg_view(tensor) if "neg" in marks else tensor
 
 
 class _Storage:
@@ -284,9 +287,13 @@ def _check_shared(value: object, most: int) -> None:
     counts: dict[int, int] = {}  # parts of a container, by its identity; 0 until all of its own are counted
     todo, depth = [value], 0
     while todo:
+        place = id(todo[-1])
+        if counts.get(place, 0) > 0:  # it was there more than once
+            todo.pop()
+            continue
         inside = _parts(todo[-1])
-        if id(todo[-1]) not in counts:
-            counts[id(todo[-1])] = 0
+        if place not in counts:
+            counts[place] = 0
             depth += 1
             if depth > _DEEPEST:
                 raise ValueError("it is nested too deeply")
@@ -297,8 +304,9 @@ def _check_shared(value: object, most: int) -> None:
         count = 1 + sum(counts.get(id(part), 1) for part in inside)
         if count > most:
             raise ValueError(f"it has more than {most} values, those that are shared counted each time")
-        depth -= counts[id(todo[-1])] == 0
-        counts[id(todo.pop())] = count
+        counts[place] = count
+        depth -= 1
+        todo.pop()
 
 
 def _known(part: object, counts: dict[int, int]) -> bool:
