@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # those of the suffixes, whatever the suffix; others may run programs
 _BLOCK = 4096  # bytes that the least file takes on a disk
-_RATIO = 200  # of bytes of pixels to those of files; drawings of a few lines reach 50 to 150
+_RATIO = 200  # of bytes of pixels to those of files; drawings of a few lines come near
 _GREY = ("1", "L")  # modes of Pillow
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
