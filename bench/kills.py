@@ -355,6 +355,7 @@ def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     os.dup2(words, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
     interrupts.guard()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
     work.SECONDS = -1.0

@@ -16,6 +16,17 @@ from gms_fast import interrupts
 from gms_fast.cli import main, sample
 
 
+@pytest.fixture(autouse=True)
+def _heard():
+    """Signals as a terminal leaves them; a shell has those of what it puts aside ignored, and these tests with it."""
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def send(number):
     os.kill(os.getpid(), number)
     time.sleep(0)  # Python handles it between two steps
