@@ -287,7 +287,7 @@ def pickled(data: bytes, rng: random.Random) -> bytes:
     evil = rng.choice(
         [Payload(rng.randrange(5)), bytearray(10), {1, 2}, 1j, torch.nn.Linear(1, 1), Path("x"), range(3)]
     )
-    owner, key = rng.choice(list(_deep_places(value)))
+    owner, key = rng.choice(list(_places(value)))
     if rng.random() < 0.3 and isinstance(owner, dict):
         owner[_Hashed(rng.randrange(5))] = owner.pop(key)
     elif rng.random() < 0.3:
@@ -309,7 +309,7 @@ def shared(data: bytes, rng: random.Random) -> bytes:
     pair = rng.choice([lambda a: (a, a), lambda a: [a, a], lambda a: {"a": a, "b": a}])
     for _ in range(rng.choice([3, 15, 25, 25, 300])):
         nested = pair(nested)
-    owner, key = rng.choice(list(_deep_places(value)))
+    owner, key = rng.choice(list(_places(value)))
     calls = [torch.device, torch.Size, OrderedDict, Counter, set, torch._utils._rebuild_tensor]
     way = rng.randrange(5)
     if way == 0 and isinstance(owner, dict):
@@ -341,17 +341,10 @@ class _Hashed(Payload):
     """A payload in place of a key."""
 
 
-def _deep_places(value: object) -> Iterator[tuple[Any, Any]]:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in list(inside):
-        yield value, key
-        yield from _deep_places(item)
-
-
 def retyped(data: bytes, rng: random.Random) -> bytes:
     """A checkpoint with a value or a tensor of another kind, its checksums right."""
     value = torch.load(io.BytesIO(data), weights_only=True)
-    owner, key = rng.choice(list(_deep_places(value)))
+    owner, key = rng.choice(list(_places(value)))
     old = owner[key]
     tensors = [torch.zeros(2, 3), torch.tensor(float("nan")), torch.zeros(0), torch.zeros(1, dtype=torch.int64)]
     if isinstance(old, torch.Tensor):
@@ -443,7 +436,7 @@ def cases(seed: int = 0, first: int = 0) -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: "refused" or "right", what it took, and the reason why it fails, if it does."""
+    """The outcome of a case, "refused" or "right", its time and memory, and the reason why it fails, if it does."""
 
     verdict: str
     seconds: float

@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -32,21 +33,16 @@ def status(number: int) -> int:
 
 
 @contextmanager
-def put_off() -> Iterator[Callable[[], None]]:
+def put_off() -> Iterator[Callable[..., None]]:
     """In the block, signals that would raise wait for the next call of what it is given, and for its end.
 
         with put_off() as check:
             for ...:
                 a step that must not end halfway
-                check()  # may raise KeyboardInterrupt
+                check(save)  # may call save and raise KeyboardInterrupt; without an argument it raises alone
 
     The second signal acts at once. Outside the main thread, which alone receives signals, nothing is put off.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if callable(handler)}
     come: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -54,19 +50,18 @@ def put_off() -> Iterator[Callable[[], None]]:
         if len(come) > 1:
             before[number](number, frame)
 
-    def check() -> None:
+    def check(first: Callable[[], None] | None = None) -> None:
         if come:
+            if first is not None:
+                first()
             number = come[0]
             come.clear()
             before[number](number, None)
 
-    for number in before:
-        signal.signal(number, note)
     try:
-        yield check
+        with _handled([number for number in SIGNALS if callable(signal.getsignal(number))], note) as before:
+            yield check
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
             check()
 
@@ -74,19 +69,24 @@ def put_off() -> Iterator[Callable[[], None]]:
 @contextmanager
 def raised() -> Iterator[None]:
     """In the block, SIGTERM raises `Terminated` as Ctrl-C raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in _heard()}
-    try:
+    with _handled(_heard(), stop):
         yield
+
+
+@contextmanager
+def _handled(numbers: Iterable[int], handler: Handler) -> Iterator[dict[int, Handler]]:
+    """In the block, signals have this handler; it is given those of before. In other threads nothing changes."""
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if here}
+    try:
+        yield before
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _heard() -> list[signal.Signals]:

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from gms_fast import io
-from gms_fast.cli import main, statistics
+from gms_fast.cli import main, options, statistics
 from gms_fast.statistics import work
 from gms_fast.storage import locks
 
@@ -185,7 +185,7 @@ def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypa
 
     monkeypatch.setattr(kills.MomentUNet, "forward", counted)
     assert main([*GAUSSIAN]) == 130
-    assert capsys.readouterr().err == f"gms-fast: interrupted{statistics.LEFT}\n"
+    assert capsys.readouterr().err == f"gms-fast: interrupted{options.LEFT}\n"
     with safe_open(work.partial(here / "x.safetensors"), "pt") as file:
         assert file.get_slice("samples").get_shape() == [4, 1, 4, 4]
     assert main([*GAUSSIAN, "--resume"]) == 0

@@ -109,7 +109,7 @@ def test_negative_variance_counts_as_zero(fit, dtype):
 @pytest.mark.parametrize("fit", ["exact", "free"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments_are_of_the_weight_that_is_stored(dtype, fit, weight):
-    """Which in float32 is another one, and 1 - w or 1 - 2w then other by a hundredth."""
+    """In float32 it is another weight, and 1 - w or 1 - 2w then differ by a hundredth."""
     moments = tensors(dtype, 0.0, 1.0, -1e-7)
     given = Problem(fit, weight, 0.0, *moments)
     mixture = ops.fit_mixture(*moments, fit=fit, weight=weight)

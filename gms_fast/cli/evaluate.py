@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     matrix.check(cells, args.n, args.data, args.schedule)
     options.check_folder(args.out, again=args.resume or args.force)
-    args.left = "; the same command with --resume goes on from there"
+    args.left = options.LEFT
     records = matrix.run(
         cells,
         args.out,

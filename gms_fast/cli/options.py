@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     import torch
 
+LEFT = "; the same command with --resume goes on from there"  # by which a command says how to go on after its end
+
 
 def positive(text: str) -> int:
     """An integer of at least 1."""

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     features = _features(args)
     model = gms_fast.load(args.model).to(device)
     options.check_folder(args.out, again=args.resume or args.force)
-    args.left = "; the same command with --resume goes on from there"
+    args.left = options.LEFT
     search.ggdm(
         model,
         images,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SUMMARY = "Measure a model's statistics for DPM-Solver-v3, or with --gaussian those of its data for teleport and gms."
 MODEL = "mnist"
 STEPS = 20  # of the samples that stand for data: docs/quality.md
-LEFT = "; the same command with --resume goes on from there"
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
 ONLY = {"gaussian": ("rank", "flips"), "empirical": ("nodes", "window")}  # options of one kind of statistics
 
@@ -80,7 +79,7 @@ def _empirical(args: argparse.Namespace) -> int:
     images = data.load(args.data)
     model = io.load(args.model or MODEL).to(device)
     measure.check_data(model, images)
-    args.left = LEFT
+    args.left = options.LEFT
     measured = empirical_model(
         model,
         images,
@@ -116,7 +115,7 @@ def _gaussian(args: argparse.Namespace) -> int:
         if work.keep_for(args.out, *_origin(args, model, images), resume=args.resume, replace=args.force):
             measured = statistics.Gaussian.load(args.out)
         else:
-            args.left = LEFT if images is None else ""
+            args.left = options.LEFT if images is None else ""
             with work.kept() if images is None else nullcontext():
                 source = _samples(args, model, work) if images is None else images
                 measured = statistics.gaussian(source, args.rank, flips=args.flips, progress=sys.stderr.isatty())

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         if args.force:
             with locked_folder(noise), locked_folder(heads):
                 atomic.clear(args.out, _files())
-        args.left = "; the same command with --resume goes on from there"
+        args.left = options.LEFT
         train_noise_network(model, images, steps=args.steps, out=noise, **settings)
         train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **settings)
         io.save(model, args.out / MODEL)

@@ -263,11 +263,7 @@ class _Search:
                     self._judge(*self._made(average), self.average)
                 bar.set_postfix(score=f"{self.curve[-1][-1]:.4g}", best=f"{self.best['score']:.4g}", refresh=False)
                 bar.update()
-                try:
-                    check()
-                except KeyboardInterrupt:
-                    self._save()
-                    raise
+                check(self._save)
         self._save()
         return self.table()
 

@@ -3,7 +3,6 @@
 Levels are counted k = K (noisiest) .. 1, and 0 for clean data; tables are indexed by them, unused entries are zero.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,8 +208,7 @@ class GGDMTable(Identified):
         """Write one small safetensors file: the numbers in float64, and in its metadata what they belong to."""
         known = {"schedule": self.schedule.config, "steps": self.steps, "network": self.network}
         numbers = {name: getattr(self, name) for name in self.given}
-        stored = {"format": FORMAT, **{k: json.dumps(v) for k, v in known.items()}}
-        tensors.write(path, numbers, stored, parents=True)
+        tensors.write_described(path, numbers, FORMAT, known)
 
     @classmethod
     def load(cls, path: str | Path) -> "GGDMTable":

@@ -9,7 +9,6 @@ Source: Zheng et al. 2023 (arXiv 2310.13268), sections 3 and 4.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -164,9 +163,7 @@ class EmpiricalModel(Identified):
             "samples": self.samples,
             "network": self.network,
         }
-        origin = {} if measurement is None else {"measurement": measurement}
-        stored = {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in known.items()}}
-        tensors.write(path, kept, stored, parents=True)
+        tensors.write_described(path, kept, FORMAT, known, measurement)
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":

@@ -5,7 +5,6 @@ is answered by a function of Sigma, a factor for each eigenvector and one for wh
 Source: Wang & Vastola 2024 (arXiv 2412.09726).
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -181,9 +180,7 @@ class Gaussian(Identified):
             raise ValueError(f"dtype must be float64, float32 or float16: got {dtype}")
         kept = {"mean": self.mean, "eigenvectors": self.eigenvectors.to(dtype), "eigenvalues": self.eigenvalues}
         known = {"residual": self.residual, "shape": self.sample_shape, "range": self.range, "count": self.count}
-        origin = {} if measurement is None else {"measurement": measurement}
-        stored = {"format": FORMAT, **origin, **{k: json.dumps(v) for k, v in known.items()}}
-        tensors.write(path, kept, stored, parents=True)
+        tensors.write_described(path, kept, FORMAT, known, measurement)
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":

@@ -63,6 +63,22 @@ def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
             file.write(memoryview(data.numpy()))
 
 
+def write_described(
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    form: str,
+    known: dict[str, object],
+    measurement: str | None = None,
+) -> None:
+    """Write the file of a named form, making its folder: `read` and `reading.metadata` give back what is known, JSON.
+
+    measurement  fingerprint of all that the tensors depend on, by which a finished measurement knows its file
+    """
+    origin = {} if measurement is None else {"measurement": measurement}
+    said = {"format": form, **origin, **{key: json.dumps(value) for key, value in known.items()}}
+    write(path, tensors, said, parents=True)
+
+
 def _digest(flat: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for data in flat:

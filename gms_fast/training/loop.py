@@ -183,11 +183,7 @@ def _run(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", every: 
             bar.update()
             if state.step % every == 0 or state.step == total:
                 state.save()
-            try:
-                check()
-            except KeyboardInterrupt:
-                state.save()
-                raise
+            check(state.save)
 
 
 def _step(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", run: Settings) -> float:
