@@ -1,0 +1,21 @@
+"""Bits of every op and of `sample` are those on record: of every user's seeds, before and after a change of the code."""
+
+import json
+
+import pytest
+import records
+
+from gms_fast import _native
+
+RECORDED = json.loads(records.FILE.read_text())
+CALLS = records.all_of()
+
+
+@pytest.mark.skipif(not _native.available, reason="the record is of the compiled kernels")
+@pytest.mark.parametrize("name", RECORDED)
+def test_bits_are_those_on_record(name):
+    assert records.digest(CALLS[name]()) == RECORDED[name]
+
+
+def test_every_call_is_on_record():
+    assert CALLS.keys() == RECORDED.keys()
