@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gms_fast import StepCoefficients, reference
+from gms_fast import StepCoefficients
+from gms_fast.ops import reference
 
 
 def released_step(

@@ -17,7 +17,8 @@ import torch
 from baselines import ddpm_step
 from cases import STEP, noise_moments
 
-from gms_fast import _native, ops
+from gms_fast import ops
+from gms_fast.ops import native
 
 
 def microseconds(call, runs: int) -> float:
@@ -59,8 +60,8 @@ def begin_idle_cuda() -> None:
         spec = importlib.util.spec_from_file_location("_C", target)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    _native.introduce(module)
-    _native._C = rehearsal.OnDevice(module)
+    native.introduce(module)
+    native._C = rehearsal.OnDevice(module)
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from wasserstein import MIXTURE
 import gms_fast
 from gms_fast import data, ops, solvers
 from gms_fast.models import GaussianMixture1D, PointCloud
+from gms_fast.ops.reference import pick, quadrature
 from gms_fast.quality.measures import energy_distance, frechet_distance, wasserstein
-from gms_fast.reference import pick, quadrature
 from gms_fast.solvers import StepContext
 from gms_fast.storage import atomic
 from gms_fast.types import NoiseMoments

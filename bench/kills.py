@@ -28,10 +28,10 @@ import torch
 import tracing
 
 from gms_fast import cli, images, interrupts, io, schedules, search, solvers, statistics, training
+from gms_fast.measure import work
 from gms_fast.models import MomentUNet
 from gms_fast.quality import matrix
 from gms_fast.solvers import GGDMTable
-from gms_fast.statistics import work
 from gms_fast.storage import atomic, checkpoint, tensors
 from gms_fast.training import loop
 

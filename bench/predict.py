@@ -94,11 +94,11 @@ def compile_cuda(source: Path, target: Path, architecture: int = 90) -> None:
 
 def cuda_instructions(kernels: dict[str, Code], fit: str, component: str, dtype: str) -> float:
     """Those of a warp for an element, by the quick kernel of raw moments and a seed that is a number."""
-    from gms_fast import _native
+    from gms_fast.ops import native
 
     state, moments, _ = DTYPES[dtype]
-    types = _native._DTYPES[state], _native._DTYPES[moments]
-    switches = (_native._FITS[fit], 0, int(component == "element"), 0, *types)
+    types = native._DTYPES[state], native._DTYPES[moments]
+    switches = (native._FITS[fit], 0, int(component == "element"), 0, *types)
     for name, code in kernels.items():
         values = re.findall(r"L(?:NS_\d\w+?E|b|S\d?_)(\d)E", name.partition("kernelI")[2])
         if "quick_step" in name and tuple(map(int, values[:6])) == switches:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import gms_fast
-from gms_fast import _native
+from gms_fast.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c++17", "-O1", "-g1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
@@ -52,8 +52,8 @@ def begin(backend: str) -> None:
     """
     if backend == "triton":
         gms_fast.set_backend("triton")
-    elif _native.with_cuda:
-        _native._C = OnDevice(_native._C)
+    elif native.with_cuda:
+        native._C = OnDevice(native._C)
     else:
         raise RuntimeError("the compiled module has no CUDA kernels: rehearse with bench/gpu_check.py --rehearse")
 

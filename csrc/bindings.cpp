@@ -93,7 +93,7 @@ gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double
   return s;
 }
 
-// A `Noise` of gms_fast/arguments.py, checked.
+// A `Noise` of gms_fast/ops/types.py, checked.
 gms::Noise noise_of(const py::tuple& a) {
   const auto item = [&](int i) { return PyTuple_GET_ITEM(a.ptr(), i); };
   const auto integer = [&](int i) {

@@ -19,10 +19,10 @@ from gms_fast import search as search
 from gms_fast import solvers as solvers
 from gms_fast import statistics as statistics
 from gms_fast import training as training
-from gms_fast.dispatch import backends as backends
-from gms_fast.dispatch import set_backend as set_backend
 from gms_fast.io import load as load
 from gms_fast.io import save as save
+from gms_fast.ops.dispatch import backends as backends
+from gms_fast.ops.dispatch import set_backend as set_backend
 from gms_fast.sampling import sample as sample
 from gms_fast.solvers import Solver as Solver
 from gms_fast.steps import StepCoefficients as StepCoefficients

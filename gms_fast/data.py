@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast.schema import short
 from gms_fast.storage import arrays
 from gms_fast.storage.reading import LITTLE, most, refusing
+from gms_fast.storage.schema import short
 
 if TYPE_CHECKING:
     from PIL import Image

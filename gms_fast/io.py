@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gms_fast import schedules, schema
+from gms_fast import schedules
 from gms_fast.models import released
 from gms_fast.models.unet import ARGUMENTS, MomentUNet
 from gms_fast.schedules import Schedule, VPLinear
-from gms_fast.schema import Choice, Fields, Plain, Text
-from gms_fast.storage import atomic, tensors
+from gms_fast.storage import atomic, schema, tensors
 from gms_fast.storage.reading import json_value, refusing, whole_text
+from gms_fast.storage.schema import Choice, Fields, Plain, Text
 from gms_fast.storage.tensors import check_numbers, few
 from gms_fast.version import __version__
 

@@ -15,7 +15,6 @@ from gms_fast.finite import FiniteCheck
 from gms_fast.network import Network, device_of
 from gms_fast.plan import Visit, integer
 from gms_fast.solvers import NoiseSource, Solver, StepContext
-from gms_fast.solvers.base import later_start
 from gms_fast.types import NoiseMoments
 
 INITIAL = 2  # stream of the counter-based noise that x_T is drawn from
@@ -76,7 +75,7 @@ class Run:
             raise ValueError(
                 f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
                 f"got {self.said.prediction!r}, which tells nothing of x_0 there. Else timesteps must start where "
-                f"alpha > 0 ({later_start(self.said.built())})"
+                f"alpha > 0 ({self.said.built().later_start})"
             )
 
     def initial(

@@ -1,6 +1,6 @@
 """The launchers: arguments arrive checked and grouped (gms_fast.ops), the output allocated.
 
-`step`, `fit` and `noise` are the tuples of gms_fast/arguments.py; `layout` is that of gms_fast/layout.py.
+`step`, `fit` and `noise` are the tuples of gms_fast/ops/types.py; `layout` is that of gms_fast/ops/layout.py.
 """
 
 from collections.abc import Sequence

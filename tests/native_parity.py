@@ -15,7 +15,8 @@ import torch
 from parity import FITS, network_moments, skewed, weights_by_element
 from rehearsal import OnDevice
 
-from gms_fast import _native, ops
+from gms_fast import ops
+from gms_fast.ops import native
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
@@ -44,7 +45,7 @@ def second_build():
 
 
 SECOND = second_build()
-_native.introduce(SECOND)
+native.introduce(SECOND)
 
 
 @pytest.fixture(params=["cpp", "cuda"])
@@ -60,11 +61,11 @@ def same(request, monkeypatch):
 
         want = op(*arguments, **given())
         with monkeypatch.context() as patch:
-            patch.setattr(_native, "_C", device)
+            patch.setattr(native, "_C", device)
             patch.setattr(torch, "empty_like", lambda like, **options: like.clone().fill_(math.nan))
-            _native._schemes.clear()
+            native._schemes.clear()
             got = op(*arguments, **given())
-        _native._schemes.clear()
+        native._schemes.clear()
         for g, w in zip(*[r if isinstance(r, tuple) else (r,) for r in (got, want)], strict=True):
             assert g.dtype == w.dtype
             assert torch.equal(g.isnan(), w.isnan())

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import _native, cli, dispatch, ops
+from gms_fast import cli, ops
+from gms_fast.ops import dispatch, native
 from gms_fast.schedules import VPLinear
 
 EPS = 2.0**-23
@@ -36,16 +37,16 @@ def test_backends_accounts_for_every_name():
     assert sorted([*report["available"], *report["missing"]]) == sorted(dispatch.NAMES)
     assert all(isinstance(why, str) and why for why in report["missing"].values())
     assert "torch" in report["available"]
-    assert report["chosen"]["cpu"] == ("cpp" if _native.available else "torch")
+    assert report["chosen"]["cpu"] == ("cpp" if native.available else "torch")
     assert report["chosen"]["cuda"] in ([*report["available"]] if torch.cuda.is_available() else [None])
-    assert report["instruction_set"] in (("avx512", "avx2", "baseline") if _native.available else (None,))
+    assert report["instruction_set"] in (("avx512", "avx2", "baseline") if native.available else (None,))
 
 
 def test_set_backend_is_reported_and_undone():
     gms_fast.set_backend("torch")
     assert gms_fast.backends()["chosen"]["cpu"] == "torch"
     gms_fast.set_backend(None)
-    assert gms_fast.backends()["chosen"]["cpu"] == ("cpp" if _native.available else "torch")
+    assert gms_fast.backends()["chosen"]["cpu"] == ("cpp" if native.available else "torch")
 
 
 def test_set_backend_refuses_an_unknown_name():
@@ -57,7 +58,7 @@ def test_set_backend_refuses_an_unknown_name():
 def test_set_backend_refuses_a_missing_one_with_the_reason(name, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(_native, "reason", "the compiled module is missing")
+    monkeypatch.setattr(native, "reason", "the compiled module is missing")
     gms_fast.set_backend("torch")
     reason = gms_fast.backends()["missing"][name]
     with pytest.raises(RuntimeError, match=f"backend '{name}' is not available: ") as refusal:
@@ -74,7 +75,7 @@ def test_forced_backend_refuses_tensors_it_cannot_take(monkeypatch):
         ops.philox_normal((2, 3), seed=0)
 
 
-@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 @pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
 def test_forced_torch_equals_cpp(fit):
     """Two float32 evaluations of the same formulas.
@@ -146,8 +147,8 @@ def test_the_card_decides(capabilities, compiled, chosen, why, monkeypatch):
     """A backend without code for a card is never chosen, and refused with what to do."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
-    monkeypatch.setattr(_native, "with_cuda", True)
-    monkeypatch.setattr(_native, "cuda_architectures", tuple(compiled.split(";")))
+    monkeypatch.setattr(native, "with_cuda", True)
+    monkeypatch.setattr(native, "cuda_architectures", tuple(compiled.split(";")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
@@ -178,8 +179,8 @@ def rocm(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
     monkeypatch.setattr(dispatch, "version", lambda name: "3.6.0")
-    monkeypatch.setattr(_native, "with_cuda", True)
-    monkeypatch.setattr(_native, "cuda_architectures", ("80-real", "90"))
+    monkeypatch.setattr(native, "with_cuda", True)
+    monkeypatch.setattr(native, "cuda_architectures", ("80-real", "90"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "AMD Instinct")

@@ -1,17 +1,17 @@
-"""Bits of every op and of `sample` are those on record: of every user's seeds, before and after a change of the code."""
+"""Bits of every op and of `sample` are those on record: what a seed gives is the same before and after a change."""
 
 import json
 
 import pytest
 import records
 
-from gms_fast import _native
+from gms_fast.ops import native
 
 RECORDED = json.loads(records.FILE.read_text())
 CALLS = records.all_of()
 
 
-@pytest.mark.skipif(not _native.available, reason="the record is of the compiled kernels")
+@pytest.mark.skipif(not native.available, reason="the record is of the compiled kernels")
 @pytest.mark.parametrize("name", RECORDED)
 def test_bits_are_those_on_record(name):
     assert records.digest(CALLS[name]()) == RECORDED[name]

@@ -12,20 +12,20 @@ import predict
 import pytest
 
 import gms_fast
-from gms_fast import _native
+from gms_fast.ops import native
 
 ROOT = Path(__file__).parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
 
 
 def test_the_compiled_module_is_there_unless_declined():
-    assert _native.available != (os.environ.get("GMS_FAST_PURE") == "1"), _native.reason
+    assert native.available != (os.environ.get("GMS_FAST_PURE") == "1"), native.reason
 
 
-@pytest.mark.skipif(not _native.available, reason="no compiled module was asked for (GMS_FAST_PURE=1)")
+@pytest.mark.skipif(not native.available, reason="no compiled module was asked for (GMS_FAST_PURE=1)")
 def test_cuda_kernels_were_compiled_where_they_are_wanted():
-    assert _native.with_cuda == SETUP["wants_cuda"]()
-    assert bool(_native.cuda_architectures) == _native.with_cuda
+    assert native.with_cuda == SETUP["wants_cuda"]()
+    assert bool(native.cuda_architectures) == native.with_cuda
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_the_double_instantiation_of_the_headers_equals_the_oracle(compiler, tmp
 def test_roots_and_quotients_without_branches_are_those_of_ieee(tmp_path):
     """All mantissas of a root, and the quotients that are hardest to round."""
     includes = [f"-I{ROOT / folder}" for folder in ("tests/cuda_shim", "csrc")]
-    wide = ["-mavx2", "-mfma"] if "avx2" in _native.instruction_sets() else []
+    wide = ["-mavx2", "-mfma"] if "avx2" in native.instruction_sets() else []
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", *wide, *includes]
     program = str(tmp_path / "quick")
     subprocess.run(["g++", *flags, str(ROOT / "tests" / "quick.cpp"), "-o", program], check=True)
@@ -205,7 +205,7 @@ def check_instructions(kernels) -> None:
 def compare_with_oracle(output: str) -> None:
     import torch
 
-    from gms_fast import reference
+    from gms_fast.ops import reference
 
     rows = torch.tensor([[float(v) for v in line.split()] for line in output.splitlines()], dtype=torch.float64)
     x, e1, e2, e3 = rows[:, :4].T

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from gms_fast import io
 from gms_fast.cli import main, options, statistics
-from gms_fast.statistics import work
+from gms_fast.measure import work
 from gms_fast.storage import locks
 
 

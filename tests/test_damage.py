@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 
 from gms_fast import data, io, solvers, statistics
-from gms_fast.schema import short
 from gms_fast.storage import pickles, tensors
 from gms_fast.storage.reading import json_value, most
+from gms_fast.storage.schema import short
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from gms_fast import _native
+from gms_fast.ops import native
 
-if not _native.available:
+if not native.available:
     pytest.skip("the compiled module was not built (GMS_FAST_PURE=1)", allow_module_level=True)
 
 from gms_fast import _C as C

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import _native, solvers
+from gms_fast import solvers
+from gms_fast.ops import native
 from gms_fast.quality import cells, classifier, subjects
 from gms_fast.solvers import GMS
 
@@ -44,7 +45,7 @@ def test_every_step_has_three_finite_moments(model):
         assert all(torch.isfinite(e).all() for e in moments)
 
 
-@pytest.mark.skipif(not _native.available, reason="plain torch rounds a tensor's tail differently")
+@pytest.mark.skipif(not native.available, reason="plain torch rounds a tensor's tail differently")
 @pytest.mark.parametrize(
     ("solver", "median"), [("sn-ddpm", 1e-5), (GMS(fit="exact", component="sample"), 1e-5), ("gms", 1e-4)]
 )

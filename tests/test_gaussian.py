@@ -11,6 +11,7 @@ import torch
 from toys import Model
 
 from gms_fast import schedules, statistics
+from gms_fast.measure import gaussian as measured
 from gms_fast.statistics import Gaussian, gaussian
 from gms_fast.steps import StepCoefficients
 
@@ -321,7 +322,7 @@ def test_subspace_iteration_finds_what_the_dense_solver_finds(monkeypatch, power
     dense = gaussian(data, rank=50)
     state = torch.random.get_rng_state()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds what it does not restore"))
-    monkeypatch.setattr(statistics.covariance, "DENSE", 0)
+    monkeypatch.setattr(measured, "DENSE", 0)
     iterated = gaussian(data, rank=50)
     assert torch.equal(torch.random.get_rng_state(), state)
     close(iterated.eigenvalues, dense.eigenvalues, 1e-6)

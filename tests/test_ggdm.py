@@ -12,8 +12,8 @@ import gms_fast
 from gms_fast import solvers
 from gms_fast.schedules import EDM, Flow, VPContinuous, VPCosine, VPLinear
 from gms_fast.solvers import DDIM, ERSDE, GGDM, GMS, DPMSolverPP, GGDMTable, Teleport, UniP
-from gms_fast.solvers.ggdm import marginals, tied
 from gms_fast.statistics import Gaussian
+from gms_fast.tables.ggdm import marginals, tied
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "ggdm_vectors.json").read_text())
 SCHEDULE = VPLinear()

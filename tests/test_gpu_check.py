@@ -20,7 +20,7 @@ import pytest
 import torch
 from parts import Part, Session
 
-from gms_fast import _native
+from gms_fast.ops import native
 
 BENCH = Path(__file__).parent.parent / "bench"
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -78,7 +78,7 @@ def without_git(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory, without_git):
     """The output and the folder of a rehearsal on a machine without git."""
-    if not _native.available or shutil.which("g++") is None:
+    if not native.available or shutil.which("g++") is None:
         pytest.skip("a rehearsal needs g++ and pybind11")
     out = tmp_path_factory.mktemp("session")
     done = gpu_check_py("--rehearse", "--out", out, PATH=without_git)

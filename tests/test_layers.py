@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gms_fast import _native, ops, reference
+from gms_fast import ops
+from gms_fast.ops import native, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gms_fast"
@@ -46,52 +47,57 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
     assert imports(tmp_path / "m.py") == {"a.b", "gms_fast", "gms_fast.ops", "gms_fast.x", "gms_fast.x.y"}
 
 
-ONLY = {  # folder: the parts of gms_fast that it may import
-    "gms_fast/reference": ["reference"],
+DOWNWARDS = (  # a room may import those of its own line and of the lines below
+    ("cli", "__main__", "__init__"),
+    ("search", "quality", "training", "measure", "statistics"),
+    ("sampling", "run"),
+    ("plan",),
+    ("solvers",),
+    ("tables",),
+    ("models", "io", "guidance", "clipping"),
+    ("network",),
+    ("assumptions",),
+    ("prediction",),
+    ("ops", "kernels", "_C", "finite"),
+    ("steps",),
+    ("schedules",),
+    ("types", "constants", "data", "images", "interrupts", "version", "storage"),
+)
+ONLY = {  # folder: the parts of gms_fast that it may import, of those that may be imported there
+    "gms_fast/ops/reference": ["ops.reference"],
+    "gms_fast/ops/native.py": ["_C", "ops"],
+    "gms_fast/ops/types.py": [],
     "kernels": ["kernels"],
     "gms_fast/types.py": [],
     "gms_fast/constants.py": [],
-    "gms_fast/arguments.py": [],
     "gms_fast/version.py": [],
     "gms_fast/interrupts.py": [],
-    "gms_fast/schema.py": [],
-    "gms_fast/storage": ["storage", "schema"],
-    "gms_fast/schedules": ["constants", "schedules", "schema"],
-    "gms_fast/steps.py": ["schedules"],
-    "gms_fast/prediction.py": ["steps", "types"],
-    "gms_fast/assumptions.py": ["prediction", "schedules", "types"],
-    "gms_fast/network.py": ["assumptions", "types"],
-    "gms_fast/clipping.py": ["finite", "prediction"],
-    "gms_fast/plan.py": ["constants", "schedules", "solvers", "steps"],
-    "gms_fast/configuration.py": ["schema"],
-    "gms_fast/statistics": [
-        "statistics",
-        "assumptions",
-        "configuration",
-        "constants",
-        "network",
-        "ops",
-        "schedules",
-        "schema",
-        "storage",
-        "prediction",
-        "steps",
-        "types",
-    ],
-    "gms_fast/layout.py": [],
-    "gms_fast/_native.py": ["_C", "arguments", "layout"],
-    "gms_fast/dispatch.py": ["_native"],
-    "gms_fast/ops": ["ops", "reference", "kernels", "_native", "dispatch", "arguments", "layout", "steps", "types"],
+    "gms_fast/storage": ["storage"],
+    "gms_fast/data.py": ["storage"],
+    "gms_fast/images.py": ["storage"],
 }
+INSIDE = ("kernels", "_C", "ops.native", "ops.dispatch", "ops.reference")  # that `ops` alone knows
 NEVER = {  # folder: the parts of gms_fast that it must not import
-    "gms_fast/solvers": [
-        *("kernels", "_native", "_C", "reference", "dispatch", "sampling", "models", "training", "io", "search"),
-    ],
-    "gms_fast/sampling.py": ["kernels", "_native", "_C", "reference", "dispatch", "models", "training", "io"],
-    "gms_fast/models": ["ops", "solvers", "sampling", "kernels", "_native", "reference", "training"],
-    "gms_fast/training": ["ops", "solvers", "sampling", "kernels", "_native", "reference", "search"],
-    "gms_fast/search": ["kernels", "_native", "_C", "dispatch", "models", "io", "quality"],
+    "gms_fast/solvers": INSIDE,
+    "gms_fast/tables": INSIDE,
+    "gms_fast/sampling.py": (*INSIDE, "models", "io"),
+    "gms_fast/models": (*INSIDE, "ops"),
+    "gms_fast/training": (*INSIDE, "ops", "solvers", "sampling", "search"),
+    "gms_fast/search": (*INSIDE[:-1], "models", "io", "quality"),  # it derives through the reference
 }
+
+
+def room(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0] if path.is_relative_to(PACKAGE) else "kernels"
+
+
+@pytest.mark.parametrize("path", [*files("gms_fast"), *files("kernels")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards(path):
+    level = next(i for i, rooms in enumerate(DOWNWARDS) if room(path) in rooms)
+    allowed = {name for rooms in DOWNWARDS[level:] for name in rooms}
+    names = from_package(path) if path != PACKAGE / "__init__.py" else set()  # it exports whatever it likes
+    strangers = {name for name in names if name.split(".")[1] not in allowed}
+    assert not strangers, f"{path.relative_to(ROOT)} imports {strangers}"
 
 
 @pytest.mark.parametrize("folder", ONLY)
@@ -111,7 +117,7 @@ def test_folder_stays_out_of_other_rooms(folder):
 
 def test_one_file_imports_the_compiled_module():
     importers = [path.name for path in files("gms_fast") if "gms_fast._C" in imports(path)]
-    assert importers == ["_native.py"]
+    assert importers == ["native.py"]
 
 
 def test_triton_is_imported_in_kernels_alone():
@@ -189,20 +195,20 @@ def exported(path):
 
 @pytest.mark.parametrize("op", OPS)
 def test_op_has_one_name_at_every_level(op):
-    for level in (reference, ops, _native, torch.ops.gms_fast):
+    for level in (reference, ops, native, torch.ops.gms_fast):
         assert callable(getattr(level, op)), level
     assert op in exported(ROOT / "kernels" / "__init__.py")
     headers = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
     assert f"{op}(" in headers
-    if _native.available:
-        assert callable(getattr(_native._C, op))
+    if native.available:
+        assert callable(getattr(native._C, op))
 
 
 def test_counter_based_noise_has_one_name_at_every_level():
     for level in (reference, ops, torch.ops.gms_fast):
         assert callable(level.philox_normal)
         assert callable(level.philox_uniform)
-    assert callable(_native.philox)
+    assert callable(native.philox)
     assert "philox" in exported(ROOT / "kernels" / "__init__.py")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import rehearsal
 
-from gms_fast import _native
+from gms_fast.ops import native
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -17,7 +17,7 @@ compiler = shutil.which("g++")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(compiler is None, reason="g++ is not installed"),
-    pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)"),
+    pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)"),
 ]
 
 

@@ -6,6 +6,7 @@ import torch
 
 import gms_fast
 from gms_fast import StepCoefficients, ops, statistics
+from gms_fast.measure import empirical
 from gms_fast.models import GaussianMixture1D
 from gms_fast.schedules import VPLinear
 
@@ -189,7 +190,7 @@ CALLS = {
     "philox": lambda: ops.philox_normal((2, 3), seed=[1, 2], device="cpu"),
     "statistics": lambda: statistics.gaussian(DATA, rank=3, flips=True).draw(X[:, :2].repeat(1, 2)),
     "pilot": lambda: torch.tensor(statistics.pilot(MODEL, DATA, statistics.gaussian(DATA), levels=3).r2, device="cpu"),
-    "samples to measure": lambda: statistics.measure._chosen(MODEL, DATA, 12, 0),
+    "samples to measure": lambda: empirical._chosen(MODEL, DATA, 12, 0),
 }
 MODEL = GaussianMixture1D([1.0], [0.0], [0.1], sample_shape=(4,))
 DATA = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import gms_fast
-from gms_fast import _native, ops
+from gms_fast import ops
+from gms_fast.ops import native
 from gms_fast.schedules import VPLinear
 
 STEP = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
 # Bits are a promise of the compiled kernels: plain torch rounds as its own vectors happen to lie.
-compiled = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+compiled = pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = {
     "contiguous": lambda t: t,

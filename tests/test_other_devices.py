@@ -10,6 +10,7 @@ from parity import network_moments, weights_by_element
 import gms_fast
 from gms_fast import ops, solvers, statistics
 from gms_fast.cli import options
+from gms_fast.measure import empirical
 from gms_fast.schedules import VPLinear
 
 STEP = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
@@ -167,7 +168,7 @@ def slope_of(noise, x, t, dx, dt):
 
 def test_statistics_are_measured_there(monkeypatch):
     """From float32 calls; what is made of them is float64 on the CPU. Only derivatives are beyond this device."""
-    monkeypatch.setattr(statistics.measure, "derivative_for", lambda *_: slope_of)
+    monkeypatch.setattr(empirical, "derivative_for", lambda *_: slope_of)
     kept = {"N": 4, "samples": 6, "batch_size": 4, "t_max": 900, "t_min": 100}
     want, got = (statistics.empirical_model(Net().to(d), DATA, **kept) for d in ("cpu", NAME))
     assert got.l.device.type == "cpu"

@@ -17,22 +17,23 @@ from parity import (
     weights_by_element,
 )
 
-from gms_fast import _native, ops
+from gms_fast import ops
+from gms_fast.ops import native
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
-pytestmark = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+pytestmark = pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 
 STEP = StepCoefficients.between(VPLinear(), 400, 300)
 SHAPES = [(1, 1), (3, 63), (2, 3, 5, 7), (2, 1000), (4, 1, 28, 28), (300, 5)]
 
 
-@pytest.fixture(params=_native.instruction_sets() if _native.available else [])
+@pytest.fixture(params=native.instruction_sets() if native.available else [])
 def instruction_set(request):
-    before = _native.instruction_set()
-    _native.set_instruction_set(request.param)
+    before = native.instruction_set()
+    native.set_instruction_set(request.param)
     yield request.param
-    _native.set_instruction_set(before)
+    native.set_instruction_set(before)
 
 
 @pytest.fixture(autouse=True)
@@ -133,15 +134,15 @@ CALLS = {
 @pytest.mark.parametrize("shape", [(5, 3, 64, 65), (9001, 3)])
 def test_all_instruction_sets_and_thread_counts_give_the_same_bits(call, shape):
     inputs = network_moments(shape, 400)
-    before, threads, results = _native.instruction_set(), torch.get_num_threads(), []
+    before, threads, results = native.instruction_set(), torch.get_num_threads(), []
     try:
-        for name, count in itertools.product(_native.instruction_sets(), (1, 2, 3)):
-            _native.set_instruction_set(name)
+        for name, count in itertools.product(native.instruction_sets(), (1, 2, 3)):
+            native.set_instruction_set(name)
             torch.set_num_threads(count)
             result = CALLS[call](inputs)
             results.append(torch.stack(result) if isinstance(result, tuple) else result)
     finally:
-        _native.set_instruction_set(before)
+        native.set_instruction_set(before)
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0], r) for r in results[1:])
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gms_fast import ops, reference
-from gms_fast.reference.quadrature import pick, quadrature
+from gms_fast import ops
+from gms_fast.ops import reference
+from gms_fast.ops.reference.quadrature import pick, quadrature
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,14 +11,15 @@ import torch
 from toys import Model, polynomial
 
 import gms_fast
-from gms_fast import NoiseMoments, _native, schedules, solvers
+from gms_fast import NoiseMoments, schedules, solvers
 from gms_fast.models import GaussianMixture1D, MomentUNet
+from gms_fast.ops import native
 from gms_fast.schedules import VPLinear
 from gms_fast.solvers.base import COUNTED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COMPILED = pytest.mark.skipif(not _native.available, reason="plain torch rounds a tensor's tail differently")
+COMPILED = pytest.mark.skipif(not native.available, reason="plain torch rounds a tensor's tail differently")
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "gms_loop_vectors.json").read_text())
 CASES = {case["method"]: case for case in VECTORS["cases"]}
 DATA = VECTORS["data"]

@@ -24,7 +24,7 @@ from gms_fast.search.parameters import VARIANTS, Parameters, matched
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import DDIM, GGDM, DPMSolverPP, GGDMTable, UniP
 from gms_fast.solvers.base import COUNTED
-from gms_fast.solvers.ggdm import marginals, tied, update_weights
+from gms_fast.tables.ggdm import marginals, tied, update_weights
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "ggdm_vectors.json").read_text())
 SCHEDULE = VPLinear()
@@ -238,7 +238,7 @@ def test_without_noise_the_mean_gradient_to_sigma_is_zero():
             t = shifted(values["tau"])[4 - i]
             m = (x - SCHEDULE.sigma(t) * TOY(x, t.expand(len(x)))) / SCHEDULE.alpha(t)
             terms = [m, *older[: len(weights) - 2]]
-            x, older = gms_fast.reference.affine_noise(x, terms, weights.unbind(), std, z[3 - i]), [x, *older]
+            x, older = gms_fast.ops.reference.affine_noise(x, terms, weights.unbind(), std, z[3 - i]), [x, *older]
         seven(x).square().sum().backward()
         slopes.append(sigma.grad[1:4])
     assert slopes[0].abs().min() > 1e-3

@@ -14,11 +14,12 @@ from toys import Model
 import gms_fast
 from gms_fast import NoiseMoments, io
 from gms_fast.cli import main
+from gms_fast.measure import work
+from gms_fast.measure.derivatives import derivative_for, double_backward, forward_mode, noise_of
+from gms_fast.measure.estimate import diagonal, moments, nodes_of, regress, residuals, slope
 from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import EDM, Flow, VPContinuous, VPLinear
-from gms_fast.statistics import EmpiricalModel, Gaussian, empirical_model, fingerprint, gaussian, load, work
-from gms_fast.statistics.derivatives import derivative_for, double_backward, forward_mode, noise_of
-from gms_fast.statistics.estimate import diagonal, moments, nodes_of, regress, residuals, slope
+from gms_fast.statistics import EmpiricalModel, Gaussian, empirical_model, fingerprint, gaussian, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from gms_fast import _native, ops
+from gms_fast import ops
+from gms_fast.ops import native
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
-pytestmark = pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+pytestmark = pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 
 X = torch.rand(2, 3, 4)
 TABLE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
@@ -25,7 +26,7 @@ TABLE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
     ],
 )
 def test_plain_tensors_are_alike(tensors):
-    assert _native.alike(tensors) == len(tensors[0])
+    assert native.alike(tensors) == len(tensors[0])
 
 
 UNLIKE = {
@@ -52,12 +53,12 @@ UNLIKE = {
 
 @pytest.mark.parametrize("tensors", UNLIKE.values(), ids=UNLIKE)
 def test_unusual_tensors_are_left_to_the_other_checks(tensors):
-    assert not _native.alike(tensors)
+    assert not native.alike(tensors)
 
 
 def test_wrapped_tensors_are_left_to_the_dispatcher():
     seen = []
-    torch.func.vmap(lambda t: (seen.append(_native.alike((t,))), t)[1])(X)
+    torch.func.vmap(lambda t: (seen.append(native.alike((t,))), t)[1])(X)
     assert seen == [0]
 
 
@@ -126,16 +127,16 @@ def test_wrong_draws_are_named(name, draws, message):
 @pytest.mark.parametrize("tensors", UNLIKE.values(), ids=UNLIKE)
 def test_unusual_tensors_make_nothing_at_once(tensors):
     draws, threads = (0, None, 0, None, 0, "sample", None, None), 1
-    scheme = _native._scheme(ops.fitting_of())
-    assert _native._C.new_sample_mixture(False, threads, tensors, scheme, draws) is None
+    scheme = native._scheme(ops.fitting_of())
+    assert native._C.new_sample_mixture(False, threads, tensors, scheme, draws) is None
 
 
 @pytest.fixture
 def attributes_alone():
     """A torch without the table."""
-    _native._C.set_torch(torch, type("Tensor", (), {}), tuple(_native._DTYPES))
+    native._C.set_torch(torch, type("Tensor", (), {}), tuple(native._DTYPES))
     yield
-    _native.introduce(_native._C)
+    native.introduce(native._C)
 
 
 @pytest.mark.usefixtures("attributes_alone")
@@ -151,13 +152,13 @@ def test_without_the_table_results_are_the_same():
             ops.philox_normal((2, 5), seed=3),
         ]
 
-    assert not _native.alike((X,))
+    assert not native.alike((X,))
     got = results()
-    _native.introduce(_native._C)
+    native.introduce(native._C)
     assert all(torch.equal(g, w) for g, w in zip(got, results(), strict=True))
 
 
 def test_a_tensor_without_data_is_an_error():
     empty = torch.empty(2, 3, device="meta")
     with pytest.raises((RuntimeError, ValueError, BufferError)):
-        _native._C.philox(False, 1, (empty,), None, (0, 0, False, 0, 0, 0, 0, 0, True), 0, True)
+        native._C.philox(False, 1, (empty,), None, (0, 0, False, 0, 0, 0, 0, 0, True), 0, True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gms_fast import StepCoefficients, ops
-from gms_fast.arguments import Noise
+from gms_fast.ops.types import Noise
 from gms_fast.schedules import VPLinear
 
 pytest.importorskip("triton")

@@ -17,7 +17,8 @@ import torch
 from parity import FITS
 
 import gms_fast
-from gms_fast import _native, ops
+from gms_fast import ops
+from gms_fast.ops import native
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
@@ -241,7 +242,7 @@ def test_empty_tensors_are_not_launched():
     assert ops.gms_step(empty, empty, empty, empty, step).shape == (0, 3)
 
 
-@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 def test_affine_noise_and_cpp_give_the_same_bits():
     x, *rest = network_moments((2, 3, 9, 9), 400)
     got = ops.affine_noise(x, rest, [0.5, -2.0, 0.25, 1.0], 0.3, seed=5)
@@ -251,7 +252,7 @@ def test_affine_noise_and_cpp_give_the_same_bits():
     )
 
 
-@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 @pytest.mark.parametrize("std", [0.0, 0.3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_by_element_and_cpp_give_the_same_bits(layout, std):
@@ -263,7 +264,7 @@ def test_weights_by_element_and_cpp_give_the_same_bits(layout, std):
     assert torch.equal(got.cpu(), ops.affine_noise(x.cpu(), [t.cpu() for t in terms], weights.cpu(), std, seed=5))
 
 
-@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 @pytest.mark.parametrize(("fit", "moments", "central", "component"), CASES)
 def test_kernels_and_cpp_give_the_same_bits(fit, moments, central, component):
     step = StepCoefficients.between(VPLinear(), 400, 300)
@@ -274,7 +275,7 @@ def test_kernels_and_cpp_give_the_same_bits(fit, moments, central, component):
     assert torch.equal(got.cpu(), ops.gms_step(*(t.cpu() for t in inputs), step, **options))
 
 
-@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
 def test_random_fits_are_those_of_cpp(fit, dtype):
@@ -288,7 +289,7 @@ def test_random_fits_are_those_of_cpp(fit, dtype):
             assert torch.equal(a.cpu(), b), field
 
 
-@pytest.mark.skipif(not _native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
+@pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 @pytest.mark.parametrize("weight", [1 / 3, 1 - 1e-6, 0.5 + 2.0**-20])
 @pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
 def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit, weight):

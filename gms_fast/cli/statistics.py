@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gms_fast.measure.work import Work
     from gms_fast.models.unet import MomentUNet
-    from gms_fast.statistics.work import Work
 
 SUMMARY = "Measure a model's statistics for DPM-Solver-v3, or with --gaussian those of its data for teleport and gms."
 MODEL = "mnist"
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _empirical(args: argparse.Namespace) -> int:
     from gms_fast import data, io
-    from gms_fast.statistics import empirical_model, measure
+    from gms_fast.measure import empirical as measure
+    from gms_fast.statistics import empirical_model
 
     if args.data is None:
         raise ValueError("--data must say what the model was trained on")
@@ -98,7 +99,8 @@ def _empirical(args: argparse.Namespace) -> int:
 def _gaussian(args: argparse.Namespace) -> int:
     import gms_fast
     from gms_fast import data, statistics
-    from gms_fast.statistics.work import Work
+    from gms_fast.measure.empirical import check_data
+    from gms_fast.measure.work import Work
     from gms_fast.storage.locks import locked_file
 
     options.device(args.device)
@@ -108,7 +110,7 @@ def _gaussian(args: argparse.Namespace) -> int:
     model = None if args.data and not args.model else gms_fast.load(args.model or MODEL)
     images = data.load(args.data) if args.data else None
     if images is not None and model is not None:
-        statistics.measure.check_data(model, images)
+        check_data(model, images)
     shape = tuple(images.shape[1:] if model is None else model.sample_shape)
     work = Work({"samples": (args.samples, shape)})
     with locked_file(args.out):
@@ -135,11 +137,11 @@ def _dtype(args: argparse.Namespace) -> torch.dtype:
 def _origin(args: argparse.Namespace, model: MomentUNet | None, images: Tensor | None) -> tuple[dict, dict]:
     """All that the samples depend on, and all that their Gaussian depends on beside them."""
     from gms_fast import statistics
-    from gms_fast.storage import checkpoint
+    from gms_fast.storage import fingerprints
 
     rest = {"rank": args.rank, "flips": args.flips, "dtype": str(_dtype(args))}
     if images is not None:
-        return {"data": checkpoint.fingerprint([images])}, rest
+        return {"data": fingerprints.of_tensors([images])}, rest
     drawn = {"network": statistics.fingerprint(model), "steps": STEPS, "samples": args.samples, "seed": args.seed}
     return drawn, rest
 

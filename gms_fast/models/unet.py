@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gms_fast.schedules import VP, Schedule, VPLinear, rescaled
-from gms_fast.schema import Choice, Either, Flag, Integer, Listed, Optional, Real, argument
+from gms_fast.storage.schema import Choice, Either, Flag, Integer, Listed, Optional, Real, argument
 from gms_fast.types import NoiseMoments
 
 GROUPS = 32

@@ -15,10 +15,10 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from gms_fast.arguments import Stepping
 from gms_fast.ops import library as library
 from gms_fast.ops.checks import check_dtype, described, fitting_of, integer, number, stepping_of
 from gms_fast.ops.checks import check_sample_offset as check_sample_offset
+from gms_fast.ops.types import Stepping
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range

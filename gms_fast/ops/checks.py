@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from gms_fast.arguments import Fitting, Noise, Stepping
+from gms_fast.ops.types import Fitting, Noise, Stepping
 from gms_fast.steps import kernel_numbers
 
 FITS = ("exact", "free", "adan", "gaussian")

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from gms_fast import _native, dispatch
-from gms_fast.arguments import Fitting, Stepping
-from gms_fast.layout import layout_of
-from gms_fast.ops import plain
+from gms_fast.ops import dispatch, native, plain
 from gms_fast.ops.checks import (
     NUMBERS,
     affine_names,
@@ -30,6 +27,8 @@ from gms_fast.ops.checks import (
     stepping_of,
     weights_of,
 )
+from gms_fast.ops.layout import layout_of
+from gms_fast.ops.types import Fitting, Stepping
 
 _FIT = 'str fit="exact", float weight=0.3333333333333333, int iterations=70, float lr=0.06, float eps=1e-8'
 _COUNTERS = "int seed=0, Tensor? seeds=None, int step=0, Tensor? step_at=None, int sample_offset=0"
@@ -64,7 +63,7 @@ def _backend(like: Tensor, wide: bool) -> object:
         from gms_fast import kernels
 
         return kernels
-    return plain if name == "torch" else _native
+    return plain if name == "torch" else native
 
 
 def _run(
@@ -72,7 +71,7 @@ def _run(
 ) -> None:
     """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies.
 
-    alike: what `_native.alike` says of all of them.
+    alike: what `native.alike` says of all of them.
     """
     tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
     if alike:
@@ -107,7 +106,7 @@ def _at_once(op: str, inputs: tuple[Tensor | None, ...], *arguments: object) -> 
         backend = _backend(inputs[0], False)
     except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
         return None
-    return getattr(_native, op)(inputs, *arguments) if backend is _native else None
+    return getattr(native, op)(inputs, *arguments) if backend is native else None
 
 
 # The dispatcher leaves out arguments that equal the schema's defaults, so the functions repeat them.
@@ -115,7 +114,7 @@ def _at_once(op: str, inputs: tuple[Tensor | None, ...], *arguments: object) -> 
 
 def fit_mixture(mean, var, third, floor=0.0, **fit):
     inputs = mean, var, third
-    alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
+    alike = native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
     floor = not_negative("floor", floor)
     fitting = fitting_of(**fit)
     out = tuple(torch.empty_like(mean, requires_grad=False) for _ in range(4))
@@ -134,7 +133,7 @@ def sample_mixture(
     made = _at_once("new_sample_mixture", inputs, floor, fitting, draws)
     if made is not None:
         return made
-    alike = _native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
+    alike = native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
     noise = noise_of(mean, alike or mean.size(0), *draws)
     out = torch.empty_like(mean, requires_grad=False)
     _run("sample_mixture", inputs, (out,), floor, fitting, noise, alike=alike)
@@ -167,7 +166,7 @@ def take_step(
         if made is not None:
             return made
     given = inputs if e2 is not None and e3 is not None else (x, e1, *(t for t in (e2, e3) if t is not None))
-    alike = _native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
+    alike = native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
     if numbers is not None:
         numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
     if e2 is None or e3 is None:
@@ -195,7 +194,7 @@ def affine_noise(
         made = _at_once("new_affine_noise", inputs, (*weights, noise_std), (*draws, None))
         if made is not None:
             return made
-    alike = _native.alike(inputs) or check_inputs(affine_names(terms), inputs)
+    alike = native.alike(inputs) or check_inputs(affine_names(terms), inputs)
     noisy = noise_std > 0
     if numbers is not None:
         numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)

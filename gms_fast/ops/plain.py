@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gms_fast import reference
-from gms_fast.arguments import Fitting, Noise, Stepping
-from gms_fast.layout import Layout
+from gms_fast.ops import reference
+from gms_fast.ops.layout import Layout
+from gms_fast.ops.types import Fitting, Noise, Stepping
 
 _NORMALS, _UNIFORMS = 0, 1
 

@@ -22,16 +22,16 @@ import torch
 from tqdm import tqdm
 
 import gms_fast
-from gms_fast import interrupts, io, schema
+from gms_fast import interrupts, io
 from gms_fast.data import names as data_names
 from gms_fast.images import save_images
 from gms_fast.quality import subjects
 from gms_fast.quality.cells import Cell, evaluate
 from gms_fast.quality.cells import check as cells_check
-from gms_fast.schema import Either, Fields, Integer, Optional, Real, Text
-from gms_fast.storage import atomic
+from gms_fast.storage import atomic, fingerprints, schema
 from gms_fast.storage.locks import locked_folder
 from gms_fast.storage.reading import json_value, read_bytes, read_json, refusing
+from gms_fast.storage.schema import Either, Fields, Integer, Optional, Real, Text
 
 SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "samples"
 PACKAGE = Path(gms_fast.__file__).parent
@@ -62,12 +62,9 @@ def inputs(paths: Iterable[str]) -> dict[str, str]:
 
 def sources() -> str:
     """A fingerprint of everything in this package that a record may depend on: code, weights, compiled kernels."""
-    digest = hashlib.sha256()
-    for file in sorted(p for s in ("*.py", "*.safetensors", "*.so") for p in PACKAGE.rglob(s)):
-        name = file.relative_to(PACKAGE).as_posix()
-        if not name.startswith(_NOT_HASHED):
-            digest.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:12]
+    files = sorted(p for s in ("*.py", "*.safetensors", "*.so") for p in PACKAGE.rglob(s))
+    named = {file.relative_to(PACKAGE).as_posix(): file for file in files}
+    return fingerprints.of_files({name: file for name, file in named.items() if not name.startswith(_NOT_HASHED)})
 
 
 def run(

@@ -16,7 +16,7 @@ from gms_fast.schedules.discrete import VPCosine as VPCosine
 from gms_fast.schedules.discrete import VPLinear as VPLinear
 from gms_fast.schedules.hosts import from_diffusers as from_diffusers
 from gms_fast.schedules.levels import Levels as Levels
-from gms_fast.schema import short
+from gms_fast.storage.schema import short
 
 _BY_NAME = {k.__name__: k for k in (VP, VPLinear, VPCosine, VPContinuous, VPContinuousCosine, EDM, Flow, Levels)}
 _ALIASES = {

@@ -75,6 +75,19 @@ class Schedule(Identified, ABC):
         """This schedule, asking the network at times as `other` does, where this one does not say."""
         return self
 
+    @property
+    def later_start(self) -> str:
+        """Advice for a first time without signal."""
+        return "start at a later time"
+
+    def check_signal(self, t: float, solver: str) -> None:
+        """Raise ValueError where alpha(t) = 0: noise moments tell nothing of x_0 there. solver: who needs them."""
+        if not float(self.alpha(t)) > 0:
+            raise ValueError(
+                f"timesteps must start where alpha > 0 for {solver}: {self!r} has alpha = 0 at t = {t:g}; "
+                f"{self.later_start}"
+            )
+
     def clock(self, t: Times) -> Tensor:
         """Continuous time, 0 at the data: what "quadratic" spacing is quadratic in."""
         return as_float64(t)

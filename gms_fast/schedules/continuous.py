@@ -14,7 +14,7 @@ from gms_fast.schedules.base import (
     check_steps,
     log_alpha_of,
 )
-from gms_fast.schema import Optional, Real, argument
+from gms_fast.storage.schema import Optional, Real, argument
 
 
 class _ContinuousVP(VariancePreserving):
@@ -160,6 +160,10 @@ class Flow(Schedule):
     def __repr__(self) -> str:
         shift = "" if self.shift == 1 else f", shift={self.shift:g}"
         return f"Flow(t_max={self.t_max:g}, t_min={self.t_min:g}{shift})"
+
+    @property
+    def later_start(self) -> str:
+        return "start later, as with Flow(t_max=0.999)"
 
     @property
     def config(self) -> dict[str, object]:

@@ -21,7 +21,7 @@ from gms_fast.schedules.base import (
     listed,
     log_alpha_of,
 )
-from gms_fast.schema import Flag, Integer, Optional, Real, argument
+from gms_fast.storage.schema import Flag, Integer, Optional, Real, argument
 
 
 class VP(VariancePreserving):

@@ -13,7 +13,7 @@ from gms_fast.schedules.base import (
     distinct,
     listed,
 )
-from gms_fast.schema import short
+from gms_fast.storage.schema import short
 
 
 class Levels(Schedule):

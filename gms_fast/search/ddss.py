@@ -19,20 +19,20 @@ from tqdm import tqdm
 
 from gms_fast import interrupts, ops, solvers
 from gms_fast.assumptions import describe
-from gms_fast.configuration import check_same
 from gms_fast.ops.checks import check_choice
 from gms_fast.schedules import Schedule
-from gms_fast.schema import Fields, Integer, Listed, Optional, Real
 from gms_fast.search.checks import check_data, check_features, check_model, device_of, frozen, positive
 from gms_fast.search.distance import KERNELS, distances
 from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.search.parameters import VARIANTS, Parameters
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import GGDMTable, Solver
-from gms_fast.statistics import fingerprint
-from gms_fast.storage import atomic, checkpoint
+from gms_fast.storage import atomic, checkpoint, fingerprints
+from gms_fast.storage.configuration import check_same
 from gms_fast.storage.locks import locked_folder
 from gms_fast.storage.reading import refusing
+from gms_fast.storage.schema import Fields, Integer, Listed, Optional, Real
+from gms_fast.tables.origin import fingerprint
 from gms_fast.training.rates import averaging, learning_rate
 from gms_fast.types import NoiseMoments, as_range
 
@@ -245,7 +245,7 @@ class _Search:
             "prediction": run.form,
             "clip": None if run.clip is None else list(run.clip),
             "dtype": str(run.dtype),
-            "data": checkpoint.fingerprint([self.data]),
+            "data": fingerprints.of_tensors([self.data]),
             "features": described(features),
         }
 

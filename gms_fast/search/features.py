@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gms_fast.network import dtypes_of
-from gms_fast.statistics import fingerprint
 from gms_fast.storage import tensors
+from gms_fast.tables.origin import fingerprint
 
 NAMES = {"mnist5k": 28, "digits": 8}  # data set: side of its images
 WIDTH = 160

@@ -18,22 +18,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gms_fast import schema
 from gms_fast.assumptions import describe
-from gms_fast.configuration import check_same
 from gms_fast.sampling import sample
 from gms_fast.schedules import Schedule
-from gms_fast.schema import Fields, Listed, Plain, Real
 from gms_fast.search.checks import check_data, check_features, device_of, frozen, positive
 from gms_fast.search.ddss import HELD_OUT, TRAINED
 from gms_fast.search.distance import distances
 from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.solvers import GMS
 from gms_fast.solvers.gms import SWITCH
-from gms_fast.statistics import fingerprint
-from gms_fast.storage import atomic, checkpoint
+from gms_fast.storage import atomic, fingerprints, schema
+from gms_fast.storage.configuration import check_same
 from gms_fast.storage.locks import locked_file
 from gms_fast.storage.reading import read_json, refusing
+from gms_fast.storage.schema import Fields, Listed, Plain, Real
+from gms_fast.tables.origin import fingerprint
 from gms_fast.types import NoiseMoments
 
 _FILE = Fields({"configuration": Fields({}, others=Plain()), "values": Listed(Real(infinite=True), 1_000_000)})
@@ -120,9 +119,9 @@ def gms(
     configuration = {
         "times": numbers.times,
         "solver": {name: value for name, value in vars(solver).items() if name != "covariance"},
-        "covariance": known and checkpoint.fingerprint([known.mean, known.eigenvectors, known.eigenvalues]),
+        "covariance": known and fingerprints.of_tensors([known.mean, known.eigenvectors, known.eigenvalues]),
         "network": fingerprint(model),
-        "data": checkpoint.fingerprint([data.float()]),
+        "data": fingerprints.of_tensors([data.float()]),
         "features": described(features),
         **{"clip": clip, "kernel": kernel, "batch_size": batch_size, "held_out": held_out, "seed": seed},
     }

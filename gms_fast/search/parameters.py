@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from gms_fast.solvers.ggdm import GGDMTable, tied, update_weights
+from gms_fast.tables.ggdm import GGDMTable, tied, update_weights
 
 VARIANTS = ("ggdm", "pred", "time", "constrained")
 _QUIET = 0.02  # of sigma_t: least sigma[t] at first, where it is learned: at 0 its gradient would be 0

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gms_fast import network, ops, prediction, reference
+from gms_fast import network, ops, prediction
+from gms_fast.ops import reference
 from gms_fast.run import INITIAL
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import COUNTED

@@ -10,11 +10,11 @@ from gms_fast.solvers.dpm_solver_pp import DPMSolverPP as DPMSolverPP
 from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3 as DPMSolverV3
 from gms_fast.solvers.er_sde import ERSDE as ERSDE
 from gms_fast.solvers.ggdm import GGDM as GGDM
-from gms_fast.solvers.ggdm import GGDMTable as GGDMTable
-from gms_fast.solvers.ggdm import load_table as load_table
 from gms_fast.solvers.gms import GMS as GMS
 from gms_fast.solvers.teleport import Teleport as Teleport
 from gms_fast.solvers.unip import UniP as UniP
+from gms_fast.tables import GGDMTable as GGDMTable
+from gms_fast.tables import load_table as load_table
 
 _BY_NAME = {
     "gms": GMS,

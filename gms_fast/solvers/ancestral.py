@@ -10,7 +10,7 @@ from torch import Tensor
 from gms_fast import ops
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel, check_signal
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
 from gms_fast.types import NoiseMoments
 
 
@@ -54,7 +54,7 @@ class SNDDPM(_Gaussian):
     moments_needed = 2
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
-        check_signal(self, schedule, times)
+        schedule.check_signal(times[0], type(self).__name__)
         return super().plan(schedule, times)
 
     def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:

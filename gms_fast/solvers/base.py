@@ -13,7 +13,7 @@ from torch import Tensor
 from gms_fast import ops
 from gms_fast.constants import Identified
 from gms_fast.prediction import Estimate
-from gms_fast.schedules import Flow, Schedule
+from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 
 COUNTED = 1 << 30  # counter of the first step: small ones are left to callers of the ops
@@ -69,12 +69,14 @@ class Solver(Identified, ABC):
     moments_needed  1 for E[eps|x_t] alone, 2 and 3 for solvers that use the moment heads
     spacing         the time grid that `sample` gives it, as `schedule.timesteps` takes it; None: the schedule's own
     denoise         whether noise that is left at the last time is removed by one more call of the network
+    linear          whether the plan of a step is (weights, std) of the state and the last data estimates
     free            how many steps, the first ones, need no network: `known` says what there is to say
     """
 
     moments_needed: int = 1
     spacing: str | float | None = None
     denoise: bool = True
+    linear: bool = False
     free: int = 0
 
     def times(
@@ -141,6 +143,7 @@ class Multistep(Solver):
     """
 
     order: int
+    linear = True
 
     def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple[Tensor, ...]:
         return ()
@@ -173,20 +176,6 @@ def check_order(order: object, orders: Sequence[int]) -> None:
     """Raise ValueError unless `order` is one of `orders`."""
     if type(order) is not int or order not in orders:
         raise ValueError(f"order must be one of {', '.join(map(str, orders))}: got {order!r}")
-
-
-def check_signal(solver: Solver, schedule: Schedule, times: Sequence[float]) -> None:
-    """Raise ValueError where the first time has no signal: noise moments tell nothing of x_0 there."""
-    if not float(schedule.alpha(times[0])) > 0:
-        raise ValueError(
-            f"timesteps must start where alpha > 0 for {type(solver).__name__}: {schedule!r} has alpha = 0 at "
-            f"t = {times[0]:g}; {later_start(schedule)}"
-        )
-
-
-def later_start(schedule: Schedule) -> str:
-    """Advice for a first time without signal."""
-    return "start later, as with Flow(t_max=0.999)" if isinstance(schedule, Flow) else "start at a later time"
 
 
 def check_clip_pixel(clip_pixel: object) -> None:

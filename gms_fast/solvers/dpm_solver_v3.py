@@ -14,7 +14,7 @@ from gms_fast.ops.checks import MAX_TERMS
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Solver, StepContext
-from gms_fast.statistics import EmpiricalModel
+from gms_fast.tables import EmpiricalModel
 
 CORRECTORS = (None, "same", "next")
 HALVES = (False, True, "released")

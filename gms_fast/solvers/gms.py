@@ -13,9 +13,9 @@ from gms_fast import ops
 from gms_fast.ops.checks import COMPONENTS, FITS, MOMENTS, check_choice
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel, check_signal
-from gms_fast.statistics import Gaussian
+from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
 from gms_fast.steps import StepCoefficients
+from gms_fast.tables import Gaussian
 
 SWITCH = 3.0  # sigma/alpha: docs/quality.md
 
@@ -108,7 +108,7 @@ class GMS(Solver):
             )
         together = [ratio > self._tau for ratio in ratios]
         if not together[0]:
-            check_signal(self, schedule, times)
+            schedule.check_signal(times[0], type(self).__name__)
         return together
 
     def check(self, model: Any, shape: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Solver, StepContext
-from gms_fast.statistics import Gaussian
+from gms_fast.tables import Gaussian
 
 
 @dataclass(frozen=True, eq=False)

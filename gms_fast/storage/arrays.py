@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gms_fast.schema import short
 from gms_fast.storage.reading import fill, most
+from gms_fast.storage.schema import short
 
 _KINDS = "fiubc"  # numbers: no objects, which numpy pickles, and no text
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of numpy; others may ask for memory of their own

@@ -1,7 +1,6 @@
 """Training state on disk: written atomically, read with every doubt about its origin spelled out."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gms_fast import schema
-from gms_fast.schema import Choice, Either, Fields, Integer, Listed, Plain, Real, Want
-from gms_fast.storage import atomic, pickles
+from gms_fast.storage import atomic, pickles, schema
 from gms_fast.storage.reading import refusing
+from gms_fast.storage.schema import Choice, Either, Fields, Integer, Listed, Plain, Real, Want
 
 FORMAT = "gms_fast training checkpoint 1"
 FIELDS = {"configuration", "step", "smooth", "seconds", "curve", "weights", "average", "optimiser"}
@@ -87,12 +85,3 @@ def _checked_adam(where: str, state: object, optimiser: torch.optim.Adam) -> dic
             raise ValueError(f"optimiser.state.{place} holds negative squares or steps")
     group = own | {"lr": state["param_groups"][0]["lr"]}
     return {"state": {int(i): found for i, found in state["state"].items()}, "param_groups": [group]}
-
-
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """16 hexadecimal digits of shapes and values, to the last bit."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

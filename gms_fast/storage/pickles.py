@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 from torch import Tensor
 
-from gms_fast.schema import short
 from gms_fast.storage import arrays
 from gms_fast.storage.reading import exactly, fill
+from gms_fast.storage.schema import short
 
 _MOST_OPCODES = 1_500_000  # a row of a curve of ours takes seven
 _LONGEST = 16 << 20  # bytes of a pickle

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gms_fast import schema
-from gms_fast.schema import Want, short
+from gms_fast.storage import schema
+from gms_fast.storage.schema import Want, short
 
 LONGEST_JSON = 24 << 20  # bytes; parsed they may take twelve times as much, and text four times
 LITTLE = 64 << 20  # bytes that any compressed file may hold

@@ -15,10 +15,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from gms_fast import schema
-from gms_fast.schema import Choice, Fields, Integer, Listed, Text
-from gms_fast.storage import atomic
+from gms_fast.storage import atomic, schema
 from gms_fast.storage.reading import LONGEST_JSON, exactly, fill, json_value, refusing
+from gms_fast.storage.schema import Choice, Fields, Integer, Listed, Text
 
 _NAMES = {
     torch.float64: "F64",

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gms_fast import interrupts
-from gms_fast.configuration import check_same
 from gms_fast.schedules import VP
-from gms_fast.schema import Integer, Listed, Real
-from gms_fast.storage import atomic, checkpoint
+from gms_fast.storage import atomic, checkpoint, fingerprints
+from gms_fast.storage.configuration import check_same
 from gms_fast.storage.locks import locked_folder
+from gms_fast.storage.schema import Integer, Listed, Real
 from gms_fast.training.losses import Loss, moment_loss, noise_loss
 from gms_fast.training.rates import averaging, learning_rate
 
@@ -154,8 +154,8 @@ def _train(
         **asdict(run),
         "model": {k: v for k, v in model.config.items() if k not in ("moments", *stage["unused"]) and v is not False},
         "schedule": model.schedule.config,
-        "data": checkpoint.fingerprint([data]),
-        "frozen": checkpoint.fingerprint(frozen.values()) if stage["stage"] == "heads" else None,
+        "data": fingerprints.of_tensors([data]),
+        "frozen": fingerprints.of_tensors(frozen.values()) if stage["stage"] == "heads" else None,
     }
     with locked_folder(folder):
         state = _State(parameters, run, folder / CHECKPOINT, configuration)

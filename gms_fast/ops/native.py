@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from gms_fast.arguments import Fitting, Noise, Stepping
-from gms_fast.layout import Layout
+from gms_fast.ops.layout import Layout
+from gms_fast.ops.types import Fitting, Noise, Stepping
 
 
 def why_not(error: ImportError) -> str:

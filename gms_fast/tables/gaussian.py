@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from gms_fast.constants import Identified
-from gms_fast.schema import Integer, Listed, Optional, Real
-from gms_fast.statistics.wide import home, on_cpu
 from gms_fast.steps import StepCoefficients
 from gms_fast.storage import tensors
 from gms_fast.storage.embedded import named
 from gms_fast.storage.reading import metadata, refusing
+from gms_fast.storage.schema import Integer, Listed, Optional, Real
+from gms_fast.tables.wide import home, on_cpu
 from gms_fast.types import as_range
 
 FORMAT, FILE = "gms_fast gaussian statistics 1", "gaussian.safetensors"

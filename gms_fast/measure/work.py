@@ -1,6 +1,5 @@
 """Rows of an unfinished measurement, in memory and in a file beside the one that they will become."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gms_fast.configuration import check_same
-from gms_fast.schema import Fields, Plain
-from gms_fast.storage import atomic, tensors
+from gms_fast.storage import atomic, fingerprints, tensors
+from gms_fast.storage.configuration import check_same
 from gms_fast.storage.reading import metadata, refusing
+from gms_fast.storage.schema import Fields, Plain
 
 FORMAT = "gms_fast unfinished statistics 1"
 SECONDS = 30.0  # between two writes
@@ -45,7 +44,7 @@ class Work:
         """
         self.path, self._written = partial(out), time.monotonic()
         text = json.dumps(configuration)
-        self.measurement = hashlib.sha256((text + json.dumps(beside)).encode()).hexdigest()[:16]
+        self.measurement = fingerprints.of_values(configuration, beside)
         self._metadata = {"format": FORMAT, "configuration": text}
         replaces = replace or (self.path.exists() and _REPLACES in tensors.metadata_of(self.path))
         if replaces:

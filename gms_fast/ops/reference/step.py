@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gms_fast.reference.mixture import draw, fit_mixture
-from gms_fast.reference.moments import step_moments
+from gms_fast.ops.reference.mixture import draw, fit_mixture
+from gms_fast.ops.reference.moments import step_moments
 
 
 def split_variance(var: Tensor, floor: float, fit: str) -> tuple[Tensor, Tensor]:

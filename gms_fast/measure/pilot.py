@@ -9,11 +9,11 @@ from torch import Tensor
 
 from gms_fast import ops
 from gms_fast.assumptions import describe
+from gms_fast.measure.derivatives import noise_of
+from gms_fast.measure.empirical import check_data
 from gms_fast.schedules import Schedule
-from gms_fast.statistics.derivatives import noise_of
-from gms_fast.statistics.gaussian import Gaussian
-from gms_fast.statistics.measure import check_data
-from gms_fast.statistics.wide import wide
+from gms_fast.tables.gaussian import Gaussian
+from gms_fast.tables.wide import wide
 from gms_fast.types import NoiseMoments
 
 PILOT = 3  # stream of the counter-based noise, whose step is the noise level

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gms_fast import network, prediction
 from gms_fast.schedules import Schedule
-from gms_fast.statistics.wide import beside
+from gms_fast.tables.wide import beside
 
 Noise = Callable[[Tensor, Tensor], Tensor]
 Derivative = Callable[[Noise, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from gms_fast import _native
+from gms_fast.ops import native
 
 NAMES = ("cpp", "cuda", "triton", "torch")
 VARIABLE = "GMS_FAST_BACKEND"
@@ -24,17 +24,17 @@ _forced: str | None = None
 def _missing(name: str) -> str:
     """Why the backend cannot run here; empty if it can."""
     if name == "cpp":
-        return _native.reason
+        return native.reason
     if name == "cuda":
         if rocm():
             return f"this torch is for ROCm {rocm()}, and the CUDA kernels are for NVIDIA's GPUs"
-        if not _native.with_cuda:
+        if not native.with_cuda:
             return (
                 "the CUDA kernels were not compiled: install with nvcc on PATH and a torch for CUDA, or GMS_FAST_CUDA=1"
             )
         if not torch.cuda.is_available():
             return "no CUDA device is visible"
-        return next(filter(None, (_unsuited(*card, _native.cuda_architectures) for card in _cards())), "")
+        return next(filter(None, (_unsuited(*card, native.cuda_architectures) for card in _cards())), "")
     if name == "triton":
         if find_spec("triton") is None:
             return 'triton is not installed: pip install "gms-fast[triton]"'
@@ -155,7 +155,7 @@ def backends() -> dict[str, object]:
         "available": [name for name in NAMES if name not in missing],
         "missing": missing,
         "chosen": {d: chosen(d) if usable[d] else None for d in devices},
-        "instruction_set": _native.instruction_set(),
+        "instruction_set": native.instruction_set(),
     }
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gms_fast.measure.derivatives import Derivative, Noise
 from gms_fast.schedules import Schedule
-from gms_fast.statistics.derivatives import Derivative, Noise
-from gms_fast.statistics.wide import wide
+from gms_fast.tables.wide import wide
 
 
 class Node(NamedTuple):

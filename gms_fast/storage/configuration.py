@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gms_fast.schema import short
+from gms_fast.storage.schema import short
 
 _FEW, _LONG = 30, 1000  # lines, and characters of a value
 

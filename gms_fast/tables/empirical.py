@@ -8,7 +8,6 @@ where l makes f as flat in x as can be, and s, b regress its derivative along th
 Source: Zheng et al. 2023 (arXiv 2310.13268), sections 3 and 4.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +19,14 @@ import torch
 from torch import Tensor
 
 from gms_fast import schedules
-from gms_fast.assumptions import unwrapped
 from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
-from gms_fast.schema import Integer, Listed, Optional, Plain, Real, Text
-from gms_fast.statistics.wide import on_cpu
 from gms_fast.storage import tensors
 from gms_fast.storage.embedded import named
 from gms_fast.storage.reading import metadata, refusing
+from gms_fast.storage.schema import Integer, Listed, Optional, Plain, Real, Text
+from gms_fast.tables.origin import other_network, other_schedule
+from gms_fast.tables.wide import on_cpu
 
 FORMAT, FILE = "gms_fast empirical statistics 1", "empirical.safetensors"
 _CURVES = ("l", "s", "b")
@@ -197,36 +196,6 @@ class EmpiricalModel(Identified):
 def load(name_or_path: str | Path) -> EmpiricalModel:
     """Statistics of an embedded model, by its name ("mnist", "digits"), or those of a file."""
     return EmpiricalModel.load(named(name_or_path, FILE) or name_or_path)
-
-
-def other_schedule(own: Schedule, other: Schedule, times: Tensor) -> list[str]:
-    """A line if the other schedule differs at the times of what was made for the own one; else none."""
-    if own.agrees(other, times):
-        return []
-    return [f"schedule: {own!r} there, {other!r} here, of other noise levels or network times"]
-
-
-def other_network(own: str | None, model: Callable | None) -> list[str]:
-    """A line if the model, if given, has another fingerprint than the own one, if that is known; else none."""
-    found = None if model is None or own is None else fingerprint(model)
-    return [] if found is None or found == own else [f"network: {own} there, {found} here"]
-
-
-def fingerprint(model: Callable) -> str | None:
-    """16 hexadecimal digits that tell a network's parameters from others; None for what has no parameters.
-
-    Names, shapes, and values rounded to bfloat16: casting a network to bfloat16, or one that was loaded from a
-    half-precision file to half precision, keeps them, and so does `torch.compile`.
-    """
-    model = unwrapped(getattr(unwrapped(model), "unguided", model))  # statistics are those of the network alone
-    parameters = dict(model.named_parameters()) if isinstance(model, torch.nn.Module) else {}
-    if not parameters:
-        return None
-    digest = hashlib.sha256()
-    for name, value in sorted((name.replace("_orig_mod.", ""), value) for name, value in parameters.items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_grid(lam: Tensor) -> None:

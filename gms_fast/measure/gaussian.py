@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gms_fast.statistics.gaussian import Gaussian
-from gms_fast.statistics.wide import on_cpu
+from gms_fast.tables.gaussian import Gaussian
+from gms_fast.tables.wide import on_cpu
 
 DENSE = 4096  # elements up to which all eigenvectors are a matter of a minute
 

@@ -4,7 +4,6 @@ Noise and probes are counter-based, functions of the seed, the node and the inde
 size of the batches nor an interruption changes the result.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,14 +17,16 @@ from tqdm import tqdm
 
 from gms_fast import ops
 from gms_fast.assumptions import attribute, describe
+from gms_fast.measure.derivatives import Derivative, Noise, derivative_for, noise_of
+from gms_fast.measure.estimate import Node, diagonal, moments, nodes_of, regress, residuals, slope
+from gms_fast.measure.work import Work
 from gms_fast.network import device_of
 from gms_fast.schedules import Schedule
-from gms_fast.statistics.derivatives import Derivative, Noise, derivative_for, noise_of
-from gms_fast.statistics.empirical import EmpiricalModel, fingerprint
-from gms_fast.statistics.estimate import Node, diagonal, moments, nodes_of, regress, residuals, slope
-from gms_fast.statistics.wide import home
-from gms_fast.statistics.work import Work
+from gms_fast.storage import fingerprints
 from gms_fast.storage.locks import locked_file
+from gms_fast.tables.empirical import EmpiricalModel
+from gms_fast.tables.origin import fingerprint
+from gms_fast.tables.wide import home
 from gms_fast.types import NoiseMoments
 
 NOISE_1, PROBES, NOISE_2 = 3, 4, 5  # streams of the counter-based noise, whose step is the node
@@ -136,7 +137,7 @@ class _Run:
             "lambda": self.lam[[0, -1]].tolist(),
             "samples": len(self.data),
             "shape": list(self.data.shape[1:]),
-            "data": hashlib.sha256(self.data.numpy().tobytes()).hexdigest()[:16],
+            "data": fingerprints.of_numbers(self.data),
             "seed": self.seed,
             "window": self.window,
         }

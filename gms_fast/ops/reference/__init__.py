@@ -1,0 +1,15 @@
+"""The oracle: every op in plain torch, written to be read. Takes any floating dtype; float64 is what counts."""
+
+from gms_fast.ops.reference.affine import affine_noise as affine_noise
+from gms_fast.ops.reference.mixture import adan as adan
+from gms_fast.ops.reference.mixture import draw as draw
+from gms_fast.ops.reference.mixture import fit_mixture as fit_mixture
+from gms_fast.ops.reference.moments import step_moments as step_moments
+from gms_fast.ops.reference.philox import philox_normal as philox_normal
+from gms_fast.ops.reference.philox import philox_uniform as philox_uniform
+from gms_fast.ops.reference.philox import philox_words as philox_words
+from gms_fast.ops.reference.quadrature import pick as pick
+from gms_fast.ops.reference.quadrature import quadrature as quadrature
+from gms_fast.ops.reference.step import gms_step as gms_step
+from gms_fast.ops.reference.step import sample_mixture as sample_mixture
+from gms_fast.ops.reference.step import split_variance as split_variance

@@ -1,0 +1,6 @@
+"""What solvers take: curves of a network, mean and covariance of data, learned tables; each with its file."""
+
+from gms_fast.tables.empirical import EmpiricalModel as EmpiricalModel
+from gms_fast.tables.gaussian import Gaussian as Gaussian
+from gms_fast.tables.ggdm import GGDMTable as GGDMTable
+from gms_fast.tables.ggdm import load_table as load_table

@@ -1,0 +1,256 @@
+"""Tables of GGDM, generalised Gaussian diffusion models: Watson et al., ICLR 2022 (arXiv 2202.05830).
+
+Levels are counted k = K (noisiest) .. 1, and 0 for clean data; tables are indexed by them, unused entries are zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gms_fast import schedules
+from gms_fast.constants import Identified
+from gms_fast.schedules import Schedule
+from gms_fast.schedules.base import as_float64
+from gms_fast.storage import tensors
+from gms_fast.storage.embedded import embedded
+from gms_fast.storage.reading import metadata, refusing
+from gms_fast.storage.schema import Integer, Optional, Plain, Text
+from gms_fast.tables.origin import other_network, other_schedule
+
+FORMAT = "gms_fast ggdm table 1"
+_SHIPPED = "ggdm-"
+_LEAST = 1e-4  # of |a_t|, by which the data estimate is divided
+_METADATA = {
+    "schedule": Plain(),
+    "steps": Integer(1, 4096),
+    "network": Optional(Text(64)),
+}
+
+
+class Linear(Protocol):
+    """A solver whose plan of a step is (weights, std) of the state and the last data estimates."""
+
+    linear: bool
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[tuple[Sequence[float], float]]: ...
+
+
+def marginals(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """a, v (K+1,) of q(x_t|x_0) = N(a_t x_0, v_t I) (theorem 1), for mu (K+1, K+1) and sigma (K+1,). Entry 0 is 0.
+
+    a_t = mu[t][0] + sum_u mu[t][u] a_u, and the same of the noise, N_t = sigma_t e_t + sum_u mu[t][u] N_u, v = |N|^2.
+    """
+    unit = torch.eye(len(sigma) - 1, dtype=mu.dtype, device=mu.device)
+    known = torch.cat([mu[1:, :1], torch.diag(sigma[1:])], dim=1)
+    rows = torch.linalg.solve_triangular(unit - mu[1:, 1:], known, upper=True, unitriangular=True)
+    a, v = rows[:, 0], rows[:, 1:].square().sum(1)
+    return torch.cat([torch.zeros_like(a[:1]), a]), torch.cat([torch.zeros_like(v[:1]), v])
+
+
+def tied(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """c, d (K+1,) of the data estimate c_t x_t - d_t eps that the marginals give: 1/a_t and sqrt(v_t)/a_t.
+
+    Raises ValueError where |a_t| <= 1e-4, t < K (a_K is the schedule's own).
+    """
+    a, v = marginals(mu, sigma)
+    if bool((a[1:-1].abs() <= _LEAST).any()):
+        level = 1 + int(a[1:-1].abs().argmin())
+        raise ValueError(f"mu must leave a signal at every level, |a_t| > {_LEAST:g}: got a_{level} = {a[level]:g}")
+    a = torch.cat([torch.ones_like(a[:1]), a[1:]])
+    first = torch.zeros_like(a[:1])
+    return torch.cat([first, 1 / a[1:]]), torch.cat([first, v[1:].sqrt() / a[1:]])
+
+
+def update_weights(
+    levels: tuple[Tensor, Tensor], mu: Tensor, sigma: Tensor, c: Tensor, d: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """(weights, std) of the K steps, noisiest first: x_{t-1} = w_0 x_t + w_1 m + sum_j w_{j+1} x_{t+j} + std z.
+
+    levels  alpha_t and sigma_t of the schedule, (K+1,), by which m = (x_t - sigma_t eps)/alpha_t is the network's data
+            estimate. That of the family is p m + q x_t, p = d_t alpha_t/sigma_t and q = c_t - d_t/sigma_t
+    The last step is to the data estimate, with no noise.
+    """
+    alpha_t, sigma_t = (values[1:] for values in levels)
+    p, q = d[1:] * alpha_t / sigma_t, c[1:] - d[1:] / sigma_t
+    steps = []
+    for t in range(len(sigma) - 1, 1, -1):
+        row = mu[t - 1]
+        own = torch.stack([row[t] + row[0] * q[t - 1], row[0] * p[t - 1]])
+        steps.append((torch.cat([own, row[t + 1 :]]), sigma[t - 1]))
+    return [*steps, (torch.stack([q[0], p[0]]), torch.zeros_like(sigma[0]))]
+
+
+@dataclass(frozen=True, eq=False)
+class GGDMTable(Identified):
+    """q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2): a sampler of K steps.
+
+    schedule  the one that it was made for
+    tau       (K+1,) times of the schedule, increasing; tau[0], the last time of the schedule, stands for clean data
+    mu        (K+1, K+1), and mu[K][0] = alpha(tau[K])
+    sigma     (K+1,), not negative, and sigma[K] = sigma(tau[K])
+    c, d      (K+1,): x_0 is replaced by c_t x_t - d_t eps(x_t, tau_t). None: by that of the marginals (`tied`)
+    network   `gms_fast.statistics.fingerprint` of the network it was learned for; None: it was not learned
+    Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
+    """
+
+    schedule: Schedule
+    tau: Tensor
+    mu: Tensor
+    sigma: Tensor
+    c: Tensor | None = None
+    d: Tensor | None = None
+    network: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule: got {self.schedule!r}")
+        if (self.c is None) != (self.d is None):
+            raise ValueError("c, d must be given both or neither")
+        for name in self.given:
+            value = as_float64(getattr(self, name)).detach().clone()
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name} must be finite: it holds NaN or infinity")
+            object.__setattr__(self, name, value)
+        if self.tau.ndim != 1 or len(self.tau) < 2 or not bool((self.tau.diff() > 0).all()):
+            raise ValueError(f"tau must be at least two increasing times (K+1,): got {self.tau}")
+        for name in self.given[1:]:
+            shape, wanted = tuple(getattr(self, name).shape), (len(self.tau),) * (1 + (name == "mu"))
+            if shape != wanted:
+                raise ValueError(f"{name} must be {wanted} like tau: got {shape}")
+        if bool((self.sigma < 0).any()):
+            raise ValueError(f"sigma must not be negative: got {float(self.sigma.min()):g}")
+        self._check_ends()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the tables that there are."""
+        return ("tau", "mu", "sigma") + (() if self.c is None else ("c", "d"))
+
+    def _check_ends(self) -> None:
+        K, strange = self.steps, self.mu.tril()
+        strange[:, 0] = 0
+        if bool(strange.any()) or bool(self.mu[0].any()):
+            raise ValueError("mu[t][u] must be zero but for u = 0 and u > t, t >= 1")
+        for name, known in (("alpha", self.mu[K, 0]), ("sigma", self.sigma[K])):
+            wanted = float(getattr(self.schedule, name)(self.tau[K]))
+            if abs(known - wanted) > 1e-6:
+                where = "mu[K][0]" if name == "alpha" else "sigma[K]"
+                raise ValueError(f"{where} must be {name} of the first time, {wanted:.6g}: got {known:.6g}")
+        if not float(self.mu[K, 0]) > 0:
+            raise ValueError("tau[K] must be a time where alpha > 0: the family starts from x_K ~ N(0, sigma[K]^2)")
+        if self.c is None:
+            tied(self.mu, self.sigma)
+
+    @property
+    def steps(self) -> int:
+        """K: network calls, too."""
+        return len(self.tau) - 1
+
+    @property
+    def times(self) -> list[float]:
+        """Times to visit, noisiest first, K + 1 of them."""
+        return [float(t) for t in self.tau.flip(0)]
+
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """a, v (K+1,): x_t given x_0 is N(a_t x_0, v_t I)."""
+        return marginals(self.mu, self.sigma)
+
+    def updates(self) -> list[tuple[Tensor, Tensor]]:
+        """(weights, std) of each step, noisiest first, as in `update_weights`."""
+        levels = self.schedule.alpha(self.tau), self.schedule.sigma(self.tau)
+        c, d = tied(self.mu, self.sigma) if self.c is None else (self.c, self.d)
+        return update_weights(levels, self.mu, self.sigma, c, d)
+
+    @classmethod
+    def of(cls, solver: Linear, schedule: Schedule, times: Sequence[float]) -> "GGDMTable":
+        """The table that does as a linear solver does: DDIM, DPMSolverPP or UniP, say.
+
+        times  K of them, noisiest first, where the network is called, before the last one of the schedule; the last
+               step is to E[x_0|x_t]
+        An older data estimate is a linear function of the states around it, if no noise came between: raises ValueError
+        for a solver with noise and history.
+        """
+        if not getattr(solver, "linear", False):
+            raise TypeError(f"solver must be a linear one, such as DDIM() or DPMSolverPP(): got {solver!r}")
+        times = [float(t) for t in times]
+        if not times or not times[-1] > schedule.t_min:
+            got = f"{times[-1]:g}" if times else "none"
+            raise ValueError(f"times must end before t = {schedule.t_min:g}, the last one of {schedule!r}: got {got}")
+        schedule.check_signal(times[0], type(solver).__name__)
+        K = len(times)
+        tau = as_float64([*times, schedule.t_min]).flip(0)
+        mu, sigma = tau.new_zeros(K + 1, K + 1), tau.new_zeros(K + 1)
+        mu[K, 0], sigma[K] = schedule.alpha(times[0]), schedule.sigma(times[0])
+        plan = solver.plan(schedule, times) if K > 1 else []
+        for t, (weights, std) in zip(range(K, 1, -1), plan, strict=True):
+            _embed(mu, t, weights, std)
+            sigma[t - 1] = std
+        levels = schedule.alpha(tau[1:]), schedule.sigma(tau[1:])
+        c, d = (torch.cat([tau.new_zeros(1), value]) for value in (1 / levels[0], levels[1] / levels[0]))
+        return cls(schedule, tau, mu, sigma, c, d)
+
+    def check(self, *, model: Any = None, schedule: Schedule | None = None, steps: int | None = None) -> None:
+        """Raise ValueError saying what of these, where given, the table was not made for."""
+        wrong = []
+        if steps is not None and steps != self.steps:
+            wrong.append(f"steps: {self.steps} there, {steps} here")
+        if schedule is not None:
+            wrong += other_schedule(self.schedule, schedule, self.tau)
+        wrong += other_network(self.network, model)
+        if wrong:
+            raise ValueError(
+                "table was made for something else: " + "; ".join(wrong) + ". Learn one with gms_fast.search.ggdm or "
+                "gms-fast search"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one small safetensors file: the numbers in float64, and in its metadata what they belong to."""
+        known = {"schedule": self.schedule.config, "steps": self.steps, "network": self.network}
+        numbers = {name: getattr(self, name) for name in self.given}
+        tensors.write_described(path, numbers, FORMAT, known)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "GGDMTable":
+        """The table that `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        numbers, stored = tensors.read(
+            Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table", optional=("c", "d")
+        )
+        with refusing(f"table {path} makes no sense", path):
+            known = metadata(stored, _METADATA)
+            table = cls(schedules.stored(known["schedule"]), **numbers, network=known["network"])
+        if table.steps != known["steps"]:
+            raise ValueError(
+                f"table {path}: steps is {known['steps']} by its metadata, but {table.steps} in its numbers"
+            )
+        return table
+
+
+def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
+    """Write the row of x_{t-1} = w_0 x_t + sum_j w_{j+1} m_{t+j}: m_u = (x_{u-1} - sum mu[u-1][w] x_w)/mu[u-1][0]."""
+    row = mu[t - 1]
+    if std > 0 and len(weights) > 2:
+        raise ValueError("solver must be without noise, or without history, to be a table")
+    row[0], row[t] = weights[1], weights[0]
+    for u, weight in enumerate(weights[2:], start=t + 1):
+        older = mu[u - 1] * weight / mu[u - 1, 0]
+        row[u:] -= older[u:]
+        row[u - 1] += weight / mu[u - 1, 0]
+
+
+def load_table(name_or_path: str | Path) -> GGDMTable:
+    """The table of an embedded model for so many steps, as "mnist/5", or that of a file.
+
+    Raises FileNotFoundError where there is none, saying which there are.
+    """
+    shipped = {
+        f"{file.parent.name}/{file.stem.removeprefix(_SHIPPED)}": file for file in embedded(f"{_SHIPPED}*.safetensors")
+    }
+    path = shipped.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        known = ", ".join(sorted(shipped)) or "those embedded, of which there are none"
+        raise FileNotFoundError(f"table must be a file or one of {known}: nothing is at {name_or_path}")
+    return GGDMTable.load(path)
