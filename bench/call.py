@@ -61,7 +61,7 @@ def begin_idle_cuda() -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     native.introduce(module)
-    native._C = rehearsal.OnDevice(module)
+    native.compiled = rehearsal.OnDevice(module)
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def triton_instructions(fit: str, component: str, dtype: str) -> float:
     x, *rest = noise_moments(SHAPE, "cpu", 0)
     inputs = (x.to(state), *(t.to(moments) for t in rest))
     out = torch.empty(SHAPE, dtype=into)
-    with mock.patch.object(ops.library, "_backend", return_value=kernels):
+    with mock.patch.object(ops.fused, "backend_of", return_value=kernels):
         (launch,) = launches(lambda: ops.gms_step(*inputs, STEP, fit=fit, component=component, out=out))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compile_ahead(launch, 90).asm["cubin"])

@@ -53,7 +53,7 @@ def begin(backend: str) -> None:
     if backend == "triton":
         gms_fast.set_backend("triton")
     elif native.with_cuda:
-        native._C = OnDevice(native._C)
+        native.compiled = OnDevice(native.compiled)
     else:
         raise RuntimeError("the compiled module has no CUDA kernels: rehearse with bench/gpu_check.py --rehearse")
 

@@ -57,7 +57,7 @@ def stand_in() -> Iterator[deque]:
         replace(torch._C, "_cuda_getDevice", DRIVER.get_current_device, create=True)
         replace(torch._C, "_cuda_getCurrentRawStream", DRIVER.get_current_stream, create=True)
         replace(JITFunction, "_do_compile", compiled)
-        replace(ops.library, "_backend", lambda *_: kernels)
+        replace(ops.fused, "backend_of", lambda *_: kernels)
         replace(direct, "_kernels", {})
         for kernel in (getattr(step, f"{name}_kernel") for name in ("step", "sample", "fit", "affine", "philox")):
             replace(kernel, "device_caches", defaultdict(kernel.create_binder))
@@ -76,7 +76,7 @@ def measure(runs: int) -> dict[str, tuple[float, float, float]]:
             here = microseconds(call, runs)
             with mock.patch.object(launch, "_run", lambda found, like: direct.run_by_triton(found)):
                 slowly = microseconds(call, runs)
-            with mock.patch.object(ops.library, "_backend", to_nothing):
+            with mock.patch.object(ops.fused, "backend_of", to_nothing):
                 times[name] = here, slowly, microseconds(call, runs)
     return times
 

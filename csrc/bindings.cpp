@@ -93,24 +93,31 @@ gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double
   return s;
 }
 
-// A `Noise` of gms_fast/ops/types.py, checked.
-gms::Noise noise_of(const py::tuple& a) {
-  const auto item = [&](int i) { return PyTuple_GET_ITEM(a.ptr(), i); };
-  const auto integer = [&](int i) {
-    const uint64_t value = PyLong_AsUnsignedLongLong(item(i));
-    if (PyErr_Occurred()) throw py::error_already_set();
-    return value;
-  };
+// The fields of a `Draws` of gms_fast/ops/types.py.
+enum DrawsField { kSeed, kStep, kSampleOffset, kComponent, kZ, kU };
+
+bool is(PyObject* text, const char* wanted) { return PyUnicode_CompareWithASCIIString(text, wanted) == 0; }
+
+// Checked draws: seed and step are integers, or tensors that hold them.
+gms::Noise noise_of(const py::tuple& draws) {
+  const auto field = [&](DrawsField i) { return PyTuple_GET_ITEM(draws.ptr(), i); };
   gms::Noise n = {};
-  n.seed = integer(0);
-  n.seeds = tensors::data_of<uint64_t>(item(1));
-  n.shared = n.seeds != nullptr && tensors::dimensions_of(item(1)) == 0;
-  n.sample_offset = integer(2);
-  n.step = static_cast<uint32_t>(integer(3));
-  n.step_at = tensors::data_of<int64_t>(item(4));
-  n.z = tensors::data_of<float>(item(5));
-  n.u = tensors::data_of<float>(item(6));
-  n.element = item(7) == Py_True;
+  if (PyLong_Check(field(kSeed))) {
+    n.seed = PyLong_AsUnsignedLongLongMask(field(kSeed));
+  } else {
+    n.seeds = tensors::data_of<uint64_t>(field(kSeed));
+    n.shared = tensors::dimensions_of(field(kSeed)) == 0;
+  }
+  if (PyLong_Check(field(kStep))) {
+    n.step = static_cast<uint32_t>(PyLong_AsUnsignedLongMask(field(kStep)));
+  } else {
+    n.step_at = tensors::data_of<int64_t>(field(kStep));
+  }
+  n.sample_offset = PyLong_AsUnsignedLongLongMask(field(kSampleOffset));
+  n.element = is(field(kComponent), "element");
+  n.z = tensors::data_of<float>(field(kZ));
+  n.u = tensors::data_of<float>(field(kU));
+  if (PyErr_Occurred()) throw py::error_already_set();
   return n;
 }
 
@@ -190,27 +197,25 @@ void philox(bool gpu, uintptr_t where, const py::tuple& given,
 // ---- The same into a new tensor, tensors and draws unchecked: None where tensors do not lie as kernels take them,
 // draws come from tensors, or anything is not as it must be. The caller then looks closer. ----
 
-// draws: the arguments of `noise_of` in gms_fast/ops/checks.py, in order.
+// Draws from counters that are integers in their ranges.
 std::optional<gms::Noise> counted_noise(const py::tuple& draws, int64_t samples) {
-  const auto item = [&](int i) { return PyTuple_GET_ITEM(draws.ptr(), i); };
-  for (const int tensor : {1, 3, 6, 7}) {
-    if (item(tensor) != Py_None) return {};
-  }
-  for (const int integer : {0, 2, 4}) {
-    if (!PyLong_CheckExact(item(integer))) return {};
+  const auto field = [&](DrawsField i) { return PyTuple_GET_ITEM(draws.ptr(), i); };
+  if (field(kZ) != Py_None || field(kU) != Py_None || !PyUnicode_Check(field(kComponent))) return {};
+  for (const DrawsField integer : {kSeed, kStep, kSampleOffset}) {
+    if (!PyLong_CheckExact(field(integer))) return {};
   }
   gms::Noise n = {};
-  n.seed = PyLong_AsUnsignedLongLongMask(item(0));
-  const auto in = [&](int i, int64_t end) {
+  n.seed = PyLong_AsUnsignedLongLongMask(field(kSeed));
+  const auto in = [&](DrawsField i, int64_t end) {
     int overflow = 0;
-    const long long value = PyLong_AsLongLongAndOverflow(item(i), &overflow);
+    const long long value = PyLong_AsLongLongAndOverflow(field(i), &overflow);
     return overflow == 0 && value >= 0 && value < end ? value : -1;
   };
-  const int64_t step = in(2, int64_t{1} << 32), sample_offset = in(4, (int64_t{1} << 56) - samples + 1);
-  if (step < 0 || sample_offset < 0 || !PyUnicode_Check(item(5))) return {};
-  n.step = static_cast<uint32_t>(step), n.sample_offset = static_cast<uint64_t>(sample_offset);
-  n.element = PyUnicode_CompareWithASCIIString(item(5), "element") == 0;
-  if (!n.element && PyUnicode_CompareWithASCIIString(item(5), "sample") != 0) return {};
+  const int64_t step = in(kStep, int64_t{1} << 32), offset = in(kSampleOffset, (int64_t{1} << 56) - samples + 1);
+  if (step < 0 || offset < 0) return {};
+  n.step = static_cast<uint32_t>(step), n.sample_offset = static_cast<uint64_t>(offset);
+  n.element = is(field(kComponent), "element");
+  if (!n.element && !is(field(kComponent), "sample")) return {};
   return n;
 }
 
@@ -243,6 +248,22 @@ py::object new_sample_mixture(bool gpu, uintptr_t where, const py::tuple& given,
     const gms::Operand all[4] = {t.operand(0), t.operand(1), t.operand(2), out};
     table_of(gpu).sample_mixture(all, t.shape(), scheme, noise, where_of(gpu, where));
   });
+}
+
+py::object new_fit_mixture(bool gpu, uintptr_t where, const py::tuple& given, const gms::Scheme& scheme) {
+  tensors::Alike t;
+  if (!t.read(given, given.size())) return py::none();
+  gms::Operand all[7] = {t.operand(0), t.operand(1), t.operand(2)};
+  py::tuple out(4);
+  for (int i = 0; i < 4; ++i) {
+    out[i] = tensors::empty_like(PyTuple_GET_ITEM(given.ptr(), 0));
+    all[3 + i] = tensors::operand_of(PyTuple_GET_ITEM(out.ptr(), i));
+  }
+  {
+    const py::gil_scoped_release release;
+    table_of(gpu).fit_mixture(all, t.shape(), scheme, where_of(gpu, where));
+  }
+  return out;
 }
 
 // tensors: x, terms.
@@ -279,6 +300,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("sample_mixture", &sample_mixture);
   m.def("new_sample_mixture", &new_sample_mixture);
   m.def("fit_mixture", &fit_mixture);
+  m.def("new_fit_mixture", &new_fit_mixture);
   m.def("affine_noise", &affine_noise);
   m.def("new_affine_noise", &new_affine_noise);
   m.def("philox", &philox);

@@ -25,6 +25,7 @@ from gms_fast.ops.dispatch import backends as backends
 from gms_fast.ops.dispatch import set_backend as set_backend
 from gms_fast.sampling import sample as sample
 from gms_fast.solvers import Solver as Solver
+from gms_fast.stepping import Stepper as Stepper
 from gms_fast.steps import StepCoefficients as StepCoefficients
 from gms_fast.types import Mixture as Mixture
 from gms_fast.types import NoiseMoments as NoiseMoments

@@ -159,6 +159,11 @@ class Description:
     clip: tuple[float, float] | None
     clip_assumed: bool
 
+    @property
+    def central(self) -> bool:
+        """Whether the second and third moments are about e1."""
+        return self.moments == "central"
+
     def built(self) -> Schedule:
         """The schedule itself, asking the network as the model's own says where it says nothing."""
         return schedules.build(self.schedule).asked_like(self.own)

@@ -1,48 +1,63 @@
-"""A run's plan: the times that are visited, and all numbers that are known of them before the network is called."""
+"""The plan of a run: its times, and all numbers that are known of them before the network is called."""
 
 import math
 import operator
 import struct
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gms_fast import constants, schedules
+from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
+from gms_fast.solvers.base import TimeStep
 from gms_fast.steps import StepCoefficients
 
-BY_LEVEL = 1 << 31  # counters from here on follow the noise level, those from `solvers.base.COUNTED` on count steps
+COUNTED = 1 << 30  # counter of the first step's noise: small ones are left to callers of the ops
+BY_LEVEL = 1 << 31  # counters from here on follow the noise level, those from `COUNTED` on count steps
+_MOST = 256  # plans that are kept
 
 
-class Visit(NamedTuple):
-    """One time that is visited, and the numbers of the step from there.
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run of a solver through times of a schedule: a value, equal to others and printed as a table.
 
-    network_time  what the network is asked at
-    plan          what the solver's `plan` says of the step
-    late          whether it lies in the last half of the run
-    level         counter of the step's noise by its noise level (`_level`)
+    steps    K time steps, noisiest first
+    last     the time where the last step ends
+    denoise  whether one more network call, there, removes the noise that is left
+    whole    whether the plan begins at the schedule's noisiest time
     """
 
-    index: int
-    t: float
-    network_time: float
-    coefficients: StepCoefficients
-    plan: Any
-    level: int
-    late: bool
-
-
-class Plan(NamedTuple):
-    """The visits, noisiest first; whether the last is one more call, to remove the noise left; whether the first is
-    the schedule's noisiest time.
-    """
-
-    visits: list[Visit]
+    steps: tuple[TimeStep, ...]
+    last: TimeStep
     denoise: bool
     whole: bool
+
+    @property
+    def asked(self) -> tuple[TimeStep, ...]:
+        """The time steps whose times a network is asked at, but for those that the solver knows itself."""
+        return (*self.steps, self.last) if self.denoise else self.steps
+
+    def counters(self, step_offset: int = 0, *, counted: bool) -> list[int]:
+        """Counters of the steps' noise: they count the steps from `step_offset` on, or follow the noise level."""
+        return [COUNTED + step_offset + i if counted else step.level for i, step in enumerate(self.steps)]
+
+    def __str__(self) -> str:
+        columns = ("step", "t", "network time", "alpha", "sigma", "A", "B", "std")
+        rows = [columns, *(_row(step) for step in self.steps), _row(self.last)[:5]]
+        widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(columns))]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]
+        numbers = [f"  {step.numbers}" if step.numbers is not None else "" for step in self.steps]
+        return "\n".join(line + more for line, more in zip(lines, ["", *numbers, ""], strict=True))
+
+
+def _row(step: TimeStep) -> tuple[str, ...]:
+    k = step.coefficients
+    values = (step.t, step.network_time, k.alpha_t, k.sigma_t, k.A, k.B, math.sqrt(k.c))
+    return str(step.index), *(f"{value:.6g}" for value in values)
 
 
 def plan(
@@ -51,48 +66,96 @@ def plan(
     steps: int,
     timesteps: Sequence[float] | None,
     solver: Solver,
-    denoise: bool | None,
+    denoise: bool | None = None,
 ) -> Plan:
-    """The plan of a run through `timesteps`, or of so many steps.
+    """The plan of a run through `timesteps`, or of so many steps; made once, and found again for equal arguments.
 
     own      the model's schedule, by which one that says nothing of it learns how to ask the network
     denoise  None: as the solver has it, and at a single time
     """
     if denoise not in (None, True, False):
         raise TypeError(f"denoise must be True, False or None: got {denoise!r}")
-    wanted = integer("steps", steps) if timesteps is None else _times(timesteps)
+    wanted = integer("steps", steps) if timesteps is None else as_times(timesteps)
     if torch.compiler.is_compiling():
         packed = (constants.pack(value) for value in (schedule, own, solver))
-        numbers, *said = _constant_numbers(*packed, wanted, denoise)
-    else:
-        numbers, *said = _numbers(schedule, own, solver, wanted, denoise)
-    return Plan(
-        [
-            Visit(i, t, time, StepCoefficients(**dict(step)), planned, int(level), 2 * i >= len(numbers) - 1)
-            for i, (t, time, step, planned, level) in enumerate(numbers)
-        ],
-        *said,
-    )
+        return _of(*_constant_numbers(*packed, wanted, denoise))
+    known: list[object] = []
+    key = *(_seen(value, known) for value in (schedule, own, solver, wanted)), denoise
+    found = _plans.get(key)
+    if found is None:
+        if len(_plans) >= _MOST:
+            _plans.clear()
+        found = _plans[key] = known, _of(*_numbers(schedule, own, solver, wanted, denoise))
+    return found[1]
+
+
+_plans: dict[tuple, tuple[list[object], Plan]] = {}  # with the objects that are known by their identity
+
+
+def _seen(value: object, known: list[object]) -> object:
+    """A value as far as a plan can depend on it: objects by class and attributes; by identity, and then `known`, what
+    cannot be compared so.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return type(value), value
+    if isinstance(value, (tuple, list)):
+        return type(value), *(_seen(part, known) for part in value)
+    if isinstance(value, Identified):
+        return type(value), *((name, _seen(part, known)) for name, part in vars(value).items())
+    known.append(value)
+    return id(value)
+
+
+def _of(numbers: list[tuple], denoise: bool, whole: bool) -> Plan:
+    """The plan of `_numbers`."""
+    times = [t for t, *_ in numbers]
+    steps = [
+        TimeStep(
+            index=i,
+            t=t,
+            s=times[min(i + 1, len(times) - 1)],
+            network_time=time,
+            coefficients=StepCoefficients(**dict(step)),
+            numbers=own,
+            is_last=i == len(times) - 2,
+            late=2 * i >= len(times) - 1,
+            level=int(level),
+        )
+        for i, (t, time, step, own, level) in enumerate(numbers)
+    ]
+    return Plan(tuple(steps[:-1]), steps[-1], denoise, whole)
 
 
 def _numbers(
     schedule: Schedule | str, own: Schedule | None, solver: Solver, wanted: int | list[float], denoise: bool | None
 ) -> tuple[list[tuple], bool, bool]:
     """(time, network time, step coefficients as pairs of name and number, the solver's own numbers, level) of each
-    visit; the other fields of `Plan`.
+    time; the other fields of `Plan`.
     """
     schedule = schedules.build(schedule).asked_like(own)
     solver = solver if denoise is None else solver.ending(denoise)
-    times = solver.times(schedule, wanted)
-    steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
-    steps.append(StepCoefficients.at(schedule, times[-1]))
-    planned = [*solver.plan(schedule, times), None]
-    visits = [
-        (t, float(schedule.network_time(t)), tuple(vars(k).items()), its, _level(k))
-        for t, k, its in zip(times, steps, planned, strict=True)
+    return _numbers_along(schedule, solver, solver.times(schedule, wanted), denoise)
+
+
+def _numbers_along(
+    schedule: Schedule, solver: Solver, times: list[float], denoise: bool | None
+) -> tuple[list[tuple], bool, bool]:
+    """`_numbers` of times that the solver has chosen."""
+    steps = [*StepCoefficients.along(schedule, times), StepCoefficients.at(schedule, times[-1])]
+    asked, numbers = schedule.network_time(times).tolist(), [*solver.plan(schedule, times), None]
+    rows = [
+        (t, time, tuple(vars(k).items()), its, _level(k))
+        for t, time, k, its in zip(times, asked, steps, numbers, strict=True)
     ]
     last = denoise if denoise is not None else solver.denoise or len(times) == 1
-    return visits, last and steps[-1].sigma_t > 0, times[0] == getattr(schedule, "t_max", None)
+    return rows, last and steps[-1].sigma_t > 0, times[0] == getattr(schedule, "t_max", None)
+
+
+def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise: bool | None) -> Plan:
+    """The plan of a run that begins at an index of another plan's, without history; `solver` takes the steps there."""
+    times = [step.t for step in (*of.steps, of.last)][index:]
+    solver = solver if denoise is None else solver.ending(denoise)
+    return _of(*_numbers_along(schedule, solver, times, denoise))
 
 
 @constants.function
@@ -122,7 +185,8 @@ def integer(name: str, value: object) -> int:
         raise TypeError(f"{name} must be an integer: got {value!r}") from None
 
 
-def _times(timesteps: Sequence[float]) -> list[float]:
+def as_times(timesteps: Sequence[float]) -> list[float]:
+    """The times as numbers. Raises TypeError."""
     try:
         return [float(t) for t in timesteps]
     except (TypeError, ValueError):

@@ -50,17 +50,29 @@ def noise_of(form: str, y: Tensor, x: Tensor, alpha: float | Tensor, sigma: floa
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a network says about the state x_t: noise moments, or one tensor in one of the forms of `names()`."""
+    """What a network says about the state x_t: noise moments, or one tensor in one of the forms of `names()`.
+
+    clip     data range of x_0, or None
+    central  whether the second and third moments are about e1
+    """
 
     x: Tensor
     output: Tensor | NoiseMoments
     form: str
     step: StepCoefficients
     clip: tuple[float, float] | None
+    central: bool = False
 
     def of(self, x: Tensor) -> "Estimate":
         """The same output of the network for another state."""
         return self if x is self.x else replace(self, x=x)
+
+    @property
+    def said(self) -> dict[str, Tensor]:
+        """The tensors that the network gives, by name."""
+        if isinstance(self.output, Tensor):
+            return {"e1" if self.form == "noise" else "its output": self.output}
+        return {name: e for name, e in zip(NoiseMoments._fields, self.output, strict=True) if e is not None}
 
     @property
     def moments(self) -> NoiseMoments:
@@ -87,7 +99,12 @@ class Estimate:
 
 
 def estimate(
-    output: object, x: Tensor, step: StepCoefficients, form: str, clip: tuple[float, float] | None = None
+    output: object,
+    x: Tensor,
+    step: StepCoefficients,
+    form: str,
+    clip: tuple[float, float] | None = None,
+    central: bool = False,
 ) -> Estimate:
     """A model's output at state x: moments as they are, one tensor by its `form`.
 
@@ -95,7 +112,7 @@ def estimate(
     """
     if isinstance(output, Tensor):
         _check_shape("output", output, x)
-        return Estimate(x=x, output=output, form=form, step=step, clip=clip)
+        return Estimate(x=x, output=output, form=form, step=step, clip=clip, central=central)
     if not isinstance(output, tuple) or len(output) != 3:
         raise TypeError(f"model must return a tensor or NoiseMoments(e1, e2, e3): got {type(output).__name__}")
     if output[0] is None:
@@ -103,7 +120,7 @@ def estimate(
     for name, tensor in zip(NoiseMoments._fields, output, strict=True):
         if tensor is not None:
             _check_shape(name, tensor, x)
-    return Estimate(x=x, output=NoiseMoments(*output), form=form, step=step, clip=clip)
+    return Estimate(x=x, output=NoiseMoments(*output), form=form, step=step, clip=clip, central=central)
 
 
 def _check_shape(name: str, tensor: Tensor, x: Tensor) -> None:

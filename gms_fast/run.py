@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,12 @@ from gms_fast.assumptions import Description, attribute, describe, missing
 from gms_fast.clipping import note_share, warn_of
 from gms_fast.finite import FiniteCheck
 from gms_fast.network import Network, device_of
-from gms_fast.plan import Visit, integer
-from gms_fast.solvers import NoiseSource, Solver, StepContext
+from gms_fast.ops.types import Draws
+from gms_fast.plan import Plan, integer
+from gms_fast.prediction import Estimate
+from gms_fast.schedules import Schedule
+from gms_fast.solvers import Solver
+from gms_fast.solvers.base import TimeStep
 from gms_fast.types import NoiseMoments
 
 INITIAL = 2  # stream of the counter-based noise that x_T is drawn from
@@ -30,46 +34,40 @@ class Run:
     network: Network
     solver: Solver
     said: Description
-    noise: NoiseSource
     callback: Callback | None
     finite: FiniteCheck
 
     @classmethod
     def prepare(
-        cls, model, *, solver, schedule, prediction, clip, seed, sample_offset, step_offset, noise, condition,
-        batch_size, callback,
-    ) -> "Run":  # fmt: skip
+        cls,
+        model: Callable[..., Tensor | NoiseMoments],
+        *,
+        solver: str | Solver,
+        schedule: Schedule | str | None,
+        prediction: str | None,
+        clip: tuple[float, float] | str | None,
+        condition: dict[str, Any] | None,
+        batch_size: int | None,
+        callback: Callback | None,
+    ) -> "Run":
         said = describe(model, schedule, prediction, clip)
-        for name, call, wanted in (
-            ("callback", callback, "callback(step, t, x, x0)"),
-            ("noise", noise, "noise(step)"),
-        ):
-            if call is not None and not callable(call):
-                raise TypeError(f"{name} must be callable as {wanted}: got {type(call).__name__}")
+        check_callable("callback", callback, "callback(step, t, x, x0)")
         if condition is not None and not isinstance(condition, dict):
             raise TypeError(f"condition must be a dict of keywords for the model: got {type(condition).__name__}")
         if batch_size is not None and integer("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, or None: got {batch_size}")
-        if not 0 <= integer("step_offset", step_offset) < 1 << 29:
-            raise ValueError(f"step_offset must lie in [0, 2^29): got {step_offset}")
         return cls(
             model=model,
             network=Network(model, batch_size=batch_size, condition=condition),
             solver=solvers.build(solver),
             said=said,
-            noise=NoiseSource(
-                seed=ops.as_seed(seed),
-                sample_offset=integer("sample_offset", sample_offset),
-                step_offset=step_offset,
-                given=noise,
-            ),
             callback=callback,
             finite=FiniteCheck(),
         )
 
-    def check_signal(self, visits: list[Visit]) -> None:
+    def check_signal(self, plan: Plan) -> None:
         """Raise ValueError where the first call of the network can tell nothing of x_0."""
-        first = visits[min(self.solver.free, len(visits) - 1)]
+        first = (*plan.steps, plan.last)[min(self.solver.known_steps, len(plan.steps))]
         if first.coefficients.alpha_t == 0 and self.said.prediction not in predictions.WITHOUT_SIGNAL:
             forms = ", ".join(predictions.WITHOUT_SIGNAL)
             raise ValueError(
@@ -80,7 +78,8 @@ class Run:
 
     def initial(
         self,
-        visit: Visit,
+        plan: Plan,
+        draws: Draws,
         n: int,
         shape: Sequence[int] | None,
         x_T: Tensor | None,
@@ -91,7 +90,9 @@ class Run:
         if x_T is not None:
             x = _given_state(x_T, shape)
             self.finite.see(x, "x_T must be finite: it holds NaN or infinity")
-            return self._checked(x.detach().to(device or x.device, dtype or x.dtype, copy=True))
+            x = x.detach().to(device or x.device, dtype or x.dtype, copy=True)
+            check_samples(draws, len(x))
+            return x
         device = device or device_of(self.model) or torch.get_default_device()
         dtype = dtype or torch.float32
         if integer("n", n) < 0:
@@ -99,65 +100,29 @@ class Run:
         shape = shape if shape is not None else attribute(self.model, "sample_shape")
         if shape is None:
             raise ValueError(missing(self.model, "sample_shape").replace("sample_shape must", "shape must", 1))
-        x = self._checked(_described_state(n, shape, dtype, device))
-        draw = {"seed": self.noise.seed, "sample_offset": self.noise.sample_offset, "stream": INITIAL}
-        return visit.coefficients.sigma_t * ops.philox_normal(x.shape, **draw, device=device, dtype=dtype)
+        described = _described_state(n, shape, dtype, device)
+        check_samples(draws, n)
+        return initial(plan, draws, described.shape, device, dtype)
 
-    def _checked(self, x: Tensor) -> Tensor:
-        """x, if seeds and sample indices fit it."""
-        seed = self.noise.seed
-        if isinstance(seed, Tensor) and seed.ndim == 1 and len(seed) != len(x):
-            raise ValueError(f"seed must be one integer or one per sample, {len(x)} of them: got {len(seed)}")
-        ops.check_sample_offset(self.noise.sample_offset, len(x))
-        return x
-
-    def contexts(self, visits: list[Visit], device: torch.device, *, counted: bool) -> list[StepContext]:
-        """The solver's knowledge of each step, its seeds on the state's device.
-
-        counted  whether the counters of the noise count the steps, from `step_offset` on, or follow the noise level
-        """
-        noise = self.noise.counted(None if counted else [visit.level for visit in visits[self.solver.free :]], device)
-        return [
-            StepContext(
-                index=visit.index,
-                is_last=visit.index == len(visits) - 2,
-                t=visit.t,
-                s=following.t,
-                coefficients=visit.coefficients,
-                clip=self.said.clip,
-                central=self.said.moments == "central",
-                noise=noise,
-                plan=visit.plan,
-            )
-            for visit, following in pairwise(visits)
-        ]
-
-    def evaluate(self, x: Tensor, visit: Visit) -> predictions.Estimate:
+    def evaluate(self, x: Tensor, step: TimeStep) -> Estimate:
         """The network's estimate at x, checked."""
-        output = self.network(x, visit.network_time)
-        estimate = predictions.estimate(output, x, visit.coefficients, self.said.prediction, self.said.clip)
-        if isinstance(output, Tensor):
-            said = {"e1" if self.said.prediction == "noise" else "its output": output}
-        else:
-            said = {name: e for name, e in zip(NoiseMoments._fields, output, strict=True) if e is not None}
-        if len(said) < self.solver.moments_needed:
-            raise ValueError(
-                f"model must return NoiseMoments with {self.solver.moments_needed} moments for "
-                f"{type(self.solver).__name__}, but gives {len(said)}: train heads with "
-                "gms_fast.training.train_moment_heads, or choose a solver that needs the noise alone, such as ddim"
-            )
-        for name, tensor in said.items():
-            self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {visit.index} (t = {visit.t:g})")
-        if self.said.clip_assumed and visit.late:
+        if step.index < self.solver.known_steps:
+            return self.solver.known(x, step, self.said.clip)
+        output, said = self.network(x, step.network_time), self.said
+        estimate = predictions.estimate(output, x, step.coefficients, said.prediction, said.clip, said.central)
+        check_moments(self.solver, estimate)
+        for name, tensor in estimate.said.items():
+            self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {step.index} (t = {step.t:g})")
+        if said.clip_assumed and step.late:
             note_share(estimate, self.finite)
         return estimate
 
-    def report(self, visit: Visit, x: Tensor, estimate: predictions.Estimate) -> tuple[Tensor, bool]:
+    def report(self, step: TimeStep, x: Tensor, estimate: Estimate) -> tuple[Tensor, bool]:
         """The state after the callback was told, and whether it ends the run."""
         shown = x.clone()
         before = None if torch.compiler.is_compiling() or shown.is_inference() else shown._version
         try:
-            returned = self.callback(visit.index, visit.t, shown, estimate.x0())
+            returned = self.callback(step.index, step.t, shown, estimate.x0())
         except StopIteration:
             return x, True
         if before is not None and shown._version != before:
@@ -174,6 +139,46 @@ class Run:
         self.finite.report()
         warn_of(self.finite.noted)
         return x
+
+
+def initial(
+    plan: Plan, draws: Draws, shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype | None
+) -> Tensor:
+    """x_T ~ N(0, sigma_T^2), (n, *sample), by counters."""
+    first = (*plan.steps, plan.last)[0].coefficients
+    draw = {"seed": draws.seed, "sample_offset": draws.sample_offset, "stream": INITIAL}
+    return first.sigma_t * ops.philox_normal(shape, **draw, device=device, dtype=dtype)
+
+
+def check_samples(draws: Draws, n: int) -> None:
+    """Raise ValueError unless seeds and sample indices fit n samples."""
+    seed = draws.seed
+    if isinstance(seed, Tensor) and seed.ndim == 1 and len(seed) != n:
+        raise ValueError(f"seed must be one integer or one per sample, {n} of them: got {len(seed)}")
+    ops.check_sample_offset(draws.sample_offset, n)
+
+
+def check_moments(solver: Solver, estimate: Estimate) -> None:
+    """Raise ValueError where the network gives fewer moments than the solver needs."""
+    if len(estimate.said) < solver.moments_needed:
+        raise ValueError(
+            f"model must return NoiseMoments with {solver.moments_needed} moments for {type(solver).__name__}, but "
+            f"gives {len(estimate.said)}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
+            "that needs the noise alone, such as ddim"
+        )
+
+
+def check_noise(noise: object, step_offset: object) -> None:
+    """Raise TypeError or ValueError for a source of noise, or a place in it, that is none."""
+    check_callable("noise", noise, "noise(step)")
+    if not 0 <= integer("step_offset", step_offset) < 1 << 29:
+        raise ValueError(f"step_offset must lie in [0, 2^29): got {step_offset}")
+
+
+def check_callable(name: str, call: object, wanted: str) -> None:
+    """Raise TypeError unless the argument is callable or None."""
+    if call is not None and not callable(call):
+        raise TypeError(f"{name} must be callable as {wanted}: got {type(call).__name__}")
 
 
 def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:

@@ -1,6 +1,7 @@
 """The sampling loop. Everything else in the package serves these few lines."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from tqdm import tqdm
 
 from gms_fast import ops
 from gms_fast.assumptions import UNSAID
-from gms_fast.plan import plan
-from gms_fast.run import Run
+from gms_fast.ops.types import Draws
+from gms_fast.plan import integer, plan
+from gms_fast.run import Run, check_noise
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments
@@ -85,31 +87,30 @@ def sample(
         schedule=schedule,
         prediction=prediction,
         clip=clip,
-        seed=seed,
-        sample_offset=sample_offset,
-        step_offset=step_offset,
-        noise=noise,
         condition=condition,
         batch_size=batch_size,
         callback=callback,
     )
-    visits, last_call, whole = plan(run.said.schedule, run.said.own, steps, timesteps, run.solver, denoise)
-    run.check_signal(visits)
-    x = run.initial(visits[0], n, shape, x_T, device, dtype)
-    run.solver.check(model, x.shape[1:])
-    begun = (whole or x_T is None) and not run.solver.free
-    contexts = run.contexts(visits, x.device, counted=begun or step_offset > 0)
-    state = run.solver.start(x, contexts) if contexts else None
-    pairs = list(zip(visits[:-1], contexts, strict=True))  # the last visit starts no step
-    for visit, context in tqdm(pairs, unit="step") if progress else pairs:
-        known = visit.index < run.solver.free
-        estimate = run.solver.known(x, context) if known else run.evaluate(x, visit)
+    check_noise(noise, step_offset)
+    draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
+    walk = plan(run.said.schedule, run.said.own, steps, timesteps, run.solver, denoise)
+    run.check_signal(walk)
+    x = run.initial(walk, draws, n, shape, x_T, device, dtype)
+    run.solver.check(run.model, x.shape[1:], run.said.clip)
+    known = run.solver.known_steps
+    counted = step_offset > 0 or ((walk.whole or x_T is None) and not known)
+    state = run.solver.start(x, walk.steps) if walk.steps else None
+    draws = draws.on(x.device)
+    pairs = list(zip(walk.steps, walk.counters(step_offset, counted=counted), strict=True))
+    for step, counter in tqdm(pairs, unit="step") if progress else pairs:
+        estimate = run.evaluate(x, step)
         if callback is not None:
-            x, stopped = run.report(visit, x, estimate)
+            x, stopped = run.report(step, x, estimate)
             if stopped:
                 return run.finished(x)
             estimate = estimate.of(x)
-        x, state = run.solver.step(x, estimate, context, state)
-    if last_call:
-        x = run.evaluate(x, visits[-1]).x0()  # the K+1st call
+        given = noise and partial(noise, step_offset + step.index - known)
+        x, state = run.solver.step(x, estimate, step, draws._replace(step=counter, z=given), state)
+    if walk.denoise:
+        x = run.evaluate(x, walk.last).x0()  # the K+1st call
     return run.finished(x)

@@ -1,7 +1,9 @@
 """The numbers of one reverse step from t to s (docs/notation.md, eq. 1)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,8 +32,25 @@ class StepCoefficients:
     @classmethod
     def between(cls, schedule: Schedule, t: float, s: float) -> "StepCoefficients":
         """The step from time t to time s of `schedule`, s less noisy than t; computed in float64."""
-        (alpha_t, alpha_s), (sigma_t, sigma_s) = (f([t, s]).tolist() for f in (schedule.alpha, schedule.sigma))
-        if not sigma_s * alpha_t < sigma_t * alpha_s:
+        if t == s:
+            raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
+        return cls.along(schedule, [t, s])[0]
+
+    @classmethod
+    def along(cls, schedule: Schedule, times: Sequence[float]) -> list["StepCoefficients"]:
+        """The steps from each of the times to the next one, which is less noisy; computed in float64.
+
+        A time that is repeated stands for another network call there: the step between has A = 1, B = c = 0.
+        """
+        alphas, sigmas = (f(times).tolist() for f in (schedule.alpha, schedule.sigma))
+        levels = list(zip(times, alphas, sigmas, strict=True))
+        return [cls._between(here, there) for here, there in pairwise(levels)]
+
+    @classmethod
+    def _between(cls, here: tuple[float, float, float], there: tuple[float, float, float]) -> "StepCoefficients":
+        """From (t, alpha_t, sigma_t) to the same of s."""
+        (t, alpha_t, sigma_t), (s, alpha_s, sigma_s) = here, there
+        if not sigma_s * alpha_t < sigma_t * alpha_s and t != s:
             raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
         alpha_ts = alpha_t / alpha_s
         known = sigma_s > 0 and alpha_t > 0

@@ -1,6 +1,6 @@
 """The launchers: arguments arrive checked and grouped (gms_fast.ops), the output allocated.
 
-`step`, `fit` and `noise` are the tuples of gms_fast/ops/types.py; `layout` is that of gms_fast/ops/layout.py.
+`step`, `fit` and `draws` are the values of gms_fast/ops/types.py; `layout` is that of gms_fast/ops/layout.py.
 """
 
 from collections.abc import Sequence
@@ -43,17 +43,17 @@ class _Plan(NamedTuple):
     key: tuple  # kernel, which itself Triton hashes slowly, and switches
 
 
-def gms_step(tensors, layout, step, numbers, fit, noise) -> None:
+def gms_step(tensors, layout, step, numbers, fit, draws) -> None:
     """Noise moments to x_s; tensors: x, e1, e2, e3, out, where e2, e3 = None stand for zeros."""
-    plan = _step_plan(tensors[0].shape, step, fit, noise.element)
-    rest = numbers, *_counters(noise), noise.z, noise.u
+    plan = _step_plan(tensors[0].shape, step, fit, draws.component == "element")
+    rest = numbers, *_counters(draws), draws.z, draws.u
     _run(_launch(plan, tensors, layout, plan.floats, rest), tensors[0])
 
 
-def sample_mixture(tensors, layout, floor, fit, noise) -> None:
+def sample_mixture(tensors, layout, floor, fit, draws) -> None:
     """Fit and draw; tensors: mean, var, third, out."""
-    plan = _sample_plan(tensors[0].shape, floor, fit, noise.element)
-    _run(_launch(plan, tensors, layout, plan.floats, (*_counters(noise), noise.z, noise.u)), tensors[0])
+    plan = _sample_plan(tensors[0].shape, floor, fit, draws.component == "element")
+    _run(_launch(plan, tensors, layout, plan.floats, (*_counters(draws), draws.z, draws.u)), tensors[0])
 
 
 def fit_mixture(tensors, layout, floor, fit) -> None:
@@ -62,7 +62,7 @@ def fit_mixture(tensors, layout, floor, fit) -> None:
     _run(_launch(plan, tensors, layout, plan.floats, ()), tensors[0])
 
 
-def affine_noise(tensors, layout, weights, numbers, noisy, noise) -> None:
+def affine_noise(tensors, layout, weights, numbers, noisy, draws) -> None:
     """w_0 x + sum_i w_i term_i + std z; tensors: x, terms, out."""
     floats, read, kind = (tuple(map(float, weights)),), (), "given"
     if numbers is not None and numbers.ndim == 1:
@@ -70,13 +70,13 @@ def affine_noise(tensors, layout, weights, numbers, noisy, noise) -> None:
     elif numbers is not None:
         floats, read, kind = (), ((numbers, float(weights[-1])),), "by element"
     plan = _affine_plan(tensors[0].shape, len(tensors) - 2, noisy, kind)
-    _run(_launch(plan, tensors, layout, floats, (*read, *_counters(noise), noise.z)), tensors[0])
+    _run(_launch(plan, tensors, layout, floats, (*read, *_counters(draws), draws.z)), tensors[0])
 
 
-def philox(out, noise, stream, normal) -> None:
+def philox(out, draws, stream, normal) -> None:
     """Normals or uniforms of one stream."""
     kernel, grid, elements, _, switches, options, variant = _philox_plan(out.shape, normal)
-    rest = *_counters(noise), stream
+    rest = *_counters(draws), stream
     key = variant, elements, *map(_seen, (out, *rest))
     _run(Launch(kernel, grid, (out, elements, *rest), switches, options, key), out)
 
@@ -146,7 +146,7 @@ def _plan(kernel, shape: tuple[int, ...], floats: tuple, switches: dict[str, obj
 
 def _fit_switches(fit) -> dict[str, object]:
     """Of the fits only "adan" counts iterations: the others are compiled once for all counts."""
-    return {"FIT": fit.fit, "ITERATIONS": fit.iterations if fit.fit == "adan" else 0}
+    return {"FIT": fit.kind, "ITERATIONS": fit.iterations if fit.kind == "adan" else 0}
 
 
 def _fit_parameters(fit) -> FitParameters:
@@ -157,9 +157,13 @@ def _fit_parameters(fit) -> FitParameters:
     return FitParameters(*map(float, (weight, spread, 1 / spread, inv_skew, fit.lr, fit.eps)))
 
 
-def _counters(noise) -> tuple:
-    seed, seeds, sample_offset, step, step_at, _, _, _ = noise
-    keys = (seeds, None) if seeds is None or seeds.ndim else (None, seeds)
+def _counters(draws) -> tuple:
+    seed, step, sample_offset, *_ = draws
+    keys, step_at = (None, None), None
+    if isinstance(seed, Tensor):
+        keys, seed = (seed, None) if seed.ndim else (None, seed), 0
+    if isinstance(step, Tensor):
+        step_at, step = step, 0
     return (*keys, step_at, _word(seed), _word(seed >> 32), sample_offset, _word(step))
 
 

@@ -18,8 +18,8 @@ from strangers import MEAN, STD, Exact, Moments, N, marginal
 
 import gms_fast
 from gms_fast import guidance, ops, schedules, solvers
+from gms_fast.plan import COUNTED
 from gms_fast.schedules import VP, Flow, VPLinear
-from gms_fast.solvers.base import COUNTED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -50,7 +50,7 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
 DOWNWARDS = (  # a room may import those of its own line and of the lines below
     ("cli", "__main__", "__init__"),
     ("search", "quality", "training", "measure", "statistics"),
-    ("sampling", "run"),
+    ("sampling", "stepping", "run"),
     ("plan",),
     ("solvers",),
     ("tables",),
@@ -201,7 +201,7 @@ def test_op_has_one_name_at_every_level(op):
     headers = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
     assert f"{op}(" in headers
     if native.available:
-        assert callable(getattr(native._C, op))
+        assert callable(getattr(native.compiled, op))
 
 
 def test_counter_based_noise_has_one_name_at_every_level():

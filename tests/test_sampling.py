@@ -14,8 +14,8 @@ import gms_fast
 from gms_fast import NoiseMoments, schedules, solvers
 from gms_fast.models import GaussianMixture1D, MomentUNet
 from gms_fast.ops import native
+from gms_fast.plan import COUNTED
 from gms_fast.schedules import VPLinear
-from gms_fast.solvers.base import COUNTED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,6 +16,7 @@ from toys import Model, Toy
 import gms_fast
 from gms_fast import guidance, search, solvers
 from gms_fast.models import MomentUNet, PointCloud
+from gms_fast.plan import COUNTED
 from gms_fast.schedules import EDM, Flow, VPContinuous, VPCosine, VPLinear
 from gms_fast.search import ddss
 from gms_fast.search.checks import check_features
@@ -23,7 +24,6 @@ from gms_fast.search.features import pixels
 from gms_fast.search.parameters import VARIANTS, Parameters, matched
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import DDIM, GGDM, DPMSolverPP, GGDMTable, UniP
-from gms_fast.solvers.base import COUNTED
 from gms_fast.tables.ggdm import marginals, tied, update_weights
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "ggdm_vectors.json").read_text())

@@ -5,6 +5,7 @@ import torch
 
 from gms_fast import ops
 from gms_fast.ops import native
+from gms_fast.ops.checks import checked_fit
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
@@ -86,7 +87,7 @@ def looked_closer(monkeypatch):
 
     def looked_closer(call):
         with monkeypatch.context() as patch:
-            patch.setattr(ops.library, "_at_once", lambda *_: None)
+            patch.setattr(ops.fused, "_at_once", lambda *_: None)
             return call()
 
     return looked_closer
@@ -102,7 +103,7 @@ def test_one_call_gives_what_a_closer_look_gives(call, draws, looked_closer):
 
 
 def test_plain_calls_take_one_call(monkeypatch):
-    monkeypatch.setattr(ops.library, "noise_of", None)  # of the closer look
+    monkeypatch.setattr(ops.fused, "checked_draws", None)  # of the closer look
     for call in CALLS.values():
         assert isinstance(call(X, seed=3, step_index=2, sample_offset=5), torch.Tensor)
 
@@ -126,17 +127,17 @@ def test_wrong_draws_are_named(name, draws, message):
 
 @pytest.mark.parametrize("tensors", UNLIKE.values(), ids=UNLIKE)
 def test_unusual_tensors_make_nothing_at_once(tensors):
-    draws, threads = (0, None, 0, None, 0, "sample", None, None), 1
-    scheme = native._scheme(ops.fitting_of())
-    assert native._C.new_sample_mixture(False, threads, tensors, scheme, draws) is None
+    draws, threads = ops.Draws(component="sample"), 1
+    scheme = native.scheme(checked_fit(ops.Fit()))
+    assert native.compiled.new_sample_mixture(False, threads, tensors, scheme, draws) is None
 
 
 @pytest.fixture
 def attributes_alone():
     """A torch without the table."""
-    native._C.set_torch(torch, type("Tensor", (), {}), tuple(native._DTYPES))
+    native.compiled.set_torch(torch, type("Tensor", (), {}), tuple(native._DTYPES))
     yield
-    native.introduce(native._C)
+    native.introduce(native.compiled)
 
 
 @pytest.mark.usefixtures("attributes_alone")
@@ -154,11 +155,11 @@ def test_without_the_table_results_are_the_same():
 
     assert not native.alike((X,))
     got = results()
-    native.introduce(native._C)
+    native.introduce(native.compiled)
     assert all(torch.equal(g, w) for g, w in zip(got, results(), strict=True))
 
 
 def test_a_tensor_without_data_is_an_error():
     empty = torch.empty(2, 3, device="meta")
     with pytest.raises((RuntimeError, ValueError, BufferError)):
-        native._C.philox(False, 1, (empty,), None, (0, 0, False, 0, 0, 0, 0, 0, True), 0, True)
+        native.compiled.philox(False, 1, (empty,), None, (0, 0, False, 0, 0, 0, 0, 0, True), 0, True)

@@ -57,7 +57,7 @@ def compiled(monkeypatch):
     from gms_fast import kernels
     from gms_fast.kernels.ahead import compile_ahead, launches
 
-    monkeypatch.setattr(ops.library, "_backend", lambda *_: kernels)
+    monkeypatch.setattr(ops.fused, "backend_of", lambda *_: kernels)
     return lambda call, architecture: [(found, compile_ahead(found, architecture)) for found in launches(call)]
 
 
@@ -155,7 +155,7 @@ def test_counters_do_not_compile_a_kernel_anew(monkeypatch):
     from gms_fast import kernels
     from gms_fast.kernels.ahead import launches
 
-    monkeypatch.setattr(ops.library, "_backend", lambda *_: kernels)
+    monkeypatch.setattr(ops.fused, "backend_of", lambda *_: kernels)
     counters = {"seed_low", "seed_high", "sample_offset", "step"}
     x = moments()[0]
     calls = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gms_fast import StepCoefficients, ops
-from gms_fast.ops.types import Noise
+from gms_fast.ops.types import Draws
 from gms_fast.schedules import VPLinear
 
 pytest.importorskip("triton")
@@ -161,7 +161,7 @@ def test_large_samples_and_offsets_are_told_apart(launched):
 
     sizes = [n + more for n in (1 << 30, 1 << 31, 1 << 32) for more in (-1, 0, 1, 16)]
     for elements, offset in itertools.product(sizes, OFFSETS):
-        noise = Noise(0, None, offset, 0, None, None, None, True)
+        noise = Draws(sample_offset=offset)
         out = torch.empty((1, 1), dtype=torch.float32).expand(1, elements)
         tensors, layout = (out, out), ((1, 1, elements), ((elements, 0, 0, 0), None))
         for at in (None, layout):

@@ -6,30 +6,29 @@ registered as `torch.ops.gms_fast.*`. A number may come as a tensor or an array 
 Symbols and equation numbers: docs/notation.md.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_dynamo_compiling
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from gms_fast.ops import fused as fused
 from gms_fast.ops import library as library
-from gms_fast.ops.checks import check_dtype, described, fitting_of, integer, number, stepping_of
+from gms_fast.ops.checks import check_dtype, described, integer, number
 from gms_fast.ops.checks import check_sample_offset as check_sample_offset
-from gms_fast.ops.types import Stepping
+from gms_fast.ops.types import DEFAULT, pair
+from gms_fast.ops.types import Draws as Draws
+from gms_fast.ops.types import Fit as Fit
+from gms_fast.ops.types import Given as Noise
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range
 
 Seed = int | Sequence[int] | Tensor
-Draws = tuple[Tensor | None, Tensor | None] | Tensor | None
 _INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
 )
-_UNIT = (-1.0, 1.0)  # known to be a range
 
 
 def as_seed(seed: Seed) -> int | Tensor:
@@ -59,16 +58,23 @@ def _seed_bits(seed: object) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _counters(seed: Seed, step: int | Tensor, where: Tensor | torch.device) -> tuple:
-    """(seed, seeds, step, step_at) as the ops take them: integers, or tensors that the kernels read."""
-    seeds = None
+def draws_of(
+    seed: Seed,
+    step: int | Tensor,
+    sample_offset: int,
+    component: str,
+    noise: Noise,
+    where: Tensor | torch.device,
+) -> Draws:
+    """The draws that flat keywords ask for, seeds in a tensor where they are read. Raises TypeError or ValueError."""
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         seed = as_seed(seed)
         if isinstance(seed, Tensor):
-            seed, seeds = 0, _holding_numbers("seed", seed, where).to(_device_of(where))
-    if type(step) is int or not isinstance(step, Tensor):
-        return seed, seeds, integer("step index", step), None
-    return seed, seeds, 0, _holding_numbers("step index", step, where)
+            seed = _holding_numbers("seed", seed, where).to(_device_of(where))
+    if type(step) is not int:
+        step = _holding_numbers("step index", step, where) if isinstance(step, Tensor) else integer("step index", step)
+    z, u = (None, None) if noise is None else pair(noise)
+    return Draws(seed, step, sample_offset, component, z, u)
 
 
 def _device_of(where: Tensor | torch.device) -> torch.device:
@@ -81,62 +87,17 @@ def _holding_numbers(name: str, tensor: Tensor, where: Tensor | torch.device) ->
     return tensor
 
 
-def _draws(noise: Draws) -> tuple[Tensor | None, Tensor | None]:
-    """(z, u), either of which may be None."""
-    if noise is None:
-        return None, None
-    pair = tuple(noise) if isinstance(noise, (tuple, list)) else (noise, None)
-    if len(pair) != 2 or not all(draws is None or isinstance(draws, Tensor) for draws in pair):
-        kinds = ", ".join(type(draws).__name__ for draws in pair)
-        raise TypeError(f"noise must be a tensor z, or (z, u), each a tensor or None: got {kinds}")
-    return pair
-
-
-def _watched(name: str, first: Tensor) -> bool:
-    """Check for anything that wants to see the op pass the dispatcher, which costs as much as a small kernel.
-
-    Raises TypeError for what is no tensor: `name` is that of the op's first argument.
-    """
-    if type(first) is not Tensor or not (first.is_cuda or first.is_cpu):
-        if not isinstance(first, Tensor):
-            raise TypeError(f"{name} must be a tensor: got {described(first)}")
-        return True
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._is_tracing():
-        return True
-    return peek_interpreter_stack() is not None  # a torch.func transform
-
-
-def _op(op: str, name: str, first: Tensor) -> Callable[..., object]:
-    """The op, past the dispatcher where nothing watches; `name` is that of its first argument."""
-    return partial(_dispatched, op) if _watched(name, first) else getattr(library, op)
-
-
-_KINDS = {
-    **dict.fromkeys(("floor", "weight", "lr", "eps", "noise_std"), number),
-    **dict.fromkeys(("iterations", "sample_offset"), integer),
-}
-
-
-def _dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: object):
-    """The op by way of the dispatcher, which takes Python's own numbers only."""
-    options = {key: _KINDS[key](key, value) if key in _KINDS else value for key, value in options.items()}
-    if out is None:
-        return getattr(torch.ops.gms_fast, name)(*arguments, **options)
-    getattr(torch.ops.gms_fast, f"{name}_out")(*arguments, **options, out=out)
-    return out
-
-
 def fit_mixture(
     mean: Tensor,
     var: Tensor,
     third: Tensor,
     floor: float = 0.0,
     *,
-    fit: str = "exact",
-    weight: float = 1 / 3,
-    iterations: int = 70,
-    lr: float = 0.06,
-    eps: float = 1e-8,
+    fit: str = DEFAULT.kind,
+    weight: float = DEFAULT.weight,
+    iterations: int = DEFAULT.iterations,
+    lr: float = DEFAULT.lr,
+    eps: float = DEFAULT.eps,
 ) -> Mixture:
     """Two Gaussians of equal variance with the given mean, variance and third central moment, per element.
 
@@ -157,8 +118,7 @@ def fit_mixture(
     or var of its element, and in no other element.
     Raises ValueError or TypeError naming the argument. Source: arXiv 2311.00941 and docs/notation.md.
     """
-    op = _op("fit_mixture", "mean", mean)
-    return Mixture(*op(mean, var, third, floor=floor, fit=fit, weight=weight, iterations=iterations, lr=lr, eps=eps))
+    return Mixture(*fused.fit_mixture(mean, var, third, floor, Fit(fit, weight, iterations, lr, eps)))
 
 
 def sample_mixture(
@@ -171,9 +131,9 @@ def sample_mixture(
     step: int | Tensor = 0,
     sample_offset: int = 0,
     component: str = "element",
-    fit: str = "exact",
-    weight: float = 1 / 3,
-    noise: Draws = None,
+    fit: str = DEFAULT.kind,
+    weight: float = DEFAULT.weight,
+    noise: Noise = None,
 ) -> Tensor:
     """Fit and draw in one pass: (mean_a if u < w else mean_b) + sqrt(V) z.
 
@@ -185,13 +145,8 @@ def sample_mixture(
     noise       z or (z, u), given draws: z (B, *), u like z for "element", (B,) for "sample"; each None is drawn
     Returns (B, *).
     """
-    op = _op("sample_mixture", "mean", mean)
-    seed, seeds, step, step_at = _counters(seed, step, mean)
-    z, u = _draws(noise)
-    return op(
-        mean, var, third, floor=floor, fit=fit, weight=weight, seed=seed, seeds=seeds, step=step, step_at=step_at,
-        sample_offset=sample_offset, component=component, z=z, u=u,
-    )  # fmt: skip
+    draws = draws_of(seed, step, sample_offset, component, noise, fused.a_tensor("mean", mean))
+    return fused.sample_mixture(mean, var, third, floor, Fit(fit, weight), draws)
 
 
 def gms_step(
@@ -205,16 +160,16 @@ def gms_step(
     step_index: int | Tensor = 0,
     sample_offset: int = 0,
     component: str = "sample",
-    fit: str = "exact",
-    weight: float = 1 / 3,
+    fit: str = DEFAULT.kind,
+    weight: float = DEFAULT.weight,
     moments: str = "cumulant",
     central: bool = False,
-    clip: tuple[float, float] | None = _UNIT,
-    noise: Draws = None,
+    clip: tuple[float, float] | None = fused.UNIT,
+    noise: Noise = None,
     out: Tensor | None = None,
-    iterations: int = 70,
-    lr: float = 0.06,
-    eps: float = 1e-8,
+    iterations: int = DEFAULT.iterations,
+    lr: float = DEFAULT.lr,
+    eps: float = DEFAULT.eps,
 ) -> Tensor:
     """One step of a Gaussian Mixture Solver, from noise moments at x_t to a draw of x_s, in one pass.
 
@@ -229,49 +184,9 @@ def gms_step(
     |e3|^(1/3) are at most 10^6 (for fit="adan" of moments="cumulant" if there is a `clip`). NaN goes through, but for
     one in e3 with moments="released", which takes E[x_0] in its place.
     """
-    watched = _watched("x", x)
-    lo, hi = _UNIT if clip is _UNIT else (None, None) if clip is None else as_range(clip)
-    seed, seeds, index, step_at = _counters(seed, step_index, x)
-    z, u = _draws(noise)
-    if not watched:
-        fitting = fitting_of(fit, weight, iterations, lr, eps)
-        stepping, numbers = _stepping(step, moments, central, lo, hi)
-        draws = seed, seeds, index, step_at, sample_offset, component, z, u
-        return library.take_step((x, e1, e2, e3), fitting, stepping, numbers, draws, out)
-    coefficients, numbers = _step_numbers(step)
-    return _dispatched(
-        "gms_step", x, e1, e2, e3, coefficients, numbers=numbers, fit=fit, weight=weight, iterations=iterations, lr=lr,
-        eps=eps, seed=seed, seeds=seeds, step=index, step_at=step_at, sample_offset=sample_offset, component=component,
-        z=z, u=u, moments=moments, central=central, lo=lo, hi=hi, out=out,
-    )  # fmt: skip
-
-
-_steppings: dict[tuple, tuple[StepCoefficients, Stepping]] = {}
-
-
-def _stepping(
-    step: StepCoefficients | Tensor, moments: str, central: bool, lo: float | None, hi: float | None
-) -> tuple[Stepping, Tensor | None]:
-    """The step for a kernel, found by the identity of `step`, which costs more to hash than to keep."""
-    key = id(step), moments, central, lo, hi
-    found = _steppings.get(key)
-    if found is None:
-        coefficients, numbers = _step_numbers(step)
-        stepping = stepping_of(tuple(coefficients), moments, central, lo, hi)
-        if numbers is not None:
-            return stepping, numbers
-        if len(_steppings) >= 4096:
-            _steppings.clear()
-        found = _steppings[key] = step, stepping
-    return found[1], None
-
-
-def _step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor | None]:
-    if isinstance(step, StepCoefficients):
-        return step.as_list(), None
-    if isinstance(step, Tensor):
-        return [], step
-    raise TypeError(f"step must be StepCoefficients, or its tensor: got {type(step).__name__}")
+    draws = draws_of(seed, step_index, sample_offset, component, noise, fused.a_tensor("x", x))
+    choice = Fit(fit, weight, iterations, lr, eps)
+    return fused.gms_step(x, e1, e2, e3, step, choice, draws, moments=moments, central=central, clip=clip, out=out)
 
 
 def affine_noise(
@@ -283,7 +198,7 @@ def affine_noise(
     seed: Seed = 0,
     step_index: int | Tensor = 0,
     sample_offset: int = 0,
-    noise: Draws = None,
+    noise: Noise = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """w_0 x + sum_i w_i term_i + noise_std z in one pass: the update of every linear solver (eq. 7).
@@ -297,17 +212,13 @@ def affine_noise(
     noise      z, given draws
     The rest as in `gms_step`. Returns (B, *), x's dtype. Raises ValueError or TypeError naming the argument.
     """
-    op = _op("affine_noise", "x", x)
-    seed, seeds, index, step_at = _counters(seed, step_index, x)
+    draws = draws_of(seed, step_index, sample_offset, "element", noise, fused.a_tensor("x", x))
     numbers = weights if isinstance(weights, Tensor) else None
     if numbers is not None and numbers.ndim < 2 and number("noise_std", noise_std):
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
     terms = _listed("terms", terms, "tensors")
-    weights = [] if numbers is not None else _floats("weights", weights)
-    return op(
-        x, terms, weights, noise_std=noise_std, numbers=numbers, seed=seed, seeds=seeds, step=index, step_at=step_at,
-        sample_offset=sample_offset, z=_draws(noise)[0], out=out,
-    )  # fmt: skip
+    weights = _floats("weights", weights) if numbers is None else numbers
+    return fused.affine_noise(x, terms, weights, noise_std, draws._replace(u=None), out=out)
 
 
 def _floats(name: str, values: object) -> list[float]:
@@ -342,7 +253,7 @@ def philox_normal(
     device  torch's default device unless given
     dtype   float32 unless given; float64 has the precision of float32 uniforms
     """
-    return _philox("philox_normal", shape, seed, step, stream, sample_offset, device, dtype)
+    return _philox(True, shape, seed, step, stream, sample_offset, device, dtype)
 
 
 def philox_uniform(
@@ -356,15 +267,13 @@ def philox_uniform(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Uniforms in (0, 1], w 2^-32 + 2^-33 for 32-bit words w; arguments as in `philox_normal`."""
-    return _philox("philox_uniform", shape, seed, step, stream, sample_offset, device, dtype)
+    return _philox(False, shape, seed, step, stream, sample_offset, device, dtype)
 
 
-def _philox(op, shape, seed, step, stream, sample_offset, device, dtype):
+def _philox(normal, shape, seed, step, stream, sample_offset, device, dtype):
     device = torch.empty(0).device if device is None else torch.device(device)  # as torch's own functions have it
-    seed, seeds, step, step_at = _counters(seed, step, device)
-    sample_offset, stream = integer("sample_offset", sample_offset), integer("stream", stream)
-    counters = {"seed": seed, "seeds": seeds, "step": step, "step_at": step_at, "sample_offset": sample_offset}
+    draws = draws_of(seed, step, integer("sample_offset", sample_offset), "element", None, device)
     if dtype is not None:
         check_dtype("dtype", dtype)
     shape = [n if isinstance(n, torch.SymInt) else integer("shape", n) for n in _listed("shape", shape, "integers")]
-    return getattr(torch.ops.gms_fast, op)(shape, **counters, stream=stream, dtype=dtype, device=device)
+    return fused.philox(normal, shape, draws, integer("stream", stream), dtype, device)

@@ -4,12 +4,13 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from gms_fast.ops.types import Fitting, Noise, Stepping
+from gms_fast.ops.types import Draws, Fit, Stepping
 from gms_fast.steps import kernel_numbers
 
 FITS = ("exact", "free", "adan", "gaussian")
@@ -19,8 +20,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_TERMS = 8  # of affine_noise, besides x
 NUMBERS = 10  # of StepCoefficients.as_tensor
 LEAST_EPS = 1e-20  # of fit="adan": smaller gradients have squares that are zero in float32
-_WORD = (1 << 64) - 1
-_NEW = tuple.__new__  # of a named tuple, in a third of its time
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -125,25 +124,27 @@ def described(value: object) -> str:
     return f"{type(value).__name__} {tuple(shape)} {value.dtype}" if shape else repr(value)
 
 
-def fitting_of(
-    fit: str = "exact", weight: float = 1 / 3, iterations: int = 70, lr: float = 0.06, eps: float = 1e-8
-) -> Fitting:
+def checked_fit(fit: Fit) -> Fit:
+    """The fit with numbers of Python's own; equal fits are one object, which kernels' parameters are found by."""
+    kind, weight, iterations, lr, eps = fit
     if not (type(weight) is type(lr) is type(eps) is float and type(iterations) is int):
-        weight, iterations = number("weight", weight), integer("iterations", iterations)
-        lr, eps = number("lr", lr), number("eps", eps)
-    if not isinstance(fit, str):
-        check_choice("fit", fit, FITS)
-    return _checked_fitting(fit, weight, iterations, lr, eps)
+        fit = Fit(
+            kind, number("weight", weight), integer("iterations", iterations), number("lr", lr), number("eps", eps)
+        )
+    if not isinstance(kind, str):
+        check_choice("fit", kind, FITS)
+    return _known_fit(fit)
 
 
 @functools.lru_cache(1024)
-def _checked_fitting(fit: str, weight: float, iterations: int, lr: float, eps: float) -> Fitting:
-    check_choice("fit", fit, FITS)
+def _known_fit(fit: Fit) -> Fit:
+    kind, weight, iterations, lr, eps = fit
+    check_choice("fit", kind, FITS)
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1): got {weight}")
     if not 1e-6 <= weight <= 1 - 1e-6:
         raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6] for float32 to tell it from 0 and 1: got {weight}")
-    if abs(weight - 0.5) < 2**-24 and fit in ("exact", "free"):
+    if abs(weight - 0.5) < 2**-24 and kind in ("exact", "free"):
         raise ValueError(
             f"weight must not be 1/2, nor within 2^-24 of it: a symmetric mixture has no third moment: got {weight}"
         )
@@ -156,47 +157,40 @@ def _checked_fitting(fit: str, weight: float, iterations: int, lr: float, eps: f
             raise ValueError(f"{name} must be finite and not negative: got {value}")
     if eps < LEAST_EPS:
         raise ValueError(f"eps must be at least {LEAST_EPS}, for float32 not to divide zero by zero: got {eps}")
-    return Fitting(fit, weight, iterations, lr, eps)
+    return fit
 
 
-def noise_of(
-    like: Tensor,
-    samples: int,
-    seed: int = 0,
-    seeds: Tensor | None = None,
-    step: int = 0,
-    step_at: Tensor | None = None,
-    sample_offset: int = 0,
-    component: str = "element",
-    z: Tensor | None = None,
-    u: Tensor | None = None,
-) -> Noise:
-    """Checked draws for a tensor like `like`, of so many samples."""
-    check_choice("component", component, COMPONENTS)
-    if not type(step) is type(sample_offset) is int:
-        step, sample_offset = integer("step index", step), integer("sample_offset", sample_offset)
-    if not 0 <= step < 1 << 32:
-        raise ValueError(f"step index must lie in [0, 2^32): got {step}")
+def checked_draws(draws: Draws, like: Tensor, samples: int) -> Draws:
+    """The draws for a tensor like `like`, of so many samples; what is given of them is dense."""
+    check_choice("component", draws.component, COMPONENTS)
+    seed, step, sample_offset, component, z, u = draws.given()
+    if type(sample_offset) is not int:
+        sample_offset = integer("sample_offset", sample_offset)
     check_sample_offset(sample_offset, samples)
-    element = component == "element"
-    if seeds is step_at is z is u is None:
-        return _NEW(Noise, (seed & _WORD, None, sample_offset, step, None, None, None, element))
-    if seeds is not None:
-        seeds = on_device("seeds", seeds, [(samples,), ()], torch.int64, like.device)
-    if step_at is not None:
-        step_at = on_device("step index", step_at, [()], torch.int64, like.device)
+    if isinstance(step, Tensor):
+        step = on_device("step index", step, [()], torch.int64, like.device)
+    else:
+        step = integer("step index", step)
+        if not 0 <= step < 1 << 32:
+            raise ValueError(f"step index must lie in [0, 2^32): got {step}")
+    if isinstance(seed, Tensor):
+        seed = on_device("seeds", seed, [(samples,), ()], torch.int64, like.device)
     if z is not None:
         check_tensor("noise z", z, like, "the output")
         z = _as_draws(z, like)
     if u is not None:
-        if element:
-            check_tensor("noise u", u, like, "the output")
-        elif u.numel() != samples:
-            raise ValueError(f'noise u must hold one uniform per sample for component="sample": got {tuple(u.shape)}')
-        else:
-            check_place("noise u", u, like, "the output")
-        u = _as_draws(u, like).reshape(like.shape if element else (samples,))
-    return Noise(seed & _WORD, seeds, sample_offset, step, step_at, z, u, element)
+        u = _checked_uniforms(u, like, samples, component)
+    return Draws(seed, step, sample_offset, component, z, u)
+
+
+def _checked_uniforms(u: Tensor, like: Tensor, samples: int, component: str) -> Tensor:
+    if component == "element":
+        check_tensor("noise u", u, like, "the output")
+        return _as_draws(u, like).reshape(like.shape)
+    if u.numel() != samples:
+        raise ValueError(f'noise u must hold one uniform per sample for component="sample": got {tuple(u.shape)}')
+    check_place("noise u", u, like, "the output")
+    return _as_draws(u, like).reshape((samples,))
 
 
 def on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -287,25 +281,24 @@ def check_out(out: Tensor, like: Tensor) -> None:
 
 
 def apart_from(
-    out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], numbers: Tensor | None, noise: Noise
-) -> tuple[Sequence[Tensor | None], Tensor | None, Noise]:
+    out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], numbers: Tensor | None, draws: Draws
+) -> tuple[Sequence[Tensor | None], Tensor | None, Draws]:
     """What is read, copied where writing out[i] may change what is read after it; out may be an input itself."""
     check_out(out, like)
     if not (out.is_cpu or out.is_cuda):  # plain torch, which reads all before it writes
-        return inputs, numbers, noise
+        return inputs, numbers, draws
     extent = _extent(out)
 
-    def apart(tensor: Tensor | None, may_coincide: bool = False) -> Tensor | None:
-        if tensor is None:
-            return None
-        begin, end = _extent(tensor)
+    def apart(value: Any, may_coincide: bool = False) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        begin, end = _extent(value)
         if end <= extent[0] or extent[1] <= begin:
-            return tensor
-        same = tensor.data_ptr() == out.data_ptr() and tensor.stride() == out.stride() and tensor.dtype == out.dtype
-        return tensor if same and may_coincide else tensor.clone()
+            return value
+        same = value.data_ptr() == out.data_ptr() and value.stride() == out.stride() and value.dtype == out.dtype
+        return value if same and may_coincide else value.clone()
 
-    read = {name: apart(getattr(noise, name)) for name in ("seeds", "step_at", "z", "u")}
-    return [apart(t, True) for t in inputs], apart(numbers), noise._replace(**read)
+    return [apart(t, True) for t in inputs], apart(numbers), Draws(*map(apart, draws))
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

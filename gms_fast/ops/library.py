@@ -1,36 +1,19 @@
-"""The ops as `torch.ops.gms_fast.*`: schemas, fakes and the one place that picks a backend.
+"""The ops as `torch.ops.gms_fast.*`: schemas, which are flat, and fakes. All ops are forward only."""
 
-Every implementation checks its arguments (compiled backends work on raw pointers), allocates the output and hands
-over. All ops are forward only.
-"""
-
-from collections.abc import Sequence
+import json
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from gms_fast.ops import dispatch, native, plain
-from gms_fast.ops.checks import (
-    NUMBERS,
-    affine_names,
-    apart_from,
-    check_affine,
-    check_dtype,
-    check_inputs,
-    check_moments,
-    check_out,
-    fitting_of,
-    noise_of,
-    not_negative,
-    on_device,
-    stepping_of,
-    weights_of,
+from gms_fast.ops import fused
+from gms_fast.ops.checks import affine_names, check_inputs, check_out, checked_fit, stepping_of
+from gms_fast.ops.types import DEFAULT, Draws, Fit
+
+_FIT = ", ".join(
+    f"{kind} {name}={json.dumps(value)}"
+    for kind, (name, value) in zip(("str", "float", "int", "float", "float"), DEFAULT.flat().items(), strict=True)
 )
-from gms_fast.ops.layout import layout_of
-from gms_fast.ops.types import Fitting, Stepping
-
-_FIT = 'str fit="exact", float weight=0.3333333333333333, int iterations=70, float lr=0.06, float eps=1e-8'
 _COUNTERS = "int seed=0, Tensor? seeds=None, int step=0, Tensor? step_at=None, int sample_offset=0"
 _NOISE = f'{_COUNTERS}, str component="element", Tensor? z=None, Tensor? u=None'
 _STEP = (
@@ -55,159 +38,37 @@ SCHEMAS = (
 )
 
 
-def _backend(like: Tensor, wide: bool) -> object:
-    """The module whose functions take tensors where `like` is; float64 is the reference path."""
-    device = "cuda" if like.is_cuda else "cpu" if like.is_cpu else like.device.type
-    name = "torch" if wide else dispatch.chosen(device)
-    if name == "triton":
-        from gms_fast import kernels
-
-        return kernels
-    return plain if name == "torch" else native
+# The dispatcher leaves out arguments that equal the schema's defaults, which are those of the values.
 
 
-def _run(
-    op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: int | None = 0
-) -> None:
-    """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies.
-
-    alike: what `native.alike` says of all of them.
-    """
-    tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
-    if alike:
-        getattr(_backend(tensors[0], False), op)(tensors, None, *arguments)
-        return
-    if not tensors[-1].numel():
-        return
-    for t in tensors:
-        if t is not None:
-            wide = wide or t.dtype is torch.float64
-            dense = dense and t.is_contiguous() and not t.is_neg()
-    if not dense:
-        inputs = [None if t is None else t.resolve_neg() for t in inputs]
-        tensors = (*inputs, *outputs)
-        layout = layout_of(tensors)
-        if layout is None:
-            _run_on_copies(op, inputs, outputs, *arguments)
-            return
-    getattr(_backend(tensors[0], wide), op)(tensors, layout, *arguments)
+def _values(flat: dict[str, Any]) -> tuple[Fit, Draws]:
+    """The fit and the draws that flat keywords stand for, which are taken out; those left out are as by default."""
+    fit = {name: flat.pop(key) for name, key in zip(Fit._fields, DEFAULT.flat(), strict=True) if key in flat}
+    seeds, step_at = flat.pop("seeds", None), flat.pop("step_at", None)
+    draws = {name: flat.pop(name) for name in Draws._fields if name in flat}
+    draws |= {"seed": seeds} if seeds is not None else {}
+    draws |= {"step": step_at} if step_at is not None else {}
+    return Fit(**fit), Draws(**draws)
 
 
-def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
-    dense = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in outputs]
-    _run(op, [None if t is None else t.contiguous() for t in inputs], dense, *arguments)
-    for out, result in zip(outputs, dense, strict=True):
-        out.copy_(result)
+def fit_mixture(mean, var, third, floor=0.0, **flat):
+    return fused.fit_mixture_here(mean, var, third, floor, _values(flat)[0])
 
 
-def _at_once(op: str, inputs: tuple[Tensor | None, ...], *arguments: object) -> Tensor | None:
-    """The op's output, if the compiled kernels run it and can without a closer look at its tensors and draws."""
-    try:
-        backend = _backend(inputs[0], False)
-    except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
-        return None
-    return getattr(native, op)(inputs, *arguments) if backend is native else None
-
-
-# The dispatcher leaves out arguments that equal the schema's defaults, so the functions repeat them.
-
-
-def fit_mixture(mean, var, third, floor=0.0, **fit):
-    inputs = mean, var, third
-    alike = native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
-    floor = not_negative("floor", floor)
-    fitting = fitting_of(**fit)
-    out = tuple(torch.empty_like(mean, requires_grad=False) for _ in range(4))
-    _run("fit_mixture", inputs, out, floor, fitting, alike=alike)
-    return out
-
-
-def sample_mixture(
-    mean, var, third, floor=0.0, *, fit="exact", weight=1 / 3, iterations=70, lr=0.06, eps=1e-8,
-    seed=0, seeds=None, step=0, step_at=None, sample_offset=0, component="element", z=None, u=None,
-):  # fmt: skip
-    inputs = mean, var, third
-    floor = not_negative("floor", floor)
-    fitting = fitting_of(fit, weight, iterations, lr, eps)
-    draws = seed, seeds, step, step_at, sample_offset, component, z, u
-    made = _at_once("new_sample_mixture", inputs, floor, fitting, draws)
-    if made is not None:
-        return made
-    alike = native.alike(inputs) or check_inputs(("mean", "var", "third"), inputs)
-    noise = noise_of(mean, alike or mean.size(0), *draws)
-    out = torch.empty_like(mean, requires_grad=False)
-    _run("sample_mixture", inputs, (out,), floor, fitting, noise, alike=alike)
-    return out
+def sample_mixture(mean, var, third, floor=0.0, **flat):
+    return fused.sample_mixture_here(mean, var, third, floor, *_values(flat))
 
 
 def gms_step(
-    x, e1, e2, e3, coefficients, *, numbers=None, fit="exact", weight=1 / 3, iterations=70, lr=0.06, eps=1e-8,
-    seed=0, seeds=None, step=0, step_at=None, sample_offset=0, component="element", z=None, u=None,
-    moments="cumulant", central=False, lo=-1.0, hi=1.0, out=None,
-):  # fmt: skip
-    fitting = fitting_of(fit, weight, iterations, lr, eps)
-    stepping = stepping_of(tuple(coefficients) if numbers is None else (), moments, central, lo, hi)
-    draws = seed, seeds, step, step_at, sample_offset, component, z, u
-    return take_step((x, e1, e2, e3), fitting, stepping, numbers, draws, out)
+    x, e1, e2, e3, coefficients, *, numbers=None, moments="cumulant", central=False, lo=-1.0, hi=1.0, out=None, **flat
+):
+    fit, draws = _values(flat)
+    step = stepping_of(tuple(coefficients) if numbers is None else (), moments, central, lo, hi)
+    return fused.gms_step_here((x, e1, e2, e3), step, numbers, checked_fit(fit), draws, out)
 
 
-def take_step(
-    inputs: tuple[Tensor | None, ...],
-    fitting: Fitting,
-    stepping: Stepping,
-    numbers: Tensor | None,
-    draws: tuple,
-    out: Tensor | None,
-) -> Tensor:
-    """gms_step, its choices grouped; inputs: x, e1, e2, e3; draws: the arguments of `noise_of` in order."""
-    x, e1, e2, e3 = inputs
-    if out is numbers is None:
-        made = _at_once("new_gms_step", inputs, stepping, fitting, draws)
-        if made is not None:
-            return made
-    given = inputs if e2 is not None and e3 is not None else (x, e1, *(t for t in (e2, e3) if t is not None))
-    alike = native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
-    if numbers is not None:
-        numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
-    if e2 is None or e3 is None:
-        check_moments(e2, e3, fitting.fit, stepping.moments)
-    noise = noise_of(x, alike or x.size(0), *draws)
-    if out is not None:
-        inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
-        increment_version(out)
-        alike = 0
-    else:
-        out = torch.empty_like(x)
-    _run("gms_step", inputs, (out,), stepping, numbers, fitting, noise, alike=alike)
-    return out
-
-
-def affine_noise(
-    x, terms, weights, noise_std=0.0, *, numbers=None,
-    seed=0, seeds=None, step=0, step_at=None, sample_offset=0, z=None, out=None,
-):  # fmt: skip
-    inputs = x, *terms
-    check_affine(terms, weights if numbers is None else None)
-    noise_std = not_negative("noise_std", noise_std)
-    draws = seed, seeds, step, step_at, sample_offset, "element", z
-    if out is numbers is None:
-        made = _at_once("new_affine_noise", inputs, (*weights, noise_std), (*draws, None))
-        if made is not None:
-            return made
-    alike = native.alike(inputs) or check_inputs(affine_names(terms), inputs)
-    noisy = noise_std > 0
-    if numbers is not None:
-        numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
-        noisy = noisy or numbers.ndim == 1  # its last number is noise_std
-    noise = noise_of(x, alike or x.size(0), *draws)
-    if out is None:
-        out = torch.empty_like(x)
-    else:
-        inputs, numbers, noise = apart_from(out, x, inputs, numbers, noise)
-        increment_version(out)
-        alike = 0
-    _run("affine_noise", inputs, (out,), (*weights, noise_std), numbers, noisy, noise, alike=alike)
-    return out
+def affine_noise(x, terms, weights, noise_std=0.0, *, numbers=None, out=None, **flat):
+    return fused.affine_noise_here(x, terms, weights, noise_std, numbers, _values(flat)[1], out)
 
 
 def gms_step_out(*arguments, out, **options):
@@ -218,29 +79,12 @@ def affine_noise_out(*arguments, out, **options):
     affine_noise(*arguments, out=out, **options)
 
 
-def _philox(normal: bool):
-    def philox(shape, *, stream=0, dtype=None, device=None, **counters):
-        out = _new_of_shape(shape, dtype, device)
-        if not 0 <= stream < 256:
-            raise ValueError(f"stream must lie in [0, 256): got {stream}")
-        noise = noise_of(out, shape[0], **counters)
-        if out.numel() and not out.is_meta:
-            _backend(out, out.dtype == torch.float64).philox(out, noise, stream, normal)
-        return out
-
-    philox.__name__ = "philox_normal" if normal else "philox_uniform"
-    return philox
+def philox_normal(shape, *, stream=0, dtype=None, device=None, **flat):
+    return fused.philox_here(True, shape, _values(flat)[1], stream, dtype, device)
 
 
-philox_normal, philox_uniform = _philox(True), _philox(False)
-
-
-def _new_of_shape(shape: Sequence[int], dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
-    if not shape or any(n < 0 for n in shape):
-        raise ValueError(f"shape must be (B, *), without negative sizes: got {tuple(shape)}")
-    dtype = dtype or torch.float32
-    check_dtype("dtype", dtype)
-    return torch.empty(shape, dtype=dtype, device=device or "cpu")
+def philox_uniform(shape, *, stream=0, dtype=None, device=None, **flat):
+    return fused.philox_here(False, shape, _values(flat)[1], stream, dtype, device)
 
 
 def _fake_mixture(mean, var, third, *args, **kwargs) -> Tensor:
@@ -278,7 +122,7 @@ def _register() -> torch.library.Library:
         "affine_noise_out": _fake_out,
     }
     for name in ("philox_normal", "philox_uniform"):
-        fakes[name] = lambda shape, *, dtype=None, device=None, **kwargs: _new_of_shape(shape, dtype, device)
+        fakes[name] = lambda shape, *, dtype=None, device=None, **kwargs: fused.new_of_shape(shape, dtype, device)
     for name, fake in fakes.items():
         torch.library.register_fake(f"gms_fast::{name}", fake, lib=library)
     return library

@@ -1,4 +1,4 @@
-"""The compiled module: the only importer of `_C`. Arguments arrive checked."""
+"""The compiled module `gms_fast._C`, which this file alone imports, and its ops on checked arguments."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.ops.layout import Layout
-from gms_fast.ops.types import Fitting, Noise, Stepping
+from gms_fast.ops.types import Draws, Fit, Stepping
 
 
 def why_not(error: ImportError) -> str:
@@ -23,13 +23,13 @@ def why_not(error: ImportError) -> str:
 try:
     from gms_fast import _C
 except ImportError as error:
-    _C, reason = None, why_not(error)
+    compiled, reason = None, why_not(error)
 else:
-    reason = ""
+    compiled, reason = _C, ""
 
-available = _C is not None
-with_cuda = available and _C.with_cuda
-cuda_architectures = tuple(filter(None, _C.cuda_architectures.split(","))) if available else ()
+available = compiled is not None
+with_cuda = available and compiled.with_cuda
+cuda_architectures = tuple(filter(None, compiled.cuda_architectures.split(","))) if available else ()
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FITS = {"exact": 0, "free": 1, "adan": 2, "gaussian": 3}
@@ -39,23 +39,23 @@ _NO_STEP = Stepping((0.0,) * 10, "cumulant", False, 0.0, 0.0)
 
 def instruction_set() -> str | None:
     """The CPU instruction set in use: "avx512", "avx2" or "baseline"; None without the compiled module."""
-    return _C.instruction_set() if available else None
+    return compiled.instruction_set() if available else None
 
 
 def instruction_sets() -> tuple[str, ...]:
     """The ones this processor runs, widest first."""
-    return _C.instruction_sets() if available else ()
+    return compiled.instruction_sets() if available else ()
 
 
 def set_instruction_set(name: str) -> None:
     """Use one of `instruction_sets`; results do not depend on it, to the bit."""
-    _C.set_instruction_set(name)
+    compiled.set_instruction_set(name)
 
 
-_schemes: dict[tuple[int, float, int], tuple[Fitting, Stepping, object]] = {}
+_schemes: dict[tuple[int, float, int], tuple[Fit, Stepping, object]] = {}
 
 
-def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping = _NO_STEP):
+def scheme(fit: Fit, floor: float = 0.0, step: Stepping = _NO_STEP):
     """Fit and step as the kernels take them, prepared once for many calls.
 
     Found by the identity of `fit` and `step`, which are made once too and cost more to hash than to keep.
@@ -66,8 +66,8 @@ def _scheme(fit: Fitting, floor: float = 0.0, step: Stepping = _NO_STEP):
         if len(_schemes) > 1024:
             _schemes.clear()
         numbers = (*step.numbers, step.lo, step.hi)
-        scheme = _C.Scheme((_FITS[fit.fit], *fit[1:]), floor, numbers, _MOMENTS[step.moments], step.central)
-        found = _schemes[key] = fit, step, scheme
+        made = compiled.Scheme((_FITS[fit.kind], *fit[1:]), floor, numbers, _MOMENTS[step.moments], step.central)
+        found = _schemes[key] = fit, step, made
     return found[2]
 
 
@@ -77,27 +77,31 @@ def introduce(module: object) -> None:
 
 
 if available:
-    introduce(_C)
+    introduce(compiled)
 
 
 def alike(tensors: tuple[Tensor, ...]) -> int:
     """The number of samples, if tensors can be read as they lie: plain, dense, not empty, of one shape and device, of
     dtypes that kernels take, asking for no gradient. 0 where they may still pass other checks, or there is no module.
     """
-    return _C.alike(tensors) if available else 0
+    return compiled.alike(tensors) if available else 0
+
+
+def where(first: Tensor) -> tuple[bool, int] | None:
+    """Whether a tensor is on a GPU, and the current stream there or the threads of the CPU; None on another GPU."""
+    if not first.is_cuda:
+        return False, torch.get_num_threads()
+    index = first.get_device()
+    return (True, torch._C._cuda_getCurrentRawStream(index)) if index == torch._C._cuda_getDevice() else None
 
 
 def _call(op: Callable[..., object], tensors: tuple[Tensor | None, ...], *arguments: object) -> object:
-    """An op of `_C` on the threads of the CPU, or on the current stream of the tensors' GPU."""
-    first = tensors[0]
-    if not first.is_cuda:
-        return op(False, torch.get_num_threads(), tensors, *arguments)
-    index = first.get_device()
-    stream = torch._C._cuda_getCurrentRawStream(index)
-    if index == torch._C._cuda_getDevice():
-        return op(True, stream, tensors, *arguments)
-    with torch.cuda.device(index):
-        return op(True, stream, tensors, *arguments)
+    """An op of `compiled` where its tensors are."""
+    place = where(tensors[0])
+    if place is not None:
+        return op(*place, tensors, *arguments)
+    with torch.cuda.device(tensors[0].get_device()):
+        return op(*where(tensors[0]), tensors, *arguments)
 
 
 def gms_step(
@@ -105,20 +109,18 @@ def gms_step(
     layout: Layout | None,
     step: Stepping,
     numbers: Tensor | None,
-    fit: Fitting,
-    noise: Noise,
+    fit: Fit,
+    draws: Draws,
 ) -> None:
-    _call(_C.gms_step, tensors, layout, _scheme(fit, 0.0, step), numbers, noise)
+    _call(compiled.gms_step, tensors, layout, scheme(fit, 0.0, step), numbers, draws)
 
 
-def sample_mixture(
-    tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting, noise: Noise
-) -> None:
-    _call(_C.sample_mixture, tensors, layout, _scheme(fit, floor), noise)
+def sample_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit, draws: Draws) -> None:
+    _call(compiled.sample_mixture, tensors, layout, scheme(fit, floor), draws)
 
 
-def fit_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fitting) -> None:
-    _call(_C.fit_mixture, tensors, layout, _scheme(fit, floor))
+def fit_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit) -> None:
+    _call(compiled.fit_mixture, tensors, layout, scheme(fit, floor))
 
 
 def affine_noise(
@@ -127,26 +129,10 @@ def affine_noise(
     weights: tuple[float, ...],
     numbers: Tensor | None,
     noisy: bool,
-    noise: Noise,
+    draws: Draws,
 ) -> None:
-    _call(_C.affine_noise, tensors, layout, weights, numbers, noisy, noise)
+    _call(compiled.affine_noise, tensors, layout, weights, numbers, noisy, draws)
 
 
-def philox(out: Tensor, noise: Noise, stream: int, normal: bool) -> None:
-    _call(_C.philox, (out,), None, noise, stream, normal)
-
-
-# The same into a new tensor, in one call of `_C`. Tensors and draws (the arguments of `checks.noise_of` in order) are
-# not yet checked: None where something about them is wrong, or only unusual.
-
-
-def new_gms_step(tensors: tuple[Tensor | None, ...], step: Stepping, fit: Fitting, draws: tuple) -> Tensor | None:
-    return _call(_C.new_gms_step, tensors, _scheme(fit, 0.0, step), draws)
-
-
-def new_sample_mixture(tensors: tuple[Tensor, ...], floor: float, fit: Fitting, draws: tuple) -> Tensor | None:
-    return _call(_C.new_sample_mixture, tensors, _scheme(fit, floor), draws)
-
-
-def new_affine_noise(tensors: tuple[Tensor, ...], weights: tuple[float, ...], draws: tuple) -> Tensor | None:
-    return _call(_C.new_affine_noise, tensors, weights, draws)
+def philox(out: Tensor, draws: Draws, stream: int, normal: bool) -> None:
+    _call(compiled.philox, (out,), None, draws, stream, normal)

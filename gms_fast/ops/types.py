@@ -1,22 +1,73 @@
-"""What the ops hand to a backend, grouped by what it describes; made and checked in `gms_fast.ops.checks` only."""
+"""Values that travel from a solver to a kernel, made once and handed down: which mixture, which step, which draws.
 
+They are flat in two places only: in the keywords of the public ops, and at the schemas of `torch.ops.gms_fast.*`, which
+take nothing else.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+Given = Tensor | tuple[Tensor | None, Tensor | None] | None  # z, or (z, u); None is drawn
 
-class Fitting(NamedTuple):
-    """Which mixture: the fit, the weight of component a, and the released optimiser's settings."""
 
-    fit: str
-    weight: float
-    iterations: int
-    lr: float
-    eps: float
+class Fit(NamedTuple):
+    """Which mixture: the kind of fit, the weight of component a, and the settings of the released optimiser."""
+
+    kind: str = "exact"
+    weight: float = 1 / 3
+    iterations: int = 70
+    lr: float = 0.06
+    eps: float = 1e-8
+
+    def flat(self) -> dict[str, object]:
+        """The keywords of the ops."""
+        return {"fit": self.kind, **dict(zip(self._fields[1:], self[1:], strict=True))}
+
+
+DEFAULT = Fit()
+
+
+class Draws(NamedTuple):
+    """Draws of one step: a pure function of counters, or given.
+
+    seed       64 bits, or an int64 tensor: (B,), one key a sample, or (), one for all, read by the kernel
+    step       counter of the step, or an int64 tensor () that the kernel reads
+    component  "element": one uniform an element; "sample": one for all elements of a sample
+    z, u       given normals and uniforms; None is drawn. z may be a function that gives z or (z, u) when one is wanted
+    """
+
+    seed: int | Tensor = 0
+    step: int | Tensor = 0
+    sample_offset: int = 0
+    component: str = "element"
+    z: Tensor | Callable[[], Given] | None = None
+    u: Tensor | None = None
+
+    def given(self) -> "Draws":
+        """These draws, with z and u as tensors where they are given. Raises TypeError for anything else."""
+        if self.z is None or isinstance(self.z, Tensor):
+            return self
+        z, u = pair(self.z())
+        return self._replace(z=z, u=u)
+
+    def on(self, device: torch.device) -> "Draws":
+        """These draws for tensors on that device."""
+        return self._replace(seed=self.seed.to(device)) if isinstance(self.seed, Tensor) else self
+
+    def flat(self) -> dict[str, object]:
+        """The keywords of the schemas, where tensors have names of their own."""
+        (seed, seeds), (step, step_at) = _apart(self.seed), _apart(self.step)
+        rest = {"sample_offset": self.sample_offset, "component": self.component, "z": self.z, "u": self.u}
+        return {"seed": seed, "seeds": seeds, "step": step, "step_at": step_at, **rest}
 
 
 class Stepping(NamedTuple):
-    """numbers as of `kernel_numbers`, zeros where a tensor has them; the data range [lo, hi] may be infinite."""
+    """One reverse step for a kernel: numbers as of `kernel_numbers`, zeros where a tensor has them, and how moments
+    are read; the data range [lo, hi] may be infinite.
+    """
 
     numbers: tuple[float, ...]
     moments: str
@@ -25,17 +76,14 @@ class Stepping(NamedTuple):
     hi: float
 
 
-class Noise(NamedTuple):
-    """Where the draws come from: counters, or given z and u (dense, float32 or float64).
+def pair(noise: object) -> tuple[Tensor | None, Tensor | None]:
+    """(z, u) of what a caller gave as noise. Raises TypeError for what is neither z nor (z, u)."""
+    given = tuple(noise) if isinstance(noise, (tuple, list)) else (noise, None)
+    if len(given) != 2 or not all(draws is None or isinstance(draws, Tensor) for draws in given):
+        kinds = ", ".join(type(draws).__name__ for draws in given)
+        raise TypeError(f"noise must be a tensor z, or (z, u), each a tensor or None: got {kinds}")
+    return given
 
-    seed, or seeds (B,) int64, one key per sample, or seeds () int64, one key for all; step, or step_at () int64
-    """
 
-    seed: int
-    seeds: Tensor | None
-    sample_offset: int
-    step: int
-    step_at: Tensor | None
-    z: Tensor | None
-    u: Tensor | None
-    element: bool
+def _apart(value: int | Tensor) -> tuple[int, Tensor | None]:
+    return (0, value) if isinstance(value, Tensor) else (value, None)

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from gms_fast import network, ops, prediction
 from gms_fast.ops import reference
+from gms_fast.plan import COUNTED
 from gms_fast.run import INITIAL
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import COUNTED
 from gms_fast.types import NoiseMoments
 
 Updates = list[tuple[Tensor, Tensor]]

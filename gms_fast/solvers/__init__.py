@@ -2,9 +2,8 @@
 
 from gms_fast.solvers.ancestral import DDPM as DDPM
 from gms_fast.solvers.ancestral import SNDDPM as SNDDPM
-from gms_fast.solvers.base import NoiseSource as NoiseSource
 from gms_fast.solvers.base import Solver as Solver
-from gms_fast.solvers.base import StepContext as StepContext
+from gms_fast.solvers.base import TimeStep as TimeStep
 from gms_fast.solvers.ddim import DDIM as DDIM
 from gms_fast.solvers.dpm_solver_pp import DPMSolverPP as DPMSolverPP
 from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3 as DPMSolverV3

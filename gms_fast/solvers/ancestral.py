@@ -7,18 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
-from gms_fast import ops
+from gms_fast.ops import fused
+from gms_fast.ops.types import Draws, Fit
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
+from gms_fast.solvers.base import Solver, TimeStep, bounded_last_step, check_clip_pixel
 from gms_fast.types import NoiseMoments
 
+GAUSSIAN = Fit("gaussian")
 
-def _gaussian_step(x: Tensor, moments: NoiseMoments, context: StepContext, clip_pixel: float | None) -> Tensor:
+
+def _gaussian_step(
+    x: Tensor, estimate: Estimate, moments: NoiseMoments, step: TimeStep, draws: Draws, clip_pixel: float | None
+) -> Tensor:
     """x_s ~ N(A x_t + B m, c + B^2 v), with v = 0 where the moments hold no e2; bounded in the last step."""
-    coefficients = bounded_last_step(x, context, clip_pixel) or context.coefficients
-    noise = context.noise.arguments(context.index)
-    return ops.gms_step(x, *moments, coefficients, fit="gaussian", central=context.central, clip=context.clip, **noise)
+    k = bounded_last_step(x, step, clip_pixel) or step.coefficients
+    draws = draws._replace(component="sample")  # one Gaussian picks none: u may be of either shape
+    return fused.gms_step(x, *moments, k, GAUSSIAN, draws, central=estimate.central, clip=estimate.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +41,12 @@ class DDPM(_Gaussian):
     clip_pixel  grey levels of noise that the last step may leave in a picture; None for no bound
     """
 
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        k = context.coefficients
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
+        k = step.coefficients
         if k.alpha_t == 0:  # no noise moment tells x_0 there
-            noise = context.noise.arguments(context.index)
-            return ops.affine_noise(x, [estimate.x0()], [k.A, k.B], math.sqrt(k.c), **noise), state
-        return _gaussian_step(x, NoiseMoments(estimate.moments.e1), context, self.clip_pixel), state
+            return fused.affine_noise(x, [estimate.x0()], [k.A, k.B], math.sqrt(k.c), draws), state
+        e1 = NoiseMoments(estimate.moments.e1)
+        return _gaussian_step(x, estimate, e1, step, draws, self.clip_pixel), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,6 @@ class SNDDPM(_Gaussian):
         schedule.check_signal(times[0], type(self).__name__)
         return super().plan(schedule, times)
 
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         e1, e2, _ = estimate.moments
-        return _gaussian_step(x, NoiseMoments(e1, e2), context, self.clip_pixel), state
+        return _gaussian_step(x, estimate, NoiseMoments(e1, e2), step, draws, self.clip_pixel), state

@@ -1,66 +1,44 @@
-"""What a solver is: a step with explicit state; the loop that calls it stands in `gms_fast/sampling.py`."""
+"""The base of all solvers: a step with explicit state; the loop that calls it stands in `gms_fast/sampling.py`."""
 
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from gms_fast import ops
 from gms_fast.constants import Identified
+from gms_fast.ops import fused
+from gms_fast.ops.types import Draws
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 
-COUNTED = 1 << 30  # counter of the first step: small ones are left to callers of the ops
 
+class TimeStep(NamedTuple):
+    """One time of a plan and the step from there to the next: all that is known before the network is called.
 
-@dataclass(frozen=True, kw_only=True)
-class NoiseSource:
-    """Source of the draws of step i: counters of (seed, sample, step, element), or a callable noise(step).
-
-    counters  of the steps; None: COUNTED + step_offset + i
-    """
-
-    seed: ops.Seed = 0
-    sample_offset: int = 0
-    step_offset: int = 0
-    given: Callable[[int], Any] | None = None
-    counters: Sequence[int] | None = None
-
-    def arguments(self, index: int) -> dict[str, Any]:
-        """The keywords that tell an op which noise to use in step `index`."""
-        step = self.step_offset + index
-        noise = None if self.given is None else self.given(step)
-        counter = COUNTED + step if self.counters is None else self.counters[index]
-        return {"seed": self.seed, "sample_offset": self.sample_offset, "step_index": counter, "noise": noise}
-
-    def counted(self, counters: Sequence[int] | None, device: torch.device) -> "NoiseSource":
-        """The same source with these counters and, if its seeds are a tensor, with them on that device."""
-        seed = self.seed.to(device) if isinstance(self.seed, Tensor) else self.seed
-        return replace(self, seed=seed, counters=counters)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepContext:
-    """All a solver may know about a step: its place in the loop, its numbers, the data range and its noise.
-
-    plan  what the solver's `plan` says about this step
+    index         place in the plan
+    t, s          the time and the next one; t again at the last time, where no step begins
+    network_time  time that the network is asked at
+    coefficients  of the step from t to s
+    numbers       what the solver's own `plan` says of the step
+    is_last       whether the step from here is the last
+    late          whether it lies in the last half of the plan
+    level         counter of the step's noise where counters follow the noise level
     """
 
     index: int
-    is_last: bool
     t: float
     s: float
+    network_time: float
     coefficients: StepCoefficients
-    clip: tuple[float, float] | None
-    central: bool
-    noise: NoiseSource
-    plan: Any = None
+    numbers: Any
+    is_last: bool
+    late: bool
+    level: int
 
 
 class Solver(Identified, ABC):
@@ -70,14 +48,14 @@ class Solver(Identified, ABC):
     spacing         the time grid that `sample` gives it, as `schedule.timesteps` takes it; None: the schedule's own
     denoise         whether noise that is left at the last time is removed by one more call of the network
     linear          whether the plan of a step is (weights, std) of the state and the last data estimates
-    free            how many steps, the first ones, need no network: `known` says what there is to say
+    known_steps     number of leading steps that need no network call; `known` supplies their estimate
     """
 
     moments_needed: int = 1
     spacing: str | float | None = None
     denoise: bool = True
     linear: bool = False
-    free: int = 0
+    known_steps: int = 0
 
     def times(
         self,
@@ -113,7 +91,7 @@ class Solver(Identified, ABC):
 
     def calls(self, schedule: Schedule, times: Sequence[float]) -> int:
         """Network calls that visiting `times` takes."""
-        return len(times) - 1 - self.free + (self.denoise and float(schedule.sigma(times[-1])) > 0)
+        return len(times) - 1 - self.known_steps + (self.denoise and float(schedule.sigma(times[-1])) > 0)
 
     def ending(self, denoise: bool) -> "Solver":
         """This solver with such a `denoise`."""
@@ -121,20 +99,27 @@ class Solver(Identified, ABC):
         object.__setattr__(other, "denoise", denoise)
         return other
 
-    def check(self, model: Any, shape: Sequence[int]) -> None:
-        """Raise ValueError if the solver was made for another model or shape of one sample."""
+    def onward(self) -> "Solver":
+        """The solver that goes on after the steps without a network."""
+        return self
 
-    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> Any:
-        """State before the first step; multistep solvers keep their history in it."""
+    def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
+        """Raise ValueError if the solver was made for another model, shape of one sample or data range."""
+
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> Any:
+        """State before the first of the steps; multistep solvers keep their history in it."""
         return None
 
-    def known(self, x: Tensor, context: StepContext) -> Estimate:
-        """What takes the network's place in the first `free` steps."""
+    def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
+        """What takes the network's place in the first `known_steps` steps."""
         raise NotImplementedError(f"{type(self).__name__} needs the network at every step")
 
     @abstractmethod
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        """(x_s, new state) from x_t, what the network says there, and the state. Must not write to x."""
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
+        """(x_s, new state) from x_t, the network's estimate there, the draws of the step and the state.
+
+        Must not write to x.
+        """
 
 
 class Multistep(Solver):
@@ -145,14 +130,13 @@ class Multistep(Solver):
     order: int
     linear = True
 
-    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple[Tensor, ...]:
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[Tensor, ...]:
         return ()
 
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        weights, std = context.plan
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
+        weights, std = step.numbers
         history = (estimate.x0(), *state)
-        noise = context.noise.arguments(context.index) if std > 0 else {}
-        x_s = ops.affine_noise(x, history[: len(weights) - 1], weights, std, **noise)
+        x_s = fused.affine_noise(x, history[: len(weights) - 1], weights, std, draws)
         return x_s, history[: self.order - 1]
 
 
@@ -184,15 +168,15 @@ def check_clip_pixel(clip_pixel: object) -> None:
         raise ValueError(f"clip_pixel must be None or a number that is not negative: got {clip_pixel!r}")
 
 
-def bounded_last_step(x: Tensor, context: StepContext, clip_pixel: float | None) -> StepCoefficients | None:
+def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> StepCoefficients | None:
     """The last step's numbers with var_max = (clip_pixel 2/255 sqrt(pi/2))^2, or None where the bound does not apply.
 
     What the last step draws stays in the picture as noise, so of a picture (B, C, H, W) it may leave a mean absolute
     deviation of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022). Other data keeps its law, and
     so does a state that is handed on, whose own level sigma_s/alpha_s is more noise than two grey levels.
     """
-    k = context.coefficients
-    if not context.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
+    k = step.coefficients
+    if not step.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
         return None
     return replace(k, var_max=_std_of(clip_pixel) ** 2)
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Multistep
@@ -25,7 +24,7 @@ class DDIM(Multistep):
             raise ValueError(f"eta must lie in [0, 1]: got {self.eta}")
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
-        return [self._step(StepCoefficients.between(schedule, t, s)) for t, s in pairwise(times)]
+        return [self._step(k) for k in StepCoefficients.along(schedule, times)]
 
     def _step(self, k: StepCoefficients) -> tuple[list[float], float]:
         std = self.eta * math.sqrt(k.c)

@@ -40,7 +40,7 @@ class DPMSolverPP(Extrapolating):
         check_order(self.order, (1, 2, 3))
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
-        steps = [StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
+        steps = StepCoefficients.along(schedule, times)
         lam = [float(v) for v in schedule.log_snr(times)]
         calls = self.calls(schedule, times)  # the last one may be a step of order 1 to no noise
         few = self.lower_order_final and calls < _FEW_CALLS

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast import ops
+from gms_fast.ops import fused
 from gms_fast.ops.checks import MAX_TERMS
+from gms_fast.ops.types import Draws
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, StepContext
+from gms_fast.solvers.base import Solver, TimeStep
 from gms_fast.tables import EmpiricalModel
 
 CORRECTORS = (None, "same", "next")
@@ -80,7 +81,7 @@ class DPMSolverV3(Solver):
                 listed = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {listed}: got {getattr(self, name)!r}")
 
-    def check(self, model: Any, shape: Sequence[int]) -> None:
+    def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
         if not len(shape):
             raise ValueError("shape must have at least one dimension for DPMSolverV3: got ()")
         self.statistics.check(model=model, shape=shape)
@@ -145,10 +146,10 @@ class DPMSolverV3(Solver):
     def _corrected(self, t: float) -> bool:
         return not self.half or bool(t > _HALF) == (self.half == "released")
 
-    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple:
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple:
         """(weights of each step, state before the last, f of the last states, latest first)."""
-        alphas = {c.plan[0]: c.coefficients.alpha_t for c in contexts}
-        alphas[contexts[-1].plan[2].target] = contexts[-1].coefficients.alpha_s
+        alphas = {step.numbers[0]: step.coefficients.alpha_t for step in steps}
+        alphas[steps[-1].numbers[2].target] = steps[-1].coefficients.alpha_s
         wide = torch.promote_types(x.dtype, torch.float32)
         known = self.statistics if self.trust is None else self.statistics.trusted(self.trust)
 
@@ -158,21 +159,25 @@ class DPMSolverV3(Solver):
         if not all(bool(curve.isfinite().all()) for curve in known.tables):
             raise ValueError("statistics must have finite integrals: |l| or |s| is too large; measure them again")
         table = []
-        for context in contexts:
-            node, corrector, predictor = context.plan
-            k, l = context.coefficients, known.l[node]
+        for step in steps:
+            node, corrector, predictor = step.numbers
+            k, l = step.coefficients, known.l[node]
             to_f = torch.stack([-l / k.alpha_t, torch.full_like(l, k.sigma_t / k.alpha_t), torch.zeros_like(l)])
             table.append((to_f.to(x.device, wide), weights(corrector), weights(predictor)))
         return table, None, ()
 
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         table, before, past = state
-        to_f, corrector, predictor = table[context.index]
-        f = (ops.affine_noise(x, [estimate.noise()], to_f), *past)
+        to_f, corrector, predictor = table[step.index]
+        f = (_linear(x, [estimate.noise()], to_f), *past)
         if corrector is not None:  # of the state before, through f at this one, which stays as it is
-            x = ops.affine_noise(before, (f[1], f[0], *f[2:])[: len(corrector) - 2], corrector)
-        x_s = ops.affine_noise(x, f[: len(predictor) - 2], predictor)
+            x = _linear(before, (f[1], f[0], *f[2:])[: len(corrector) - 2], corrector)
+        x_s = _linear(x, f[: len(predictor) - 2], predictor)
         return x_s, (table, x, f[: self.order])
+
+
+def _linear(x: Tensor, terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    return fused.affine_noise(x, terms, weights, 0.0, Draws())
 
 
 def local_update(statistics: EmpiricalModel, update: Update, alphas: dict[int, float]) -> Tensor:

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gms_fast import ops
 from gms_fast.finite import recorded
 from gms_fast.network import weight_of
+from gms_fast.ops import fused
 from gms_fast.ops.checks import MAX_TERMS
+from gms_fast.ops.types import Draws
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.schedules.base import listed
-from gms_fast.solvers.base import Solver, StepContext
+from gms_fast.solvers.base import Solver, TimeStep
 from gms_fast.tables import GGDMTable
 
 
@@ -78,27 +79,26 @@ class GGDM(Solver):
             plan.append(Update([*weights[:2], *(weights[2 + j] for j in older)], older, max(keep, 0), std))
         return plan
 
-    def check(self, model: Any, shape: Sequence[int]) -> None:
+    def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
         weight = weight_of(model)
         if weight is not None and not recorded(weight):  # the network's fingerprint needs its values
             self.table.check(model=model)
 
-    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple[Tensor, ...]:
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[Tensor, ...]:
         return ()
 
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        update = context.plan
-        noise = context.noise.arguments(context.index) if update.std > 0 else {}
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
+        update = step.numbers
         terms = [estimate.x0(), *(state[j] for j in update.older)]
-        x_s = _sum(x, terms, update.weights, update.std, noise)
-        if context.is_last and context.clip is not None:
-            x_s = x_s.clamp(*context.clip)
+        x_s = _sum(x, terms, update.weights, update.std, draws)
+        if step.is_last and estimate.clip is not None:
+            x_s = x_s.clamp(*estimate.clip)
         return x_s, (x, *state)[: update.keep]
 
 
-def _sum(x: Tensor, terms: list[Tensor], weights: list[float], std: float, noise: dict[str, Any]) -> Tensor:
+def _sum(x: Tensor, terms: list[Tensor], weights: list[float], std: float, draws: Draws) -> Tensor:
     """The update in one pass, or one more for every `MAX_TERMS` states."""
     while len(terms) > MAX_TERMS:
-        x = ops.affine_noise(x, terms[:MAX_TERMS], weights[: MAX_TERMS + 1])
+        x = fused.affine_noise(x, terms[:MAX_TERMS], weights[: MAX_TERMS + 1], 0.0, draws)
         terms, weights = terms[MAX_TERMS:], [1.0, *weights[MAX_TERMS + 1 :]]
-    return ops.affine_noise(x, terms, weights, std, **noise)
+    return fused.affine_noise(x, terms, weights, std, draws)

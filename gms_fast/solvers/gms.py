@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gms_fast import ops
+from gms_fast.ops import fused
 from gms_fast.ops.checks import COMPONENTS, FITS, MOMENTS, check_choice
+from gms_fast.ops.types import DEFAULT, Draws, Fit
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, StepContext, bounded_last_step, check_clip_pixel
+from gms_fast.solvers.base import Solver, TimeStep, bounded_last_step, check_clip_pixel
 from gms_fast.steps import StepCoefficients
 from gms_fast.tables import Gaussian
 
@@ -44,13 +45,13 @@ class GMS(Solver):
 
     fit: str = "free"
     component: str | None = None
-    weight: float = 1 / 3
+    weight: float = DEFAULT.weight
     moments: str = "cumulant"
     covariance: Gaussian | None = None
     switch: float | None = None
-    iterations: int = 70
-    lr: float = 0.06
-    eps: float = 1e-8
+    iterations: int = DEFAULT.iterations
+    lr: float = DEFAULT.lr
+    eps: float = DEFAULT.eps
     clip_pixel: float | None = 2
 
     def __post_init__(self) -> None:
@@ -76,19 +77,14 @@ class GMS(Solver):
     def spacing(self) -> str | float | None:  # type: ignore[override]
         return "uniform" if self.fit == "adan" else "angle"
 
-    def _component(self, x: Tensor, given: Any) -> str:
-        u = given[1] if isinstance(given, tuple) and len(given) == 2 else None
-        shared = isinstance(u, Tensor) and u.numel() == len(x) and u.shape != x.shape
-        return self.component or ("sample" if self.fit == "adan" or shared else "element")
-
     @property
     def moments_needed(self) -> int:  # type: ignore[override]
-        if self._tau == 0:
+        if self._level == 0:
             return 1
         return 2 if self.fit == "gaussian" else 3
 
     @property
-    def _tau(self) -> float:
+    def _level(self) -> float:
         """The level down to which elements are drawn together."""
         if self.covariance is None:
             return math.inf
@@ -99,54 +95,48 @@ class GMS(Solver):
         ratios = [math.exp(-float(schedule.log_snr(t))) for t in times[:-1]]
         if not ratios:
             return []
-        if self.covariance is not None and self._tau > 0 and not ratios[-1] <= self._tau < ratios[0]:
-            kind = "together: switch=0 says so, and needs no heads" if self._tau < ratios[-1] else "by itself"
-            warnings.warn(
-                f"switch = {self._tau:g} never happens on steps of sigma/alpha from {ratios[0]:.3g} to "
-                f"{ratios[-1]:.3g}: all draw every element {kind}",
-                stacklevel=6,  # whoever called `sample`
-            )
-        together = [ratio > self._tau for ratio in ratios]
+        together = [ratio > self._level for ratio in ratios]
         if not together[0]:
             schedule.check_signal(times[0], type(self).__name__)
         return together
 
-    def check(self, model: Any, shape: Sequence[int]) -> None:
+    def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
         if self.covariance is not None:
-            self.covariance.check(shape=shape, name="covariance")
+            self.covariance.check(shape=shape, clip=clip, name="covariance")
 
-    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> None:
-        if self.covariance is not None:
-            self.covariance.check(clip=contexts[0].clip, name="covariance")
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> None:
+        together = [step.numbers for step in steps]
+        if self.covariance is None or self._level == 0 or torch.compiler.is_compiling():
+            return
+        if all(together) or not any(together):
+            first, last = (step.coefficients.sigma_t / step.coefficients.alpha_t for step in (steps[0], steps[-1]))
+            kind = "together: switch=0 says so, and needs no heads" if all(together) else "by itself"
+            warnings.warn(
+                f"switch = {self._level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
+                f"all draw every element {kind}",
+                stacklevel=4,  # whoever called `sample`
+            )
 
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        bounded = bounded_last_step(x, context, self.clip_pixel)
-        noise = context.noise.arguments(context.index)
-        if context.plan:
-            return self._together(x, estimate.x0(), bounded or context.coefficients, noise), state
-        x_s = ops.gms_step(
-            x,
-            *estimate.moments,
-            bounded or context.coefficients,
-            component=self._component(x, noise["noise"]),
-            fit="gaussian" if bounded else self.fit,
-            weight=self.weight,
-            moments=self.moments,
-            central=context.central,
-            clip=context.clip,
-            iterations=self.iterations,
-            lr=self.lr,
-            eps=self.eps,
-            **noise,
-        )
-        return x_s, state
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
+        bounded = bounded_last_step(x, step, self.clip_pixel)
+        k, draws = bounded or step.coefficients, draws.given()
+        if step.numbers:
+            return self._together(x, estimate.x0(), k, draws), state
+        fit = Fit("gaussian" if bounded else self.fit, self.weight, self.iterations, self.lr, self.eps)
+        draws = draws._replace(component=self._component(x, draws.u))
+        how = {"moments": self.moments, "central": estimate.central, "clip": estimate.clip}
+        return fused.gms_step(x, *estimate.moments, k, fit, draws, **how), state
 
-    def _together(self, x: Tensor, mean: Tensor, k: StepCoefficients, noise: dict[str, Any]) -> Tensor:
+    def _component(self, x: Tensor, u: Tensor | None) -> str:
+        shared = u is not None and u.numel() == len(x) and u.shape != x.shape
+        return self.component or ("sample" if self.fit == "adan" or shared else "element")
+
+    def _together(self, x: Tensor, mean: Tensor, k: StepCoefficients, draws: Draws) -> Tensor:
         """x_s = A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
-        z = noise["noise"][0] if isinstance(noise["noise"], tuple) else noise["noise"]
+        z = draws.z
         if z is None:
-            drawn = {"seed": noise["seed"], "sample_offset": noise["sample_offset"], "step": noise["step_index"]}
-            z = ops.philox_normal(x.shape, **drawn, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+            z = fused.philox(True, x.shape, draws, 0, torch.promote_types(x.dtype, torch.float32), x.device)
         if z.shape != x.shape:
             raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
-        return ops.affine_noise(x, [mean], [k.A, k.B], 1.0, noise=self.covariance.step_noise(z, k))
+        noise = self.covariance.step_noise(z, k)
+        return fused.affine_noise(x, [mean], [k.A, k.B], 1.0, Draws(z=noise))

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from gms_fast.ops.types import Draws
 from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, StepContext
+from gms_fast.solvers.base import Solver, TimeStep
+from gms_fast.steps import StepCoefficients
 from gms_fast.tables import Gaussian
 
 
@@ -37,7 +39,7 @@ class Teleport(Solver):
     then: Solver
     spacing: str | float | None = None
     direct: bool = False
-    free = 1
+    known_steps = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, Gaussian):
@@ -104,31 +106,32 @@ class Teleport(Solver):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
         return [None, *self.then.plan(schedule, times[1:])]
 
-    def check(self, model: Any, shape: Sequence[int]) -> None:
-        self.statistics.check(shape=shape)
-        self.then.check(model, shape)
+    def onward(self) -> Solver:
+        return self.then
 
-    def start(self, x: Tensor, contexts: Sequence[StepContext]) -> tuple:
-        """(contexts of `then`, its state)."""
-        self.statistics.check(clip=contexts[0].clip)
-        return tuple(replace(c, index=c.index - 1) for c in contexts[1:]), None
+    def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
+        self.statistics.check(shape=shape, clip=clip)
+        self.then.check(model, shape, clip)
 
-    def known(self, x: Tensor, context: StepContext) -> Estimate:
-        k = context.coefficients
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple:
+        """(steps of `then`, its state)."""
+        return tuple(step._replace(index=step.index - 1) for step in steps[1:]), None
+
+    def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
+        k = step.coefficients
         mean = self.statistics.denoise(x, k.alpha_t, k.sigma_t)
-        return Estimate(x=x, output=mean, form="x0", step=k, clip=context.clip)
+        return Estimate(x=x, output=mean, form="x0", step=k, clip=clip)
 
-    def step(self, x: Tensor, estimate: Estimate, context: StepContext, state: Any) -> tuple[Tensor, Any]:
-        contexts, own = state
-        if context.index > 0:
-            x, own = self.then.step(x, estimate, contexts[context.index - 1], own)
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
+        steps, own = state
+        if step.index > 0:
+            x, own = self.then.step(x, estimate, steps[step.index - 1], draws, own)
         else:
-            x = self._jump(x, context)
-            own = self.then.start(x, contexts)
-        return x, (contexts, own)
+            x = self._jump(x, step.coefficients)
+            own = self.then.start(x, steps)
+        return x, (steps, own)
 
-    def _jump(self, x: Tensor, context: StepContext) -> Tensor:
-        k = context.coefficients
+    def _jump(self, x: Tensor, k: StepCoefficients) -> Tensor:
         if self.direct:
             return self.statistics.draw(x / k.sigma_t, k.alpha_s, k.sigma_s)
         return self.statistics.teleport(x, k.alpha_t, k.sigma_t, k.alpha_s, k.sigma_s)

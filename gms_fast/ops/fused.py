@@ -1,0 +1,378 @@
+"""The ops on values: what solvers call, and the public ops once their keywords are grouped.
+
+Each `.._here` checks its arguments (compiled backends work on raw pointers), allocates the output and makes one pass on
+the backend of its tensors: in one call of the compiled module where nothing is unusual. The op of its name goes there
+at once, or through `torch.ops.gms_fast.*` where something watches the dispatcher, as torch.compile does.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd.graph import increment_version
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from gms_fast.ops import dispatch, native, plain
+from gms_fast.ops.checks import (
+    NUMBERS,
+    affine_names,
+    apart_from,
+    check_affine,
+    check_dtype,
+    check_inputs,
+    check_moments,
+    checked_draws,
+    checked_fit,
+    described,
+    integer,
+    not_negative,
+    number,
+    on_device,
+    stepping_of,
+    weights_of,
+)
+from gms_fast.ops.layout import layout_of
+from gms_fast.ops.types import Draws, Fit, Stepping
+from gms_fast.steps import StepCoefficients
+from gms_fast.types import as_range
+
+UNIT = (-1.0, 1.0)  # known to be a range
+_MIXTURE = ("mean", "var", "third")
+
+
+def fit_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit) -> tuple[Tensor, ...]:
+    """(weight, mean_a, mean_b, V) as `gms_fast.ops.fit_mixture`."""
+    if watched("mean", mean):
+        return dispatched("fit_mixture", mean, var, third, floor=floor, **fit.flat())
+    return fit_mixture_here(mean, var, third, floor, fit)
+
+
+def fit_mixture_here(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit) -> tuple[Tensor, ...]:
+    """`fit_mixture` past the dispatcher."""
+    inputs, floor, fit = (mean, var, third), not_negative("floor", floor), checked_fit(fit)
+    made = _at_once("new_fit_mixture", inputs, (fit, floor))
+    if made is not None:
+        return made
+    alike = native.alike(inputs) or check_inputs(_MIXTURE, inputs)
+    out = tuple(torch.empty_like(mean, requires_grad=False) for _ in range(4))
+    _run("fit_mixture", inputs, out, floor, fit, alike=alike)
+    return out
+
+
+def sample_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit, draws: Draws) -> Tensor:
+    """Fit and draw, as `gms_fast.ops.sample_mixture`."""
+    if watched("mean", mean):
+        return dispatched("sample_mixture", mean, var, third, floor=floor, **fit.flat(), **draws.given().flat())
+    return sample_mixture_here(mean, var, third, floor, fit, draws)
+
+
+def sample_mixture_here(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit, draws: Draws) -> Tensor:
+    """`sample_mixture` past the dispatcher."""
+    inputs, floor, fit = (mean, var, third), not_negative("floor", floor), checked_fit(fit)
+    made = _at_once("new_sample_mixture", inputs, (fit, floor), draws)
+    if made is not None:
+        return made
+    alike = native.alike(inputs) or check_inputs(_MIXTURE, inputs)
+    draws = checked_draws(draws, mean, alike or mean.size(0))
+    out = torch.empty_like(mean, requires_grad=False)
+    _run("sample_mixture", inputs, (out,), floor, fit, draws, alike=alike)
+    return out
+
+
+def gms_step(
+    x: Tensor,
+    e1: Tensor,
+    e2: Tensor | None,
+    e3: Tensor | None,
+    step: StepCoefficients | Tensor,
+    fit: Fit,
+    draws: Draws,
+    *,
+    moments: str = "cumulant",
+    central: bool = False,
+    clip: tuple[float, float] | None = UNIT,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Noise moments to x_s, as `gms_fast.ops.gms_step`."""
+    lo, hi = UNIT if clip is UNIT else (None, None) if clip is None else as_range(clip)
+    if watched("x", x):
+        coefficients, numbers = step_numbers(step)
+        return dispatched(
+            "gms_step", x, e1, e2, e3, coefficients, numbers=numbers, moments=moments, central=central, lo=lo, hi=hi,
+            out=out, **fit.flat(), **draws.given().flat(),
+        )  # fmt: skip
+    return gms_step_here((x, e1, e2, e3), *_stepping(step, moments, central, lo, hi), checked_fit(fit), draws, out)
+
+
+def gms_step_here(
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    step: Stepping,
+    numbers: Tensor | None,
+    fit: Fit,
+    draws: Draws,
+    out: Tensor | None,
+) -> Tensor:
+    """`gms_step` past the dispatcher, its step and fit as kernels take them; inputs: x, e1, e2, e3."""
+    x, e1, e2, e3 = inputs
+    if out is numbers is None:
+        made = _at_once("new_gms_step", inputs, (fit, 0.0, step), draws)
+        if made is not None:
+            return made
+    given = inputs if e2 is not None and e3 is not None else (x, e1, *(t for t in (e2, e3) if t is not None))
+    alike = native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
+    if numbers is not None:
+        numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
+    if e2 is None or e3 is None:
+        check_moments(e2, e3, fit.kind, step.moments)
+    draws = checked_draws(draws, x, alike or x.size(0))
+    read: Sequence[Tensor | None] = inputs
+    if out is None:
+        out = torch.empty_like(x)
+    else:
+        read, numbers, draws = apart_from(out, x, inputs, numbers, draws)
+        increment_version(out)
+        alike = 0
+    _run("gms_step", read, (out,), step, numbers, fit, draws, alike=alike)
+    return out
+
+
+def affine_noise(
+    x: Tensor,
+    terms: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    noise_std: float,
+    draws: Draws,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """w_0 x + sum_i w_i term_i + noise_std z, as `gms_fast.ops.affine_noise`; nothing is drawn for 0."""
+    numbers, weights = (weights, ()) if isinstance(weights, Tensor) else (None, weights)
+    if watched("x", x):
+        drawn = _wanted(draws, noise_std, numbers).flat()
+        del drawn["component"], drawn["u"]
+        options = {"noise_std": noise_std, "numbers": numbers, "out": out, **drawn}
+        return dispatched("affine_noise", x, terms, weights, **options)
+    return affine_noise_here(x, terms, weights, noise_std, numbers, draws, out)
+
+
+def affine_noise_here(
+    x: Tensor,
+    terms: Sequence[Tensor],
+    weights: Sequence[float],
+    noise_std: float,
+    numbers: Tensor | None,
+    draws: Draws,
+    out: Tensor | None,
+) -> Tensor:
+    """`affine_noise` past the dispatcher; `numbers` hold the weights, or None."""
+    inputs = x, *terms
+    check_affine(terms, weights if numbers is None else None)
+    noise_std = not_negative("noise_std", noise_std)
+    draws = _wanted(draws, noise_std, numbers)
+    if out is numbers is None:
+        made = _at_once("new_affine_noise", inputs, None, (*weights, noise_std), draws)
+        if made is not None:
+            return made
+    alike = native.alike(inputs) or check_inputs(affine_names(terms), inputs)
+    if numbers is not None:
+        numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
+    noisy = noise_std > 0 or _last_is_std(numbers)
+    draws = checked_draws(draws, x, alike or x.size(0))
+    read: Sequence[Tensor | None] = inputs
+    if out is None:
+        out = torch.empty_like(x)
+    else:
+        read, numbers, draws = apart_from(out, x, inputs, numbers, draws)
+        increment_version(out)
+        alike = 0
+    _run("affine_noise", read, (out,), (*weights, noise_std), numbers, noisy, draws, alike=alike)
+    return out
+
+
+def _wanted(draws: Draws, noise_std: float, numbers: Tensor | None) -> Draws:
+    """The draws of normals alone; none that a function gives where none are wanted."""
+    if not callable(draws.z):
+        return draws
+    wanted = noise_std != 0 or _last_is_std(numbers)
+    return draws.given()._replace(u=None) if wanted else draws._replace(z=None)
+
+
+def _last_is_std(numbers: Tensor | None) -> bool:
+    """Tell weights whose last number is noise_std."""
+    return numbers is not None and numbers.ndim == 1
+
+
+def philox(
+    normal: bool,
+    shape: Sequence[int],
+    draws: Draws,
+    stream: int,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+) -> Tensor:
+    """Normals or uniforms of one stream, as `gms_fast.ops.philox_normal` and `philox_uniform`."""
+    if _watching():
+        drawn = draws.flat()
+        del drawn["component"], drawn["z"], drawn["u"]
+        op = "philox_normal" if normal else "philox_uniform"
+        return dispatched(op, shape, stream=stream, dtype=dtype, device=device, **drawn)
+    return philox_here(normal, shape, draws, stream, dtype, device)
+
+
+def philox_here(
+    normal: bool,
+    shape: Sequence[int],
+    draws: Draws,
+    stream: int,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+) -> Tensor:
+    """`philox` past the dispatcher."""
+    out = new_of_shape(shape, dtype, device)
+    if not 0 <= stream < 256:
+        raise ValueError(f"stream must lie in [0, 256): got {stream}")
+    draws = checked_draws(draws, out, shape[0])
+    if out.numel() and not out.is_meta:
+        backend_of(out, out.dtype == torch.float64).philox(out, draws, stream, normal)
+    return out
+
+
+def new_of_shape(shape: Sequence[int], dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    """The output of `philox`, not yet written."""
+    if not shape or any(n < 0 for n in shape):
+        raise ValueError(f"shape must be (B, *), without negative sizes: got {tuple(shape)}")
+    dtype = dtype or torch.float32
+    check_dtype("dtype", dtype)
+    return torch.empty(shape, dtype=dtype, device=device or "cpu")
+
+
+# --- a step for a kernel ---
+
+_steppings: dict[tuple, tuple[StepCoefficients, Stepping]] = {}
+
+
+def _stepping(
+    step: StepCoefficients | Tensor, moments: str, central: bool, lo: float | None, hi: float | None
+) -> tuple[Stepping, Tensor | None]:
+    """The step for a kernel, found by the identity of `step`, which costs more to hash than to keep."""
+    key = id(step), moments, central, lo, hi
+    found = _steppings.get(key)
+    if found is None:
+        coefficients, numbers = step_numbers(step)
+        stepping = stepping_of(tuple(coefficients), moments, central, lo, hi)
+        if not isinstance(step, StepCoefficients):
+            return stepping, numbers
+        if len(_steppings) >= 4096:
+            _steppings.clear()
+        found = _steppings[key] = step, stepping
+    return found[1], None
+
+
+def step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor | None]:
+    """(coefficients, or none, and the tensor that holds them, or None)."""
+    if isinstance(step, StepCoefficients):
+        return step.as_list(), None
+    if isinstance(step, Tensor):
+        return [], step
+    raise TypeError(f"step must be StepCoefficients, or its tensor: got {type(step).__name__}")
+
+
+# --- the way to a backend ---
+
+
+def a_tensor(name: str, value: object) -> Tensor:
+    """The value of an argument. Raises TypeError where it is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor: got {described(value)}")
+    return value
+
+
+def watched(name: str, first: Tensor) -> bool:
+    """Check for anything that wants to see the op pass the dispatcher, which costs as much as a small kernel.
+
+    Raises TypeError for what is no tensor: `name` is that of the op's first argument.
+    """
+    if type(first) is not Tensor or not (first.is_cuda or first.is_cpu):
+        return isinstance(a_tensor(name, first), Tensor)
+    return _watching()
+
+
+def _watching() -> bool:
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._is_tracing():
+        return True
+    return peek_interpreter_stack() is not None  # a torch.func transform
+
+
+_KINDS = {
+    **dict.fromkeys(("floor", "weight", "lr", "eps", "noise_std"), number),
+    **dict.fromkeys(("iterations", "sample_offset"), integer),
+}
+
+
+def dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: object) -> Any:
+    """The op by way of the dispatcher, which takes Python's own numbers only."""
+    options = {key: _KINDS[key](key, value) if key in _KINDS else value for key, value in options.items()}
+    if out is None:
+        return getattr(torch.ops.gms_fast, name)(*arguments, **options)
+    getattr(torch.ops.gms_fast, f"{name}_out")(*arguments, **options, out=out)
+    return out
+
+
+def backend_of(like: Tensor, wide: bool) -> Any:
+    """The module whose functions take tensors where `like` is; float64 is the reference path."""
+    device = "cuda" if like.is_cuda else "cpu" if like.is_cpu else like.device.type
+    name = "torch" if wide else dispatch.chosen(device)
+    if name == "triton":
+        from gms_fast import kernels
+
+        return kernels
+    return plain if name == "torch" else native
+
+
+def _at_once(op: str, inputs: tuple[Tensor | None, ...], scheme: tuple | None, *arguments: object) -> Any:
+    """The op's output, if the compiled kernels run it and can without a closer look at its tensors and draws."""
+    try:
+        backend = backend_of(inputs[0], False)
+    except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
+        return None
+    place = native.where(inputs[0]) if backend is native else None
+    if place is None:
+        return None
+    prepared = () if scheme is None else (native.scheme(*scheme),)
+    return getattr(native.compiled, op)(*place, inputs, *prepared, *arguments)
+
+
+def _run(
+    op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: int | None = 0
+) -> None:
+    """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies.
+
+    alike: what `native.alike` says of all of them.
+    """
+    tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
+    if alike:
+        getattr(backend_of(outputs[0], False), op)(tensors, None, *arguments)
+        return
+    if not outputs[0].numel():
+        return
+    for t in tensors:
+        if t is not None:
+            wide = wide or t.dtype is torch.float64
+            dense = dense and t.is_contiguous() and not t.is_neg()
+    if not dense:
+        inputs = [None if t is None else t.resolve_neg() for t in inputs]
+        tensors = (*inputs, *outputs)
+        layout = layout_of(tensors)
+        if layout is None:
+            _run_on_copies(op, inputs, outputs, *arguments)
+            return
+    getattr(backend_of(outputs[0], wide), op)(tensors, layout, *arguments)
+
+
+def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
+    dense = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in outputs]
+    _run(op, [None if t is None else t.contiguous() for t in inputs], dense, *arguments)
+    for out, result in zip(outputs, dense, strict=True):
+        out.copy_(result)

@@ -1,0 +1,152 @@
+"""The loop's plan one step at a time, for hosts that own the loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast import ops, prediction, schedules, solvers
+from gms_fast.ops.types import Draws, Given, pair
+from gms_fast.plan import Plan, as_times, integer, plan, plan_from
+from gms_fast.run import check_moments, check_samples, initial
+from gms_fast.schedules import Schedule
+from gms_fast.solvers import Solver
+from gms_fast.types import NoiseMoments, as_range
+
+
+class Stepper:
+    """A solver's run through a schedule, step by step: the bits are those of `gms_fast.sample`.
+
+        stepper = Stepper("er-sde", schedule, steps=10)
+        x = stepper.initial((n, 3, 32, 32))
+        for i, t in enumerate(stepper.network_times):
+            x = stepper.step(i, network(x, t), x)
+
+    solver       a Solver or its text, as "er-sde:order=2"
+    schedule     a Schedule or its name
+    steps, timesteps  a number of steps, or times of the schedule, noisiest first; one of the two. A single time is one
+                 network call; of times with equal noise the first counts
+    prediction   what an output that is one tensor means, as in `sample`
+    clip         data range for E[x_0|x_t], or None
+    central      whether the network's second and third moments are about e1
+    seed, sample_offset, denoise  as in `sample`
+
+    A walk may begin at any index: where one does not follow the last, history starts anew there. Counters of the noise
+    then follow the noise level, as in `sample(x_T=..)`; from `initial`, or from the schedule's noisiest time, they
+    count the steps. Raises ValueError or TypeError naming the argument.
+    """
+
+    def __init__(
+        self,
+        solver: str | Solver,
+        schedule: str | Schedule,
+        *,
+        steps: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        prediction: str = "noise",
+        clip: tuple[float, float] | None = None,
+        central: bool = False,
+        seed: ops.Seed = 0,
+        sample_offset: int = 0,
+        denoise: bool | None = None,
+    ) -> None:
+        if (steps is None) == (timesteps is None):
+            raise ValueError(f"steps or timesteps must be given, one of them: got {steps!r} and {timesteps!r}")
+        self.solver, self.schedule = solvers.build(solver), schedules.build(schedule)
+        self.prediction, self.central, self.denoise = _known(prediction), bool(central), denoise
+        self.clip = None if clip is None else as_range(clip)
+        times = None if timesteps is None else _distinct(self.schedule, timesteps)
+        self.plan = plan(self.schedule, None, steps or 0, times, self.solver, denoise)
+        self._draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
+        self._drawn = False  # whether x_T is from `initial`
+        self._walk: _Walk | None = None
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Times of the schedule where the network is asked, noisiest first; the index of `step` counts them."""
+        return [step.t for step in self.plan.asked]
+
+    @property
+    def network_times(self) -> list[float]:
+        """Times that the network takes there."""
+        return [step.network_time for step in self.plan.asked]
+
+    def initial(
+        self, shape: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """x_T ~ N(0, sigma_T^2) of shape (n, *sample), to begin with at index 0."""
+        check_samples(self._draws, shape[0])
+        self._drawn, self._walk = True, None
+        return initial(self.plan, self._draws, shape, device, dtype)
+
+    def step(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor, *, noise: Given = None) -> Tensor:
+        """x at the next time, or after the last index the sample.
+
+        index   place in `timesteps`
+        output  of the network at x and that time; None will do where the solver needs none (index 0 of a Teleport)
+        noise   z or (z, u) in place of the counters' draws
+        """
+        estimate = self._estimate(index, output, x)
+        if self._walk is None or index != self._walk.expected:
+            self._walk = self._begin(index, x)
+        walk, i = self._walk, index - self._walk.begun
+        if i == len(walk.plan.steps):
+            x = estimate.x0()
+        else:
+            z, u = pair(noise)
+            draws = self._draws.on(x.device)._replace(step=walk.counters[i], z=z, u=u)
+            x, walk.state = walk.solver.step(x, estimate, walk.plan.steps[i], draws, walk.state)
+        walk.expected = index + 1
+        return x
+
+    def x0(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> Tensor:
+        """E[x_0|x_t] at an index, clipped to the data range if there is one."""
+        return self._estimate(index, output, x).x0()
+
+    def _estimate(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> prediction.Estimate:
+        if not 0 <= integer("index", index) < len(self.plan.asked):
+            raise ValueError(f"index must lie in [0, {len(self.plan.asked)}): got {index}")
+        step = self.plan.asked[index]
+        if index < self.solver.known_steps:
+            return self.solver.known(x, step, self.clip)
+        estimate = prediction.estimate(output, x, step.coefficients, self.prediction, self.clip, self.central)
+        check_moments(self.solver, estimate)
+        return estimate
+
+    def _begin(self, index: int, x: Tensor) -> "_Walk":
+        """A walk from an index on, without history."""
+        check_samples(self._draws, len(x))
+        solver, steps = (self.solver if index < self.solver.known_steps else self.solver.onward()), self.plan
+        if index > 0:
+            steps = plan_from(index, self.plan, self.schedule, solver, self.denoise)
+        solver.check(None, x.shape[1:], self.clip)
+        counted = index == 0 and (self._drawn or self.plan.whole) and not self.solver.known_steps
+        state = solver.start(x, steps.steps) if steps.steps else None
+        return _Walk(solver, steps, index, steps.counters(counted=counted), state)
+
+
+@dataclass
+class _Walk:
+    """A run that began at an index: its solver and the state of it, its own plan, and the index that comes next."""
+
+    solver: Solver
+    plan: Plan
+    begun: int
+    counters: list[int]
+    state: Any
+    expected: int = -1
+
+
+def _known(form: str) -> str:
+    if form not in prediction.names():
+        raise ValueError(f"prediction must be one of {', '.join(prediction.names())}: got {form!r}")
+    return form
+
+
+def _distinct(schedule: Schedule, timesteps: Sequence[float]) -> list[float]:
+    """The times without those whose noise level is that of the time before."""
+    times = as_times(timesteps)
+    levels = schedule.log_snr(times).tolist()
+    return [t for i, t in enumerate(times) if i == 0 or levels[i] != levels[i - 1]]

@@ -1,0 +1,186 @@
+"""Steps one at a time: the bits of `sample`, from any index on, and what is refused."""
+
+import itertools
+
+import pytest
+import torch
+from toys import polynomial
+
+import gms_fast
+from gms_fast import NoiseMoments, Stepper, schedules, solvers, statistics
+from gms_fast.schedules import VPLinear
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE, DRAW = (3, 1, 4, 4), {"n": 3, "shape": (1, 4, 4)}
+GAUSSIAN = statistics.gaussian(torch.linspace(-1, 1, 40 * 16).reshape(40, 1, 4, 4) ** 3, rank=3)
+CURVES = [torch.full((61, 1, 4, 4), value, dtype=torch.float64) for value in (0.8, 0.05, 0.02)]
+KNOWN = statistics.EmpiricalModel(
+    VPLinear(), torch.linspace(*VPLinear().log_snr([999, 0]).tolist(), 61, dtype=torch.float64), *CURVES
+)
+TABLE = solvers.GGDMTable.of(solvers.UniP(), VPLinear(), VPLinear().timesteps(5, 0.7)[:-1])
+SOLVERS = {
+    **{name: solvers.build(name) for name in solvers.names()},
+    "gms adan": solvers.GMS(fit="adan", iterations=3),
+    "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
+    "ddim eta": solvers.DDIM(eta=0.5),
+    "er-sde 2": solvers.ERSDE(order=2),
+    "dpm-solver++ sde": solvers.DPMSolverPP(sde=True),
+    "dpm-solver-v3": solvers.DPMSolverV3(KNOWN),
+    "ggdm": solvers.GGDM(TABLE),
+    "teleport": solvers.Teleport(GAUSSIAN, until=5.0, then=solvers.ERSDE()),
+    "teleport gms": solvers.Teleport(GAUSSIAN, until=5.0, then=solvers.GMS()),
+}
+SCHEDULES = {"linear": VPLinear(), "edm": schedules.EDM(), "flow": schedules.Flow(t_max=0.98)}
+EVERYWHERE = [name for name in SOLVERS if name not in ("dpm-solver-v3", "ggdm")]
+CASES = [*itertools.product(SOLVERS, ["linear"]), *itertools.product(EVERYWHERE, ["edm", "flow"])]
+
+
+def walked(stepper, x, first=0, **options):
+    """The sample, from x at an index on."""
+    for i in range(first, len(stepper.timesteps)):
+        x = stepper.step(i, polynomial(x, None), x, **options)
+    return x
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_walk_gives_the_bits_of_sample(name, kind):
+    solver, schedule = SOLVERS[name], SCHEDULES[kind]
+    options = {"seed": 5, "sample_offset": 2}
+    want = gms_fast.sample(polynomial, 5, solver=solver, schedule=schedule, clip=(-1, 1), **DRAW, **options)
+    stepper = Stepper(solver, schedule, steps=5, clip=(-1, 1), **options)
+    assert torch.equal(walked(stepper, stepper.initial(SHAPE)), want)
+    assert torch.equal(walked(stepper, stepper.initial(SHAPE)), want)  # again, without a new one
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ("ggdm", "gms with covariance")])
+@pytest.mark.parametrize("first", [1, 3])
+def test_walk_from_an_index_is_a_run_from_that_state(name, first):
+    """A second stage: its noise follows the noise level, so that it is not that of the first."""
+    solver, x = SOLVERS[name], gms_fast.ops.philox_normal(SHAPE, seed=1)
+    stepper = Stepper(solver, VPLinear(), steps=5, seed=3, clip=(-1, 1))
+    then = solver.then if name.startswith("teleport") else solver
+    times = [*stepper.timesteps, stepper.plan.last.t] if not stepper.plan.denoise else stepper.timesteps
+    options = {"timesteps": times[first:], "x_T": x, "seed": 3, "clip": (-1, 1)}
+    want = gms_fast.sample(polynomial, solver=then, schedule=VPLinear(), **options)
+    assert torch.equal(walked(stepper, x, first), want)
+    walked(stepper, stepper.initial(SHAPE))
+    assert torch.equal(walked(stepper, x, first), want)  # what was before is forgotten
+
+
+def test_given_state_at_the_first_time_is_that_of_sample():
+    x, times = gms_fast.ops.philox_normal(SHAPE, seed=1), (800, 300, 20)
+    for name, start in itertools.product(("gms", "er-sde"), (times, (999, *times))):
+        want = gms_fast.sample(polynomial, solver=name, timesteps=start, x_T=x, schedule="linear", clip=(-1, 1))
+        assert torch.equal(walked(Stepper(name, "linear", timesteps=start, clip=(-1, 1)), x), want)
+
+
+def test_one_time_is_one_call():
+    x = gms_fast.ops.philox_normal(SHAPE, seed=1)
+    for name in ("gms", "er-sde", "dpm-solver++"):
+        stepper = Stepper(name, VPLinear(), timesteps=[300])
+        assert stepper.timesteps == [300]
+        want = gms_fast.sample(polynomial, solver=name, schedule=VPLinear(), timesteps=[300], x_T=x, clip=None)
+        assert torch.equal(walked(stepper, x), want)
+        assert torch.equal(stepper.x0(0, polynomial(x, None), x), want)
+
+
+def test_repeated_noise_levels_are_skipped():
+    given, kept = [900, 900, 500, 500, 500, 100], [900, 500, 100]
+    for name in ("gms", "unip"):
+        repeated, plain = (Stepper(name, "linear", timesteps=times) for times in (given, kept))
+        assert repeated.timesteps == kept
+        assert repeated.plan == plain.plan
+
+
+class Tenths(schedules.Flow):
+    """Different times of one level."""
+
+    def alpha(self, t):
+        return 1 - self.sigma(t)
+
+    def sigma(self, t):
+        return (10 * super().sigma(t)).round() / 10
+
+
+def test_different_times_of_one_level_are_one_step():
+    stepper = Stepper("ddim", Tenths(), timesteps=[0.9, 0.52, 0.48, 0.1], denoise=False)
+    assert stepper.timesteps == [0.9, 0.52]
+    assert stepper.plan.last.t == 0.1
+
+
+def test_network_is_asked_at_times_of_its_own():
+    stepper = Stepper("ddim", schedules.EDM(), steps=4, denoise=False)
+    assert stepper.timesteps == schedules.EDM().timesteps(4)[:-1]
+    assert stepper.network_times == [float(schedules.EDM().network_time(t)) for t in stepper.timesteps]
+    assert len(Stepper("ddim", schedules.EDM(), steps=4).timesteps) == 5
+
+
+def test_given_noise_replaces_the_draws():
+    z, u = gms_fast.ops.philox_normal(SHAPE, seed=8), gms_fast.ops.philox_uniform(SHAPE, seed=8)
+    x = gms_fast.ops.philox_normal(SHAPE, seed=1)
+    for name in ("gms", "ddpm", "er-sde"):
+        stepper = Stepper(name, VPLinear(), steps=3, clip=(-1, 1))
+        want = gms_fast.sample(
+            polynomial, 3, solver=name, schedule=VPLinear(), x_T=x, noise=lambda _: (z, u), clip=(-1, 1)
+        )
+        assert torch.equal(walked(stepper, x, noise=(z, u)), want)
+
+
+def test_seeds_move_to_the_state():
+    stepper = Stepper("ddpm", VPLinear(), steps=3, seed=torch.tensor([4, 5, 6]))
+    assert torch.equal(
+        walked(stepper, stepper.initial(SHAPE)),
+        gms_fast.sample(polynomial, 3, solver="ddpm", schedule=VPLinear(), seed=[4, 5, 6], clip=None, **DRAW),
+    )
+    with pytest.raises(ValueError, match="one per sample, 2 of them"):
+        stepper.initial((2, 1, 4, 4))
+
+
+def test_one_tensor_is_taken_for_what_is_said():
+    network = lambda x, t: 0.3 * x  # noqa: E731
+    for form in ("x0", "v", "noise"):
+        stepper = Stepper("ddim", VPLinear(), steps=4, prediction=form)
+        x = stepper.initial(SHAPE)
+        for i in range(len(stepper.timesteps)):
+            x = stepper.step(i, network(x, None), x)
+        options = {"solver": "ddim", "schedule": VPLinear(), "prediction": form, "clip": None}
+        assert torch.equal(x, gms_fast.sample(network, 4, **DRAW, **options))
+
+
+def test_teleport_needs_no_output_at_first():
+    stepper = Stepper(SOLVERS["teleport"], VPLinear(), steps=4)
+    x = stepper.initial(SHAPE)
+    y = stepper.step(0, None, x)
+    assert torch.equal(y, stepper.step(0, polynomial(x, None), x))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, ValueError, "steps or timesteps must be given"),
+        ({"steps": 3, "timesteps": [3, 1]}, ValueError, "steps or timesteps must be given"),
+        ({"steps": 0}, ValueError, "steps must be"),
+        ({"steps": 3, "prediction": "noice"}, ValueError, "prediction must be one of"),
+        ({"steps": 3, "clip": (1, -1)}, ValueError, "clip must be"),
+        ({"steps": 3, "seed": 0.5}, TypeError, "seed must be"),
+        ({"steps": 3, "denoise": 1.5}, TypeError, "denoise must be"),
+        ({"timesteps": "ab"}, TypeError, "timesteps must be a sequence"),
+    ],
+)
+def test_what_is_wrong_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        Stepper("gms", "linear", **options)
+
+
+def test_steps_that_cannot_be_taken_are_named():
+    stepper = Stepper("gms", "linear", steps=3)
+    x = stepper.initial(SHAPE)
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 4\): got 4"):
+        stepper.step(4, polynomial(x, None), x)
+    with pytest.raises(ValueError, match="3 moments for GMS, but gives 1"):
+        stepper.step(0, x, x)
+    with pytest.raises(ValueError, match="3 moments for GMS, but gives 2"):
+        stepper.step(0, NoiseMoments(x, x), x)
+    with pytest.raises(ValueError, match="output must be shaped like x"):
+        Stepper("ddim", "linear", steps=3).step(0, x[:1], x)
