@@ -102,7 +102,9 @@ def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
         raise ValueError(f"normalised is how the heads of {name_or_path} were trained: it cannot be other than {units}")
     if (schedule := overrides.pop("schedule", None)) is not None:
         overrides["schedule"] = _asking(schedule, config["schedule"])
-    return _assemble(weights, {**config, **overrides}, str(name_or_path))
+    model = _assemble(weights, {**config, **overrides}, str(name_or_path))
+    model.origin = str(name_or_path) if name_or_path in EMBEDDED else str(path) if path.is_dir() else None
+    return model
 
 
 def _asking(given: object, own: Schedule) -> Schedule:

@@ -50,8 +50,15 @@ class Plan:
         rows = [columns, *(_row(step) for step in self.steps), _row(self.last)[:5]]
         widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(columns))]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]
-        numbers = [f"  {step.numbers}" if step.numbers is not None else "" for step in self.steps]
+        numbers = ["" if step.numbers is None else f"  {_short(step.numbers)}" for step in self.steps]
         return "\n".join(line + more for line, more in zip(lines, ["", *numbers, ""], strict=True))
+
+
+def _short(numbers: Any) -> str:
+    """A solver's numbers of a step, to six digits."""
+    if isinstance(numbers, (tuple, list)):
+        return " ".join(map(_short, numbers))
+    return f"{numbers:.6g}" if isinstance(numbers, float) else str(numbers)
 
 
 def _row(step: TimeStep) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class Run:
         model: Callable[..., Tensor | NoiseMoments],
         *,
         solver: str | Solver,
+        steps: int,
         schedule: Schedule | str | None,
         prediction: str | None,
         clip: tuple[float, float] | str | None,
@@ -59,7 +60,7 @@ class Run:
         return cls(
             model=model,
             network=Network(model, batch_size=batch_size, condition=condition),
-            solver=solvers.build(solver),
+            solver=solvers.build(solver, origin=attribute(model, "origin"), steps=steps),
             said=said,
             callback=callback,
             finite=FiniteCheck(),

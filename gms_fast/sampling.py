@@ -50,7 +50,7 @@ def sample(
                is assumed where there are none). It may be of any dtype, and may sit in torch's own wrappers
     steps      K >= 1; the network is called K + 1 times, K times where the schedule ends without noise and by solvers
                with `denoise = False` (er-sde, DPMSolverV3)
-    solver     a name from `gms_fast.solvers.names()` or a Solver
+    solver     a Solver or its text (`gms_fast.solvers.text`): "gms", "er-sde:order=2", "teleport:until=5 then ddim"
     n, shape   number of samples and shape of one
     timesteps  times of the schedule to visit, noisiest first, steps + 1 of them; replaces `steps`. A single time is one
                call, after which E[x_0|x_t] is returned
@@ -84,6 +84,7 @@ def sample(
     run = Run.prepare(
         model,
         solver=solver,
+        steps=steps,
         schedule=schedule,
         prediction=prediction,
         clip=clip,

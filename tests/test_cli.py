@@ -85,7 +85,7 @@ def test_help_is_printed(capsys, argv):
         (["sample", "--n", "many"], "--n: must be an integer of at least 1: got 'many'"),
         (["sample", "--seed", "-1"], "--seed"),
         (["sample", "--colour"], "--colour"),
-        (["sample", "--fit", "best"], "--fit"),
+        (["sample", "--solver", "gms:fit=best"], "fit must be"),
         (["train", "--out", "x"], "--data"),
         (["train", "--data", "x", "--out", "y", "--resume", "--force"], "--force"),
         (["train", "--data", "x", "--out", "y", "--channel-mult", "1,x"], "--channel-mult: must be an integer"),
@@ -242,41 +242,41 @@ def test_sample_that_cannot_write_leaves_what_was_there(tmp_path, monkeypatch, m
 
 @pytest.mark.parametrize(
     "options",
-    [("--solver", "ddim"), ("--fit", "free"), ("--fit", "gaussian", "--component", "element"), ("--solver", "ddpm")],
+    [("--solver", s) for s in ("ddim", "gms:fit=free", "gms:fit=gaussian,component=element", "ddpm", "er-sde:order=2")],
 )
 def test_sample_takes_solvers_and_their_options(tmp_path, model, options):
     assert np.isfinite(drawn(tmp_path, model, *options)["images"]).all()
 
 
 def test_sample_takes_statistics_of_the_model(tmp_path, capsys):
-    options = ("--solver", "dpm-solver-v3", "--steps", 5, "--n", 1)
-    named, found = (drawn(tmp_path, "digits", *options, *more)["images"] for more in ((), ("--statistics", "digits")))
+    options = ("--steps", 5, "--n", 1, "--solver")
+    both = ("dpm-solver-v3", "dpm-solver-v3:statistics=digits,trust=-2")
+    named, found = (drawn(tmp_path, "digits", *options, text)["images"] for text in both)
     assert np.array_equal(named, found)
     capsys.readouterr()
     assert "measured for something else: shape" in refusal(
-        capsys, "sample", "--model", "digits", *options, "--statistics", "mnist", "--out", tmp_path / "y.png"
+        capsys, "sample", "--model", "digits", *options, "dpm-solver-v3:statistics=mnist", "--out", tmp_path / "y.png"
     )
 
 
 def test_sample_teleports_and_draws_elements_together(tmp_path, capsys):
     known, model = statistics.load_gaussian("digits"), gms_fast.load("digits")
-    for more, solver in (
-        (("--teleport", 5), solvers.Teleport(known, 5.0, solvers.GMS())),
-        (("--teleport", 0.25, "--solver", "er-sde"), solvers.Teleport(known, 0.25, solvers.ERSDE())),
-        (("--switch", 0, "--gaussian", "digits"), solvers.GMS(covariance=known, switch=0)),
-        (("--teleport", 5, "--switch", 2), solvers.Teleport(known, 5.0, solvers.GMS(covariance=known, switch=2))),
+    for text, solver in (
+        ("teleport:until=5 then gms", solvers.Teleport(known, 5.0, solvers.GMS())),
+        ("teleport:skip=0.25 then er-sde", solvers.Teleport(known, skip=0.25, then=solvers.ERSDE())),
+        ("gms:covariance=digits,switch=0", solvers.GMS(covariance=known, switch=0)),
+        ("teleport:until=5 then gms:switch=2", solvers.Teleport(known, 5.0, solvers.GMS(covariance=known, switch=2))),
     ):
-        got = drawn(tmp_path, "digits", "--steps", 4, "--n", 2, *more)["images"]
+        got = drawn(tmp_path, "digits", "--steps", 4, "--n", 2, "--solver", text)["images"]
         want = gms_fast.sample(model, 4, solver=solver, n=2).clamp(-1, 1).numpy()
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     capsys.readouterr()
     refused = ("sample", "--model", "digits", "--out", tmp_path / "y.png")
     assert "statistics must be of samples of shape (1, 8, 8)" in refusal(
-        capsys, *refused, "--teleport", 5, "--gaussian", "mnist"
+        capsys, *refused, "--solver", "teleport:until=5,statistics=mnist then ddim"
     )
-    assert "until must lie between" in refusal(capsys, *refused, "--teleport", 500)
-    assert "--switch belongs to --solver gms" in refusal(capsys, *refused, "--solver", "ddim", "--switch", 2)
-    assert "--gaussian belongs to --teleport or --switch" in refusal(capsys, *refused, "--gaussian", "digits")
+    assert "until must lie between" in refusal(capsys, *refused, "--solver", "teleport:until=500 then gms")
+    assert "has no option switch: ddim takes eta" in refusal(capsys, *refused, "--solver", "ddim:switch=2")
 
 
 def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
@@ -299,9 +299,9 @@ def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
         (("--device", "meta"), "--device must be one whose tensors hold numbers: got 'meta'"),
         (("--model", "gone"), "nothing is at gone"),
         (("--solver", "magic"), "magic"),
-        (("--solver", "ddim", "--statistics", "mnist"), "--statistics belongs to --solver dpm-solver-v3"),
-        (("--solver", "dpm-solver-v3"), "model"),
-        (("--solver", "ddim", "--fit", "free"), "--fit belongs to --solver gms: got --solver ddim"),
+        (("--solver", "ddim:statistics=mnist"), "has no option statistics: ddim takes eta"),
+        (("--solver", "dpm-solver-v3"), "needs statistics=STATISTICS, a file of gms-fast statistics: there is no"),
+        (("--solver", "ddim:fit=free"), "has no option fit: ddim takes eta"),
     ],
 )
 def test_sample_refuses_bad_input_in_one_line(tmp_path, capsys, monkeypatch, model, options, named):
@@ -356,10 +356,10 @@ def test_search_refuses_bad_input_in_one_line(tmp_path, capsys, model, pictures,
 
 def test_sample_takes_a_table(tmp_path, capsys, model):
     refused = ("sample", "--model", model, "--out", tmp_path / "y.png")
-    assert "table must be a file or one of mnist/10, mnist/5" in refusal(capsys, *refused, "--solver", "ggdm")
-    assert "steps: 5 there, 3 here" in refusal(capsys, *refused, "--solver", "ggdm", "--steps", 3, "--table", "mnist/5")
-    assert "network" in refusal(capsys, *refused, "--solver", "ggdm", "--steps", 5, "--table", "mnist/5")
-    assert "--table belongs to --solver ggdm" in refusal(capsys, *refused, "--table", "mnist/5")
+    assert "there is no ggdm-10.safetensors with" in refusal(capsys, *refused, "--solver", "ggdm")
+    assert "table must be a file or one of mnist/10, mnist/5" in refusal(capsys, *refused, "--solver", "ggdm:table=no")
+    assert "steps: 5 there, 3 here" in refusal(capsys, *refused, "--solver", "ggdm:table=mnist/5", "--steps", 3)
+    assert "network" in refusal(capsys, *refused, "--solver", "ggdm:table=mnist/5", "--steps", 5)
 
 
 # --- train ---

@@ -27,7 +27,7 @@ SOLVERS = {
     "ggdm": solvers.GGDM(TABLE),
     "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
     "teleport": solvers.Teleport(GAUSSIAN, 5.0, solvers.DPMSolverPP()),
-    "teleport, direct": solvers.Teleport(GAUSSIAN, 0.2, solvers.ERSDE(), direct=True),
+    "teleport, direct": solvers.Teleport(GAUSSIAN, skip=0.2, then=solvers.ERSDE(), direct=True),
 }
 SLOPE = 0.9
 

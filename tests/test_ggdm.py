@@ -389,7 +389,7 @@ def test_it_has_its_own_times():
     with pytest.raises(ValueError, match="times of its table"):
         gms_fast.sample(NET, 5, solver=Teleport(known, 10.0, GGDM(busy(5))), n=2)
     with pytest.raises(ValueError, match="all times of its table"):
-        gms_fast.sample(NET, 5, solver=Teleport(known, 0.4, GGDM(busy(5))), n=2)
+        gms_fast.sample(NET, 5, solver=Teleport(known, skip=0.4, then=GGDM(busy(5))), n=2)
 
 
 def test_its_name_says_what_is_missing():

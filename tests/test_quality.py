@@ -26,33 +26,6 @@ def plain(records):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
 
 
-@pytest.mark.parametrize(
-    ("text", "solver"),
-    [
-        ("gms", solvers.GMS()),
-        ("gms:fit=free,weight=0.25", solvers.GMS(fit="free", weight=0.25)),
-        ("sn-ddpm:clip_pixel=None", solvers.SNDDPM(clip_pixel=None)),
-        ("ddim:eta=1", solvers.DDIM(eta=1)),
-    ],
-)
-def test_solver_is_read_from_its_name_and_options(text, solver):
-    assert cells.parse(text) == solver
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("euler", "solver must be a Solver or one of"),
-        ("gms:fit", "got 'fit' in 'gms:fit'"),
-        ("gms:fits=free", "solver 'gms:fits=free': .*unexpected keyword argument 'fits'"),
-        ("gms:fit=best", "fit must be"),
-    ],
-)
-def test_bad_solver_is_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        cells.parse(text)
-
-
 def test_an_open_grid_leaves_out_its_last_time():
     """K - 1 steps and the last call, from a grid of K steps."""
     schedule = subjects.build("exact-digits").model.schedule
@@ -63,7 +36,7 @@ def test_an_open_grid_leaves_out_its_last_time():
 
 
 def test_a_table_is_named_by_model_and_steps():
-    assert cells.parse("ggdm:table=mnist/5").table.steps == 5
+    assert cells._solver(Cell("mnist", "ggdm", steps=5)).table.steps == 5
     with pytest.raises(ValueError, match="steps: 5 there, 6 here"):
         cells.check(Cell("mnist", "ggdm:table=mnist/5", steps=6), 100, subjects.build("mnist"))
 

@@ -113,7 +113,8 @@ def test_network_is_asked_at_times_of_its_own():
     stepper = Stepper("ddim", schedules.EDM(), steps=4, denoise=False)
     assert stepper.timesteps == schedules.EDM().timesteps(4)[:-1]
     assert stepper.network_times == [float(schedules.EDM().network_time(t)) for t in stepper.timesteps]
-    assert len(Stepper("ddim", schedules.EDM(), steps=4).timesteps) == 5
+    assert len(Stepper("ddim", schedules.EDM(), steps=4).timesteps) == 4  # it ends without noise
+    assert len(Stepper("ddim", VPLinear(), steps=4).timesteps) == 5
 
 
 def test_given_noise_replaces_the_draws():

@@ -73,7 +73,7 @@ def test_same_steps_go_from_where_it_lands(then):
 
 def test_a_share_skips_steps_of_the_same_grid():
     model = Model(polynomial, sample_shape=(D,))
-    solver = Teleport(KNOWN, 0.3, DPMSolverPP(), spacing=0.7)
+    solver = Teleport(KNOWN, skip=0.3, then=DPMSolverPP(), spacing=0.7)
     grid = model.schedule.timesteps(10, spacing=0.7)
     assert solver.times(model.schedule, 10) == [999, *grid[3:]]
     gms_fast.sample(model, 10, solver=solver, n=1, clip=None)
@@ -254,11 +254,12 @@ def test_before_dpm_solver_v3_from_any_schedule(schedule):
     lam = torch.linspace(*schedule.log_snr([schedule.t_max, max(schedule.t_min, 0.002)]).tolist(), 121)
     curves = torch.zeros(121, D)
     known = statistics.EmpiricalModel(schedule, lam.double(), curves, curves, curves)
-    for until in (5.0, 0.3):
-        times = Teleport(KNOWN, until, DPMSolverV3(known)).times(schedule, 6)
-        assert len(times) == (8 if until > 1 else 6)
+    for jump in ({"until": 5.0}, {"skip": 0.3}):
+        solver = Teleport(KNOWN, then=DPMSolverV3(known), **jump)
+        times = solver.times(schedule, 6)
+        assert len(times) == (8 if "until" in jump else 6)
         assert times[-1] == pytest.approx(max(schedule.t_min, 0.002), abs=1e-6)
-        assert Teleport(KNOWN, until, DPMSolverV3(known)).times(schedule, times)[-1] == times[-1]
+        assert solver.times(schedule, times)[-1] == times[-1]
 
 
 @pytest.mark.parametrize(("switch", "kind"), [(200.0, "by itself"), (1e-3, "together")])
@@ -287,8 +288,12 @@ IMAGES = gaussian(torch.rand(30, 2, 2, 2) * 2 - 1)
         (lambda: Teleport(KNOWN, 5.0, "ddim"), TypeError, "then must be a solver"),
         (lambda: Teleport(KNOWN, 5.0, Teleport(KNOWN, 3.0, DDIM())), TypeError, "then must be a solver"),
         (lambda: Teleport(KNOWN, 500.0, DDIM()), ValueError, "until must lie between .*0.01 and 157: got 500"),
-        (lambda: Teleport(KNOWN, 0.05, DDIM()), ValueError, "until = 0.05 must skip at least one of 5 steps"),
-        (lambda: Teleport(KNOWN, 0.95, DDIM()), ValueError, "until = 0.95 .* leave one: it skips 5"),
+        (lambda: Teleport(KNOWN, 0.5, DDIM()), ValueError, "for a share of the steps give skip: got 0.5"),
+        (lambda: Teleport(KNOWN, then=DDIM()), ValueError, "until or skip must be given, one of them"),
+        (lambda: Teleport(KNOWN, 5, DDIM(), skip=0.5), ValueError, "until or skip must be given, one of them"),
+        (lambda: Teleport(KNOWN, skip=1.5, then=DDIM()), ValueError, "skip must be a share of the steps"),
+        (lambda: Teleport(KNOWN, skip=0.05, then=DDIM()), ValueError, "skip = 0.05 must skip at least one of 5 steps"),
+        (lambda: Teleport(KNOWN, skip=0.95, then=DDIM()), ValueError, "skip = 0.95 .* leave one: it skips 5"),
         (lambda: Teleport(IMAGES, 5.0, DDIM()), ValueError, r"of shape \(6,\): got \(2, 2, 2\)"),
         (lambda: Teleport(UNITS, 5.0, DDIM()), ValueError, "statistics must be of data in the units of clip"),
         (lambda: Teleport(gaussian(torch.randn(9, 3)), 5.0, DDIM()), ValueError, r"of shape \(6,\): got \(3,\)"),
@@ -308,7 +313,10 @@ def test_refusals_come_before_the_model_is_called(solver, error, message):
 
 
 def test_the_name_alone_says_what_is_missing():
-    with pytest.raises(ValueError, match=r'"teleport" needs statistics .* Teleport\(statistics'):
+    with pytest.raises(
+        ValueError,
+        match="teleport needs statistics=STATISTICS, a file of gms-fast statistics --gaussian: the model does not say",
+    ):
         gms_fast.sample(Model(sample_shape=(D,)), 5, solver="teleport", n=1)
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "Draw images with a trained model."
 SUFFIXES = (".png", ".npz")
-TRUST = -2.0  # statistics of pictures from this lambda on: docs/quality.md
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,19 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
     add("--steps", type=options.positive, default=10, help="solver steps (default: 10)")
     add("--n", type=options.positive, default=64, help="number of images (default: 64)")
-    add("--solver", default="gms", help="name of a solver, see gms-fast info (default: gms)")
-    add("--fit", choices=("exact", "free", "adan", "gaussian"), help="how GMS fits the mixture (default: free)")
-    add("--component", choices=("sample", "element"), help="GMS: a component for each (default: element)")
-    add("--switch", type=float, help="GMS: elements together, as --gaussian says, down to this sigma/alpha")
     add(
-        "--teleport",
-        type=float,
-        metavar="UNTIL",
-        help="skip the network, as --gaussian says, to this sigma/alpha (below 1: for this share of the steps)",
+        "--solver",
+        default="gms",
+        help='like gms, er-sde:order=2 or "teleport:until=10 then er-sde"; see gms-fast info (default: gms)',
     )
-    add("--statistics", help="dpm-solver-v3: a file of gms-fast statistics, or an embedded name (default: --model)")
-    add("--gaussian", help="a file of gms-fast statistics --gaussian, or an embedded name (default: --model)")
-    add("--table", help="ggdm: a file of gms-fast search, or an embedded one (default: MODEL/STEPS, as mnist/5)")
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -52,17 +43,18 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     import gms_fast
+    from gms_fast import solvers
     from gms_fast.storage import atomic
     from gms_fast.storage.locks import locked_file
 
     _check_out(args.out, overwrite=args.force)
     device = options.device(args.device)
-    solver = _solver(args)
     chosen = gms_fast.backends()["chosen"]
     backend = chosen.get(device.type, chosen["other"])
     if backend is None:
         raise ValueError(f"--device {device}: the backend that is forced does not run there")
     model = gms_fast.load(args.model).to(device)
+    solver = solvers.build(args.solver, origin=model.origin, steps=args.steps)
     calls = 0
 
     def count(*_: object) -> None:
@@ -100,32 +92,6 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"--out {out} exists: choose another file or add --force")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
-
-
-def _solver(args: argparse.Namespace) -> Solver:
-    from gms_fast import solvers, statistics
-
-    given = {name: getattr(args, name) for name in ("fit", "component", "switch") if getattr(args, name) is not None}
-    if given and args.solver != "gms":
-        raise ValueError(f"--{next(iter(given))} belongs to --solver gms: got --solver {args.solver}")
-    if args.statistics and args.solver != "dpm-solver-v3":
-        raise ValueError(f"--statistics belongs to --solver dpm-solver-v3: got --solver {args.solver}")
-    if args.table and args.solver != "ggdm":
-        raise ValueError(f"--table belongs to --solver ggdm: got --solver {args.solver}")
-    gaussian = None
-    if args.switch is not None or args.teleport is not None:
-        gaussian = statistics.load_gaussian(args.gaussian or args.model)
-    elif args.gaussian:
-        raise ValueError("--gaussian belongs to --teleport or --switch: got neither")
-    if args.switch is not None:
-        given["covariance"] = gaussian
-    if args.solver == "ggdm":
-        solver = solvers.GGDM(solvers.load_table(args.table or f"{args.model}/{args.steps}"))
-    elif args.solver == "dpm-solver-v3":
-        solver = solvers.DPMSolverV3(statistics.load(args.statistics or args.model), trust=TRUST)
-    else:
-        solver = solvers.GMS(**given) if given else solvers.build(args.solver)
-    return solver if args.teleport is None else solvers.Teleport(gaussian, args.teleport, solver)
 
 
 def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace, batches: list[Tensor]) -> None:

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     best, score = min(rows, key=lambda row: row[1])
     path = args.out / ddss.TABLE
     print(f"score {rows[0][1]:.4g} at first, {score:.4g} after {best} of {rows[-1][0]} iterations: {path}")
-    print(f"draw with it: gms-fast sample --model {args.model} --steps {args.steps} --solver ggdm --table {path}")
+    print(f"draw with it: gms-fast sample --model {args.model} --steps {args.steps} --solver ggdm:table={path}")
     return 0
 
 

@@ -189,6 +189,8 @@ class MomentUNet(nn.Module):
     Raises ValueError naming the argument that is of another type or out of range (`ARGUMENTS`).
     """
 
+    origin: str | None = None  # the embedded name or the folder that it was loaded from
+
     prediction = "noise"
     clip = (-1.0, 1.0)
 

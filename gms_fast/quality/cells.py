@@ -1,6 +1,5 @@
 """One cell of the quality matrix: so many samples of a model by a solver on a time grid, and what they measure."""
 
-import ast
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,11 +10,15 @@ import torch
 from torch import Tensor
 
 import gms_fast
-from gms_fast import data, solvers, statistics
+from gms_fast import data
+from gms_fast.measure.gaussian import gaussian as measured
 from gms_fast.quality import classifier, measures, rivals, subjects
 from gms_fast.quality.subjects import Subject
 from gms_fast.schedules import Schedule
-from gms_fast.solvers import DPMSolverV3, Solver, Teleport
+from gms_fast.solvers import Solver, Teleport
+from gms_fast.solvers.text import COVARIANCE, build, literal, parse
+from gms_fast.tables import Gaussian
+from gms_fast.tables.gaussian import load_gaussian
 
 OPEN = "open "
 CONTROLS = ("real", "gaussian")
@@ -26,8 +29,8 @@ SHOWN = 10
 @dataclass(frozen=True, order=True)
 class Cell:
     """model      a name of `subjects.names` or what `gms_fast.load` takes
-    solver     "gms", "gms:fit=free,component=element", ... (`parse`), "diffusers:solver_order=2", ... (`rivals`), or a
-               control, "real" | "gaussian"
+    solver     text of a solver (`gms_fast.solvers.text`), "diffusers:solver_order=2", ... (`rivals`), or a control,
+               "real" | "gaussian"
     grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as in `schedule.timesteps`.
                "open 0.7" is that of a step more without its last time, from where there is little noise to remove
     steps      K; 0 for a control
@@ -41,55 +44,14 @@ class Cell:
     range: int = 0
 
 
-def parse(text: str) -> Solver:
-    """A solver from its name and options: "gms:fit=free,component=element". Raises ValueError naming what is wrong.
-
-    Statistics are named: "dpm-solver-v3:statistics=mnist,order=2". What follows a teleport stands behind it:
-    "teleport:statistics=mnist,until=5 then dpm-solver++". So are tables: "ggdm:table=mnist/5".
-    """
-    text, _, then = text.partition(" then ")
-    name, given = options(text)
-    kind = solvers.kind(name)
-    for key in ("statistics", "covariance"):
-        if key in given:
-            given[key] = statistics.load(given[key]) if kind is DPMSolverV3 else gaussian(given[key])
-    if "table" in given:
-        given["table"] = solvers.load_table(given["table"])
-    if then:
-        given["then"] = parse(then)
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise ValueError(f"solver {text!r}: {error}") from error
-
-
 @lru_cache(maxsize=4)
-def gaussian(name: str) -> statistics.Gaussian:
+def gaussian(name: str) -> Gaussian:
     """Of an embedded model's data, of a file, or of a subject with exact moments."""
     if name not in subjects.DATA_OF_EXACT:
-        return statistics.load_gaussian(name)
-    points = statistics.gaussian(data.load(subjects.DATA_OF_EXACT[name]).double())
+        return load_gaussian(name)
+    points = measured(data.load(subjects.DATA_OF_EXACT[name]).double())
     noise = subjects.BANDWIDTH**2
     return replace(points, eigenvalues=points.eigenvalues + noise, residual=points.residual + noise)
-
-
-def options(text: str) -> tuple[str, dict[str, Any]]:
-    """The name of a solver and its options."""
-    name, _, listed = text.partition(":")
-    given = {}
-    for option in filter(None, listed.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {text!r}")
-        given[key.strip()] = _literal(value.strip())
-    return name, given
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text  # a word, such as free
 
 
 def _asked(solver: Solver, schedule: Schedule, grid: str, steps: int) -> tuple[Solver, int | list[float]]:
@@ -97,10 +59,10 @@ def _asked(solver: Solver, schedule: Schedule, grid: str, steps: int) -> tuple[S
     if grid == "default":
         return solver, steps
     if isinstance(solver, Teleport):
-        return replace(solver, spacing=_literal(grid)), steps
+        return replace(solver, spacing=literal(grid)), steps
     if grid.startswith(OPEN):
-        return solver, schedule.timesteps(steps + 1, spacing=_literal(grid.removeprefix(OPEN)))[:-1]
-    return solver, schedule.timesteps(steps, spacing=_literal(grid))
+        return solver, schedule.timesteps(steps + 1, spacing=literal(grid.removeprefix(OPEN)))[:-1]
+    return solver, schedule.timesteps(steps, spacing=literal(grid))
 
 
 @torch.no_grad()
@@ -114,16 +76,20 @@ def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
     return torch.cat(parts), calls
 
 
+def _solver(cell: Cell) -> Solver:
+    return build(cell.solver, origin=cell.model, steps=cell.steps, load={COVARIANCE: gaussian})
+
+
 def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor], int]:
     """(what draws so many samples from such an index on, network calls each of them takes)."""
     schedule = subject.model.schedule
-    name, given = options(cell.solver)
+    name, given, _ = parse(cell.solver)
     if name == rivals.NAME:
-        spacing = None if cell.grid == "default" else _literal(cell.grid)
+        spacing = None if cell.grid == "default" else literal(cell.grid)
         times = schedule.timesteps(cell.steps, spacing=spacing)
         rivals.scheduler(given, schedule)
         return lambda n, start: rivals.samples(given, subject, times, n, start), rivals.calls(given, times)
-    solver, wanted = _asked(parse(cell.solver), schedule, cell.grid, cell.steps)
+    solver, wanted = _asked(_solver(cell), schedule, cell.grid, cell.steps)
     arguments = {"clip": subject.clip, "dtype": subject.dtype, "solver": solver}
     arguments |= {"steps": wanted} if isinstance(wanted, int) else {"timesteps": wanted}
 

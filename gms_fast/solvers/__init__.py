@@ -11,49 +11,10 @@ from gms_fast.solvers.er_sde import ERSDE as ERSDE
 from gms_fast.solvers.ggdm import GGDM as GGDM
 from gms_fast.solvers.gms import GMS as GMS
 from gms_fast.solvers.teleport import Teleport as Teleport
+from gms_fast.solvers.text import build as build
+from gms_fast.solvers.text import kind as kind
+from gms_fast.solvers.text import names as names
+from gms_fast.solvers.text import text_of as text_of
 from gms_fast.solvers.unip import UniP as UniP
 from gms_fast.tables import GGDMTable as GGDMTable
 from gms_fast.tables import load_table as load_table
-
-_BY_NAME = {
-    "gms": GMS,
-    "ddpm": DDPM,
-    "sn-ddpm": SNDDPM,
-    "ddim": DDIM,
-    "dpm-solver++": DPMSolverPP,
-    "er-sde": ERSDE,
-    "unip": UniP,
-}
-
-
-_MEASURED = {  # what must be given to solvers that know a network or its data
-    "dpm-solver-v3": (DPMSolverV3, "statistics"),
-    "teleport": (Teleport, "statistics"),
-    "ggdm": (GGDM, "table"),
-}
-
-
-def names() -> list[str]:
-    """The string forms of the solvers with their default options. Those that need statistics or a table have none."""
-    return list(_BY_NAME)
-
-
-def kind(name: str) -> type[Solver]:
-    """The class of that name, "dpm-solver-v3", "teleport" and "ggdm" among them."""
-    kinds = _BY_NAME | {measured: kind for measured, (kind, _) in _MEASURED.items()}
-    if name not in kinds:
-        raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {name!r}")
-    return kinds[name]
-
-
-def build(solver: str | Solver) -> Solver:
-    """The solver itself, or the one of that name."""
-    if isinstance(solver, Solver):
-        return solver
-    if isinstance(solver, str) and solver in _MEASURED:
-        made, what = _MEASURED[solver]
-        where = "gms_fast.statistics" if what == "statistics" else "gms_fast.search, or gms_fast.solvers.load_table"
-        raise ValueError(f'solver "{solver}" needs {what} ({where}): give {made.__name__}({what}, ..)')
-    if not isinstance(solver, str):
-        raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
-    return kind(solver)()

@@ -22,7 +22,7 @@ def _gaussian_step(
 ) -> Tensor:
     """x_s ~ N(A x_t + B m, c + B^2 v), with v = 0 where the moments hold no e2; bounded in the last step."""
     k = bounded_last_step(x, step, clip_pixel) or step.coefficients
-    draws = draws._replace(component="sample")  # one Gaussian picks none: u may be of either shape
+    draws = draws.given()._replace(u=None)  # one Gaussian picks no component
     return fused.gms_step(x, *moments, k, GAUSSIAN, draws, central=estimate.central, clip=estimate.clip)
 
 

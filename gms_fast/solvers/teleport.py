@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -23,10 +23,11 @@ class Teleport(Solver):
     solved in closed form (`Gaussian.teleport`).
 
     statistics  of the data: `gms_fast.statistics.gaussian`, or `load_gaussian` of an embedded model
-    until       >= 1: sigma/alpha where the network takes over. `steps` steps, that many calls, go from there on; of
-                explicit `timesteps` those noisier are skipped. < 1: the share of the steps to skip, as many calls less
+    until       sigma/alpha >= 1 where the network takes over. `steps` steps, that many calls, go from there on; of
+                explicit `timesteps` those noisier are skipped
     then        a Solver; it starts with no history
     spacing     grid of `sample(steps=..)`, as in `Schedule.grid`; None: that of `then`
+    skip        in place of `until`: the share of the steps to skip, in (0, 1); there are as many calls less
     direct      start from N(alpha mu, alpha^2 Sigma + sigma^2), the exact law there for Gaussian data, instead of where
                 x_T goes, which starts from N(0, sigma_T^2)
 
@@ -35,19 +36,23 @@ class Teleport(Solver):
     """
 
     statistics: Gaussian
-    until: float
-    then: Solver
+    until: float | None = None
+    then: Solver = None  # type: ignore[assignment]  # required, but stands behind `until`, which is not
     spacing: str | float | None = None
     direct: bool = False
+    skip: float | None = field(default=None, kw_only=True)
     known_steps = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, Gaussian):
             got = type(self.statistics).__name__
             raise TypeError(f"statistics must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
-        number = isinstance(self.until, (int, float)) and not isinstance(self.until, bool)
-        if not number or not 0 < self.until < math.inf:
-            raise ValueError(f"until must be sigma/alpha >= 1, or the share of steps to skip: got {self.until!r}")
+        if (self.until is None) == (self.skip is None):
+            raise ValueError(f"until or skip must be given, one of them: got {self.until!r} and {self.skip!r}")
+        if self.until is not None and not (_is_number(self.until) and 1 <= self.until < math.inf):
+            raise ValueError(f"until must be sigma/alpha >= 1; for a share of the steps give skip: got {self.until!r}")
+        if self.skip is not None and not (_is_number(self.skip) and 0 < self.skip < 1):
+            raise ValueError(f"skip must be a share of the steps, in (0, 1): got {self.skip!r}")
         if not isinstance(self.then, Solver) or isinstance(self.then, Teleport):
             raise TypeError(f"then must be a solver, such as DPMSolverPP(): got {self.then!r}")
 
@@ -64,7 +69,7 @@ class Teleport(Solver):
 
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:  # type: ignore[override]
         """[T, then's times from where the jump ends]."""
-        if self.until >= 1 and isinstance(wanted, int):
+        if self.until is not None and isinstance(wanted, int):
             self._check_level(schedule, schedule.t_max, schedule.t_min)
             arrival = float(schedule.inverse_log_snr(-math.log(self.until)))
             times = [schedule.t_max, *self.then.times(schedule, wanted, t_max=arrival, spacing=self.spacing)]
@@ -73,12 +78,16 @@ class Teleport(Solver):
             del times[1 : self._first(schedule, times)]
         if len(times) < 3 or not times[0] > times[1]:
             listed = ", ".join(f"{t:g}" for t in times)
-            raise ValueError(f"until = {self.until:g} must skip something and leave a step: timesteps are {listed}")
+            raise ValueError(f"{self._said} must skip something and leave a step: timesteps are {listed}")
         return times
+
+    @property
+    def _said(self) -> str:
+        return f"skip = {self.skip:g}" if self.until is None else f"until = {self.until:g}"
 
     def _first(self, schedule: Schedule, times: list[float]) -> int:
         """Which of the times the jump ends at."""
-        if self.until < 1:
+        if self.until is None:
             return self._skipped(len(times) - 1)
         self._check_level(schedule, times[0], times[-1])
         reached = 1.01 * self.until  # a grid that was made of `until` may have been rounded to whole times
@@ -86,11 +95,9 @@ class Teleport(Solver):
 
     def _skipped(self, steps: int) -> int:
         """How many of the steps the share comes to."""
-        skipped = round(self.until * steps)
+        skipped = round(self.skip * steps)
         if not 0 < skipped < steps:
-            raise ValueError(
-                f"until = {self.until:g} must skip at least one of {steps} steps and leave one: it skips {skipped}"
-            )
+            raise ValueError(f"{self._said} must skip at least one of {steps} steps and leave one: it skips {skipped}")
         return skipped
 
     def _check_level(self, schedule: Schedule, first: float, last: float) -> None:
@@ -135,3 +142,7 @@ class Teleport(Solver):
         if self.direct:
             return self.statistics.draw(x / k.sigma_t, k.alpha_s, k.sigma_s)
         return self.statistics.teleport(x, k.alpha_t, k.sigma_t, k.alpha_s, k.sigma_s)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,167 @@
+"""Solvers by text: "er-sde:order=2", "gms:fit=exact,component=sample", "teleport:until=10 then er-sde".
+
+    text     name [":" option "=" value {"," option "=" value}] [" then " text]
+    value    a number, True, False, None, or a word
+
+One language for `sample`, for every command and for configurations. A solver that knows a network or its data takes the
+name of an embedded model or a file for its table, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
+"ggdm:table=mnist/5". Where the text names none, it is that of the model that is sampled (`build`, origin).
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gms_fast.solvers.ancestral import DDPM, SNDDPM
+from gms_fast.solvers.base import Solver
+from gms_fast.solvers.ddim import DDIM
+from gms_fast.solvers.dpm_solver_pp import DPMSolverPP
+from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3
+from gms_fast.solvers.er_sde import ERSDE
+from gms_fast.solvers.ggdm import GGDM
+from gms_fast.solvers.gms import GMS
+from gms_fast.solvers.teleport import Teleport
+from gms_fast.solvers.unip import UniP
+from gms_fast.storage.embedded import named
+from gms_fast.tables import empirical, gaussian, ggdm
+
+_THEN = " then "
+_PLAIN: dict[str, type[Solver]] = {
+    "gms": GMS,
+    "ddpm": DDPM,
+    "sn-ddpm": SNDDPM,
+    "ddim": DDIM,
+    "dpm-solver++": DPMSolverPP,
+    "er-sde": ERSDE,
+    "unip": UniP,
+}
+_WITH_TABLES: dict[str, type[Solver]] = {"dpm-solver-v3": DPMSolverV3, "teleport": Teleport, "ggdm": GGDM}
+TRUST = -2.0  # the statistics of embedded models are best from this lambda on: docs/quality.md
+
+
+class Table(NamedTuple):
+    """A table that a solver takes: how it is read, its file beside a model, and the command that makes it."""
+
+    load: Callable[[str | Path], Any]
+    file: str
+    command: str
+
+
+CURVES = Table(empirical.load, empirical.FILE, "gms-fast statistics")
+COVARIANCE = Table(gaussian.load_gaussian, gaussian.FILE, "gms-fast statistics --gaussian")
+LEARNED = Table(ggdm.load_table, "ggdm-{steps}.safetensors", "gms-fast search")
+_TABLES = {
+    (DPMSolverV3, "statistics"): CURVES,
+    (Teleport, "statistics"): COVARIANCE,
+    (GMS, "covariance"): COVARIANCE,
+    (GGDM, "table"): LEARNED,
+}
+
+
+def names() -> list[str]:
+    """The names of the solvers that need no table."""
+    return list(_PLAIN)
+
+
+def kind(name: str) -> type[Solver]:
+    """The class of that name, of solvers that need a table too."""
+    kinds = _PLAIN | _WITH_TABLES
+    if name not in kinds:
+        raise ValueError(f"solver must be a Solver or one of {', '.join(kinds)}: got {name!r}")
+    return kinds[name]
+
+
+def parse(text: str) -> tuple[str, dict[str, Any], str]:
+    """(name, options, what follows " then ") of a text. Raises ValueError for an option without a value."""
+    first, _, then = text.partition(_THEN)
+    name, _, listed = first.partition(":")
+    given = {}
+    for option in filter(None, listed.split(",")):
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {first!r}")
+        given[key.strip()] = literal(value.strip())
+    return name.strip(), given, then.strip()
+
+
+def literal(text: str) -> Any:
+    """The number, True, False or None that a text is, else the text: a word, such as free."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def build(
+    solver: str | Solver,
+    *,
+    origin: str | None = None,
+    steps: int | None = None,
+    load: Mapping[Table, Callable[[str], Any]] | None = None,
+) -> Solver:
+    """The solver itself, or the one that a text says.
+
+    origin  where the model is from, an embedded name or a folder, for tables that the text does not name
+    steps   of the run, for the table of a GGDM
+    load    other ways than a table's own to find one by its name
+    Raises ValueError saying what is wrong, FileNotFoundError for a table that is nowhere.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
+        raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
+    name, given, then = parse(solver)
+    made = kind(name)
+    if unknown := given.keys() - {field.name for field in fields(made)}:
+        known = ", ".join(field.name for field in fields(made))
+        raise ValueError(f"solver {solver!r} has no option {', '.join(sorted(unknown))}: {name} takes {known}")
+    if then and made is not Teleport:
+        raise ValueError(f'solver must be a teleport before "then": got {solver!r}')
+    if made is DPMSolverV3 and "statistics" not in given:
+        given = {"trust": TRUST} | given
+    for option, table in _tables(made, given).items():
+        found = given[option] if option in given else _beside(origin, table, steps, name)
+        given[option] = (load or {}).get(table, table.load)(found)
+    if then:
+        given["then"] = build(then, origin=origin, steps=steps, load=load)
+    try:
+        return made(**given)
+    except TypeError as error:
+        raise ValueError(f"solver {solver!r}: {error}") from error
+
+
+def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
+    """The tables that a solver of these options takes, by option."""
+    needed = {option: table for (owner, option), table in _TABLES.items() if owner is made}
+    if made is GMS and not given.keys() & {"covariance", "switch"}:
+        return {}  # it takes one only where it is to draw elements together
+    return {option: table for option, table in needed.items() if given.get(option, "") is not None}
+
+
+def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> str | Path:
+    """The file of a table beside a model."""
+    file = table.file.format(steps=steps)
+    found = None if origin is None else named(origin, file) or Path(origin) / file
+    if found is None or not found.is_file():
+        option = next(option for (_, option), known in _TABLES.items() if known is table)
+        where = "the model does not say where it is from" if origin is None else f"there is no {file} with {origin}"
+        raise ValueError(f"solver {name} needs {option}={option.upper()}, a file of {table.command}: {where}")
+    return found
+
+
+def text_of(solver: Solver) -> str:
+    """The text that `build` makes this solver of. Raises ValueError for one with a table or a function, which have no
+    name.
+    """
+    names_of = {kind: name for name, kind in (_PLAIN | _WITH_TABLES).items()}
+    if type(solver) not in names_of:
+        raise ValueError(f"solver must be one of {', '.join(names_of.values())}: got {type(solver).__name__}")
+    given = {field.name: (getattr(solver, field.name), field.default) for field in fields(solver) if field.init}
+    chosen = {name: value for name, (value, default) in given.items() if default is MISSING or value != default}
+    for name, value in chosen.items():
+        if not (value is None or isinstance(value, (bool, int, float, str))):
+            raise ValueError(f"solver must have options that text can say: got {name} = {type(value).__name__}")
+    listed = ",".join(f"{name}={value}" for name, value in chosen.items())
+    return names_of[type(solver)] + (f":{listed}" if listed else "")

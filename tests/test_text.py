@@ -1,0 +1,111 @@
+"""Solvers by text: what is made of it, wherever it stands, and what is refused."""
+
+import pytest
+import torch
+from toys import Model, polynomial
+
+import gms_fast
+from gms_fast import io, schedules, solvers, statistics
+from gms_fast.plan import plan
+from gms_fast.tables.gaussian import FILE
+
+DIGITS = statistics.load_gaussian("digits")
+
+
+@pytest.mark.parametrize(
+    ("text", "solver"),
+    [
+        ("gms", solvers.GMS()),
+        ("gms:fit=free,weight=0.25", solvers.GMS(fit="free", weight=0.25)),
+        ("sn-ddpm:clip_pixel=None", solvers.SNDDPM(clip_pixel=None)),
+        ("ddim:eta=1", solvers.DDIM(eta=1)),
+        ("dpm-solver++:sde=True, order=3", solvers.DPMSolverPP(sde=True, order=3)),
+        ("er-sde:noise_scale=er_sde_2", solvers.ERSDE(noise_scale="er_sde_2")),
+    ],
+)
+def test_solver_is_read_from_its_name_and_options(text, solver):
+    assert solvers.build(text) == solver
+    assert solvers.build(solvers.text_of(solver)) == solver
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_text_of_a_plain_solver_is_its_name(name):
+    assert solvers.text_of(solvers.build(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("euler", "solver must be a Solver or one of"),
+        ("", "solver must be a Solver or one of"),
+        (3, "solver must be a Solver or one of"),
+        ("gms:fit", "got 'fit' in 'gms:fit'"),
+        ("gms:fits=free", "solver 'gms:fits=free' has no option fits: gms takes fit, "),
+        ("gms:fit=best", "fit must be"),
+        ("ddim then gms", "must be a teleport before .then."),
+        ("teleport:statistics=digits,until=5", "then must be a solver"),
+        ("teleport:statistics=digits,until=5 then ddims", "got 'ddims'"),
+        ("teleport:statistics=digits,until=0.4 then ddim", "for a share of the steps give skip"),
+        ("ggdm", "ggdm needs table=TABLE, a file of gms-fast search: the model does not say where it is from"),
+    ],
+)
+def test_bad_text_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.build(text)
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (solvers.GMS(covariance=DIGITS), "got covariance = Gaussian"),
+        (solvers.ERSDE(noise_scale=lambda x: x), "got noise_scale = function"),
+        (type("Own", (solvers.DDIM,), {})(), "got Own"),
+    ],
+)
+def test_solver_that_text_cannot_say_is_refused(solver, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.text_of(solver)
+
+
+def numbers(solver, steps=5):
+    return plan(schedules.VPLinear(), None, steps, None, solver)
+
+
+def test_tables_are_named_or_those_of_the_model():
+    schedule = gms_fast.load("digits").schedule
+    for named, found in (
+        ("teleport:statistics=digits,until=10 then er-sde", "teleport:until=10 then er-sde"),
+        ("teleport:skip=0.4,statistics=digits then ddim", "teleport:skip=0.4 then ddim"),
+        ("gms:covariance=digits,switch=3", "gms:switch=3"),
+        ("dpm-solver-v3:statistics=digits,trust=-2", "dpm-solver-v3"),
+    ):
+        one, other = solvers.build(named), solvers.build(found, origin="digits")
+        assert plan(schedule, None, 5, None, one) == plan(schedule, None, 5, None, other)
+    assert solvers.build("gms:fit=exact", origin="digits").covariance is None
+    assert solvers.build("ggdm", origin="mnist", steps=5).table.steps == 5
+    with pytest.raises(ValueError, match=r"there is no ggdm-7\.safetensors with mnist"):
+        solvers.build("ggdm", origin="mnist", steps=7)
+
+
+def test_sample_takes_the_text_of_a_solver_with_the_tables_of_its_model(tmp_path):
+    model = gms_fast.load("digits")
+    want = gms_fast.sample(model, 4, solver=solvers.Teleport(DIGITS, until=5, then=solvers.DDIM()), n=2)
+    assert torch.equal(gms_fast.sample(model, 4, solver="teleport:until=5 then ddim", n=2), want)
+    io.save(model, tmp_path / "model")
+    copy = gms_fast.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"there is no gaussian\.safetensors with"):
+        gms_fast.sample(copy, 4, solver="teleport:until=5 then ddim", n=2)
+    DIGITS.save(tmp_path / "model" / FILE)
+    assert gms_fast.sample(copy, 4, solver="teleport:until=5 then ddim", n=2).isfinite().all()
+    with pytest.raises(ValueError, match="the model does not say where it is from"):
+        gms_fast.sample(Model(polynomial), 4, solver="teleport:until=5 then ddim", n=2)
+
+
+def test_plans_are_equal_by_their_numbers_and_found_again():
+    solver = solvers.ERSDE(order=2)
+    assert numbers(solver) == numbers(solvers.build("er-sde:order=2"))
+    assert numbers(solver) is not numbers(solver, 6)
+    assert numbers(solver) != numbers(solvers.ERSDE())
+    linear = schedules.VPLinear()
+    assert plan(linear, None, 5, None, solver) is plan(linear, None, 5, None, solvers.ERSDE(order=2))
+    assert plan(linear, None, 5, None, solver) is not plan(linear, None, 5, None, solver.ending(True))
