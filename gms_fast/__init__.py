@@ -5,28 +5,64 @@
 >>> x = gms_fast.sample(model, steps=10)  # (16, 1, 28, 28) in [-1, 1]
 """
 
+from typing import TYPE_CHECKING
+
 from gms_fast import interrupts
 
 if interrupts.is_command():
     interrupts.guard()  # before torch is imported, which takes a second
 
-from gms_fast import data as data
-from gms_fast import guidance as guidance
-from gms_fast import models as models
-from gms_fast import ops as ops
-from gms_fast import schedules as schedules
-from gms_fast import search as search
-from gms_fast import solvers as solvers
-from gms_fast import statistics as statistics
-from gms_fast import training as training
-from gms_fast.io import load as load
-from gms_fast.io import save as save
-from gms_fast.ops.dispatch import backends as backends
-from gms_fast.ops.dispatch import set_backend as set_backend
-from gms_fast.sampling import sample as sample
-from gms_fast.solvers import Solver as Solver
-from gms_fast.stepping import Stepper as Stepper
-from gms_fast.steps import StepCoefficients as StepCoefficients
-from gms_fast.types import Mixture as Mixture
-from gms_fast.types import NoiseMoments as NoiseMoments
+from gms_fast import ops as ops  # registers torch.ops.gms_fast.*
 from gms_fast.version import __version__ as __version__
+
+if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing torch takes long enough
+    from gms_fast import data as data
+    from gms_fast import guidance as guidance
+    from gms_fast import models as models
+    from gms_fast import schedules as schedules
+    from gms_fast import search as search
+    from gms_fast import solvers as solvers
+    from gms_fast import statistics as statistics
+    from gms_fast import training as training
+    from gms_fast.io import load as load
+    from gms_fast.io import save as save
+    from gms_fast.ops.dispatch import backends as backends
+    from gms_fast.ops.dispatch import set_backend as set_backend
+    from gms_fast.sampling import sample as sample
+    from gms_fast.solvers import Solver as Solver
+    from gms_fast.stepping import Stepper as Stepper
+    from gms_fast.steps import StepCoefficients as StepCoefficients
+    from gms_fast.types import Mixture as Mixture
+    from gms_fast.types import NoiseMoments as NoiseMoments
+
+_ROOMS = ("data", "guidance", "models", "ops", "schedules", "search", "solvers", "statistics", "training")
+_PLACES = {
+    "Mixture": "types",
+    "NoiseMoments": "types",
+    "Solver": "solvers",
+    "StepCoefficients": "steps",
+    "Stepper": "stepping",
+    "backends": "ops.dispatch",
+    "load": "io",
+    "sample": "sampling",
+    "save": "io",
+    "set_backend": "ops.dispatch",
+}
+__all__ = [*_ROOMS, *_PLACES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _PLACES:
+        found = getattr(import_module(f"gms_fast.{_PLACES[name]}"), name)
+    elif name in _ROOMS:
+        found = import_module(f"gms_fast.{name}")
+    else:
+        raise AttributeError(f"module 'gms_fast' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

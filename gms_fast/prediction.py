@@ -21,7 +21,7 @@ def _edm(y: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
 
 # E[x_0|x_t] from the output y at x = alpha x_0 + sigma eps. "v" is alpha eps - sigma x_0 (Salimans & Ho 2022), "flow"
 # eps - x_0, "edm" the raw network F of EDM's preconditioning, called with x and sigma as they are.
-_TO_DATA: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+TO_DATA: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "noise": lambda y, x, alpha, sigma: (x - sigma * y) / alpha,
     "x0": lambda y, x, alpha, sigma: y,
     "v": lambda y, x, alpha, sigma: (alpha * x - sigma * y) / (alpha**2 + sigma**2),
@@ -29,7 +29,7 @@ _TO_DATA: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "edm": _edm,
 }
 # e1 = E[eps|x_t]; where no formula stands here it is what E[x_0|x_t] leaves of x.
-_TO_NOISE: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+TO_NOISE: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "noise": lambda y, x, alpha, sigma: y,
     "v": lambda y, x, alpha, sigma: (alpha * y + sigma * x) / (alpha**2 + sigma**2),
     "flow": lambda y, x, alpha, sigma: (x + alpha * y) / (alpha + sigma),
@@ -38,14 +38,14 @@ _TO_NOISE: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
 
 def names() -> list[str]:
     """The forms of prediction that `estimate` understands."""
-    return list(_TO_DATA)
+    return list(TO_DATA)
 
 
-def noise_of(form: str, y: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+def to_noise(form: str, y: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     """E[eps|x_t] from an output y of a form of `names()`; levels that are tensors broadcast against x."""
-    if form in _TO_NOISE:
-        return _TO_NOISE[form](y, x, alpha, sigma)
-    return (x - alpha * _TO_DATA[form](y, x, alpha, sigma)) / sigma
+    if form in TO_NOISE:
+        return TO_NOISE[form](y, x, alpha, sigma)
+    return (x - alpha * TO_DATA[form](y, x, alpha, sigma)) / sigma
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,13 @@ class Estimate:
         if not isinstance(self.output, Tensor):
             return self.output
         y = self.output.to(self.x.dtype)
-        return NoiseMoments(noise_of(self.form, y, self.x, self.step.alpha_t, self.step.sigma_t))
+        return NoiseMoments(to_noise(self.form, y, self.x, self.step.alpha_t, self.step.sigma_t))
 
     def x0(self) -> Tensor:
         """E[x_0|x_t], clipped to the data range if there is one; x's dtype."""
         tensor = isinstance(self.output, Tensor)
         y, form = (self.output, self.form) if tensor else (self.output.e1, "noise")
-        m = _TO_DATA[form](y.to(self.x.dtype), self.x, self.step.alpha_t, self.step.sigma_t)
+        m = TO_DATA[form](y.to(self.x.dtype), self.x, self.step.alpha_t, self.step.sigma_t)
         if self.clip is not None:
             return m.clamp(*self.clip)
         return m.clone() if m is self.output else m  # networks may write to their output again

@@ -118,7 +118,7 @@ class Wrapped(torch.nn.Module):
             )
         y, v = output.chunk(2, dim=1)
         alpha, sigma, *_ = self._learned.at(t, x)
-        e1 = predictions.noise_of(self.prediction, y, x.to(y.dtype), alpha.to(y.dtype), sigma.to(y.dtype))
+        e1 = predictions.to_noise(self.prediction, y, x.to(y.dtype), alpha.to(y.dtype), sigma.to(y.dtype))
         return NoiseMoments(e1, self._learned.second(v, t))
 
 

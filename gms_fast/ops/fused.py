@@ -126,14 +126,7 @@ def gms_step_here(
         numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
     if e2 is None or e3 is None:
         check_moments(e2, e3, fit.kind, step.moments)
-    draws = checked_draws(draws, x, alike or x.size(0))
-    read: Sequence[Tensor | None] = inputs
-    if out is None:
-        out = torch.empty_like(x)
-    else:
-        read, numbers, draws = apart_from(out, x, inputs, numbers, draws)
-        increment_version(out)
-        alike = 0
+    read, numbers, draws, out, alike = _prepared(inputs, numbers, draws, out, alike)
     _run("gms_step", read, (out,), step, numbers, fit, draws, alike=alike)
     return out
 
@@ -179,16 +172,22 @@ def affine_noise_here(
     if numbers is not None:
         numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
     noisy = noise_std > 0 or _last_is_std(numbers)
-    draws = checked_draws(draws, x, alike or x.size(0))
-    read: Sequence[Tensor | None] = inputs
-    if out is None:
-        out = torch.empty_like(x)
-    else:
-        read, numbers, draws = apart_from(out, x, inputs, numbers, draws)
-        increment_version(out)
-        alike = 0
+    read, numbers, draws, out, alike = _prepared(inputs, numbers, draws, out, alike)
     _run("affine_noise", read, (out,), (*weights, noise_std), numbers, noisy, draws, alike=alike)
     return out
+
+
+def _prepared(
+    inputs: Sequence[Tensor | None], numbers: Tensor | None, draws: Draws, out: Tensor | None, alike: int
+) -> tuple[Sequence[Tensor | None], Tensor | None, Draws, Tensor, int]:
+    """What is read, checked, and the output: a new tensor, or the one given, which what is read is kept apart from."""
+    x = a_tensor("x", inputs[0])
+    draws = checked_draws(draws, x, alike or x.size(0))
+    if out is None:
+        return inputs, numbers, draws, torch.empty_like(x), alike
+    read, numbers, draws = apart_from(out, x, inputs, numbers, draws)
+    increment_version(out)
+    return read, numbers, draws, out, 0
 
 
 def _wanted(draws: Draws, noise_std: float, numbers: Tensor | None) -> Draws:
