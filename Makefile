@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: sample test setup bench clean
+.PHONY: sample test lint setup bench clean
 setup: .venv/built
 
 .venv/installed: requirements.txt constraints.txt locks/install.py $(wildcard locks/*.txt)
@@ -20,9 +20,14 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 sample: setup
 	$(BIN)/gms-fast sample --n 64 --steps 10 --out samples.png --force
 
-test: setup
+CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+test: lint setup
 	$(BIN)/pytest
 
 bench: setup

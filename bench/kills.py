@@ -361,7 +361,7 @@ def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) 
     work.SECONDS = -1.0
     for train in (training.train_noise_network, training.train_moment_heads):
         train.__kwdefaults__["checkpoint_every"] = 1
-    search.Settings.__init__.__kwdefaults__.update(score_every=1, score_samples=8)
+    search.ggdm.__kwdefaults__.update(score_every=1, score_samples=8)
     status = 1
     try:
         status = cli.main(arguments)

@@ -75,7 +75,7 @@ def _parts(model: object) -> Iterator[object]:
 
 def _hidden(model: object, name: str, fits: Callable[[Any], bool]) -> tuple[object, Any] | None:
     """The first (owner, value) of such an attribute inside a wrapper of unknown kind."""
-    level, seen = list(layers(model)), set()
+    level, seen = list(layers(model)), set[int]()
     for _ in range(_DEPTH):
         level = [part for owner in level for part in _parts(owner)]
         for part in level:

@@ -12,7 +12,7 @@ _SHARE = 0.02
 
 def note_share(estimate: Estimate, finite: FiniteCheck) -> None:
     """Note the share of E[x_0|x_t] that lies outside of the range by more than the margin; a GPU is not waited for."""
-    if recorded(estimate.x) or not estimate.x.numel():
+    if estimate.clip is None or recorded(estimate.x) or not estimate.x.numel():
         return
     lo, hi = estimate.clip
     margin = _MARGIN * (hi - lo)

@@ -15,7 +15,8 @@ _KNOWN: dict[int, "Identified"] = {}  # kept for good: graphs know these objects
 
 def function(f: F) -> F:
     """Make torch.compile call `f` while it traces and take the result, plain values, for a constant."""
-    f._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result, which takes a second to import
+    # As torch.compiler.assume_constant_result, which takes a second to import.
+    vars(f)["_dynamo_marked_constant"] = True
     return f
 
 
@@ -39,7 +40,7 @@ def pack(value: Any) -> Any:
         return value
     if value.keep():
         return Identified, id(value)
-    given = [field.name for field in fields(value) if field.init] if is_dataclass(value) else []
+    given: list[str] = [field.name for field in fields(value) if field.init] if is_dataclass(value) else []
     return type(value), tuple((name, pack(getattr(value, name))) for name in given)
 
 

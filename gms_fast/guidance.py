@@ -28,7 +28,7 @@ _SCALARS = (bool, int, float, str, type(None))
 class _Guided(torch.nn.Module):
     """A model with the parameters of another, `unguided`, and what that says of itself."""
 
-    def __init__(self, model: Callable, schedule: Schedule | str | None, prediction: str | None) -> None:
+    def __init__(self, model: Callable[..., Any], schedule: Schedule | str | None, prediction: str | None) -> None:
         super().__init__()
         if not callable(model):
             raise TypeError(f"model must be callable: got {type(model).__name__}")
@@ -99,13 +99,15 @@ class ClassifierFree(_Guided):
 
     def _condition(self, called: dict[str, Any]) -> Tensor | Mapping[str, Any]:
         """The condition, held or of the call."""
-        if self.condition is None and not called:
-            raise ValueError("condition must be given, to ClassifierFree or with the call: got None")
-        if self.condition is not None and called:
+        if self.condition is None:
+            if not called:
+                raise ValueError("condition must be given, to ClassifierFree or with the call: got None")
+            return called
+        if called:
             raise ValueError(
                 f"condition must be given once: got it of ClassifierFree and {', '.join(called)} of the call"
             )
-        return called or self.condition
+        return self.condition
 
 
 class Classifier(_Guided):
@@ -168,7 +170,9 @@ def _shifted(moments: NoiseMoments, to: Tensor, *, central: bool) -> NoiseMoment
     return NoiseMoments(to, second, third)
 
 
-def _called(model: Callable, x: Tensor, t: Tensor, condition: Tensor | dict[str, Any]) -> Tensor | NoiseMoments:
+def _called(
+    model: Callable[..., Any], x: Tensor, t: Tensor, condition: Tensor | dict[str, Any]
+) -> Tensor | NoiseMoments:
     """The model's output, one tensor or all three moments."""
     output = model(x, t, condition) if isinstance(condition, Tensor) else model(x, t, **condition)
     if isinstance(output, Tensor):
@@ -185,10 +189,11 @@ def _first(output: Tensor | NoiseMoments) -> Tensor:
 def _halves(output: Tensor | NoiseMoments) -> tuple[Tensor | NoiseMoments, Tensor | NoiseMoments]:
     """The outputs of a batch's first and second half."""
     if isinstance(output, Tensor):
-        return output.chunk(2)
-    return tuple(
-        NoiseMoments(*half) for half in zip(*((e, e) if e is None else e.chunk(2) for e in output), strict=True)
-    )
+        y_1, y_2 = output.chunk(2)
+        return y_1, y_2
+    parts = ((e, e) if e is None else e.chunk(2) for e in output)
+    first, second = (NoiseMoments(*half) for half in zip(*parts, strict=True))
+    return first, second
 
 
 # --- conditions: a tensor, or keywords ---
@@ -200,7 +205,7 @@ def _check_alike(condition: Condition, unconditional: Condition) -> None:
     if keywords != others:
         named = ("a tensor", "keywords")
         raise ValueError(f"unconditional must be {named[keywords]} like condition: got {named[others]}")
-    if keywords:
+    if isinstance(condition, Mapping) and isinstance(unconditional, Mapping):
         _check_keywords(condition, unconditional, "")
 
 

@@ -79,11 +79,11 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def _handled(numbers: Iterable[int], handler: Handler) -> Iterator[dict[int, Handler]]:
-    """In the block, signals have this handler; it is given those of before. In other threads nothing changes."""
+    """In the block, signals have this handler; it is given the functions they had. In other threads nothing changes."""
     here = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handler) for number in numbers if here}
     try:
-        yield before
+        yield {number: old for number, old in before.items() if callable(old)}
     finally:
         for number, old in before.items():
             signal.signal(number, old)

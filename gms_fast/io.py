@@ -3,10 +3,11 @@
 import inspect
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from gms_fast.storage.schema import Choice, Fields, Plain, Text
 from gms_fast.storage.tensors import check_numbers, few
 from gms_fast.version import __version__
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 WEIGHTS, CONFIG, KIND = "model.safetensors", "config.json", "MomentUNet"
 EMBEDDED = ("mnist", "digits")
 _DESCRIPTION = Fields(
@@ -29,6 +33,25 @@ _DESCRIPTION = Fields(
 _DEFAULTS = {name: given.default for name, given in inspect.signature(MomentUNet).parameters.items()}
 _INDEX = "model_index.json"  # of a pipeline of diffusers
 _TRIES = 100  # times that a folder is opened which changes meanwhile
+
+
+class Overrides(TypedDict, total=False):
+    """The arguments of `MomentUNet`, each as there; the schedule also by its name or its config."""
+
+    image_size: int
+    in_channels: int
+    model_channels: int
+    channel_mult: Sequence[int]
+    num_res_blocks: int
+    attention_resolutions: Sequence[int]
+    num_heads: int
+    dropout: float
+    use_scale_shift_norm: bool
+    head: str | Sequence[str | None] | None
+    out_channels: int | None
+    moments: str
+    normalised: bool
+    schedule: Schedule | str | dict[str, object] | None
 
 
 def embedded() -> list[str]:
@@ -70,7 +93,7 @@ def check_target(path: Path) -> None:
         raise FileExistsError(f"path: {path} exists and is not a saved model: it holds {few(found)}")
 
 
-def load(name_or_path: str | Path = "mnist", **overrides: Any) -> MomentUNet:
+def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -> MomentUNet:
     """A `MomentUNet` in eval mode, float32, on the CPU.
 
     name_or_path  "mnist" or "digits" (embedded), a folder written by `save`, or a released improved-DDPM / GMS
@@ -161,7 +184,8 @@ def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _opened(path: Path, held: ExitStack) -> tuple[Path, dict[str, BinaryIO]]:
     """The folder and those of its files that there are, all of one save though another process may write it anew."""
     for _ in range(_TRIES):
-        folder, files = atomic.present(path), {}
+        folder = atomic.present(path)
+        files: dict[str, BinaryIO] = {}
         before = _identity(folder)
         for name in (_INDEX, CONFIG, WEIGHTS):
             with suppress(FileNotFoundError):

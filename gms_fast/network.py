@@ -178,5 +178,5 @@ def _joined(outputs: Iterable[Any]) -> Any:
         return torch.cat(outputs)
     if not isinstance(first, tuple) or not all(isinstance(e, Tensor) or e is None for e in first):
         return first
-    parts = [None if e[0] is None else torch.cat(e) for e in zip(*outputs, strict=True)]
+    parts: list[Any] = [None if e[0] is None else torch.cat(e) for e in zip(*outputs, strict=True)]
     return NoiseMoments(*parts) if len(parts) == len(NoiseMoments._fields) else tuple(parts)

@@ -2,17 +2,37 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
 WITHOUT_SIGNAL = ("x0", "v", "flow")  # forms that tell x_0 even where alpha = 0
 _SIGMA_DATA = 0.5  # of "edm"
 
+Number = float | Tensor
+_Formula = Callable[[Tensor, Tensor, Number, Number], Tensor]
 
-def _edm(y: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+
+class Level(Protocol):
+    """The noise level of a state: numbers, as those of a step, or tensors that broadcast against it."""
+
+    @property
+    def alpha_t(self) -> Number: ...
+
+    @property
+    def sigma_t(self) -> Number: ...
+
+
+class LevelTensors(NamedTuple):
+    """A level as tensors (), so that derivatives in time go through them."""
+
+    alpha_t: Tensor
+    sigma_t: Tensor
+
+
+def _edm(y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
     """c_skip x/alpha + c_out y at the level r = sigma/alpha (Karras et al. 2022, table 1)."""
     r = sigma / alpha
     total = r * r + _SIGMA_DATA**2
@@ -21,7 +41,7 @@ def _edm(y: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
 
 # E[x_0|x_t] from the output y at x = alpha x_0 + sigma eps. "v" is alpha eps - sigma x_0 (Salimans & Ho 2022), "flow"
 # eps - x_0, "edm" the raw network F of EDM's preconditioning, called with x and sigma as they are.
-TO_DATA: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+TO_DATA: dict[str, _Formula] = {
     "noise": lambda y, x, alpha, sigma: (x - sigma * y) / alpha,
     "x0": lambda y, x, alpha, sigma: y,
     "v": lambda y, x, alpha, sigma: (alpha * x - sigma * y) / (alpha**2 + sigma**2),
@@ -29,7 +49,7 @@ TO_DATA: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "edm": _edm,
 }
 # e1 = E[eps|x_t]; where no formula stands here it is what E[x_0|x_t] leaves of x.
-TO_NOISE: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+TO_NOISE: dict[str, _Formula] = {
     "noise": lambda y, x, alpha, sigma: y,
     "v": lambda y, x, alpha, sigma: (alpha * y + sigma * x) / (alpha**2 + sigma**2),
     "flow": lambda y, x, alpha, sigma: (x + alpha * y) / (alpha + sigma),
@@ -41,7 +61,7 @@ def names() -> list[str]:
     return list(TO_DATA)
 
 
-def to_noise(form: str, y: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+def to_noise(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
     """E[eps|x_t] from an output y of a form of `names()`; levels that are tensors broadcast against x."""
     if form in TO_NOISE:
         return TO_NOISE[form](y, x, alpha, sigma)
@@ -59,7 +79,7 @@ class Estimate:
     x: Tensor
     output: Tensor | NoiseMoments
     form: str
-    step: StepCoefficients
+    step: Level
     clip: tuple[float, float] | None
     central: bool = False
 
@@ -84,8 +104,10 @@ class Estimate:
 
     def x0(self) -> Tensor:
         """E[x_0|x_t], clipped to the data range if there is one; x's dtype."""
-        tensor = isinstance(self.output, Tensor)
-        y, form = (self.output, self.form) if tensor else (self.output.e1, "noise")
+        if isinstance(self.output, Tensor):
+            y, form = self.output, self.form
+        else:
+            y, form = self.output.e1, "noise"
         m = TO_DATA[form](y.to(self.x.dtype), self.x, self.step.alpha_t, self.step.sigma_t)
         if self.clip is not None:
             return m.clamp(*self.clip)
@@ -98,14 +120,7 @@ class Estimate:
         return (self.x - self.step.alpha_t * self.x0()) / self.step.sigma_t
 
 
-def estimate(
-    output: object,
-    x: Tensor,
-    step: StepCoefficients,
-    form: str,
-    clip: tuple[float, float] | None = None,
-    central: bool = False,
-) -> Estimate:
+def estimate(output: object, x: Tensor, step: Level, form: str, clip: tuple[float, float] | None = None) -> Estimate:
     """A model's output at state x: moments as they are, one tensor by its `form`.
 
     Raises TypeError for another output, ValueError for one that is not shaped like x.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gms_fast.cli import options
 
 if TYPE_CHECKING:
-    from gms_fast.search.features import Features
+    from gms_fast.search.features import DigitFeatures
 
 SUMMARY = "Learn a table for solver ggdm: the best sampler of so many calls of a network that stays as it is."
 VARIANTS = ("ggdm", "pred", "time", "constrained")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _features(args: argparse.Namespace) -> Features | None:
+def _features(args: argparse.Namespace) -> DigitFeatures | None:
     """The features that `--features` names; None stands for the pixels."""
     from gms_fast import search
     from gms_fast.search.features import NAMES

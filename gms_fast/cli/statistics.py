@@ -6,7 +6,7 @@ import argparse
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gms_fast.cli import options
 
@@ -97,6 +97,8 @@ def _empirical(args: argparse.Namespace) -> int:
 
 
 def _gaussian(args: argparse.Namespace) -> int:
+    import torch
+
     import gms_fast
     from gms_fast import data, statistics
     from gms_fast.measure.empirical import check_data
@@ -107,20 +109,20 @@ def _gaussian(args: argparse.Namespace) -> int:
     most = args.samples * (1 + args.flips) - 1
     if args.data is None and args.rank and args.rank > most:
         raise ValueError(f"--rank must be at most {most}, all that --samples {args.samples} can have: got {args.rank}")
-    model = None if args.data and not args.model else gms_fast.load(args.model or MODEL)
-    images = data.load(args.data) if args.data else None
-    if images is not None and model is not None:
-        check_data(model, images)
-    shape = tuple(images.shape[1:] if model is None else model.sample_shape)
+    source = data.load(args.data) if args.data else gms_fast.load(args.model or MODEL)
+    images = isinstance(source, torch.Tensor)
+    if images and args.model:
+        check_data(gms_fast.load(args.model), source)
+    shape = tuple(source.shape[1:] if isinstance(source, torch.Tensor) else source.sample_shape)
     work = Work({"samples": (args.samples, shape)})
     with locked_file(args.out):
-        if work.keep_for(args.out, *_origin(args, model, images), resume=args.resume, replace=args.force):
+        if work.keep_for(args.out, *_origin(args, source), resume=args.resume, replace=args.force):
             measured = statistics.Gaussian.load(args.out)
         else:
-            args.left = options.LEFT if images is None else ""
-            with work.kept() if images is None else nullcontext():
-                source = _samples(args, model, work) if images is None else images
-                measured = statistics.gaussian(source, args.rank, flips=args.flips, progress=sys.stderr.isatty())
+            args.left = "" if images else options.LEFT
+            with nullcontext() if images else work.kept():
+                rows = source if isinstance(source, torch.Tensor) else _samples(args, source, work)
+                measured = statistics.gaussian(rows, args.rank, flips=args.flips, progress=sys.stderr.isatty())
             measured.save(args.out, dtype=_dtype(args), measurement=work.measurement)
             work.delete()
     share = f"{measured.variance_kept:.2%}"
@@ -134,15 +136,17 @@ def _dtype(args: argparse.Namespace) -> torch.dtype:
     return torch.float16 if args.half else torch.float32
 
 
-def _origin(args: argparse.Namespace, model: MomentUNet | None, images: Tensor | None) -> tuple[dict, dict]:
+def _origin(args: argparse.Namespace, source: Tensor | MomentUNet) -> tuple[dict[str, Any], dict[str, Any]]:
     """All that the samples depend on, and all that their Gaussian depends on beside them."""
+    import torch
+
     from gms_fast import statistics
     from gms_fast.storage import fingerprints
 
     rest = {"rank": args.rank, "flips": args.flips, "dtype": str(_dtype(args))}
-    if images is not None:
-        return {"data": fingerprints.of_tensors([images])}, rest
-    drawn = {"network": statistics.fingerprint(model), "steps": STEPS, "samples": args.samples, "seed": args.seed}
+    if isinstance(source, torch.Tensor):
+        return {"data": fingerprints.of_tensors([source])}, rest
+    drawn = {"network": statistics.fingerprint(source), "steps": STEPS, "samples": args.samples, "seed": args.seed}
     return drawn, rest
 
 

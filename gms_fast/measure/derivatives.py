@@ -1,7 +1,6 @@
 """A network's noise as a function of state and time, and its derivative in a direction."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,25 +8,19 @@ from torch import Tensor
 from gms_fast import network, prediction
 from gms_fast.schedules import Schedule
 from gms_fast.tables.wide import beside
+from gms_fast.types import NoiseMoments
 
 Noise = Callable[[Tensor, Tensor], Tensor]
 Derivative = Callable[[Noise, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class _Level(NamedTuple):
-    """alpha and sigma as tensors (), so that derivatives in time go through them."""
-
-    alpha_t: Tensor
-    sigma_t: Tensor
-
-
-def noise_of(model: Callable, schedule: Schedule, form: str) -> Noise:
+def noise_of(model: Callable[..., Tensor | NoiseMoments], schedule: Schedule, form: str) -> Noise:
     """eps(x, t): E[eps|x_t] by the model, x (B, *), t () a time of the schedule in float64; x's dtype."""
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         output = network.call(model, x, schedule.network_time(t).to(wide).to(x.device).expand(len(x)))
-        level = _Level(*(beside(f(t), x) for f in (schedule.alpha, schedule.sigma)))
+        level = prediction.LevelTensors(*(beside(f(t), x) for f in (schedule.alpha, schedule.sigma)))
         return prediction.estimate(output, x, level, form).moments.e1.to(x.dtype)
 
     return noise

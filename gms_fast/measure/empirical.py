@@ -5,9 +5,11 @@ size of the batches nor an interruption changes the result.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -174,10 +176,11 @@ class _Run:
 
     def _mean(self, batch: Callable[[int, Tensor], Tensor], j: int, stream: int) -> Tensor:
         """Mean over the samples of what `batch` sums, given the first index and the noised samples of a batch."""
-        mean = sum(batch(first, self._noised(first, j, stream)) for first in range(0, len(self.data), self.batch_size))
-        if not bool(mean.isfinite().all()):
+        starts = range(0, len(self.data), self.batch_size)
+        total = reduce(operator.add, (batch(first, self._noised(first, j, stream)) for first in starts))
+        if not bool(total.isfinite().all()):
             raise ValueError(f"model returned NaN or infinity at node {j} (t = {float(self.nodes[j].t):g})")
-        return mean.cpu() / len(self.data)
+        return total.cpu() / len(self.data)
 
     def _noised(self, first: int, j: int, stream: int) -> Tensor:
         """alpha x_0 + sigma z at node j, for a batch of samples from index `first` on."""
@@ -194,9 +197,9 @@ def check_numbers(
     for name, value, least in (("N", N, 2), ("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}: got {value!r}")
-    for name, value in (("window", window or 0.0), ("tolerance", tolerance)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and not negative: got {value}")
+    for name, number in (("window", window or 0.0), ("tolerance", tolerance)):
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name} must be finite and not negative: got {number}")
 
 
 def check_data(model: object, data: object) -> None:
@@ -227,7 +230,8 @@ def _grid(schedule: Schedule, N: int, t_max: float | None, t_min: float | None) 
     if not bool(ends.isfinite().all()):
         got = " .. ".join(f"{v:g}" for v in ends.tolist())
         raise ValueError(f"t_max, t_min must have finite log(alpha/sigma): got {t_max}, {t_min} with {got}")
-    lam = torch.linspace(*ends.tolist(), N + 1, dtype=torch.float64, device="cpu")
+    first, last = ends.tolist()
+    lam = torch.linspace(first, last, N + 1, dtype=torch.float64, device="cpu")
     return schedule.grid(N, "log-snr", t_max, t_min), lam
 
 

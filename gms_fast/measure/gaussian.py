@@ -76,13 +76,14 @@ class _Sums:
     """Count, mean, range and centred sum of squares of all samples so far (Chan, Golub & LeVeque 1979)."""
 
     def __init__(self) -> None:
-        self.count, self.low, self.high, self.shape = 0, math.inf, -math.inf, None
+        self.count, self.low, self.high = 0, math.inf, -math.inf
+        self.shape = torch.Size()  # of no batch yet
 
     def add(self, batch: object) -> None:
         if not isinstance(batch, Tensor) or not batch.is_floating_point():
             got = getattr(batch, "dtype", type(batch).__name__)
             raise TypeError(f"data must be floating point (M, *) in the units of the network: got {got}")
-        if self.shape is None and batch.ndim > 1:
+        if not self.shape and batch.ndim > 1:
             self.shape, D = batch.shape[1:], math.prod(batch.shape[1:])
             self.mean, self.scatter = (torch.zeros(s, dtype=torch.float64, device="cpu") for s in ((D,), (D, D)))
         if batch.ndim < 2 or batch.shape[1:] != self.shape or not batch[:1].numel():

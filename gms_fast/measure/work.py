@@ -82,7 +82,7 @@ class Work:
         """One row more of `name`, written with the others if the last time is some while ago."""
         self.rows[name].append(row.cpu())
         if self.path is not None and time.monotonic() - self._written > SECONDS:
-            self._write()
+            self._write(self.path)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -91,12 +91,12 @@ class Work:
             yield
         except BaseException:
             if self.path is not None:
-                self._write()
+                self._write(self.path)
             raise
 
-    def _write(self) -> None:
+    def _write(self, path: Path) -> None:
         rows = {name: torch.stack(rows) if rows else torch.empty(0, device="cpu") for name, rows in self.rows.items()}
-        tensors.write(self.path, rows, self._metadata)
+        tensors.write(path, rows, self._metadata)
         self._written = time.monotonic()
 
     def delete(self) -> None:

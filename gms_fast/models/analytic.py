@@ -5,7 +5,9 @@ mu_i = (sigma^2 m_i + alpha s_i^2 x)/(alpha^2 s_i^2 + sigma^2) and tau_i = sigma
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -54,7 +56,12 @@ class _Analytic:
         """alpha, sigma (B, 1, ...) in float64 for network times t (B,)."""
         times = self.schedule.from_network_time(t)
         view = (-1, *[1] * (x.ndim - 1))
-        return tuple(f(times).to(x.device).view(view) for f in (self.schedule.alpha, self.schedule.sigma))
+        alpha, sigma = (f(times).to(x.device).view(view) for f in (self.schedule.alpha, self.schedule.sigma))
+        return alpha, sigma
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return reduce(operator.add, terms)
 
 
 def _gaussian_power(order: int) -> list[tuple[int, int]]:
@@ -98,7 +105,7 @@ class GaussianMixture1D(_Analytic):
         mean = (posterior * mu).sum(-1, keepdim=True)
         away = mu - mean
         central = [
-            sum(c * (posterior * away ** (n - 2 * j) * tau**j).sum(-1) for c, j in _gaussian_power(n))
+            _total(c * (posterior * away ** (n - 2 * j) * tau**j).sum(-1) for c, j in _gaussian_power(n))
             for n in range(2, order + 1)
         ]
         return mean[..., 0], *central
@@ -145,7 +152,7 @@ class PointCloud(_Analytic):
         raw = [posterior @ self._power(n, x.device) for n in range(1, order + 1)]
         mean = shrink * (self._centre.to(x.device) + raw[0]) + alpha * self.bandwidth**2 / spread * flat
         away = [c * shrink**n for n, c in enumerate(_central(raw))]  # of the component's mean, about the mean
-        central = [sum(c * tau**j * away[n - 2 * j] for c, j in _gaussian_power(n)) for n in range(2, order + 1)]
+        central = [_total(c * tau**j * away[n - 2 * j] for c, j in _gaussian_power(n)) for n in range(2, order + 1)]
         return tuple(v.expand_as(flat).reshape(x.shape) for v in (mean, *central))
 
     def _power(self, n: int, device: torch.device) -> Tensor:
@@ -165,5 +172,5 @@ def _central(raw: Sequence[Tensor]) -> list[Tensor]:
     """Central moments 0..order from the raw moments 1..order: c_n = sum_k C(n, k) (-raw_1)^(n-k) raw_k."""
     one = torch.ones_like(raw[0])
     full, shift = [one, *raw], -raw[0]
-    higher = (sum(math.comb(n, k) * shift ** (n - k) * full[k] for k in range(n + 1)) for n in range(2, len(full)))
+    higher = (_total(math.comb(n, k) * shift ** (n - k) * full[k] for k in range(n + 1)) for n in range(2, len(full)))
     return [one, torch.zeros_like(one), *higher]

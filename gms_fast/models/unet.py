@@ -7,6 +7,7 @@ Sources: Nichol & Dhariwal 2021 (arXiv 2102.09672), Guo et al. 2023 (arXiv 2311.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +166,12 @@ def _forms(head: object) -> tuple[str | None, str | None]:
     return second, third
 
 
+def _discrete(schedule: Schedule) -> VP:
+    if not isinstance(schedule, VP):
+        raise ValueError(f"schedule must be discrete for normalised heads, as VPLinear: got {schedule!r}")
+    return schedule
+
+
 class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
 
@@ -193,6 +200,7 @@ class MomentUNet(nn.Module):
 
     prediction = "noise"
     clip = (-1.0, 1.0)
+    alpha_table: Tensor  # of normalised heads
 
     def __init__(
         self,
@@ -210,7 +218,7 @@ class MomentUNet(nn.Module):
         out_channels: int | None = None,
         moments: str = "raw",
         normalised: bool = False,
-        schedule: object = None,
+        schedule: Schedule | None = None,
     ) -> None:
         given = locals()
         second, third = _forms(head)
@@ -220,14 +228,13 @@ class MomentUNet(nn.Module):
             raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
         schedule = VPLinear() if schedule is None else schedule
         schedule = rescaled(schedule) if isinstance(schedule, Schedule) else schedule
-        if normalised and not isinstance(schedule, VP):
-            raise ValueError(f"schedule must be discrete for normalised heads, as VPLinear: got {schedule!r}")
+        discrete = _discrete(schedule) if normalised else None
         if model_channels % GROUPS:
             raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
         out_channels = in_channels if out_channels is None else out_channels
         if out_channels not in (in_channels, 2 * in_channels):
             raise ValueError(f"out_channels must be {in_channels} or {2 * in_channels}, or None: got {out_channels}")
-        self.config = {
+        self.config: dict[str, Any] = {
             **given,
             "channel_mult": list(channel_mult),
             "attention_resolutions": list(attention_resolutions),
@@ -237,7 +244,7 @@ class MomentUNet(nn.Module):
         self.sample_shape = (in_channels, image_size, image_size)
         self.schedule = schedule
         self.moments = moments
-        table = self.schedule.alpha(range(self.schedule.T)).float() if normalised else None
+        table = None if discrete is None else discrete.alpha(range(discrete.T)).float()
         self.register_buffer("alpha_table", table, persistent=False)
         self.in_channels, self.model_channels = in_channels, model_channels
 
@@ -285,7 +292,7 @@ class MomentUNet(nn.Module):
 
     @property
     def normalised(self) -> bool:
-        return self.config["normalised"]
+        return bool(self.config["normalised"])
 
     @property
     def has_heads(self) -> bool:
@@ -312,14 +319,17 @@ class MomentUNet(nn.Module):
 
         None stands for a third moment without a head.
         """
+        if self.out2 is None:
+            raise ValueError('model has no moment heads: make it with head="simple" or "complex"')
         second, third = self.out2(h, emb), None if self.out3 is None else self.out3(h, emb)
         return (nn.functional.softplus(second) if self.normalised else second), third
 
     def alpha(self, t: Tensor) -> Tensor:
         """alpha_t (B, 1, 1, 1) at network times t (B,): the unit of normalised heads."""
-        scale = self.schedule.T / 1000 if self.schedule.rescale_time else 1.0  # `from_network_time` is for the CPU
-        times = t.float() * scale - self.schedule.time_shift
-        low = times.floor().clamp(0, self.schedule.T - 2).long()
+        schedule = _discrete(self.schedule)
+        scale = schedule.T / 1000 if schedule.rescale_time else 1.0  # `from_network_time` is for the CPU
+        times = t.float() * scale - schedule.time_shift
+        low = times.floor().clamp(0, schedule.T - 2).long()
         alpha = torch.lerp(self.alpha_table[low].float(), self.alpha_table[low + 1].float(), times - low)
         return alpha.view(-1, 1, 1, 1)
 

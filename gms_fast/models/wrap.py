@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from gms_fast.models.learned_variance import LearnedVariance
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 
+Told = TypeVar("Told")
 _LEARNED = "learned-range"
 _MOMENTS = ("raw", "central", _LEARNED)
 
@@ -27,7 +28,7 @@ def wrap(
     schedule: Schedule | str | None = None,
     prediction: str | None = None,
     moments: str | None = None,
-    **conditions: Any,
+    **conditions: object,
 ) -> "Wrapped":
     """A model, called as model(x, t, **condition), of a network of another library.
 
@@ -57,28 +58,26 @@ def wrap(
         raise ValueError(f"prediction must be one of {', '.join(predictions.names())}: got {prediction!r}")
     schedule = schedules.build(schedule) if schedule is not None else None
     host = hosts.of_kind(kind, bare).host(outer, bare, schedule, prediction)
-    for name in ("schedule", "prediction"):
-        if getattr(host, name) is None:
-            raise ValueError(f"{name} must be given: {type(host.bare).__name__} does not tell it")
     return Wrapped(host, moments, conditions)
 
 
 class Wrapped(torch.nn.Module):
     """The model that `wrap` makes: a network with all that `sample` asks of a model."""
 
-    def __init__(self, host: Host, moments: str | None, conditions: Mapping[str, Any]) -> None:
+    def __init__(self, host: Host, moments: str | None, conditions: Mapping[str, object]) -> None:
         super().__init__()
         self.network = host.network
         if isinstance(host.bare, torch.nn.Module) and not isinstance(host.network, torch.nn.Module):
             self.bare = host.bare  # whose weights a partial hides
-        self.schedule, self.prediction = host.schedule, host.prediction
+        self.schedule = _told("schedule", host.schedule, host)
+        self.prediction = _told("prediction", host.prediction, host)
         if host.clip != UNSAID:
             self.clip = host.clip
         self.sample_shape = host.sample_shape
         self.moments = "raw" if moments == "raw" else "central"
         self._host, self._said, self._conditions = host, moments, dict(conditions)
         learned = moments == _LEARNED or (moments is None and host.learned)
-        self._learned = LearnedVariance(host.schedule) if learned and isinstance(host.schedule, schedules.VP) else None
+        self._learned = LearnedVariance(self.schedule) if learned and isinstance(self.schedule, schedules.VP) else None
         self.train(getattr(host.network, "training", False))
 
     @property
@@ -120,6 +119,12 @@ class Wrapped(torch.nn.Module):
         alpha, sigma, *_ = self._learned.at(t, x)
         e1 = predictions.to_noise(self.prediction, y, x.to(y.dtype), alpha.to(y.dtype), sigma.to(y.dtype))
         return NoiseMoments(e1, self._learned.second(v, t))
+
+
+def _told(name: str, value: Told | None, host: Host) -> Told:
+    if value is None:
+        raise ValueError(f"{name} must be given: {type(host.bare).__name__} does not tell it")
+    return value
 
 
 def _unpacked(output: Any, moments: str | None) -> Any:

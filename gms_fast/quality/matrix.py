@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, suppress
 from dataclasses import fields
@@ -33,6 +33,7 @@ from gms_fast.storage.locks import locked_folder
 from gms_fast.storage.reading import json_value, read_bytes, read_json, refusing
 from gms_fast.storage.schema import Either, Fields, Integer, Optional, Real, Text
 
+Results = Generator[tuple[Cell, dict[str, Any]], None, None]
 SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "samples"
 PACKAGE = Path(gms_fast.__file__).parent
 _CELL = {"model": Text(), "solver": Text(), "grid": Text(), "steps": Integer(0), "range": Integer(0)}
@@ -185,7 +186,7 @@ def _append(out: Path, record: dict[str, Any], shown: np.ndarray | None) -> None
     atomic.append_line(out / RECORDS, json.dumps(record))
 
 
-def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | None, workers: int) -> Iterator[tuple]:
+def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | None, workers: int) -> Results:
     """(cell, result) as they come; what has not been finished is dropped when the caller stops."""
     if not todo:
         return

@@ -4,10 +4,13 @@ x and reference are (N, D) points or features, N at least `LEAST`, more where a 
 is better unless said, and raise ValueError for NaN, infinity, other widths or too few rows, with the counts.
 """
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 LEAST = 50
 
@@ -72,14 +75,16 @@ def precision_recall(x: Tensor, reference: Tensor, k: int = 3) -> tuple[float, f
     between = torch.cdist(x, reference)
     real, drawn = (torch.cdist(y, y).kthvalue(k + 1).values for y in (reference, x))  # the nearest is the point itself
     within = ((between <= real[None]).any(1), (between <= drawn[:, None]).any(0))
-    return tuple(float(inside.double().mean()) for inside in within)
+    precision, recall = (float(inside.double().mean()) for inside in within)
+    return precision, recall
 
 
 def moment_errors(x: Tensor, reference: Tensor) -> tuple[float, float, float]:
     """Root mean square over elements of the error in mean, variance and third central moment; units of x, x^2, x^3."""
     x, reference = _pair(x, reference)
     errors = (a - b for a, b in zip(_central_moments(x), _central_moments(reference), strict=True))
-    return tuple(float(e.square().mean().sqrt()) for e in errors)
+    mean, variance, third = (float(e.square().mean().sqrt()) for e in errors)
+    return mean, variance, third
 
 
 def _pair(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +120,7 @@ class _Identity(nn.Module):
         return x
 
 
-def _torchmetrics(metric: Callable, x: Tensor, reference: Tensor) -> float:
+def _torchmetrics(metric: "Metric", x: Tensor, reference: Tensor) -> float:
     metric.update(reference, real=True)
     metric.update(x, real=False)
     value = metric.compute()

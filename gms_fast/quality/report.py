@@ -48,7 +48,7 @@ def table(records: Records, measure: str) -> str:
     """
     by, head = _columns(records)
     steps = sorted({r[by] for r in records if r["solver"] not in CONTROLS})
-    rows: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    rows: dict[tuple[Any, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         rows[tuple(record[k] for k in _ROW)][record[by]].append(record[measure])
     lines = ["| solver | grid | " + " | ".join(head.format(k) for k in steps) + " |", "|---" * (len(steps) + 2) + "|"]
@@ -118,7 +118,7 @@ def plot(records: Records, path: str | Path, measure: str | None = None) -> None
 
 def _best(records: Records, solver: str, measure: str) -> list[tuple[int, float, float]]:
     """(calls, mean, spread) by steps, each on the grid that is best there."""
-    groups: dict[tuple[int, str], list[dict]] = defaultdict(list)
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for r in records:
         if r["solver"] == solver:
             groups[r["steps"], r["grid"]].append(r)

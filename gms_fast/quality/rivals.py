@@ -23,7 +23,7 @@ def scheduler(options: dict[str, Any], schedule: Any) -> Any:
         from diffusers import DPMSolverMultistepScheduler
     except ImportError as error:
         raise ImportError("solver diffusers needs diffusers: pip install gms_fast[diffusers]") from error
-    if unknown := options.keys() - set(DPMSolverMultistepScheduler().config):
+    if unknown := options.keys() - set(DPMSolverMultistepScheduler().config):  # type: ignore[attr-defined]  # of a decorator
         raise ValueError(f"solver diffusers has no option {', '.join(sorted(unknown))}")
     return DPMSolverMultistepScheduler(trained_betas=schedule.betas.tolist(), **options)
 

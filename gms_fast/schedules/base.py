@@ -118,18 +118,18 @@ class Schedule(Identified, ABC):
 
     def _spaced(self, ends: Tensor, ramp: Tensor, spacing: str | float) -> Tensor:
         if spacing == "uniform":
-            return torch.lerp(*ends, ramp)
+            return between(ends, ramp)
         if spacing == "quadratic":
-            return self.from_clock(torch.lerp(*self.clock(ends).sqrt(), ramp) ** 2)
+            return self.from_clock(between(self.clock(ends).sqrt(), ramp) ** 2)
         if spacing == "angle":
-            return self.inverse_log_snr(-torch.lerp(*self.angle(ends), ramp).tan().log())
+            return self.inverse_log_snr(-between(self.angle(ends), ramp).tan().log())
         if spacing == "karras":
-            level = torch.lerp(*(-self._finite_log_snr(ends, spacing) / self.rho).exp(), ramp)
+            level = between((-self._finite_log_snr(ends, spacing) / self.rho).exp(), ramp)
             return self.inverse_log_snr(-self.rho * level.log())
         if spacing == "log-snr":
-            return self.inverse_log_snr(torch.lerp(*self._finite_log_snr(ends, spacing), ramp))
+            return self.inverse_log_snr(between(self._finite_log_snr(ends, spacing), ramp))
         if isinstance(spacing, (int, float)) and not isinstance(spacing, bool) and spacing > 0:
-            return torch.lerp(*ends, ramp ** float(spacing))
+            return between(ends, ramp ** float(spacing))
         raise ValueError(
             'spacing must be "uniform", "quadratic", "log-snr", "karras", "angle" or a positive exponent: '
             f"got {spacing!r}"
@@ -183,6 +183,12 @@ def log_alpha_of(lam: Tensor) -> Tensor:
     return -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
 
 
+def between(ends: Tensor, ramp: Tensor) -> Tensor:
+    """The numbers at `ramp` in [0, 1] of the way from the first of two ends to the last."""
+    first, last = ends.unbind()
+    return torch.lerp(first, last, ramp)
+
+
 def check_range(t: Tensor, first: float, last: float, name: str) -> Tensor:
     """t in [first, last], where float32 may have rounded it out of there; ValueError for what lies farther outside."""
     slack = max(abs(first), abs(last)) * 2.0**-23
@@ -198,7 +204,7 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"steps must be at least 1: got {steps}")
 
 
-def distinct(times: Sequence[int]) -> list[int]:
+def distinct(times: Sequence[float]) -> list[float]:
     """Times that fall by at least 1, as near to those given as may be, to 0; there must be room for all."""
     found = [times[0]]
     for left, t in zip(range(len(times) - 2, -1, -1), times[1:], strict=True):

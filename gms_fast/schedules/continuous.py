@@ -10,6 +10,7 @@ from gms_fast.schedules.base import (
     Times,
     VariancePreserving,
     as_float64,
+    between,
     check_range,
     check_steps,
     log_alpha_of,
@@ -194,7 +195,7 @@ class Flow(Schedule):
     def _spaced(self, ends: Tensor, ramp: Tensor, spacing: str | float) -> Tensor:
         if spacing != "uniform" or self.shift == 1:
             return super()._spaced(ends, ramp, spacing)
-        even = torch.lerp(*_shifted(ends, 1 / self.shift), ramp)
+        even = between(_shifted(ends, 1 / self.shift), ramp)
         return _shifted(even, self.shift)
 
 

@@ -63,7 +63,7 @@ class VP(VariancePreserving):
     @property
     def _times_config(self) -> dict[str, object]:
         same = self.T == 1000 and self.rescale_time is not False  # as files say it that are older than this word
-        return {"time_shift": self.time_shift} | ({} if same else {"rescale_time": bool(self.rescale_time)})
+        return {"time_shift": self.time_shift, **({} if same else {"rescale_time": bool(self.rescale_time)})}
 
     def asked_like(self, other: Schedule | None) -> Schedule:
         said = other.rescale_time if isinstance(other, VP) else None
@@ -94,7 +94,7 @@ class VP(VariancePreserving):
         beyond = self.T - 1 - (log_alpha - float(table[0])).exp()  # where alpha itself is linear
         return torch.where(log_alpha < float(table[0]), beyond, found) if finite < self.T else found
 
-    def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[int]:
+    def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
         """Integer times to visit, noisiest first, ending at 0; from `t_max` on, rounded, if that is given.
 
         spacing  "uniform": t_i = max(int(T-1 - (T/K) i), 0), i = 0..K-1, then 0: the released grid.

@@ -45,7 +45,7 @@ def training_of(scheduler: Any) -> tuple[Schedule, str]:
 class _Table:
     """Schedulers that look alphas up at integer times: DDPM, DDIM."""
 
-    names = (
+    names: tuple[str, ...] = (
         "DDPMScheduler",
         "DDPMParallelScheduler",
         "DDIMScheduler",
@@ -214,7 +214,7 @@ def _flow(scheduler: Any, name: str) -> Flow:
     """Flow matching with the scheduler's shift; a dynamic shift counts as none: it moves the grid and no level."""
     config = scheduler.config
     moves = getattr(config, "use_dynamic_shifting", False)
-    shift = 1.0 if moves else getattr(scheduler, name, None) or getattr(config, name, 1.0)
+    shift: Any = 1.0 if moves else getattr(scheduler, name, None) or getattr(config, name, 1.0)
     return Flow(shift=float(shift), time_scale=float(config.num_train_timesteps))
 
 

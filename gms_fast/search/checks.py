@@ -1,7 +1,7 @@
 """What a search asks of a network and of features before it starts, and the state that it keeps them in."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def check_model(sampler: Sampler, table: GGDMTable, variant: str) -> Sampler:
     said = prediction.estimate(output, x, step, sampler.form).output
     sampler = sampler if isinstance(said, Tensor) else replace(sampler, form="noise")
     said = said if isinstance(said, Tensor) else said.e1
-    slopes = [None, None]
+    slopes: Sequence[Tensor | None] = (None, None)
     if said.requires_grad:
         slopes = torch.autograd.grad(said.sum(), (x, time), allow_unused=True)
     if slopes[0] is None:

@@ -25,7 +25,7 @@ from gms_fast.search.checks import check_data, check_features, check_model, devi
 from gms_fast.search.distance import KERNELS, distances
 from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.search.parameters import VARIANTS, Parameters
-from gms_fast.search.unroll import Sampler
+from gms_fast.search.unroll import Sampler, Updates
 from gms_fast.solvers import GGDMTable, Solver
 from gms_fast.storage import atomic, checkpoint, fingerprints
 from gms_fast.storage.configuration import check_same
@@ -45,21 +45,7 @@ TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first indices of the samples of the loss
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a search depends on beside the network, the data and the first table.
-
-    variant       what is free (`gms_fast.search.parameters`): "ggdm", "pred", "time" or "constrained"
-    stochastic    whether sigma[t] is learned too; else the sampler stays without noise, if it is
-    kernel        of the distance: "cubic" or "linear"
-    iterations    steps of Adam at most
-    batch_size    samples of a step
-    lr            peak learning rate, reached after `warmup` iterations; it falls to 0 as a cosine
-    ema           decay of the averaged table (smaller in the first iterations: (1+k)/(10+k))
-    clip_norm     largest norm of the gradient
-    held_out      share of the data that the score is taken against; the loss sees the rest
-    score_samples, score_every  samples of the score, the same ones every so many iterations
-    patience      scores in a row without a new best one that end the search
-    seed          determines everything that is random
-    """
+    """Everything that a search depends on beside the network, the data and the first table: arguments of `ggdm`."""
 
     variant: str = "pred"
     stochastic: bool = False
@@ -121,7 +107,20 @@ def ggdm(
     resume: bool = True,
     replace: bool = False,
     progress: bool = True,
-    **settings: Any,
+    variant: str = Settings.variant,
+    stochastic: bool = Settings.stochastic,
+    kernel: str = Settings.kernel,
+    iterations: int = Settings.iterations,
+    batch_size: int = Settings.batch_size,
+    lr: float = Settings.lr,
+    warmup: int = Settings.warmup,
+    ema: float = Settings.ema,
+    clip_norm: float = Settings.clip_norm,
+    held_out: float = Settings.held_out,
+    score_samples: int = Settings.score_samples,
+    score_every: int = Settings.score_every,
+    patience: int = Settings.patience,
+    seed: int = Settings.seed,
 ) -> GGDMTable:
     """The table that makes `steps` calls of a frozen network give samples nearest to data: all steps are unrolled, and
     Adam follows the gradient of the kernel distance between features of samples and of data to the table's numbers.
@@ -141,12 +140,38 @@ def ggdm(
     out       folder for `table.safetensors` (the best so far), `checkpoint.pt` and `curve.csv`; one that holds a search
               is continued if `resume`, begun anew if `replace`, else refused. Without it nothing is left when it is
               stopped
-    settings  fields of `Settings`
+    variant   what is free (`gms_fast.search.parameters`): "ggdm", "pred", "time" or "constrained"
+    stochastic  whether sigma[t] is learned too; else the sampler stays without noise, if it is
+    kernel    of the distance: "cubic" or "linear"
+    iterations  steps of Adam at most
+    batch_size  samples of a step
+    lr        peak learning rate, reached after `warmup` iterations; it falls to 0 as a cosine
+    ema       decay of the averaged table (smaller in the first iterations: (1+k)/(10+k))
+    clip_norm  largest norm of the gradient
+    held_out  share of the data that the score is taken against; the loss sees the rest
+    score_samples, score_every  samples of the score, the same ones every so many iterations
+    patience  scores in a row without a new best one that end the search
+    seed      determines everything that is random
     Returns the table with the best score on held-out data, which may be the first. Raises ValueError or TypeError
     naming the argument, FloatingPointError naming the iteration where the loss is NaN or infinite: the best table
     stays in `out`.
     """
-    run = Settings(**settings)
+    run = Settings(
+        variant=variant,
+        stochastic=stochastic,
+        kernel=kernel,
+        iterations=iterations,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        ema=ema,
+        clip_norm=clip_norm,
+        held_out=held_out,
+        score_samples=score_samples,
+        score_every=score_every,
+        patience=patience,
+        seed=seed,
+    )
     said = describe(model, schedule, prediction)
     schedule, form = said.built(), said.prediction
     table = _first(initial, schedule, steps, spacing)
@@ -188,11 +213,13 @@ class _Search:
         self.free = dict(self.parameters.named_parameters())
         self.average = {name: p.detach().clone() for name, p in self.free.items()}
         self.optimiser = torch.optim.Adam(self.free.values(), lr=settings.lr)
-        self.iteration, self.smooth, self.folder = 0, math.nan, None
+        self.iteration, self.smooth = 0, math.nan
+        self.folder: Path | None = None
         self.best: dict[str, Any] = {"score": math.inf, "iteration": 0, "parameters": None}  # None: the first table
         self.curve: list[list[float]] = []
-        kept = {"kernel": settings.kernel, "held_out": settings.held_out, "seed": settings.seed}
-        self.loss, self.score = distances(self._seen, data, **kept)
+        self.loss, self.score = distances(
+            self._seen, data, kernel=settings.kernel, held_out=settings.held_out, seed=settings.seed
+        )
 
     def _new(self) -> Parameters:
         return Parameters(self.first, self.settings.variant, stochastic=self.settings.stochastic)
@@ -273,7 +300,7 @@ class _Search:
         x = self.sampler(*self._made(self.parameters), n, TRAINED + self.iteration * n)
         loss = self.loss(x)
         self._check("loss", loss)
-        slopes = torch.autograd.grad(loss, self.free.values(), allow_unused=True, materialize_grads=True)
+        slopes = torch.autograd.grad(loss, [*self.free.values()], allow_unused=True, materialize_grads=True)
         for p, slope in zip(self.free.values(), slopes, strict=True):
             p.grad = slope
         self._check("the gradient's norm", nn.utils.clip_grad_norm_(self.free.values(), self.settings.clip_norm))
@@ -293,7 +320,7 @@ class _Search:
         best.load_state_dict(values)
         return best.table(self.network)
 
-    def _made(self, parameters: Parameters) -> tuple[Tensor, list]:
+    def _made(self, parameters: Parameters) -> tuple[Tensor, Updates]:
         """Times and updates of these numbers."""
         try:
             made = parameters()
@@ -306,7 +333,7 @@ class _Search:
         return self.sampler.in_chunks(lambda part: seen(self.features, part.to(self.sampler.device)), images)
 
     @torch.no_grad()
-    def _judge(self, tau: Tensor, updates: list, parameters: dict[str, Tensor] | None) -> None:
+    def _judge(self, tau: Tensor, updates: Updates, parameters: dict[str, Tensor] | None) -> None:
         """Score a table, keep what made it if it is the best, and write everything down."""
         x = self.sampler(tau, updates, self.settings.score_samples, HELD_OUT)
         score = self.score(x)

@@ -1,7 +1,9 @@
 """The differentiable score of a search: the squared kernel distance of features without bias (KID's statistic)."""
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -59,13 +61,17 @@ class KernelDistance:
         n = len(f)
         if self.kernel == "linear":
             return (f.sum(0).square().sum() - f.square().sum()) / (n * (n - 1))
-        whole = sum(_cubic(part, f).sum() for part in f.split(_ROWS))
+        whole = _total(_cubic(part, f) for part in f.split(_ROWS))
         return (whole - ((f.square().sum(1) / f.shape[1] + 1) ** 3).sum()) / (n * (n - 1))
 
     def _between(self, f: Tensor) -> Tensor:
         if self.kernel == "linear":
             return f.mean(0) @ self.real.mean(0)
-        return sum(_cubic(f, part).sum() for part in self.real.split(_ROWS)) / (len(f) * len(self.real))
+        return _total(_cubic(f, part) for part in self.real.split(_ROWS)) / (len(f) * len(self.real))
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(operator.add, (part.sum() for part in parts))
 
 
 def _cubic(f: Tensor, g: Tensor) -> Tensor:

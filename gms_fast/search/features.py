@@ -83,7 +83,8 @@ def pixels(images: Tensor) -> Tensor:
 
 def described(features: Features) -> str:
     """What tells features from others: the fingerprint of a module, the name of a function."""
-    return fingerprint(features) or getattr(features, "__qualname__", type(features).__qualname__)
+    name: str = getattr(features, "__qualname__", type(features).__qualname__)
+    return fingerprint(features) or name
 
 
 def seen(features: Features, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class Numbers:
         inner = first - (first - last) * np.cumsum(gaps)[:-1] / gaps.sum()
         whole = hasattr(self.schedule, "T")
         times = [first, *(float(round(t) if whole else t) for t in inner), last]
-        changed = {name: self._number(name, float(v)) for name, v in zip(self.names, point[len(gaps) :], strict=True)}
+        powers = zip(self.names, point[len(gaps) :], strict=True)
+        changed: dict[str, Any] = {name: self._number(name, float(power)) for name, power in powers}
         return times, replace(self.solver, **changed)
 
     def _number(self, name: str, power: float) -> float:
@@ -132,10 +134,10 @@ def gms(
         times, chosen = numbers(point)
         if any(not a > b for a, b in pairwise(times)):
             return None
-        options = {"solver": chosen, "timesteps": times, "schedule": schedule, "shape": shape, "clip": clip}
+        draw = partial(sample, model, solver=chosen, timesteps=times, seed=seed, schedule=schedule, shape=shape)
         sizes = [(start, min(chunk, n - start)) for start in range(0, n, chunk)]
-        options |= {"seed": seed, "device": device}
-        return torch.cat([sample(model, n=size, sample_offset=offset + start, **options) for start, size in sizes])
+        parts = [draw(n=size, sample_offset=offset + start, clip=clip, device=device) for start, size in sizes]
+        return torch.cat(parts)
 
     def see(images: Tensor) -> Tensor:
         return torch.cat([seen(features, part.to(device)) for part in images.split(chunk)])
@@ -146,12 +148,12 @@ def gms(
         values = _Values(path, configuration)
         loss, score = distances(see, data, kernel=kernel, held_out=held_out, seed=seed)
 
-        def value(point: np.ndarray) -> float:
-            x = drawn(point, batch_size, TRAINED)
-            return math.inf if x is None else float(loss(x))
+        def judged(by: Callable[[Tensor], Tensor], point: np.ndarray, n: int, offset: int) -> float:
+            x = drawn(point, n, offset)
+            return math.inf if x is None else float(by(x))
 
         def evaluate(point: np.ndarray) -> float:
-            found = values.next(lambda: value(point))
+            found = values.next(lambda: judged(loss, point, batch_size, TRAINED))
             bar.set_postfix(loss=f"{found:.4g}", best=f"{min(values.known):.4g}", refresh=False)
             bar.update()
             return found
@@ -161,7 +163,7 @@ def gms(
         simplex = np.vstack([zero, _CORNER * np.eye(len(zero)) * signs])
         options = {"maxfev": evaluations, "initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-6}
         best = minimize(evaluate, zero, method="Nelder-Mead", options=options).x
-        before, after = (float(score(drawn(p, score_samples, HELD_OUT))) for p in (zero, best))
+        before, after = (judged(score, p, score_samples, HELD_OUT) for p in (zero, best))
     return numbers(best if after < before else zero)
 
 

@@ -1,5 +1,8 @@
 """The numbers that a search learns, and the table they make: all are zero where the table is the one it began with."""
 
+import operator
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -97,7 +100,7 @@ class Parameters(nn.Module):
         """c and d of p m + q x_t = (p/alpha_t + q) x_t - p sigma_t/alpha_t eps; p starts from 1 and q from 0, or where
         the first table has them."""
         first = self.first
-        c, d = (first.c, first.d) if first.c is not None else tied(first.mu, first.sigma)
+        c, d = (first.c, first.d) if first.c is not None and first.d is not None else tied(first.mu, first.sigma)
         levels = (*self._levels(tau), *self._levels(first.tau), c, d, self.p, self.q)
         alpha, sigma, a, s, c, d, p, q = (values[1:] for values in levels)  # clean data may have no noise to divide by
         p, q = d * a / s * (1 + p), c - d / s + q
@@ -123,7 +126,7 @@ def matched(r: Tensor, eta: Tensor, alpha: Tensor, s: Tensor) -> tuple[Tensor, T
         torch.cat([eta[:1] * 0, eta[1:-1] * s[1:-1], s[-1:]]),
     )
     for t in range(K - 1, 0, -1):
-        n = sum(r[t, u] * noise[u] for u in range(t + 1, K + 1))
+        n = reduce(operator.add, (r[t, u] * noise[u] for u in range(t + 1, K + 1)))
         scale = s[t] * (1 - eta[t].square()).sqrt() / n.norm()
         older = scale * r[t, t + 1 :]
         first = alpha[t] - older @ alpha[t + 1 :]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,18 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from gms_fast import network, ops, prediction
 from gms_fast.ops import reference
 from gms_fast.plan import COUNTED
+from gms_fast.prediction import LevelTensors
 from gms_fast.run import INITIAL
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 
 Updates = list[tuple[Tensor, Tensor]]
-
-
-class _Level(NamedTuple):
-    """What an estimate needs to know of a step, for times that are learned."""
-
-    alpha_t: Tensor
-    sigma_t: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +44,15 @@ class Sampler:
 
         tau, updates  times by level (K+1,) and the K steps of `GGDMTable.updates`, float64; gradients go to both
         """
-        draw = {"seed": self.seed, "sample_offset": offset, "device": self.device, "dtype": self.dtype}
-        size = (n, *self.shape)
-        x = float(self.schedule.sigma(tau[-1].detach())) * ops.philox_normal(size, stream=INITIAL, **draw)
+        draw = partial(
+            ops.philox_normal,
+            (n, *self.shape),
+            seed=self.seed,
+            sample_offset=offset,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        x = float(self.schedule.sigma(tau[-1].detach())) * draw(stream=INITIAL)
         older: list[Tensor] = []
         for i, (weights, std) in enumerate(updates):
             t = tau[len(tau) - 1 - i]
@@ -60,7 +60,7 @@ class Sampler:
             numbers = weights.to(self.device).unbind()
             z = torch.zeros((), device=self.device)
             if bool(std > 0):
-                z = ops.philox_normal(size, step=COUNTED + i, **draw)
+                z = draw(step=COUNTED + i)
             terms = [m, *older[: len(numbers) - 2]]
             x, older = reference.affine_noise(x, terms, numbers, std.to(self.device), z), [x, *older]
         return x if self.clip is None else x.clamp(*self.clip)
@@ -69,7 +69,7 @@ class Sampler:
         """E[x_0|x_t], clipped to the data range."""
         time = self.network_time(t)
         output = self.in_chunks(lambda part: self.network(part, time.expand(len(part))), x, time.requires_grad)
-        level = _Level(*(values(t).to(self.device) for values in (self.schedule.alpha, self.schedule.sigma)))
+        level = LevelTensors(*(values(t).to(self.device) for values in (self.schedule.alpha, self.schedule.sigma)))
         return prediction.estimate(output, x, level, self.form, self.clip).x0()
 
     def network_time(self, t: Tensor) -> Tensor:

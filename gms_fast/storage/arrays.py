@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def members(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def _array(file: BinaryIO, size: int) -> np.ndarray | None:
+def _array(file: IO[bytes], size: int) -> np.ndarray | None:
     """The array in a file or member of so many bytes; None for text."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -80,6 +80,6 @@ def _array(file: BinaryIO, size: int) -> np.ndarray | None:
     if any(n < 0 for n in shape) or count * dtype.itemsize != size - start:
         raise ValueError(f"it has {size - start} bytes for {shape} of {dtype}, wanted {count * dtype.itemsize}")
     flat = np.empty(count, dtype)
-    fill(file, memoryview(flat.view(np.uint8)))
+    fill(file, flat.view(np.uint8).data)
     file.read(1)  # to the end, where the checksum of a member is compared
     return flat.reshape(shape, order="F" if fortran else "C")

@@ -18,9 +18,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from gms_fast.storage import locks
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _EXCHANGE, _AT_FDCWD = 2, -100  # of Linux's renameat2
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
@@ -163,7 +166,7 @@ class _Scratch(io.FileIO):
     def __init__(self, handle: int) -> None:
         super().__init__(handle, "w")
 
-    def write(self, data: object) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         try:
             return super().write(data)
         except OSError as error:

@@ -69,7 +69,7 @@ def check(path: Path, state: dict[str, Any], wants: dict[str, Want], optimiser: 
         state["optimiser"] = _checked_adam(f"checkpoint {path}", state["optimiser"], optimiser)
 
 
-def _checked_adam(where: str, state: object, optimiser: torch.optim.Adam) -> dict[str, Any]:
+def _checked_adam(where: str, state: Any, optimiser: torch.optim.Adam) -> dict[str, Any]:
     """The state of an `Adam` over the parameters of this one, with its settings."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     count, (own,) = len(parameters), optimiser.state_dict()["param_groups"]

@@ -15,7 +15,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module, or None on Windows
 
 FILE = ".lock"
 _LONGEST = 1 << 10  # bytes read of what a lock file says

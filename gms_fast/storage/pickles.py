@@ -90,7 +90,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
         if info.file_size != target.nbytes:
             raise ValueError(f"storage {short(key)} has {info.file_size} bytes, wanted {target.nbytes}")
         with archive.open(info) as member:
-            fill(member, memoryview(target.numpy()))
+            fill(member, target.numpy().data)
             member.read(1)  # to the end, where its checksum is compared
 
     storages = _Storages(size, bytes_of)
@@ -120,7 +120,7 @@ def _read_plain(file: BinaryIO, size: int) -> Any:
         count = int.from_bytes(exactly(file, 8), "little")
         if count != storages.counts[key]:
             raise ValueError(f"storage {short(key)} has {count} elements, wanted {storages.counts[key]}")
-        fill(file, memoryview(target.numpy()))
+        fill(file, target.numpy().data)
     storages.finish()
     return found
 
@@ -136,10 +136,12 @@ class _Storages:
 
     def get(self, said: object) -> Tensor:
         """The storage of a persistent id, flat."""
-        form = isinstance(said, tuple) and len(said) in (5, 6) and said[0] == "storage" and said[5:] in ((), (None,))
-        if not form or not isinstance(said[1], _Storage) or not _is_name(said[2]) or not _whole(said[4]):
+        parts = said if isinstance(said, tuple) and len(said) in (5, 6) else (None,) * 5
+        form, kind, key, _, count, *rest = parts
+        known = form == "storage" and rest in ([], [None])
+        if not known or not isinstance(kind, _Storage) or not _is_name(key) or not _whole(count):
             raise ValueError(f"it refers to {short(said)}, wanted a storage of torch")
-        dtype, key, count = said[1].dtype, said[2], said[4]
+        dtype = kind.dtype
         if key not in self.known:
             self.left -= count * dtype.itemsize
             if self.left < 0:
@@ -162,8 +164,10 @@ class _Storages:
         metadata: object = None,
     ) -> Tensor:
         """A tensor in a storage, a copy where it repeats elements. Raises ValueError for one that leaves it."""
-        numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
-        if not isinstance(storage, Tensor) or not all(map(_whole, numbers)) or not len(size) == len(stride) <= 64:
+        if (
+            not (isinstance(storage, Tensor) and _whole(offset) and _all_whole(size) and _all_whole(stride))
+            or not len(size) == len(stride) <= 64
+        ):
             raise ValueError(f"it has a tensor of {short(size)}, {short(stride)} at {short(offset)}, wanted integers")
         count = math.prod(size)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else offset
@@ -205,7 +209,7 @@ class _Storages:
         return self.view(storage.view(dtype), offset, size, stride, grad, hooks, *metadata)
 
 
-def _marks(metadata: object) -> dict:
+def _marks(metadata: object) -> dict[str, bool]:
     """Marks by which torch takes a tensor for the negative or the conjugate of what is stored."""
     marks = {} if metadata is None else metadata
     if not isinstance(marks, dict) or any(
@@ -215,7 +219,7 @@ def _marks(metadata: object) -> dict:
     return marks
 
 
-def _marked(tensor: Tensor, marks: dict) -> Tensor:
+def _marked(tensor: Tensor, marks: dict[str, bool]) -> Tensor:
     """A view of the marked tensor."""
     tensor = tensor.conj() if "conj" in marks else tensor
     return torch._neg_view(tensor) if "neg" in marks else tensor
@@ -242,7 +246,7 @@ _NAMED = {  # values, not functions
 }
 
 
-def _size(sizes: object = ()) -> tuple:
+def _size(sizes: object = ()) -> tuple[Any, ...]:
     if not isinstance(sizes, tuple):
         raise ValueError(f"it has the size {short(sizes)}, wanted a tuple")
     return sizes
@@ -254,7 +258,7 @@ def _device(kind: object, index: object = None) -> str:
     return kind if index is None else f"{kind}:{index}"
 
 
-def _items(items: object = ()) -> list:
+def _items(items: object = ()) -> list[Any]:
     """The members of a set."""
     if not isinstance(items, list):
         raise ValueError(f"it has a set of {short(items)}, wanted a list")
@@ -263,6 +267,10 @@ def _items(items: object = ()) -> list:
 
 def _whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+
+
+def _all_whole(values: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(values, tuple) and all(map(_whole, values))
 
 
 def _is_name(value: object) -> TypeGuard[str]:
@@ -329,7 +337,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
         self.odd_keys, self.copied = 0, 0
-        makers = {
+        makers: dict[str, Callable[..., Any]] = {
             "torch._utils _rebuild_tensor": storages.view,
             "torch._utils _rebuild_tensor_v2": storages.view,
             "torch._utils _rebuild_tensor_v3": storages.view_of_bytes,
@@ -434,7 +442,7 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             self._put(target, key, value)
 
-    def _put(self, target: dict, key: object, value: object) -> None:
+    def _put(self, target: dict[Any, Any], key: object, value: object) -> None:
         """An entry of a mapping. Many keys that a mapping takes long to tell apart are refused."""
         if not _is_usual_key(key):
             self.odd_keys += 1
@@ -446,11 +454,11 @@ class _Machine:
                 )
         target[key] = value
 
-    def _mapping(self, items: object = ()) -> dict:
+    def _mapping(self, items: object = ()) -> dict[Any, Any]:
         """A mapping of another, or of a list of pairs."""
         if isinstance(items, dict):
             return items
-        found: dict = {}
+        found: dict[Any, Any] = {}
         for pair in _parts(items):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise ValueError(f"it has a mapping of {short(pair)}, wanted pairs")

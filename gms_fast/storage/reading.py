@@ -3,10 +3,11 @@
 import errno
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from gms_fast.storage import schema
 from gms_fast.storage.schema import Want, short
@@ -48,7 +49,7 @@ def reason(error: Exception) -> str:
     return text if len(text) <= _REASON else text[: _REASON - 3] + "..."
 
 
-def exactly(file: BinaryIO, size: int) -> bytes:
+def exactly(file: IO[bytes], size: int) -> bytes:
     """The next `size` bytes; raise ValueError where there are fewer."""
     data = file.read(size)
     if len(data) != size:
@@ -56,7 +57,7 @@ def exactly(file: BinaryIO, size: int) -> bytes:
     return data
 
 
-def fill(file: BinaryIO, target: memoryview) -> None:
+def fill(file: IO[bytes], target: memoryview) -> None:
     """Read as many bytes as `target` has, a few at a time; raise ValueError where there are fewer."""
     done = 0
     while done < len(target):
@@ -96,7 +97,7 @@ def read_bytes(path: Path) -> bytes:
         return whole_text(file)
 
 
-def whole_text(file: BinaryIO) -> bytes:
+def whole_text(file: IO[bytes]) -> bytes:
     """All of an open file, at most `LONGEST_JSON` bytes."""
     data = file.read(LONGEST_JSON + 1)
     if len(data) > LONGEST_JSON:
@@ -121,7 +122,6 @@ def _said(key: str, text: str, want: Want) -> Any:
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"it has the key {short(twice)} twice")
     return found

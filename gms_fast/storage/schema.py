@@ -6,10 +6,22 @@ A `Want` describes a value and says what it wants. Where a value is another, `ch
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, TypeGuard, TypeVar
 
 _LONGEST, _NODES = 160, 1_000_000
+Given = TypeVar("Given")
+
+
+class _Shaped(Protocol):
+    """What tensors and arrays have; torch is not imported here."""
+
+    @property
+    def shape(self) -> Iterable[int]: ...
+
+    @property
+    def dtype(self) -> object: ...
 
 
 class _Repr(reprlib.Repr):
@@ -24,11 +36,11 @@ class _Repr(reprlib.Repr):
         return self.repr_instance(x[: self.maxother], level)
 
 
-def _is_tensor(value: object) -> bool:
+def _is_tensor(value: object) -> TypeGuard[_Shaped]:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _tensor(value: object) -> str:
+def _tensor(value: _Shaped) -> str:
     return f"a tensor {tuple(value.shape)} of {value.dtype}"
 
 
@@ -67,8 +79,9 @@ class Integer(Want):
     high: int | None = None
 
     def fits(self, value: object) -> bool:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     def __str__(self) -> str:
         if self.low is None:
@@ -167,8 +180,9 @@ class Listed(Want):
     shortest: int = 0
 
     def fits(self, value: object) -> bool:
-        listed = isinstance(value, (list, tuple)) and self.shortest <= len(value) <= self.longest
-        return listed and all(map(self.of.fits, value))
+        if not isinstance(value, (list, tuple)) or not self.shortest <= len(value) <= self.longest:
+            return False
+        return all(map(self.of.fits, value))
 
     def check(self, value: object, key: str) -> None:
         if not isinstance(value, (list, tuple)) or not self.shortest <= len(value) <= self.longest:
@@ -228,8 +242,8 @@ class Fields(Want):
             if name not in value:
                 raise MismatchError(f"{place}{_name(name)}", f"is missing, wanted {want}")
         for name, item in value.items():
-            want = self.wanted.get(name) or self.optional.get(name) or self.others
-            want.check(item, f"{place}{_name(name)}")
+            if kind := self.wanted.get(name) or self.optional.get(name) or self.others:  # always: see above
+                kind.check(item, f"{place}{_name(name)}")
 
     def __str__(self) -> str:
         return "names with values" + (f": {', '.join(self.wanted)}" if self.wanted else "")
@@ -266,7 +280,7 @@ def check(where: object, value: object, want: Want, key: str = "") -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
-def argument(name: str, value: object, want: Want) -> object:
+def argument(name: str, value: Given, want: Want) -> Given:
     """The argument's value, numbers of other libraries as Python's; raise ValueError unless it is as wanted."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     with atomic.writing(path, parents=parents) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for data in flat:
-            file.write(memoryview(data.numpy()))
+            file.write(data.numpy().data)
 
 
 def write_described(
@@ -81,7 +81,7 @@ def write_described(
 def _digest(flat: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for data in flat:
-        digest.update(memoryview(data.numpy()))
+        digest.update(data.numpy().data)
     return digest.hexdigest()
 
 
@@ -110,14 +110,14 @@ def load_open(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, entry in entries:
         start, end = entry["data_offsets"]
         flat.append(torch.empty(end - start, dtype=torch.uint8, device="cpu"))
-        fill(file, memoryview(flat[-1].numpy()))
+        fill(file, flat[-1].numpy().data)
         found[name] = flat[-1].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
     if _DIGEST in metadata and metadata[_DIGEST] != _digest(flat):
         raise ValueError("its numbers are not those that were written: their SHA-256 is another")
     return found, metadata
 
 
-def _header(file: BinaryIO) -> tuple[list[tuple[str, dict]], dict[str, str]]:
+def _header(file: BinaryIO) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
     """The entries of the tensors in their order, and the metadata; the file is then at the first tensor."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(exactly(file, 8), "little")
@@ -131,7 +131,7 @@ def _header(file: BinaryIO) -> tuple[list[tuple[str, dict]], dict[str, str]]:
     return entries, metadata
 
 
-def _check_sizes(entries: list[tuple[str, dict]], size: int) -> None:
+def _check_sizes(entries: list[tuple[str, dict[str, Any]]], size: int) -> None:
     """Raise ValueError unless the tensors have their shapes' sizes and lie one after the other in `size` bytes."""
     end = 0
     for name, entry in entries:

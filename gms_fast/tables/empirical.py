@@ -104,7 +104,8 @@ class EmpiricalModel(Identified):
         there is the network's own error as much as its shape.
         """
         noisy, plain = self._along(self.lam < lam), self.degenerate()
-        return replace(self, **{k: torch.where(noisy, getattr(plain, k), getattr(self, k)) for k in _CURVES})
+        l, s, b = (torch.where(noisy, getattr(plain, name), getattr(self, name)) for name in _CURVES)
+        return replace(self, l=l, s=s, b=b)
 
     @cached_property
     def tables(self) -> Tables:
@@ -127,7 +128,7 @@ class EmpiricalModel(Identified):
     def check(
         self,
         *,
-        model: Callable | None = None,
+        model: Callable[..., object] | None = None,
         schedule: Schedule | None = None,
         shape: Sequence[int] | None = None,
     ) -> None:

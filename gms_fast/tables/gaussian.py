@@ -56,7 +56,7 @@ class Gaussian(Identified):
     range: tuple[float, float] | None = field(default=None, kw_only=True)
     count: int | None = field(default=None, kw_only=True)
     _limits: tuple[float, float] = field(init=False, repr=False)
-    _copies: dict = field(default_factory=dict, init=False, repr=False)
+    _copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
@@ -137,12 +137,14 @@ class Gaussian(Identified):
         """f(Sigma) r for r (B, *): two matrix products, in float64 for float64 and in float32 otherwise; r's dtype."""
         wide = _wide(r)
         U = self._on("eigenvectors", r.device, wide)
-        whole = self.rank == len(U)
-        rest = 0.0 if whole else spectrum(torch.tensor(self.residual, dtype=torch.float64, device="cpu"))
-        along = spectrum(self._on("eigenvalues", home(r.device), torch.float64)) - rest
-        flat = r.flatten(1).to(wide)
-        change = ((flat @ U) * along.to(wide).to(r.device)) @ U.T
-        return (change if whole else change.add_(rest.to(wide) * flat)).view(r.shape).to(r.dtype)
+        along, flat = spectrum(self._on("eigenvalues", home(r.device), torch.float64)), r.flatten(1).to(wide)
+        if self.rank == len(U):
+            change = ((flat @ U) * along.to(wide).to(r.device)) @ U.T
+        else:
+            rest = spectrum(torch.tensor(self.residual, dtype=torch.float64, device="cpu"))
+            change = ((flat @ U) * (along - rest).to(wide).to(r.device)) @ U.T
+            change.add_(rest.to(wide) * flat)
+        return change.view(r.shape).to(r.dtype)
 
     def check(
         self,
@@ -189,8 +191,8 @@ class Gaussian(Identified):
         with refusing(f"statistics {path} make no sense", path):
             known = metadata(stored, _METADATA)
             limits = known["range"] and tuple(known["range"])
-            kept = [found[name] for name in _TENSORS]
-            statistics = cls(*kept, residual=known["residual"], range=limits, count=known["count"])
+            mean, vectors, values = (found[name] for name in _TENSORS)
+            statistics = cls(mean, vectors, values, known["residual"], range=limits, count=known["count"])
         if known["shape"] != list(statistics.sample_shape):
             raise ValueError(
                 f"statistics {path}: shape is {known['shape']} by its metadata, but {list(statistics.sample_shape)} "

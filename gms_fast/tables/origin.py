@@ -17,13 +17,13 @@ def other_schedule(own: Schedule, other: Schedule, times: Tensor) -> list[str]:
     return [f"schedule: {own!r} there, {other!r} here, of other noise levels or network times"]
 
 
-def other_network(own: str | None, model: Callable | None) -> list[str]:
+def other_network(own: str | None, model: Callable[..., object] | None) -> list[str]:
     """A line if the model, if given, has another fingerprint than the own one, if that is known; else none."""
     found = None if model is None or own is None else fingerprint(model)
     return [] if found is None or found == own else [f"network: {own} there, {found} here"]
 
 
-def fingerprint(model: Callable) -> str | None:
+def fingerprint(model: Callable[..., object]) -> str | None:
     """16 hexadecimal digits that tell a network's parameters from others; None for what has no parameters.
 
     Names, shapes, and values rounded to bfloat16: casting a network to bfloat16, or one that was loaded from a

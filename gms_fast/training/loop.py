@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gms_fast import interrupts
+from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import VP
 from gms_fast.storage import atomic, checkpoint, fingerprints
 from gms_fast.storage.configuration import check_same
@@ -29,18 +30,7 @@ CHECKPOINT, CURVE = "checkpoint.pt", "curve.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a training run depends on beside the model and the data.
-
-    steps             optimiser steps in all
-    batch_size        images per step
-    lr                peak learning rate of Adam, reached after `warmup` steps
-    decay             "cosine" | "linear" (both to 0 at the last step) | "constant"
-    ema               decay of the averaged weights (smaller in the first steps: (1+k)/(10+k))
-    clip_norm         largest norm of the gradient
-    flips             mirror each image with probability 1/2 (wrong for digits)
-    precision         "float32" | "bfloat16": arithmetic of the network (weights and losses stay float32)
-    seed              determines everything that is random
-    """
+    """Everything that a training run depends on beside the model and the data: arguments of `train_noise_network`."""
 
     steps: int
     batch_size: int = 64
@@ -78,7 +68,7 @@ class Settings:
 
 
 def train_noise_network(
-    model: nn.Module,
+    model: MomentUNet,
     data: Tensor,
     *,
     steps: int,
@@ -86,23 +76,53 @@ def train_noise_network(
     resume: bool = True,
     checkpoint_every: int = 500,
     progress: bool = True,
-    **settings: Any,
-) -> nn.Module:
+    batch_size: int = Settings.batch_size,
+    lr: float = Settings.lr,
+    warmup: int = Settings.warmup,
+    decay: str = Settings.decay,
+    ema: float = Settings.ema,
+    clip_norm: float = Settings.clip_norm,
+    flips: bool = Settings.flips,
+    precision: str = Settings.precision,
+    seed: int = Settings.seed,
+) -> MomentUNet:
     """Stage 1: minimise E (e1(x_t, t) - eps)^2 over uniform t; returns `model` with the averaged weights.
 
-    model   a network like `MomentUNet` (its heads, if any, are left alone), with `schedule`
-    data    (N, C, H, W) in [-1, 1]
-    out     folder for `checkpoint.pt` and `curve.csv`; one that holds a run is continued if `resume`, else refused
-    settings  fields of `Settings`
+    model       a `MomentUNet` (its heads, if any, are left alone) with a discrete schedule
+    data        (N, C, H, W) in [-1, 1]
+    steps       optimiser steps in all
+    out         folder for `checkpoint.pt` and `curve.csv`; one that holds a run is continued if `resume`, else refused
+    checkpoint_every  steps between two checkpoints
+    progress    whether to show a progress bar on stderr
+    batch_size  images per step
+    lr          peak learning rate of Adam, reached after `warmup` steps
+    decay       "cosine" | "linear" (both to 0 at the last step) | "constant"
+    ema         decay of the averaged weights (smaller in the first steps: (1+k)/(10+k))
+    clip_norm   largest norm of the gradient
+    flips       mirror each image with probability 1/2 (wrong for digits)
+    precision   "float32" | "bfloat16": arithmetic of the network (weights and losses stay float32)
+    seed        determines everything that is random
     Raises ValueError for bad settings, a truncated checkpoint, or a folder made with another configuration.
     """
     parameters = {n: p for n, p in model.named_parameters() if not n.startswith(("out2", "out3"))}
-    run, stage = Settings(steps=steps, **settings), {"stage": "noise", "unused": ("normalised",)}
+    run = Settings(
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        decay=decay,
+        ema=ema,
+        clip_norm=clip_norm,
+        flips=flips,
+        precision=precision,
+        seed=seed,
+    )
+    stage = {"stage": "noise", "unused": ("normalised",)}
     return _train(model, parameters, data, noise_loss, stage, run, out, resume, checkpoint_every, progress)
 
 
 def train_moment_heads(
-    model: nn.Module,
+    model: MomentUNet,
     data: Tensor,
     *,
     steps: int,
@@ -111,8 +131,16 @@ def train_moment_heads(
     resume: bool = True,
     checkpoint_every: int = 500,
     progress: bool = True,
-    **settings: Any,
-) -> nn.Module:
+    batch_size: int = Settings.batch_size,
+    lr: float = Settings.lr,
+    warmup: int = Settings.warmup,
+    decay: str = Settings.decay,
+    ema: float = Settings.ema,
+    clip_norm: float = Settings.clip_norm,
+    flips: bool = Settings.flips,
+    precision: str = Settings.precision,
+    seed: int = Settings.seed,
+) -> MomentUNet:
     """Stage 2: heads for E[eps^2], E[eps^3] ("raw") or E[(eps-e1)^k] ("central") on the frozen noise network.
 
     Arguments as for `train_noise_network`; `model` must have heads, or that of the second moment alone. Sets
@@ -123,17 +151,28 @@ def train_moment_heads(
     parameters = {n: p for n, p in model.named_parameters() if n.startswith(("out2", "out3"))}
     if not parameters:
         raise ValueError('model has no moment heads: make it with head="simple" or "complex"')
-    run = Settings(steps=steps, **settings)
+    run = Settings(
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        decay=decay,
+        ema=ema,
+        clip_norm=clip_norm,
+        flips=flips,
+        precision=precision,
+        seed=seed,
+    )
     if model.normalised and target != "central":
         raise ValueError(f'target must be "central" for a model with normalised heads: got {target!r}')
     stage = {"stage": "heads", "target": target, "unused": ()}
-    model = _train(model, parameters, data, moment_loss(target), stage, run, out, resume, checkpoint_every, progress)
+    _train(model, parameters, data, moment_loss(target), stage, run, out, resume, checkpoint_every, progress)
     model.moments = model.config["moments"] = target
     return model
 
 
 def _train(
-    model: nn.Module,
+    model: MomentUNet,
     parameters: dict[str, nn.Parameter],
     data: Tensor,
     loss_fn: Loss,
@@ -143,8 +182,8 @@ def _train(
     resume: bool,
     checkpoint_every: int,
     progress: bool,
-) -> nn.Module:
-    _check(model, data)
+) -> MomentUNet:
+    schedule = _check(model, data)
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1: got {checkpoint_every}")
     folder = Path(out)
@@ -153,7 +192,7 @@ def _train(
         **{k: v for k, v in stage.items() if k != "unused"},
         **asdict(run),
         "model": {k: v for k, v in model.config.items() if k not in ("moments", *stage["unused"]) and v is not False},
-        "schedule": model.schedule.config,
+        "schedule": schedule.config,
         "data": fingerprints.of_tensors([data]),
         "frozen": fingerprints.of_tensors(frozen.values()) if stage["stage"] == "heads" else None,
     }
@@ -164,7 +203,7 @@ def _train(
             p.requires_grad_(False)
         try:
             model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
-            _run(model, data, loss_fn, state, checkpoint_every, progress)
+            _run(model, schedule, data, loss_fn, state, checkpoint_every, progress)
         finally:
             for p in frozen.values():
                 p.requires_grad_(True)
@@ -172,13 +211,15 @@ def _train(
     return model.eval()
 
 
-def _run(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", every: int, progress: bool) -> None:
+def _run(
+    model: MomentUNet, schedule: VP, data: Tensor, loss_fn: Loss, state: "_State", every: int, progress: bool
+) -> None:
     """Take all steps, and have a checkpoint every so many, at the end, and where a signal ends them before."""
     total, stage = state.run.steps, state.configuration["stage"]
     bar = tqdm(total=total, initial=state.step, disable=not progress, desc=stage, unit="step")
     with bar, interrupts.put_off() as check:
         while state.step < total:
-            state.record(_step(model, data, loss_fn, state, state.run))
+            state.record(_step(model, schedule, data, loss_fn, state))
             bar.set_postfix(loss=f"{state.smooth:.4f}", refresh=False)
             bar.update()
             if state.step % every == 0 or state.step == total:
@@ -186,9 +227,9 @@ def _run(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", every: 
             check(state.save)
 
 
-def _step(model: nn.Module, data: Tensor, loss_fn: Loss, state: "_State", run: Settings) -> float:
+def _step(model: MomentUNet, schedule: VP, data: Tensor, loss_fn: Loss, state: "_State") -> float:
+    run = state.run
     device = next(model.parameters()).device
-    schedule = model.schedule
     generator = torch.Generator().manual_seed(_seed_of(run.seed, state.step))
     x_0 = data[torch.randint(len(data), (run.batch_size,), generator=generator)]
     if run.flips:
@@ -231,8 +272,7 @@ class _State:
         self.optimiser.step()
         decay = averaging(self.run.ema, self.step)
         with torch.no_grad():
-            average, current = list(self.average.values()), list(self.parameters.values())
-            torch._foreach_lerp_(average, current, 1 - decay)
+            torch._foreach_lerp_([*self.average.values()], [*self.parameters.values()], 1 - decay)
         self.step += 1
 
     def record(self, loss: float) -> None:
@@ -296,11 +336,13 @@ class _State:
                 target[name].copy_(value)
 
 
-def _check(model: nn.Module, data: Tensor) -> None:
+def _check(model: MomentUNet, data: Tensor) -> VP:
+    """The schedule. Raises ValueError for a model or data that training is not for."""
     if not isinstance(model.schedule, VP):
         raise ValueError(f"model must have a discrete schedule to be trained, as VPLinear(): got {model.schedule!r}")
-    shape = tuple(model.sample_shape)
+    shape = model.sample_shape
     if data.ndim != 4 or tuple(data.shape[1:]) != shape or len(data) == 0:
         raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
     if not torch.isfinite(data).all() or data.abs().max() > 1:
         raise ValueError("data must be finite and lie in [-1, 1]")
+    return model.schedule

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+from gms_fast.models.unet import MomentUNet
+
+Loss = Callable[[MomentUNet, Tensor, Tensor, Tensor], Tensor]
 
 
-def noise_loss(model: nn.Module, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def noise_loss(model: MomentUNet, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Stage 1: mean of (e1 - eps)^2. x_t, eps (B, C, H, W), t (B,) network times -> scalar."""
     return (model.first_moment(x_t, t).float() - eps).square().mean()
 
@@ -21,10 +23,10 @@ def moment_loss(target: str) -> Loss:
     multiplied by sigma/alpha, up to 157, and its sixth power drowns everything else.
     """
 
-    def loss(model: nn.Module, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def loss(model: MomentUNet, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         with torch.no_grad():
             h, emb = model.features(x_t, t)
-            e1 = model.out(h)[:, : eps.shape[1]].float()
+            e1: Tensor = model.out(h)[:, : eps.shape[1]].float()
             y = eps if target == "raw" else _deviation(x_t, eps, e1, model.alpha(t)) if model.normalised else eps - e1
         second, third = model.heads(h, emb)
         loss = (second.float() - y**2).square().mean()

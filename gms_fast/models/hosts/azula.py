@@ -14,8 +14,8 @@ def recognises(bare: object) -> bool:
     return "azula" in root_modules(bare) and callable(getattr(bare, "schedule", None))
 
 
-def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
-    def call(network, x: Tensor, t: Tensor, **conditions: Any) -> Tensor | NoiseMoments:
+def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
+    def call(network: Any, x: Tensor, t: Tensor, **conditions: Any) -> Tensor | NoiseMoments:
         return _moments(bare.schedule, network(x, t, **conditions), x, t)
 
     return Host(
@@ -31,7 +31,8 @@ def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Ho
 
 def _moments(schedule: Any, posterior: Any, x: Tensor, t: Tensor) -> Tensor | NoiseMoments:
     """E[x_0|x_t], or where there is a variance the moments of the noise (x - alpha x_0)/sigma."""
-    mean, var = (getattr(posterior, name, None) for name in ("mean", "var"))
+    mean: Any = getattr(posterior, "mean", None)
+    var: Any = getattr(posterior, "var", None)
     if var is None:
         return posterior if isinstance(posterior, Tensor) else mean
     alpha, sigma = (level.reshape(-1, *[1] * (x.ndim - 1)) for level in schedule(t))

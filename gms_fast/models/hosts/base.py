@@ -15,7 +15,7 @@ from gms_fast.types import NoiseMoments
 _PIXEL_CHANNELS = (1, 3)  # any other number are latents
 
 
-def called(network: Callable, x: Tensor, t: Tensor, **conditions: Any) -> Any:
+def called(network: Callable[..., Any], x: Tensor, t: Tensor, **conditions: Any) -> Any:
     """A network that takes x and t first."""
     return network(x, t, **conditions)
 
@@ -41,7 +41,7 @@ class Host:
     dtype         bare -> the dtype in which x is to be given
     """
 
-    network: Callable
+    network: Callable[..., Any]
     bare: Any
     schedule: Schedule | None = None
     prediction: str | None = None

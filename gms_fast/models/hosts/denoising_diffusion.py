@@ -16,7 +16,7 @@ def recognises(bare: object) -> bool:
     return "denoising_diffusion_pytorch" in root_modules(bare) or _is_known(bare)
 
 
-def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     if hasattr(bare, "sample"):
         return _of_diffusion(bare, schedule, prediction)
     return _of_network(network, bare, schedule=schedule, prediction=prediction)
@@ -26,7 +26,7 @@ def _is_known(diffusion: object) -> bool:
     return type(diffusion).__name__ in _KNOWN and has(diffusion, "model", "betas", "objective", "channels")
 
 
-def _of_diffusion(diffusion, schedule: Schedule | None, prediction: str | None) -> Host:
+def _of_diffusion(diffusion: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     name = type(diffusion).__name__
     if not _is_known(diffusion):
         raise ValueError(f"network must be a network, or one of {', '.join(_KNOWN)} with betas: got {name}")
@@ -43,14 +43,14 @@ def _of_diffusion(diffusion, schedule: Schedule | None, prediction: str | None) 
     )
 
 
-def _shape(diffusion) -> tuple[int, ...] | None:
+def _shape(diffusion: Any) -> tuple[int, ...] | None:
     if not hasattr(diffusion, "seq_length"):
         return square(diffusion.channels, diffusion.image_size)
     shape = (diffusion.channels, diffusion.seq_length)
     return shape if getattr(diffusion, "channel_first", True) else shape[::-1]
 
 
-def _of_network(network, bare, **known: Any) -> Host:
+def _of_network(network: Any, bare: Any, **known: Any) -> Host:
     if getattr(bare, "self_condition", False):
         raise ValueError(
             "network must not ask for its own last answer, which samplers here do not keep: "
@@ -63,6 +63,6 @@ def _of_network(network, bare, **known: Any) -> Host:
     return Host(network=network, bare=bare, **known)
 
 
-def _kept(network, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+def _kept(network: Any, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
     """All of the classes count: left to itself the network drops half of them, as in training."""
     return called(network, x, t, **{"cond_drop_prob": 0.0, **conditions})

@@ -1,7 +1,7 @@
 """diffusers: a network, a pipeline, or (network, scheduler)."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -53,7 +53,7 @@ def recognises(bare: object) -> bool:
     return "diffusers" in root_modules(bare) or (hasattr(bare, "scheduler") and _network_of(bare) is not None)
 
 
-def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     whole, scheduler = bare, None
     if isinstance(whole, tuple):
         network, scheduler = whole
@@ -103,7 +103,7 @@ def _channels(name: str, config: Any) -> int | None:
 def _shape(name: str, channels: int | None, config: Any) -> tuple[int, ...] | None:
     size = getattr(config, "sample_size", None)
     if "1D" in name:
-        return None if None in (channels, size) else (channels, size)
+        return None if channels is None or size is None else (channels, size)
     return None if "3D" in name else square(channels, size)
 
 
@@ -135,15 +135,15 @@ def _parameters(bare: Any) -> Iterable[inspect.Parameter]:
     return inspect.signature(getattr(bare, "forward", bare)).parameters.values()
 
 
-def _call_of(bare: Any, schedule: Schedule | None):
+def _call_of(bare: Any, schedule: Schedule | None) -> Callable[..., Any]:
     """The network's call: its time by name, in thousandths if it wants."""
     names = [parameter.name for parameter in _parameters(bare)]
     tells = {"return_dict": False} if "return_dict" in names else {}
-    in_thousandths = type(bare).__name__ in _PER_MILLE and schedule is not None
-    in_thousandths = in_thousandths and float(schedule.network_time(schedule.t_max)) > 1
+    named = type(bare).__name__ in _PER_MILLE
+    in_thousandths = named and schedule is not None and float(schedule.network_time(schedule.t_max)) > 1
     scale = (1e-3 if in_thousandths else 1.0) * (_said(bare, "timestep_scale") or 1.0)
 
-    def call(network, x: Tensor, t: Tensor, **conditions: Any) -> Any:
+    def call(network: Callable[..., Any], x: Tensor, t: Tensor, **conditions: Any) -> Any:
         time = t if scale == 1 else t * scale
         if "timestep" in names:
             return network(x, timestep=time, **conditions, **tells)

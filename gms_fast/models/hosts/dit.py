@@ -1,5 +1,7 @@
 """Transformers of the DiT repository: model(x, t, y)."""
 
+from typing import Any
+
 from gms_fast.models.hosts.base import Host, has, range_of, square
 from gms_fast.schedules import Schedule
 
@@ -9,7 +11,7 @@ def recognises(bare: object) -> bool:
     return type(bare).__name__.startswith("DiT") and has(bare, "x_embedder", "t_embedder", "y_embedder", "learn_sigma")
 
 
-def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     channels = getattr(bare, "in_channels", None)
     return Host(
         network=network,

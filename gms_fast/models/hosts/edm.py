@@ -1,5 +1,7 @@
 """Preconditioned networks D(x; sigma) = E[x_0|x_0 + sigma eps] (Karras et al. 2022)."""
 
+from typing import Any
+
 import torch
 
 from gms_fast.models.hosts.base import Host, has, range_of, square
@@ -12,7 +14,7 @@ def recognises(bare: object) -> bool:
     return has(bare, "img_resolution", "img_channels", "label_dim")
 
 
-def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     return Host(
         network=network,
         bare=bare,
@@ -25,7 +27,7 @@ def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Ho
     )
 
 
-def _schedule(bare) -> Schedule:
+def _schedule(bare: Any) -> Schedule:
     lowest, highest = max(_LOWEST, getattr(bare, "sigma_min", 0)), min(_HIGHEST, getattr(bare, "sigma_max", _HIGHEST))
     if not hasattr(bare, "u"):
         return EDM(lowest, highest)

@@ -1,5 +1,7 @@
 """U-Nets of guided-diffusion, improved-diffusion and their heirs: model(x, timesteps, y=None)."""
 
+from typing import Any
+
 from gms_fast.models.hosts.base import Host, dtype_of_weights, has, range_of, square
 from gms_fast.schedules import Schedule
 
@@ -8,10 +10,10 @@ def recognises(bare: object) -> bool:
     return has(bare, "input_blocks", "middle_block", "output_blocks", "model_channels", "in_channels", "num_classes")
 
 
-def host(network, bare, schedule: Schedule | None, prediction: str | None) -> Host:
+def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     enlarges = type(bare).__name__ == "SuperResModel"  # sees the picture and a smaller one, of as many channels
     channels = getattr(bare, "in_channels", None)
-    channels = channels // 2 if enlarges else channels
+    channels = channels // 2 if enlarges and channels is not None else channels
     labels = ("y",) if getattr(bare, "num_classes", None) is not None else ()
     return Host(
         network=network,
