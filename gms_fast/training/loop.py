@@ -183,7 +183,7 @@ def _train(
     checkpoint_every: int,
     progress: bool,
 ) -> MomentUNet:
-    schedule = _check(model, data)
+    _check(model, data)
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1: got {checkpoint_every}")
     folder = Path(out)
@@ -192,7 +192,7 @@ def _train(
         **{k: v for k, v in stage.items() if k != "unused"},
         **asdict(run),
         "model": {k: v for k, v in model.config.items() if k not in ("moments", *stage["unused"]) and v is not False},
-        "schedule": schedule.config,
+        "schedule": model.schedule.config,
         "data": fingerprints.of_tensors([data]),
         "frozen": fingerprints.of_tensors(frozen.values()) if stage["stage"] == "heads" else None,
     }
@@ -203,7 +203,7 @@ def _train(
             p.requires_grad_(False)
         try:
             model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
-            _run(model, schedule, data, loss_fn, state, checkpoint_every, progress)
+            _run(model, data, loss_fn, state, checkpoint_every, progress)
         finally:
             for p in frozen.values():
                 p.requires_grad_(True)
@@ -211,15 +211,13 @@ def _train(
     return model.eval()
 
 
-def _run(
-    model: MomentUNet, schedule: VP, data: Tensor, loss_fn: Loss, state: "_State", every: int, progress: bool
-) -> None:
+def _run(model: MomentUNet, data: Tensor, loss_fn: Loss, state: "_State", every: int, progress: bool) -> None:
     """Take all steps, and have a checkpoint every so many, at the end, and where a signal ends them before."""
     total, stage = state.run.steps, state.configuration["stage"]
     bar = tqdm(total=total, initial=state.step, disable=not progress, desc=stage, unit="step")
     with bar, interrupts.put_off() as check:
         while state.step < total:
-            state.record(_step(model, schedule, data, loss_fn, state))
+            state.record(_step(model, data, loss_fn, state, state.run))
             bar.set_postfix(loss=f"{state.smooth:.4f}", refresh=False)
             bar.update()
             if state.step % every == 0 or state.step == total:
@@ -227,9 +225,8 @@ def _run(
             check(state.save)
 
 
-def _step(model: MomentUNet, schedule: VP, data: Tensor, loss_fn: Loss, state: "_State") -> float:
-    run = state.run
-    device = next(model.parameters()).device
+def _step(model: MomentUNet, data: Tensor, loss_fn: Loss, state: "_State", run: Settings) -> float:
+    device, schedule = next(model.parameters()).device, _schedule_of(model)
     generator = torch.Generator().manual_seed(_seed_of(run.seed, state.step))
     x_0 = data[torch.randint(len(data), (run.batch_size,), generator=generator)]
     if run.flips:
@@ -336,13 +333,16 @@ class _State:
                 target[name].copy_(value)
 
 
-def _check(model: MomentUNet, data: Tensor) -> VP:
-    """The schedule. Raises ValueError for a model or data that training is not for."""
+def _schedule_of(model: MomentUNet) -> VP:
     if not isinstance(model.schedule, VP):
         raise ValueError(f"model must have a discrete schedule to be trained, as VPLinear(): got {model.schedule!r}")
+    return model.schedule
+
+
+def _check(model: MomentUNet, data: Tensor) -> None:
+    _schedule_of(model)
     shape = model.sample_shape
     if data.ndim != 4 or tuple(data.shape[1:]) != shape or len(data) == 0:
         raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
     if not torch.isfinite(data).all() or data.abs().max() > 1:
         raise ValueError("data must be finite and lie in [-1, 1]")
-    return model.schedule

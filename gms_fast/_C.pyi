@@ -1,0 +1,78 @@
+"""Types of the compiled module, which csrc/bindings.cpp defines; `gms_fast.ops.native` is its only caller.
+
+gpu     whether tensors lie there
+where   the stream on it, or else the number of threads
+given   tensors, or None, in an op's order, its result last
+layout  as `gms_fast.ops.layout` describes how they lie; None where all are dense
+draws   a `Noise` of gms_fast/ops/types.py; of the ops that make their result, the arguments of `checks.noise_of`
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_Tensors = tuple[Tensor | None, ...]
+_Layout = tuple[tuple[int, int, int], Sequence[tuple[int, int, int, int] | None]] | None
+
+with_cuda: bool
+cuda_architectures: str
+
+class Scheme:
+    """Which fit and which step, prepared for many calls."""
+
+    def __init__(
+        self,
+        fit: tuple[int, float, int, float, float],
+        floor: float,
+        numbers: Sequence[float],
+        moments: int,
+        central: bool,
+        /,
+    ) -> None: ...
+
+def set_torch(module: ModuleType, tensor: type[Tensor], dtypes: tuple[torch.dtype, ...], /) -> None: ...
+def alike(given: _Tensors, /) -> int: ...
+def gms_step(
+    gpu: bool,
+    where: int,
+    given: _Tensors,
+    layout: _Layout,
+    scheme: Scheme,
+    numbers: Tensor | None,
+    draws: tuple[Any, ...],
+    /,
+) -> None: ...
+def new_gms_step(
+    gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: tuple[Any, ...], /
+) -> Tensor | None: ...
+def sample_mixture(
+    gpu: bool, where: int, given: _Tensors, layout: _Layout, scheme: Scheme, draws: tuple[Any, ...], /
+) -> None: ...
+def new_sample_mixture(
+    gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: tuple[Any, ...], /
+) -> Tensor | None: ...
+def fit_mixture(gpu: bool, where: int, given: _Tensors, layout: _Layout, scheme: Scheme, /) -> None: ...
+def affine_noise(
+    gpu: bool,
+    where: int,
+    given: _Tensors,
+    layout: _Layout,
+    weights: Sequence[float],
+    numbers: Tensor | None,
+    noisy: bool,
+    draws: tuple[Any, ...],
+    /,
+) -> None: ...
+def new_affine_noise(
+    gpu: bool, where: int, given: _Tensors, weights: Sequence[float], draws: tuple[Any, ...], /
+) -> Tensor | None: ...
+def philox(
+    gpu: bool, where: int, given: _Tensors, layout: _Layout, draws: tuple[Any, ...], stream: int, normal: bool, /
+) -> None: ...
+def elementary(name: str, x: float, /) -> float: ...
+def instruction_set() -> str: ...
+def set_instruction_set(name: str, /) -> None: ...
+def instruction_sets() -> tuple[str, ...]: ...
