@@ -64,7 +64,7 @@ def _short(numbers: Any) -> str:
 def _row(step: TimeStep) -> tuple[str, ...]:
     k = step.coefficients
     values = (step.t, step.network_time, k.alpha_t, k.sigma_t, k.A, k.B, math.sqrt(k.c))
-    return str(step.index), *(f"{value:.6g}" for value in values)
+    return str(step.i), *(f"{value:.6g}" for value in values)
 
 
 def plan(
@@ -118,7 +118,7 @@ def _of(numbers: list[tuple], denoise: bool, whole: bool) -> Plan:
     times = [t for t, *_ in numbers]
     steps = [
         TimeStep(
-            index=i,
+            i=i,
             t=t,
             s=times[min(i + 1, len(times) - 1)],
             network_time=time,

@@ -120,7 +120,14 @@ class Estimate:
         return (self.x - self.step.alpha_t * self.x0()) / self.step.sigma_t
 
 
-def estimate(output: object, x: Tensor, step: Level, form: str, clip: tuple[float, float] | None = None) -> Estimate:
+def estimate(
+    output: object,
+    x: Tensor,
+    step: Level,
+    form: str,
+    clip: tuple[float, float] | None = None,
+    central: bool = False,
+) -> Estimate:
     """A model's output at state x: moments as they are, one tensor by its `form`.
 
     Raises TypeError for another output, ValueError for one that is not shaped like x.

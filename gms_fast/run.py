@@ -107,13 +107,13 @@ class Run:
 
     def evaluate(self, x: Tensor, step: TimeStep) -> Estimate:
         """The network's estimate at x, checked."""
-        if step.index < self.solver.known_steps:
+        if step.i < self.solver.known_steps:
             return self.solver.known(x, step, self.said.clip)
         output, said = self.network(x, step.network_time), self.said
         estimate = predictions.estimate(output, x, step.coefficients, said.prediction, said.clip, said.central)
         check_moments(self.solver, estimate)
         for name, tensor in estimate.said.items():
-            self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {step.index} (t = {step.t:g})")
+            self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {step.i} (t = {step.t:g})")
         if said.clip_assumed and step.late:
             note_share(estimate, self.finite)
         return estimate
@@ -123,7 +123,7 @@ class Run:
         shown = x.clone()
         before = None if torch.compiler.is_compiling() or shown.is_inference() else shown._version
         try:
-            returned = self.callback(step.index, step.t, shown, estimate.x0())
+            returned = self.callback(step.i, step.t, shown, estimate.x0())
         except StopIteration:
             return x, True
         if before is not None and shown._version != before:

@@ -102,7 +102,7 @@ def sample(
     counted = step_offset > 0 or ((walk.whole or x_T is None) and not known)
     state = run.solver.start(x, walk.steps) if walk.steps else None
     draws = draws.on(x.device)
-    pairs = list(zip(walk.steps, walk.counters(step_offset, counted=counted), strict=True))
+    pairs = list(zip(walk.steps, walk.counters(step_offset - known, counted=counted), strict=True))
     for step, counter in tqdm(pairs, unit="step") if progress else pairs:
         estimate = run.evaluate(x, step)
         if callback is not None:
@@ -110,7 +110,7 @@ def sample(
             if stopped:
                 return run.finished(x)
             estimate = estimate.of(x)
-        given = noise and partial(noise, step_offset + step.index - known)
+        given = noise and partial(noise, step_offset + step.i - known)
         x, state = run.solver.step(x, estimate, step, draws._replace(step=counter, z=given), state)
     if walk.denoise:
         x = run.evaluate(x, walk.last).x0()  # the K+1st call

@@ -20,7 +20,7 @@ from gms_fast.steps import StepCoefficients
 class TimeStep(NamedTuple):
     """One time of a plan and the step from there to the next: all that is known before the network is called.
 
-    index         place in the plan
+    i             place in the plan
     t, s          the time and the next one; t again at the last time, where no step begins
     network_time  time that the network is asked at
     coefficients  of the step from t to s
@@ -30,7 +30,7 @@ class TimeStep(NamedTuple):
     level         counter of the step's noise where counters follow the noise level
     """
 
-    index: int
+    i: int
     t: float
     s: float
     network_time: float

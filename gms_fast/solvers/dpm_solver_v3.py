@@ -168,7 +168,7 @@ class DPMSolverV3(Solver):
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         table, before, past = state
-        to_f, corrector, predictor = table[step.index]
+        to_f, corrector, predictor = table[step.i]
         f = (_linear(x, [estimate.noise()], to_f), *past)
         if corrector is not None:  # of the state before, through f at this one, which stays as it is
             x = _linear(before, (f[1], f[0], *f[2:])[: len(corrector) - 2], corrector)

@@ -122,7 +122,7 @@ class Teleport(Solver):
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple:
         """(steps of `then`, its state)."""
-        return tuple(step._replace(index=step.index - 1) for step in steps[1:]), None
+        return tuple(step._replace(i=step.i - 1) for step in steps[1:]), None
 
     def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
         k = step.coefficients
@@ -131,8 +131,8 @@ class Teleport(Solver):
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         steps, own = state
-        if step.index > 0:
-            x, own = self.then.step(x, estimate, steps[step.index - 1], draws, own)
+        if step.i > 0:
+            x, own = self.then.step(x, estimate, steps[step.i - 1], draws, own)
         else:
             x = self._jump(x, step.coefficients)
             own = self.then.start(x, steps)
