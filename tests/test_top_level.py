@@ -1,0 +1,46 @@
+"""The top level: names for editors and for the look-up are the same, and an import brings the ops alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gms_fast
+
+
+def named_for_editors():
+    """Names under `if TYPE_CHECKING`."""
+    tree = ast.parse(Path(gms_fast.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    return {alias.asname for node in block.body for alias in node.names}
+
+
+def test_names_for_editors_are_those_of_the_look_up():
+    assert named_for_editors() | {"ops", "__version__"} == set(gms_fast.__all__)
+    assert set(gms_fast.__all__) <= set(dir(gms_fast))
+
+
+@pytest.mark.parametrize("name", gms_fast.__all__)
+def test_name_is_found(name):
+    assert getattr(gms_fast, name) is getattr(gms_fast, name)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'gms_fast' has no attribute 'sampel'"):
+        gms_fast.sampel  # noqa: B018
+
+
+def test_import_brings_the_ops_and_nothing_that_takes_long():
+    """Importing torch takes a second, and this must not be longer."""
+    code = "import sys, torch; before = set(sys.modules); import gms_fast; torch.ops.gms_fast.gms_step; "
+    code += "print(*sorted({name.partition('.')[0] if not name.startswith('gms_fast') else name "
+    code += "for name in set(sys.modules) - before}))"
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    brought = set(run.stdout.split())
+    assert "gms_fast.ops.fused" in brought
+    assert not {
+        name for name in brought if name.startswith(("gms_fast.solvers", "gms_fast.models", "gms_fast.storage"))
+    } - {"gms_fast.storage", "gms_fast.storage.schema"}
+    assert not brought & {"tqdm", "PIL", "scipy", "sklearn", "matplotlib", "safetensors", "triton", "diffusers"}
