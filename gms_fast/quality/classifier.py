@@ -54,6 +54,5 @@ def load(data: str) -> DigitClassifier:
     if data not in SIDES:
         raise ValueError(f"there are classifiers for {', '.join(SIDES)}: got {data!r}")
     net = DigitClassifier(SIDES[data])
-    stored, _ = tensors.load(WEIGHTS / f"{data}.safetensors")
-    net.load_state_dict({name: weight.float() for name, weight in stored.items()})
+    tensors.load_into(net, WEIGHTS / f"{data}.safetensors")
     return net.requires_grad_(False).eval()

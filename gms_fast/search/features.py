@@ -71,8 +71,7 @@ def load_features(data: str) -> DigitFeatures:
     if data not in NAMES:
         raise ValueError(f"features must be one of {', '.join(NAMES)}: got {data!r}")
     net = DigitFeatures(NAMES[data])
-    stored, _ = tensors.load(WEIGHTS / f"{data}.safetensors")
-    net.load_state_dict({name: weight.float() for name, weight in stored.items()})
+    tensors.load_into(net, WEIGHTS / f"{data}.safetensors")
     return net.requires_grad_(False).eval()
 
 

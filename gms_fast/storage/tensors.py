@@ -103,6 +103,12 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return load_open(file)
 
 
+def load_into(module: torch.nn.Module, path: Path) -> None:
+    """Give a module the weights of a file, in float32."""
+    stored, _ = load(path)
+    module.load_state_dict({name: weight.float() for name, weight in stored.items()})
+
+
 def load_open(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The same of an open file."""
     entries, metadata = _header(file)
