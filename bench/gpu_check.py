@@ -95,14 +95,14 @@ class Plan:
         return Part(tool, command, seconds, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
     def cuda_tests(self) -> list[object]:
-        return [TESTS / "test_cuda.py", *(["-p", "rehearsal"] if self.rehearse else [])]
+        return [TESTS / "ops" / "test_cuda.py", *(["-p", "rehearsal"] if self.rehearse else [])]
 
     def triton_tests(self) -> list[object]:
-        return [TESTS / "triton_parity.py", *(["-k", "philox"] if self.rehearse else [])]
+        return [TESTS / "ops" / "triton_parity.py", *(["-k", "philox"] if self.rehearse else [])]
 
     def other_tests(self) -> list[object]:
         """Tests marked gpu. Files without one are left out: what they import may not be installed."""
-        files = [file for file in sorted(TESTS.glob("test_*.py")) if "mark.gpu" in file.read_text()]
+        files = [file for file in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in file.read_text()]
         chosen = ["-k", "on_a_cpu"] if self.rehearse else ["-m", "gpu"]
         return [*(file for file in files if file.name not in APART), *chosen]
 

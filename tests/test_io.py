@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import safetensors.torch
 import torch
@@ -15,7 +16,7 @@ from gms_fast.schedules import VPCosine, VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VECTORS = Path(__file__).parent / "vectors" / "gms_unet_checkpoint.npz"
+VECTORS = places.VECTORS / "gms_unet_checkpoint.npz"
 TINY = {"image_size": 8, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
 KNOWN = {"num_heads": 4, "image_size": 16}
 

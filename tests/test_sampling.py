@@ -3,9 +3,9 @@
 import functools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import torch
 from toys import Model, polynomial
@@ -20,7 +20,7 @@ from gms_fast.schedules import VPLinear
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMPILED = pytest.mark.skipif(not native.available, reason="plain torch rounds a tensor's tail differently")
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "gms_loop_vectors.json").read_text())
+VECTORS = json.loads((places.VECTORS / "gms_loop_vectors.json").read_text())
 CASES = {case["method"]: case for case in VECTORS["cases"]}
 DATA = VECTORS["data"]
 MIXTURE = GaussianMixture1D(DATA["w"], DATA["mean"], DATA["std"], sample_shape=(4,))

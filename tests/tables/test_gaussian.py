@@ -3,9 +3,9 @@
 import json
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import torch
 from toys import Model
@@ -15,7 +15,7 @@ from gms_fast.measure import gaussian as measured
 from gms_fast.statistics import Gaussian, gaussian
 from gms_fast.steps import StepCoefficients
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "teleport_vectors.json").read_text())
+VECTORS = json.loads((places.VECTORS / "teleport_vectors.json").read_text())
 
 
 def tensor(values):

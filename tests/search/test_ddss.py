@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import places
 import pytest
 import torch
 from toys import Model, Toy
@@ -26,7 +27,7 @@ from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import DDIM, GGDM, DPMSolverPP, GGDMTable, UniP
 from gms_fast.tables.ggdm import marginals, tied, update_weights
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "ggdm_vectors.json").read_text())
+VECTORS = json.loads((places.VECTORS / "ggdm_vectors.json").read_text())
 SCHEDULE = VPLinear()
 TOY = Toy(VECTORS["toy"])
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import random_calls
@@ -12,11 +11,11 @@ import torch
 import values
 from outcomes import Call, check
 from parity import FITS
+from places import ROOT
 
 from gms_fast import ops
 from gms_fast.types import Mixture
 
-ROOT = Path(__file__).parent.parent
 CASES = 2000
 
 

@@ -1,11 +1,11 @@
 """The README's code runs, its links resolve, and it stays short."""
 
 import re
-from pathlib import Path
+
+from places import ROOT
 
 import gms_fast
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 

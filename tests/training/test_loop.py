@@ -212,7 +212,7 @@ def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path,
 KILLED = """
 import os, signal, sys, torch
 sys.path.insert(0, sys.argv[2])
-import test_training as tests
+import test_loop as tests
 torch.set_num_threads(1)
 from gms_fast.storage import checkpoint
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import predict
 import pytest
+from places import ROOT
 
 import gms_fast
 from gms_fast.ops import native
 
-ROOT = Path(__file__).parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
 
 
@@ -155,7 +155,7 @@ def test_the_double_instantiation_of_the_headers_equals_the_oracle(compiler, tmp
     """The same text in double leaves no rounding for a wrong formula to hide behind."""
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"{compiler[0]} is not installed")
-    binary, program = str(tmp_path / "double"), str(ROOT / "tests" / "double.cpp")
+    binary, program = str(tmp_path / "double"), str(ROOT / "tests" / "architecture" / "double.cpp")
     subprocess.run([*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", program, "-o", binary], check=True)
     compare_with_oracle(subprocess.run([binary], capture_output=True, text=True, check=True).stdout)
 
@@ -167,7 +167,7 @@ def test_roots_and_quotients_without_branches_are_those_of_ieee(tmp_path):
     wide = ["-mavx2", "-mfma"] if "avx2" in native.instruction_sets() else []
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", *wide, *includes]
     program = str(tmp_path / "quick")
-    subprocess.run(["g++", *flags, str(ROOT / "tests" / "quick.cpp"), "-o", program], check=True)
+    subprocess.run(["g++", *flags, str(ROOT / "tests" / "architecture" / "quick.cpp"), "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert int(done.stdout.split()[0]) > 100_000_000

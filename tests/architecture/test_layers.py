@@ -1,15 +1,14 @@
 """Who may import whom, what solvers may not do, and that an op has the same name at every level; read with `ast`."""
 
 import ast
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from gms_fast import ops
 from gms_fast.ops import native, reference
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gms_fast"
 OPS = ("fit_mixture", "sample_mixture", "gms_step", "affine_noise")
 

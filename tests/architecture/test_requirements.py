@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 LOCKS = ROOT / "locks"
 INSTALL = runpy.run_path(str(LOCKS / "install.py"), run_name="install")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")

@@ -2,8 +2,8 @@
 
 import json
 import math
-from pathlib import Path
 
+import places
 import pytest
 import torch
 from toys import Model, Toy
@@ -15,7 +15,7 @@ from gms_fast.solvers import DDIM, ERSDE, GGDM, GMS, DPMSolverPP, GGDMTable, Tel
 from gms_fast.statistics import Gaussian
 from gms_fast.tables.ggdm import marginals, tied
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "ggdm_vectors.json").read_text())
+VECTORS = json.loads((places.VECTORS / "ggdm_vectors.json").read_text())
 SCHEDULE = VPLinear()
 
 

@@ -14,11 +14,11 @@ import pytest
 import report
 import torch
 from machine import Machine, StandIn
+from places import BENCH
 
 import gms_fast
 from gms_fast import ops
 
-BENCH = Path(__file__).parent.parent / "bench"
 SCRIPTS = sorted(file.name for file in BENCH.glob("*.py") if "__main__" in file.read_text())
 OPS = ["gms_step", "sample_mixture", "fit_mixture", "philox", "affine_noise"]
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"

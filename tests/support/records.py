@@ -1,4 +1,4 @@
-"""Bits of every op and of `sample`, as digests: `python tests/records.py` writes tests/vectors/bits.json anew.
+"""Bits of every op and of `sample`, as digests: `python tests/support/records.py` writes tests/vectors/bits.json anew.
 
 Inputs are counter-based draws, and networks add and multiply alone, so no library's rounding takes part. New digests
 mean new results for every user: say so in the CHANGELOG.
@@ -8,14 +8,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
+from places import VECTORS
 
 import gms_fast
 from gms_fast import NoiseMoments, StepCoefficients, ops, schedules, solvers
 
-FILE = Path(__file__).parent / "vectors" / "bits.json"
+FILE = VECTORS / "bits.json"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPE = (3, 2, 5, 7)
 STEP = StepCoefficients.between(schedules.VPLinear(), 400, 300)

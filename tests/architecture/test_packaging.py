@@ -7,8 +7,8 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 WEIGHTS = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".bin")
 FILES = [path for top in ("gms_fast", "tests") for path in (ROOT / top).rglob("*") if path.suffix in WEIGHTS]
 FOLDERS = sorted({str(path.parent.relative_to(ROOT)) for path in FILES})

@@ -19,10 +19,10 @@ import processes
 import pytest
 import torch
 from parts import Part, Session
+from places import BENCH
 
 from gms_fast.ops import native
 
-BENCH = Path(__file__).parent.parent / "bench"
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 HANGS = """
 import signal, subprocess, sys, time

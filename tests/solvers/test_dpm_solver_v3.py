@@ -2,8 +2,8 @@
 
 import json
 import math
-from pathlib import Path
 
+import places
 import pytest
 import torch
 
@@ -14,7 +14,7 @@ from gms_fast.solvers import DDIM, DPMSolverPP, DPMSolverV3
 from gms_fast.solvers.dpm_solver_v3 import Update, derivatives
 from gms_fast.statistics import EmpiricalModel
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "dpm_solver_v3_vectors.json").read_text())
+VECTORS = json.loads((places.VECTORS / "dpm_solver_v3_vectors.json").read_text())
 SCHEDULES = {"vp_linear": VPContinuous(), "edm": EDM(), "vp_discrete": VPLinear()}
 SPACINGS = {"logSNR": "log-snr", "time_uniform": "uniform", "time_quadratic": "quadratic", "edm": "karras"}
 RUNS = {run["id"]: run for run in VECTORS["runs"]}

@@ -2,9 +2,9 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import torch
 
@@ -14,7 +14,7 @@ from gms_fast.schedules import EDM, Flow, Schedule, VPCosine, VPLinear
 from gms_fast.solvers import DDIM, DDPM, ERSDE, DPMSolverPP
 from gms_fast.solvers.er_sde import NOISE_SCALES
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "er_sde_vectors.json").read_text())
+VECTORS = json.loads((places.VECTORS / "er_sde_vectors.json").read_text())
 NAMES = {1: "ode", 2: "sde", 3: "sde_1", 4: "er_sde_1", 5: "er_sde_2", 6: "er_sde_3", 7: "er_sde_4"}
 CASES = {case["id"]: case for case in VECTORS["cases"]}
 

@@ -2,9 +2,9 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,7 @@ from gms_fast.statistics import EmpiricalModel, Gaussian, empirical_model, finge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "dpm_solver_v3_vectors.json").read_text())
+VECTORS = json.loads((places.VECTORS / "dpm_solver_v3_vectors.json").read_text())
 SCHEDULES = [VPContinuous(), EDM(), Flow(t_max=0.99, t_min=0.01), VPLinear()]
 WEIGHTS, MEANS, STDS = (torch.tensor(VECTORS["problem"][k], dtype=torch.float64) for k in ("weights", "means", "stds"))
 

@@ -5,14 +5,13 @@ import math
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 from scipy.stats import ttest_ind
 
 from gms_fast.quality import matrix
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "quality"
 DEFAULT = "gms:fit=free,component=element"
 LOWER = ("frechet", "kernel", "energy", "sliced", "mean", "variance", "third")

@@ -1,9 +1,8 @@
 """The model inside the package: its files, its size, and that ten steps of GMS draw digits a classifier recognises."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from places import ROOT
 
 import gms_fast
 from gms_fast import solvers
@@ -11,7 +10,6 @@ from gms_fast.ops import native
 from gms_fast.quality import cells, classifier, subjects
 from gms_fast.solvers import GMS
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = [ROOT / "gms_fast" / "models" / name for name in gms_fast.io.EMBEDDED]
 
 

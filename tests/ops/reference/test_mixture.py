@@ -2,20 +2,19 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import check_light_component, check_missing, check_missing_in_steps
+from places import VECTORS
 from random_fits import Problem, in_units_of_the_bound
 
 import gms_fast
 from gms_fast import ops
 from gms_fast.ops import native, reference
 
-VECTORS = Path(__file__).parent / "vectors"
 DTYPES = [torch.float64, torch.float32]  # the reference itself, and the compiled kernels
 
 
