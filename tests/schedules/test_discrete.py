@@ -447,3 +447,8 @@ def test_bad_argument_is_named(case):
     call, message = REFUSALS[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_cosine_schedule_refuses_a_fraction_of_steps():
+    with pytest.raises(ValueError, match="T must be an integer"):
+        VPCosine(T=10.5)

@@ -8,6 +8,7 @@ from toys import Model, polynomial
 
 import gms_fast
 from gms_fast import NoiseMoments, solvers
+from gms_fast.models import GaussianMixture1D
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,17 +71,6 @@ def test_model_without_what_is_needed_is_refused_before_it_is_called():
     assert model.calls == 0
 
 
-@pytest.mark.parametrize("given", [1, 2])
-def test_gms_says_how_to_get_the_missing_moments(given):
-    model = Model(polynomial if given == 3 else lambda x, t: x if given == 1 else NoiseMoments(x, x))
-    with pytest.raises(ValueError, match=f"3 moments for GMS, but gives {given}: .*train_moment_heads.* ddim"):
-        gms_fast.sample(model)
-    assert model.calls == 1
-    if given == 1:
-        with pytest.raises(ValueError, match="2 moments for SNDDPM, but gives 1"):
-            gms_fast.sample(model, solver="sn-ddpm")
-
-
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
 @pytest.mark.parametrize(("moment", "step", "t"), [("e1", 0, 999), ("e2", 2, 166), ("e3", 1, 367), ("e1", 3, 0)])
 def test_bad_network_output_is_named_with_its_step(moment, step, t, bad):
@@ -111,28 +101,37 @@ def test_other_network_output_is_refused(output, error, message):
     assert model.calls == 1
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: solvers.GMS(fit="best"), "fit must be one of exact, free, adan, gaussian: got 'best'"),
-        (lambda: solvers.GMS(component="image"), "component must be one of sample, element: got 'image'"),
-        (lambda: solvers.GMS(moments="raw"), "moments must be one of cumulant, released: got 'raw'"),
-        (lambda: solvers.GMS(weight=0.5), r"weight must lie in \(0, 1\) and not be 1/2: got 0.5"),
-        (lambda: solvers.GMS(weight=1.0), "weight must lie in .* got 1.0"),
-        (lambda: solvers.DDIM(eta=1.5), r"eta must lie in \[0, 1\]: got 1.5"),
-    ],
-)
-def test_solver_refuses_bad_options(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+MODEL = GaussianMixture1D([1.0], [0.0], [0.1], sample_shape=(4,))
+X = torch.zeros(2, 4)
 
 
-def test_solvers_are_frozen_and_built_by_name():
-    assert {"gms", "ddpm", "sn-ddpm", "ddim"} <= set(solvers.names())
-    for name in solvers.names():
-        assert isinstance(solvers.build(name), solvers.Solver)
-    assert solvers.build("gms") == solvers.GMS()
-    with pytest.raises(AttributeError):
-        solvers.GMS().fit = "free"
-    with pytest.raises(TypeError):
-        solvers.GMS("exact")
+BAD_CALLS = {
+    "x_T holds NaN": ({"x_T": X * float("nan")}, ValueError, "x_T must be finite"),
+    "x_T of integers": ({"x_T": X.long()}, TypeError, "x_T must be a floating-point tensor"),
+    "x_T a list": ({"x_T": [0.0]}, TypeError, "x_T must be a floating-point tensor"),
+    "noise not callable": ({"noise": X}, TypeError, "noise must be callable"),
+    "noise of another shape": ({"noise": lambda i: X[:1], "solver": solvers.DDIM(eta=1.0)}, ValueError, "noise z"),
+    "callback not callable": ({"callback": 3}, TypeError, "callback must be callable"),
+    "offset with x_T": ({"x_T": X, "sample_offset": -1}, ValueError, "sample_offset must lie in"),
+    "clip a number": ({"clip": 1.0}, ValueError, "clip must be"),
+    "clip a word": ({"clip": "ab"}, ValueError, "clip must be"),
+    "timesteps a number": ({"timesteps": 5}, TypeError, "timesteps must be a sequence"),
+    "timesteps NaN": ({"timesteps": [float("nan"), 0]}, ValueError, "timesteps must be integers"),
+    "solver a list": ({"solver": ["ddim"]}, ValueError, "solver must be"),
+    "schedule a number": ({"schedule": 3}, TypeError, "schedule must be"),
+    "shape a number": ({"shape": 4}, ValueError, "shape"),
+    "shape negative": ({"shape": (2, -1)}, ValueError, "shape"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_sample_names_the_argument(case):
+    options, error, message = BAD_CALLS[case]
+    with pytest.raises(error, match=message):
+        gms_fast.sample(MODEL, 3, **({"n": 2} | options))
+
+
+def test_model_without_e1_is_refused():
+    model = lambda x, t: NoiseMoments(None, x, x)  # noqa: E731
+    with pytest.raises(TypeError, match="model must return e1"):
+        gms_fast.sample(model, 3, shape=(4,), schedule="linear")
