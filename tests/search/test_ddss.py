@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import damage_files
 import places
 import pytest
 import torch
 from toys import Model, Toy
 
 import gms_fast
-from gms_fast import guidance, search, solvers
+from gms_fast import data, guidance, search, solvers
 from gms_fast.models import MomentUNet, PointCloud
 from gms_fast.plan import COUNTED
 from gms_fast.schedules import EDM, Flow, VPContinuous, VPCosine, VPLinear
@@ -301,6 +302,7 @@ def test_learned_times_stay_in_order():
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
+
 
 QUICK = {
     "clip": None, "dtype": torch.float64, "features": seven, "progress": False, "spacing": "uniform",
@@ -670,7 +672,6 @@ def test_features_of_the_digits():
 
 
 def test_features_tell_digits_apart():
-    from gms_fast import data
 
     for name in ("digits", "mnist5k"):
         images, labels = data.load(name), data.load_labels(name)
@@ -766,3 +767,19 @@ def test_it_is_there_without_an_import_of_its_own():
 
 def test_solvers_by_name():
     assert isinstance(solvers.build("unip"), UniP)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("key", ["parameters", "average", "best"])
+def test_search_that_cannot_be_gone_on_with_is_named(tmp_path, key):
+    """Its numbers are finite, but no table can be made of them."""
+    damage_files._searched(tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    value = torch.load(file)
+    parameters = {name: w.clone().fill_(1.7e308) for name, w in value["average"].items()}
+    value[key] = {"score": 0.5, "iteration": 1, "parameters": parameters} if key == "best" else parameters
+    torch.save(value, file)
+    with pytest.raises(ValueError, match=rf"{file} is damaged: "):
+        damage_files._searched(tmp_path)

@@ -1,0 +1,45 @@
+"""Networks of DiT."""
+
+import pytest
+import torch
+from host_networks import made, normal
+
+from gms_fast.models import wrap
+from gms_fast.schedules import VPLinear
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class DiT(torch.nn.Module):
+    """The attributes and the call of the DiT repository's transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.learn_sigma, self.in_channels = True, 4
+        self.x_embedder = torch.nn.Conv2d(4, 8, 1)
+        self.x_embedder.img_size = (4, 4)
+        self.t_embedder = self.y_embedder = torch.nn.Identity()
+
+    def forward(self, x, t, y):
+        return self.x_embedder(x).tanh() + 0.1 * y.reshape(-1, 1, 1, 1)
+
+
+def test_dit():
+    network = made(DiT)
+    with pytest.raises(ValueError, match="schedule must be given: DiT does not tell it"):
+        wrap(network)
+    model = wrap(network, schedule=VPLinear(), y=torch.tensor([2]))
+    assert (model.sample_shape, model.prediction, model.clip) == ((4, 4, 4), "noise", None)
+    assert model(normal(3, 4, 4, 4), torch.zeros(3)).e2.shape == (3, 4, 4, 4)
+    with pytest.raises(ValueError, match="y must be given"):
+        wrap(network, schedule=VPLinear())(normal(3, 4, 4, 4), torch.zeros(3))
+
+
+class SiT(DiT):
+    """The same parts, and time from noise to data."""
+
+
+def test_relatives_that_only_look_like_a_kind_are_not_taken_for_it():
+    with pytest.raises(ValueError, match=r"kind must be given, one of diffusers, edm, .*: a network of class SiT"):
+        wrap(made(SiT), schedule=VPLinear())
+    assert wrap(made(SiT), "dit", schedule=VPLinear(), y=torch.tensor([2])).sample_shape == (4, 4, 4)

@@ -1,0 +1,61 @@
+"""Networks of EDM."""
+
+import itertools
+
+import pytest
+import torch
+from host_networks import normal
+
+import gms_fast
+from gms_fast.models import wrap
+from gms_fast.schedules import EDM
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class EDMPrecond(torch.nn.Module):
+    """The attributes and the call of an EDM network, whose torso may be float16: D of data N(0.2, 0.5^2)."""
+
+    def __init__(self, label_dim=0, channels=3, sigma_min=0.0, sigma_max=float("inf")):
+        super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim, self.use_fp16 = 4, channels, label_dim, True
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.torso = torch.nn.Linear(1, 1, dtype=torch.float16)
+
+    def forward(self, x, sigma, class_labels=None, force_fp32=False):
+        assert x.dtype == torch.float32
+        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        shift = 0 if class_labels is None else class_labels.sum()
+        return 0.2 + shift + (x - 0.2) * 0.25 / (0.25 + sigma**2)
+
+
+def test_edm():
+    model = wrap(EDMPrecond())
+    assert (model.sample_shape, model.prediction) == ((3, 4, 4), "x0")
+    assert not hasattr(model, "clip")  # assumed, and watched
+    assert (repr(model.schedule), model.dtype) == (repr(EDM(0.002, 80.0)), torch.float32)
+    x_T = 80 * normal(2, 3, 4, 4)
+    got = gms_fast.sample(model, 40, solver="ddim", x_T=x_T, clip=None)
+    x, levels = x_T, EDM(0.002, 80.0).timesteps(40)
+    for sigma, following in itertools.pairwise(levels):  # Euler's steps of the paper's algorithm 1
+        d = (x - EDMPrecond()(x.float(), torch.full((2,), sigma)).double()) / sigma
+        x = x + (following - sigma) * d
+    torch.testing.assert_close(got, x, rtol=0, atol=1e-5)  # D is float32, of x up to 250
+
+
+def test_edm_within_what_the_network_knows():
+    narrow = wrap(EDMPrecond(sigma_min=0.02, sigma_max=50.0)).schedule
+    assert (narrow.t_min, narrow.t_max) == (0.02, 50.0)
+    discrete = EDMPrecond(channels=4)
+    discrete.u = torch.tensor([200.0, 60.0, 3.0, 0.1, 0.0])  # levels to which an improved DDPM network rounds
+    model = wrap(discrete)
+    assert model.clip is None
+    assert model.schedule.sigma(model.schedule.times).tolist() == pytest.approx([60.0, 3.0, 0.1, 0.0])
+    assert model.schedule.network_time(model.schedule.times).tolist() == pytest.approx([60.0, 3.0, 0.1, 0.0])
+
+
+def test_edm_does_not_take_zeros_for_labels():
+    with pytest.raises(ValueError, match="class_labels must be given"):
+        gms_fast.sample(wrap(EDMPrecond(label_dim=4)), 2, solver="ddim", n=1)
+    model = wrap(EDMPrecond(label_dim=4), class_labels=torch.eye(4)[:1])
+    assert gms_fast.sample(model, 2, solver="ddim", n=2).shape == (2, 3, 4, 4)
