@@ -1,4 +1,4 @@
-"""The quality matrix: what a cell draws, how a run resumes, what it refuses, and what its tables and plots say."""
+"""The quality matrix: how a run resumes, what it refuses, and what it keeps."""
 
 import dataclasses
 import json
@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import gms_fast
-from gms_fast import data, solvers
-from gms_fast.quality import cells, classifier, matrix, report, subjects
+from gms_fast import data
+from gms_fast.quality import cells, matrix, subjects
 from gms_fast.quality.cells import Cell
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `Kernel")
@@ -24,96 +24,6 @@ def run(out, todo=CELLS, **changes):
 
 def plain(records):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
-
-
-def test_an_open_grid_leaves_out_its_last_time():
-    """K - 1 steps and the last call, from a grid of K steps."""
-    schedule = subjects.build("exact-digits").model.schedule
-    cell = Cell("exact-digits", "ddim", "open 0.7", 4)
-    _, calls = cells.samples(cell, subjects.build("exact-digits"), 2)
-    assert calls == 5
-    assert cells._asked(solvers.DDIM(), schedule, "open 0.7", 4)[1] == schedule.timesteps(5, 0.7)[:-1]
-
-
-def test_a_table_is_named_by_model_and_steps():
-    assert cells._solver(Cell("mnist", "ggdm", steps=5)).table.steps == 5
-    with pytest.raises(ValueError, match="steps: 5 there, 6 here"):
-        cells.check(Cell("mnist", "ggdm:table=mnist/5", steps=6), 100, subjects.build("mnist"))
-
-
-def test_a_range_of_samples_continues_the_one_before():
-    subject = subjects.build("exact-digits")
-    first, second = (cells.samples(Cell("exact-digits", "gms", "uniform", 2, r), subject, 4)[0] for r in (0, 1))
-    times = subject.model.schedule.timesteps(2)
-    whole = gms_fast.sample(subject.model, timesteps=times, n=8, clip=None, dtype=torch.float64)
-    assert (torch.cat([first, second]) - whole).abs().max() < 1e-9  # only the matrix products' rounding
-
-
-def test_controls_are_real_samples_and_a_gaussian_of_their_mean_and_covariance():
-    subject = subjects.build("digits", "digits")
-    real = data.load("digits")
-    assert len(subject.reference) + len(subject.control) == len(real)
-    rows = {tuple(x.flatten().tolist()) for x in real}
-    assert all(tuple(x.flatten().tolist()) in rows for x in subject.real(50, 0))
-    assert len(subject.real(10_000, 0)) == len(subject.control)
-    drawn, flat = subject.gaussian(20_000, 0).flatten(1).double(), subject.reference.flatten(1).double()
-    assert (drawn.mean(0) - flat.mean(0)).abs().max() < 5 * flat.std(0).max() / 20_000**0.5
-    spread = flat.std(0).max() ** 2 * (2 / 20_000) ** 0.5
-    assert (torch.cov(drawn.T) - torch.cov(flat.T)).abs().max() < 5 * spread
-
-
-@pytest.mark.parametrize("name", ["eight", "exact-digits", "digits"])
-def test_real_samples_come_closest_on_every_model(name):
-    """Real against real beats two steps of DDIM in every distance: a measure that cannot see that is broken."""
-    subject = subjects.build(name)
-    real = cells.measure(subject.real(800, 7), subject)
-    drawn = cells.measure(cells.samples(Cell(name, "ddim", "uniform", 2), subject, 800)[0], subject)
-    for measure in ("energy", "sliced", "variance"):
-        assert real[measure] < drawn[measure], measure
-    if subject.features:
-        assert real["frechet"] < drawn["frechet"]
-        assert real["precision"] > drawn["precision"]
-        assert real["confident"] > drawn["confident"]
-
-
-@pytest.mark.parametrize("name", ["mnist5k", "digits"])
-def test_classifier_knows_digits_it_has_not_seen(name, monkeypatch, request):
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "bench"))
-    from classifier import held_out
-
-    images, labels, unseen = held_out(name)
-    net = classifier.load(name)
-    features = net.features(images[unseen])
-    assert features.shape == (int(unseen.sum()), classifier.FEATURES)
-    assert (net(images[unseen]).argmax(1) == labels[unseen]).float().mean() > 0.95
-    assert (net.confidence(features) > 0.9).float().mean() > 0.9
-
-
-def test_classifier_refuses_other_images():
-    with pytest.raises(ValueError, match=r"images must be \(N, 1, 8, 8\): got \(2, 1, 28, 28\)"):
-        classifier.load("digits").features(torch.zeros(2, 1, 28, 28))
-    with pytest.raises(ValueError, match="there are classifiers for mnist5k, digits: got 'cifar'"):
-        classifier.load("cifar")
-
-
-def test_samples_are_refused_where_shape_or_count_do_not_do():
-    subject = subjects.build("eight")
-    with pytest.raises(ValueError, match=r"samples must be \(2,\) each: got \(3,\)"):
-        cells.measure(torch.zeros(100, 3), subject)
-    with pytest.raises(ValueError, match="at least 50 rows: got 20"):
-        cells.measure(torch.zeros(20, 2), subject)
-    pixels = data.load("digits")[:100] * 127.5 + 127.5
-    with pytest.raises(ValueError, match="samples must be in the data's units: 100 of 100 go beyond 5"):
-        cells.measure(pixels, subjects.build("digits"))
-
-
-def test_subject_is_refused_where_data_and_model_differ():
-    with pytest.raises(ValueError, match=r"data must be \(1, 28, 28\) for model mnist: got \(1, 8, 8\)"):
-        subjects.build("mnist", "digits")
-    with pytest.raises(ValueError, match="data is for learned models"):
-        subjects.build("mixture-1d", "nowhere.npy")
-    with pytest.raises(ValueError, match="schedule is for exact models"):
-        subjects.build("mnist", None, "cosine")
 
 
 def test_interrupted_matrix_goes_on_to_the_same_records(tmp_path, monkeypatch):
@@ -271,34 +181,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def record(**fields):
     return {"model": "m", "grid": "uniform", "n": 10, "calls": fields["steps"] + 1, "origin": "abc", **fields}
-
-
-RECORDS = [
-    *(record(solver="gms", steps=k, range=r, frechet=10 / k + r) for k in (5, 10) for r in (0, 1, 2)),
-    *(record(solver="gms", grid="0.7", steps=5, range=r, frechet=1.0) for r in (0, 1)),
-    record(solver="real", grid="default", steps=0, range=0, frechet=0.25),
-]
-
-
-def test_table_gives_means_spreads_and_controls():
-    assert report.table(RECORDS, "frechet").splitlines() == [
-        "| solver | grid | K=5 | K=10 |",
-        "|---|---|---|---|",
-        "| `gms` | uniform | 3.00 ±1.00 | 2.00 ±1.00 |",
-        "| `gms` | 0.7 | 1.00 |  |",
-        "| *real against real* |  | 0.250 |  |",
-    ]
-    text = report.tables(RECORDS)
-    assert "## m\n\n3 ranges of 10 samples; abc." in text
-    assert "(lower is better)" in text
-
-
-def test_plot_shows_each_solver_on_its_best_grid(tmp_path):
-    assert report._best(RECORDS, "gms", "frechet") == [(6, 1.0, 0.0), (11, 2.0, 1.0)]
-    report.plot(RECORDS, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
 
 
 def test_first_images_of_a_cell_are_kept(tmp_path):

@@ -1,7 +1,15 @@
-"""Networks and habits of strangers, made of the exact network of Gaussian data: what comes out right is known."""
+"""Networks and habits of strangers, made of the exact network of Gaussian data: what comes out right is known.
+
+256 samples of 192 numbers tell their standard deviation to 1 in sqrt(2 * 256 * 192) = 314, and ACCURATE is three times
+that; two of them differ by sqrt(2) times as much.
+"""
+
+import math
+import warnings
 
 import torch
 
+import gms_fast
 from gms_fast import NoiseMoments
 from gms_fast.schedules import VPLinear
 
@@ -51,3 +59,22 @@ def marginal(t, mean=MEAN, std=STD, schedule=None):
     schedule = schedule or VPLinear()
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
     return alpha * mean, ((alpha * std) ** 2 + sigma**2) ** 0.5
+
+
+ACCURATE = 3 / math.sqrt(2 * N * 192)
+TWO = math.sqrt(2) * ACCURATE
+
+
+def sample(model, steps=10, **options):
+    return gms_fast.sample(model, steps, **{"solver": "ddim", "n": N} | options)
+
+
+def std(x):
+    return float(x.std())
+
+
+def warned(*arguments, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        x = sample(*arguments, **options)
+    return x, [str(w.message) for w in caught]

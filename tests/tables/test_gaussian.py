@@ -1,39 +1,16 @@
 """Gaussian statistics: against the recorded numbers, against mathematics, and what they refuse."""
 
-import json
 import math
 from itertools import pairwise
 
 import numpy as np
-import places
 import pytest
 import torch
-from toys import Model
+from recorded_gaussian import MIXTURE, PROBLEM, VECTORS, close, tensor
 
 from gms_fast import schedules, statistics
-from gms_fast.measure import gaussian as measured
 from gms_fast.statistics import Gaussian, gaussian
 from gms_fast.steps import StepCoefficients
-
-VECTORS = json.loads((places.VECTORS / "teleport_vectors.json").read_text())
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def of(values):
-    """Statistics of a problem."""
-    return Gaussian(values["mu"], values["U"], values["lam"])
-
-
-PROBLEM = of(VECTORS["problem"])
-
-
-def close(got, want, tolerance):
-    want = tensor(want) if not isinstance(want, torch.Tensor) else want
-    assert float((got - want).abs().max()) <= tolerance * max(1.0, float(want.abs().max()))
-
 
 # --- the recorded numbers ------------------------------------------------------------------------------------------
 
@@ -101,16 +78,6 @@ def test_the_tail_of_the_edm_grid_is_the_edm_grid_from_there(N):
     assert calls == VECTORS["edm_schedule"][f"nfe_N{N}"]
 
 
-def test_moments_of_a_table_of_bytes():
-    v = VECTORS["moments"]
-    g = gaussian(tensor(v["X_uint8"]) / 127.5 - 1)
-    assert (g.rank, g.count) == (v["rank"], 5)
-    close(g.mean, v["mean_net"], 1e-13)
-    close(g.mean / 2 + 0.5, v["mean01"], 1e-13)
-    close(g.eigenvalues, v["eigvals_net_desc"], 1e-13)
-    close(g.eigenvectors @ g.eigenvalues.diag() @ g.eigenvectors.T, v["cov_net"], 1e-13)
-
-
 def test_stationary_covariance():
     v = VECTORS["fft"]
     row = np.array(v["cov_first_row"])
@@ -129,34 +96,6 @@ def test_direct_start():
     close(PROBLEM.draw(z, 1, v["sigma"]), v["x"], 1e-12)
     apart = PROBLEM.draw(z, 1, v["sigma"]) - PROBLEM.teleport(80 * z, 1, 80.0, 1, v["sigma"])
     assert float(apart.abs().max()) == pytest.approx(v["diff_to_teleport_from_80"], abs=1e-12)
-
-
-class Mixture:
-    """E[x_0|x] of Gaussians of one covariance, at alpha = 1, and the Gaussian of its mean and covariance."""
-
-    def __init__(self, v):
-        self.w, self.m, self.lam = tensor(v["weights"]), tensor(v["means"]), tensor(v["comp_cov_eigs_in_U"])
-        self.U = PROBLEM.eigenvectors
-        mean = self.w @ self.m
-        away = self.m - mean
-        covariance = away.T @ (self.w[:, None] * away) + self.U @ self.lam.diag() @ self.U.T
-        lam, U = torch.linalg.eigh(covariance)
-        self.gaussian = Gaussian(mean, U.flip(1), lam.flip(0))
-
-    def __call__(self, x, sigma):
-        spread = self.lam + sigma**2
-        away = (x[:, None] - self.m) @ self.U
-        share = torch.softmax(self.w.log() - (away**2 / spread).sum(-1) / 2, dim=1)
-        means = self.m + (away * self.lam / spread) @ self.U.T
-        return (share[..., None] * means).sum(1)
-
-    def draw(self, n, generator):
-        i = torch.multinomial(self.w, n, replacement=True, generator=generator)
-        z = torch.randn(n, 6, generator=generator, dtype=torch.float64)
-        return self.m[i] + (z * self.lam.sqrt()) @ self.U.T
-
-
-MIXTURE = Mixture(VECTORS["hybrid_mixture"])
 
 
 def heun(x, sigmas):
@@ -215,38 +154,6 @@ def test_same_calls_shorter_range(end, row):
     assert _error(end, grid) == pytest.approx(error, rel=1e-6)
 
 
-class MixtureModel(Model):
-    """The mixture as a network of EDM."""
-
-    sample_shape, schedule, prediction = (6,), schedules.EDM(sigma_min=0.002, sigma_max=80.0), "x0"
-
-    def __call__(self, x, t):
-        return MIXTURE(x, float(self.schedule.from_network_time(t)[0]))
-
-
-def test_pilot_measures_what_is_recorded():
-    data = MIXTURE.draw(4000, torch.Generator().manual_seed(0))
-    for sigma, score, r2 in VECTORS["pilot_metric"]["rows"]:
-        schedule = schedules.EDM(sigma_min=min(sigma, 1.0) / 2, sigma_max=sigma)
-        model = MixtureModel(schedule=schedule)
-        found = statistics.pilot(model, data, MIXTURE.gaussian, levels=2)
-        assert found.ratio[0] == pytest.approx(sigma)
-        assert found.r2[0] == pytest.approx(r2, abs=0.01)
-        x = data + sigma * torch.randn(4000, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        exact, ours = ((d - x) / sigma**2 for d in (MIXTURE(x, sigma), MIXTURE.gaussian.denoise(x, 1, sigma)))
-        assert float(1 - (exact - ours).square().sum() / exact.square().sum()) == pytest.approx(score, abs=0.01)
-
-
-def test_pilot_proposes_the_last_level_above_its_threshold():
-    data = MIXTURE.draw(1000, torch.Generator().manual_seed(0))
-    found = statistics.pilot(MixtureModel(), data, MIXTURE.gaussian, threshold=0.95)
-    worse = [r for r, value in zip(found.ratio, found.r2, strict=True) if value <= 0.95]
-    assert found.until == min(r for r in found.ratio if r > max(worse))
-    assert found.ratio == sorted(found.ratio, reverse=True)
-    assert 10 < found.until < 20
-    assert statistics.pilot(MixtureModel(), data, MIXTURE.gaussian, threshold=0.99999).until is None
-
-
 # --- mathematics ---------------------------------------------------------------------------------------------------
 
 
@@ -281,63 +188,6 @@ def test_filter_keeps_shape_and_dtype_and_serves_what_is_left_out():
     left_out = wide.flatten(1) - (wide.flatten(1) @ g.eigenvectors) @ g.eigenvectors.T
     only = g.filter(wide, lambda lam: (lam == g.residual) * 2.0)
     close(only.flatten(1), 2 * left_out, 1e-14)
-
-
-def test_moments_are_numpys_however_the_data_comes():
-    generator = torch.Generator().manual_seed(3)
-    data = (torch.randn(301, 2, 5, generator=generator) * torch.linspace(0.1, 3, 5) + 100).double()
-    whole = gaussian(data)
-    covariance = np.cov(data.flatten(1).numpy(), rowvar=False)
-    close(whole.eigenvectors @ whole.eigenvalues.diag() @ whole.eigenvectors.T, torch.from_numpy(covariance), 1e-12)
-    close(whole.mean, data.mean(0), 1e-14)
-    assert whole.count == 301
-    assert whole.range == (float(data.min()), float(data.max()))
-    for other in (gaussian(data, batch_size=7), gaussian(iter(data.split(100))), gaussian(list(data.float().split(3)))):
-        close(other.eigenvalues, whole.eigenvalues, 1e-6)
-        close(other.mean, whole.mean, 1e-7)
-
-
-def test_flips_are_the_mirrored_images_beside_the_others():
-    data = torch.randn(40, 1, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + torch.arange(4)
-    want, got = gaussian(torch.cat([data, data.flip(-1)])), gaussian(data, flips=True)
-    assert got.count == want.count == 80
-    close(got.eigenvalues, want.eigenvalues, 1e-12)
-    close(got.mean, want.mean, 1e-13)
-
-
-def test_low_rank_keeps_the_largest_and_all_of_the_variance():
-    data = torch.randn(60, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    full, low = gaussian(data), gaussian(data, rank=4)
-    close(low.eigenvalues, full.eigenvalues[:4], 1e-13)
-    assert float(low.eigenvalues.sum() + 8 * low.residual) == pytest.approx(float(full.eigenvalues.sum()))
-    assert full.residual == 0
-    assert full.rank == 12
-
-
-@pytest.mark.parametrize("power", [0.5, 1.0])
-def test_subspace_iteration_finds_what_the_dense_solver_finds(monkeypatch, power):
-    """Standard deviations that fall as k^-1/2 make eigenvalues that fall as 1/k: the slowest that is promised."""
-    falling = torch.arange(1, 401, dtype=torch.float64) ** -power
-    data = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * falling
-    dense = gaussian(data, rank=50)
-    state = torch.random.get_rng_state()
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds what it does not restore"))
-    monkeypatch.setattr(measured, "DENSE", 0)
-    iterated = gaussian(data, rank=50)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    close(iterated.eigenvalues, dense.eigenvalues, 1e-6)
-    assert float(iterated.eigenvalues.sum() / dense.eigenvalues.sum()) == pytest.approx(1, abs=1e-6)
-    assert not torch.equal(iterated.eigenvalues, dense.eigenvalues)
-    clear = slice(0, 20)  # eigenvectors before the edge
-    assert float((iterated.eigenvectors * dense.eigenvectors).sum(0).abs()[clear].min()) > 1 - 1e-9
-
-
-def test_fewer_samples_than_elements():
-    data = torch.randn(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    g = gaussian(data)
-    assert g.rank == 4
-    assert g.residual == 0
-    close(g.draw(torch.zeros(1, 12, dtype=torch.float64)), data.mean(0)[None], 1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -449,10 +299,3 @@ def test_a_file_of_other_things_is_refused_by_name(tmp_path, key, value):
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, stored | {key: value})
     with pytest.raises(ValueError, match=r"g\.safetensors.*"):
         Gaussian.load(path)
-
-
-def test_pilot_refuses(tmp_path):
-    with pytest.raises(ValueError, match="statistics must be of samples of shape"):
-        statistics.pilot(MixtureModel(sample_shape=(4,)), torch.randn(5, 4), PROBLEM)
-    with pytest.raises(ValueError, match="levels must be at least 2"):
-        statistics.pilot(MixtureModel(), torch.randn(5, 6), PROBLEM, levels=1)

@@ -13,7 +13,7 @@ from random_fits import Problem, in_units_of_the_bound
 
 import gms_fast
 from gms_fast import ops
-from gms_fast.ops import native, reference
+from gms_fast.ops import native
 
 DTYPES = [torch.float64, torch.float32]  # the reference itself, and the compiled kernels
 
@@ -161,36 +161,3 @@ def test_adan_gradients_are_those_of_autograd():
     torch.testing.assert_close(got.mean_a, moved[0], atol=1e-9, rtol=0)
     torch.testing.assert_close(got.mean_b, moved[1], atol=1e-9, rtol=0)
     torch.testing.assert_close(got.var, var * moved[2].clamp(0.1, 1.2), atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("central", [False, True])
-def test_step_moments_are_the_cumulants_of_the_posterior(central):
-    """x_s = A x + B x_0 + sqrt(c) z for a two-point x_0, whose moments are sums of two terms."""
-    points, p = torch.tensor([-0.7, 0.4], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
-    alpha, sigma, A, B, c = 0.8, 0.6, 0.5, 0.3, 0.04
-    x = torch.tensor([[0.25]], dtype=torch.float64)
-    eps = (x - alpha * points) / sigma
-    e1 = (p * eps).sum().view(1, 1)
-    centre = e1 if central else 0
-    e2, e3 = ((p * (eps - centre) ** k).sum().view(1, 1) for k in (2, 3))
-    mean, base, excess, third, m = reference.step_moments(x, e1, e2, e3, (alpha, sigma, A, B, c), central=central)
-    m_want = (p * points).sum()
-    assert m.item() == pytest.approx(m_want.item(), rel=1e-12)
-    assert mean.item() == pytest.approx((A * x + B * m_want).item(), rel=1e-12)
-    assert (base + excess).item() == pytest.approx((c + B**2 * (p * (points - m_want) ** 2).sum()).item(), rel=1e-12)
-    assert third.item() == pytest.approx((B**3 * (p * (points - m_want) ** 3).sum()).item(), rel=1e-10)
-
-
-def test_free_keeps_both_nodes_inside_the_data_range():
-    """Whatever the (inconsistent) moments, x_0 drawn by the two-point law lies in [lo, hi]."""
-    torch.manual_seed(1)
-    x, e1 = torch.randn(4, 500).double(), torch.randn(4, 500).double()
-    e2, e3 = e1**2 + torch.rand(4, 500).double() * 3, 10 * torch.randn(4, 500).double()
-    step = (0.6, 0.8, 0.5, 0.3, 0.04, math.inf)
-    options = {"fit": "free", "weight": 1 / 3, "moments": "cumulant", "central": False, "clip": (-1.0, 1.0)}
-    rest = {"iterations": 0, "lr": 0.0, "eps": 0.0}
-    z = torch.zeros_like(x)
-    for u in (torch.zeros_like(x), torch.ones_like(x)):  # component a, component b
-        x_s = reference.gms_step(x, e1, e2, e3, step, z, u, **options, **rest)
-        x_0 = (x_s - step[2] * x) / step[3]
-        assert x_0.abs().max() <= 1 + 1e-9

@@ -1,0 +1,127 @@
+"""The command `train`."""
+
+import numpy as np
+import pytest
+import torch
+from commands import refusal, run
+
+from gms_fast import io
+from gms_fast.cli import train
+from gms_fast.models.unet import MomentUNet
+from gms_fast.training import loop
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+SMALL = ("--model-channels", 32, "--channel-mult", 1, "--attention", "", "--head", "simple", "--batch-size", 4)
+SHORT = (*SMALL, "--device", "cpu", "--steps", 2, "--head-steps", 2)
+
+
+def test_train_writes_a_model_that_load_takes(tmp_path, capsys, pictures):
+    out = tmp_path / "run"
+    assert run("train", "--data", pictures, "--out", out, *SHORT, "--schedule", "cosine") == 0
+    assert f"saved {out / 'model'}" in capsys.readouterr().out
+    model = io.load(out / "model")
+    assert model.sample_shape == (1, 8, 8)
+    assert (model.moments, model.config["head"], model.schedule.config["name"]) == ("central", "simple", "VPCosine")
+    assert {p.name for p in out.iterdir()} == {"noise", "heads", "model"}
+
+
+def test_train_interrupted_says_how_to_go_on_and_does(tmp_path, capsys, pictures, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    command = ("train", "--data", pictures, "--out", tmp_path / "cut", *SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "moment_loss", interrupted)
+        assert run(*command) == 130
+    assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
+    assert "--resume" in refusal(capsys, *command)
+    assert run(*command, "--resume") == 0
+    assert run("train", "--data", pictures, "--out", tmp_path / "whole", *SHORT) == 0
+    cut, whole = (io.load(tmp_path / name / "model").state_dict() for name in ("cut", "whole"))
+    assert [n for n in whole if not torch.equal(cut[n], whole[n])] == []
+
+
+def test_train_force_deletes_its_own_files_only(tmp_path, capsys, pictures):
+    out = tmp_path / "run"
+    (out / "noise").mkdir(parents=True)
+    (out / "noise" / "notes.txt").write_text("precious")
+    assert "is not empty" in refusal(capsys, "train", "--data", pictures, "--out", out, *SHORT)
+    assert run("train", "--data", pictures, "--out", out, *SHORT, "--force") == 0
+    assert run("train", "--data", pictures, "--out", out, *SHORT, "--seed", 1, "--force") == 0
+    assert (out / "noise" / "notes.txt").read_text() == "precious"
+    capsys.readouterr()
+    said = refusal(capsys, "train", "--data", pictures, "--out", out, *SHORT, "--seed", 2, "--resume")
+    assert "another configuration; choose another folder: seed: 1 there, 2 asked for" in said
+
+
+def test_train_refuses_before_the_first_step_a_place_where_the_model_cannot_go(tmp_path, capsys, pictures):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("precious")
+    said = refusal(capsys, "train", "--data", pictures, "--out", tmp_path, *SHORT, "--force")
+    assert "is not a saved model: it holds notes.txt" in said
+    assert not (tmp_path / "noise").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--lr", "0"), "lr must be positive"),
+        (("--ema", "1"), "ema must lie in [0, 1)"),
+        (("--data", "gone.npy"), "gone.npy does not exist"),
+        (("--model-channels", "33"), "model_channels must be a multiple of 32: got 33"),
+        (("--channel-mult", "1,1,1,1,1"), "divisible by 16 for 5 levels: got 8"),
+        (("--channel-mult", ""), "--channel-mult must have at least one number"),
+        (("--device", "cuda:99"), "--device cuda:99 is not there"),
+    ],
+)
+def test_train_refuses_bad_input_in_one_line(tmp_path, capsys, pictures, options, named):
+    out = tmp_path / "run"
+    assert named in refusal(capsys, "train", "--data", pictures, "--out", out, *SHORT, *options)
+    assert not out.exists()
+
+
+def test_train_refuses_images_that_are_not_square_and_a_file_for_a_folder(tmp_path, capsys, pictures):
+    np.save(tmp_path / "wide.npy", np.zeros((4, 8, 16), np.float32))
+    said = refusal(capsys, "train", "--data", tmp_path / "wide.npy", "--out", tmp_path / "run", *SHORT)
+    assert "must hold square images: got 8 x 16" in said
+    assert "a folder is wanted" in refusal(capsys, "train", "--data", pictures, "--out", pictures, *SHORT)
+
+
+def test_train_defaults_are_the_recipe_of_the_embedded_model(tmp_path, monkeypatch):
+    seen = {}
+
+    def stop(model, images, **settings):
+        seen.update(settings, config=model.config, schedule=model.schedule.config, weight=model.out[0].weight)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gms_fast.training.train_noise_network", stop)
+    monkeypatch.setattr("gms_fast.data.load", lambda _: torch.zeros(4, 1, 28, 28))
+    assert run("train", "--data", "mnist5k", "--out", tmp_path / "run", "--precision", "bfloat16") == 130
+    torch.manual_seed(0)
+    want = MomentUNet(
+        image_size=28,
+        in_channels=1,
+        model_channels=32,
+        channel_mult=(1, 2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        head="complex",
+        moments="central",
+        normalised=True,
+    )
+    assert seen["config"] == want.config
+    assert seen["schedule"] == want.schedule.config
+    settings = {n: seen[n] for n in ("steps", "batch_size", "lr", "decay", "ema", "flips", "precision", "seed", "out")}
+    assert settings == {
+        "steps": 12000,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "decay": "cosine",
+        "ema": 0.999,
+        "flips": False,
+        "precision": "bfloat16",
+        "seed": 0,
+        "out": tmp_path / "run" / train.STAGES[0],
+    }

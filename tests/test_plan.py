@@ -1,0 +1,122 @@
+"""Times and noise of a run: where grids end, no step that vanishes, and noise that follows the level."""
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+from strangers import ACCURATE, MEAN, STD, TWO, Exact, Moments, sample, std
+
+from gms_fast import ops, schedules, solvers
+from gms_fast.schedules import Flow, VPLinear
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(0.3, 0.2), (0.0, 1.0)])
+@pytest.mark.parametrize("offset", [0, 10])
+@pytest.mark.parametrize("solver", ["er-sde", "ddpm", "gms"])
+def test_second_stage_draws_new_noise(mean, spread, offset, solver):
+    model = Moments(mean=mean, std=spread, clip=None)
+    times = [999 - round(99.9 * i / 2) for i in range(21)]
+    half = times.index(min(times, key=lambda t: abs(t - 500)))
+    draw = functools.partial(sample, model, solver=solver)
+    whole = draw(timesteps=times)
+    x = draw(timesteps=times[: half + 1], denoise=False)
+    y = draw(timesteps=times[half:], x_T=x, step_offset=offset and half)
+    assert std(y) == pytest.approx(std(whole), rel=TWO)
+    if offset and solver != "er-sde":  # which has a history
+        assert torch.equal(y, whole)
+
+
+def test_noise_follows_the_level_wherever_a_run_starts():
+    model, x_T = Moments(clip=None), torch.randn(4, 3, 8, 8)
+    one = sample(model, timesteps=[500, 400, 300, 200], x_T=x_T, solver="ddpm", denoise=False)
+    first = sample(model, timesteps=[500, 400, 300], x_T=x_T, solver="ddpm", denoise=False)
+    assert torch.equal(sample(model, timesteps=[300, 200], x_T=first, solver="ddpm", denoise=False), one)
+
+
+def test_user_s_noise_is_no_step_s():
+    """Of img2img: what a picture was noised with is not what the first step adds."""
+    noises = [ops.philox_normal((4, 3, 8, 8), seed=0, step=step) for step in range(3)]
+    drawn = []
+    for options in ({}, {"x_T": torch.zeros(4, 3, 8, 8), "timesteps": [500, 400, 300]}):
+
+        def first(i, t, x, x_0, drawn=drawn, options=options):
+            if i == 1:
+                drawn.append(x)
+                raise StopIteration
+
+        sample(lambda x, t: 0 * x, n=4, shape=(3, 8, 8), schedule="linear", solver="ddpm", callback=first, **options)
+    for x, noise in itertools.product(drawn, noises):
+        correlation = float(torch.corrcoef(torch.stack([x.flatten(), noise.flatten()]))[0, 1])
+        assert abs(correlation) < 5 / math.sqrt(noise.numel())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "vp"])
+@pytest.mark.parametrize(("solver", "errors"), [("unip", {10: 0.06, 20: 0.03}), ("dpm-solver++", {10: 0.15, 20: 0.06})])
+def test_multistep_solvers_end_near_the_data(schedule, solver, errors):
+    """Over 20 uniform times of the linear schedule they ended 50 and 25 % too wide."""
+    for steps, error in errors.items():
+        x = sample(Exact(schedule=schedules.build(schedule)), steps, solver=solver, clip=None)
+        assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
+        assert std(x) == pytest.approx(STD, rel=error + ACCURATE)
+
+
+def test_no_extrapolation_over_the_last_jump():
+    """On uniform times UniP's last step is of order 1: the error is that of DDIM there, on the side of too little."""
+    times = VPLinear().timesteps(20)
+    x = sample(Exact(), timesteps=times, solver="unip", clip=None)
+    assert 0.75 * STD < std(x) < STD
+    full = sample(Exact(), timesteps=times, solver=solvers.UniP(lower_order_final=False), clip=None)
+    assert std(full) > 1.4 * STD
+
+
+@pytest.mark.parametrize("solver", [solvers.UniP(), solvers.DPMSolverPP(), solvers.DPMSolverPP(order=3, sde=True)])
+def test_multistep_grids_do_not_jump(solver):
+    """No step is more than twice as long in log(alpha/sigma) as the one before, from ten steps on."""
+    for schedule in (VPLinear(), schedules.VPCosine(), schedules.VPContinuous()):
+        for steps in (10, 20, 50):
+            times = solver.times(schedule, steps)
+            lengths = schedule.log_snr(times).diff()
+            assert len(times) == steps + 1
+            assert float((lengths[1:] / lengths[:-1])[steps // 2 :].max()) < 2
+
+
+def test_grids_that_were_chosen_are_kept():
+    for solver in (solvers.UniP(), solvers.DPMSolverPP(), solvers.GMS()):
+        shifted = Flow(0.999, 0.001, shift=3.0)
+        assert solver.times(shifted, 5) == shifted.timesteps(5)
+    assert solvers.UniP().times(schedules.EDM(), 5) == schedules.EDM().timesteps(5)
+    assert solvers.DPMSolverPP(order=1).times(VPLinear(), 5) == VPLinear().timesteps(5)
+    assert solvers.UniP().times(VPLinear(), [999, 500, 0]) == [999, 500, 0]
+
+
+@pytest.mark.parametrize(("steps", "schedule", "spacing"), [(20, "cosine", "karras"), (500, "linear", "log-snr")])
+def test_every_step_is_a_call(steps, schedule, spacing):
+    times = schedules.build(schedule).timesteps(steps, spacing=spacing)
+    model = Exact(schedule=schedules.build(schedule))
+    sample(model, timesteps=times, n=1)
+    assert len(model.asked) == len(set(model.asked)) == steps + 1
+
+
+def test_a_thousand_steps_are_plain_ddpm():
+    model = Exact()
+    x = sample(model, 1000, solver="ddpm", n=8)
+    assert model.asked == list(range(999, -1, -1))
+    assert torch.equal(sample(model, timesteps=range(999, -1, -1), solver="ddpm", n=8), x)
+    sample(model, 999, solver="ddpm", n=1)
+    assert model.asked[2000:] == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize("solver", solvers.names())
+def test_one_time_is_one_call(solver):
+    model = Moments()
+    x_T = torch.randn(4, 3, 8, 8)
+    x = sample(model, timesteps=[999], solver=solver, x_T=x_T)
+    assert model.asked == [999]
+    alpha, sigma = float(VPLinear().alpha(999)), float(VPLinear().sigma(999))
+    e1 = model(x_T, torch.tensor([999.0])).e1
+    assert torch.allclose(x, ((x_T - sigma * e1) / alpha).clamp(-1, 1), atol=1e-3)
+    assert torch.equal(sample(model, timesteps=[999], solver=solver, x_T=x_T, denoise=False), x_T)
