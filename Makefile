@@ -28,7 +28,7 @@ lint: .venv/installed
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 test: lint setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 bench: setup
 	for op in gms_step sample_mixture fit_mixture philox affine_noise; do \

@@ -465,7 +465,7 @@ def outcome(kind: damage_files.Kind, folder: Path, file: Path) -> Outcome:
     if _MARKER.is_dir():
         _MARKER.rmdir()
     _MARKER.unlink(missing_ok=True)
-    before, start = _memory(reset=True), time.perf_counter()
+    before, start = _memory(reset=True), time.process_time()
     found, error = None, None
     try:
         with warnings.catch_warnings():
@@ -473,7 +473,7 @@ def outcome(kind: damage_files.Kind, folder: Path, file: Path) -> Outcome:
             found = kind.load(folder)
     except Exception as raised:
         error = raised
-    seconds, memory = time.perf_counter() - start, _memory() - before
+    seconds, memory = time.process_time() - start, _memory() - before
     verdict = "right" if error is None else "refused"
     problem = _problem_with(error, file) if error is not None else None
     if error is None and not kind.sound(found):

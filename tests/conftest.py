@@ -1,4 +1,6 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and how tests share the processors."""
+
+import os
 
 import pytest
 import torch
@@ -11,3 +13,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_configure(config):
+    """Processes of pytest-xdist divide the processors among them, and so do the processes that they start."""
+    if hasattr(config, "workerinput"):
+        share = max(1, (os.cpu_count() or 1) // config.workerinput["workercount"])
+        torch.set_num_threads(share)
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests start first, so that none is left to one process at the end."""
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("slow")), default=0))

@@ -85,7 +85,7 @@ def rehearsal(tmp_path_factory, without_git):
     return done, out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(300)
 def test_rehearsal_passes_every_part(rehearsal):
     done, out = rehearsal
     assert done.returncode == 0, f"{done.stdout}\n{(out / 'gpu.txt').read_text()}"
@@ -100,7 +100,7 @@ def test_rehearsal_passes_every_part(rehearsal):
         assert found[backend]["bars"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(300)
 def test_results_fit_what_comes_back_from_a_gpu_machine(rehearsal):
     """Few files in one folder, of plain names, none large."""
     _, out = rehearsal
@@ -110,7 +110,7 @@ def test_results_fit_what_comes_back_from_a_gpu_machine(rehearsal):
     assert all(re.fullmatch(r"[\w.-]+", f.name, re.ASCII) and f.stat().st_size < 1 << 20 for f in files)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(300)
 def test_rehearsal_of_the_sanitizer(rehearsal):
     _, out = rehearsal  # has built the module
     done = gpu_check_py(

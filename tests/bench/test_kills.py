@@ -10,7 +10,7 @@ import tracing
 
 BENCH = Path(kills.__file__).parent
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(30),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are traced as on Linux"),
 ]
 FORK = """

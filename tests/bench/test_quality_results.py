@@ -32,7 +32,7 @@ def spread(*cell):
     return statistics.fmean(found), statistics.stdev(found)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
     command = [sys.executable, "-W", "ignore", ROOT / "bench" / "quality.py", "--quick", "--out", tmp_path]
     subprocess.run(command, check=True, timeout=300)

@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("name", "steps"), [("digits", (1, 2, 3, 5, 7, 10, 20, 50, 100)), ("mnist", (1, 2, 5, 10, 30))]

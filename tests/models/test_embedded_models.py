@@ -61,7 +61,7 @@ def test_picture_does_not_depend_on_the_batch(model, solver, median):
         assert difference.median() < median
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.parametrize(("name", "n", "sure"), [("mnist", 200, 0.8), ("digits", 400, 0.8)])
 def test_ten_steps_draw_digits_of_every_class(name, n, sure):
     """The default solver; a share of n samples may fall short of the bar by three of its standard errors."""

@@ -15,7 +15,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 compiler = shutil.which("g++")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(200),
     pytest.mark.skipif(compiler is None, reason="g++ is not installed"),
     pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)"),
 ]

@@ -39,13 +39,13 @@ def run_parity(directory, **environment):
     assert done.returncode == 0, f"{PARITY.name} failed with {environment}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(120)
 def test_parity_in_the_interpreter(tmp_path):
     run_parity(tmp_path, TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
-@pytest.mark.slow
+@pytest.mark.slow(120)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
 def test_parity_on_the_gpu(tmp_path):
     run_parity(tmp_path, TRITON_INTERPRET="0")
