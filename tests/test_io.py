@@ -13,9 +13,6 @@ from gms_fast.schedules import VPCosine, VPLinear
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# --- folders ---
-
-
 @pytest.mark.parametrize("head", [None, "simple", "complex", ("simple", "complex"), ("complex", None)])
 def test_load_returns_what_save_wrote(tmp_path, head):
     model = tiny(head=head, moments="central", use_scale_shift_norm=False)

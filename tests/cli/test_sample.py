@@ -13,9 +13,6 @@ from gms_fast import solvers, statistics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# --- sample ---
-
-
 def test_sample_writes_a_grid_and_says_what_it_did(tmp_path, capsys, model):
     out = tmp_path / "x.png"
     assert run("sample", "--model", model, "--steps", 3, "--n", 5, "--device", "cpu", "--out", out) == 0

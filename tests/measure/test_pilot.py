@@ -1,4 +1,4 @@
-"""How far down a Gaussian stands for a network, against the recorded numbers."""
+"""The reach of a Gaussian in place of a network, against the recorded numbers."""
 
 import pytest
 import torch

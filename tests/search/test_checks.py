@@ -1,4 +1,4 @@
-"""What a search refuses before it begins."""
+"""Refusals of a search, before it begins."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is learned: it begins as the first table, and its constraints hold."""
+"""Learned numbers: they begin as those of the first table, and their constraints hold."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Teleport, and GMS with covariance: against closed forms, in the loop, and what they refuse."""
+"""Teleport: against closed forms, in the loop, and what it refuses."""
 
 import math
 
@@ -14,9 +14,6 @@ from gms_fast.solvers import DDIM, ERSDE, GMS, SNDDPM, DPMSolverPP, DPMSolverV3,
 from gms_fast.statistics import Gaussian, gaussian
 
 THEN = (DDIM(), DPMSolverPP(), DPMSolverPP(order=3, denoise=False), ERSDE(), SNDDPM())
-
-
-# --- teleport ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("schedule", "T"), [(VPLinear(), 999.0), (EDM(), 80.0), (Flow(), 1.0)])

@@ -1,4 +1,4 @@
-"""What the tests of files write, and the names they look for."""
+"""Things for the tests of files to write, and the names they look for."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What a table was made for."""
+"""Marks of the network and the schedule that a table was made for."""
 
 import pytest
 import torch
