@@ -83,8 +83,8 @@ gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double
   const double spread = weight * (1 - weight), skew = spread * (1 - 2 * weight);
   gms::Scheme s = {};
   s.fit = static_cast<gms::Fit>(kind);
-  s.parameters = {narrow(weight), narrow(spread), narrow(1 / spread), narrow(1 / skew), narrow(lr), narrow(eps),
-                  iterations};
+  s.parameters = {narrow(weight), narrow(spread), narrow(1 / spread), narrow(1 / skew),
+                  narrow(lr),     narrow(eps),    iterations};
   s.moments = static_cast<gms::Moments>(moments);
   s.central = central;
   s.floor = narrow(floor);
@@ -135,8 +135,8 @@ gms::Where where_of(bool gpu, uintptr_t where) {
   return {static_cast<int32_t>(where), nullptr};
 }
 
-void gms_step(bool gpu, uintptr_t where, const py::tuple& given,
-              const Layout& layout, const gms::Scheme& scheme, py::handle numbers, const py::tuple& draws) {
+void gms_step(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const gms::Scheme& scheme,
+              py::handle numbers, const py::tuple& draws) {
   const Tensors t(given, layout);
   const gms::Noise noise = noise_of(draws);
   const float* const at = tensors::data_of<float>(numbers.ptr());
@@ -144,16 +144,15 @@ void gms_step(bool gpu, uintptr_t where, const py::tuple& given,
   table_of(gpu).gms_step(t.operands.data(), t.shape, scheme, at, noise, where_of(gpu, where));
 }
 
-void sample_mixture(bool gpu, uintptr_t where, const py::tuple& given,
-                    const Layout& layout, const gms::Scheme& scheme, const py::tuple& draws) {
+void sample_mixture(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const gms::Scheme& scheme,
+                    const py::tuple& draws) {
   const Tensors t(given, layout);
   const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
   table_of(gpu).sample_mixture(t.operands.data(), t.shape, scheme, noise, where_of(gpu, where));
 }
 
-void fit_mixture(bool gpu, uintptr_t where, const py::tuple& given,
-                 const Layout& layout, const gms::Scheme& scheme) {
+void fit_mixture(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const gms::Scheme& scheme) {
   const Tensors t(given, layout);
   const py::gil_scoped_release release;
   table_of(gpu).fit_mixture(t.operands.data(), t.shape, scheme, where_of(gpu, where));
@@ -174,9 +173,8 @@ gms::Affine affine_of(const std::vector<double>& weights, size_t terms, py::hand
 }
 
 // tensors: x, terms, out.
-void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
-                  const Layout& layout, const std::vector<double>& weights, py::handle numbers, bool noisy,
-                  const py::tuple& draws) {
+void affine_noise(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout,
+                  const std::vector<double>& weights, py::handle numbers, bool noisy, const py::tuple& draws) {
   const Tensors t(given, layout);
   gms::Affine affine = affine_of(weights, t.count - 2, numbers, noisy);
   std::copy_n(t.operands.begin() + 1, affine.terms, affine.term);
@@ -186,8 +184,8 @@ void affine_noise(bool gpu, uintptr_t where, const py::tuple& given,
   table_of(gpu).affine_noise(ends, t.shape, affine, noise, where_of(gpu, where));
 }
 
-void philox(bool gpu, uintptr_t where, const py::tuple& given,
-            const Layout& layout, const py::tuple& draws, uint32_t stream, bool normal) {
+void philox(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const py::tuple& draws,
+            uint32_t stream, bool normal) {
   const Tensors t(given, layout);
   const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
@@ -292,7 +290,8 @@ float elementary(const std::string& name, float x) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of gms_fast; called through gms_fast.ops, which checks and marshals arguments.";
   // module_local: tests load a second build of this module.
-  py::class_<gms::Scheme>(m, "Scheme", py::module_local(), "Which fit and which step, prepared for many calls.").def(py::init(&make_scheme));
+  py::class_<gms::Scheme>(m, "Scheme", py::module_local(), "Which fit and which step, prepared for many calls.")
+      .def(py::init(&make_scheme));
   m.def("set_torch", &tensors::set_torch);
   m.def("alike", &tensors::alike);
   m.def("gms_step", &gms_step);

@@ -36,7 +36,7 @@ struct DLPackExchangeAPI {
 };
 
 struct Torch {
-  PyObject* tensor = nullptr;            // the class
+  PyObject* tensor = nullptr;  // the class
   std::array<PyObject*, 3> dtypes = {};  // in the order of gms::DType
   PyObject* module = nullptr;
   const DLPackExchangeAPI* dlpack = nullptr;

@@ -4,15 +4,16 @@ gpu     whether tensors lie there
 where   the stream on it, or else the number of threads
 given   tensors, or None, in an op's order, its result last
 layout  as `gms_fast.ops.layout` describes how they lie; None where all are dense
-draws   a `Noise` of gms_fast/ops/types.py; of the ops that make their result, the arguments of `checks.noise_of`
+draws   a `Draws` of gms_fast/ops/types.py, checked; of the ops that make their result, unchecked
 """
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from gms_fast.ops.types import Draws
 
 _Tensors = tuple[Tensor | None, ...]
 _Layout = tuple[tuple[int, int, int], Sequence[tuple[int, int, int, int] | None]] | None
@@ -42,19 +43,18 @@ def gms_step(
     layout: _Layout,
     scheme: Scheme,
     numbers: Tensor | None,
-    draws: tuple[Any, ...],
+    draws: Draws,
     /,
 ) -> None: ...
-def new_gms_step(
-    gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: tuple[Any, ...], /
-) -> Tensor | None: ...
+def new_gms_step(gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: Draws, /) -> Tensor | None: ...
 def sample_mixture(
-    gpu: bool, where: int, given: _Tensors, layout: _Layout, scheme: Scheme, draws: tuple[Any, ...], /
+    gpu: bool, where: int, given: _Tensors, layout: _Layout, scheme: Scheme, draws: Draws, /
 ) -> None: ...
-def new_sample_mixture(
-    gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: tuple[Any, ...], /
-) -> Tensor | None: ...
+def new_sample_mixture(gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: Draws, /) -> Tensor | None: ...
 def fit_mixture(gpu: bool, where: int, given: _Tensors, layout: _Layout, scheme: Scheme, /) -> None: ...
+def new_fit_mixture(
+    gpu: bool, where: int, given: _Tensors, scheme: Scheme, /
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None: ...
 def affine_noise(
     gpu: bool,
     where: int,
@@ -63,14 +63,14 @@ def affine_noise(
     weights: Sequence[float],
     numbers: Tensor | None,
     noisy: bool,
-    draws: tuple[Any, ...],
+    draws: Draws,
     /,
 ) -> None: ...
 def new_affine_noise(
-    gpu: bool, where: int, given: _Tensors, weights: Sequence[float], draws: tuple[Any, ...], /
+    gpu: bool, where: int, given: _Tensors, weights: Sequence[float], draws: Draws, /
 ) -> Tensor | None: ...
 def philox(
-    gpu: bool, where: int, given: _Tensors, layout: _Layout, draws: tuple[Any, ...], stream: int, normal: bool, /
+    gpu: bool, where: int, given: _Tensors, layout: _Layout, draws: Draws, stream: int, normal: bool, /
 ) -> None: ...
 def elementary(name: str, x: float, /) -> float: ...
 def instruction_set() -> str: ...

@@ -3,9 +3,9 @@
 // kernel is launched. The arithmetic is csrc/gms.
 //
 // A thread takes two quads of four elements: a Philox call and an access of up to 16 bytes each. They lie a block's
-// width apart, so that a warp reads whole lines. The grid is (chunk of a sample, sample). Quick kernels take what people
-// use, with all choices made at compile time: dense tensors of one or two types in whole quads, noise drawn, numbers
-// that are not extreme (`Quick`). The others take anything.
+// width apart, so that a warp reads whole lines. The grid is (chunk of a sample, sample). Quick kernels take what
+// people use, with all choices made at compile time: dense tensors of one or two types in whole quads, noise drawn,
+// numbers that are not extreme (`Quick`). The others take anything.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -436,8 +436,8 @@ void launch_quick(const char* name, void (*kernel)(const A), A arguments, int64_
 }
 
 template <size_t kTensors>
-Arguments<kTensors> arguments_of(const Operand* tensors, const Shape& shape, const Scheme& scheme,
-                                 const float* numbers, const Noise& noise) {
+Arguments<kTensors> arguments_of(const Operand* tensors, const Shape& shape, const Scheme& scheme, const float* numbers,
+                                 const Noise& noise) {
   Arguments<kTensors> a = {{}, shape, 0, scheme, numbers, noise};
   std::copy_n(tensors, kTensors, a.tensors);
   return a;
@@ -503,9 +503,7 @@ inline bool in_pairs(const Operand& first, const Operand* others, size_t count) 
 // Calls body(type of the first, type of the others).
 template <typename F>
 void with_types(DType first, DType others, const F& body) {
-  with_type(others, [&](auto type) {
-    first == others ? body(type, type) : body(TypeIs<DType::kFloat32>(), type);
-  });
+  with_type(others, [&](auto type) { first == others ? body(type, type) : body(TypeIs<DType::kFloat32>(), type); });
 }
 
 }  // namespace

@@ -62,8 +62,8 @@ __device__ Values quick_normals(const Draws& draws, const Place& p) {
 }
 
 template <int kTerms, bool kNoisy, bool kKeyed, DType kState, DType kOthers>
-__global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_affine_kernel(
-    const __grid_constant__ QuickAffineArguments a) {
+__global__ void __launch_bounds__(kThreads, kBlocksHeld)
+    quick_affine_kernel(const __grid_constant__ QuickAffineArguments a) {
   const Place p = quick_place(a);
   const Flat flat(p, a.elements);
   const Fetched<kState> x(a.tensors[0], flat);
@@ -149,14 +149,12 @@ void cuda::affine_noise(const Operand tensors[2], const Shape& shape, const Affi
     const AffineArguments a = {{tensors[0], tensors[1]}, shape, 0, affine, noise};
     return launch("affine_noise", weighted ? affine_kernel<true> : affine_kernel<false>, a, where);
   }
-  QuickAffineArguments a = {{tensors[0], tensors[1]}, static_cast<uint32_t>(shape.elements), 0, {}, {},
-                            affine.by_element, {}};
+  QuickAffineArguments a = {
+      {tensors[0], tensors[1]}, static_cast<uint32_t>(shape.elements), 0, {}, {}, affine.by_element, {}};
   std::copy_n(affine.term, affine.terms, a.term);
   std::copy_n(affine.weights, affine.terms + 2, a.weights);
   with_terms(affine.terms, [&](auto terms) {
-    const auto launch_of = [&](auto kernel) {
-      launch_quick("affine_noise", kernel, a, shape.samples, noise, where);
-    };
+    const auto launch_of = [&](auto kernel) { launch_quick("affine_noise", kernel, a, shape.samples, noise, where); };
     with_bool(affine.noisy, [&](auto noisy) {
       with_bool(affine.noisy && keyed(noise), [&](auto key) {
         constexpr bool kKeyed = noisy() && key();

@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kThreads, 4) sample_kernel(const __grid_consta
   Values out;
 #pragma unroll
   for (int j = 0; j < kGroup; ++j) {
-    out.v[j] = sample_mixture<kFit>(mean.v[j], var.v[j], third.v[j], a.scheme.floor, z.v[j], u.v[j],
-                                    a.scheme.parameters);
+    out.v[j] =
+        sample_mixture<kFit>(mean.v[j], var.v[j], third.v[j], a.scheme.floor, z.v[j], u.v[j], a.scheme.parameters);
   }
   store(a.tensors[3], a.shape, p, out);
 }
@@ -37,8 +37,8 @@ __device__ __noinline__ void redo_sample(const QuickArguments<4>& a, const Place
 }
 
 template <Fit kFit, bool kElement, bool kKeyed, DType kMean, DType kOthers>
-__global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_sample_kernel(
-    const __grid_constant__ QuickArguments<4> a) {
+__global__ void __launch_bounds__(kThreads, kBlocksHeld)
+    quick_sample_kernel(const __grid_constant__ QuickArguments<4> a) {
   const Place p = quick_place(a);
   const Flat flat(p, a.elements);
   const Fetched<kMean> mean(a.tensors[0], flat);
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_sample_kernel(
   Values out;
 #pragma unroll
   for (int j = 0; j < kGroup; ++j) {
-    out.v[j] = math.not_huge(sample_mixture<kFit>(m.v[j], v.v[j], k.v[j], a.scheme.floor, z.v[j], u.v[j],
-                                                  a.scheme.parameters, math));
+    out.v[j] = math.not_huge(
+        sample_mixture<kFit>(m.v[j], v.v[j], k.v[j], a.scheme.floor, z.v[j], u.v[j], a.scheme.parameters, math));
   }
   if (math.reliable()) {
     store(a.tensors[3], flat, out);
@@ -82,17 +82,15 @@ __global__ void __launch_bounds__(kThreads) fit_kernel(const __grid_constant__ A
 template <Fit kFit>
 __device__ __noinline__ void redo_fit(const QuickArguments<7>& a, const Place p) {
   one_by_one(p, Flat(p, a.elements), [&](int64_t i, uint32_t, int) {
-    const Mixture<float> fit =
-        fit_mixture_above<kFit>(load_one(a.tensors[0], i), load_one(a.tensors[1], i), load_one(a.tensors[2], i),
-                                a.scheme.floor, a.scheme.parameters);
+    const Mixture<float> fit = fit_mixture_above<kFit>(load_one(a.tensors[0], i), load_one(a.tensors[1], i),
+                                                       load_one(a.tensors[2], i), a.scheme.floor, a.scheme.parameters);
     store_one(a.tensors[3], i, fit.weight), store_one(a.tensors[4], i, fit.mean_a);
     store_one(a.tensors[5], i, fit.mean_b), store_one(a.tensors[6], i, fit.var);
   });
 }
 
 template <Fit kFit, DType kType>
-__global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_fit_kernel(
-    const __grid_constant__ QuickArguments<7> a) {
+__global__ void __launch_bounds__(kThreads, kBlocksHeld) quick_fit_kernel(const __grid_constant__ QuickArguments<7> a) {
   const Place p = quick_place(a);
   const Flat flat(p, a.elements);
   const Fetched<kType> mean(a.tensors[0], flat), var(a.tensors[1], flat), third(a.tensors[2], flat);
@@ -131,7 +129,7 @@ void cuda::sample_mixture(const Operand tensors[4], const Shape& shape, const Sc
           with_types(tensors[0].dtype, tensors[1].dtype, [&](auto mean, auto others) {
             launch_quick("sample_mixture",
                          quick_sample_kernel<kFit, element() && !kGaussian, key(), mean(), others()>, arguments,
-                         shape.samples, noise, where);
+                                                                                shape.samples, noise, where);
           });
         });
       });

@@ -41,12 +41,10 @@ __device__ inline float larger(float a, float b) {
 struct Quick {
   static constexpr float kTiny = 0x1p-60f, kHuge = 0x1p60f;
   uint32_t least = 0xffffffffu;  // of the bits less one, by which zero is the largest of all
-  float largest = 0.0f;          // NaN stays
+  float largest = 0.0f;  // NaN stays
 
   // Whether all numbers were zero or not tiny, and none was huge, infinite or NaN.
-  __device__ bool reliable() const {
-    return least >= static_cast<uint32_t>(bits_of(kTiny)) - 1 && largest < kHuge;
-  }
+  __device__ bool reliable() const { return least >= static_cast<uint32_t>(bits_of(kTiny)) - 1 && largest < kHuge; }
 
   __device__ float not_tiny(float x) {
     least = __viaddmin_u32(static_cast<uint32_t>(bits_of(x)), 0xffffffffu, least);

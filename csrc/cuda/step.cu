@@ -46,8 +46,8 @@ constexpr int blocks_of_step(Fit fit, bool element, DType moments) {
 }
 
 template <Fit kFit, bool kCentral, bool kElement, bool kKeyed, DType kState, DType kMoments>
-__global__ void __launch_bounds__(kThreads, blocks_of_step(kFit, kElement, kMoments)) quick_step_kernel(
-    const __grid_constant__ QuickArguments<5> a) {
+__global__ void __launch_bounds__(kThreads, blocks_of_step(kFit, kElement, kMoments))
+    quick_step_kernel(const __grid_constant__ QuickArguments<5> a) {
   constexpr bool kGaussian = kFit == Fit::kGaussian;
   const Place p = quick_place(a);
   const Flat flat(p, a.elements);
@@ -62,9 +62,8 @@ __global__ void __launch_bounds__(kThreads, blocks_of_step(kFit, kElement, kMome
   Values out;
 #pragma unroll
   for (int j = 0; j < kGroup; ++j) {
-    out.v[j] = math.not_huge(gms_step<kFit, Moments::kCumulant, kCentral>(vx.v[j], v1.v[j], v2.v[j], v3.v[j], z.v[j],
-                                                                          u.v[j], a.scheme.coefficients,
-                                                                          a.scheme.parameters, math));
+    out.v[j] = math.not_huge(gms_step<kFit, Moments::kCumulant, kCentral>(
+        vx.v[j], v1.v[j], v2.v[j], v3.v[j], z.v[j], u.v[j], a.scheme.coefficients, a.scheme.parameters, math));
   }
   if (math.reliable()) {
     store(a.tensors[4], flat, out);
@@ -95,7 +94,7 @@ void quick_step(const QuickArguments<5>& a, const Shape& shape, const Noise& noi
         with_types(a.tensors[0].dtype, a.tensors[1].dtype, [&](auto state, auto moments) {
           launch_quick("gms_step",
                        quick_step_kernel<kFit, central(), element() && !kGaussian, key(), state(), moments()>, a,
-                       shape.samples, noise, where);
+                                                                                       shape.samples, noise, where);
         });
       });
     });

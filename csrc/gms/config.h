@@ -83,9 +83,13 @@ GMS_HD T splat(Scalar<T> x) {
 
 // NaN goes through, like in every comparison with it: x stays.
 template <typename T>
-GMS_HD T at_least(T x, T low) { return x < low ? low : x; }
+GMS_HD T at_least(T x, T low) {
+  return x < low ? low : x;
+}
 template <typename T>
-GMS_HD T at_most(T x, T high) { return x > high ? high : x; }
+GMS_HD T at_most(T x, T high) {
+  return x > high ? high : x;
+}
 #ifdef __CUDA_ARCH__
 __device__ __forceinline__ float at_least(float x, float low) {
   float r;
@@ -99,22 +103,34 @@ __device__ __forceinline__ float at_most(float x, float high) {
 }
 #endif
 template <typename T>
-GMS_HD T clamp(T x, T low, T high) { return at_most(at_least(x, low), high); }
+GMS_HD T clamp(T x, T low, T high) {
+  return at_most(at_least(x, low), high);
+}
 
 // Square roots and quotients as IEEE 754 rounds them, for all numbers. On a GPU that takes a branch each; `Quick`
 // (csrc/cuda/quick.cuh) does without, for numbers that are not extreme; `not_tiny` and `ordinary` tell it which
 // numbers must not be.
 struct Ieee {
   template <typename T>
-  GMS_HD T root(T x) const { return gms::root(x); }
+  GMS_HD T root(T x) const {
+    return gms::root(x);
+  }
   template <typename T>
-  GMS_HD T root_of_log(T x) const { return gms::root(x); }  // of what `minus_two_log` returns
+  GMS_HD T root_of_log(T x) const {
+    return gms::root(x);
+  }  // of what `minus_two_log` returns
   template <typename T>
-  GMS_HD T quotient(T a, T b) const { return a / b; }
+  GMS_HD T quotient(T a, T b) const {
+    return a / b;
+  }
   template <typename T>
-  GMS_HD T not_tiny(T x) const { return x; }
+  GMS_HD T not_tiny(T x) const {
+    return x;
+  }
   template <typename T>
-  GMS_HD T ordinary(T x) const { return x; }
+  GMS_HD T ordinary(T x) const {
+    return x;
+  }
 };
 
 }  // namespace gms

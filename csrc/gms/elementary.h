@@ -12,8 +12,16 @@ union Word {
   float f;
   int32_t i;
 };
-GMS_HD int32_t bits_of(float x) { Word w; w.f = x; return w.i; }
-GMS_HD float from_bits(int32_t i) { Word w; w.i = i; return w.f; }
+GMS_HD int32_t bits_of(float x) {
+  Word w;
+  w.f = x;
+  return w.i;
+}
+GMS_HD float from_bits(int32_t i) {
+  Word w;
+  w.i = i;
+  return w.f;
+}
 
 // -2 log u for normal u in (0, 1]: u = 2^e (1 + r) with 1 + r in [1/sqrt 2, sqrt 2), then -2r + r^2 + r^3 P(r).
 GMS_HD float minus_two_log(float u) {
@@ -62,7 +70,8 @@ GMS_HD void sincos_turn(float u, float& s, float& c) {
 // from a guess in the exponent bits and a third-order step; then with r = 1 - x y^3 it is x y^2 (1 - r)^(-2/3).
 GMS_HD float cbrt_newton(float x) {
   const float a = std::fabs(x);
-  const uint32_t third = static_cast<uint32_t>(static_cast<uint64_t>(static_cast<uint32_t>(bits_of(a))) * 0x55555556u >> 32);
+  const uint32_t third =
+      static_cast<uint32_t>(static_cast<uint64_t>(static_cast<uint32_t>(bits_of(a))) * 0x55555556u >> 32);
   float y = from_bits(0x54a2fa8c - static_cast<int32_t>(third));
   const float r = fma(-(a * y), y * y, 1.0f);
   y = fma(y * r, fma(r, 0.222222222f, 0.333333333f), y);

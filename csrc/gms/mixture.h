@@ -62,7 +62,9 @@ GMS_HD T two_point_slant(T excess, T third, Math&& math) {
   return clamp(math.quotient(third, excess), -limit, limit);
 }
 template <typename T>
-GMS_HD T side_of(T slant) { return slant < T(0) ? T(-1) : T(1); }
+GMS_HD T side_of(T slant) {
+  return slant < T(0) ? T(-1) : T(1);
+}
 template <typename T>
 struct TwoPoint {
   T light, far, near;
@@ -220,6 +222,8 @@ GMS_HD Component<T> choose(T mean, T excess, T third, T u, const Known<T>& known
 }
 
 template <typename T>
-GMS_HD T draw(const Component<T>& component, T z) { return fma(component.std, z, component.mean); }
+GMS_HD T draw(const Component<T>& component, T z) {
+  return fma(component.std, z, component.mean);
+}
 
 }  // namespace gms

@@ -59,7 +59,8 @@ GMS_HD void philox_words(uint32_t quad, const Counter& key, uint32_t w[4]) {
 // The nearest float32, from halves that are exact where no instruction converts unsigned words.
 GMS_HD float to_float(uint32_t w) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  return fma(static_cast<float>(static_cast<int32_t>(w >> 16)), 65536.0f, static_cast<float>(static_cast<int32_t>(w & 0xffffu)));
+  return fma(static_cast<float>(static_cast<int32_t>(w >> 16)), 65536.0f,
+             static_cast<float>(static_cast<int32_t>(w & 0xffffu)));
 #else
   return static_cast<float>(w);
 #endif

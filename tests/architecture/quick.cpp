@@ -64,7 +64,8 @@ int main() {
   for (int i = 0; i < 1 << 24; ++i) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
     const int e = static_cast<int>(state >> 46 & 127) - 64, f = static_cast<int>(state >> 53 & 63) - 32;
-    check_quotient(std::ldexp(1 + (state & 0x7fffff) * 0x1p-23f, e), std::ldexp(1 + (state >> 23 & 0x7fffff) * 0x1p-23f, f));
+    check_quotient(std::ldexp(1 + (state & 0x7fffff) * 0x1p-23f, e),
+                   std::ldexp(1 + (state >> 23 & 0x7fffff) * 0x1p-23f, f));
   }
   std::printf("%ld tried\n", tried);
 }
