@@ -32,10 +32,10 @@ test: lint setup
 
 bench: setup
 	for op in gms_step sample_mixture fit_mixture philox affine_noise; do \
-		$(BIN)/python bench/$$op.py --out bench/results/$${op}_cpu.json || exit 1; done
-	$(BIN)/python bench/wasserstein.py > bench/results/wasserstein.md
-	$(BIN)/python bench/predict.py --out bench/results/h200_predicted.json
-	$(BIN)/python bench/report.py
+		$(BIN)/python -m bench.speed.$$op --out bench/results/$${op}_cpu.json || exit 1; done
+	$(BIN)/python -m bench.experiments.wasserstein > bench/results/wasserstein.md
+	$(BIN)/python -m bench.gpu.predict --out bench/results/h200_predicted.json
+	$(BIN)/python -m bench.docs.readme
 
 clean:
 	rm -rf .venv build *.egg-info gms_fast/_C*.so

@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+import bench  # noqa: F401 - has what is installed come before the checkout
+
 
 @pytest.fixture(scope="module")
 def one_thread():

@@ -1,6 +1,6 @@
 """Digit classifiers whose last hidden layer gives the features of Frechet and kernel distance, precision and recall.
 
-They see digits only, so their distances are not the FID of the literature. `bench/classifier.py` trains them.
+They see digits only, so their distances are not the FID of the literature. `bench/assets/classifier.py` trains them.
 """
 
 from importlib import resources

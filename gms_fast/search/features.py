@@ -27,7 +27,7 @@ class DigitFeatures(nn.Module):
     coarser picture: images (N, 1, side, side) in [-1, 1] -> (N, `WIDTH`).
 
     A search finds what one network overlooks; three that look differently leave it less. `classes` makes ten logits of
-    them; `bench/classifier.py` trains all.
+    them; `bench/assets/classifier.py` trains all.
     """
 
     def __init__(self, side: int) -> None:

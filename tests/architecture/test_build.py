@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import predict
 import pytest
 from places import ROOT
 
 import gms_fast
+from bench.gpu import predict
 from gms_fast.ops import native
 
 SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")

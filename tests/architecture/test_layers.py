@@ -132,12 +132,12 @@ WRITES = {"write_text", "write_bytes", "save_file"}
 WRITERS = {  # that write by themselves, and why
     "gms_fast/storage/atomic.py",
     "gms_fast/storage/locks.py",
-    "bench/parts.py",  # runs before the package is built
-    "bench/preflight.py",  # so does this
-    "bench/counters.py",  # passes on what another program says
-    "bench/kills.py",
-    "bench/damage.py",  # files that are to be found broken
-    "bench/damage_files.py",
+    "bench/gpu/parts.py",  # runs before the package is built
+    "bench/gpu/preflight.py",  # so does this
+    "bench/gpu/counters.py",  # passes on what another program says
+    "bench/faults/kills.py",
+    "bench/faults/damage.py",  # files that are to be found broken
+    "bench/faults/damage_files.py",
 }
 
 

@@ -6,20 +6,18 @@ import runpy
 import sys
 from pathlib import Path
 
-import cases
-import gate
-import gms_step
-import predict
 import pytest
-import report
 import torch
-from machine import Machine, StandIn
 from places import BENCH
 
 import gms_fast
+from bench.docs import readme
+from bench.gpu import predict
+from bench.speed import cases, gate, gms_step
+from bench.speed.machine import Machine, StandIn
 from gms_fast import ops
 
-SCRIPTS = sorted(file.name for file in BENCH.glob("*.py") if "__main__" in file.read_text())
+SCRIPTS = sorted(str(f.relative_to(BENCH)) for f in BENCH.rglob("*.py") if "__main__" in f.read_text())
 OPS = ["gms_step", "sample_mixture", "fit_mixture", "philox", "affine_noise"]
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -42,7 +40,7 @@ def tiny(monkeypatch):
 @pytest.mark.parametrize("machine", [Machine, StandIn])
 @pytest.mark.parametrize("op", OPS)
 def test_benchmark_measures(op, machine, tiny, monkeypatch):
-    module = importlib.import_module(op)
+    module = importlib.import_module(f"bench.speed.{op}")
     monkeypatch.setattr(module, "compiled", lambda function: function, raising=False)  # a minute of compiler
     result = module.measure(machine(), tiny, 2)
     assert result["op"] == op
@@ -143,8 +141,8 @@ PARTIAL = {
     "cuda": {
         "environment": {"gpu": "NVIDIA H200", "commit": None},
         "bars": [
-            {"name": report.TARGETS["released"].name, "value": 512.0, "bound by": "host"},
-            {"name": report.TARGETS["graph"].name, "value": 7.6, "commit": "a1"},
+            {"name": readme.TARGETS["released"].name, "value": 512.0, "bound by": "host"},
+            {"name": readme.TARGETS["graph"].name, "value": 7.6, "commit": "a1"},
         ],
         "parts": {
             "host": {"skipped": "no time"},
@@ -160,16 +158,18 @@ PARTIAL = {
 
 def test_partial_results_of_a_gpu_are_shown(monkeypatch):
     """Without driver, commit, one backend and some parts."""
-    load = report.load
-    monkeypatch.setattr(report, "load", lambda name: PARTIAL if name == "gpu.json" else load(name))
-    table = report.gpu_table()
-    source = "On NVIDIA H200 (`python bench/gpu_check.py`); not measured: CUDA (host), CUDA (gms_step, stream: copy), "
+    load = readme.load
+    monkeypatch.setattr(readme, "load", lambda name: PARTIAL if name == "gpu.json" else load(name))
+    table = readme.gpu_table()
+    source = (
+        "On NVIDIA H200 (`python -m bench.gpu.gpu_check`); not measured: CUDA (host), CUDA (gms_step, stream: copy), "
+    )
     assert table.startswith(f"{source}Triton as a whole.")
     assert "| ≥ 300x | 512x (bound by the host) | - | - |" in table
     assert "| ≥ 2.0x | 7.6x (commit a1) | - | - |" in table
     assert "CUDA, predicted" not in table
     assert "bar of an H100" not in table
-    assert [p["title"] for p in report.panels()][1:] == [
+    assert [p["title"] for p in readme.panels()][1:] == [
         "NVIDIA H200, CUDA, $2^{26}$ elements",
         "H200, predicted, Triton, $2^{26}$ elements",
     ]
@@ -177,7 +177,7 @@ def test_partial_results_of_a_gpu_are_shown(monkeypatch):
 
 def test_readme_shows_the_committed_results():
     text = (BENCH.parent / "README.md").read_text()
-    assert report.readme(text) == text
+    assert readme.page(text) == text
 
 
 def test_main_path_leaves_out_calls_and_counts_the_longer_branch():

@@ -1,9 +1,9 @@
 """Files from strangers: right content, or a ValueError that names the file and the key, within bounds."""
 
-import damage
-import damage_files
 import numpy as np
 import pytest
+
+from bench.faults import damage, damage_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,8 +4,9 @@ import itertools
 import json
 import sys
 
-import faults
 import pytest
+
+from bench.faults import every_kind
 
 
 @pytest.fixture
@@ -15,13 +16,13 @@ def odd(monkeypatch):
     def part(seed, first):
         return itertools.count(first), lambda number: f"{number} is odd" if number % 2 else None
 
-    monkeypatch.setitem(faults.PARTS, "ops", part)
+    monkeypatch.setitem(every_kind.PARTS, "ops", part)
 
 
 def run(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["faults.py", "--parts", "ops", *map(str, options)])
+    monkeypatch.setattr(sys, "argv", ["every_kind", "--parts", "ops", *map(str, options)])
     with pytest.raises(SystemExit) as ended:
-        faults.main()
+        every_kind.main()
     return ended.value.code
 
 
@@ -46,16 +47,16 @@ def test_an_end_from_outside_keeps_the_count(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return
 
-    monkeypatch.setitem(faults.PARTS, "ops", lambda seed, first: (itertools.count(first), check))
-    monkeypatch.setattr(sys, "argv", ["faults.py", "--parts", "ops", "--out", str(tmp_path / "f.json")])
+    monkeypatch.setitem(every_kind.PARTS, "ops", lambda seed, first: (itertools.count(first), check))
+    monkeypatch.setattr(sys, "argv", ["every_kind", "--parts", "ops", "--out", str(tmp_path / "f.json")])
     with pytest.raises(KeyboardInterrupt):
-        faults.main()
+        every_kind.main()
     assert json.loads((tmp_path / "f.json").read_text())["ops"]["next"] == 5
 
 
 @pytest.mark.parametrize("part", ["ops", "files"])
 def test_parts_run_by_the_driver(part, monkeypatch, tmp_path):
-    cases, check = faults.PARTS[part](0, 3)
+    cases, check = every_kind.PARTS[part](0, 3)
     assert check(next(cases)) is None
 
 

@@ -11,16 +11,13 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import checkout
-import gpu_check
-import parts
-import preflight
-import processes
 import pytest
 import torch
-from parts import Part, Session
-from places import BENCH
+from places import ROOT
 
+from bench.gpu import gpu_check, parts, preflight, processes
+from bench.gpu.parts import Part, Session
+from bench.records import checkout
 from gms_fast.ops import native
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -38,8 +35,8 @@ def python(code):
 
 
 def gpu_check_py(*arguments, **environment):
-    command = [sys.executable, BENCH / "gpu_check.py", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench.gpu.gpu_check", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -278,12 +275,12 @@ def test_log_keeps_the_ends_of_a_long_output(session, monkeypatch):
 def test_signal_leaves_a_complete_record(number, tmp_path):
     code = f"""
 import signal, sys
-sys.path.insert(0, {str(BENCH)!r})
-import gpu_check, parts, processes
+sys.path.insert(0, {str(ROOT)!r})
+from bench.gpu import gpu_check, parts, processes
 processes.GRACE = 1.0
 hangs = parts.Part("hangs", [sys.executable, "-c", {HANGS!r}], 60)
 gpu_check.Plan.gpu = lambda plan: [parts.Part("first", [sys.executable, "-c", ""], 5), hangs]
-sys.argv = ["gpu_check.py", "--rehearse", "--out", {str(tmp_path)!r}]
+sys.argv = ["gpu_check", "--rehearse", "--out", {str(tmp_path)!r}]
 sys.exit(gpu_check.main())
 """
     process = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)
@@ -307,7 +304,7 @@ def test_no_gpu_is_one_clear_line(tmp_path):
 
 @NO_GPU
 def test_every_op_without_a_gpu_is_one_clear_line():
-    done = subprocess.run([sys.executable, BENCH / "every_op.py"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "bench.gpu.every_op"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "no CUDA device is visible: nothing to call\n"
 
@@ -347,6 +344,6 @@ def test_commit_is_none_without_git_or_its_folder(monkeypatch, tmp_path, without
     monkeypatch.setattr(checkout, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert checkout.commit() is None
-    monkeypatch.setattr(checkout, "ROOT", BENCH.parent)
+    monkeypatch.setattr(checkout, "ROOT", ROOT)
     monkeypatch.setenv("PATH", without_git)
     assert checkout.commit() is None

@@ -4,13 +4,15 @@ import json
 import sys
 import time
 
-import cases
-import gpu_rows
 import pytest
 import torch
-from bars import Bar
-from machine import StandIn
-from timing import environment, in_turn
+
+from bench.gpu import gpu_rows
+from bench.records.record import environment
+from bench.speed import cases
+from bench.speed.bars import Bar
+from bench.speed.machine import StandIn
+from bench.speed.timing import in_turn
 
 
 class Recorder(StandIn):
@@ -112,7 +114,7 @@ def rows(tmp_path, monkeypatch):
 
     def run(*arguments):
         out = tmp_path / "rows.json"
-        monkeypatch.setattr(sys, "argv", ["gpu_rows.py", "--backend", "cuda", "--out", str(out), *arguments])
+        monkeypatch.setattr(sys, "argv", ["gpu_rows", "--backend", "cuda", "--out", str(out), *arguments])
         try:
             gpu_rows.main()
         except SystemExit as stop:

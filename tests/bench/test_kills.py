@@ -4,27 +4,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kills
 import pytest
-import tracing
 
-BENCH = Path(kills.__file__).parent
+from bench.faults import kills, tracing
+
+ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.slow(30),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are traced as on Linux"),
 ]
 FORK = """
 import sys
-sys.path[:0] = sys.argv[1:3]
+sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-import kills, tracing
+from bench.faults import kills, tracing
 """
 
 
 def alone(code, *arguments):
     """Run code in a process without threads, which do not outlive a fork."""
-    command = [sys.executable, "-c", FORK + code, str(BENCH), str(BENCH.parent), *arguments]
+    command = [sys.executable, "-c", FORK + code, str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -10,6 +10,7 @@ import pytest
 from places import ROOT
 from scipy.stats import ttest_ind
 
+from bench.docs import quality
 from gms_fast.quality import matrix
 
 RESULTS = ROOT / "bench" / "results" / "quality"
@@ -34,8 +35,8 @@ def spread(*cell):
 
 @pytest.mark.slow(30)
 def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
-    command = [sys.executable, "-W", "ignore", ROOT / "bench" / "quality.py", "--quick", "--out", tmp_path]
-    subprocess.run(command, check=True, timeout=300)
+    command = [sys.executable, "-W", "ignore", "-m", "bench.experiments.quality", "--quick", "--out", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     folder = tmp_path / "quick"
     records = (folder / matrix.RECORDS).read_text()
     tables = (folder / "tables.md").read_text()
@@ -44,7 +45,7 @@ def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
         assert f"## {model}\n" in tables
         assert (folder / f"{model}.png").stat().st_size > 5000
     assert len(records.splitlines()) == 3 * sum(2 + 3 * steps for steps in (2, 1, 1, 2))
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     assert (folder / matrix.RECORDS).read_text() == records
 
 
@@ -61,13 +62,10 @@ def test_committed_records_are_of_one_commit_and_say_which(group):
     assert {r["solver"] for r in records} >= {"real", "gaussian", *rows.get(group, {DEFAULT, "sn-ddpm"})}
 
 
-def test_page_shows_the_committed_records(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import quality_docs
-
-    text = quality_docs.PAGE.read_text()
-    assert len(quality_docs.BLOCK.findall(text)) >= 8
-    assert quality_docs.page(text) == text
+def test_page_shows_the_committed_records():
+    text = quality.PAGE.read_text()
+    assert len(quality.BLOCK.findall(text)) >= 8
+    assert quality.page(text) == text
 
 
 @pytest.mark.parametrize(

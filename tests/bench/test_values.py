@@ -4,15 +4,12 @@ import itertools
 import json
 
 import pytest
-import random_calls
-import random_fits
-import random_steps
 import torch
-import values
-from outcomes import Call, check
 from parity import FITS
 from places import ROOT
 
+from bench.faults import random_calls, random_fits, random_steps, values
+from bench.faults.outcomes import Call, check
 from gms_fast import ops
 from gms_fast.types import Mixture
 

@@ -6,12 +6,12 @@ import stat
 import subprocess
 import sys
 
-import kills
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
+from bench.faults import kills
 from gms_fast import io
 from gms_fast.cli import main, options, statistics
 from gms_fast.measure import work

@@ -1,6 +1,6 @@
 // As much of the CUDA runtime as csrc/cuda uses, for one CPU thread: a launch runs its threads one by one, row by row.
 // The kernels must not need more than that: a barrier may only wait for what the first thread of a row has made, which
-// here has run before the others. With GMS_IDLE_LAUNCHES a launch does nothing, for bench/call.py.
+// here has run before the others. With GMS_IDLE_LAUNCHES a launch does nothing, for bench/speed/call.py.
 #pragma once
 
 #include <cstddef>

@@ -8,10 +8,9 @@ import pytest
 @pytest.mark.parametrize(
     ("name", "steps"), [("digits", (1, 2, 3, 5, 7, 10, 20, 50, 100)), ("mnist", (1, 2, 5, 10, 30))]
 )
-def test_closed_fits_stay_inside_their_guards(name, steps, monkeypatch, request):
-    """`python bench/finite.py` tries every number of steps from 1 to 100."""
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "bench"))
-    import finite
+def test_closed_fits_stay_inside_their_guards(name, steps):
+    """`python -m bench.faults.finite` tries every number of steps from 1 to 100."""
+    from bench.faults import finite
 
     worst = finite.survey([name], steps)
     assert len(worst) == len(finite.FITS) * len(finite.DTYPES)

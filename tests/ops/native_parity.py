@@ -10,11 +10,11 @@ import math
 import os
 
 import pytest
-import random_fits
 import torch
 from parity import FITS, network_moments, skewed, weights_by_element
-from rehearsal import OnDevice
 
+from bench.faults import random_fits
+from bench.gpu.rehearsal import OnDevice
 from gms_fast import ops
 from gms_fast.ops import native
 from gms_fast.schedules import VPLinear

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import rehearsal
 
+from bench.gpu import rehearsal
 from gms_fast.ops import native
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

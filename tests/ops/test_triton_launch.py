@@ -24,8 +24,7 @@ STEPS = tuple(StepCoefficients.between(VPLinear(), t, s) for t, s in ((999, 800)
 @pytest.fixture
 def launched():
     """launched(call) -> (launch, what ran a kernel for it, what does so where Triton launches)."""
-    from triton_call import stand_in
-
+    from bench.speed.triton_call import stand_in
     from gms_fast.kernels import direct, launch
 
     with stand_in() as runs, mock.patch.object(launch, "_run", mock.Mock(wraps=direct.run)) as run:
@@ -198,8 +197,7 @@ def test_profilers_are_told_of_launches(hook, launched):
 
 
 def test_each_device_has_its_own_kernels(launched, monkeypatch):
-    import triton_call
-
+    from bench.speed import triton_call
     from gms_fast.kernels import direct
 
     found, _, _ = launched(lambda: ops.philox_normal((2, 8), seed=0))

@@ -9,14 +9,14 @@ import itertools
 import math
 import os
 
-import interpreter
 import parity
 import pytest
-import random_fits
 import torch
 from parity import FITS
 
 import gms_fast
+from bench.faults import random_fits
+from bench.gpu import interpreter
 from gms_fast import ops
 from gms_fast.ops import native
 from gms_fast.schedules import VPLinear

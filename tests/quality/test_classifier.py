@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Metric `Kernel")
 @pytest.mark.parametrize("name", ["mnist5k", "digits"])
 def test_classifier_knows_digits_it_has_not_seen(name, monkeypatch, request):
     monkeypatch.syspath_prepend(str(request.config.rootpath / "bench"))
-    from classifier import held_out
+    from bench.assets.classifier import held_out
 
     images, labels, unseen = held_out(name)
     net = classifier.load(name)

@@ -6,13 +6,13 @@ import math
 import subprocess
 import sys
 
-import damage_files
 import pytest
 import torch
 from toy_search import QUICK, SCHEDULE, TOY, VECTORS, data_of_toy, sampler, searched, seven
 from toys import Model
 
 import gms_fast
+from bench.faults import damage_files
 from gms_fast import guidance, search, solvers
 from gms_fast.models import MomentUNet, PointCloud
 from gms_fast.schedules import EDM, Flow, VPContinuous, VPCosine

@@ -4,12 +4,11 @@ import io as bytes_io
 import zipfile
 from collections import OrderedDict
 
-import damage
-import damage_files
 import pytest
 import torch
 from strange_files import same, saved
 
+from bench.faults import damage, damage_files
 from gms_fast import data, io
 from gms_fast.storage import pickles
 

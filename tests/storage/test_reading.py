@@ -2,14 +2,13 @@
 
 import threading
 
-import damage
-import damage_files
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from strange_files import saved
 
+from bench.faults import damage, damage_files
 from gms_fast import data, io, solvers, statistics
 from gms_fast.storage.reading import json_value, most
 

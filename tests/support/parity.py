@@ -8,9 +8,9 @@ import itertools
 import math
 
 import torch
-from random_fits import Problem, in_units_of_the_bound
 
 import gms_fast
+from bench.faults.random_fits import Problem, in_units_of_the_bound
 from gms_fast import ops
 from gms_fast.schedules import VPLinear
 

@@ -2,9 +2,9 @@
 
 import json
 
-import damage_files
 import torch
 
+from bench.faults import damage_files
 from gms_fast import io
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import check_light_component, check_missing, check_missing_in_steps
 from places import VECTORS
-from random_fits import Problem, in_units_of_the_bound
 
 import gms_fast
+from bench.faults.random_fits import Problem, in_units_of_the_bound
 from gms_fast import ops
 from gms_fast.ops import native
 

@@ -1,0 +1,1 @@
+"""From committed results to the documents: tables and pictures."""

@@ -1,0 +1,1 @@
+"""Questions about samplers, answered on exact and on learned moments."""

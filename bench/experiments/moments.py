@@ -1,0 +1,56 @@
+"""Learned moments beside the exact ones of the same data: `python -m bench.experiments.moments [--model --data]`.
+
+Per noise level, over noisy images: mean |learned - exact| over mean |exact|, of the variance and the third central
+moment of x_0 given x_t, both bounded as a law on [-1, 1] bounds them, and the share of negative variances. At low noise
+the exact moments know each image by heart, which a network that generalises must not.
+"""
+
+import argparse
+
+import torch
+
+import gms_fast
+from bench.experiments.guards import data_moments
+from gms_fast import data
+from gms_fast.models import PointCloud
+from gms_fast.steps import StepCoefficients
+from gms_fast.types import NoiseMoments
+
+LARGEST_THIRD = 2.0  # some more than any law on [-1, 1] has
+
+
+def errors(model: object, exact: PointCloud, x_0: torch.Tensor, t: int, seed: int = 0) -> tuple[float, ...]:
+    """(sigma/alpha, error of the variance, error of the third moment, share of negative variances) at time t."""
+    k = StepCoefficients.at(model.schedule, t)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
+    x, times = k.alpha_t * x_0 + k.sigma_t * eps, model.schedule.network_time([t] * len(x_0)).float()
+    with torch.no_grad():
+        learned = NoiseMoments(*(e.double() for e in model(x, times)))
+    _, v, third = data_moments(x.double(), exact(x.double(), times.double()), k, central=False)
+    m, v_hat, third_hat = data_moments(x.double(), learned, k, central=model.moments == "central")
+    negative = float((v_hat < 0).double().mean())
+    m = m.clamp(-1, 1)
+    v_hat = torch.minimum(v_hat.clamp(min=0), 1 - m**2)
+    third_hat = third_hat.clamp(-LARGEST_THIRD, LARGEST_THIRD)
+    relative = [float((a - b).abs().mean() / b.abs().mean()) for a, b in ((v_hat, v), (third_hat, third))]
+    return k.sigma_t / k.alpha_t, *relative, negative
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mnist")
+    parser.add_argument("--data", default="mnist5k")
+    parser.add_argument("--times", type=int, nargs="+", default=[900, 800, 700, 600])
+    parser.add_argument("--images", type=int, default=64)
+    args = parser.parse_args()
+    model, images = gms_fast.load(args.model), data.load(args.data)
+    exact = PointCloud(images, schedule=model.schedule)
+    x_0 = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.images]]
+    print("| sigma/alpha | variance | third moment | negative variances |\n|---|---|---|---|")
+    for t in args.times:
+        level, variance, third, negative = errors(model, exact, x_0, t)
+        print(f"| {level:.3g} (t = {t}) | {variance:.2f} | {third:.2f} | {negative:.0%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The quality matrix: `python -m bench.experiments.quality [GROUP ...] [--quick] [--heads OUT] [--out FOLDER]`.
+
+Runs the groups of the quality matrix, each in its own folder: records.jsonl, tables.md and plots. Interrupted, the same
+command goes on. docs/quality.md reads the results that are committed under bench/results/quality/.
+
+exact    exact noise moments: the solvers without a network's error, on the released grid and on a better one
+digits   the embedded 8x8 model: solvers, time grids, options
+mnist    the embedded 28x28 model: solvers on one grid
+angle    all of them on the grid that is the default of GMS since: it was found last
+cosine   exact moments of 8x8 digits on the cosine schedule
+calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
+gaussian what the mean and covariance of the data bring, at equal network calls: teleport, GMS with covariance
+ends     multistep solvers on grids that end in a jump of noise levels and on others, with low orders there and without
+ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
+heads    kinds of moment heads and noise schedules, trained by bench.assets.heads into --heads
+--quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from bench.records.record import environment
+from gms_fast import solvers
+from gms_fast.quality import matrix, report, rivals
+from gms_fast.quality.cells import CONTROLS, Cell
+from gms_fast.solvers.text import parse
+from gms_fast.storage import atomic
+
+RANGES, STEPS = range(3), (5, 10, 20)
+N = {"mixture-1d": 50_000, "eight": 4000, "exact-digits": 2000, "exact-mnist5k": 800, "digits": 1000, "mnist": 800}
+SOLVERS = ("ddpm", "sn-ddpm", "ddim")
+FITS = tuple(f"gms:fit={fit},component={c}" for fit in ("exact", "free") for c in ("sample", "element"))
+BEST = "gms:fit=free,component=element"
+AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
+    BEST: ["angle"],
+    "ddim": ["0.5"],
+    "dpm-solver++": ["0.7"],
+    "dpm-solver++:denoise=False": ["0.7"],
+    "diffusers:solver_order=2": ["uniform"],
+    "diffusers:solver_order=2,final_sigmas_type=sigma_min": ["uniform"],
+    "er-sde": ["0.7", "uniform"],
+    "er-sde:noise_scale=ode": ["0.7"],
+    "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
+    "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
+}
+ENDS = ("unip", "unip:lower_order_final=False", "dpm-solver++")
+PLAIN = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["uniform"], BEST: ["angle"]}
+V3 = {"dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7", "uniform"]}
+TOGETHER = {f"{BEST},covariance=STATISTICS,switch={tau}": ["angle"] for tau in (0, 1.5, 3, 8)}  # sigma/alpha
+UNTIL = {
+    "mnist": (10, "1.2"),
+    "digits": (5, "uniform"),
+    "exact-mnist5k": (5, "uniform"),
+    "exact-digits": (3, "uniform"),
+}
+OTHER = {"heads": {"data": "digits"}, "cosine": {"schedule": "cosine"}}  # group: real data or schedule of its own
+NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
+
+
+def adan(model: str) -> str:
+    """The released code: its eps is 1e-8 times the number of elements of a call."""
+    elements = {"mixture-1d": 1, "eight": 2, "exact-digits": 64, "digits": 64}[model]
+    at_once = 100 if model == "digits" else N[model]
+    return f"gms:fit=adan,component=sample,moments=released,eps={1e-8 * elements * at_once:g}"
+
+
+def cells(model: str, solvers: Iterable[str], grids: Iterable[str], steps: Iterable[int] = STEPS) -> list[Cell]:
+    if model in NOISY:
+        solvers = [f"{s}{',' if ':' in last(s) else ':'}clip_pixel=None" if bounded(s) else s for s in solvers]
+    drawn = [Cell(model, s, g, k, r) for s, g, k, r in product(solvers, grids, steps, RANGES)]
+    return [*(Cell(model, c, range=r) for c in CONTROLS for r in RANGES), *drawn]
+
+
+def last(text: str) -> str:
+    """The solver behind a teleport, or the solver."""
+    return text.split(" then ")[-1]
+
+
+def bounded(text: str) -> bool:
+    """Whether a solver bounds the noise of its last step."""
+    return parse(last(text))[0] in ("gms", "sn-ddpm", "ddpm")
+
+
+def extra_calls(text: str) -> int:
+    """Network calls of K steps less K, on a schedule that ends with noise."""
+    name, given, _ = parse(last(text))
+    if name == rivals.NAME:
+        return rivals.calls(given, range(2)) - 1
+    return int(given.get("denoise", solvers.kind(name).denoise))
+
+
+def at_calls(model: str, solvers: dict[str, list[str]], calls: Iterable[int]) -> list[Cell]:
+    """Solvers whose K steps cost K calls, and those of K + 1, side by side."""
+    found = []
+    for text, grids in solvers.items():
+        steps = [k - extra_calls(text) for k in calls]
+        found += cells(model, [text.replace("STATISTICS", model)], grids, steps)
+    return list(dict.fromkeys(found))
+
+
+def after(until: float, solvers: Iterable[str], grid: str) -> dict[str, list[str]]:
+    """The same solvers behind a teleport."""
+    return {f"teleport:statistics=STATISTICS,until={until} then {text}": [grid] for text in solvers}
+
+
+def with_gaussian(model: str) -> list[Cell]:
+    """Solvers with and without the Gaussian of the data."""
+    until, grid = UNTIL[model]
+    if model in NOISY:
+        plain = PLAIN | {"er-sde": ["0.5"]}
+        return at_calls(model, plain | after(until, plain, grid) | TOGETHER, (3, 5, 8, 10, 20))
+    plain = PLAIN | V3
+    compared = at_calls(model, plain | after(until, plain, grid), (3, 5, 8, 10))
+    found = [*compared, *at_calls(model, TOGETHER, (5, 10))]
+    if model == "mnist":
+        v3, ahead = {v: ["0.7"] for v in V3}, after(20, V3, grid)
+        late = v3 | ahead | {BEST: ["angle"], f"{BEST},covariance=STATISTICS,switch=3": ["angle"]}
+        found += [*at_calls(model, ahead, (3, 5, 10)), *at_calls(model, late, (20,))]
+    return list(dict.fromkeys(found))
+
+
+def learned(model: str, calls: Iterable[int]) -> list[Cell]:
+    """Learned tables, solvers on the times (rounded) that they began from, and the best of the other groups."""
+    began = {text: ["open 0.7"] for text in ("ddim", "dpm-solver++", "unip")}
+    best = {v: ["0.7"] for v in V3} | after(20, V3, "1.2")
+    return [c for k in calls for c in at_calls(model, began | best | {f"ggdm:table=STATISTICS/{k}": ["default"]}, [k])]
+
+
+def groups(heads: Path | None) -> dict[str, list[Cell]]:
+    """The cells of each group, in the order they are run."""
+    trained = sorted(heads.glob("*/model")) if heads else []
+    return {
+        "exact": [
+            *cells("mixture-1d", [*SOLVERS, adan("mixture-1d"), *FITS], ["uniform", "0.5", "log-snr"], (3, 5, 10, 20)),
+            *cells("eight", [*SOLVERS, adan("eight"), *FITS], ["0.5"]),
+            *cells("exact-digits", [*SOLVERS, adan("exact-digits"), *FITS], ["uniform"]),
+            *cells("exact-digits", ["sn-ddpm", "ddim", FITS[0], BEST], ["0.5"]),
+            *cells("exact-mnist5k", ["sn-ddpm", "ddim", FITS[0], BEST], ["0.5"]),
+        ],
+        "digits": [
+            *cells("digits", ["sn-ddpm", "ddim", BEST], ["uniform", "0.7", "0.5", "0.4"]),
+            *cells("digits", ["ddpm", *FITS[:3], f"{BEST},weight=0.2", f"{FITS[1]},weight=0.2"], ["0.5"]),
+            *cells("digits", [adan("digits"), FITS[0]], ["uniform"]),
+            *cells("digits@bfloat16", ["sn-ddpm", BEST], ["0.5"]),
+        ],
+        "mnist": [
+            *cells("mnist", ["sn-ddpm", BEST], ["0.5"]),
+            *cells("mnist", ["ddim", FITS[0]], ["0.5"], (5, 10)),
+        ],
+        "angle": [
+            *cells("digits", ["sn-ddpm", "ddim", BEST], ["angle"]),
+            *cells("mixture-1d", ["sn-ddpm", "ddim", BEST], ["angle"], (3, 5, 10, 20)),
+            *cells("exact-digits", ["sn-ddpm", "ddim", FITS[0], BEST], ["angle"]),
+            *cells("mnist", ["sn-ddpm", BEST], ["angle"], (5, 10)),
+        ],
+        "cosine": cells("exact-digits", ["sn-ddpm", BEST], ["uniform", "0.5"]),
+        "calls": [*at_calls("digits", AT_CALLS, STEPS), *at_calls("mnist", AT_CALLS, (5, 10))],
+        "gaussian": [c for model in UNTIL for c in with_gaussian(model)],
+        "ends": [
+            *cells("digits", ENDS, ["uniform", "quadratic", "angle", "log-snr"], (5, 10)),
+            *cells("digits", ENDS, ["uniform", "quadratic"], (20,)),
+            *cells("mnist", ENDS[::2], ["uniform", "quadratic"], (10,)),
+        ],
+        "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
+        "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
+    }
+
+
+def quick() -> list[Cell]:
+    models = {"mixture-1d": (3, 10), "eight": (5,), "exact-digits": (5,), "digits": (5, 10)}
+    return [c for m, steps in models.items() for c in cells(m, ["sn-ddpm", "ddim", BEST], ["angle"], steps)]
+
+
+def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: Any) -> None:
+    options |= {"progress": sys.stderr.isatty(), "origin": f"commit {environment()['commit']}"}
+    records = matrix.run(todo, out, n=n, **options)
+    atomic.write_text((out / "tables.md"), f"# Quality matrix: {name}\n\n{report.tables(records)}")
+    for model in dict.fromkeys(r["model"] for r in records):
+        own = [r for r in records if r["model"] == model]
+        report.plot(own, out / f"{Path(model).parent.name if '/' in model else model}.png")
+    print(f"{name}: {len(records)} cells, {out / 'tables.md'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="*", help="names as above (default: all but heads)")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--heads", type=Path, help="what bench.assets.heads wrote")
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
+    args = parser.parse_args()
+    known = groups(args.heads)
+    if unknown := set(args.groups) - set(known):
+        raise SystemExit(f"groups must be some of {', '.join(known)}: got {', '.join(sorted(unknown))}")
+    if "heads" in args.groups and not known["heads"]:
+        raise SystemExit("heads: --heads must name a folder that bench.assets.heads wrote")
+    if args.quick:
+        n = {"mixture-1d": 5000, "eight": 500, "exact-digits": 300, "digits": 300}
+        run("quick", quick(), args.out / "quick", n, workers=args.workers)
+        return
+    for name in args.groups or [g for g in known if g != "heads"]:
+        n = {c.model: N.get(c.model, N["digits"]) for c in known[name]}
+        run(name, known[name], args.out / name, n, workers=args.workers, **OTHER.get(name, {}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Trials of what might break: files, kills, values, layouts, numbers of steps."""

@@ -1,0 +1,384 @@
+"""Kills: every writer of the package, killed after each of its system calls, and every command at random moments.
+
+`writer` kills one of `WRITERS` after each of its calls, and looks each time that its file is the old or the new one,
+that the next write succeeds, and that nothing else is left then. A case of `cases` ends a command by SIGKILL, SIGINT,
+SIGTERM, a disk that is full or a folder that vanishes at a random moment, perhaps again while it goes on, and compares
+what its last run makes with that of a run without an end.
+"""
+
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from bench.faults import tracing
+from gms_fast import cli, images, interrupts, io, schedules, search, solvers, statistics, training
+from gms_fast.measure import work
+from gms_fast.models import MomentUNet
+from gms_fast.quality import matrix
+from gms_fast.solvers import GGDMTable
+from gms_fast.storage import atomic, checkpoint, tensors
+from gms_fast.training import loop
+
+FULL, VANISHED = "full disk", "vanished folder"
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+ENDS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143, FULL: 2, VANISHED: 2}  # and the status that follows
+LINES = {"SIGINT": "interrupted", "SIGTERM": "terminated", FULL: "error: .*File too large: ", VANISHED: "error: "}
+GRACE = 20.0  # seconds that workers may outlive their command, which they may be starting to notice
+LONGEST = 120.0  # seconds that a command may take to end
+Content = dict[str, bytes]
+
+
+def tiny(seed: int = 0) -> MomentUNet:
+    """A network as small as they get."""
+    torch.manual_seed(seed)
+    size = {"image_size": 4, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    return MomentUNet(**size, attention_resolutions=(), head="simple", moments="central")
+
+
+# --- writers ---
+
+
+def _gaussian(path: Path, value: int) -> None:
+    statistics.Gaussian(torch.full((3,), float(value)), torch.eye(3), torch.ones(3)).save(path)
+
+
+def _empirical(path: Path, value: int) -> None:
+    lam, curves = torch.linspace(-2, 2, 3, dtype=torch.float64), torch.full((3, 2), float(value))
+    statistics.EmpiricalModel(schedules.build("edm"), lam, curves, curves, curves).save(path)
+
+
+def _table(path: Path, value: int) -> None:
+    GGDMTable.of(solvers.build("ddim"), schedules.build("linear"), [900.0 + value, 400.0]).save(path)
+
+
+def _trained(path: Path, value: int) -> None:
+    state = loop._State({"w": torch.nn.Parameter(torch.zeros(2))}, loop.Settings(steps=2), path, {})
+    state.step = value
+    state.save()
+
+
+def _record(path: Path, value: int) -> None:
+    """A line that is there already is not written again, as a matrix that goes on does not."""
+    if not value:
+        atomic.write_text(path, "")
+        return
+    matrix._mend(path.parent)
+    if not path.read_text():
+        atomic.append_line(path, "{}")
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {  # each writes at the path one of two contents, 0 and 1
+    "model": lambda path, value: io.save(tiny(value), path),
+    "model, where names cannot be exchanged": lambda path, value: io.save(tiny(value), path),
+    "x.safetensors": lambda path, value: tensors.write(path, {"x": torch.full((9,), float(value))}, {"is": "x"}),
+    "gaussian.safetensors": _gaussian,
+    "empirical.safetensors": _empirical,
+    "table.safetensors": _table,
+    "state.pt": lambda path, value: checkpoint.write(path, {"step": value}),
+    "checkpoint.pt": _trained,
+    "x.png": lambda path, value: images.save_images(torch.full((1, 1, 4, 4), float(value)), path),
+    "x.json": lambda path, value: atomic.write_text(path, json.dumps(value)),
+    "curve.csv": lambda path, value: atomic.write_rows(path, [[value]]),
+    matrix.RECORDS: _record,
+}
+
+
+def content(path: Path) -> Content:
+    """The bytes of a file, or of all files in a folder, by name; nothing where nothing is."""
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {path.name: path.read_bytes()} if path.is_file() else {}
+
+
+def writer(name: str) -> int:
+    """Kill a writer after each of its system calls, and return how many there are. Raises AssertionError."""
+    torch.set_num_threads(1)  # threads do not outlive a fork
+    exchange, write = atomic._exchange, WRITERS[name]
+    if "exchanged" in name:
+        atomic._exchange = lambda *_: False
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _writer(Path(folder, name.partition(",")[0]), write)
+    finally:
+        atomic._exchange = exchange
+
+
+def check_writer(name: str) -> str | None:
+    """Run `writer`, and say how many calls there are. Returns what went wrong, if something did."""
+    try:
+        print(f"{name}: killed after each of {writer(name)} calls", flush=True)
+    except AssertionError as error:
+        return f"{name}: {error}"
+    return None
+
+
+def _writer(path: Path, write: Callable[[Path, int], None]) -> int:
+    known = []
+    for value in (0, 1):
+        write(path, value)
+        known.append(content(path))
+    assert known[0] != known[1], "contents must differ for a test to tell them"
+    names = set(os.listdir(path.parent))
+    write(path, 0)
+    calls = 0
+    while tracing.killed(lambda: write(path, 1), calls):
+        found = content(atomic.present(path))
+        assert found in known, f"after {calls} calls {path.name} is neither old nor new"
+        write(path, 1)
+        assert content(path) == known[1], f"after {calls} calls the next write fails"
+        assert set(os.listdir(path.parent)) == names, f"after {calls} calls {os.listdir(path.parent)} are left"
+        write(path, 0)
+        calls += 1
+    return calls
+
+
+# --- commands ---
+
+
+class Command(NamedTuple):
+    """A command, what it writes, and how its result is told from another."""
+
+    arguments: tuple[str, ...]
+    out: str
+    again: str = "--resume"
+    result: Callable[[Path], object] = content
+    done: Callable[[Path], int] = lambda _: 0  # what may not get less
+
+
+def _steps(out: Path) -> int:
+    """Steps of training that have a checkpoint."""
+    files = [out / stage / loop.CHECKPOINT for stage in ("noise", "heads")]
+    return sum(checkpoint.read(file)["step"] for file in files if file.exists())
+
+
+def _iterations(out: Path) -> int:
+    from gms_fast.search import ddss
+
+    file = out / ddss.CHECKPOINT
+    return checkpoint.read(file, ddss.FORMAT, ddss.FIELDS)["iteration"] if file.exists() else 0
+
+
+def _rows(out: Path) -> int:
+    """Rows of unfinished statistics; of finished ones there are more than that."""
+    file = work.partial(out)
+    if out.exists():
+        return 1 << 20
+    return sum(map(len, tensors.load(file)[0].values())) if file.exists() else 0
+
+
+def _records(out: Path) -> list[object]:
+    records = matrix.read(out)
+    return sorted(json.dumps({k: v for k, v in r.items() if "second" not in k and k != "origin"}) for r in records)
+
+
+MODEL = ("--model", "tiny")
+COMMANDS = {
+    "sample": Command(
+        ("sample", *MODEL, "--n", "6", "--batch-size", "2", "--steps", "3", "--out", "x.npz"), "x.npz", "--force"
+    ),
+    "train": Command(
+        (
+            *("train", "--data", "x.npy", "--out", "run", "--steps", "9", "--head-steps", "7", "--batch-size", "2"),
+            *("--channel-mult", "1", "--attention", ""),
+        ),
+        "run",
+        result=lambda out: content(out / "model"),
+        done=_steps,
+    ),
+    "statistics": Command(
+        (
+            *("statistics", *MODEL, "--data", "x.npy", "--samples", "4", "--nodes", "4"),
+            *("--batch-size", "2", "--out", "x.safetensors"),
+        ),
+        "x.safetensors",
+        done=_rows,
+    ),
+    "statistics --gaussian": Command(
+        (
+            *("statistics", "--gaussian", *MODEL, "--samples", "6"),
+            *("--batch-size", "2", "--out", "x.safetensors"),
+        ),
+        "x.safetensors",
+        done=_rows,
+    ),
+    "search": Command(
+        (
+            *("search", *MODEL, "--data", "x.npy", "--out", "found", "--steps", "2", "--iterations", "6"),
+            *("--batch-size", "4", "--features", "pixels"),
+        ),
+        "found",
+        result=lambda out: {name: data for name, data in content(out).items() if name != "checkpoint.pt"},
+        done=_iterations,
+    ),
+    "evaluate": Command(
+        (
+            *("evaluate", *MODEL, "--data", "x.npy", "--out", "quality", "--steps", "1,2", "--n", "50"),
+            *("--ranges", "1", "--workers", "1", "--solver", "ddim"),
+        ),
+        "quality",
+        result=_records,
+        done=lambda out: len(matrix.read(out)),
+    ),
+}
+WEIGHTS = {name: 1 if name == "evaluate" else 8 for name in COMMANDS}  # it takes as long as all the others
+
+
+class Case(NamedTuple):
+    """A command, and what ends it: each of ENDS, and when, in shares of the time that it takes, or of the bytes."""
+
+    number: int
+    command: str
+    ends: list[tuple[str, float]]
+
+
+def cases(seed: int, first: int = 0) -> Iterator[Case]:
+    """Cases from number `first` on, each of its own."""
+    for number in itertools.count(first):
+        draw = random.Random(f"{seed}/{number}")
+        name = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kinds = draw.choices(list(ENDS), (6, 3, 3, 3, 1), k=draw.randint(1, 3))
+        yield Case(number, name, [(kind, draw.uniform(0, 1.05)) for kind in kinds])
+
+
+def check(case: Case) -> str | None:
+    """Run a case. Returns what went wrong, if something did."""
+    command = COMMANDS[case.command]
+    try:
+        wanted, seconds, largest, names = _whole(case.command)
+        with tempfile.TemporaryDirectory() as folder:
+            _prepare(Path(folder))
+            out, done, again = Path(folder, command.out), 0, ()
+            for kind, share in case.ends:
+                _run(command, folder, again, kind, share * (largest if kind == FULL else seconds))
+                left = command.done(out)
+                assert left >= done or kind == VANISHED, f"{done} were done, and {left} are left after {kind}"
+                done, again = left, (command.again,)
+            _run(command, folder, again)
+            assert command.result(out) == wanted, "the result is another one than that of a whole run"
+            assert set(os.listdir(folder)) == names, f"there are {sorted(os.listdir(folder))}"
+    except (AssertionError, ValueError) as error:
+        return f"{case.command} {[(kind, round(share, 2)) for kind, share in case.ends]}: {error}"
+    return None
+
+
+@cache
+def _whole(name: str) -> tuple[object, float, int, set[str]]:
+    """Result, seconds, size of the largest file and names of files of a run that nothing ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        _prepare(Path(folder))
+        start = time.monotonic()
+        _run(COMMANDS[name], folder)
+        seconds = time.monotonic() - start
+        out = Path(folder, COMMANDS[name].out)
+        return COMMANDS[name].result(out), seconds, max(map(len, content(out).values())), set(os.listdir(folder))
+
+
+def _prepare(folder: Path) -> None:
+    torch.set_num_threads(1)  # threads do not outlive a fork
+    io.save(tiny(), folder / "tiny")
+    np.save(folder / "x.npy", np.random.default_rng(0).uniform(-1, 1, (200, 4, 4)).astype(np.float32))
+
+
+def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str = "", amount: float = 0) -> None:
+    """Run a command to its end, or to that of one of ENDS after some seconds or bytes. Raises AssertionError."""
+    said, words = os.pipe()
+    os.set_blocking(said, False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the command has its handlers
+    child = os.fork()
+    if child == 0:
+        _command((*command.arguments, *again), folder, words, int(amount) if kind == FULL else resource.RLIM_INFINITY)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+    with suppress(OSError):  # whoever of the two comes first
+        os.setpgid(child, child)
+    ended = _ends(child, amount if kind in (VANISHED, *SIGNALS) else LONGEST)
+    if not ended and kind == "SIGKILL":
+        os.kill(child, signal.SIGKILL)
+    elif not ended and kind in SIGNALS:
+        os.killpg(child, SIGNALS[kind])  # as a terminal does
+    if not ended and kind == VANISHED:
+        _vanish(Path(folder, command.out))
+    ended = ended or _ends(child, LONGEST)
+    alone = _group_ends(child)
+    if not ended:
+        os.waitpid(child, 0)
+    os.write(words, b"\n")  # something to read in any case
+    text = os.read(said, 1 << 16).decode()
+    os.close(said)
+    os.close(words)
+    assert ended, f"it has not ended after {LONGEST:.0f} s more: {text}"
+    assert alone, f"processes of its own outlive it by {GRACE:.0f} s"
+    status = os.waitstatus_to_exitcode(ended[0])
+    assert status in (0, ENDS.get(kind)), f"it ends with status {status} by {kind or 'itself'}: {text}"
+    if status > 0:
+        assert re.fullmatch(rf"gms-fast: {LINES[kind]}[^\n]*\n\n", text), f"not one line of its own at its end: {text}"
+
+
+def _group_ends(group: int) -> bool:
+    """Wait until nothing of a process group is left, or kill it after a while and tell so."""
+    end = time.monotonic() + GRACE
+    with suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.005)
+        os.killpg(group, signal.SIGKILL)
+        return False
+    return True
+
+
+def _vanish(out: Path) -> None:
+    """Take a folder away; files have none of their own."""
+    if out.is_dir():
+        out.rename(out.with_name("away"))
+        shutil.rmtree(out.with_name("away"))
+
+
+def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) -> None:
+    """Be the command, with checkpoints as often as there can be, its words in a pipe, and no larger files than so."""
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+    os.dup2(words, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
+    interrupts.guard()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+    work.SECONDS = -1.0
+    for train in (training.train_noise_network, training.train_moment_heads):
+        train.__kwdefaults__["checkpoint_every"] = 1
+    search.ggdm.__kwdefaults__.update(score_every=1, score_samples=8)
+    status = 1
+    try:
+        status = cli.main(arguments)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _ends(child: int, seconds: float) -> tuple[int] | None:
+    """The status of a child that ends within some seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return (status,)
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.001)

@@ -1,0 +1,1 @@
+"""The origin of a result: its commit, its environment, its file."""

@@ -1,0 +1,1 @@
+"""Speed of each op beside its rivals, and the host's time for one call."""
