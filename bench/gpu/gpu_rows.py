@@ -14,9 +14,8 @@ import torch
 
 import gms_fast
 from bench.gpu import bits, loops, rehearsal
-from bench.gpu.parts import write
 from bench.gpu.targets import card, over, share
-from bench.records.record import environment
+from bench.records.record import environment, save
 from bench.speed import gms_step
 from bench.speed.cases import SHAPES, input_sets, noise_moments, yardsticks
 from bench.speed.figures import measured
@@ -119,7 +118,7 @@ def main() -> None:
     try:
         machine = begin(args.backend, args.rehearse)
     except RuntimeError as error:
-        write(args.out, {"skipped": str(error)})
+        save(args.out, {"skipped": str(error)})
         return
     result: dict[str, object] = {"environment": environment(args.commit), "bars": [], "lines": [], "parts": {}}
     for name, part in ((name, part) for group in args.parts for name, part in PARTS[group].items()):
@@ -128,7 +127,7 @@ def main() -> None:
         result["parts"][name] = found
         result["bars"] += [bar.as_json() for bar in bars]
         result["lines"] += [*lines(name, found), *map(str, bars)]
-        write(args.out, result)
+        save(args.out, result)
     if any("rc" in part for part in result["parts"].values()):
         raise SystemExit(1)
 

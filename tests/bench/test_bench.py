@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -17,18 +18,46 @@ from bench.speed import cases, gate, gms_step
 from bench.speed.machine import Machine, StandIn
 from gms_fast import ops
 
-SCRIPTS = sorted(str(f.relative_to(BENCH)) for f in BENCH.rglob("*.py") if "__main__" in f.read_text())
+SCRIPTS = {  # by the names that `python -m` takes
+    ".".join(file.relative_to(BENCH.parent).with_suffix("").parts): file
+    for file in sorted(BENCH.rglob("*.py"))
+    if "__main__" in file.read_text()
+}
+NAMING = ("*.md", "docs/*.md", "gms_fast/**/*.md", "gms_fast/**/*.py", "bench/*.md", "bench/**/*.py", "Makefile")
+TEXTS = {file: file.read_text() for pattern in NAMING for file in BENCH.parent.glob(pattern)}
+COMMAND = re.compile(r"python -m (bench(?:\.\w+)+)(?![.\w])([^`|&#;\n]*)")
 OPS = ["gms_step", "sample_mixture", "fit_mixture", "philox", "affine_noise"]
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def commands(text):
+    """The commands that a text names: [(script, options)]."""
+    return [(name, re.findall(r"--[\w-]+", words)) for name, words in COMMAND.findall(text)]
+
+
+NAMED = [command for text in TEXTS.values() for command in commands(text)]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_shows_its_help(script, monkeypatch, capsys):
+def test_script_has_the_options_that_are_named_anywhere(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(BENCH / script), run_name="__main__")
+        runpy.run_path(str(SCRIPTS[script]), run_name="__main__")
     assert stop.value.code == 0
-    assert "usage:" in capsys.readouterr().out
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out.partition("options:")[2]))
+    assert {option for name, options in NAMED for option in options if name == script} <= known
+
+
+def test_commands_and_files_that_are_named_exist():
+    assert {name for name, _ in NAMED} <= SCRIPTS.keys()
+    files = {name for text in TEXTS.values() for name in re.findall(r"\bbench/[\w/]+\.py", text)}
+    assert files
+    assert not [name for name in files if not (BENCH.parent / name).exists()]
+    assert not [file for file, text in TEXTS.items() if "python bench/" in text]
+
+
+def test_table_of_commands_is_complete():
+    assert {name for name, _ in commands(TEXTS[BENCH / "README.md"])} == SCRIPTS.keys()
 
 
 @pytest.fixture
