@@ -1,5 +1,6 @@
 """Samplers of other libraries, run on the same models: diffusers' schedulers."""
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ def scheduler(options: dict[str, Any], schedule: Any) -> Any:
         from diffusers import DPMSolverMultistepScheduler
     except ImportError as error:
         raise ImportError("solver diffusers needs diffusers: pip install gms_fast[diffusers]") from error
-    if unknown := options.keys() - set(DPMSolverMultistepScheduler().config):  # type: ignore[attr-defined]  # of a decorator
+    if unknown := options.keys() - inspect.signature(DPMSolverMultistepScheduler).parameters.keys():
         raise ValueError(f"solver diffusers has no option {', '.join(sorted(unknown))}")
     return DPMSolverMultistepScheduler(trained_betas=schedule.betas.tolist(), **options)
 
