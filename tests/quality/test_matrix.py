@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,19 @@ CELLS = [Cell("mixture-1d", s, "uniform", k, r) for s in ("gms", "ddim") for k i
 
 def run(out, todo=CELLS, **changes):
     return matrix.run(todo, out, **{"n": 200, "workers": 1, "progress": False, **changes})
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("matrix") / "out"
+    run(out, CELLS[:1])
+    return out
+
+
+@pytest.fixture
+def first(first_run, tmp_path):
+    """A folder with the records of the first cell, which take a process to make."""
+    return Path(shutil.copytree(first_run, tmp_path / "out"))
 
 
 def plain(records):
@@ -115,23 +130,21 @@ def test_a_damaged_line_is_named(tmp_path):
             matrix.read(tmp_path)
 
 
-def test_damaged_settings_are_named(tmp_path):
-    run(tmp_path, CELLS[:1])
-    file = tmp_path / matrix.SETTINGS
+def test_damaged_settings_are_named(first):
+    file = first / matrix.SETTINGS
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(ValueError, match=rf"{file} holds no settings: "):
-        run(tmp_path, CELLS[:1])
+        run(first, CELLS[:1])
 
 
 @pytest.mark.parametrize(("change", "message"), [({"n": 300}, "n is 200 there and 300 here"), ({}, "sources is ")])
-def test_records_of_another_configuration_are_not_mixed(tmp_path, monkeypatch, change, message):
-    run(tmp_path, CELLS[:1])
-    before = (tmp_path / matrix.RECORDS).read_text()
+def test_records_of_another_configuration_are_not_mixed(first, monkeypatch, change, message):
+    before = (first / matrix.RECORDS).read_text()
     if not change:
         monkeypatch.setattr(matrix, "sources", lambda: "another commit")
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, CELLS[:2], **change)
-    assert (tmp_path / matrix.RECORDS).read_text() == before
+        run(first, CELLS[:2], **change)
+    assert (first / matrix.RECORDS).read_text() == before
 
 
 def test_a_model_trained_anew_is_another_configuration(tmp_path):

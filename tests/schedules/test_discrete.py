@@ -103,10 +103,9 @@ def test_log_snr_spacing_visits_the_nearest_times(schedule, steps):
     wanted = [first + (last - first) * k / steps for k in range(steps + 1)]
     assert times[0] == schedule.T - 1
     assert times[-1] == 0
-    nearest = []
-    for lam in wanted[1:-1]:  # the time within half a step of log_snr(t) = lam
-        near = [t for t in range(schedule.T) if float(schedule.log_snr(min(t + 0.5, schedule.T - 1))) <= lam]
-        nearest.append(min(near))
+    between = [float(schedule.log_snr(min(t + 0.5, schedule.T - 1))) for t in range(schedule.T)]
+    # the time within half a step of log_snr(t) = lam
+    nearest = [min(t for t in range(schedule.T) if between[t] <= lam) for lam in wanted[1:-1]]
     assert len(times) == steps + 1
     if len({*nearest, times[0], 0}) == steps + 1:  # else neighbours that share a time spread
         assert [times[0], *nearest, 0] == times
