@@ -1,0 +1,40 @@
+"""Time of `import gms_fast` beside `import torch`: `python -m bench.speed.imports`, fresh processes in turn.
+
+Prints the ratio of the medians of processor time, which other processes disturb least, with bytecode kept as everywhere.
+Bar: 1.05, since gms_fast imports torch, whose own times spread as much.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+
+MODULES = ("torch", "gms_fast")
+
+
+def seconds(module: str) -> float:
+    """Processor time of a process that imports a module and ends."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([sys.executable, "-P", "-c", f"import {module}"], env=environment, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=11)
+    runs = parser.parse_args().runs
+    times: dict[str, list[float]] = {module: [] for module in MODULES}
+    for _ in range(runs):
+        for module in MODULES:
+            times[module].append(seconds(module))
+    torch, ours = (statistics.median(times[module]) for module in MODULES)
+    low, *_, high = statistics.quantiles(times["torch"], n=4)
+    print(f"import gms_fast: {ours / torch:.3f} of import torch ({low / torch:.3f} to {high / torch:.3f} by itself)")
+
+
+if __name__ == "__main__":
+    main()
