@@ -1,6 +1,6 @@
 """Time of `import gms_fast` beside `import torch`: `python -m bench.speed.imports`, fresh processes in turn.
 
-Prints the ratio of the medians of processor time, which other processes disturb least, with bytecode kept as everywhere.
+Prints the ratio of the medians of processor time, which other processes disturb least; bytecode is kept, as everywhere.
 Bar: 1.05, since gms_fast imports torch, whose own times spread as much.
 """
 

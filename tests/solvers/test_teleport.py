@@ -9,8 +9,9 @@ from toys import Model, polynomial
 
 import gms_fast
 from gms_fast import statistics
+from gms_fast.plan import COUNTED, plan
 from gms_fast.schedules import EDM, Flow, VPLinear
-from gms_fast.solvers import DDIM, ERSDE, GMS, SNDDPM, DPMSolverPP, DPMSolverV3, Teleport
+from gms_fast.solvers import DDIM, DDPM, ERSDE, GMS, SNDDPM, DPMSolverPP, DPMSolverV3, Teleport
 from gms_fast.statistics import Gaussian, gaussian
 
 THEN = (DDIM(), DPMSolverPP(), DPMSolverPP(order=3, denoise=False), ERSDE(), SNDDPM())
@@ -199,3 +200,14 @@ def test_statistics_of_flat_data_serve_pictures():
     flat = Gaussian(KNOWN.mean, KNOWN.eigenvectors, KNOWN.eigenvalues)
     x = start().view(5, 1, 2, 3)
     assert torch.equal(flat.denoise(x, 0.5, 0.8).flatten(1), KNOWN.denoise(start(), 0.5, 0.8))
+
+
+def test_counters_of_a_continued_run_count_the_steps_after_the_jump():
+    """The first step after it is the step `step_offset`, as before there were plans."""
+    solver, x = Teleport(KNOWN, 10.0, DDPM()), start()
+    seen = []
+    options = {"solver": solver, "x_T": x, "schedule": VPLinear(), "clip": None, "step_offset": 7}
+    gms_fast.sample(polynomial, 3, noise=lambda step: seen.append(step), **options)
+    assert seen == [7, 8, 9]
+    counters = plan(VPLinear(), None, 3, None, solver).counters(7 - solver.known_steps, counted=True)
+    assert counters[1:] == [COUNTED + 7, COUNTED + 8, COUNTED + 9]
