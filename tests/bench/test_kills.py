@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from bench.faults import kills, tracing
 
-ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.slow(30),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are traced as on Linux"),
