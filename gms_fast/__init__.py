@@ -52,11 +52,13 @@ __all__ = [*_ROOMS, *_PLACES, "__version__"]
 
 
 def __getattr__(name: str) -> object:
+    """A public name, or a module of the package."""
     from importlib import import_module
+    from importlib.util import find_spec
 
     if name in _PLACES:
         found = getattr(import_module(f"gms_fast.{_PLACES[name]}"), name)
-    elif name in _ROOMS:
+    elif not name.startswith("_") and find_spec(f"gms_fast.{name}") is not None:
         found = import_module(f"gms_fast.{name}")
     else:
         raise AttributeError(f"module 'gms_fast' has no attribute {name!r}")

@@ -27,6 +27,11 @@ def test_name_is_found(name):
     assert getattr(gms_fast, name) is getattr(gms_fast, name)
 
 
+def test_modules_are_found_too():
+    code = "import gms_fast; gms_fast.io.save, gms_fast.prediction.names"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'gms_fast' has no attribute 'sampel'"):
         gms_fast.sampel  # noqa: B018
