@@ -173,7 +173,7 @@ def test_roots_and_quotients_without_branches_are_those_of_ieee(tmp_path):
     assert int(done.stdout.split()[0]) > 100_000_000
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(90)
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("source", ["step", "mixture", "linear"])
 def test_cuda_kernels_keep_their_state_in_registers(source, tmp_path):

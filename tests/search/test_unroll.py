@@ -227,6 +227,7 @@ def peak(steps, rematerialise):
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=settings).stdout)
 
 
+@pytest.mark.slow(60)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_memory_does_not_grow_with_the_steps():
     few, many, kept = peak(5, True), peak(20, True), peak(5, False)
