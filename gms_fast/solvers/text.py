@@ -10,10 +10,11 @@ name of an embedded model or a file for its table, as in "dpm-solver-v3:statisti
 
 import ast
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gms_fast import constants
 from gms_fast.solvers.ancestral import DDPM, SNDDPM
 from gms_fast.solvers.base import Solver
 from gms_fast.solvers.ddim import DDIM
@@ -99,7 +100,7 @@ def build(
     *,
     origin: str | None = None,
     steps: int | None = None,
-    load: Mapping[Table, Callable[[str], Any]] | None = None,
+    load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
 ) -> Solver:
     """The solver itself, or the one that a text says.
 
@@ -114,9 +115,9 @@ def build(
         raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
     name, given, then = parse(solver)
     made = kind(name)
-    if unknown := given.keys() - {field.name for field in fields(made)}:
-        known = ", ".join(field.name for field in fields(made))
-        raise ValueError(f"solver {solver!r} has no option {', '.join(sorted(unknown))}: {name} takes {known}")
+    known = options(made)
+    if unknown := given.keys() - set(known):
+        raise ValueError(f"solver {solver!r} has no option {', '.join(sorted(unknown))}: {name} takes {', '.join(known)}")
     if then and made is not Teleport:
         raise ValueError(f'solver must be a teleport before "then": got {solver!r}')
     if made is DPMSolverV3 and "statistics" not in given:
@@ -130,6 +131,12 @@ def build(
         return made(**given)
     except TypeError as error:
         raise ValueError(f"solver {solver!r}: {error}") from error
+
+
+@constants.function
+def options(made: type[Solver]) -> list[str]:
+    """The names of a solver's options."""
+    return [field.name for field in fields(made) if field.init] if is_dataclass(made) else []
 
 
 def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
@@ -158,8 +165,8 @@ def text_of(solver: Solver) -> str:
     names_of = {kind: name for name, kind in (_PLAIN | _WITH_TABLES).items()}
     if type(solver) not in names_of:
         raise ValueError(f"solver must be one of {', '.join(names_of.values())}: got {type(solver).__name__}")
-    given = {field.name: (getattr(solver, field.name), field.default) for field in fields(solver) if field.init}
-    chosen = {name: value for name, (value, default) in given.items() if default is MISSING or value != default}
+    given = {name: getattr(solver, name) for name in options(type(solver))}
+    chosen = {name: value for name, value in given.items() if value != getattr(type(solver), name, MISSING)}
     for name, value in chosen.items():
         if not (value is None or isinstance(value, (bool, int, float, str))):
             raise ValueError(f"solver must have options that text can say: got {name} = {type(value).__name__}")
