@@ -61,7 +61,7 @@ def same(request, monkeypatch):
 
         want = op(*arguments, **given())
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_C", device)
+            patch.setattr(native, "compiled", device)
             patch.setattr(torch, "empty_like", lambda like, **options: like.clone().fill_(math.nan))
             native._schemes.clear()
             got = op(*arguments, **given())
