@@ -90,5 +90,5 @@ def test_stub_names_what_the_compiled_module_has():
         said = value.__init__.__doc__ if isinstance(value, type) else value.__doc__
         return len(re.findall(r"\barg\d+: ", said.partition("\n")[0])) if callable(value) else 0
 
-    public = {name: value for name, value in vars(native._C).items() if not name.startswith("__")}
+    public = {name: value for name, value in vars(native.compiled).items() if not name.startswith("__")}
     assert stub() == {name: arguments(value) for name, value in public.items()}
