@@ -7,6 +7,7 @@ Symbols and equation numbers: docs/notation.md.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.compiler import is_dynamo_compiling
 
 from gms_fast.ops import fused as fused
 from gms_fast.ops import library as library
-from gms_fast.ops.checks import check_dtype, described, integer, number
+from gms_fast.ops.checks import a_tensor, check_dtype, described, integer, number
 from gms_fast.ops.checks import check_sample_offset as check_sample_offset
 from gms_fast.ops.types import DEFAULT, pair
 from gms_fast.ops.types import Draws as Draws
@@ -145,7 +146,7 @@ def sample_mixture(
     noise       z or (z, u), given draws: z (B, *), u like z for "element", (B,) for "sample"; each None is drawn
     Returns (B, *).
     """
-    draws = draws_of(seed, step, sample_offset, component, noise, fused.a_tensor("mean", mean))
+    draws = draws_of(seed, step, sample_offset, component, noise, a_tensor("mean", mean))
     return fused.sample_mixture(mean, var, third, floor, Fit(fit, weight), draws)
 
 
@@ -184,7 +185,7 @@ def gms_step(
     |e3|^(1/3) are at most 10^6 (for fit="adan" of moments="cumulant" if there is a `clip`). NaN goes through, but for
     one in e3 with moments="released", which takes E[x_0] in its place.
     """
-    draws = draws_of(seed, step_index, sample_offset, component, noise, fused.a_tensor("x", x))
+    draws = draws_of(seed, step_index, sample_offset, component, noise, a_tensor("x", x))
     choice = Fit(fit, weight, iterations, lr, eps)
     return fused.gms_step(x, e1, e2, e3, step, choice, draws, moments=moments, central=central, clip=clip, out=out)
 
@@ -212,7 +213,7 @@ def affine_noise(
     noise      z, given draws
     The rest as in `gms_step`. Returns (B, *), x's dtype. Raises ValueError or TypeError naming the argument.
     """
-    draws = draws_of(seed, step_index, sample_offset, "element", noise, fused.a_tensor("x", x))
+    draws = draws_of(seed, step_index, sample_offset, "element", noise, a_tensor("x", x))
     numbers = weights if isinstance(weights, Tensor) else None
     if numbers is not None and numbers.ndim < 2 and number("noise_std", noise_std):
         raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
@@ -221,12 +222,12 @@ def affine_noise(
     return fused.affine_noise(x, terms, weights, noise_std, draws._replace(u=None), out=out)
 
 
-def _floats(name: str, values: object) -> list[float]:
+def _floats(name: str, values: Any) -> list[float]:
     values, plain = _listed(name, values, "numbers"), is_dynamo_compiling()
     return [float(value) if plain or type(value) is float else number(name, value) for value in values]
 
 
-def _listed(name: str, values: object, kind: str) -> list:
+def _listed(name: str, values: Any, kind: str) -> list[Any]:
     """The values of a sequence, which a tensor is not."""
     try:
         if isinstance(values, Tensor):
@@ -270,10 +271,19 @@ def philox_uniform(
     return _philox(False, shape, seed, step, stream, sample_offset, device, dtype)
 
 
-def _philox(normal, shape, seed, step, stream, sample_offset, device, dtype):
+def _philox(
+    normal: bool,
+    shape: Sequence[int],
+    seed: Seed,
+    step: int | Tensor,
+    stream: int,
+    sample_offset: int,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
     device = torch.empty(0).device if device is None else torch.device(device)  # as torch's own functions have it
     draws = draws_of(seed, step, integer("sample_offset", sample_offset), "element", None, device)
     if dtype is not None:
         check_dtype("dtype", dtype)
-    shape = [n if isinstance(n, torch.SymInt) else integer("shape", n) for n in _listed("shape", shape, "integers")]
-    return fused.philox(normal, shape, draws, integer("stream", stream), dtype, device)
+    sizes = [n if isinstance(n, torch.SymInt) else integer("shape", n) for n in _listed("shape", shape, "integers")]
+    return fused.philox(normal, sizes, draws, integer("stream", stream), dtype, device)

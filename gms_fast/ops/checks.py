@@ -19,6 +19,7 @@ COMPONENTS = ("sample", "element")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_TERMS = 8  # of affine_noise, besides x
 NUMBERS = 10  # of StepCoefficients.as_tensor
+OPTIONAL = ("e2", "e3")  # of gms_step: None where a fit does without
 LEAST_EPS = 1e-20  # of fit="adan": smaller gradients have squares that are zero in float32
 
 
@@ -62,7 +63,7 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
 
 
 def check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
-    """The first tensor sets shape and device; e2 and e3 may be None. Asking for a gradient is an error."""
+    """Raise unless all have the first tensor's shape and device, and ask for no gradient; `OPTIONAL` may be None."""
     first = tensors[0]
     if isinstance(first, Tensor):
         shape, device = first.shape, first.device
@@ -84,17 +85,22 @@ def check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None
 
 def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
     """Raise the error that tells what is wrong, if anything is."""
+    first = a_tensor(names[0], tensors[0])
+    if first.ndim == 0:
+        raise ValueError(f"{names[0]} must be (B, *) with at least one dimension: got a scalar")
     for name, tensor in zip(names, tensors, strict=True):
-        if tensor is None and name in ("e2", "e3"):
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor: got {tensor!r}")
-        if tensor.ndim == 0 and tensors[0].ndim == 0:
-            raise ValueError(f"{name} must be (B, *) with at least one dimension: got a scalar")
-        check_tensor(name, tensor, tensors[0], names[0])
+        if tensor is not None or name not in OPTIONAL:
+            check_tensor(name, a_tensor(name, tensor), first, names[0])
 
 
-def number(name: str, value: object) -> float:
+def a_tensor(name: str, value: object) -> Tensor:
+    """The value of an argument. Raises TypeError where it is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor: got {described(value)}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
     """`value` as a float; a tensor or an array of one element as what it holds now. Raises TypeError."""
     if is_dynamo_compiling():  # which sees through no more than this
         return float(value)
@@ -108,17 +114,17 @@ def number(name: str, value: object) -> float:
         raise TypeError(f"{name} must be a number: got {described(value)}") from None
 
 
-def integer(name: str, value: object) -> int:
+def integer(name: str, value: Any) -> int:
     """`value` as an integer, as `number` does. Raises TypeError."""
     if type(value) is int or is_dynamo_compiling():
-        return value
+        return value  # type: ignore[no-any-return]  # dynamo's own integers pass for Python's
     try:
         return int(operator.index(value.item() if hasattr(value, "item") else value))
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be an integer: got {described(value)}") from None
 
 
-def described(value: object) -> str:
+def described(value: Any) -> str:
     """A value as an error shows it: of a tensor or an array not all that it holds."""
     shape = getattr(value, "shape", ())
     return f"{type(value).__name__} {tuple(shape)} {value.dtype}" if shape else repr(value)
@@ -163,7 +169,7 @@ def _known_fit(fit: Fit) -> Fit:
 def checked_draws(draws: Draws, like: Tensor, samples: int) -> Draws:
     """The draws for a tensor like `like`, of so many samples; what is given of them is dense."""
     check_choice("component", draws.component, COMPONENTS)
-    seed, step, sample_offset, component, z, u = draws.given()
+    seed, step, sample_offset, component, _, _ = draws
     if type(sample_offset) is not int:
         sample_offset = integer("sample_offset", sample_offset)
     check_sample_offset(sample_offset, samples)
@@ -175,6 +181,7 @@ def checked_draws(draws: Draws, like: Tensor, samples: int) -> Draws:
             raise ValueError(f"step index must lie in [0, 2^32): got {step}")
     if isinstance(seed, Tensor):
         seed = on_device("seeds", seed, [(samples,), ()], torch.int64, like.device)
+    z, u = draws.noise()
     if z is not None:
         check_tensor("noise z", z, like, "the output")
         z = _as_draws(z, like)
@@ -193,7 +200,9 @@ def _checked_uniforms(u: Tensor, like: Tensor, samples: int, component: str) -> 
     return _as_draws(u, like).reshape((samples,))
 
 
-def on_device(name: str, tensor: Tensor, shapes: list, dtype: torch.dtype, device: torch.device) -> Tensor:
+def on_device(
+    name: str, tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """A tensor that the kernels read numbers from."""
     if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or tensor.device != device:
         want = f"{' or '.join(map(str, shapes))} {str(dtype).removeprefix('torch.')} on {device}"

@@ -7,10 +7,14 @@ import functools
 import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Protocol, TypedDict
 
 import torch
+from torch import Tensor
 
 from gms_fast.ops import native
+from gms_fast.ops.layout import Layout
+from gms_fast.ops.types import Draws, Fit, Stepping, StepTensors
 
 NAMES = ("cpp", "cuda", "triton", "torch")
 VARIABLE = "GMS_FAST_BACKEND"
@@ -19,6 +23,47 @@ _DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # "torch" 
 _LEAST = 8, 0  # compute capability: older cards have no bfloat16, and no minimum that NaN goes through
 _TRITON = 3, 6  # earlier ones compile square roots that count denormals as zero
 _forced: str | None = None
+
+
+class Backend(Protocol):
+    """The ops on checked arguments. `tensors` are what an op reads, in its own order, and then what it writes."""
+
+    def gms_step(
+        self,
+        tensors: StepTensors,
+        layout: Layout | None,
+        step: Stepping,
+        numbers: Tensor | None,
+        fit: Fit,
+        draws: Draws,
+    ) -> None: ...
+
+    def sample_mixture(
+        self, tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit, draws: Draws
+    ) -> None: ...
+
+    def fit_mixture(self, tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit) -> None: ...
+
+    def affine_noise(
+        self,
+        tensors: tuple[Tensor, ...],
+        layout: Layout | None,
+        weights: tuple[float, ...],
+        numbers: Tensor | None,
+        noisy: bool,
+        draws: Draws,
+    ) -> None: ...
+
+    def philox(self, out: Tensor, draws: Draws, stream: int, normal: bool) -> None: ...
+
+
+class Backends(TypedDict):
+    """What `backends` reports."""
+
+    available: list[str]
+    missing: dict[str, str]
+    chosen: dict[str, str | None]
+    instruction_set: str | None
 
 
 def _missing(name: str) -> str:
@@ -139,7 +184,7 @@ def chosen(device: str) -> str:
     return next(name for name in order if not _missing(name))
 
 
-def backends() -> dict[str, object]:
+def backends() -> Backends:
     """What is available, what is missing and why, and what is chosen per device.
 
     {"available": [...], "missing": {name: reason}, "chosen": {"cpu": name, "cuda": name or None, .., "other": name},
@@ -161,7 +206,8 @@ def backends() -> dict[str, object]:
 
 def _accelerator() -> dict[str, bool]:
     """The type of this machine's accelerator: "mps", "xpu", ..; none without one."""
-    return {torch.accelerator.current_accelerator().type: True} if torch.accelerator.is_available() else {}
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return {} if found is None else {found.type: True}
 
 
 try:

@@ -5,8 +5,8 @@ the backend of its tensors: in one call of the compiled module where nothing is 
 at once, or through `torch.ops.gms_fast.*` where something watches the dispatcher, as torch.compile does.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from gms_fast.ops import dispatch, native, plain
 from gms_fast.ops.checks import (
     NUMBERS,
+    OPTIONAL,
+    a_tensor,
     affine_names,
     apart_from,
     check_affine,
@@ -25,7 +27,6 @@ from gms_fast.ops.checks import (
     check_moments,
     checked_draws,
     checked_fit,
-    described,
     integer,
     not_negative,
     number,
@@ -40,6 +41,7 @@ from gms_fast.types import as_range
 
 UNIT = (-1.0, 1.0)  # known to be a range
 _MIXTURE = ("mean", "var", "third")
+_OneTensor = Literal["sample_mixture", "gms_step", "affine_noise", "philox_normal", "philox_uniform"]
 
 
 def fit_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit) -> tuple[Tensor, ...]:
@@ -52,10 +54,12 @@ def fit_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit
 def fit_mixture_here(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit) -> tuple[Tensor, ...]:
     """`fit_mixture` past the dispatcher."""
     inputs, floor, fit = (mean, var, third), not_negative("floor", floor), checked_fit(fit)
-    made = _at_once("new_fit_mixture", inputs, (fit, floor))
-    if made is not None:
-        return made
-    alike = native.alike(inputs) or check_inputs(_MIXTURE, inputs)
+    place = _at_once(mean)
+    if place is not None:
+        made = native.compiled.new_fit_mixture(*place, inputs, native.scheme(fit, floor))
+        if made is not None:
+            return made
+    alike = _alike(_MIXTURE, inputs)
     out = tuple(torch.empty_like(mean, requires_grad=False) for _ in range(4))
     _run("fit_mixture", inputs, out, floor, fit, alike=alike)
     return out
@@ -71,10 +75,12 @@ def sample_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: 
 def sample_mixture_here(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit, draws: Draws) -> Tensor:
     """`sample_mixture` past the dispatcher."""
     inputs, floor, fit = (mean, var, third), not_negative("floor", floor), checked_fit(fit)
-    made = _at_once("new_sample_mixture", inputs, (fit, floor), draws)
-    if made is not None:
-        return made
-    alike = native.alike(inputs) or check_inputs(_MIXTURE, inputs)
+    place = _at_once(mean)
+    if place is not None:
+        made = native.compiled.new_sample_mixture(*place, inputs, native.scheme(fit, floor), draws)
+        if made is not None:
+            return made
+    alike = _alike(_MIXTURE, inputs)
     draws = checked_draws(draws, mean, alike or mean.size(0))
     out = torch.empty_like(mean, requires_grad=False)
     _run("sample_mixture", inputs, (out,), floor, fit, draws, alike=alike)
@@ -115,13 +121,13 @@ def gms_step_here(
     out: Tensor | None,
 ) -> Tensor:
     """`gms_step` past the dispatcher, its step and fit as kernels take them; inputs: x, e1, e2, e3."""
-    x, e1, e2, e3 = inputs
-    if out is numbers is None:
-        made = _at_once("new_gms_step", inputs, (fit, 0.0, step), draws)
+    x, _, e2, e3 = inputs
+    place = _at_once(x) if out is numbers is None else None
+    if place is not None:
+        made = native.compiled.new_gms_step(*place, inputs, native.scheme(fit, 0.0, step), draws)
         if made is not None:
             return made
-    given = inputs if e2 is not None and e3 is not None else (x, e1, *(t for t in (e2, e3) if t is not None))
-    alike = native.alike(given) or check_inputs(("x", "e1", "e2", "e3"), inputs)
+    alike = _alike(("x", "e1", "e2", "e3"), inputs)
     if numbers is not None:
         numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
     if e2 is None or e3 is None:
@@ -164,11 +170,12 @@ def affine_noise_here(
     check_affine(terms, weights if numbers is None else None)
     noise_std = not_negative("noise_std", noise_std)
     draws = _wanted(draws, noise_std, numbers)
-    if out is numbers is None:
-        made = _at_once("new_affine_noise", inputs, None, (*weights, noise_std), draws)
+    place = _at_once(x) if out is numbers is None else None
+    if place is not None:
+        made = native.compiled.new_affine_noise(*place, inputs, (*weights, noise_std), draws)
         if made is not None:
             return made
-    alike = native.alike(inputs) or check_inputs(affine_names(terms), inputs)
+    alike = _alike(affine_names(terms), inputs)
     if numbers is not None:
         numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
     noisy = noise_std > 0 or _last_is_std(numbers)
@@ -215,7 +222,7 @@ def philox(
     if _watching():
         drawn = draws.flat()
         del drawn["component"], drawn["z"], drawn["u"]
-        op = "philox_normal" if normal else "philox_uniform"
+        op: _OneTensor = "philox_normal" if normal else "philox_uniform"
         return dispatched(op, shape, stream=stream, dtype=dtype, device=device, **drawn)
     return philox_here(normal, shape, draws, stream, dtype, device)
 
@@ -249,7 +256,7 @@ def new_of_shape(shape: Sequence[int], dtype: torch.dtype | None, device: torch.
 
 # --- a step for a kernel ---
 
-_steppings: dict[tuple, tuple[StepCoefficients, Stepping]] = {}
+_steppings: dict[tuple[object, ...], tuple[StepCoefficients, Stepping]] = {}
 
 
 def _stepping(
@@ -281,13 +288,6 @@ def step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor |
 # --- the way to a backend ---
 
 
-def a_tensor(name: str, value: object) -> Tensor:
-    """The value of an argument. Raises TypeError where it is no tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor: got {described(value)}")
-    return value
-
-
 def watched(name: str, first: Tensor) -> bool:
     """Check for anything that wants to see the op pass the dispatcher, which costs as much as a small kernel.
 
@@ -304,13 +304,17 @@ def _watching() -> bool:
     return peek_interpreter_stack() is not None  # a torch.func transform
 
 
-_KINDS = {
+_KINDS: dict[str, Callable[[str, object], float]] = {
     **dict.fromkeys(("floor", "weight", "lr", "eps", "noise_std"), number),
     **dict.fromkeys(("iterations", "sample_offset"), integer),
 }
 
 
-def dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: object) -> Any:
+@overload
+def dispatched(name: Literal["fit_mixture"], *arguments: object, **options: Any) -> tuple[Tensor, ...]: ...
+@overload
+def dispatched(name: _OneTensor, *arguments: object, **options: Any) -> Tensor: ...
+def dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: Any) -> Any:
     """The op by way of the dispatcher, which takes Python's own numbers only."""
     options = {key: _KINDS[key](key, value) if key in _KINDS else value for key, value in options.items()}
     if out is None:
@@ -319,7 +323,7 @@ def dispatched(name: str, *arguments: object, out: Tensor | None = None, **optio
     return out
 
 
-def backend_of(like: Tensor, wide: bool) -> Any:
+def backend_of(like: Tensor, wide: bool) -> dispatch.Backend:
     """The module whose functions take tensors where `like` is; float64 is the reference path."""
     device = "cuda" if like.is_cuda else "cpu" if like.is_cpu else like.device.type
     name = "torch" if wide else dispatch.chosen(device)
@@ -330,22 +334,27 @@ def backend_of(like: Tensor, wide: bool) -> Any:
     return plain if name == "torch" else native
 
 
-def _at_once(op: str, inputs: tuple[Tensor | None, ...], scheme: tuple | None, *arguments: object) -> Any:
-    """The op's output, if the compiled kernels run it and can without a closer look at its tensors and draws."""
+def _at_once(first: Tensor) -> tuple[bool, int] | None:
+    """`native.where` of an op's first tensor, if the compiled kernels run it: `native.compiled.new_..` then makes the
+    output in one call, or gives None where that takes a closer look at tensors and draws.
+    """
     try:
-        backend = backend_of(inputs[0], False)
+        backend = backend_of(first, False)
     except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
         return None
-    place = native.where(inputs[0]) if backend is native else None
-    if place is None:
-        return None
-    prepared = () if scheme is None else (native.scheme(*scheme),)
-    return getattr(native.compiled, op)(*place, inputs, *prepared, *arguments)
+    return native.where(first) if backend is native else None
 
 
-def _run(
-    op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: int | None = 0
-) -> None:
+def _alike(names: Sequence[str], inputs: tuple[Tensor | None, ...]) -> int:
+    """`native.alike` of the inputs, without optional ones that are None; where it is 0 they pass `check_inputs`."""
+    given = [t for name, t in zip(names, inputs, strict=True) if t is not None or name not in OPTIONAL]
+    samples = native.alike(tuple(given))
+    if not samples:
+        check_inputs(names, inputs)
+    return samples
+
+
+def _run(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: int) -> None:
     """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies.
 
     alike: what `native.alike` says of all of them.
@@ -372,6 +381,6 @@ def _run(
 
 def _run_on_copies(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object) -> None:
     dense = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in outputs]
-    _run(op, [None if t is None else t.contiguous() for t in inputs], dense, *arguments)
+    _run(op, [None if t is None else t.contiguous() for t in inputs], dense, *arguments, alike=0)
     for out, result in zip(outputs, dense, strict=True):
         out.copy_(result)

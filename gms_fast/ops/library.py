@@ -1,6 +1,7 @@
 """The ops as `torch.ops.gms_fast.*`: schemas, which are flat, and fakes. All ops are forward only."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,59 +52,102 @@ def _values(flat: dict[str, Any]) -> tuple[Fit, Draws]:
     return Fit(**fit), Draws(**draws)
 
 
-def fit_mixture(mean, var, third, floor=0.0, **flat):
+def fit_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float = 0.0, **flat: Any) -> tuple[Tensor, ...]:
     return fused.fit_mixture_here(mean, var, third, floor, _values(flat)[0])
 
 
-def sample_mixture(mean, var, third, floor=0.0, **flat):
+def sample_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float = 0.0, **flat: Any) -> Tensor:
     return fused.sample_mixture_here(mean, var, third, floor, *_values(flat))
 
 
 def gms_step(
-    x, e1, e2, e3, coefficients, *, numbers=None, moments="cumulant", central=False, lo=-1.0, hi=1.0, out=None, **flat
-):
+    x: Tensor,
+    e1: Tensor,
+    e2: Tensor | None,
+    e3: Tensor | None,
+    coefficients: Sequence[float],
+    *,
+    numbers: Tensor | None = None,
+    moments: str = "cumulant",
+    central: bool = False,
+    lo: float | None = -1.0,
+    hi: float | None = 1.0,
+    out: Tensor | None = None,
+    **flat: Any,
+) -> Tensor:
     fit, draws = _values(flat)
     step = stepping_of(tuple(coefficients) if numbers is None else (), moments, central, lo, hi)
     return fused.gms_step_here((x, e1, e2, e3), step, numbers, checked_fit(fit), draws, out)
 
 
-def affine_noise(x, terms, weights, noise_std=0.0, *, numbers=None, out=None, **flat):
+def affine_noise(
+    x: Tensor,
+    terms: Sequence[Tensor],
+    weights: Sequence[float],
+    noise_std: float = 0.0,
+    *,
+    numbers: Tensor | None = None,
+    out: Tensor | None = None,
+    **flat: Any,
+) -> Tensor:
     return fused.affine_noise_here(x, terms, weights, noise_std, numbers, _values(flat)[1], out)
 
 
-def gms_step_out(*arguments, out, **options):
+def gms_step_out(*arguments: Any, out: Tensor, **options: Any) -> None:
     gms_step(*arguments, out=out, **options)
 
 
-def affine_noise_out(*arguments, out, **options):
+def affine_noise_out(*arguments: Any, out: Tensor, **options: Any) -> None:
     affine_noise(*arguments, out=out, **options)
 
 
-def philox_normal(shape, *, stream=0, dtype=None, device=None, **flat):
-    return fused.philox_here(True, shape, _values(flat)[1], stream, dtype, device)
+def _philox(
+    normal: bool,
+    shape: Sequence[int],
+    *,
+    stream: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    **flat: Any,
+) -> Tensor:
+    return fused.philox_here(normal, shape, _values(flat)[1], stream, dtype, device)
 
 
-def philox_uniform(shape, *, stream=0, dtype=None, device=None, **flat):
-    return fused.philox_here(False, shape, _values(flat)[1], stream, dtype, device)
+def philox_normal(shape: Sequence[int], **options: Any) -> Tensor:
+    return _philox(True, shape, **options)
 
 
-def _fake_mixture(mean, var, third, *args, **kwargs) -> Tensor:
+def philox_uniform(shape: Sequence[int], **options: Any) -> Tensor:
+    return _philox(False, shape, **options)
+
+
+def _fake_mixture(mean: Tensor, var: Tensor, third: Tensor, *args: object, **kwargs: object) -> Tensor:
     check_inputs(("mean", "var", "third"), (mean, var, third))
     return torch.empty_like(mean, requires_grad=False)
 
 
-def _fake_step(x, e1, e2, e3, *args, **kwargs) -> Tensor:
+def _fake_step(x: Tensor, e1: Tensor, e2: Tensor | None, e3: Tensor | None, *args: object, **kwargs: object) -> Tensor:
     check_inputs(("x", "e1", "e2", "e3"), (x, e1, e2, e3))
     return torch.empty_like(x, requires_grad=False)
 
 
-def _fake_affine(x, terms, *args, **kwargs) -> Tensor:
+def _fake_affine(x: Tensor, terms: Sequence[Tensor], *args: object, **kwargs: object) -> Tensor:
     check_inputs(affine_names(terms), (x, *terms))
     return torch.empty_like(x, requires_grad=False)
 
 
-def _fake_out(x, *args, out, **kwargs) -> None:
+def _fake_out(x: Tensor, *args: object, out: Tensor, **kwargs: object) -> None:
     check_out(out, x)
+
+
+def _fake_philox(
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    **kwargs: object,
+) -> Tensor:
+    return fused.new_of_shape(shape, dtype, device)
 
 
 def _register() -> torch.library.Library:
@@ -113,16 +157,16 @@ def _register() -> torch.library.Library:
     ops = fit_mixture, sample_mixture, gms_step, gms_step_out, affine_noise, affine_noise_out
     for op in (*ops, philox_normal, philox_uniform):
         library.impl(op.__name__, op, "CompositeExplicitAutograd")  # every device; the fakes come before it
-    fakes = {
+    fakes: dict[str, Callable[..., object]] = {
         "fit_mixture": lambda *args, **kwargs: tuple(_fake_mixture(*args, **kwargs) for _ in range(4)),
         "sample_mixture": _fake_mixture,
         "gms_step": _fake_step,
         "gms_step_out": _fake_out,
         "affine_noise": _fake_affine,
         "affine_noise_out": _fake_out,
+        "philox_normal": _fake_philox,
+        "philox_uniform": _fake_philox,
     }
-    for name in ("philox_normal", "philox_uniform"):
-        fakes[name] = lambda shape, *, dtype=None, device=None, **kwargs: fused.new_of_shape(shape, dtype, device)
     for name, fake in fakes.items():
         torch.library.register_fake(f"gms_fast::{name}", fake, lib=library)
     return library

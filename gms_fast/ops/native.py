@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from gms_fast.ops.layout import Layout
-from gms_fast.ops.types import Draws, Fit, Stepping
+from gms_fast.ops.types import Draws, Fit, Stepping, StepTensors
 
 
 def why_not(error: ImportError) -> str:
@@ -23,11 +24,12 @@ def why_not(error: ImportError) -> str:
 try:
     from gms_fast import _C
 except ImportError as error:
-    compiled, reason = None, why_not(error)
+    reason = why_not(error)
 else:
-    compiled, reason = _C, ""
+    compiled = _C
+    reason = ""
 
-available = compiled is not None
+available = not reason  # else there is no `compiled`
 with_cuda = available and compiled.with_cuda
 cuda_architectures = tuple(filter(None, compiled.cuda_architectures.split(","))) if available else ()
 
@@ -52,10 +54,10 @@ def set_instruction_set(name: str) -> None:
     compiled.set_instruction_set(name)
 
 
-_schemes: dict[tuple[int, float, int], tuple[Fit, Stepping, object]] = {}
+_schemes: dict[tuple[int, float, int], tuple[Fit, Stepping, "compiled.Scheme"]] = {}
 
 
-def scheme(fit: Fit, floor: float = 0.0, step: Stepping = _NO_STEP):
+def scheme(fit: Fit, floor: float = 0.0, step: Stepping = _NO_STEP) -> "compiled.Scheme":
     """Fit and step as the kernels take them, prepared once for many calls.
 
     Found by the identity of `fit` and `step`, which are made once too and cost more to hash than to keep.
@@ -71,7 +73,7 @@ def scheme(fit: Fit, floor: float = 0.0, step: Stepping = _NO_STEP):
     return found[2]
 
 
-def introduce(module: object) -> None:
+def introduce(module: ModuleType) -> None:
     """Tell a build of the compiled module what tensors and their dtypes are."""
     module.set_torch(torch, Tensor, tuple(_DTYPES))
 
@@ -80,7 +82,7 @@ if available:
     introduce(compiled)
 
 
-def alike(tensors: tuple[Tensor, ...]) -> int:
+def alike(tensors: tuple[Tensor | None, ...]) -> int:
     """The number of samples, if tensors can be read as they lie: plain, dense, not empty, of one shape and device, of
     dtypes that kernels take, asking for no gradient. 0 where they may still pass other checks, or there is no module.
     """
@@ -88,39 +90,41 @@ def alike(tensors: tuple[Tensor, ...]) -> int:
 
 
 def where(first: Tensor) -> tuple[bool, int] | None:
-    """Whether a tensor is on a GPU, and the current stream there or the threads of the CPU; None on another GPU."""
+    """(whether a tensor is on a GPU, the current stream there or the threads of the CPU); None on another GPU."""
     if not first.is_cuda:
         return False, torch.get_num_threads()
     index = first.get_device()
     return (True, torch._C._cuda_getCurrentRawStream(index)) if index == torch._C._cuda_getDevice() else None
 
 
-def _call(op: Callable[..., object], tensors: tuple[Tensor | None, ...], *arguments: object) -> object:
-    """An op of `compiled` where its tensors are."""
-    place = where(tensors[0])
+def _call(op: Callable[..., None], first: Tensor, *arguments: object) -> None:
+    """Run an op of `compiled` where its first tensor is."""
+    place = where(first)
     if place is not None:
-        return op(*place, tensors, *arguments)
-    with torch.cuda.device(tensors[0].get_device()):
-        return op(*where(tensors[0]), tensors, *arguments)
+        op(*place, *arguments)
+        return
+    index = first.get_device()
+    with torch.cuda.device(index):
+        op(True, torch._C._cuda_getCurrentRawStream(index), *arguments)
 
 
 def gms_step(
-    tensors: tuple[Tensor | None, ...],
+    tensors: StepTensors,
     layout: Layout | None,
     step: Stepping,
     numbers: Tensor | None,
     fit: Fit,
     draws: Draws,
 ) -> None:
-    _call(compiled.gms_step, tensors, layout, scheme(fit, 0.0, step), numbers, draws)
+    _call(compiled.gms_step, tensors[0], tensors, layout, scheme(fit, 0.0, step), numbers, draws)
 
 
 def sample_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit, draws: Draws) -> None:
-    _call(compiled.sample_mixture, tensors, layout, scheme(fit, floor), draws)
+    _call(compiled.sample_mixture, tensors[0], tensors, layout, scheme(fit, floor), draws)
 
 
 def fit_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit) -> None:
-    _call(compiled.fit_mixture, tensors, layout, scheme(fit, floor))
+    _call(compiled.fit_mixture, tensors[0], tensors, layout, scheme(fit, floor))
 
 
 def affine_noise(
@@ -131,8 +135,8 @@ def affine_noise(
     noisy: bool,
     draws: Draws,
 ) -> None:
-    _call(compiled.affine_noise, tensors, layout, weights, numbers, noisy, draws)
+    _call(compiled.affine_noise, tensors[0], tensors, layout, weights, numbers, noisy, draws)
 
 
 def philox(out: Tensor, draws: Draws, stream: int, normal: bool) -> None:
-    _call(compiled.philox, (out,), None, draws, stream, normal)
+    _call(compiled.philox, out, (out,), None, draws, stream, normal)

@@ -1,14 +1,16 @@
 """The "torch" backend: the reference on any device, in float64 for float64 inputs and in float32 for all others."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gms_fast.ops import reference
 from gms_fast.ops.layout import Layout
-from gms_fast.ops.types import Draws, Fit, Stepping
+from gms_fast.ops.types import Draws, Fit, Stepping, StepTensors
 
+T = TypeVar("T", Tensor, Tensor | None)
 _NORMALS, _UNIFORMS = 0, 1
 
 
@@ -36,11 +38,14 @@ def _drawn(draws: Draws, x: Tensor) -> tuple[Tensor, Tensor]:
     return z.to(x.dtype), u.to(x.dtype)
 
 
-def _working(tensors: Sequence[Tensor | None], outputs: int = 1) -> list[Tensor | None]:
-    """The inputs, dense, in float64 if any tensor is, else in float32. (torch rounds otherwise where strides are.)"""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    dtype = torch.float64 if wide else torch.float32
-    return [None if t is None else t.to(dtype).contiguous() for t in tensors[:-outputs]]
+def _working_dtype(tensors: Sequence[Tensor | None]) -> torch.dtype:
+    """float64 if any tensor is, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _dense(tensors: Sequence[T], dtype: torch.dtype) -> list[T]:
+    """The tensors in a dtype, without strides: torch rounds otherwise where there are some."""
+    return [None if t is None else t.to(dtype).contiguous() for t in tensors]
 
 
 def _stored(fit: Fit, dtype: torch.dtype) -> Fit:
@@ -57,30 +62,34 @@ def _coefficients(step: Stepping, numbers: Tensor | None, dtype: torch.dtype) ->
 
 
 def gms_step(
-    tensors: Sequence[Tensor | None],
+    tensors: StepTensors,
     layout: Layout | None,
     step: Stepping,
     numbers: Tensor | None,
     fit: Fit,
     draws: Draws,
 ) -> None:
-    x, e1, e2, e3 = _working(tensors)
+    out, dtype = tensors[4], _working_dtype(tensors)
+    (x, e1), (e2, e3) = _dense(tensors[:2], dtype), _dense(tensors[2:4], dtype)
     clip = None if step.lo == -torch.inf and step.hi == torch.inf else (step.lo, step.hi)
-    options = {"moments": step.moments, "central": step.central, "clip": clip, **_stored(fit, x.dtype).flat()}
-    coefficients = _coefficients(step, numbers, x.dtype)
-    tensors[-1].copy_(reference.gms_step(x, e1, e2, e3, coefficients, *_drawn(draws, x), **options))
+    x_s = reference.gms_step(
+        x, e1, e2, e3, _coefficients(step, numbers, dtype), *_drawn(draws, x),
+        moments=step.moments, central=step.central, clip=clip, **_stored(fit, dtype).flat(),
+    )  # fmt: skip
+    out.copy_(x_s)
 
 
 def sample_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, fit: Fit, draws: Draws) -> None:
-    mean, var, third = _working(tensors)
-    fit = _stored(fit, mean.dtype)
-    tensors[-1].copy_(reference.sample_mixture(mean, var, third, floor, *_drawn(draws, mean), *fit))
+    *moments, out = tensors
+    mean, var, third = _dense(moments, _working_dtype(tensors))
+    z, u = _drawn(draws, mean)
+    out.copy_(reference.sample_mixture(mean, var, third, floor, z, u, *_stored(fit, mean.dtype)))
 
 
 def fit_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, fit: Fit) -> None:
-    mean, var, third = _working(tensors, outputs=4)
-    moments = mean, *reference.split_variance(var, floor, fit.kind), third
-    fitted = reference.fit_mixture(*moments, *_stored(fit, mean.dtype))
+    mean, var, third = _dense(tensors[:3], _working_dtype(tensors))
+    base, excess = reference.split_variance(var, floor, fit.kind)
+    fitted = reference.fit_mixture(mean, base, excess, third, *_stored(fit, mean.dtype))
     for target, value in zip(tensors[3:], fitted, strict=True):
         target.copy_(value)
 
@@ -93,14 +102,12 @@ def affine_noise(
     noisy: bool,
     draws: Draws,
 ) -> None:
-    x, *terms = _working(tensors)
-    *weights, std = weights
-    constant = 0.0
-    if numbers is not None:
-        *weights, last = numbers.to(x.dtype)
-        std, constant = (last, constant) if numbers.ndim == 1 else (std, last)
+    *inputs, out = tensors
+    x, *terms = _dense(inputs, _working_dtype(tensors))
     z = _drawn(draws, x)[0] if noisy else torch.zeros_like(x)
-    tensors[-1].copy_(reference.affine_noise(x, terms, weights, std, z, constant))
+    *factors, last = weights if numbers is None else numbers.to(x.dtype)
+    std, constant = (weights[-1], last) if numbers is not None and numbers.ndim > 1 else (last, 0.0)
+    out.copy_(reference.affine_noise(x, terms, factors, std, z, constant))
 
 
 def philox(out: Tensor, draws: Draws, stream: int, normal: bool) -> None:

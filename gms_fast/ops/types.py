@@ -5,12 +5,13 @@ take nothing else.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Given = Tensor | tuple[Tensor | None, Tensor | None] | None  # z, or (z, u); None is drawn
+StepTensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]  # x, e1, e2, e3 and the output
 
 
 class Fit(NamedTuple):
@@ -22,7 +23,7 @@ class Fit(NamedTuple):
     lr: float = 0.06
     eps: float = 1e-8
 
-    def flat(self) -> dict[str, object]:
+    def flat(self) -> dict[str, Any]:
         """The keywords of the ops."""
         return {"fit": self.kind, **dict(zip(self._fields[1:], self[1:], strict=True))}
 
@@ -46,18 +47,20 @@ class Draws(NamedTuple):
     z: Tensor | Callable[[], Given] | None = None
     u: Tensor | None = None
 
+    def noise(self) -> tuple[Tensor | None, Tensor | None]:
+        """(z, u) as tensors where they are given. Raises TypeError for anything else."""
+        return (self.z, self.u) if self.z is None or isinstance(self.z, Tensor) else pair(self.z())
+
     def given(self) -> "Draws":
-        """These draws, with z and u as tensors where they are given. Raises TypeError for anything else."""
-        if self.z is None or isinstance(self.z, Tensor):
-            return self
-        z, u = pair(self.z())
-        return self._replace(z=z, u=u)
+        """These draws, with z and u as `noise` has them."""
+        z, u = self.noise()
+        return self if z is self.z else self._replace(z=z, u=u)
 
     def on(self, device: torch.device) -> "Draws":
         """These draws for tensors on that device."""
         return self._replace(seed=self.seed.to(device)) if isinstance(self.seed, Tensor) else self
 
-    def flat(self) -> dict[str, object]:
+    def flat(self) -> dict[str, Any]:
         """The keywords of the schemas, where tensors have names of their own."""
         (seed, seeds), (step, step_at) = _apart(self.seed), _apart(self.step)
         rest = {"sample_offset": self.sample_offset, "component": self.component, "z": self.z, "u": self.u}

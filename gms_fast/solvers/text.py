@@ -117,7 +117,8 @@ def build(
     made = kind(name)
     known = options(made)
     if unknown := given.keys() - set(known):
-        raise ValueError(f"solver {solver!r} has no option {', '.join(sorted(unknown))}: {name} takes {', '.join(known)}")
+        listed = ", ".join(sorted(unknown))
+        raise ValueError(f"solver {solver!r} has no option {listed}: {name} takes {', '.join(known)}")
     if then and made is not Teleport:
         raise ValueError(f'solver must be a teleport before "then": got {solver!r}')
     if made is DPMSolverV3 and "statistics" not in given:

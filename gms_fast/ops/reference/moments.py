@@ -11,7 +11,7 @@ def step_moments(
     e1: Tensor,
     e2: Tensor | None,
     e3: Tensor | None,
-    coefficients: Sequence[float],
+    coefficients: Sequence[float | Tensor],
     *,
     moments: str = "cumulant",
     central: bool = False,
@@ -41,11 +41,11 @@ def step_moments(
     m, v = m.clamp(lo, hi), v.clamp(0, ((hi - lo) / 2) ** 2)
     if bound and clip is not None:
         v = torch.minimum(v, (m - lo) * (hi - m))
-    return A * x + B * m, torch.full_like(m, c), B**2 * v, B**3 * k, m
+    return A * x + B * m, torch.zeros_like(m) + c, B**2 * v, B**3 * k, m
 
 
 def _released(
-    x: Tensor, m: Tensor, v: Tensor, k: Tensor, A: float, B: float, c: float
+    x: Tensor, m: Tensor, v: Tensor, k: Tensor, A: float | Tensor, B: float | Tensor, c: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent.
 

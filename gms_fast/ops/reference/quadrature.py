@@ -70,7 +70,7 @@ def _recurrence(mu: Sequence[Tensor], tolerance: float) -> tuple[list[Tensor], l
     0: the Jacobi matrix falls apart, and its first block is the law.
     """
     older, row = [torch.zeros_like(mu[0])] * (len(mu) + 2), list(mu)
-    a, b, last_b = [mu[1]], [], 0.0
+    a, b, last_b = [mu[1]], [], torch.zeros_like(mu[0])
     alive = torch.ones_like(mu[0], dtype=torch.bool)
     for k in range(1, len(mu) // 2):
         new = [x2 - a[-1] * x1 - last_b * y for x2, x1, y in zip(row[2:], row[1:], older[2:], strict=False)]

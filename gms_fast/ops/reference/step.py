@@ -43,7 +43,7 @@ def gms_step(
     e1: Tensor,
     e2: Tensor | None,
     e3: Tensor | None,
-    coefficients: Sequence[float],
+    coefficients: Sequence[float | Tensor],
     z: Tensor,
     u: Tensor,
     *,
@@ -59,10 +59,10 @@ def gms_step(
     """Noise moments to x_s; coefficients = (alpha_t, sigma_t, A, B, c, var_max)."""
     *step, var_max = coefficients
     B = step[3]
-    guard = fit == "free" and clip is not None and moments == "cumulant"
+    ends = clip if fit == "free" and moments == "cumulant" else None  # that nodes of x_0 stay between
     mean, base, excess, third, m = step_moments(
-        x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=guard
+        x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=ends is not None
     )
-    nodes = (B * (m - clip[0]), B * (clip[1] - m)) if guard else None  # nodes of x_0 stay inside the data range
+    nodes = None if ends is None else (B * (m - ends[0]), B * (ends[1] - m))
     weight_, mean_a, mean_b, v = fit_mixture(mean, base, excess, third, fit, weight, iterations, lr, eps, nodes)
     return draw((weight_, mean_a, mean_b, v.clamp(max=var_max)), z, u)
