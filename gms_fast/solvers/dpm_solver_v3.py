@@ -22,6 +22,9 @@ HALVES = (False, True, "released")
 _HALF = 0.5  # time, of t in [0, 1]
 
 
+_Row = tuple[Tensor, Tensor | None, Tensor]  # weights of a step: to f, of the corrector, of the predictor
+
+
 class Update(NamedTuple):
     """One local update: statistics nodes of the known values, the anchor first, and of the target."""
 
@@ -86,11 +89,12 @@ class DPMSolverV3(Solver):
             raise ValueError("shape must have at least one dimension for DPMSolverV3: got ()")
         self.statistics.check(model=model, shape=shape)
 
-    def _grid(self, schedule: Schedule, steps: int, spacing: str | float, t_max: float | None) -> list[float]:
+    def _grid(self, schedule: Schedule, steps: int, spacing: str | float | None, t_max: float | None) -> list[float]:
         """From the statistics' first noise, or t_max, to their last; not rounded to what the network was trained on."""
         self.statistics.check(schedule=schedule)
         self._check_whole(schedule, t_max)
         first, last = self._ends(schedule)
+        spacing = schedule.spacing if spacing is None else spacing
         return [float(t) for t in schedule.grid(steps, spacing, first if t_max is None else t_max, last)]
 
     def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
@@ -146,15 +150,15 @@ class DPMSolverV3(Solver):
     def _corrected(self, t: float) -> bool:
         return not self.half or bool(t > _HALF) == (self.half == "released")
 
-    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple:
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[_Row], None, tuple[()]]:
         """(weights of each step, state before the last, f of the last states, latest first)."""
         alphas = {step.numbers[0]: step.coefficients.alpha_t for step in steps}
         alphas[steps[-1].numbers[2].target] = steps[-1].coefficients.alpha_s
         wide = torch.promote_types(x.dtype, torch.float32)
         known = self.statistics if self.trust is None else self.statistics.trusted(self.trust)
 
-        def weights(update: Update | None) -> Tensor | None:
-            return None if update is None else local_update(known, update, alphas).to(x.device, wide)
+        def weights(update: Update) -> Tensor:
+            return local_update(known, update, alphas).to(x.device, wide)
 
         if not all(bool(curve.isfinite().all()) for curve in known.tables):
             raise ValueError("statistics must have finite integrals: |l| or |s| is too large; measure them again")
@@ -163,7 +167,8 @@ class DPMSolverV3(Solver):
             node, corrector, predictor = step.numbers
             k, l = step.coefficients, known.l[node]
             to_f = torch.stack([-l / k.alpha_t, torch.full_like(l, k.sigma_t / k.alpha_t), torch.zeros_like(l)])
-            table.append((to_f.to(x.device, wide), weights(corrector), weights(predictor)))
+            correct = None if corrector is None else weights(corrector)
+            table.append((to_f.to(x.device, wide), correct, weights(predictor)))
         return table, None, ()
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
@@ -209,6 +214,6 @@ def derivatives(lam: Tensor, update: Update) -> list[list[float]]:
     return [[math.factorial(k) * w for w in (-sum(row), *row)] for k, row in enumerate(inverse, start=1)]
 
 
-def _divided(delta: Sequence[float]) -> list[float]:
+def _divided(delta: np.ndarray) -> list[float]:
     """The divided difference as weights of the values."""
     return [1 / math.prod(d - other for j, other in enumerate(delta) if j != i) for i, d in enumerate(delta)]

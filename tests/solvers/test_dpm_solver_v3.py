@@ -9,7 +9,7 @@ import torch
 
 import gms_fast
 from gms_fast.guidance import Classifier, ClassifierFree
-from gms_fast.schedules import EDM, VP, VPContinuous, VPLinear
+from gms_fast.schedules import EDM, VP, Flow, VPContinuous, VPLinear
 from gms_fast.solvers import DDIM, DPMSolverPP, DPMSolverV3
 from gms_fast.solvers.dpm_solver_v3 import Update, derivatives
 from gms_fast.statistics import EmpiricalModel
@@ -229,6 +229,16 @@ def test_ve_and_vp_agree_in_y():
         )
         ends.append(x / schedule.alpha(times[-1]))
     torch.testing.assert_close(*ends, rtol=0, atol=1e-9)
+
+
+def test_a_grid_that_the_schedule_chose_is_kept():
+    """A shifted flow has a grid of its own, of which the nearest nodes are visited."""
+    schedule = Flow(0.99, 0.01, shift=3)
+    lam = torch.linspace(*schedule.log_snr([0.99, 0.01]).tolist(), 1001, dtype=torch.float64)
+    curve = torch.ones(1001, 2, dtype=torch.float64)
+    times = DPMSolverV3(EmpiricalModel(schedule, lam, curve, 0 * curve, 0 * curve)).times(schedule, 8)
+    away = (schedule.log_snr(times) - schedule.log_snr(schedule.timesteps(8))).abs()
+    assert float(away.max()) <= float(lam[1] - lam[0]) / 2 * (1 + 1e-9)
 
 
 def test_distrusted_statistics_are_those_of_the_data_prediction():
