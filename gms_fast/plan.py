@@ -20,6 +20,9 @@ COUNTED = 1 << 30  # counter of the first step's noise: small ones are left to c
 BY_LEVEL = 1 << 31  # counters from here on follow the noise level, those from `COUNTED` on count steps
 _MOST = 256  # plans that are kept
 
+# (time, network time, step coefficients as pairs of name and number, the solver's own numbers, level) of a time
+Row = tuple[float, float, tuple[tuple[str, float], ...], Any, float]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -84,8 +87,8 @@ def plan(
         raise TypeError(f"denoise must be True, False or None: got {denoise!r}")
     wanted = integer("steps", steps) if timesteps is None else as_times(timesteps)
     if torch.compiler.is_compiling():
-        packed = (constants.pack(value) for value in (schedule, own, solver))
-        return _of(*_constant_numbers(*packed, wanted, denoise))
+        pack = constants.pack
+        return _of(*_constant_numbers(pack(schedule), pack(own), pack(solver), wanted, denoise))
     known: list[object] = []
     key = *(_seen(value, known) for value in (schedule, own, solver, wanted)), denoise
     found = _plans.get(key)
@@ -96,7 +99,7 @@ def plan(
     return found[1]
 
 
-_plans: dict[tuple, tuple[list[object], Plan]] = {}  # with the objects that are known by their identity
+_plans: dict[tuple[object, ...], tuple[list[object], Plan]] = {}  # with the objects that are known by their identity
 
 
 def _seen(value: object, known: list[object]) -> object:
@@ -113,9 +116,9 @@ def _seen(value: object, known: list[object]) -> object:
     return id(value)
 
 
-def _of(numbers: list[tuple], denoise: bool, whole: bool) -> Plan:
+def _of(rows: list[Row], denoise: bool, whole: bool) -> Plan:
     """The plan of `_numbers`."""
-    times = [t for t, *_ in numbers]
+    times = [t for t, *_ in rows]
     steps = [
         TimeStep(
             i=i,
@@ -128,17 +131,15 @@ def _of(numbers: list[tuple], denoise: bool, whole: bool) -> Plan:
             late=2 * i >= len(times) - 1,
             level=int(level),
         )
-        for i, (t, time, step, own, level) in enumerate(numbers)
+        for i, (t, time, step, own, level) in enumerate(rows)
     ]
     return Plan(tuple(steps[:-1]), steps[-1], denoise, whole)
 
 
 def _numbers(
     schedule: Schedule | str, own: Schedule | None, solver: Solver, wanted: int | list[float], denoise: bool | None
-) -> tuple[list[tuple], bool, bool]:
-    """(time, network time, step coefficients as pairs of name and number, the solver's own numbers, level) of each
-    time; the other fields of `Plan`.
-    """
+) -> tuple[list[Row], bool, bool]:
+    """A row of each time, and the other fields of `Plan`."""
     schedule = schedules.build(schedule).asked_like(own)
     solver = solver if denoise is None else solver.ending(denoise)
     return _numbers_along(schedule, solver, solver.times(schedule, wanted), denoise)
@@ -146,7 +147,7 @@ def _numbers(
 
 def _numbers_along(
     schedule: Schedule, solver: Solver, times: list[float], denoise: bool | None
-) -> tuple[list[tuple], bool, bool]:
+) -> tuple[list[Row], bool, bool]:
     """`_numbers` of times that the solver has chosen."""
     steps = [*StepCoefficients.along(schedule, times), StepCoefficients.at(schedule, times[-1])]
     asked, numbers = schedule.network_time(times).tolist(), [*solver.plan(schedule, times), None]
@@ -166,9 +167,12 @@ def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise:
 
 
 @constants.function
-def _constant_numbers(schedule: Any, own: Any, solver: Any, wanted: int | list[float], denoise: bool | None) -> tuple:
+def _constant_numbers(
+    schedule: Any, own: Any, solver: Any, wanted: int | list[float], denoise: bool | None
+) -> tuple[list[Row], bool, bool]:
     """`_numbers` of packed objects."""
-    return _numbers(*(constants.unpack(value) for value in (schedule, own, solver)), wanted, denoise)
+    schedule, own, solver = map(constants.unpack, (schedule, own, solver))
+    return _numbers(schedule, own, solver, wanted, denoise)
 
 
 def _level(step: StepCoefficients) -> float:

@@ -119,7 +119,9 @@ class Run:
         return estimate
 
     def report(self, step: TimeStep, x: Tensor, estimate: Estimate) -> tuple[Tensor, bool]:
-        """The state after the callback was told, and whether it ends the run."""
+        """The state after the callback was told, if there is one, and whether that ends the run."""
+        if self.callback is None:
+            return x, False
         shown = x.clone()
         before = None if torch.compiler.is_compiling() or shown.is_inference() else shown._version
         try:
@@ -147,8 +149,10 @@ def initial(
 ) -> Tensor:
     """x_T ~ N(0, sigma_T^2), (n, *sample), by counters."""
     first = (*plan.steps, plan.last)[0].coefficients
-    draw = {"seed": draws.seed, "sample_offset": draws.sample_offset, "stream": INITIAL}
-    return first.sigma_t * ops.philox_normal(shape, **draw, device=device, dtype=dtype)
+    z = ops.philox_normal(
+        shape, seed=draws.seed, sample_offset=draws.sample_offset, stream=INITIAL, device=device, dtype=dtype
+    )
+    return first.sigma_t * z
 
 
 def check_samples(draws: Draws, n: int) -> None:
@@ -190,7 +194,7 @@ def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:
     return x_T
 
 
-def _described_state(n: int, shape: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _described_state(n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """The state without its data: torch says whether there is such a tensor before any memory is spent."""
     try:
         torch.device(device)

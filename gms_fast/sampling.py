@@ -105,13 +105,11 @@ def sample(
     pairs = list(zip(walk.steps, walk.counters(step_offset - known, counted=counted), strict=True))
     for step, counter in tqdm(pairs, unit="step") if progress else pairs:
         estimate = run.evaluate(x, step)
-        if callback is not None:
-            x, stopped = run.report(step, x, estimate)
-            if stopped:
-                return run.finished(x)
-            estimate = estimate.of(x)
+        x, stopped = run.report(step, x, estimate)
+        if stopped:
+            return run.finished(x)
         given = noise and partial(noise, step_offset + step.i - known)
-        x, state = run.solver.step(x, estimate, step, draws._replace(step=counter, z=given), state)
+        x, state = run.solver.step(x, estimate.of(x), step, draws._replace(step=counter, z=given), state)
     if walk.denoise:
         x = run.evaluate(x, walk.last).x0()  # the K+1st call
     return run.finished(x)

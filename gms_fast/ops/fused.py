@@ -35,7 +35,7 @@ from gms_fast.ops.checks import (
     weights_of,
 )
 from gms_fast.ops.layout import layout_of
-from gms_fast.ops.types import Draws, Fit, Stepping
+from gms_fast.ops.types import Draws, Fit, Sizes, Stepping
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import as_range
 
@@ -212,7 +212,7 @@ def _last_is_std(numbers: Tensor | None) -> bool:
 
 def philox(
     normal: bool,
-    shape: Sequence[int],
+    shape: Sizes,
     draws: Draws,
     stream: int,
     dtype: torch.dtype | None,
@@ -229,7 +229,7 @@ def philox(
 
 def philox_here(
     normal: bool,
-    shape: Sequence[int],
+    shape: Sizes,
     draws: Draws,
     stream: int,
     dtype: torch.dtype | None,
@@ -239,13 +239,13 @@ def philox_here(
     out = new_of_shape(shape, dtype, device)
     if not 0 <= stream < 256:
         raise ValueError(f"stream must lie in [0, 256): got {stream}")
-    draws = checked_draws(draws, out, shape[0])
+    draws = checked_draws(draws, out, out.size(0))
     if out.numel() and not out.is_meta:
         backend_of(out, out.dtype == torch.float64).philox(out, draws, stream, normal)
     return out
 
 
-def new_of_shape(shape: Sequence[int], dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+def new_of_shape(shape: Sizes, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
     """The output of `philox`, not yet written."""
     if not shape or any(n < 0 for n in shape):
         raise ValueError(f"shape must be (B, *), without negative sizes: got {tuple(shape)}")

@@ -4,13 +4,14 @@ They are flat in two places only: in the keywords of the public ops, and at the 
 take nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Given = Tensor | tuple[Tensor | None, Tensor | None] | None  # z, or (z, u); None is drawn
+Sizes = Sequence[int | torch.SymInt]  # torch.compile has integers of its own
 StepTensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]  # x, e1, e2, e3 and the output
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,11 +46,12 @@ class Cell:
 
 
 @lru_cache(maxsize=4)
-def gaussian(name: str) -> Gaussian:
-    """Of an embedded model's data, of a file, or of a subject with exact moments."""
-    if name not in subjects.DATA_OF_EXACT:
+def gaussian(name: str | Path) -> Gaussian:
+    """Statistics of an embedded model's data, of a file, or of a subject with exact moments."""
+    exact = subjects.DATA_OF_EXACT.get(str(name))
+    if exact is None:
         return load_gaussian(name)
-    points = measured(data.load(subjects.DATA_OF_EXACT[name]).double())
+    points = measured(data.load(exact).double())
     noise = subjects.BANDWIDTH**2
     return replace(points, eigenvalues=points.eigenvalues + noise, residual=points.residual + noise)
 
@@ -90,11 +92,13 @@ def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor],
         rivals.scheduler(given, schedule)
         return lambda n, start: rivals.samples(given, subject, times, n, start), rivals.calls(given, times)
     solver, wanted = _asked(_solver(cell), schedule, cell.grid, cell.steps)
-    arguments = {"clip": subject.clip, "dtype": subject.dtype, "solver": solver}
-    arguments |= {"steps": wanted} if isinstance(wanted, int) else {"timesteps": wanted}
+    steps, times = (wanted, None) if isinstance(wanted, int) else (len(wanted) - 1, wanted)
 
     def draw(n: int, start: int) -> Tensor:
-        return gms_fast.sample(subject.model, n=n, sample_offset=start, **arguments)
+        return gms_fast.sample(
+            subject.model, steps, solver=solver, n=n, timesteps=times, sample_offset=start, clip=subject.clip,
+            dtype=subject.dtype,
+        )  # fmt: skip
 
     return draw, solver.calls(schedule, solver.times(schedule, wanted))
 

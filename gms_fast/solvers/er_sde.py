@@ -12,6 +12,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Multistep, check_order
 
 Phi = Callable[[np.ndarray], np.ndarray]
+Checked = Callable[[float | np.ndarray], np.ndarray]  # a Phi that takes numbers too
 
 NOISE_SCALES: dict[str, Phi] = {
     "ode": lambda x: x,
@@ -77,7 +78,7 @@ class ERSDE(Multistep):
         phi = _checked(self.noise_scale if callable(self.noise_scale) else NOISE_SCALES[self.noise_scale], lam)
         return [self._step(phi, alpha[i : i + 2], sigma[i : i + 2], lam[: i + 2][::-1]) for i in range(len(lam) - 1)]
 
-    def _step(self, phi: Phi, alpha: np.ndarray, sigma: np.ndarray, lam: np.ndarray) -> tuple[list[float], float]:
+    def _step(self, phi: Checked, alpha: np.ndarray, sigma: np.ndarray, lam: np.ndarray) -> tuple[list[float], float]:
         """(weights, std) of a step; alpha, sigma at t and s; lam of s, t and the times before, latest first."""
         (alpha_t, alpha_s), lam_s, lam_t = alpha, lam[0], lam[1]
         if lam_s == 0:
@@ -104,7 +105,7 @@ class ERSDE(Multistep):
         rounding = 8 * np.finfo(np.float64).eps * lam_s**2
         return 0.0 if variance < max(clip, rounding) else float(alpha_s * math.sqrt(variance))
 
-    def _taylor(self, phi: Phi, lam_s: float, lam_t: float) -> tuple[float, float]:
+    def _taylor(self, phi: Checked, lam_s: float, lam_t: float) -> tuple[float, float]:
         """c_1 = -D + phi(lambda_s) int 1/phi and c_2 = D^2/2 + phi(lambda_s) int (l - lambda_t)/phi.
 
         D = lambda_t - lambda_s; the integrals run over l from lambda_s to lambda_t.
@@ -139,17 +140,17 @@ def _differences(lam: np.ndarray, order: int) -> list[list[float]]:
     return rows
 
 
-def _limit(phi: Phi, lam_s: float) -> float:
+def _limit(phi: Checked, lam_s: float) -> float:
     """lim phi(lambda_s) l/phi(l) for l to infinity: 0 unless phi grows as slowly as l."""
     with np.errstate(over="ignore"):
         near, far = phi(_FAR) / _FAR
     return float(phi(lam_s) / far) if far <= near * (1 + 1e-5) else 0.0
 
 
-def _checked(phi: Phi, lam: np.ndarray) -> Phi:
+def _checked(phi: Phi, lam: np.ndarray) -> Checked:
     """phi, if it serves the levels lam: ValueError naming the level where it is not positive or phi(x)/x falls."""
 
-    def quiet(x: np.ndarray) -> np.ndarray:
+    def quiet(x: float | np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # 1/inf is the limit that is wanted
             return np.asarray(phi(np.asarray(x, dtype=np.float64)), dtype=np.float64)
 

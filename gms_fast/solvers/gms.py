@@ -119,24 +119,28 @@ class GMS(Solver):
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         bounded = bounded_last_step(x, step, self.clip_pixel)
-        k, draws = bounded or step.coefficients, draws.given()
-        if step.numbers:
-            return self._together(x, estimate.x0(), k, draws), state
+        k, (z, u) = bounded or step.coefficients, draws.noise()
+        if self.covariance is not None and step.numbers:
+            return _together(self.covariance, x, estimate.x0(), k, draws, z), state
         fit = Fit("gaussian" if bounded else self.fit, self.weight, self.iterations, self.lr, self.eps)
-        draws = draws._replace(component=self._component(x, draws.u))
-        how = {"moments": self.moments, "central": estimate.central, "clip": estimate.clip}
-        return fused.gms_step(x, *estimate.moments, k, fit, draws, **how), state
+        draws = draws._replace(component=self._component(x, u), z=z, u=u)
+        x_s = fused.gms_step(
+            x, *estimate.moments, k, fit, draws,
+            moments=self.moments, central=estimate.central, clip=estimate.clip,
+        )  # fmt: skip
+        return x_s, state
 
     def _component(self, x: Tensor, u: Tensor | None) -> str:
         shared = u is not None and u.numel() == len(x) and u.shape != x.shape
         return self.component or ("sample" if self.fit == "adan" or shared else "element")
 
-    def _together(self, x: Tensor, mean: Tensor, k: StepCoefficients, draws: Draws) -> Tensor:
-        """x_s = A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
-        z = draws.z
-        if z is None:
-            z = fused.philox(True, x.shape, draws, 0, torch.promote_types(x.dtype, torch.float32), x.device)
-        if z.shape != x.shape:
-            raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
-        noise = self.covariance.step_noise(z, k)
-        return fused.affine_noise(x, [mean], [k.A, k.B], 1.0, Draws(z=noise))
+
+def _together(
+    covariance: Gaussian, x: Tensor, mean: Tensor, k: StepCoefficients, draws: Draws, z: Tensor | None
+) -> Tensor:
+    """x_s = A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
+    if z is None:
+        z = fused.philox(True, x.shape, draws, 0, torch.promote_types(x.dtype, torch.float32), x.device)
+    if z.shape != x.shape:
+        raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
+    return fused.affine_noise(x, [mean], [k.A, k.B], 1.0, Draws(z=covariance.step_noise(z, k)))

@@ -69,46 +69,22 @@ class Teleport(Solver):
 
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:  # type: ignore[override]
         """[T, then's times from where the jump ends]."""
-        if self.until is not None and isinstance(wanted, int):
-            self._check_level(schedule, schedule.t_max, schedule.t_min)
-            arrival = float(schedule.inverse_log_snr(-math.log(self.until)))
+        until, skip = self.until, self.skip
+        if until is not None and isinstance(wanted, int):
+            _check_level(until, schedule, schedule.t_max, schedule.t_min)
+            arrival = float(schedule.inverse_log_snr(-math.log(until)))
             times = [schedule.t_max, *self.then.times(schedule, wanted, t_max=arrival, spacing=self.spacing)]
         else:
             times = self.then.times(schedule, wanted, spacing=self.spacing)
-            del times[1 : self._first(schedule, times)]
+            if until is not None:
+                del times[1 : _reached(until, schedule, times)]
+            if skip is not None:
+                del times[1 : _skipped(skip, len(times) - 1)]
         if len(times) < 3 or not times[0] > times[1]:
             listed = ", ".join(f"{t:g}" for t in times)
-            raise ValueError(f"{self._said} must skip something and leave a step: timesteps are {listed}")
+            said = f"skip = {skip:g}" if until is None else f"until = {until:g}"
+            raise ValueError(f"{said} must skip something and leave a step: timesteps are {listed}")
         return times
-
-    @property
-    def _said(self) -> str:
-        return f"skip = {self.skip:g}" if self.until is None else f"until = {self.until:g}"
-
-    def _first(self, schedule: Schedule, times: list[float]) -> int:
-        """Which of the times the jump ends at."""
-        if self.until is None:
-            return self._skipped(len(times) - 1)
-        self._check_level(schedule, times[0], times[-1])
-        reached = 1.01 * self.until  # a grid that was made of `until` may have been rounded to whole times
-        return next(i for i, t in enumerate(times) if self._ratio(schedule, t) <= reached)
-
-    def _skipped(self, steps: int) -> int:
-        """How many of the steps the share comes to."""
-        skipped = round(self.skip * steps)
-        if not 0 < skipped < steps:
-            raise ValueError(f"{self._said} must skip at least one of {steps} steps and leave one: it skips {skipped}")
-        return skipped
-
-    def _check_level(self, schedule: Schedule, first: float, last: float) -> None:
-        high, low = self._ratio(schedule, first), self._ratio(schedule, last)
-        if not low < self.until < high:
-            levels = f"the last and the first sigma/alpha, {low:.3g} and {high:.3g}"
-            raise ValueError(f"until must lie between {levels}: got {self.until:g}")
-
-    @staticmethod
-    def _ratio(schedule: Schedule, t: float) -> float:
-        return math.exp(-float(schedule.log_snr(t)))
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
         return [None, *self.then.plan(schedule, times[1:])]
@@ -120,8 +96,8 @@ class Teleport(Solver):
         self.statistics.check(shape=shape, clip=clip)
         self.then.check(model, shape, clip)
 
-    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple:
-        """(steps of `then`, its state)."""
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[tuple[TimeStep, ...], None]:
+        """(steps of `then`, its state, which is that of a start after the jump)."""
         return tuple(step._replace(i=step.i - 1) for step in steps[1:]), None
 
     def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
@@ -142,6 +118,33 @@ class Teleport(Solver):
         if self.direct:
             return self.statistics.draw(x / k.sigma_t, k.alpha_s, k.sigma_s)
         return self.statistics.teleport(x, k.alpha_t, k.sigma_t, k.alpha_s, k.sigma_s)
+
+
+def _reached(until: float, schedule: Schedule, times: list[float]) -> int:
+    """The place of the first of the times at a level, or past it."""
+    _check_level(until, schedule, times[0], times[-1])
+    rounded = 1.01 * until  # a grid that was made of `until` may have been rounded to whole times
+    return next(i for i, t in enumerate(times) if _ratio(schedule, t) <= rounded)
+
+
+def _skipped(skip: float, steps: int) -> int:
+    """The number of steps that a share of them comes to."""
+    skipped = round(skip * steps)
+    if not 0 < skipped < steps:
+        raise ValueError(f"skip = {skip:g} must skip at least one of {steps} steps and leave one: it skips {skipped}")
+    return skipped
+
+
+def _check_level(until: float, schedule: Schedule, first: float, last: float) -> None:
+    high, low = _ratio(schedule, first), _ratio(schedule, last)
+    if not low < until < high:
+        levels = f"the last and the first sigma/alpha, {low:.3g} and {high:.3g}"
+        raise ValueError(f"until must lie between {levels}: got {until:g}")
+
+
+def _ratio(schedule: Schedule, t: float) -> float:
+    """sigma/alpha."""
+    return math.exp(-float(schedule.log_snr(t)))
 
 
 def _is_number(value: object) -> bool:

@@ -162,7 +162,7 @@ class GGDMTable(Identified):
     def updates(self) -> list[tuple[Tensor, Tensor]]:
         """(weights, std) of each step, noisiest first, as in `update_weights`."""
         levels = self.schedule.alpha(self.tau), self.schedule.sigma(self.tau)
-        c, d = tied(self.mu, self.sigma) if self.c is None else (self.c, self.d)
+        c, d = tied(self.mu, self.sigma) if self.c is None or self.d is None else (self.c, self.d)
         return update_weights(levels, self.mu, self.sigma, c, d)
 
     @classmethod
