@@ -76,10 +76,12 @@ class Teleport(Solver):
             times = [schedule.t_max, *self.then.times(schedule, wanted, t_max=arrival, spacing=self.spacing)]
         else:
             times = self.then.times(schedule, wanted, spacing=self.spacing)
+            first = 1
             if until is not None:
-                del times[1 : _reached(until, schedule, times)]
+                first = _reached(until, schedule, times)
             if skip is not None:
-                del times[1 : _skipped(skip, len(times) - 1)]
+                first = _skipped(skip, len(times) - 1)
+            del times[1 : first + times[first:].count(times[first]) - 1]  # one landing, also where a time stands twice
         if len(times) < 3 or not times[0] > times[1]:
             listed = ", ".join(f"{t:g}" for t in times)
             said = f"skip = {skip:g}" if until is None else f"until = {until:g}"
