@@ -23,6 +23,7 @@ from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3
 from gms_fast.solvers.er_sde import ERSDE
 from gms_fast.solvers.ggdm import GGDM
 from gms_fast.solvers.gms import GMS
+from gms_fast.solvers.heun import Heun
 from gms_fast.solvers.teleport import Teleport
 from gms_fast.solvers.unip import UniP
 from gms_fast.storage.embedded import named
@@ -37,6 +38,7 @@ _PLAIN: dict[str, type[Solver]] = {
     "dpm-solver++": DPMSolverPP,
     "er-sde": ERSDE,
     "unip": UniP,
+    "heun": Heun,
 }
 _WITH_TABLES: dict[str, type[Solver]] = {"dpm-solver-v3": DPMSolverV3, "teleport": Teleport, "ggdm": GGDM}
 TRUST = -2.0  # the statistics of embedded models are best from this lambda on: docs/quality.md
