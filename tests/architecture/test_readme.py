@@ -28,7 +28,7 @@ def test_it_is_short():
 
 
 def test_solvers_and_predictions_are_those_of_the_package():
-    for name in ("GMS", "SNDDPM", "DDPM", "DDIM", "DPMSolverPP", "UniP", "ERSDE", "DPMSolverV3", "GGDM"):
+    for name in ("GMS", "SNDDPM", "DDPM", "DDIM", "DPMSolverPP", "UniP", "Heun", "ERSDE", "DPMSolverV3", "GGDM"):
         assert f"`{name}(" in README
         assert hasattr(gms_fast.solvers, name)
 

@@ -24,6 +24,7 @@ SOLVERS = {
     "dpm-solver++": "dpm-solver++",
     "er-sde": "er-sde",
     "unip": "unip",
+    "heun": "heun",
     "ggdm": solvers.GGDM(TABLE),
     "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
     "teleport": solvers.Teleport(GAUSSIAN, 5.0, solvers.DPMSolverPP()),

@@ -142,7 +142,7 @@ LOW_RANK = statistics.gaussian(torch.randn(40, 1, 8, 8, generator=torch.Generato
 TABLE = solvers.GGDMTable.of(solvers.UniP(), VPLinear(), VPLinear().timesteps(4, 0.7)[:-1])
 EMPIRICAL = replace(statistics.load("digits"), network=None)
 SOLVERS = {
-    **{name: name for name in ("gms", "sn-ddpm", "ddpm", "ddim", "dpm-solver++", "er-sde", "unip")},
+    **{name: name for name in ("gms", "sn-ddpm", "ddpm", "ddim", "dpm-solver++", "er-sde", "unip", "heun")},
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
     "adan": solvers.GMS(fit="adan", iterations=3),
     "covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
