@@ -49,7 +49,7 @@ def sample(
                `schedule`, `prediction`, `moments` and `clip`, if any, are the defaults here (docs/models.md says what
                is assumed where there are none). It may be of any dtype, and may sit in torch's own wrappers
     steps      K >= 1; the network is called K + 1 times, K times where the schedule ends without noise and by solvers
-               with `denoise = False` (er-sde, DPMSolverV3)
+               with `denoise = False` (er-sde, DPMSolverV3); by heun twice a step, once to no noise
     solver     a Solver or its text (`gms_fast.solvers.text`): "gms", "er-sde:order=2", "teleport:until=5 then ddim"
     n, shape   number of samples and shape of one
     timesteps  times of the schedule to visit, noisiest first, steps + 1 of them; replaces `steps`. A single time is one
