@@ -161,7 +161,7 @@ class Description:
 
     @property
     def central(self) -> bool:
-        """Whether the second and third moments are about e1."""
+        """Tell second and third moments about e1 from raw ones."""
         return self.moments == "central"
 
     def built(self) -> Schedule:

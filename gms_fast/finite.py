@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def recorded(tensor: Tensor) -> bool:
-    """Whether the caller is compiled, or on the tensor's device captured in a CUDA graph: no value exists yet."""
+    """Tell whether the caller is compiled, or on the tensor's device captured in a CUDA graph: no value exists yet."""
     return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 

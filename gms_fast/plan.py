@@ -3,11 +3,14 @@
 import math
 import operator
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gms_fast import constants, schedules
 from gms_fast.constants import Identified
@@ -89,31 +92,48 @@ def plan(
     if torch.compiler.is_compiling():
         pack = constants.pack
         return _of(*_constant_numbers(pack(schedule), pack(own), pack(solver), wanted, denoise))
-    known: list[object] = []
-    key = *(_seen(value, known) for value in (schedule, own, solver, wanted)), denoise
+    arguments = schedule, own, solver, wanted, denoise
+    tables: list[weakref.ref[Any]] = []
+    key = _key(arguments, tables)
+    if key is None:
+        return _of(*_numbers(*arguments))
     found = _plans.get(key)
-    if found is None:
+    if found is None or any(table() is None for table in found[0]):
         if len(_plans) >= _MOST:
             _plans.clear()
-        found = _plans[key] = known, _of(*_numbers(schedule, own, solver, wanted, denoise))
+        found = _plans[key] = tables, _of(*_numbers(*arguments))
     return found[1]
 
 
-_plans: dict[tuple[object, ...], tuple[list[object], Plan]] = {}  # with the objects that are known by their identity
+_plans: dict[object, tuple[list[weakref.ref[Any]], Plan]] = {}  # while the tables live that are known by identity
 
 
-def _seen(value: object, known: list[object]) -> object:
-    """A value as far as a plan can depend on it: objects by class and attributes; by identity, and then `known`, what
-    cannot be compared so.
+def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
+    """A value as far as a plan can depend on it; None where that cannot be told.
+
+    Objects of this package count by class and attributes, tables of numbers in them by identity. Functions and classes
+    of others may look at anything.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
     if isinstance(value, (tuple, list)):
-        return type(value), *(_seen(part, known) for part in value)
-    if isinstance(value, Identified):
-        return type(value), *((name, _seen(part, known)) for name, part in vars(value).items())
-    known.append(value)
-    return id(value)
+        return _keys(type(value), value, tables)
+    if isinstance(value, dict):
+        return _keys((dict, *value), value.values(), tables)
+    if isinstance(value, (Tensor, np.ndarray)):
+        tables.append(weakref.ref(value))
+        return type(value), id(value)
+    if isinstance(value, Identified) and type(value).__module__.partition(".")[0] == __package__:
+        if type(value).__hash__ is object.__hash__ and is_dataclass(value):  # a table with its numbers
+            tables.append(weakref.ref(value))
+            return type(value), id(value)
+        return _keys((type(value), *vars(value)), vars(value).values(), tables)
+    return None
+
+
+def _keys(kind: object, values: Iterable[object], tables: list[weakref.ref[Any]]) -> object | None:
+    found = [_key(value, tables) for value in values]
+    return None if None in found else (kind, *found)
 
 
 def _of(rows: list[Row], denoise: bool, whole: bool) -> Plan:

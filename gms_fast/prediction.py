@@ -1,4 +1,4 @@
-"""What a network predicts, as noise moments and as the data estimate (docs/notation.md)."""
+"""Predictions of networks, as noise moments and as the data estimate (docs/notation.md)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -70,7 +70,7 @@ def to_noise(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> T
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a network says about the state x_t: noise moments, or one tensor in one of the forms of `names()`.
+    """An estimate at the state x_t by a network: noise moments, or one tensor in one of the forms of `names()`.
 
     clip     data range of x_0, or None
     central  whether the second and third moments are about e1

@@ -1,5 +1,5 @@
-"""What is measured once and used in every sampling: of a network, the curves that DPM-Solver-v3 steps by (Zheng et al.
-2023, arXiv 2310.13268); of data, mean and covariance (Wang & Vastola 2024, arXiv 2412.09726).
+"""Statistics, measured once and used in every sampling: of a network, the curves of DPM-Solver-v3 (Zheng et al. 2023,
+arXiv 2310.13268); of data, mean and covariance (Wang & Vastola 2024, arXiv 2412.09726).
 
 `empirical_model` and `gaussian` measure them, `EmpiricalModel` and `Gaussian` hold them, `load` and `load_gaussian`
 read those that come with an embedded model; `pilot` says how far a Gaussian can stand for a network.

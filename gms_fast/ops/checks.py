@@ -1,4 +1,4 @@
-"""What the ops refuse, naming the argument, and how what they were given is grouped for a backend."""
+"""Checks of the ops, whose errors name the argument, and values as backends take them."""
 
 import functools
 import math
@@ -292,7 +292,7 @@ def check_out(out: Tensor, like: Tensor) -> None:
 def apart_from(
     out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], numbers: Tensor | None, draws: Draws
 ) -> tuple[Sequence[Tensor | None], Tensor | None, Draws]:
-    """What is read, copied where writing out[i] may change what is read after it; out may be an input itself."""
+    """Tensors to read, copied where writing out[i] may change what is read after it; out may be an input itself."""
     check_out(out, like)
     if not (out.is_cpu or out.is_cuda):  # plain torch, which reads all before it writes
         return inputs, numbers, draws

@@ -58,7 +58,7 @@ class Backend(Protocol):
 
 
 class Backends(TypedDict):
-    """What `backends` reports."""
+    """The report of `backends`."""
 
     available: list[str]
     missing: dict[str, str]
@@ -67,7 +67,7 @@ class Backends(TypedDict):
 
 
 def _missing(name: str) -> str:
-    """Why the backend cannot run here; empty if it can."""
+    """The reason why the backend cannot run here; empty if it can."""
     if name == "cpp":
         return native.reason
     if name == "cuda":
@@ -154,7 +154,7 @@ def _runs_on(name: str, device: str) -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, which takes CPU tensors."""
+    """Tell Triton's interpreter, which takes CPU tensors, from its compiler."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -185,7 +185,7 @@ def chosen(device: str) -> str:
 
 
 def backends() -> Backends:
-    """What is available, what is missing and why, and what is chosen per device.
+    """Report what is available, what is missing and why, and what is chosen per device.
 
     {"available": [...], "missing": {name: reason}, "chosen": {"cpu": name, "cuda": name or None, .., "other": name},
      "instruction_set": "avx512" | "avx2" | "baseline" | None}

@@ -187,7 +187,7 @@ def affine_noise_here(
 def _prepared(
     inputs: Sequence[Tensor | None], numbers: Tensor | None, draws: Draws, out: Tensor | None, alike: int
 ) -> tuple[Sequence[Tensor | None], Tensor | None, Draws, Tensor, int]:
-    """What is read, checked, and the output: a new tensor, or the one given, which what is read is kept apart from."""
+    """Inputs, numbers and draws, checked, and the output: a new tensor, or the one given, apart from what is read."""
     x = a_tensor("x", inputs[0])
     draws = checked_draws(draws, x, alike or x.size(0))
     if out is None:

@@ -1,4 +1,4 @@
-"""Where the elements of tensors lie, for backends that take any layout without copying."""
+"""Layouts of tensors, for backends that take any of them without copying."""
 
 from collections.abc import Sequence
 

@@ -16,7 +16,7 @@ StepTensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]  # x, 
 
 
 class Fit(NamedTuple):
-    """Which mixture: the kind of fit, the weight of component a, and the settings of the released optimiser."""
+    """A choice of mixture: the kind of fit, the weight of component a, and the settings of the released optimiser."""
 
     kind: str = "exact"
     weight: float = 1 / 3

@@ -1,4 +1,4 @@
-"""What a schedule is: x_t = alpha_t x_0 + sigma_t eps, its log signal-to-noise ratio, and grids of times to visit."""
+"""The base of all schedules: x_t = alpha_t x_0 + sigma_t eps, its log signal-to-noise ratio, and grids of times."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -86,7 +86,7 @@ class Solver(Identified, ABC):
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
-        """What `step` needs to know of each step beyond its coefficients: plain numbers, computed once in float64."""
+        """Numbers that `step` needs of each step beyond its coefficients: plain ones, computed once in float64."""
         return [None] * (len(times) - 1)
 
     def calls(self, schedule: Schedule, times: Sequence[float]) -> int:
@@ -111,7 +111,7 @@ class Solver(Identified, ABC):
         return None
 
     def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
-        """What takes the network's place in the first `known_steps` steps."""
+        """The estimate that takes the network's place in the first `known_steps` steps."""
         raise NotImplementedError(f"{type(self).__name__} needs the network at every step")
 
     @abstractmethod

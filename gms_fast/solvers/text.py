@@ -120,7 +120,7 @@ def build(
     known = options(made)
     if unknown := given.keys() - set(known):
         listed = ", ".join(sorted(unknown))
-        raise ValueError(f"solver {solver!r} has no option {listed}: {name} takes {', '.join(known)}")
+        raise ValueError(f"solver {solver!r} has no option {listed}: {name} takes {', '.join(known) or 'none'}")
     if then and made is not Teleport:
         raise ValueError(f'solver must be a teleport before "then": got {solver!r}')
     if made is DPMSolverV3 and "statistics" not in given:

@@ -1,4 +1,4 @@
-"""What solvers take: curves of a network, mean and covariance of data, learned tables; each with its file."""
+"""Tables that solvers take: curves of a network, mean and covariance of data, learned tables; each with its file."""
 
 from gms_fast.tables.empirical import EmpiricalModel as EmpiricalModel
 from gms_fast.tables.gaussian import Gaussian as Gaussian

@@ -52,7 +52,7 @@ class Tables(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalModel(Identified):
-    """What DPM-Solver-v3 knows about a network: l, s, b on a grid of lambda = log(alpha/sigma).
+    """Curves of a network for DPM-Solver-v3: l, s, b on a grid of lambda = log(alpha/sigma).
 
     schedule  the schedule they were measured on
     lam       (N+1,) half-log-SNR, uniform, increasing: noisiest first

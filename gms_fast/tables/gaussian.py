@@ -105,7 +105,7 @@ class Gaussian(Identified):
         return (mean + away).to(x.dtype)
 
     def teleport(self, x: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> Tensor:
-        """Where the probability flow takes x_t (B, *) from noise level t to s; sigma_t > 0.
+        """Move x_t (B, *) along the probability flow from noise level t to s; sigma_t > 0.
 
         x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu)
         """

@@ -1,4 +1,4 @@
-"""What a table was made for: the schedule, and the network by a fingerprint of its parameters."""
+"""The origin of a table: the schedule, and the network by a fingerprint of its parameters."""
 
 from collections.abc import Callable
 
