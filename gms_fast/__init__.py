@@ -58,7 +58,7 @@ def __getattr__(name: str) -> object:
 
     if name in _PLACES:
         found = getattr(import_module(f"gms_fast.{_PLACES[name]}"), name)
-    elif not name.startswith("_") and find_spec(f"gms_fast.{name}") is not None:
+    elif name.isidentifier() and not name.startswith("_") and find_spec(f"gms_fast.{name}") is not None:
         found = import_module(f"gms_fast.{name}")
     else:
         raise AttributeError(f"module 'gms_fast' has no attribute {name!r}")

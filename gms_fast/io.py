@@ -126,7 +126,7 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
     if (schedule := overrides.pop("schedule", None)) is not None:
         overrides["schedule"] = _asking(schedule, config["schedule"])
     model = _assemble(weights, {**config, **overrides}, str(name_or_path))
-    model.origin = str(name_or_path) if name_or_path in EMBEDDED else str(path) if path.is_dir() else None
+    model.origin = str(name_or_path) if name_or_path in EMBEDDED else str(path.resolve()) if path.is_dir() else None
     return model
 
 

@@ -5,16 +5,16 @@ import operator
 import struct
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gms_fast import constants, schedules
 from gms_fast.constants import Identified
 from gms_fast.schedules import Schedule
+from gms_fast.schedules.base import as_float64
 from gms_fast.solvers import Solver
 from gms_fast.solvers.base import TimeStep
 from gms_fast.steps import StepCoefficients
@@ -111,8 +111,8 @@ _plans: dict[object, tuple[list[weakref.ref[Any]], Plan]] = {}  # while the tabl
 def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
     """A value as far as a plan can depend on it; None where that cannot be told.
 
-    Objects of this package count by class and attributes, tables of numbers in them by identity. Functions and classes
-    of others may look at anything.
+    Objects of this package count by class and attributes, tensors in them by identity and version. Functions and
+    classes of others may look at anything.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
@@ -120,14 +120,12 @@ def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
         return _keys(type(value), value, tables)
     if isinstance(value, dict):
         return _keys((dict, *value), value.values(), tables)
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, Tensor) and not value.is_inference():
         tables.append(weakref.ref(value))
-        return type(value), id(value)
-    if isinstance(value, Identified) and type(value).__module__.partition(".")[0] == __package__:
-        if type(value).__hash__ is object.__hash__ and is_dataclass(value):  # a table with its numbers
-            tables.append(weakref.ref(value))
-            return type(value), id(value)
-        return _keys((type(value), *vars(value)), vars(value).values(), tables)
+        return id(value), value._version
+    if isinstance(value, Identified) and type(value).__module__.startswith("gms_fast."):
+        known = {name: part for name, part in vars(value).items() if not name.startswith("_copies")}
+        return _keys((type(value), *known), known.values(), tables)
     return None
 
 
@@ -170,7 +168,8 @@ def _numbers_along(
 ) -> tuple[list[Row], bool, bool]:
     """`_numbers` of times that the solver has chosen."""
     steps = [*StepCoefficients.along(schedule, times), StepCoefficients.at(schedule, times[-1])]
-    asked, numbers = schedule.network_time(times).tolist(), [*solver.plan(schedule, times), None]
+    asked = torch.as_tensor(schedule.network_time(as_float64(times)), dtype=torch.float64).expand(len(times)).tolist()
+    numbers = [*solver.plan(schedule, times), None]
     rows = [
         (t, time, tuple(vars(k).items()), its, _level(k))
         for t, time, k, its in zip(times, asked, steps, numbers, strict=True)

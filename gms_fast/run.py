@@ -60,22 +60,11 @@ class Run:
         return cls(
             model=model,
             network=Network(model, batch_size=batch_size, condition=condition),
-            solver=solvers.build(solver, origin=attribute(model, "origin"), steps=steps),
+            solver=solvers.build(solver, origin=_origin(model), steps=steps),
             said=said,
             callback=callback,
             finite=FiniteCheck(),
         )
-
-    def check_signal(self, plan: Plan) -> None:
-        """Raise ValueError where the first call of the network can tell nothing of x_0."""
-        first = (*plan.steps, plan.last)[min(self.solver.known_steps, len(plan.steps))]
-        if first.coefficients.alpha_t == 0 and self.said.prediction not in predictions.WITHOUT_SIGNAL:
-            forms = ", ".join(predictions.WITHOUT_SIGNAL)
-            raise ValueError(
-                f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
-                f"got {self.said.prediction!r}, which tells nothing of x_0 there. Else timesteps must start where "
-                f"alpha > 0 ({self.said.built().later_start})"
-            )
 
     def initial(
         self,
@@ -155,6 +144,21 @@ def initial(
     return first.sigma_t * z
 
 
+def check_signal(plan: Plan, known_steps: int, form: str, schedule: Callable[[], Schedule]) -> None:
+    """Raise ValueError where the first call of the network can tell nothing of x_0 in this form of prediction.
+
+    schedule  makes the schedule, for the error
+    """
+    first = (*plan.steps, plan.last)[min(known_steps, len(plan.steps))]
+    if first.coefficients.alpha_t == 0 and form not in predictions.WITHOUT_SIGNAL:
+        forms = ", ".join(predictions.WITHOUT_SIGNAL)
+        raise ValueError(
+            f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
+            f"got {form!r}, which tells nothing of x_0 there. Else timesteps must start where alpha > 0 "
+            f"({schedule().later_start})"
+        )
+
+
 def check_samples(draws: Draws, n: int) -> None:
     """Raise ValueError unless seeds and sample indices fit n samples."""
     seed = draws.seed
@@ -171,6 +175,12 @@ def check_moments(solver: Solver, estimate: Estimate) -> None:
             f"gives {len(estimate.said)}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
             "that needs the noise alone, such as ddim"
         )
+
+
+def _origin(model: object) -> str | None:
+    """The place that the model is from, if it says so."""
+    origin = attribute(model, "origin")
+    return origin if isinstance(origin, str) else None
 
 
 def check_noise(noise: object, step_offset: object) -> None:

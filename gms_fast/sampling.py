@@ -11,8 +11,8 @@ from tqdm import tqdm
 from gms_fast import ops
 from gms_fast.assumptions import UNSAID
 from gms_fast.ops.types import Draws
-from gms_fast.plan import integer, plan
-from gms_fast.run import Run, check_noise
+from gms_fast.plan import as_times, integer, plan
+from gms_fast.run import Run, check_noise, check_signal
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments
@@ -84,7 +84,7 @@ def sample(
     run = Run.prepare(
         model,
         solver=solver,
-        steps=steps,
+        steps=steps if timesteps is None else len(as_times(timesteps)) - 1,
         schedule=schedule,
         prediction=prediction,
         clip=clip,
@@ -94,11 +94,11 @@ def sample(
     )
     check_noise(noise, step_offset)
     draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
+    known = run.solver.known_steps
     walk = plan(run.said.schedule, run.said.own, steps, timesteps, run.solver, denoise)
-    run.check_signal(walk)
+    check_signal(walk, known, run.said.prediction, run.said.built)
     x = run.initial(walk, draws, n, shape, x_T, device, dtype)
     run.solver.check(run.model, x.shape[1:], run.said.clip)
-    known = run.solver.known_steps
     counted = step_offset > 0 or ((walk.whole or x_T is None) and not known)
     state = run.solver.start(x, walk.steps) if walk.steps else None
     draws = draws.on(x.device)
@@ -108,7 +108,7 @@ def sample(
         x, stopped = run.report(step, x, estimate)
         if stopped:
             return run.finished(x)
-        given = noise and partial(noise, step_offset + step.i - known)
+        given = None if noise is None else partial(noise, step_offset + step.i - known)
         x, state = run.solver.step(x, estimate.of(x), step, draws._replace(step=counter, z=given), state)
     if walk.denoise:
         x = run.evaluate(x, walk.last).x0()  # the K+1st call

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from gms_fast import ops, prediction, schedules, solvers
+from gms_fast.ops.checks import a_tensor
 from gms_fast.ops.types import Draws, Given, pair
 from gms_fast.plan import Plan, as_times, integer, plan, plan_from
-from gms_fast.run import check_moments, check_samples, initial
+from gms_fast.run import check_moments, check_samples, check_signal, initial
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments, as_range
@@ -22,7 +23,7 @@ class Stepper:
         stepper = Stepper("er-sde", schedule, steps=10)
         x = stepper.initial((n, 3, 32, 32))
         for i, t in enumerate(stepper.network_times):
-            x = stepper.step(i, network(x, t), x)
+            x = stepper.step(i, network(x, x.new_full((n,), t)), x)
 
     solver       a Solver or its text, as "er-sde:order=2"
     schedule     a Schedule or its name
@@ -59,8 +60,10 @@ class Stepper:
         self.clip = None if clip is None else as_range(clip)
         times = None if timesteps is None else _distinct(self.schedule, timesteps)
         self.plan = plan(self.schedule, None, steps or 0, times, self.solver, denoise)
+        check_signal(self.plan, self.solver.known_steps, self.prediction, lambda: self.schedule)
         self._draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
-        self._drawn = False  # whether x_T is from `initial`
+        ops.check_sample_offset(self._draws.sample_offset, 1)
+        self._drawn = False  # whether the next walk begins with what `initial` drew
         self._walk: _Walk | None = None
 
     @property
@@ -77,10 +80,13 @@ class Stepper:
         self, shape: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         """x_T ~ N(0, sigma_T^2) of shape (n, *sample), to begin with at index 0."""
+        if not isinstance(shape, Sequence) or not shape:
+            raise ValueError(f"shape must be (n, *sample): got {shape!r}")
         check_samples(self._draws, shape[0])
         self._drawn, self._walk = True, None
         return initial(self.plan, self._draws, shape, device, dtype)
 
+    @torch.no_grad()
     def step(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor, *, noise: Given = None) -> Tensor:
         """x at the next time, or after the last index the sample.
 
@@ -96,11 +102,12 @@ class Stepper:
             x = estimate.x0()
         else:
             z, u = pair(noise)
-            draws = self._draws.on(x.device)._replace(step=walk.counters[i], z=z, u=u)
+            draws = walk.draws._replace(step=walk.counters[i], z=z, u=u)
             x, walk.state = walk.solver.step(x, estimate, walk.plan.steps[i], draws, walk.state)
         walk.expected = index + 1
         return x
 
+    @torch.no_grad()
     def x0(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> Tensor:
         """E[x_0|x_t] at an index, clipped to the data range if there is one."""
         return self._estimate(index, output, x).x0()
@@ -109,6 +116,7 @@ class Stepper:
         if not 0 <= integer("index", index) < len(self.plan.asked):
             raise ValueError(f"index must lie in [0, {len(self.plan.asked)}): got {index}")
         step = self.plan.asked[index]
+        a_tensor("x", x)
         if index < self.solver.known_steps:
             return self.solver.known(x, step, self.clip)
         estimate = prediction.estimate(output, x, step.coefficients, self.prediction, self.clip, self.central)
@@ -123,8 +131,9 @@ class Stepper:
             steps = plan_from(index, self.plan, self.schedule, solver, self.denoise)
         solver.check(None, x.shape[1:], self.clip)
         counted = index == 0 and (self._drawn or self.plan.whole) and not self.solver.known_steps
+        self._drawn = False
         state = solver.start(x, steps.steps) if steps.steps else None
-        return _Walk(solver, steps, index, steps.counters(counted=counted), state)
+        return _Walk(solver, steps, index, self._draws.on(x.device), steps.counters(counted=counted), state)
 
 
 @dataclass
@@ -134,6 +143,7 @@ class _Walk:
     solver: Solver
     plan: Plan
     begun: int
+    draws: Draws
     counters: list[int]
     state: Any
     expected: int = -1

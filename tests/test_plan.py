@@ -1,17 +1,26 @@
 """Times and noise of a run: where grids end, no step that vanishes, and noise that follows the level."""
 
 import functools
+import gc
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
 from strangers import ACCURATE, MEAN, STD, TWO, Exact, Moments, sample, std
+from toys import polynomial
 
-from gms_fast import ops, schedules, solvers
-from gms_fast.schedules import Flow, VPLinear
+import gms_fast
+from gms_fast import ops, schedules, solvers, statistics
+from gms_fast.plan import plan
+from gms_fast.schedules import VP, Flow, VPLinear
+from gms_fast.solvers import DDIM, ERSDE, GMS, Teleport
+from gms_fast.tables import Gaussian
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+DIGITS = statistics.load_gaussian("digits")
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(0.3, 0.2), (0.0, 1.0)])
@@ -120,3 +129,73 @@ def test_one_time_is_one_call(solver):
     e1 = model(x_T, torch.tensor([999.0])).e1
     assert torch.allclose(x, ((x_T - sigma * e1) / alpha).clamp(-1, 1), atol=1e-3)
     assert torch.equal(sample(model, timesteps=[999], solver=solver, x_T=x_T, denoise=False), x_T)
+
+
+def functions():
+    """Solvers and schedules whose plans may change without a change of their attributes."""
+    power = [2.0]
+    return power, ERSDE(noise_scale=lambda x: x ** power[0], variance_clip=0.0)
+
+
+@pytest.mark.parametrize("jump", [False, True])
+def test_functions_are_asked_anew(jump):
+    power, solver = functions()
+    solver = Teleport(DIGITS, 2.0, solver) if jump else solver
+    before = plan("linear", None, 5, None, solver)
+    power[0] = 2.5
+    assert plan("linear", None, 5, None, solver) != before
+
+
+def test_changed_tables_have_other_plans():
+    schedule = VPLinear()
+    before = plan(schedule, None, 5, None, DDIM())
+    assert plan(schedule, None, 5, None, DDIM()) is before
+    schedule._log_alpha.mul_(1.01)
+    assert plan(schedule, None, 5, None, DDIM()) != before
+
+
+def test_tables_are_not_kept_alive():
+    known = Gaussian(DIGITS.mean, DIGITS.eigenvectors, DIGITS.eigenvalues)
+    solver = Teleport(known, 2.0, DDIM())
+    assert plan("linear", None, 5, None, solver) is plan("linear", None, 5, None, solver)
+    alive = weakref.ref(known)
+    del known, solver
+    gc.collect()
+    assert alive() is None
+
+
+def test_network_times_of_a_schedule_of_ones_own_may_be_of_one_number():
+    class Asked(Flow):
+        def network_time(self, t):
+            return 1000 * t
+
+    class Constant(Flow):
+        def network_time(self, t):
+            return 7.0
+
+    steps = [plan(kind(t_max=0.9), None, 2, None, DDIM()).steps for kind in (Asked, Constant)]
+    assert [[step.network_time for step in each] for each in steps] == [[900.0, 450.0], [7.0, 7.0]]
+
+
+def test_noise_of_a_source_that_is_empty_is_asked():
+    class Source(list):
+        def __call__(self, step):
+            return ops.philox_normal((2, 3), seed=step)
+
+    options = {"solver": "ddpm", "schedule": "linear", "n": 2, "shape": (3,), "clip": None}
+    want = gms_fast.sample(polynomial, 3, noise=Source([1]), **options)
+    assert torch.equal(gms_fast.sample(polynomial, 3, noise=Source(), **options), want)
+
+
+def test_noise_is_asked_for_once_a_step_where_elements_are_drawn_together():
+    asked = []
+    options = {"schedule": "linear", "n": 2, "shape": (1, 8, 8), "clip": (-1, 1)}
+    gms_fast.sample(polynomial, 4, solver=GMS(covariance=DIGITS, switch=3), noise=asked.append, **options)
+    assert asked == [0, 1, 2, 3]
+
+
+def test_switch_that_never_happens_is_told_of_from_no_signal_on():
+    schedule = VP(torch.linspace(1e-4, 1.0, 50))
+    options = {"schedule": schedule, "timesteps": [49, 45], "prediction": "x0", "n": 2, "shape": (1, 8, 8)}
+    with pytest.warns(UserWarning, match="sigma/alpha from inf to inf"):
+        gms_fast.sample(polynomial, solver=GMS(covariance=DIGITS, switch=0.001), clip=(-1, 1), **options)

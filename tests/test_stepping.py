@@ -185,3 +185,47 @@ def test_steps_that_cannot_be_taken_are_named():
         stepper.step(0, NoiseMoments(x, x), x)
     with pytest.raises(ValueError, match="output must be shaped like x"):
         Stepper("ddim", "linear", steps=3).step(0, x[:1], x)
+
+
+def test_noise_without_signal_is_refused():
+    """As `sample` does: in this form the network says nothing of x_0 there."""
+    schedule = schedules.VP(torch.linspace(1e-4, 1.0, 50))
+    with pytest.raises(ValueError, match="prediction must be one of x0, v, flow where timesteps start at alpha = 0"):
+        Stepper("ddim", schedule, steps=3)
+    assert len(Stepper("ddim", schedule, steps=3, prediction="v").timesteps) == 4
+
+
+def test_a_state_of_ones_own_is_taken_for_it_after_an_initial_one():
+    x, times = gms_fast.ops.philox_normal(SHAPE, seed=1), (800, 300, 20)
+    want = gms_fast.sample(polynomial, solver="gms", timesteps=times, x_T=x, schedule="linear", clip=(-1, 1))
+    stepper = Stepper("gms", "linear", timesteps=times, clip=(-1, 1))
+    walked(stepper, stepper.initial(SHAPE))
+    assert torch.equal(walked(stepper, x), want)
+
+
+@pytest.mark.parametrize("name", ["er-sde", "ddim eta", "gms", "gms with covariance"])
+def test_given_noise_may_hold_one_uniform_a_sample_or_uniforms_alone(name):
+    x, u = gms_fast.ops.philox_normal(SHAPE, seed=1), torch.tensor([0.1, 0.5, 0.9])
+    for noise in ((gms_fast.ops.philox_normal(SHAPE, seed=8), u), (None, u)):
+        stepper = Stepper(SOLVERS[name], VPLinear(), steps=3, clip=(-1, 1))
+        options = {"solver": SOLVERS[name], "schedule": VPLinear(), "x_T": x, "clip": (-1, 1)}
+        want = gms_fast.sample(polynomial, 3, noise=lambda _, noise=noise: noise, **options)
+        assert torch.equal(walked(stepper, x, noise=noise), want)
+
+
+def test_steps_ask_for_no_gradient():
+    stepper, slope = Stepper("ddim", "linear", steps=2), torch.ones((), requires_grad=True)
+    x = stepper.initial(SHAPE)
+    for i in range(3):
+        x = stepper.step(i, slope * x, x)
+    assert not x.requires_grad
+
+
+def test_bad_indices_and_states_are_named():
+    with pytest.raises(ValueError, match="sample_offset must lie"):
+        Stepper("ddim", "linear", steps=2, sample_offset=-1)
+    stepper = Stepper("ddim", "linear", steps=2)
+    with pytest.raises(TypeError, match="x must be a tensor"):
+        stepper.step(0, torch.zeros(1), [1.0])
+    with pytest.raises(ValueError, match="shape must be"):
+        stepper.initial(())

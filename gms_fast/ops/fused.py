@@ -199,10 +199,10 @@ def _prepared(
 
 def _wanted(draws: Draws, noise_std: float, numbers: Tensor | None) -> Draws:
     """The draws of normals alone; none that a function gives where none are wanted."""
-    if not callable(draws.z):
-        return draws
-    wanted = noise_std != 0 or _last_is_std(numbers)
-    return draws.given()._replace(u=None) if wanted else draws._replace(z=None)
+    if callable(draws.z):
+        wanted = noise_std != 0 or _last_is_std(numbers)
+        draws = draws.given() if wanted else draws._replace(z=None)
+    return draws if draws.u is None else draws._replace(u=None)
 
 
 def _last_is_std(numbers: Tensor | None) -> bool:

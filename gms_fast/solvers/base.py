@@ -1,12 +1,14 @@
 """The base of all solvers: a step with explicit state; the loop that calls it stands in `gms_fast/sampling.py`."""
 
 import copy
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gms_fast.constants import Identified
@@ -158,7 +160,7 @@ class Extrapolating(Multistep):
 
 def check_order(order: object, orders: Sequence[int]) -> None:
     """Raise ValueError unless `order` is one of `orders`."""
-    if type(order) is not int or order not in orders:
+    if isinstance(order, bool) or not isinstance(order, int) or order not in orders:
         raise ValueError(f"order must be one of {', '.join(map(str, orders))}: got {order!r}")
 
 
@@ -178,7 +180,11 @@ def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> St
     k = step.coefficients
     if not step.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
         return None
-    return replace(k, var_max=_std_of(clip_pixel) ** 2)
+    bounded = replace if torch.compiler.is_compiling() else _replaced  # one object, by which kernels know it
+    return bounded(k, var_max=_std_of(clip_pixel) ** 2)
+
+
+_replaced = functools.lru_cache(256)(replace)
 
 
 def _std_of(grey_levels: float) -> float:

@@ -109,7 +109,7 @@ class GMS(Solver):
         if self.covariance is None or self._level == 0 or torch.compiler.is_compiling():
             return
         if all(together) or not any(together):
-            first, last = (step.coefficients.sigma_t / step.coefficients.alpha_t for step in (steps[0], steps[-1]))
+            first, last = (_ratio(step.coefficients) for step in (steps[0], steps[-1]))
             kind = "together: switch=0 says so, and needs no heads" if all(together) else "by itself"
             warnings.warn(
                 f"switch = {self._level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
@@ -135,12 +135,19 @@ class GMS(Solver):
         return self.component or ("sample" if self.fit == "adan" or shared else "element")
 
 
+def _ratio(k: StepCoefficients) -> float:
+    """sigma_t/alpha_t."""
+    return k.sigma_t / k.alpha_t if k.alpha_t > 0 else math.inf
+
+
 def _together(
     covariance: Gaussian, x: Tensor, mean: Tensor, k: StepCoefficients, draws: Draws, z: Tensor | None
 ) -> Tensor:
     """x_s = A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
     if z is None:
-        z = fused.philox(True, x.shape, draws, 0, torch.promote_types(x.dtype, torch.float32), x.device)
+        z = fused.philox(
+            True, x.shape, draws._replace(z=None, u=None), 0, torch.promote_types(x.dtype, torch.float32), x.device
+        )
     if z.shape != x.shape:
         raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
     return fused.affine_noise(x, [mean], [k.A, k.B], 1.0, Draws(z=covariance.step_noise(z, k)))

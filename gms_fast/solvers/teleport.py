@@ -54,7 +54,7 @@ class Teleport(Solver):
         if self.skip is not None and not (_is_number(self.skip) and 0 < self.skip < 1):
             raise ValueError(f"skip must be a share of the steps, in (0, 1): got {self.skip!r}")
         if not isinstance(self.then, Solver) or isinstance(self.then, Teleport):
-            raise TypeError(f"then must be a solver, such as DPMSolverPP(): got {self.then!r}")
+            raise TypeError(f"then must be a solver, such as DPMSolverPP(): got {type(self.then).__name__}")
 
     @property
     def moments_needed(self) -> int:  # type: ignore[override]

@@ -1,7 +1,7 @@
 """Solvers by text: "er-sde:order=2", "gms:fit=exact,component=sample", "teleport:until=10 then er-sde".
 
     text     name [":" option "=" value {"," option "=" value}] [" then " text]
-    value    a number, True, False, None, or a word
+    value    a number, true, false, none, or a word
 
 One language for `sample`, for every command and for configurations. A solver that knows a network or its data takes the
 name of an embedded model or a file for its table, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
@@ -41,7 +41,8 @@ _PLAIN: dict[str, type[Solver]] = {
     "heun": Heun,
 }
 _WITH_TABLES: dict[str, type[Solver]] = {"dpm-solver-v3": DPMSolverV3, "teleport": Teleport, "ggdm": GGDM}
-TRUST = -2.0  # the statistics of embedded models are best from this lambda on: docs/quality.md
+_NAMES_OF_TABLES = ("statistics", "covariance", "table")  # options that name one
+_WORDS = {"true": True, "false": False, "none": None}
 
 
 class Table(NamedTuple):
@@ -77,24 +78,33 @@ def kind(name: str) -> type[Solver]:
 
 
 def parse(text: str) -> tuple[str, dict[str, Any], str]:
-    """(name, options, what follows " then ") of a text. Raises ValueError for an option without a value."""
+    """(name, options, what follows " then ") of a text. Raises ValueError for an option without a value, or twice."""
+    name, given, then = _parts(text)
+    return name, {option: value for option, value in given}, then  # noqa: C416 - torch.compile follows no dict(..)
+
+
+@constants.function
+def _parts(text: str) -> tuple[str, tuple[tuple[str, Any], ...], str]:
     first, _, then = text.partition(_THEN)
     name, _, listed = first.partition(":")
-    given = {}
+    given: dict[str, Any] = {}
     for option in filter(None, listed.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals:
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not key or not equals or key in given:
             raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {first!r}")
-        given[key.strip()] = literal(value.strip())
-    return name.strip(), given, then.strip()
+        given[key] = value if key in _NAMES_OF_TABLES and value.lower() != "none" else literal(value)
+    return name.strip(), tuple(given.items()), then.strip()
 
 
 def literal(text: str) -> Any:
     """The number, True, False or None that a text is, else the text: a word, such as free."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+    return value if isinstance(value, (int, float)) else text
 
 
 def build(
@@ -123,8 +133,7 @@ def build(
         raise ValueError(f"solver {solver!r} has no option {listed}: {name} takes {', '.join(known) or 'none'}")
     if then and made is not Teleport:
         raise ValueError(f'solver must be a teleport before "then": got {solver!r}')
-    if made is DPMSolverV3 and "statistics" not in given:
-        given = {"trust": TRUST} | given
+    _check_kinds(solver, made, given)
     for option, table in _tables(made, given).items():
         found = given[option] if option in given else _beside(origin, table, steps, name)
         given[option] = (load or {}).get(table, table.load)(found)
@@ -134,6 +143,18 @@ def build(
         return made(**given)
     except TypeError as error:
         raise ValueError(f"solver {solver!r}: {error}") from error
+
+
+def _check_kinds(text: str, made: type[Solver], given: dict[str, Any]) -> None:
+    """Raise ValueError for a word where a number or a flag is wanted."""
+    for name, value in given.items():
+        default = getattr(made, name, None)
+        wanted = "True or False" if isinstance(default, bool) else "a number"
+        fits = isinstance(value, bool) if isinstance(default, bool) else not isinstance(value, (str, bool))
+        if isinstance(default, (bool, int, float)) and value is not None and not fits:
+            flexible = made is DPMSolverV3 and name in ("half", "spacing")
+            if not flexible:
+                raise ValueError(f"{name} must be {wanted} in solver {text!r}: got {value!r}")
 
 
 @constants.function

@@ -157,6 +157,12 @@ def test_solver_made_in_the_graph_keeps_its_numbers(make):
     assert_compiles_once(lambda x_T: gms_fast.sample(net, 3, x_T=x_T, solver=make()), *states(net.sample_shape))
 
 
+@pytest.mark.parametrize("text", ["er-sde:order=2", "gms:weight=0.3", "dpm-solver++:sde=true"])
+def test_solver_may_be_text_with_options(text):
+    net = MomentNet()
+    assert_compiles_once(lambda x_T: gms_fast.sample(net, 3, x_T=x_T, solver=text), *states(net.sample_shape))
+
+
 def test_schedule_without_numbers_may_be_made_in_the_graph():
     net = MomentNet()
 

@@ -1,5 +1,7 @@
 """Solvers by text: what is made of it, wherever it stands, and what is refused."""
 
+import re
+
 import pytest
 import torch
 from toys import Model, polynomial
@@ -77,7 +79,7 @@ def test_tables_are_named_or_those_of_the_model():
         ("teleport:statistics=digits,until=10 then er-sde", "teleport:until=10 then er-sde"),
         ("teleport:skip=0.4,statistics=digits then ddim", "teleport:skip=0.4 then ddim"),
         ("gms:covariance=digits,switch=3", "gms:switch=3"),
-        ("dpm-solver-v3:statistics=digits,trust=-2", "dpm-solver-v3"),
+        ("dpm-solver-v3:statistics=digits", "dpm-solver-v3"),
     ):
         one, other = solvers.build(named), solvers.build(found, origin="digits")
         assert plan(schedule, None, 5, None, one) == plan(schedule, None, 5, None, other)
@@ -109,3 +111,58 @@ def test_plans_are_equal_by_their_numbers_and_found_again():
     linear = schedules.VPLinear()
     assert plan(linear, None, 5, None, solver) is plan(linear, None, 5, None, solvers.ERSDE(order=2))
     assert plan(linear, None, 5, None, solver) is not plan(linear, None, 5, None, solver.ending(True))
+
+
+FLAGS = [
+    ("dpm-solver++", "sde"),
+    ("dpm-solver++", "lower_order_final"),
+    ("dpm-solver++", "denoise"),
+    ("unip", "lower_order_final"),
+]
+
+
+@pytest.mark.parametrize(("name", "flag"), FLAGS)
+def test_flags_are_read_in_any_case(name, flag):
+    for said, value in (("true", True), ("False", False), ("FALSE", False)):
+        assert getattr(solvers.build(f"{name}:{flag}={said}"), flag) is value
+    with pytest.raises(ValueError, match=f"{flag} must be True or False in solver"):
+        solvers.build(f"{name}:{flag}=no")
+
+
+def test_flags_of_a_teleport_are_read():
+    assert solvers.build("teleport:statistics=digits,until=5,direct=false then ddim").direct is False
+    assert solvers.build("teleport:statistics=digits,until=5,direct=true then ddim").direct is True
+
+
+@pytest.mark.parametrize(
+    "text", ["gms:weight=1/3", "ddim:eta=x", "ddim:eta=inf", "ddim:eta={[]:1}", "er-sde:order=[1]"]
+)
+def test_words_are_no_numbers(text):
+    with pytest.raises(ValueError, match=f"must be a number in solver '{re.escape(text)}'"):
+        solvers.build(text)
+
+
+@pytest.mark.parametrize("text", ["er-sde:order=2,order=3", "er-sde:=2", "er-sde:order"])
+def test_options_stand_once_with_name_and_value(text):
+    with pytest.raises(ValueError, match="solver options must be like"):
+        solvers.build(text)
+
+
+def test_names_of_tables_stay_text():
+    with pytest.raises(FileNotFoundError, match="nothing is at 5"):
+        solvers.build("ggdm:table=5")
+    with pytest.raises(ValueError, match=r"then must be a solver, such as .*: got Teleport$"):
+        solvers.build("teleport:statistics=digits,until=5 then teleport:statistics=digits,until=2 then ddim")
+
+
+def test_a_text_means_what_the_class_means():
+    known = statistics.load("digits")
+    assert solvers.build("dpm-solver-v3", origin="digits").trust == solvers.DPMSolverV3(known).trust
+
+
+def test_table_of_a_run_through_given_times_is_that_of_their_number():
+    model = gms_fast.load("mnist")
+    times = solvers.load_table("mnist/5").times
+    assert torch.equal(
+        gms_fast.sample(model, timesteps=times, solver="ggdm", n=1), gms_fast.sample(model, 5, solver="ggdm", n=1)
+    )
