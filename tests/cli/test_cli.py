@@ -39,7 +39,7 @@ def test_help_is_printed(capsys, argv):
         (["sample", "--n", "many"], "--n: must be an integer of at least 1: got 'many'"),
         (["sample", "--seed", "-1"], "--seed"),
         (["sample", "--colour"], "--colour"),
-        (["sample", "--solver", "gms:fit=best"], "fit must be"),
+        (["sample", "--solver", "gms:fit=best", "--out", "none.png"], "fit must be"),
         (["train", "--out", "x"], "--data"),
         (["train", "--data", "x", "--out", "y", "--resume", "--force"], "--force"),
         (["train", "--data", "x", "--out", "y", "--channel-mult", "1,x"], "--channel-mult: must be an integer"),

@@ -81,7 +81,7 @@ def test_full_disk_is_one_line_and_the_file_of_before(here):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"gms-fast: error: File too large: {here}/run/noise/checkpoint.pt; the same command")
     assert names(here / "run" / "noise") == []
-    code = f"{limited}import kills; kills.io.save(kills.tiny(1), 'm')"
+    code = f"{limited}from bench.faults import kills; kills.io.save(kills.tiny(1), 'm')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert f"File too large: '{here}/m" in done.stderr
