@@ -42,13 +42,19 @@ SCHEMAS = (
 # The dispatcher leaves out arguments that equal the schema's defaults, which are those of the values.
 
 
+_FIT_FIELDS = dict(zip(DEFAULT.flat(), Fit._fields, strict=True))
+_DRAWN = Draws()
+
+
 def _values(flat: dict[str, Any]) -> tuple[Fit, Draws]:
-    """The fit and the draws that flat keywords stand for, which are taken out; those left out are as by default."""
-    fit = {name: flat.pop(key) for name, key in zip(Fit._fields, DEFAULT.flat(), strict=True) if key in flat}
-    seeds, step_at = flat.pop("seeds", None), flat.pop("step_at", None)
-    draws = {name: flat.pop(name) for name in Draws._fields if name in flat}
-    draws |= {"seed": seeds} if seeds is not None else {}
-    draws |= {"step": step_at} if step_at is not None else {}
+    """The fit and the draws that flat keywords stand for; those left out are as by default."""
+    if not flat:
+        return DEFAULT, _DRAWN
+    fit = {_FIT_FIELDS[name]: value for name, value in flat.items() if name in _FIT_FIELDS}
+    draws = {name: value for name, value in flat.items() if name in Draws._fields}
+    for tensor, field in (("seeds", "seed"), ("step_at", "step")):
+        if flat.get(tensor) is not None:
+            draws[field] = flat[tensor]
     return Fit(**fit), Draws(**draws)
 
 
