@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gms_fast.schedules import Schedule
+if TYPE_CHECKING:  # an import of the ops brings no schedules
+    from gms_fast.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +32,14 @@ class StepCoefficients:
     var_max: float = math.inf
 
     @classmethod
-    def between(cls, schedule: Schedule, t: float, s: float) -> "StepCoefficients":
+    def between(cls, schedule: "Schedule", t: float, s: float) -> "StepCoefficients":
         """The step from time t to time s of `schedule`, s less noisy than t; computed in float64."""
         if t == s:
             raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
         return cls.along(schedule, [t, s])[0]
 
     @classmethod
-    def along(cls, schedule: Schedule, times: Sequence[float]) -> list["StepCoefficients"]:
+    def along(cls, schedule: "Schedule", times: Sequence[float]) -> list["StepCoefficients"]:
         """The steps from each of the times to the next one, which is less noisy; computed in float64.
 
         A time that is repeated stands for another network call there: the step between has A = 1, B = c = 0.
@@ -67,7 +69,7 @@ class StepCoefficients:
         )
 
     @classmethod
-    def at(cls, schedule: Schedule, t: float) -> "StepCoefficients":
+    def at(cls, schedule: "Schedule", t: float) -> "StepCoefficients":
         """The numbers of time t alone, for the evaluation that removes the last noise: x_s = E[x_0|x_t]."""
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         return cls(alpha_t=alpha, sigma_t=sigma, alpha_s=1.0, sigma_s=0.0, A=0.0, B=1.0, c=0.0)
