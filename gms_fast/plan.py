@@ -168,7 +168,7 @@ def _numbers_along(
 ) -> tuple[list[Row], bool, bool]:
     """`_numbers` of times that the solver has chosen."""
     steps = [*StepCoefficients.along(schedule, times), StepCoefficients.at(schedule, times[-1])]
-    asked = torch.as_tensor(schedule.network_time(as_float64(times)), dtype=torch.float64).expand(len(times)).tolist()
+    asked = as_float64(schedule.network_time(as_float64(times))).expand(len(times)).tolist()
     numbers = [*solver.plan(schedule, times), None]
     rows = [
         (t, time, tuple(vars(k).items()), its, _level(k))
