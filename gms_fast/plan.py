@@ -5,7 +5,7 @@ import operator
 import struct
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -111,7 +111,8 @@ _plans: dict[object, tuple[list[weakref.ref[Any]], Plan]] = {}  # while the tabl
 def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
     """A value as far as a plan can depend on it; None where that cannot be told.
 
-    Objects of this package count by class and attributes, tensors in them by identity and version. Functions and
+    Objects of this package count by class and attributes, tensors in them by identity and version; what a dataclass
+    derives follows from the rest. Functions and
     classes of others may look at anything.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -124,7 +125,8 @@ def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
         tables.append(weakref.ref(value))
         return id(value), value._version
     if isinstance(value, Identified) and type(value).__module__.startswith("gms_fast."):
-        known = {name: part for name, part in vars(value).items() if not name.startswith("_copies")}
+        derived: list[str] = [field.name for field in fields(value) if not field.init] if is_dataclass(value) else []
+        known = {name: part for name, part in vars(value).items() if name not in derived}
         return _keys((type(value), *known), known.values(), tables)
     return None
 
@@ -200,8 +202,7 @@ def _level(step: StepCoefficients) -> float:
     A run that starts at any level so draws noise that no run through other levels draws. An integer as a float, which
     torch.compile takes for a constant.
     """
-    ratio = step.sigma_t / step.alpha_t if step.alpha_t > 0 else math.inf
-    finite = min(ratio, torch.finfo(torch.float32).max)
+    finite = min(step.ratio, torch.finfo(torch.float32).max)
     return float(BY_LEVEL + struct.unpack("<I", struct.pack("<f", finite))[0])
 
 

@@ -74,6 +74,11 @@ class StepCoefficients:
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         return cls(alpha_t=alpha, sigma_t=sigma, alpha_s=1.0, sigma_s=0.0, A=0.0, B=1.0, c=0.0)
 
+    @property
+    def ratio(self) -> float:
+        """The noise level sigma_t/alpha_t, infinite without signal."""
+        return self.sigma_t / self.alpha_t if self.alpha_t > 0 else math.inf
+
     def as_list(self) -> list[float]:
         """(alpha_t, sigma_t, A, B, c, var_max): what the ops take."""
         return [self.alpha_t, self.sigma_t, self.A, self.B, self.c, self.var_max]

@@ -19,7 +19,7 @@ _POINTERS = {
 
 
 def launches(call: Callable[[], object]) -> list[Launch]:
-    """What call() launches of these kernels, without running it."""
+    """The launches of these kernels that call() makes, without running them."""
     found: list[Launch] = []
     run, launchers._run = launchers._run, lambda launch, like: found.append(launch)
     try:

@@ -34,7 +34,7 @@ def span(elements, BLOCK: tl.constexpr, WHOLE: tl.constexpr, MANY: tl.constexpr)
 
 @triton.jit
 def offsets_in(strides, sizes, place):
-    """Where the program's elements lie in a tensor."""
+    """Offsets of the program's elements in a tensor."""
     sample, _, inside, elements, _ = place
     if strides is None:
         offsets = sample * elements + inside

@@ -18,7 +18,7 @@ EPS = torch.linspace(2, -1.5, 12, dtype=torch.float64).view(3, 4).sin()
 
 
 def output(form, alpha, sigma):
-    """What a network of that form says of x_0 and eps."""
+    """The output of a network of that form for x_0 and eps."""
     if form == "edm":  # Karras et al. 2022, eq. 7 at sigma/alpha, for x/alpha
         r = sigma / alpha
         skip, out = 0.25 / (r**2 + 0.25), r * 0.5 / math.sqrt(r**2 + 0.25)

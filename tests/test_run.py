@@ -1,4 +1,4 @@
-"""What `sample` refuses: bad arguments before the model is called, bad network output with its step."""
+"""Refusals of `sample`: bad arguments before the model is called, bad network output with its step."""
 
 import math
 

@@ -71,7 +71,7 @@ def plain(solver: str) -> str:
 
 
 def label(solver: str) -> str:
-    """What a picture of group gaussian calls a solver; nothing for those it leaves out."""
+    """The name of a solver in a picture of group gaussian; nothing for those it leaves out."""
     name, given, then = parse(solver)
     if then:
         return f"{NAMES[parse(then)[0]]} after teleport to {given['until']:g}"

@@ -49,7 +49,7 @@ Places = dict[str, tuple[float, float]]
 
 
 def points(rows: list[dict], *, narrow: bool) -> Places:
-    """Where the rows lie whose operations are counted; `narrow` keeps bfloat16, the same work on fewer bytes."""
+    """Places of the rows whose operations are counted; `narrow` keeps bfloat16, the same work on fewer bytes."""
     places = {}
     for row in rows:
         name = row["name"].removesuffix(", float32")

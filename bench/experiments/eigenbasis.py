@@ -78,7 +78,7 @@ class Correlated(Solver):
         return GMS().step(x, estimate, step._replace(numbers=False), Draws(z=z, u=u), state)
 
     def _upper_is_a(self, estimate: Estimate, k: StepCoefficients) -> Tensor:
-        """Where component a, which the small uniforms pick, is the higher one."""
+        """Elements whose component a, which the small uniforms pick, is the higher one."""
         e1, e2, e3 = estimate.moments
         v, third = (e2, e3) if estimate.central else (e2 - e1**2, e3 - 3 * e1 * e2 + 2 * e1**3)
         ratio = k.sigma_t / k.alpha_t

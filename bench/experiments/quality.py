@@ -81,7 +81,7 @@ def last(text: str) -> str:
 
 
 def bounded(text: str) -> bool:
-    """Whether a solver bounds the noise of its last step."""
+    """Tell whether a solver bounds the noise of its last step."""
     return parse(last(text))[0] in ("gms", "sn-ddpm", "ddpm")
 
 

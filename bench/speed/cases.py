@@ -108,7 +108,7 @@ def with_output(sets: Sets, dtype: torch.dtype) -> Sets:
 
 
 def yardsticks(sets: Sets) -> list[Case]:
-    """What every figure is a multiple of: torch's own normals, and a copy, of the first tensor's shape."""
+    """The units of every figure: torch's own normals, and a copy, of the first tensor's shape."""
     dtype = sets[0][0].dtype
     pairs = with_output(sets.map(lambda inputs: inputs[:1]), dtype)
     return [

@@ -1,4 +1,4 @@
-"""What is averaged over samples to get the empirical model statistics, and what is made of the averages.
+"""Averages over samples for the empirical model statistics, and the statistics made of them.
 
 Pass 1, with probes v of independent signs: l = E[sigma (J v) v], J = d eps/dx, the diagonal of sigma J on average.
 Pass 2, with ' the derivative along the ODE: s = Cov(f, f')/Var(f) and b = E f' - s E f of

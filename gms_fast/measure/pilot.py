@@ -1,4 +1,4 @@
-"""How far down in noise a Gaussian can stand for a network."""
+"""The noise level down to which a Gaussian can stand for a network."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _NOISIEST = 100.0  # sigma/alpha to begin with where a schedule starts without s
 
 
 class Pilot(NamedTuple):
-    """What a Gaussian and a network say of x_0 = data, by noise level, noisiest first."""
+    """Answers of a Gaussian and a network about x_0 = data, by noise level, noisiest first."""
 
     ratio: list[float]  # sigma/alpha
     r2: list[float]  # of the network's denoiser, how much the Gaussian's explains

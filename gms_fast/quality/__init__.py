@@ -1,1 +1,1 @@
-"""How good samples are: measures, a classifier to see digits through, and the matrix of `gms-fast evaluate`."""
+"""The quality of samples: measures, a classifier to see digits through, and the matrix of `gms-fast evaluate`."""

@@ -1,4 +1,4 @@
-"""What is evaluated: a model, the real data its samples are held against, and the features they are seen through."""
+"""Subjects of an evaluation: a model, the real data its samples are held against, and features to see them through."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -40,7 +40,7 @@ class Schedule(Identified, ABC):
 
     @property
     def config(self) -> dict[str, object]:
-        """What `gms_fast.schedules.build` needs to make this schedule again."""
+        """The arguments with which `gms_fast.schedules.build` makes this schedule again."""
         raise NotImplementedError(f"{type(self).__name__} has no config")
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Schedule(Identified, ABC):
         return torch.atan2(self.sigma(t), self.alpha(t))
 
     def network_time(self, t: Times) -> Tensor:
-        """What a network trained on this schedule takes for time t."""
+        """The number that a network trained on this schedule takes for time t."""
         return as_float64(t)
 
     def from_network_time(self, t: Times) -> Tensor:
@@ -143,7 +143,7 @@ class Schedule(Identified, ABC):
         return lam
 
     def agrees(self, other: "Schedule", times: Times) -> bool:
-        """Whether another schedule has the same noise levels and network times at these times."""
+        """Tell whether another schedule has the same noise levels and network times at these times."""
         if other is self:
             return True
         try:

@@ -57,7 +57,7 @@ class VP(VariancePreserving):
 
     @property
     def config(self) -> dict[str, object]:
-        """What `gms_fast.schedules.build` needs to make this schedule again."""
+        """The arguments with which `gms_fast.schedules.build` makes this schedule again."""
         return {"name": "VP", "betas": self.betas.tolist(), **self._times_config}
 
     @property

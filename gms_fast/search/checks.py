@@ -1,4 +1,4 @@
-"""What a search asks of a network and of features before it starts, and the state that it keeps them in."""
+"""Checks of a network and of features before a search starts, and the state that it keeps them in."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def frozen(*owners: object) -> Iterator[None]:
 
 
 def device_of(model: object, data: Tensor) -> torch.device:
-    """Where the network is, or the data if it has no parameters."""
+    """The device of the network, or of the data if it has no parameters."""
     return network.device_of(model) or data.device
 
 

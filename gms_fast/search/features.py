@@ -1,4 +1,4 @@
-"""What a search looks through: digit classifiers of its own, any module, or nothing.
+"""Feature extractors of a search: digit classifiers of its own, any module, or nothing.
 
 They are not those of `gms_fast.quality` but of another architecture: what is learned through one is judged through the
 other.
@@ -81,7 +81,7 @@ def pixels(images: Tensor) -> Tensor:
 
 
 def described(features: Features) -> str:
-    """What tells features from others: the fingerprint of a module, the name of a function."""
+    """The mark that tells features from others: the fingerprint of a module, the name of a function."""
     name: str = getattr(features, "__qualname__", type(features).__qualname__)
     return fingerprint(features) or name
 

@@ -73,7 +73,7 @@ class Sampler:
         return prediction.estimate(output, x, level, self.form, self.clip).x0()
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network takes for time t."""
+        """The number that the network takes for time t."""
         return self.schedule.network_time(t).to(self.device, self.dtype)
 
     def in_chunks(self, f: Callable[[Tensor], Tensor], x: Tensor, learned: bool = False) -> Tensor:

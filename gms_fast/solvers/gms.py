@@ -92,10 +92,9 @@ class GMS(Solver):
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
         """Of each step, whether its elements are drawn together."""
-        ratios = [math.exp(-float(schedule.log_snr(t))) for t in times[:-1]]
-        if not ratios:
+        if len(times) < 2:
             return []
-        together = [ratio > self._level for ratio in ratios]
+        together = [math.exp(-float(lam)) > self._level for lam in schedule.log_snr(times[:-1])]
         if not together[0]:
             schedule.check_signal(times[0], type(self).__name__)
         return together
@@ -109,7 +108,7 @@ class GMS(Solver):
         if self.covariance is None or self._level == 0 or torch.compiler.is_compiling():
             return
         if all(together) or not any(together):
-            first, last = (_ratio(step.coefficients) for step in (steps[0], steps[-1]))
+            first, last = (step.coefficients.ratio for step in (steps[0], steps[-1]))
             kind = "together: switch=0 says so, and needs no heads" if all(together) else "by itself"
             warnings.warn(
                 f"switch = {self._level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
@@ -133,11 +132,6 @@ class GMS(Solver):
     def _component(self, x: Tensor, u: Tensor | None) -> str:
         shared = u is not None and u.numel() == len(x) and u.shape != x.shape
         return self.component or ("sample" if self.fit == "adan" or shared else "element")
-
-
-def _ratio(k: StepCoefficients) -> float:
-    """sigma_t/alpha_t."""
-    return k.sigma_t / k.alpha_t if k.alpha_t > 0 else math.inf
 
 
 def _together(

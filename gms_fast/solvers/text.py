@@ -12,7 +12,7 @@ import ast
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from gms_fast import constants
 from gms_fast.solvers.ancestral import DDPM, SNDDPM
@@ -42,6 +42,7 @@ _PLAIN: dict[str, type[Solver]] = {
 }
 _WITH_TABLES: dict[str, type[Solver]] = {"dpm-solver-v3": DPMSolverV3, "teleport": Teleport, "ggdm": GGDM}
 _NAMES_OF_TABLES = ("statistics", "covariance", "table")  # options that name one
+FLAG, NUMBER = "True or False", "a number"
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -127,7 +128,7 @@ def build(
         raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
     name, given, then = parse(solver)
     made = kind(name)
-    known = options(made)
+    known = [option for option, _ in options(made)]
     if unknown := given.keys() - set(known):
         listed = ", ".join(sorted(unknown))
         raise ValueError(f"solver {solver!r} has no option {listed}: {name} takes {', '.join(known) or 'none'}")
@@ -147,20 +148,25 @@ def build(
 
 def _check_kinds(text: str, made: type[Solver], given: dict[str, Any]) -> None:
     """Raise ValueError for a word where a number or a flag is wanted."""
-    for name, value in given.items():
-        default = getattr(made, name, None)
-        wanted = "True or False" if isinstance(default, bool) else "a number"
-        fits = isinstance(value, bool) if isinstance(default, bool) else not isinstance(value, (str, bool))
-        if isinstance(default, (bool, int, float)) and value is not None and not fits:
-            flexible = made is DPMSolverV3 and name in ("half", "spacing")
-            if not flexible:
-                raise ValueError(f"{name} must be {wanted} in solver {text!r}: got {value!r}")
+    for name, wanted in options(made):
+        value = given.get(name)
+        fits = isinstance(value, bool) if wanted == FLAG else not isinstance(value, (str, bool))
+        if wanted and value is not None and not fits:
+            raise ValueError(f"{name} must be {wanted} in solver {text!r}: got {value!r}")
 
 
 @constants.function
-def options(made: type[Solver]) -> list[str]:
-    """The names of a solver's options."""
-    return [field.name for field in fields(made) if field.init] if is_dataclass(made) else []
+def options(made: type[Solver]) -> list[tuple[str, str]]:
+    """The names of a solver's options, and what each is to be: `FLAG`, `NUMBER`, or nothing where a word may do."""
+    if not is_dataclass(made):
+        return []
+    return [(field.name, _wanted(get_args(field.type) or (field.type,))) for field in fields(made) if field.init]
+
+
+def _wanted(types: tuple[object, ...]) -> str:
+    if str in types:
+        return ""
+    return FLAG if bool in types else NUMBER if int in types or float in types else ""
 
 
 def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
@@ -189,7 +195,7 @@ def text_of(solver: Solver) -> str:
     names_of = {kind: name for name, kind in (_PLAIN | _WITH_TABLES).items()}
     if type(solver) not in names_of:
         raise ValueError(f"solver must be one of {', '.join(names_of.values())}: got {type(solver).__name__}")
-    given = {name: getattr(solver, name) for name in options(type(solver))}
+    given = {name: getattr(solver, name) for name, _ in options(type(solver))}
     chosen = {name: value for name, value in given.items() if value != getattr(type(solver), name, MISSING)}
     for name, value in chosen.items():
         if not (value is None or isinstance(value, (bool, int, float, str))):

@@ -15,7 +15,7 @@ Given = TypeVar("Given")
 
 
 class _Shaped(Protocol):
-    """What tensors and arrays have; torch is not imported here."""
+    """An array or a tensor, by what both have; torch is not imported here."""
 
     @property
     def shape(self) -> Iterable[int]: ...

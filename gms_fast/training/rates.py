@@ -1,4 +1,4 @@
-"""How fast numbers are learned and averaged, step by step."""
+"""Rates of learning and of averaging, step by step."""
 
 import math
 

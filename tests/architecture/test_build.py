@@ -1,4 +1,4 @@
-"""What was built and installed is what the tests believe they test."""
+"""The build that the tests believe they test is the one that is installed."""
 
 import os
 import re

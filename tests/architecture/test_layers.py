@@ -36,7 +36,7 @@ def within(name, package):
 
 
 def from_package(path):
-    """What a file imports of gms_fast, without the bare package that `from gms_fast import x` mentions."""
+    """The imports of a file from gms_fast, without the bare package that `from gms_fast import x` mentions."""
     return {name for name in imports(path) if name.startswith("gms_fast.")}
 
 

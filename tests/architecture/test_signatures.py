@@ -1,4 +1,4 @@
-"""What an editor shows: options one by one, and the compiled module by its stub."""
+"""Signatures as an editor shows them: options one by one, and the compiled module by its stub."""
 
 import ast
 import inspect

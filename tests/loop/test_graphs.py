@@ -29,7 +29,7 @@ SOLVERS = {
 
 
 def elsewhere(*values):
-    """What stands on a device that is neither a CPU nor can capture graphs."""
+    """A tensor on a device that is neither a CPU nor can capture graphs."""
     tensor = torch.tensor(values)
     return SimpleNamespace(device=torch.device("xpu"), is_cuda=False, numel=tensor.numel, aminmax=tensor.aminmax)
 

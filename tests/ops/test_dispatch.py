@@ -1,4 +1,4 @@
-"""Which backend runs: what is reported, what can be forced, and what importing the package leaves alone."""
+"""The choice of a backend: what is reported, what can be forced, and what importing the package leaves alone."""
 
 import os
 import subprocess

@@ -29,7 +29,7 @@ def test_values_do_not_depend_on_the_layout(layout, dtype):
 
 
 def test_layouts_of_many_dimensions_are_copied():
-    """Where no three strides tell where elements lie."""
+    """Layouts of more than three strides."""
     x = torch.rand(2, 3, 4, 5, 6, 2)[..., 0].permute(0, 4, 2, 3, 1)
     moved = [x, *(torch.rand(2, 6, 4, 5, 3) for _ in range(3))]
     assert torch.equal(gms_step(*moved), gms_step(*(t.contiguous() for t in moved)))

@@ -152,7 +152,7 @@ def test_one_step_learns_its_prediction():
 @pytest.mark.parametrize("schedule", [Flow(t_max=0.99), VPCosine(), VPContinuous(), EDM()], ids=repr)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_schedule(variant, schedule):
-    """Where clean data has no noise, and where the first level has almost no signal, too."""
+    """Schedules whose clean data has no noise, or whose first level has almost no signal, too."""
     model = Model(lambda x, t: 0.4 * x.tanh() + 0.01 * t[:, None], sample_shape=(2,), schedule=schedule)
     quick = {"features": seven, "iterations": 2, "batch_size": 8, "score_samples": 8, "progress": False}
     table = search.ggdm(model, data_of_toy(50), 4, variant=variant, stochastic=True, dtype=torch.float64, **quick)

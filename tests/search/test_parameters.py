@@ -13,7 +13,7 @@ from gms_fast.tables.ggdm import marginals
 @pytest.mark.parametrize("solver", [DDIM(), DDIM(eta=0.3), DPMSolverPP(), UniP()], ids=repr)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_they_begin_as_the_first_table(variant, solver):
-    """What is drawn before the first iteration is what the solver draws."""
+    """The samples before the first iteration are those of the solver."""
     times = [999, 600, 200, 40]
     table = GGDMTable.of(solver, SCHEDULE, times)
     known = Parameters(table, variant, stochastic=False)

@@ -173,7 +173,7 @@ def test_without_noise_the_mean_gradient_to_sigma_is_zero():
 
 
 def saved_bytes(steps, rematerialise):
-    """What an unrolled sampler keeps for the way back, each storage once, but for the network's weights."""
+    """The memory that an unrolled sampler keeps for the way back, each storage once, but for the network's weights."""
     layers = [layer for _ in range(5) for layer in (torch.nn.Linear(256, 256), torch.nn.SiLU())]
     net = torch.nn.Sequential(torch.nn.Linear(2, 256), *layers, torch.nn.Linear(256, 2)).double().requires_grad_(False)
     weights, kept = {p.data_ptr() for p in net.parameters()}, {}

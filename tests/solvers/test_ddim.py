@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("t", "s"), STEPS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, None])
 def test_ddim_and_ddpm_carry_a_single_picture_along(eta, t, s):
-    """Where x_0 is known, every eta keeps the marginals; None stands for DDPM."""
+    """With x_0 known, every eta keeps the marginals; None stands for DDPM."""
     solver, model = solvers.DDPM() if eta is None else solvers.DDIM(eta=eta), Gaussian(0.3, 0.0)
     p, a, b = affine_step(solver, model, t, s)
     (mean_t, var_t), (mean_s, var_s) = model.marginal(t), model.marginal(s)

@@ -47,7 +47,7 @@ class OfGaussian(Model):
 
 
 def flow_of_gaussian(schedule, x, t, s):
-    """Where the probability flow goes from t to s: the deviation from the mean scales as the marginal's."""
+    """The end of the probability flow from t to s: the deviation from the mean scales as the marginal's."""
     (alpha_t, alpha_s), (sigma_t, sigma_s) = levels(schedule, [t, s])
     widths = [math.hypot(a * STD, b) for a, b in ((alpha_t, sigma_t), (alpha_s, sigma_s))]
     return alpha_s * MEAN + widths[1] / widths[0] * (x - alpha_t * MEAN)
@@ -125,7 +125,7 @@ def test_order_of_convergence(name):
 
 @pytest.mark.parametrize("schedule", [VPLinear(), EDM(), Flow(0.98)], ids=repr)
 def test_single_picture_is_drawn_exactly(schedule):
-    """Where x_0 is known there is nothing to correct."""
+    """With x_0 known there is nothing to correct."""
     model = Model(lambda x, t: torch.full_like(x, MEAN), prediction="x0", schedule=schedule)
     for denoise in (True, False):
         x_T = start(schedule, schedule.t_max)
@@ -135,7 +135,7 @@ def test_single_picture_is_drawn_exactly(schedule):
 
 
 def flow_of_a_point(schedule, x_T):
-    """Where a state goes, to the last time, if all data is MEAN."""
+    """The end of a state at the last time if all data is MEAN."""
     (alpha_T, alpha), (sigma_T, sigma) = levels(schedule, [schedule.t_max, Heun().times(schedule, 5)[-1]])
     return alpha * MEAN + sigma / sigma_T * (x_T - alpha_T * MEAN)
 

@@ -1,4 +1,4 @@
-"""How a kernel is held against the float64 oracle; shared by the tests of the compiled and of the Triton kernels.
+"""Checks of a kernel against the float64 oracle; shared by the tests of the compiled and of the Triton kernels.
 
 The budget is twice the error that the same formulas make in plain float32 torch, plus a few roundings of the result,
 plus what the oracle itself moves by when its inputs move by a few roundings (the released clipping jumps).

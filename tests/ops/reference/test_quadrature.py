@@ -97,7 +97,7 @@ def test_known_rules(nodes):
 )
 @settings(max_examples=200, deadline=None)
 def test_two_nodes_are_the_free_fit(mean, scale, skew, up):
-    """Where that frees the weight: from a skewness of 0.71 on."""
+    """Laws that free the weight: from a skewness of 0.71 on."""
     moments = tensor([[mean * scale], [scale**2], [(skew if up else -skew) * scale**3]])
     free = ops.fit_mixture(*moments[:, None], fit="free")
     (w,), (nodes,) = quadrature(list(moments), 2)
