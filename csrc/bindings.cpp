@@ -57,7 +57,7 @@ using Layout = std::optional<std::pair<std::array<int64_t, 3>, std::vector<std::
 struct Tensors {
   gms::Shape shape;
   size_t count;
-  std::array<gms::Operand, gms::kMaxTerms + 2> operands;
+  std::array<gms::Operand, tensors::kMost> operands;
 
   // Checked tensors, or None; the first sets the shape.
   Tensors(const py::tuple& given, const Layout& layout)
@@ -77,7 +77,7 @@ float narrow(double x) { return static_cast<float>(x); }
 
 // fit: (kind, weight, iterations, lr, eps); numbers: those of StepCoefficients in order, then lo, hi.
 gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double floor,
-                        const std::array<double, gms::kNumbers + 2>& n, int moments, bool central) {
+                        const std::array<double, gms::kNumbers + 2>& n, int moments, bool central, double guidance) {
   const auto& [kind, given, iterations, lr, eps] = fit;
   const double weight = narrow(given);  // the one that a mixture stores: with it the moments are right
   const double spread = weight * (1 - weight), skew = spread * (1 - 2 * weight);
@@ -87,7 +87,7 @@ gms::Scheme make_scheme(std::tuple<int, double, int, double, double> fit, double
                   narrow(lr),     narrow(eps),    iterations};
   s.moments = static_cast<gms::Moments>(moments);
   s.central = central;
-  s.floor = narrow(floor);
+  s.floor = narrow(floor), s.guidance = narrow(guidance);
   s.coefficients = {narrow(n[0]), narrow(n[1]), narrow(n[2]), narrow(n[3]), narrow(n[4]),  narrow(n[5]),
                     narrow(n[6]), narrow(n[7]), narrow(n[8]), narrow(n[9]), narrow(n[10]), narrow(n[11])};
   return s;
@@ -135,13 +135,21 @@ gms::Where where_of(bool gpu, uintptr_t where) {
   return {static_cast<int32_t>(where), nullptr};
 }
 
+// watch: (int32 tensor (1,), code), or None.
+gms::Watch watch_of(py::handle watch) {
+  if (watch.is_none()) return {nullptr, 0};
+  const py::tuple given = py::reinterpret_borrow<py::tuple>(watch);
+  return {tensors::data_of<int32_t>(PyTuple_GET_ITEM(given.ptr(), 0)), given[1].cast<int32_t>()};
+}
+
 void gms_step(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const gms::Scheme& scheme,
-              py::handle numbers, const py::tuple& draws) {
+              py::handle numbers, const py::tuple& draws, py::handle watch) {
   const Tensors t(given, layout);
   const gms::Noise noise = noise_of(draws);
   const float* const at = tensors::data_of<float>(numbers.ptr());
+  const gms::Watch seen = watch_of(watch);
   const py::gil_scoped_release release;
-  table_of(gpu).gms_step(t.operands.data(), t.shape, scheme, at, noise, where_of(gpu, where));
+  table_of(gpu).gms_step(t.operands.data(), t.shape, scheme, at, noise, seen, where_of(gpu, where));
 }
 
 void sample_mixture(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const gms::Scheme& scheme,
@@ -158,30 +166,59 @@ void fit_mixture(bool gpu, uintptr_t where, const py::tuple& given, const Layout
   table_of(gpu).fit_mixture(t.operands.data(), t.shape, scheme, where_of(gpu, where));
 }
 
-// Weights in the order x, terms, noise; `numbers` has them, or None.
-gms::Affine affine_of(const std::vector<double>& weights, size_t terms, py::handle numbers, bool noisy) {
-  gms::Affine affine = {};
-  affine.terms = static_cast<int32_t>(terms);
-  if (weights.size() > std::size(affine.weights)) throw std::invalid_argument("too many weights");
-  std::transform(weights.begin(), weights.end(), affine.weights, narrow);
-  float* const at = tensors::data_of<float>(numbers.ptr());
-  const bool by_element = at != nullptr && tensors::dimensions_of(numbers.ptr()) > 1;
-  affine.weights_at = by_element ? nullptr : at;
-  affine.by_element = {by_element ? at : nullptr, gms::DType::kFloat32, true, {}};
-  affine.noisy = noisy;
-  return affine;
+// A linear step but for its tensors, prepared once for many calls: how many tensors there are, and what it does.
+struct Linear {
+  gms::Linear step;
+  bool reads, keeps;  // an output of the network; whether E[x_0|x_t] is kept
+};
+
+// reading: of_x, of_output, guidance, lo, hi, or None where no network's output is read; weights: of x, of E[x_0|x_t]
+// if it is read, of the terms, of the noise.
+Linear make_linear(const std::optional<std::array<double, 5>>& reading, const std::vector<double>& weights, int terms,
+                   int results, bool keeps, bool noisy, uint64_t present) {
+  Linear linear = {{}, reading.has_value(), keeps};
+  gms::Linear& s = linear.step;
+  if (terms < 0 || terms > gms::kMaxTerms) throw std::invalid_argument("too many terms");
+  if (results < 0 || results > gms::kMaxResults) throw std::invalid_argument("too many results");
+  if (weights.size() > std::size(s.weights)) throw std::invalid_argument("too many weights");
+  if (reading) {
+    const auto& r = *reading;
+    s.reading = {narrow(r[0]), narrow(r[1]), narrow(r[2]), narrow(r[3]), narrow(r[4])};
+  }
+  s.terms = terms, s.results = results, s.noisy = noisy, s.present = present;
+  std::transform(weights.begin(), weights.end(), s.weights, narrow);
+  s.output = s.unconditional = s.kept = s.by_element = tensors::kAbsent;
+  return linear;
 }
 
-// tensors: x, terms, out.
-void affine_noise(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout,
-                  const std::vector<double>& weights, py::handle numbers, bool noisy, const py::tuple& draws) {
+// With its operands, in the order x, output, unconditional, terms, results, kept; those are null that are not there.
+gms::Linear placed(const Linear& linear, const gms::Operand* operands) {
+  gms::Linear s = linear.step;
+  s.output = operands[1], s.unconditional = operands[2];
+  std::copy_n(operands + 3, s.terms, s.term);
+  std::copy_n(operands + 3 + s.terms, s.results, s.result);
+  if (linear.keeps) s.kept = operands[3 + s.terms + s.results];
+  return s;
+}
+
+// numbers: (weights,) or by element (rows, *), or None.
+void set_numbers(gms::Linear& s, py::handle numbers) {
+  float* const at = tensors::data_of<float>(numbers.ptr());
+  const bool by_element = at != nullptr && tensors::dimensions_of(numbers.ptr()) > 1;
+  s.numbers = by_element ? nullptr : at;
+  s.by_element.data = by_element ? at : nullptr;
+}
+
+// tensors: x, output, unconditional, terms, results, and kept if E[x_0|x_t] is.
+void linear_step(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const Linear& linear,
+                 py::handle numbers, const py::tuple& draws, py::handle watch) {
   const Tensors t(given, layout);
-  gms::Affine affine = affine_of(weights, t.count - 2, numbers, noisy);
-  std::copy_n(t.operands.begin() + 1, affine.terms, affine.term);
-  const gms::Operand ends[2] = {t.operands[0], t.operands[t.count - 1]};
+  gms::Linear step = placed(linear, t.operands.data());
+  set_numbers(step, numbers);
+  step.watch = watch_of(watch);
   const gms::Noise noise = noise_of(draws);
   const py::gil_scoped_release release;
-  table_of(gpu).affine_noise(ends, t.shape, affine, noise, where_of(gpu, where));
+  table_of(gpu).linear_step(t.operands[0], t.shape, step, noise, where_of(gpu, where));
 }
 
 void philox(bool gpu, uintptr_t where, const py::tuple& given, const Layout& layout, const py::tuple& draws,
@@ -192,24 +229,29 @@ void philox(bool gpu, uintptr_t where, const py::tuple& given, const Layout& lay
   table_of(gpu).philox(t.operands[0], t.shape, noise, stream, normal, where_of(gpu, where));
 }
 
-// ---- The same into a new tensor, tensors and draws unchecked: None where tensors do not lie as kernels take them,
-// draws come from tensors, or anything is not as it must be. The caller then looks closer. ----
+// ---- The same into new tensors, tensors and draws unchecked: None where a tensor is not plain, draws are given, or
+// anything is not as it must be. The caller then looks closer. ----
 
-// Draws from counters that are integers in their ranges.
-std::optional<gms::Noise> counted_noise(const py::tuple& draws, int64_t samples) {
+// Draws from counters in their ranges: integers, or tensors of them where the others lie.
+std::optional<gms::Noise> counted_noise(const py::tuple& draws, const tensors::Alike& t) {
   const auto field = [&](DrawsField i) { return PyTuple_GET_ITEM(draws.ptr(), i); };
   if (field(kZ) != Py_None || field(kU) != Py_None || !PyUnicode_Check(field(kComponent))) return {};
-  for (const DrawsField integer : {kSeed, kStep, kSampleOffset}) {
-    if (!PyLong_CheckExact(field(integer))) return {};
-  }
   gms::Noise n = {};
-  n.seed = PyLong_AsUnsignedLongLongMask(field(kSeed));
+  bool row = false;
+  if (PyLong_CheckExact(field(kSeed))) {
+    n.seed = PyLong_AsUnsignedLongLongMask(field(kSeed));
+  } else {
+    n.seeds = reinterpret_cast<uint64_t*>(tensors::integers(field(kSeed), t.first(), t.samples(), row));
+    n.shared = !row;
+    if (n.seeds == nullptr) return {};
+  }
   const auto in = [&](DrawsField i, int64_t end) {
     int overflow = 0;
     const long long value = PyLong_AsLongLongAndOverflow(field(i), &overflow);
     return overflow == 0 && value >= 0 && value < end ? value : -1;
   };
-  const int64_t step = in(kStep, int64_t{1} << 32), offset = in(kSampleOffset, (int64_t{1} << 56) - samples + 1);
+  if (!PyLong_CheckExact(field(kSampleOffset)) || !PyLong_CheckExact(field(kStep))) return {};
+  const int64_t step = in(kStep, int64_t{1} << 32), offset = in(kSampleOffset, (int64_t{1} << 56) - t.samples() + 1);
   if (step < 0 || offset < 0) return {};
   n.step = static_cast<uint32_t>(step), n.sample_offset = static_cast<uint64_t>(offset);
   n.element = is(field(kComponent), "element");
@@ -217,61 +259,78 @@ std::optional<gms::Noise> counted_noise(const py::tuple& draws, int64_t samples)
   return n;
 }
 
-// run(tensors, out, noise)
+// Calls run(operands, shape) with `t` and new tensors like its first behind it, which are returned.
 template <typename F>
-py::object into_new(const py::tuple& given, size_t optional, const py::tuple& draws, const F& run) {
-  tensors::Alike t;
-  if (!t.read(given, optional)) return py::none();
-  const std::optional<gms::Noise> noise = counted_noise(draws, t.samples());
-  if (!noise) return py::none();
-  py::object out = tensors::empty_like(PyTuple_GET_ITEM(given.ptr(), 0));
-  const gms::Operand into = tensors::operand_of(out.ptr());
-  const py::gil_scoped_release release;
-  run(t, into, *noise);
-  return out;
+py::object into_new(tensors::Alike& t, const py::tuple& given, int results, const F& run) {
+  py::tuple made(results);
+  for (int i = 0; i < results; ++i) {
+    made[i] = tensors::empty_like(PyTuple_GET_ITEM(given.ptr(), 0));
+    t.add(PyTuple_GET_ITEM(made.ptr(), i));
+  }
+  gms::Shape shape;
+  std::array<gms::Operand, tensors::kMost> operands;
+  if (!t.place(shape, operands)) return py::none();
+  {
+    const py::gil_scoped_release release;
+    run(operands.data(), shape);
+  }
+  return made;  // with the GIL, which counts references
 }
 
+// The only one of them.
+py::object single(const py::object& made) {
+  return made.is_none() ? made : py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(made.ptr(), 0));
+}
+
+// tensors: x, e1, e2, e3, e1 without condition or None.
 py::object new_gms_step(bool gpu, uintptr_t where, const py::tuple& given, const gms::Scheme& scheme,
-                        const py::tuple& draws) {
+                        const py::tuple& draws, py::handle watch) {
   const bool gaussian = scheme.fit == gms::Fit::kGaussian && scheme.moments == gms::Moments::kCumulant;
-  return into_new(given, gaussian ? 2 : 4, draws, [&](const auto& t, const gms::Operand& out, const auto& noise) {
-    const gms::Operand all[5] = {t.operand(0), t.operand(1), t.operand(2), t.operand(3), out};
-    table_of(gpu).gms_step(all, t.shape(), scheme, nullptr, noise, where_of(gpu, where));
-  });
+  tensors::Alike t;
+  if (!t.read(given, gaussian ? 0b11100 : 0b10000)) return py::none();
+  const std::optional<gms::Noise> noise = counted_noise(draws, t);
+  if (!noise) return py::none();
+  const gms::Watch seen = watch_of(watch);
+  return single(into_new(t, given, 1, [&](const gms::Operand* all, const gms::Shape& shape) {
+    table_of(gpu).gms_step(all, shape, scheme, nullptr, *noise, seen, where_of(gpu, where));
+  }));
 }
 
 py::object new_sample_mixture(bool gpu, uintptr_t where, const py::tuple& given, const gms::Scheme& scheme,
                               const py::tuple& draws) {
-  return into_new(given, 3, draws, [&](const auto& t, const gms::Operand& out, const auto& noise) {
-    const gms::Operand all[4] = {t.operand(0), t.operand(1), t.operand(2), out};
-    table_of(gpu).sample_mixture(all, t.shape(), scheme, noise, where_of(gpu, where));
-  });
+  tensors::Alike t;
+  if (!t.read(given)) return py::none();
+  const std::optional<gms::Noise> noise = counted_noise(draws, t);
+  if (!noise) return py::none();
+  return single(into_new(t, given, 1, [&](const gms::Operand* all, const gms::Shape& shape) {
+    table_of(gpu).sample_mixture(all, shape, scheme, *noise, where_of(gpu, where));
+  }));
 }
 
 py::object new_fit_mixture(bool gpu, uintptr_t where, const py::tuple& given, const gms::Scheme& scheme) {
   tensors::Alike t;
-  if (!t.read(given, given.size())) return py::none();
-  gms::Operand all[7] = {t.operand(0), t.operand(1), t.operand(2)};
-  py::tuple out(4);
-  for (int i = 0; i < 4; ++i) {
-    out[i] = tensors::empty_like(PyTuple_GET_ITEM(given.ptr(), 0));
-    all[3 + i] = tensors::operand_of(PyTuple_GET_ITEM(out.ptr(), i));
-  }
-  {
-    const py::gil_scoped_release release;
-    table_of(gpu).fit_mixture(all, t.shape(), scheme, where_of(gpu, where));
-  }
-  return out;
+  if (!t.read(given)) return py::none();
+  return into_new(t, given, 4, [&](const gms::Operand* all, const gms::Shape& shape) {
+    table_of(gpu).fit_mixture(all, shape, scheme, where_of(gpu, where));
+  });
 }
 
-// tensors: x, terms.
-py::object new_affine_noise(bool gpu, uintptr_t where, const py::tuple& given, const std::vector<double>& weights,
-                            const py::tuple& draws) {
-  gms::Affine affine = affine_of(weights, given.size() - 1, py::none(), weights.back() > 0);
-  return into_new(given, given.size(), draws, [&](const auto& t, const gms::Operand& out, const auto& noise) {
-    for (int32_t i = 0; i < affine.terms; ++i) affine.term[i] = t.operand(i + 1);
-    const gms::Operand ends[2] = {t.operand(0), out};
-    table_of(gpu).affine_noise(ends, t.shape(), affine, noise, where_of(gpu, where));
+// tensors: x, output, unconditional, terms. numbers: rows of weights by element, checked, or None. Returns the results,
+// and behind them E[x_0|x_t] if it is kept.
+py::object new_linear_step(bool gpu, uintptr_t where, const py::tuple& given, const Linear& linear, py::handle numbers,
+                           const py::tuple& draws, py::handle watch) {
+  tensors::Alike t;
+  if (!t.read(given, linear.reads ? 0b100 : 0b110)) return py::none();
+  const std::optional<gms::Noise> noise = counted_noise(draws, t);  // also where none is wanted: it is checked
+  if (!noise) return py::none();
+  const gms::Watch seen = watch_of(watch);
+  const int results = linear.step.results + static_cast<int>(linear.keeps);
+  gms::Linear weights = linear.step;
+  set_numbers(weights, numbers);
+  return into_new(t, given, results, [&](const gms::Operand* all, const gms::Shape& shape) {
+    gms::Linear step = placed(linear, all);
+    step.numbers = weights.numbers, step.by_element = weights.by_element, step.watch = seen;
+    table_of(gpu).linear_step(all[0], shape, step, *noise, where_of(gpu, where));
   });
 }
 
@@ -292,6 +351,8 @@ PYBIND11_MODULE(_C, m) {
   // module_local: tests load a second build of this module.
   py::class_<gms::Scheme>(m, "Scheme", py::module_local(), "Which fit and which step, prepared for many calls.")
       .def(py::init(&make_scheme));
+  py::class_<Linear>(m, "Linear", py::module_local(), "Which linear step, prepared for many calls.")
+      .def(py::init(&make_linear));
   m.def("set_torch", &tensors::set_torch);
   m.def("alike", &tensors::alike);
   m.def("gms_step", &gms_step);
@@ -300,8 +361,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("new_sample_mixture", &new_sample_mixture);
   m.def("fit_mixture", &fit_mixture);
   m.def("new_fit_mixture", &new_fit_mixture);
-  m.def("affine_noise", &affine_noise);
-  m.def("new_affine_noise", &new_affine_noise);
+  m.def("linear_step", &linear_step);
+  m.def("new_linear_step", &new_linear_step);
   m.def("philox", &philox);
   m.def("elementary", &elementary, "One of the float32 functions of csrc/gms/elementary.h, for tests.");
   m.def("instruction_set", [] { return chosen.name; });

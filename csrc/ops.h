@@ -10,7 +10,8 @@
 
 namespace gms {
 
-constexpr int kMaxTerms = 8;  // of affine_noise
+constexpr int kMaxTerms = 8;    // of a linear step, besides x and the data estimate
+constexpr int kMaxResults = 3;  // of one with weights by element
 
 struct Where {  // threads on a CPU, a stream on a GPU
   int32_t threads;
@@ -39,6 +40,13 @@ struct Noise {
   }
 };
 
+// Looks out for what is not finite: *first takes the smallest code of all that is seen, and codes grow with time.
+struct Watch {
+  int32_t* first;  // or null: nobody asks
+  int32_t code;  // of the network's first tensor; those of the next ones follow, and kWritten later that of results
+};
+constexpr int32_t kWritten = 3;
+
 constexpr int kNumbers = 10;  // of StepCoefficients, those before the data range
 
 struct Scheme {  // of a step or a fit; what can be prepared once for many calls
@@ -46,7 +54,7 @@ struct Scheme {  // of a step or a fit; what can be prepared once for many calls
   FitParameters<float> parameters;
   Moments moments;
   bool central;
-  float floor;
+  float floor, guidance;
   StepCoefficients<float> coefficients;
 
   // With the numbers at `numbers`, where that is not null.
@@ -60,15 +68,45 @@ struct Scheme {  // of a step or a fit; what can be prepared once for many calls
   }
 };
 
-struct Affine {
-  int32_t terms;  // besides x
-  Operand term[kMaxTerms];
-  float weights[kMaxTerms + 2];  // of x, of the terms, of the noise
-  const float* weights_at;       // the same, or null
-  Operand by_element;            // (terms + 2, elements): weights of x, of the terms, and what is added; may be null
-  bool noisy;
+// m = E[x_0|x_t] = clamp(of_x x + of_output y, lo, hi) from the output y of a network, in any form of prediction.
+struct Reading {
+  float of_x, of_output, guidance, lo, hi;
+};
 
-  GMS_HD float weight(int i) const { return weights_at != nullptr ? weights_at[i] : weights[i]; }
+// w_0 x + w_1 m + sum_j w_{j+2} term_j + std z; without an output no m.
+struct Linear {
+  Operand output, unconditional;  // of the network, given its condition and without; null where there is none
+  Reading reading;
+  int32_t terms, results;
+  Operand term[kMaxTerms], result[kMaxResults];
+  Operand kept;  // takes m, or null
+  float weights[kMaxTerms + 3];  // of x, of m if there is an output, of the terms, of the noise
+  const float* numbers;  // of_x and of_output if there is an output, then the weights; or null
+  bool noisy;  // the first result
+  Operand by_element;  // rows of weights, each of all elements of a sample, or null
+  uint64_t present;  // which: see `bit`
+  Watch watch;
+
+  static constexpr int kColumns = kMaxTerms + 3;  // x, m, the terms, and what is added
+  static constexpr int kAdded = kColumns - 1;
+  GMS_HD static constexpr uint64_t bit(int result, int column) { return uint64_t{1} << (result * kColumns + column); }
+  GMS_HD bool has(int result, int column) const { return (present & bit(result, column)) != 0; }
+  GMS_HD int row(int result, int column) const {
+#ifdef __CUDA_ARCH__
+    return __popcll(present & (bit(result, column) - 1));
+#else
+    return __builtin_popcountll(present & (bit(result, column) - 1));
+#endif
+  }
+
+  GMS_HD bool reads_output() const { return output.data != nullptr; }
+  GMS_HD Reading read() const {
+    Reading r = reading;
+    if (numbers != nullptr && reads_output()) r.of_x = numbers[0], r.of_output = numbers[1];
+    return r;
+  }
+  GMS_HD float weight(int i) const { return numbers != nullptr ? numbers[i + (reads_output() ? 2 : 0)] : weights[i]; }
+  GMS_HD float std() const { return weight(1 + (reads_output() ? 1 : 0) + terms); }
 };
 
 // Calls body with the fit as a compile-time constant.
@@ -84,15 +122,14 @@ inline __attribute__((always_inline)) void with_fit(Fit fit, const F& body) {
 
 // A GPU's functions queue their work on `Where::stream` and throw std::runtime_error if a launch fails.
 struct Table {
-  // tensors: x, e1, e2, e3, out; `numbers`: coefficients on the device, or null
-  void (*gms_step)(const Operand tensors[5], const Shape&, const Scheme&, const float* numbers, const Noise&,
-                   const Where&);
+  // tensors: x, e1, e2, e3, e1 without condition, out; `numbers`: coefficients on the device, or null
+  void (*gms_step)(const Operand tensors[6], const Shape&, const Scheme&, const float* numbers, const Noise&,
+                   const Watch&, const Where&);
   // tensors: mean, var, third, out
   void (*sample_mixture)(const Operand tensors[4], const Shape&, const Scheme&, const Noise&, const Where&);
   // tensors: mean, var, third, weight, mean_a, mean_b, var
   void (*fit_mixture)(const Operand tensors[7], const Shape&, const Scheme&, const Where&);
-  // tensors: x, out
-  void (*affine_noise)(const Operand tensors[2], const Shape&, const Affine&, const Noise&, const Where&);
+  void (*linear_step)(const Operand& x, const Shape&, const Linear&, const Noise&, const Where&);
   void (*philox)(const Operand& out, const Shape&, const Noise&, uint32_t stream, bool normal, const Where&);
 };
 

@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <stdexcept>
@@ -127,24 +128,77 @@ inline gms::Shape shape_of(const DLTensor& t) {
 constexpr gms::Operand kAbsent = {nullptr, gms::DType::kFloat32, true, {}};
 inline gms::Operand operand_of(const DLTensor& t) { return {t.data, static_cast<gms::DType>(dtype_of(t)), true, {}}; }
 
-constexpr size_t kMost = gms::kMaxTerms + 2;  // tensors of an op
+constexpr size_t kMost = gms::kMaxTerms + gms::kMaxResults + 4;  // tensors of an op
 
-// Plain tensors that a kernel takes as they lie: not empty, with a first dimension, of one shape and device, dense,
-// float32 or narrower, asking for no gradient. Those from the number `optional` on may be None, and then have no data.
+// The sizes inside a sample, where neighbouring dimensions that merge for all tensors are one, and the strides of each
+// tensor that is not dense. False where more than three dimensions are left.
+inline bool lay_out(const DLTensor* const* given, size_t count, gms::Shape& shape, gms::Operand* operands) {
+  const DLTensor& first = *given[0];
+  int64_t sizes[3] = {1, 1, 1};
+  int64_t strides[kMost][3] = {};
+  int at = 3;  // the outermost dimension so far
+  for (int32_t d = first.dimensions - 1; d > 0; --d) {
+    if (first.shape[d] == 1) continue;
+    bool merges = at < 3;
+    for (size_t i = 0; merges && i < count; ++i) merges = given[i]->strides[d] == strides[i][at] * sizes[at];
+    if (merges) {
+      sizes[at] *= first.shape[d];
+      continue;
+    }
+    if (--at < 0) return false;
+    sizes[at] = first.shape[d];
+    for (size_t i = 0; i < count; ++i) strides[i][at] = given[i]->strides[d];
+  }
+  std::copy_n(sizes, 3, shape.sizes);
+  for (size_t i = 0; i < count; ++i) {
+    if (dense(*given[i])) continue;
+    operands[i].dense = false;
+    operands[i].strides[0] = given[i]->strides[0];
+    std::copy_n(strides[i], 3, operands[i].strides + 1);
+  }
+  return true;
+}
+
+// Plain tensors that a kernel takes as they lie: not empty, with a first dimension, of one shape and device, float32 or
+// narrower, asking for no gradient. Some may be None, and then have no data.
 class Alike {
  public:
-  // False where a tensor is not of this kind, and where that is not told in one call.
-  bool read(const py::tuple& given, size_t optional = kMost) {
+  // False where a tensor is not of this kind, and where that is not told in one call. may_lack: bits of those that may
+  // be None.
+  bool read(const py::tuple& given, uint32_t may_lack = 0) {
     if (torch().dlpack == nullptr || given.empty() || given.size() > kMost) return false;
     for (size_t i = 0; i < given.size(); ++i) {
       PyObject* const p = PyTuple_GET_ITEM(given.ptr(), i);
-      if (!(i >= optional && p == Py_None) && !read(p, at[i])) return false;
+      if (p == Py_None && (may_lack >> i & 1) != 0) continue;
+      if (!read(p, at[i])) return false;
+      all_dense = all_dense && dense(at[i]);
     }
+    count = given.size();
     return true;
   }
+  bool are_dense() const { return all_dense; }
   int64_t samples() const { return at[0].shape[0]; }
-  gms::Shape shape() const { return shape_of(at[0]); }
-  gms::Operand operand(size_t i) const { return at[i].data == nullptr ? kAbsent : operand_of(at[i]); }
+  const DLTensor& first() const { return at[0]; }
+
+  // The operands, in order, after results of the same shape were added.
+  void add(PyObject* result) {
+    at[count] = tensors::read(result);
+    all_dense = all_dense && dense(at[count]);
+    ++count;
+  }
+  bool place(gms::Shape& shape, std::array<gms::Operand, kMost>& operands) const {
+    shape = shape_of(at[0]);
+    const DLTensor* there[kMost];
+    gms::Operand placed[kMost];
+    size_t n = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (at[i].data == nullptr) continue;
+      there[n] = &at[i], placed[n++] = operand_of(at[i]);
+    }
+    if (!all_dense && !lay_out(there, n, shape, placed)) return false;
+    for (size_t i = 0, j = 0; i < count; ++i) operands[i] = at[i].data == nullptr ? kAbsent : placed[j++];
+    return true;
+  }
 
  private:
   bool read(PyObject* p, DLTensor& t) const {
@@ -152,18 +206,33 @@ class Alike {
     if (attribute(p, torch().requires_grad).ptr() != Py_False) return false;
     if (call(p, torch().is_neg).ptr() != Py_False) return false;
     if (!try_read(p, t)) return PyErr_Clear(), false;  // sparse, or what a transform has wrapped
-    if (dtype_of(t) < 0 || t.dimensions == 0 || !dense(t)) return false;
+    if (dtype_of(t) < 0 || t.dimensions == 0) return false;
     const DLTensor& first = at[0];
     return t.data != nullptr && t.device_type == first.device_type && t.device_id == first.device_id &&
-           t.dimensions == first.dimensions && std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) == 0;
+           t.dimensions == first.dimensions && std::memcmp(t.shape, first.shape, sizeof(int64_t) * t.dimensions) == 0 &&
+           t.shape[0] > 0 && shape_of(t).elements > 0;
   }
 
   std::array<DLTensor, kMost> at = {};
+  size_t count = 0;
+  bool all_dense = true;
 };
+
+// The integers that a plain tensor of int64 holds on the device of `like`, one or a row of `count`; null for any other.
+inline int64_t* integers(PyObject* tensor, const DLTensor& like, int64_t count, bool& row) {
+  if (torch().dlpack == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != torch().tensor) return nullptr;
+  DLTensor t = {};
+  if (!try_read(tensor, t)) return PyErr_Clear(), nullptr;
+  constexpr uint8_t kInteger = 0;
+  row = t.dimensions == 1;
+  const bool fits = t.dimensions == 0 || (row && t.shape[0] == count && (count == 1 || t.strides[0] == 1));
+  const bool there = t.device_type == like.device_type && t.device_id == like.device_id;
+  return t.code == kInteger && t.bits == 64 && t.lanes == 1 && fits && there ? static_cast<int64_t*>(t.data) : nullptr;
+}
 
 inline int64_t alike(const py::tuple& given) {
   Alike tensors;
-  return tensors.read(given) ? tensors.samples() : 0;
+  return tensors.read(given) && tensors.are_dense() ? tensors.samples() : 0;
 }
 
 inline gms::Shape shape_of(PyObject* tensor) {

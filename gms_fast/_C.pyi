@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from gms_fast.ops.types import Draws
+from gms_fast.ops.types import Draws, Watch
 
 _Tensors = tuple[Tensor | None, ...]
 _Layout = tuple[tuple[int, int, int], Sequence[tuple[int, int, int, int] | None]] | None
@@ -31,6 +31,22 @@ class Scheme:
         numbers: Sequence[float],
         moments: int,
         central: bool,
+        guidance: float,
+        /,
+    ) -> None: ...
+
+class Linear:
+    """Which linear step, prepared for many calls."""
+
+    def __init__(
+        self,
+        reading: tuple[float, ...] | None,
+        weights: Sequence[float],
+        terms: int,
+        results: int,
+        keeps: bool,
+        noisy: bool,
+        present: int,
         /,
     ) -> None: ...
 
@@ -44,9 +60,12 @@ def gms_step(
     scheme: Scheme,
     numbers: Tensor | None,
     draws: Draws,
+    watch: Watch | None,
     /,
 ) -> None: ...
-def new_gms_step(gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: Draws, /) -> Tensor | None: ...
+def new_gms_step(
+    gpu: bool, where: int, given: _Tensors, scheme: Scheme, draws: Draws, watch: Watch | None, /
+) -> Tensor | None: ...
 def sample_mixture(
     gpu: bool, where: int, given: _Tensors, layout: _Layout, scheme: Scheme, draws: Draws, /
 ) -> None: ...
@@ -55,20 +74,27 @@ def fit_mixture(gpu: bool, where: int, given: _Tensors, layout: _Layout, scheme:
 def new_fit_mixture(
     gpu: bool, where: int, given: _Tensors, scheme: Scheme, /
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None: ...
-def affine_noise(
+def linear_step(
     gpu: bool,
     where: int,
     given: _Tensors,
     layout: _Layout,
-    weights: Sequence[float],
+    step: Linear,
     numbers: Tensor | None,
-    noisy: bool,
     draws: Draws,
+    watch: Watch | None,
     /,
 ) -> None: ...
-def new_affine_noise(
-    gpu: bool, where: int, given: _Tensors, weights: Sequence[float], draws: Draws, /
-) -> Tensor | None: ...
+def new_linear_step(
+    gpu: bool,
+    where: int,
+    given: _Tensors,
+    step: Linear,
+    numbers: Tensor | None,
+    draws: Draws,
+    watch: Watch | None,
+    /,
+) -> tuple[Tensor, ...] | None: ...
 def philox(
     gpu: bool, where: int, given: _Tensors, layout: _Layout, draws: Draws, stream: int, normal: bool, /
 ) -> None: ...

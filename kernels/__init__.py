@@ -3,8 +3,8 @@
 if __name__ != "gms_fast.kernels":
     raise ImportError("import gms_fast.kernels, not the bare folder")
 
-from gms_fast.kernels.launch import affine_noise as affine_noise
 from gms_fast.kernels.launch import fit_mixture as fit_mixture
 from gms_fast.kernels.launch import gms_step as gms_step
+from gms_fast.kernels.launch import linear_step as linear_step
 from gms_fast.kernels.launch import philox as philox
 from gms_fast.kernels.launch import sample_mixture as sample_mixture

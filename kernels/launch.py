@@ -3,7 +3,7 @@
 `step`, `fit` and `draws` are the values of gms_fast/ops/types.py; `layout` is that of gms_fast/ops/layout.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from gms_fast.kernels.direct import run as _run
 from gms_fast.kernels.mixture import FitParameters
 from gms_fast.kernels.moments import StepCoefficients
-from gms_fast.kernels.step import affine_kernel, fit_kernel, philox_kernel, sample_kernel, step_kernel
+from gms_fast.kernels.step import fit_kernel, linear_kernel, philox_kernel, sample_kernel, step_kernel
 
 _MAX_BLOCK = 1024  # elements
 _MOST_SAMPLES = 65535  # as the second size of a grid
@@ -43,10 +43,10 @@ class _Plan(NamedTuple):
     key: tuple  # kernel, which itself Triton hashes slowly, and switches
 
 
-def gms_step(tensors, layout, step, numbers, fit, draws) -> None:
-    """Noise moments to x_s; tensors: x, e1, e2, e3, out, where e2, e3 = None stand for zeros."""
+def gms_step(tensors, layout, step, numbers, fit, draws, watch) -> None:
+    """Noise moments to x_s; tensors: x, e1, e2, e3, e1 without condition, out; None stands for zeros or no guidance."""
     plan = _step_plan(tensors[0].shape, step, fit, draws.component == "element")
-    rest = numbers, *_counters(draws), draws.z, draws.u
+    rest = numbers, *_counters(draws), draws.z, draws.u, *_looking(watch)
     _run(_launch(plan, tensors, layout, plan.floats, rest), tensors[0])
 
 
@@ -62,15 +62,14 @@ def fit_mixture(tensors, layout, floor, fit) -> None:
     _run(_launch(plan, tensors, layout, plan.floats, ()), tensors[0])
 
 
-def affine_noise(tensors, layout, weights, numbers, noisy, draws) -> None:
-    """w_0 x + sum_i w_i term_i + std z; tensors: x, terms, out."""
-    floats, read, kind = (tuple(map(float, weights)),), (), "given"
-    if numbers is not None and numbers.ndim == 1:
-        floats, read, kind = (), ((numbers,),), "on device"
-    elif numbers is not None:
-        floats, read, kind = (), ((numbers, float(weights[-1])),), "by element"
-    plan = _affine_plan(tensors[0].shape, len(tensors) - 2, noisy, kind)
-    _run(_launch(plan, tensors, layout, floats, (*read, *_counters(draws), draws.z)), tensors[0])
+def linear_step(tensors, layout, step, numbers, draws, watch) -> None:
+    """A linear step; tensors: x, output or None, the same without condition or None, terms, results, and E[x_0|x_t] if
+    it is kept."""
+    kind = "given" if numbers is None else "on device" if numbers.ndim == 1 else "by element"
+    plan = _linear_plan(tensors[0].shape, step, kind)
+    read = {"given": (), "on device": ((numbers,),), "by element": ((numbers, float(step.weights[-1])),)}[kind]
+    rest = *read, *_counters(draws), draws.z, *_looking(watch)
+    _run(_launch(plan, tensors, layout, plan.floats, rest), tensors[0])
 
 
 def philox(out, draws, stream, normal) -> None:
@@ -107,7 +106,7 @@ def _seen(value: object) -> object:
 def _step_plan(shape: tuple[int, ...], step, fit, element: bool) -> _Plan:
     k = StepCoefficients(*map(float, (*step.numbers, step.lo, step.hi)))
     switches = {**_fit_switches(fit), "MOMENTS": step.moments, "CENTRAL": step.central, "ELEMENT": element}
-    return _plan(step_kernel, shape, (k, _fit_parameters(fit)), switches)
+    return _plan(step_kernel, shape, (k, _fit_parameters(fit), float(step.guidance)), switches)
 
 
 @lru_cache(4096)
@@ -122,8 +121,28 @@ def _fit_plan(shape: tuple[int, ...], floor: float, fit) -> _Plan:
 
 
 @lru_cache(4096)
-def _affine_plan(shape: tuple[int, ...], terms: int, noisy: bool, kind: str) -> _Plan:
-    return _plan(affine_kernel, shape, (), {"TERMS": terms, "NOISY": noisy, "WEIGHTS": kind})
+def _linear_plan(shape: tuple[int, ...], step, kind: str) -> _Plan:
+    reading = None if step.reading is None else tuple(map(float, step.reading))
+    floats = (reading, tuple(map(float, step.weights))) if kind == "given" else (reading,)
+    before = 2 if kind == "on device" and reading is not None else 0  # numbers of the reading
+    switches = {
+        "SUMS": tuple(_places(step, before)),
+        "TERMS": step.terms,
+        "KEEPS": step.keeps,
+        "STD": before + len(step.weights) - 1 if step.noisy else -1,
+        "WEIGHTS": kind,
+    }
+    return _plan(linear_kernel, shape, floats, switches)
+
+
+def _places(step, before: int) -> Iterator[tuple[int, ...]]:
+    """Of the weights of x, E[x_0|x_t], the terms, and what is added, for each result; -1 where there is none."""
+    inputs = range(step.terms + 2)
+    for result in range(step.results):
+        present = step.columns(result) if step.present else [c for c in inputs if c != 1 or step.reading is not None]
+        places = {column: before + i for i, column in enumerate(present)}
+        before += len(present)
+        yield *(places.pop(column, -1) for column in inputs), *(places.values() or (-1,))
 
 
 @lru_cache(4096)
@@ -165,6 +184,10 @@ def _counters(draws) -> tuple:
     if isinstance(step, Tensor):
         step_at, step = step, 0
     return (*keys, step_at, _word(seed), _word(seed >> 32), sample_offset, _word(step))
+
+
+def _looking(watch) -> tuple[Tensor | None, int]:
+    return (None, 0) if watch is None else tuple(watch)
 
 
 def _word(value: int) -> int:

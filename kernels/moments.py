@@ -26,21 +26,34 @@ def clamp(x, low, high):
 
 
 @triton.jit
-def data_cumulants(x, e1, e2, e3, k, CENTRAL: tl.constexpr):
-    """(m, v, third): mean, variance and third central moment of x_0 given x_t, as the network has them."""
+def led(conditional, unconditional, scale):
+    """A network's output led away from its output without a condition (classifier-free guidance)."""
+    return tl.fma(conditional - unconditional, scale, unconditional)
+
+
+@triton.jit
+def data_estimate(x, y, of_x, of_output, lo, hi):
+    """E[x_0|x_t] from the state and a network's output, which it is linear in for every form of prediction."""
+    return clamp(tl.fma(y, of_output, x * of_x), lo, hi)
+
+
+@triton.jit
+def data_cumulants(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr):
+    """(m, v, third): mean, variance and third central moment of x_0 given x_t, as the network has them; `to` is the
+    first moment where guidance wants it, else e1: the moments about it stay."""
     if CENTRAL:
         r2 = e2
         r3 = e3
     else:
         r2 = tl.fma(-e1, e1, e2)
         r3 = tl.fma(-e1, tl.fma(e1, e1, 3.0 * r2), e3)  # e3 - 3 e1 e2 + 2 e1^3, where e2 = r2 + e1^2
-    return tl.fma(e1, -k.r, x * k.inv_alpha), k.r2 * r2, k.r3 * r3
+    return tl.fma(to, -k.r, x * k.inv_alpha), k.r2 * r2, k.r3 * r3
 
 
 @triton.jit
-def posterior(x, e1, e2, e3, k, CENTRAL: tl.constexpr, BOUND: tl.constexpr):
+def posterior(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr, BOUND: tl.constexpr):
     """The same within the data range: no wider law lies on [lo, hi]. BOUND: nor one of this mean (Bhatia-Davis)."""
-    m, v, third = data_cumulants(x, e1, e2, e3, k, CENTRAL)
+    m, v, third = data_cumulants(x, e1, e2, e3, to, k, CENTRAL)
     m = clamp(m, k.lo, k.hi)
     half = 0.5 * (k.hi - k.lo)
     v = clamp(v, 0.0, half * half)
@@ -50,19 +63,19 @@ def posterior(x, e1, e2, e3, k, CENTRAL: tl.constexpr, BOUND: tl.constexpr):
 
 
 @triton.jit
-def step_moments(x, e1, e2, e3, k, CENTRAL: tl.constexpr):
+def step_moments(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr):
     """(mean_s, base, excess, third_s), var_s = base + excess: the known Gaussian, and what x_0 adds."""
-    m, v, third = posterior(x, e1, e2, e3, k, CENTRAL, False)
+    m, v, third = posterior(x, e1, e2, e3, to, k, CENTRAL, False)
     return tl.fma(m, k.B, k.A * x), k.c, k.B2 * v, k.B * k.B2 * third
 
 
 @triton.jit
-def released_moments(x, e1, e2, e3, k, CENTRAL: tl.constexpr):
+def released_moments(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr):
     """The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent.
 
     Its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, is `third` without the cancellation.
     """
-    m, v, third = data_cumulants(x, e1, e2, e3, k, CENTRAL)
+    m, v, third = data_cumulants(x, e1, e2, e3, to, k, CENTRAL)
     q = clamp(tl.fma(m, m, v), 0.0, 1.0)
     raw = tl.fma(m, tl.fma(m, m, 3.0 * v), third)
     m = clamp(m, -1.0, 1.0)

@@ -4,18 +4,29 @@ Philox call. Any of float32, bfloat16, float16 each, float32 inside. WHOLE: samp
 
 A tensor is (pointer or None, strides); the strides of the sample and of the sizes inside it, or None where all elements
 follow each other; sizes: inside a sample, where some tensor has strides. counters: see `make_counter`. z, u: pointers
-to given draws, or None.
+to given draws, or None. watch: (pointer to the smallest code of what was not finite, or None; the code of this step).
 """
 
 import triton
 import triton.language as tl
 
+from gms_fast.kernels.elementary import bits_of
 from gms_fast.kernels.mixture import base_of, choose, excess_of, fit_mixture, within
-from gms_fast.kernels.moments import StepCoefficients, at_most, posterior, released_moments, step_moments
+from gms_fast.kernels.moments import (
+    StepCoefficients,
+    at_most,
+    data_estimate,
+    led,
+    posterior,
+    released_moments,
+    step_moments,
+)
 from gms_fast.kernels.philox import NORMALS, UNIFORMS, fill_noise, make_counter, shared_uniform
 
+WRITTEN = tl.constexpr(3)  # after the code of a step, where the network's tensors are 0, 1 and 2
+
 # They vary from step to step: one kernel for all values. (Triton looks at what is inside a tuple all the same.)
-_VARYING = ["seed_low", "seed_high", "sample_offset", "step", "stream"]
+_VARYING = ["seed_low", "seed_high", "sample_offset", "step", "stream", "code"]
 
 
 @triton.jit
@@ -64,6 +75,42 @@ def store(tensor, sizes, place, value):
 
 
 @triton.jit
+def look(watch, which: tl.constexpr, value, place, INFINITE: tl.constexpr = 0x7F800000):
+    """Note the number `which` of a step's tensors where it is not finite: as large as the float32 of bits INFINITE.
+
+    The four elements that a thread has in a row are looked at together.
+    """
+    first, code = watch
+    if first is not None:
+        size = tl.where(place[4], bits_of(value) & 0x7FFFFFFF, 0)
+        most = tl.max(tl.reshape(size, [value.shape[0] // 4, 4]), 1)
+        tl.atomic_min(first + tl.zeros_like(most), code + which, mask=most >= INFINITE, sem="relaxed")
+
+
+@triton.jit
+def finish(tensor, sizes, place, value, watch):
+    """Store a result, once it is looked at in its own type."""
+    value = tl.cast(value, tl.float32)
+    if tensor[0].dtype.element_ty == tl.float16:
+        look(watch, WRITTEN, value, place, 0x477FF000)
+    elif tensor[0].dtype.element_ty == tl.bfloat16:
+        look(watch, WRITTEN, value, place, 0x7F7F8000)
+    else:
+        look(watch, WRITTEN, value, place)
+    store(tensor, sizes, place, value)
+
+
+@triton.jit
+def guided(output, unconditional, scale, sizes, place, watch):
+    """A network's output led by its output without condition, if there is one."""
+    if unconditional[0] is not None:
+        without = load(unconditional, sizes, place)
+        look(watch, 0, without, place)
+        output = led(output, without, scale)
+    return output
+
+
+@triton.jit
 def normals(z, counters, place):
     """The given normals, else drawn."""
     sample, begin, inside, _, _ = place
@@ -102,11 +149,12 @@ def coefficients_from(numbers, k):
 
 @triton.jit(do_not_specialize=_VARYING)
 def step_kernel(
-    tensors,  # x, e1, e2, e3, out
+    tensors,  # x, e1, e2, e3, e1 without condition, out
     sizes,
     elements,
     k,
     p,
+    guidance,
     numbers,
     seeds,
     seed_at,
@@ -117,6 +165,8 @@ def step_kernel(
     step,
     z,
     u,
+    first,
+    code,
     FIT: tl.constexpr,
     ITERATIONS: tl.constexpr,
     MOMENTS: tl.constexpr,
@@ -135,6 +185,11 @@ def step_kernel(
         load(tensors[2], sizes, place),
         load(tensors[3], sizes, place),
     )
+    watch = first, code
+    look(watch, 0, e1, place)
+    look(watch, 1, e2, place)
+    look(watch, 2, e3, place)
+    to = guided(e1, tensors[4], guidance, sizes, place, watch)
     k = coefficients_from(numbers, k)
     counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
     if FIT != "adan":  # where the loop needs the registers
@@ -142,20 +197,20 @@ def step_kernel(
     uniform = 0.0 if FIT == "gaussian" else uniforms(u, counters, place, ELEMENT)
     if MOMENTS == "released" or FIT == "adan":
         if MOMENTS == "released":
-            mean, base, excess, third = released_moments(x, e1, e2, e3, k, CENTRAL)
+            mean, base, excess, third = released_moments(x, e1, e2, e3, to, k, CENTRAL)
         else:
-            mean, base, excess, third = step_moments(x, e1, e2, e3, k, CENTRAL)
+            mean, base, excess, third = step_moments(x, e1, e2, e3, to, k, CENTRAL)
         known = 1.0, base, k.var_max, tl.sqrt_rn(at_most(base, k.var_max))
         mean, std = choose(mean, excess, third, uniform, known, p, FIT, ITERATIONS)
     else:
-        m, v, third = posterior(x, e1, e2, e3, k, CENTRAL, FIT == "free")
+        m, v, third = posterior(x, e1, e2, e3, to, k, CENTRAL, FIT == "free")
         if FIT == "free":
             third = within(third, v, m - k.lo, k.hi - m)
         chosen, std = choose(m, v, third, uniform, (k.B2, k.c, k.var_max, k.std), p, FIT, ITERATIONS)
         mean = tl.fma(chosen, k.B, k.A * x)
     if FIT == "adan":
         normal = normals(z, counters, place)
-    store(tensors[4], sizes, place, tl.fma(std, normal, mean))
+    finish(tensors[5], sizes, place, tl.fma(std, normal, mean), watch)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -219,11 +274,12 @@ def fit_kernel(
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def affine_kernel(
-    tensors,  # x, terms, out
+def linear_kernel(
+    tensors,  # x, output, the same without condition, terms, results, and E[x_0|x_t] if it is kept
     sizes,
     elements,
-    weights,  # see `weight_at`, and in the end that of the noise
+    reading,  # of_x, of_output, lo, hi, guidance, or None where no output is read
+    weights,  # see `weight_at`
     seeds,
     seed_at,
     step_at,
@@ -232,30 +288,62 @@ def affine_kernel(
     sample_offset,
     step,
     z,
+    first,
+    code,
+    SUMS: tl.constexpr,  # for each result, see `weighted_sum`
     TERMS: tl.constexpr,
-    NOISY: tl.constexpr,
+    KEEPS: tl.constexpr,
+    STD: tl.constexpr,  # the place of the weight of the noise, -1 where there is none
     WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,
     MANY: tl.constexpr,
 ):
     place = span(elements, BLOCK, WHOLE, MANY)
-    total = weight_at(weights, 0, place, WEIGHTS) * load(tensors[0], sizes, place)
-    for i in tl.static_range(TERMS):
-        total = tl.fma(load(tensors[i + 1], sizes, place), weight_at(weights, i + 1, place, WEIGHTS), total)
-    if WEIGHTS == "by element":
-        total += weight_at(weights, TERMS + 1, place, WEIGHTS)
-    if NOISY:
-        counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
-        std = weights[1] if WEIGHTS == "by element" else weight_at(weights, TERMS + 1, place, WEIGHTS)
-        total = tl.fma(normals(z, counters, place), std, total)
-    store(tensors[TERMS + 1], sizes, place, total)
+    watch = first, code
+    x = load(tensors[0], sizes, place)
+    m = x
+    if reading is not None:
+        y = load(tensors[1], sizes, place)
+        look(watch, 0, y, place)
+        of_x, of_output, lo, hi, guidance = reading
+        if WEIGHTS == "on device":
+            of_x = tl.load(weights[0])
+            of_output = tl.load(weights[0] + 1)
+        m = data_estimate(x, guided(y, tensors[2], guidance, sizes, place, watch), of_x, of_output, lo, hi)
+        if KEEPS:
+            finish(tensors[3 + TERMS + len(SUMS)], sizes, place, m, watch)
+    inputs = (x, m)
+    if len(SUMS) > 0:
+        for i in tl.static_range(TERMS):
+            inputs += (load(tensors[3 + i], sizes, place),)
+    for r in tl.static_range(len(SUMS)):
+        total = weighted_sum(inputs, SUMS, r, weights, place, WEIGHTS)
+        if STD >= 0 and r == 0:
+            counters = seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step
+            std = weights[1] if WEIGHTS == "by element" else weight_at(weights, STD, place, WEIGHTS)
+            total = tl.fma(normals(z, counters, place), std, total)
+        finish(tensors[3 + TERMS + r], sizes, place, total, watch)
+
+
+@triton.jit
+def weighted_sum(inputs, SUMS: tl.constexpr, r: tl.constexpr, weights, place, WEIGHTS: tl.constexpr):
+    """Of the inputs, each times its weight, in order, and what is added. SUMS[r]: the places of the weights, that of
+    what is added last; -1 where there is none."""
+    total = None
+    for i in tl.static_range(len(inputs)):
+        if SUMS[r][i] >= 0:
+            weight = weight_at(weights, SUMS[r][i], place, WEIGHTS)
+            total = inputs[i] * weight if total is None else tl.fma(inputs[i], weight, total)
+    if SUMS[r][len(inputs)] >= 0:
+        total += weight_at(weights, SUMS[r][len(inputs)], place, WEIGHTS)
+    return total
 
 
 @triton.jit
 def weight_at(weights, i: tl.constexpr, place, WEIGHTS: tl.constexpr):
-    """Weight i of x and the terms. weights: "given", the numbers; "on device", (pointer to them,); "by element",
-    (pointer to rows of them, the last of which is added, and the weight of the noise)."""
+    """Weight i. weights: "given", the numbers; "on device", (pointer to them,); "by element", (pointer to rows of them,
+    and the weight of the noise)."""
     if WEIGHTS == "by element":
         _, begin, inside, elements, mask = place
         weight = load((weights[0], None), None, (tl.cast(i, tl.int64), begin, inside, elements, mask))

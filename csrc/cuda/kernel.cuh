@@ -128,6 +128,7 @@ template <DType kType>
 struct Fetched {
   Packed<kType> quads[kQuads];
 
+  Fetched() = default;
   // Zeros where there is no tensor, which only some callers have to expect.
   __device__ Fetched(const Operand& in, const Flat& flat, bool may_be_missing = false) {
 #pragma unroll
@@ -144,6 +145,17 @@ struct Fetched {
     return out;
   }
 };
+
+// The same, unknown to the compiler: what is made of it here is not kept in registers for what is made of it later.
+template <DType kType>
+__device__ Fetched<kType> hidden(Fetched<kType> tensor) {
+#pragma unroll
+  for (int i = 0; i < kQuads; ++i) {
+#pragma unroll
+    for (int j = 0; j < kSize<kType>; ++j) asm volatile("" : "+r"(tensor.quads[i].w[j]));
+  }
+  return tensor;
+}
 
 template <DType kType>
 __device__ void store(const Operand& out, const Flat& flat, const Values& values) {

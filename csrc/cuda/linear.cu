@@ -1,38 +1,33 @@
 // SPDX-License-Identifier: MIT
-// affine_noise and philox on a GPU.
-#include "cuda/kernel.cuh"
+// linear_step and philox on a GPU.
+#include "cuda/network.cuh"
 #include "cuda/table.h"
 
 namespace gms {
 namespace {
 
-constexpr int kMostQuickTerms = 3;  // besides x: what multistep solvers of order three need
+constexpr int kMostQuickTerms = 3;  // what multistep solvers of order four need
 
-struct AffineArguments {
-  Operand tensors[2];  // x, out
+struct LinearArguments {
+  Operand x;
   Shape shape;
   int64_t first_sample;
-  Affine affine;
+  Linear step;
   Noise noise;
 };
 
-struct QuickAffineArguments {
-  Operand tensors[2];
+struct QuickLinearArguments {
+  Operand x;
   uint32_t elements, first_sample;
-  Operand term[kMostQuickTerms];
-  float weights[kMostQuickTerms + 2];
-  Operand by_element;
+  Linear step;
   Draws draws;
 };
+
+// ---- Sums, which start at -0: the first product keeps its bits ----
 
 __device__ void add(Values& sum, const Values& weights, const Values& values) {
 #pragma unroll
   for (int j = 0; j < kGroup; ++j) sum.v[j] = fma(weights.v[j], values.v[j], sum.v[j]);
-}
-
-__device__ void multiply(Values& values, const Values& by) {
-#pragma unroll
-  for (int j = 0; j < kGroup; ++j) values.v[j] *= by.v[j];
 }
 
 __device__ void add(Values& sum, const Values& values) {
@@ -40,20 +35,83 @@ __device__ void add(Values& sum, const Values& values) {
   for (int j = 0; j < kGroup; ++j) sum.v[j] += values.v[j];
 }
 
+__device__ Values estimated(const Reading& r, const Values& x, const Values& y) {
+  Values m;
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) m.v[j] = data_estimate(x.v[j], y.v[j], r.of_x, r.of_output, r.lo, r.hi);
+  return m;
+}
+
+// The results of a linear step: sums of what is taken, each input once.
 template <bool kByElement>
-__global__ void __launch_bounds__(kThreads) affine_kernel(const __grid_constant__ AffineArguments a) {
+struct Sums {
+  static constexpr int kCount = kByElement ? kMaxResults : 1;
+  const Linear& step;
+  Values of[kCount];
+  int taken = 0;
+
+  __device__ explicit Sums(const Linear& step) : step(step) {
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) of[r] = splat(-0.0f);
+  }
+  // row: brings one of the weights by element.
+  template <typename F>
+  __device__ void take(int column, const Values& values, const F& row) {
+    if (!kByElement) add(of[0], splat(step.weight(taken++)), values);
+#pragma unroll
+    for (int r = 0; kByElement && r < kCount; ++r) {
+      if (step.has(r, column)) add(of[r], row(step.row(r, column)), values);
+    }
+  }
+  template <typename F>
+  __device__ void take_added(const F& row) {
+#pragma unroll
+    for (int r = 0; kByElement && r < kCount; ++r) {
+      if (step.has(r, Linear::kAdded)) add(of[r], row(step.row(r, Linear::kAdded)));
+    }
+  }
+  template <typename F>
+  __device__ void finish(const F& store) const {
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) {
+      if (r < step.results) store(step.result[r], of[r]);
+    }
+  }
+};
+
+// ---- Any ----
+
+__device__ Values estimate(const LinearArguments& a, const Place& p, const Values& x) {
+  const Linear& step = a.step;
+  const Reading r = step.read();
+  const Values y = load(step.output, a.shape, p);
+  look(step.watch, 0, y, a.shape, p);
+  const Values led = guided(
+      y, step.unconditional, r.guidance, [&](const Operand& t) { return load(t, a.shape, p); },
+      [&](const Values& without) { look(step.watch, 0, without, a.shape, p); });
+  const Values m = estimated(r, x, led);
+  if (step.kept.data != nullptr) finish(step.kept, a.shape, p, m, step.watch);
+  return m;
+}
+
+template <bool kByElement>
+__global__ void __launch_bounds__(kThreads) linear_kernel(const __grid_constant__ LinearArguments a) {
   const Place p = any_place(a);
   if (p.sample >= a.shape.samples) return;
-  const auto weights = [&](int row) {
-    return kByElement ? load(a.affine.by_element, a.shape, Place{row, p.quad, p.stride}) : splat(a.affine.weight(row));
-  };
-  Values sum = load(a.tensors[0], a.shape, p);
-  multiply(sum, weights(0));
-  for (int i = 0; i < a.affine.terms; ++i) add(sum, weights(i + 1), load(a.affine.term[i], a.shape, p));
-  if (kByElement) add(sum, weights(a.affine.terms + 1));
-  if (a.affine.noisy) add(sum, splat(a.affine.weight(a.affine.terms + 1)), normals(a.noise, a.shape, p));
-  store(a.tensors[1], a.shape, p, sum);
+  const Linear& step = a.step;
+  const auto row = [&](int i) { return load(step.by_element, a.shape, Place{i, p.quad, p.stride}); };
+  Sums<kByElement> sums(step);
+  const Values x = load(a.x, a.shape, p);
+  sums.take(0, x, row);
+  if (step.reads_output()) sums.take(1, estimate(a, p, x), row);
+  if (step.results == 0) return;
+  for (int i = 0; i < step.terms; ++i) sums.take(i + 2, load(step.term[i], a.shape, p), row);
+  sums.take_added(row);
+  if (step.noisy) add(sums.of[0], splat(step.std()), normals(a.noise, a.shape, p));
+  sums.finish([&](const Operand& out, const Values& sum) { finish(out, a.shape, p, sum, step.watch); });
 }
+
+// ---- Quick ----
 
 template <bool kNoisy, bool kKeyed>
 __device__ Values quick_normals(const Draws& draws, const Place& p) {
@@ -61,41 +119,67 @@ __device__ Values quick_normals(const Draws& draws, const Place& p) {
   return draw(Source<kKeyed>(draws, static_cast<uint32_t>(p.sample)), kNormals, p, true, Quick{});
 }
 
-template <int kTerms, bool kNoisy, bool kKeyed, DType kState, DType kOthers>
-__global__ void __launch_bounds__(kThreads, kBlocksHeld)
-    quick_affine_kernel(const __grid_constant__ QuickAffineArguments a) {
-  const Place p = quick_place(a);
-  const Flat flat(p, a.elements);
-  const Fetched<kState> x(a.tensors[0], flat);
-  const Fetched<kOthers> first(a.term[0], flat), second(a.term[kTerms > 1 ? 1 : 0], flat),
-      third(a.term[kTerms > 2 ? 2 : 0], flat);
-  const Values z = quick_normals<kNoisy, kKeyed>(a.draws, p);
-  Values sum = x.values();
-  multiply(sum, splat(a.weights[0]));
-  add(sum, splat(a.weights[1]), first.values());
-  if (kTerms > 1) add(sum, splat(a.weights[2]), second.values());
-  if (kTerms > 2) add(sum, splat(a.weights[3]), third.values());
-  if (kNoisy) add(sum, splat(a.weights[kTerms + 1]), z);
-  store(a.tensors[1], flat, sum);
+template <DType kOutput>
+__device__ Values quick_estimate(const Linear& step, const Flat& flat, const Values& x, const Values& y) {
+  look(step.watch, 0, y, flat);
+  const Values led = guided(
+      y, step.unconditional, step.reading.guidance,
+      [&](const Operand& t) { return Fetched<kOutput>(t, flat).values(); },
+      [&](const Values& without) { look(step.watch, 0, without, flat); });
+  const Values m = estimated(step.reading, x, led);
+  if (step.kept.data != nullptr) finish(step.kept, flat, m, step.watch);
+  return m;
 }
 
-// Weights of each element, in float32.
-template <int kTerms, bool kNoisy, bool kKeyed, DType kState, DType kOthers>
-__global__ void __launch_bounds__(kThreads, 4) quick_weighted_kernel(const __grid_constant__ QuickAffineArguments a) {
+// kOutput: with a network's output, whose type is then kOthers, and that of the terms kState; else kOthers is theirs.
+template <bool kOutput, int kTerms, bool kNoisy, bool kKeyed, DType kState, DType kOthers>
+__global__ void __launch_bounds__(kThreads, kBlocksHeld)
+    quick_linear_kernel(const __grid_constant__ QuickLinearArguments a) {
+  constexpr DType kTerm = kOutput ? kState : kOthers;
+  constexpr int kInputs = kOutput ? 2 : 1;  // besides the terms
+  const Linear& step = a.step;
   const Place p = quick_place(a);
   const Flat flat(p, a.elements);
-  const auto weights = [&](int row) {
-    Flat in_row = flat;
-    in_row.sample = static_cast<uint64_t>(row) * a.elements;
-    return Fetched<DType::kFloat32>(a.by_element, in_row).values();
-  };
-  Values sum = Fetched<kState>(a.tensors[0], flat).values();
-  multiply(sum, weights(0));
+  const Fetched<kState> x(a.x, flat);
+  Fetched<kOthers> y;
+  if (kOutput) y = Fetched<kOthers>(step.output, flat);
+  Fetched<kTerm> terms[kMostQuickTerms];
 #pragma unroll
-  for (int i = 0; i < kTerms; ++i) add(sum, weights(i + 1), Fetched<kOthers>(a.term[i], flat).values());
-  add(sum, weights(kTerms + 1));
-  if (kNoisy) add(sum, splat(a.weights[kTerms + 1]), quick_normals<kNoisy, kKeyed>(a.draws, p));
-  store(a.tensors[1], flat, sum);
+  for (int i = 0; i < kTerms; ++i) terms[i] = Fetched<kTerm>(step.term[i], flat);
+  const Values z = quick_normals<kNoisy, kKeyed>(a.draws, p);
+  Values sum = splat(-0.0f);
+  add(sum, splat(step.weights[0]), x.values());
+  if (kOutput) add(sum, splat(step.weights[1]), quick_estimate<kOthers>(step, flat, x.values(), y.values()));
+  if (step.results == 0) return;
+#pragma unroll
+  for (int i = 0; i < kTerms; ++i) add(sum, splat(step.weights[kInputs + i]), terms[i].values());
+  if (kNoisy) add(sum, splat(step.weights[kInputs + kTerms]), z);
+  finish(step.result[0], flat, sum, step.watch);
+}
+
+// Weights of each element, for any number of terms.
+template <bool kOutput, bool kNoisy, DType kState, DType kOthers>
+__global__ void __launch_bounds__(kThreads, 4) quick_weighted_kernel(const __grid_constant__ QuickLinearArguments a) {
+  constexpr DType kTerm = kOutput ? kState : kOthers;
+  const Linear& step = a.step;
+  const Place p = quick_place(a);
+  const Flat flat(p, a.elements);
+  const auto row = [&](int i) {
+    Flat in_row = flat;
+    in_row.sample = static_cast<uint64_t>(i) * a.elements;
+    return Fetched<DType::kFloat32>(step.by_element, in_row).values();
+  };
+  Sums<true> sums(step);
+  const Values x = Fetched<kState>(a.x, flat).values();
+  sums.take(0, x, row);
+  if (kOutput) {
+    const Values y = Fetched<kOthers>(step.output, flat).values();
+    sums.take(1, quick_estimate<kOthers>(step, flat, x, y), row);
+  }
+  for (int i = 0; i < step.terms; ++i) sums.take(i + 2, Fetched<kTerm>(step.term[i], flat).values(), row);
+  sums.take_added(row);
+  if (kNoisy) add(sums.of[0], splat(step.std()), quick_normals<kNoisy, true>(a.draws, p));
+  sums.finish([&](const Operand& out, const Values& sum) { finish(out, flat, sum, step.watch); });
 }
 
 struct PhiloxArguments {
@@ -129,40 +213,63 @@ __global__ void __launch_bounds__(kThreads) quick_philox_kernel(const __grid_con
 
 template <typename F>
 void with_terms(int terms, const F& body) {
-  if (terms == 1) return body(std::integral_constant<int, 1>());
-  if (terms == 2) return body(std::integral_constant<int, 2>());
-  body(std::integral_constant<int, 3>());
+  switch (terms) {
+    case 0: return body(std::integral_constant<int, 0>());
+    case 1: return body(std::integral_constant<int, 1>());
+    case 2: return body(std::integral_constant<int, 2>());
+    default: return body(std::integral_constant<int, 3>());
+  }
 }
 
-bool quick(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise) {
-  return affine.terms >= 1 && affine.terms <= kMostQuickTerms && affine.weights_at == nullptr && drawn(noise) &&
-         in_pairs(tensors[0], affine.term, affine.terms) && in_quads(tensors, 2, shape) &&
-         in_quads(affine.term, affine.terms, shape) && in_quads(&affine.by_element, 1, shape);
+bool of_one_shape(const Operand& x, const Linear& s, const Shape& shape) {
+  const Operand others[] = {x, s.output, s.unconditional, s.kept, s.by_element};
+  return in_quads(others, std::size(others), shape) && in_quads(s.term, s.terms, shape) &&
+         in_quads(s.result, s.results, shape);
+}
+
+// Of the output and the terms, or of the terms alone.
+bool of_known_types(const Operand& x, const Linear& s) {
+  if (!s.reads_output()) return s.terms > 0 && in_pairs(x, s.term, s.terms);
+  const Operand of_network[] = {s.output, s.unconditional};
+  return in_pairs(x, of_network, 2) && all_of_type(s.term, s.terms, x.dtype);
+}
+
+bool quick(const Operand& x, const Shape& shape, const Linear& s, const Noise& noise) {
+  const bool weighted = s.by_element.data != nullptr;
+  return (weighted || (s.terms <= kMostQuickTerms && s.results <= 1)) && s.numbers == nullptr &&
+         (!s.noisy || drawn(noise)) && of_known_types(x, s) && of_one_shape(x, s, shape);
+}
+
+// Calls body(with a network's output, noisy, keyed, type of the state, of the others).
+template <typename F>
+void with_kind(const Operand& x, const Linear& s, const Noise& noise, const F& body) {
+  with_bool(s.reads_output(), [&](auto output) {
+    with_bool(s.noisy, [&](auto noisy) {
+      with_bool(s.noisy && keyed(noise), [&](auto key) {
+        const Operand& others = output() ? s.output : s.term[0];
+        with_types(x.dtype, others.dtype, [&](auto state, auto type) { body(output, noisy, key, state, type); });
+      });
+    });
+  });
 }
 
 }  // namespace
 
-void cuda::affine_noise(const Operand tensors[2], const Shape& shape, const Affine& affine, const Noise& noise,
-                        const Where& where) {
-  const bool weighted = affine.by_element.data != nullptr;
-  if (!quick(tensors, shape, affine, noise)) {
-    const AffineArguments a = {{tensors[0], tensors[1]}, shape, 0, affine, noise};
-    return launch("affine_noise", weighted ? affine_kernel<true> : affine_kernel<false>, a, where);
+void cuda::linear_step(const Operand& x, const Shape& shape, const Linear& step, const Noise& noise,
+                       const Where& where) {
+  const char* const name = "linear_step";
+  const bool weighted = step.by_element.data != nullptr;
+  if (!quick(x, shape, step, noise)) {
+    const LinearArguments a = {x, shape, 0, step, noise};
+    return launch(name, weighted ? linear_kernel<true> : linear_kernel<false>, a, where);
   }
-  QuickAffineArguments a = {
-      {tensors[0], tensors[1]}, static_cast<uint32_t>(shape.elements), 0, {}, {}, affine.by_element, {}};
-  std::copy_n(affine.term, affine.terms, a.term);
-  std::copy_n(affine.weights, affine.terms + 2, a.weights);
-  with_terms(affine.terms, [&](auto terms) {
-    const auto launch_of = [&](auto kernel) { launch_quick("affine_noise", kernel, a, shape.samples, noise, where); };
-    with_bool(affine.noisy, [&](auto noisy) {
-      with_bool(affine.noisy && keyed(noise), [&](auto key) {
-        constexpr bool kKeyed = noisy() && key();
-        with_types(tensors[0].dtype, affine.term[0].dtype, [&](auto state, auto others) {
-          if (weighted) return launch_of(quick_weighted_kernel<terms(), noisy(), kKeyed, state(), others()>);
-          launch_of(quick_affine_kernel<terms(), noisy(), kKeyed, state(), others()>);
-        });
-      });
+  const QuickLinearArguments a = {x, static_cast<uint32_t>(shape.elements), 0, step, {}};
+  with_kind(x, step, noise, [&](auto output, auto noisy, auto key, auto state, auto others) {
+    const auto launch_of = [&](auto kernel) { launch_quick(name, kernel, a, shape.samples, noise, where); };
+    if (weighted) return launch_of(quick_weighted_kernel<output(), noisy(), state(), others()>);
+    with_terms(step.results == 0 ? 0 : step.terms, [&](auto terms) {
+      constexpr int kTerms = output() ? terms() : std::max(terms(), 1);
+      launch_of(quick_linear_kernel < output(), kTerms, noisy(), noisy() && key(), state(), others() >);
     });
   });
 }
@@ -182,6 +289,6 @@ void cuda::philox(const Operand& out, const Shape& shape, const Noise& noise, ui
   });
 }
 
-const Table kCuda = {cuda::gms_step, cuda::sample_mixture, cuda::fit_mixture, cuda::affine_noise, cuda::philox};
+const Table kCuda = {cuda::gms_step, cuda::sample_mixture, cuda::fit_mixture, cuda::linear_step, cuda::philox};
 
 }  // namespace gms

@@ -7,10 +7,11 @@
 namespace gms {
 namespace cuda {
 
-void gms_step(const Operand tensors[5], const Shape&, const Scheme&, const float* numbers, const Noise&, const Where&);
+void gms_step(const Operand tensors[6], const Shape&, const Scheme&, const float* numbers, const Noise&, const Watch&,
+              const Where&);
 void sample_mixture(const Operand tensors[4], const Shape&, const Scheme&, const Noise&, const Where&);
 void fit_mixture(const Operand tensors[7], const Shape&, const Scheme&, const Where&);
-void affine_noise(const Operand tensors[2], const Shape&, const Affine&, const Noise&, const Where&);
+void linear_step(const Operand& x, const Shape&, const Linear&, const Noise&, const Where&);
 void philox(const Operand& out, const Shape&, const Noise&, uint32_t stream, bool normal, const Where&);
 
 }  // namespace cuda

@@ -8,6 +8,11 @@ namespace gms {
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// The bits of the least float32 that is infinite in a type.
+GMS_HD uint32_t infinite_from(DType type) {
+  return type == DType::kFloat32 ? 0x7f800000u : type == DType::kBFloat16 ? 0x7f7f8000u : 0x477ff000u;
+}
+
 struct Operand {  // data is null where an op says so, which stands for zeros
   void* data;
   DType dtype;

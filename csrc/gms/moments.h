@@ -26,34 +26,47 @@ struct StepMoments {  // of x_s; its variance in two parts, base + excess: the k
   T mean, base, excess, third;
 };
 
-// Of x_0 given x_t, as the network has them.
+// A network's output led away from its output without a condition (classifier-free guidance).
+template <typename T>
+GMS_HD T led(T conditional, T unconditional, Scalar<T> scale) {
+  return fma(splat<T>(scale), conditional - unconditional, unconditional);
+}
+
+// E[x_0|x_t] from the state and a network's output, which it is linear in for every form of prediction.
+template <typename T>
+GMS_HD T data_estimate(T x, T y, T of_x, T of_output, T lo, T hi) {
+  return clamp(fma(of_output, y, of_x * x), lo, hi);
+}
+
+// Of x_0 given x_t, as the network has them; `to` is the first moment where guidance wants it, else e1: the moments
+// about it stay.
 template <bool kCentral, typename T>
-GMS_HD Cumulants<T> data_cumulants(T x, T e1, T e2, T e3, const StepCoefficients<T>& k) {
+GMS_HD Cumulants<T> data_cumulants(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
   const T r2 = kCentral ? e2 : fma(-e1, e1, e2);
   const T r3 = kCentral ? e3 : fma(-e1, fma(e1, e1, T(3) * r2), e3);  // e3 - 3 e1 e2 + 2 e1^3, where e2 = r2 + e1^2
-  return {fma(-k.r, e1, x * k.inv_alpha), k.r2 * r2, k.r3 * r3};
+  return {fma(-k.r, to, x * k.inv_alpha), k.r2 * r2, k.r3 * r3};
 }
 
 // The same within the data range: no wider law lies on [lo, hi]. kBound: nor one of this mean (Bhatia-Davis).
 template <bool kCentral, bool kBound, typename T>
-GMS_HD Cumulants<T> posterior(T x, T e1, T e2, T e3, const StepCoefficients<T>& k) {
-  const Cumulants<T> d = data_cumulants<kCentral>(x, e1, e2, e3, k);
+GMS_HD Cumulants<T> posterior(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
+  const Cumulants<T> d = data_cumulants<kCentral>(x, e1, e2, e3, to, k);
   const T m = clamp(d.mean, k.lo, k.hi), half = T(0.5) * (k.hi - k.lo);
   const T v = clamp(d.var, T(0), half * half);
   return {m, kBound ? at_most(v, (m - k.lo) * (k.hi - m)) : v, d.third};
 }
 
 template <bool kCentral, typename T>
-GMS_HD StepMoments<T> step_moments(T x, T e1, T e2, T e3, const StepCoefficients<T>& k) {
-  const Cumulants<T> d = posterior<kCentral, false>(x, e1, e2, e3, k);
+GMS_HD StepMoments<T> step_moments(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
+  const Cumulants<T> d = posterior<kCentral, false>(x, e1, e2, e3, to, k);
   return {fma(k.B, d.mean, k.A * x), k.c, k.B2 * d.var, k.B * k.B2 * d.third};
 }
 
 // The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent with them.
 // Its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, is `third` without the cancellation.
 template <bool kCentral, typename T>
-GMS_HD StepMoments<T> released_moments(T x, T e1, T e2, T e3, const StepCoefficients<T>& k) {
-  const Cumulants<T> d = data_cumulants<kCentral>(x, e1, e2, e3, k);
+GMS_HD StepMoments<T> released_moments(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
+  const Cumulants<T> d = data_cumulants<kCentral>(x, e1, e2, e3, to, k);
   const T q = clamp(fma(d.mean, d.mean, d.var), T(0), T(1));
   const T raw = fma(d.mean, fma(d.mean, d.mean, T(3) * d.var), d.third);
   const T m = clamp(d.mean, T(-1), T(1)), v = clamp(d.var, T(0), T(1));
@@ -66,9 +79,9 @@ GMS_HD StepMoments<T> released_moments(T x, T e1, T e2, T e3, const StepCoeffici
 }
 
 template <Moments kMoments, bool kCentral, typename T>
-GMS_HD StepMoments<T> moments_of_step(T x, T e1, T e2, T e3, const StepCoefficients<T>& k) {
-  return kMoments == Moments::kReleased ? released_moments<kCentral>(x, e1, e2, e3, k)
-                                        : step_moments<kCentral>(x, e1, e2, e3, k);
+GMS_HD StepMoments<T> moments_of_step(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
+  return kMoments == Moments::kReleased ? released_moments<kCentral>(x, e1, e2, e3, to, k)
+                                        : step_moments<kCentral>(x, e1, e2, e3, to, k);
 }
 
 }  // namespace gms

@@ -10,15 +10,15 @@ namespace gms {
 // Noise moments to x_s. q(x_s|x_t) is the law of x_0 given x_t scaled by B, shifted by A x_t and widened by the known
 // Gaussian (eq. 1): the closed fits are of x_0. The released moments and optimiser are of x_s itself.
 template <Fit kFit, Moments kMoments, bool kCentral, typename T, typename Math = Ieee>
-GMS_HD T gms_step(T x, T e1, T e2, T e3, T z, T u, const StepCoefficients<T>& k, const FitParameters<T>& p,
+GMS_HD T gms_step(T x, T e1, T e2, T e3, T to, T z, T u, const StepCoefficients<T>& k, const FitParameters<T>& p,
                   Math&& math = Math{}) {
   constexpr bool kFree = kFit == Fit::kFree;
   if (kMoments == Moments::kReleased || kFit == Fit::kAdan) {
-    const StepMoments<T> s = moments_of_step<kMoments, kCentral>(x, e1, e2, e3, k);
+    const StepMoments<T> s = moments_of_step<kMoments, kCentral>(x, e1, e2, e3, to, k);
     const Known<T> known = {T(1), s.base, k.var_max, math.root(at_most(s.base, k.var_max))};
     return draw(choose<kFit>(s.mean, s.excess, s.third, u, known, p, math), z);
   }
-  const Cumulants<T> d = posterior<kCentral, kFree>(x, e1, e2, e3, k);
+  const Cumulants<T> d = posterior<kCentral, kFree>(x, e1, e2, e3, to, k);
   const T third = kFree ? within(d.third, d.var, Range<T>{d.mean - k.lo, k.hi - d.mean}, math) : d.third;
   const Component<T> of_x_0 = choose<kFit>(d.mean, d.var, third, u, Known<T>{k.B2, k.c, k.var_max, k.std}, p, math);
   return draw(Component<T>{fma(k.B, of_x_0.mean, k.A * x), of_x_0.std}, z);

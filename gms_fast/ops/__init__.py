@@ -166,6 +166,8 @@ def gms_step(
     moments: str = "cumulant",
     central: bool = False,
     clip: tuple[float, float] | None = fused.UNIT,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
     noise: Noise = None,
     out: Tensor | None = None,
     iterations: int = DEFAULT.iterations,
@@ -180,6 +182,8 @@ def gms_step(
     clip            data range [lo, hi] of x_0, or None
     moments         "cumulant": E[x_0|x_t] clipped to the range, its variance to [0, ((hi-lo)/2)^2]; fit="free" also
                     keeps both nodes of x_0 in the range. "released": as the released code clips, range [-1, 1]
+    unconditional, guidance  e1_u (B, *) without a condition, and w: the law of the noise is shifted to the first moment
+                    e1_u + w (e1 - e1_u), its moments about that being those of e1, e2, e3 (classifier-free guidance)
     out             a tensor of x's shape to write to, of any dtype; it may be one of the inputs
     The rest as in `sample_mixture` and `fit_mixture`. Returns (B, *), x's dtype: finite where |x|, |e1|, |e2|^(1/2) and
     |e3|^(1/3) are at most 10^6 (for fit="adan" of moments="cumulant" if there is a `clip`). NaN goes through, but for
@@ -187,7 +191,51 @@ def gms_step(
     """
     draws = draws_of(seed, step_index, sample_offset, component, noise, a_tensor("x", x))
     choice = Fit(fit, weight, iterations, lr, eps)
-    return fused.gms_step(x, e1, e2, e3, step, choice, draws, moments=moments, central=central, clip=clip, out=out)
+    return fused.gms_step(
+        x, e1, e2, e3, step, choice, draws, moments=moments, central=central, clip=clip,
+        unconditional=unconditional, guidance=number("guidance", guidance), out=out,
+    )  # fmt: skip
+
+
+def linear_step(
+    x: Tensor,
+    output: Tensor,
+    terms: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    noise_std: float = 0.0,
+    *,
+    data: tuple[float, float] | None = None,
+    clip: tuple[float, float] | None = fused.UNIT,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
+    seed: Seed = 0,
+    step_index: int | Tensor = 0,
+    sample_offset: int = 0,
+    noise: Noise = None,
+) -> tuple[Tensor, Tensor]:
+    """(x_s, m): w_0 x + w_1 m + sum_j w_{j+2} term_j + noise_std z with m = E[x_0|x_t] = clip(p x + q y), in one pass.
+
+    x          (B, *), the state
+    output     (B, *), the network's output y; a part of its channels will do, as it lies
+    data       (p, q), as `gms_fast.prediction.TO_DATA[form](alpha_t, sigma_t)` has them for each form of prediction:
+               (1/alpha_t, -sigma_t/alpha_t) for noise
+    clip       data range of x_0, or None
+    unconditional, guidance  y_u and w: y_u + w (y - y_u) takes the place of y (classifier-free guidance)
+    terms      at most eight (B, *): data estimates of the last steps, or states
+    weights    w_0, w_1, ..; or a float32 tensor on x's device, read by the kernel: of p, q, these and noise_std, which
+               then are not given; or by element (n, *), of x, m, the terms, and last of what is added
+    The rest as in `affine_noise`. Both results have x's dtype. Raises ValueError or TypeError naming the argument.
+    """
+    draws = draws_of(seed, step_index, sample_offset, "element", noise, a_tensor("x", x))
+    terms = _listed("terms", terms, "tensors")
+    numbers = weights if isinstance(weights, Tensor) else None
+    weights = _floats("weights", weights) if numbers is None else []
+    step = fused.linear_of(data, clip, guidance, len(terms), weights, noise_std, numbers)
+    x_s, m = fused.linear_step(
+        x, a_tensor("output", output), terms, step, draws._replace(u=None),
+        numbers=numbers, unconditional=unconditional,
+    )  # fmt: skip
+    return x_s, m
 
 
 def affine_noise(

@@ -3,23 +3,24 @@
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from gms_fast.ops.types import Draws, Fit, Stepping
+from gms_fast.ops.types import ADDED, COLUMNS, Draws, Fit, Linear, Stepping
 from gms_fast.steps import kernel_numbers
 
 FITS = ("exact", "free", "adan", "gaussian")
 MOMENTS = ("cumulant", "released")
 COMPONENTS = ("sample", "element")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_RESULTS = 3  # of a linear step with weights by element
 MAX_TERMS = 8  # of affine_noise, besides x
 NUMBERS = 10  # of StepCoefficients.as_tensor
-OPTIONAL = ("e2", "e3")  # of gms_step: None where a fit does without
+OPTIONAL = ("e2", "e3", "output", "unconditional")  # may be None
 LEAST_EPS = 1e-20  # of fit="adan": smaller gradients have squares that are zero in float32
 
 
@@ -218,14 +219,19 @@ def _as_draws(draws: Tensor, like: Tensor) -> Tensor:
 
 @functools.lru_cache(4096)
 def stepping_of(
-    coefficients: tuple[float, ...], moments: str, central: bool, lo: float | None, hi: float | None
+    coefficients: tuple[float, ...],
+    moments: str,
+    central: bool,
+    lo: float | None,
+    hi: float | None,
+    guidance: float = 1.0,
 ) -> Stepping:
     check_choice("moments", moments, MOMENTS)
     lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
     if not lo < hi or math.isinf(lo) != math.isinf(hi):
         raise ValueError(f"clip must be (lo, hi) with lo < hi, or None, and both finite: got ({lo}, {hi})")
     if not coefficients:
-        return Stepping((0.0,) * NUMBERS, moments, central, lo, hi)
+        return Stepping((0.0,) * NUMBERS, moments, central, lo, hi, guidance)
     if len(coefficients) != 6 or not all(map(math.isfinite, coefficients[:5])):
         raise ValueError(f"coefficients must be (alpha_t, sigma_t, A, B, c, var_max), finite: got {coefficients}")
     if coefficients[0] == 0 or coefficients[4] < 0 or not coefficients[5] >= 0:
@@ -234,7 +240,7 @@ def stepping_of(
         numbers = kernel_numbers(*coefficients)
     except OverflowError:
         raise ValueError(f"coefficients must have sigma_t/alpha_t whose cube is finite: got {coefficients}") from None
-    return Stepping(numbers, moments, central, lo, hi)
+    return Stepping(numbers, moments, central, lo, hi, guidance)
 
 
 def not_negative(name: str, value: object) -> float:
@@ -253,26 +259,62 @@ def check_moments(e2: Tensor | None, e3: Tensor | None, fit: str, moments: str) 
         raise ValueError('e2 must be given for moments="released": got None')
 
 
-def affine_names(terms: Sequence[Tensor]) -> tuple[str, ...]:
-    return "x", *(f"terms[{i}]" for i in range(len(terms)))
+def linear_names(terms: int) -> tuple[str, ...]:
+    return "x", "output", "unconditional", *(f"terms[{i}]" for i in range(terms))
 
 
-def check_affine(terms: Sequence[Tensor], weights: Sequence[float] | None) -> None:
-    """weights are None where a tensor holds them."""
-    if len(terms) > MAX_TERMS:
-        raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {len(terms)}")
-    if weights is not None and len(weights) != len(terms) + 1:
-        raise ValueError(f"weights must be one of x and one of each term, {len(terms) + 1}: got {len(weights)}")
+def rows_of(results: int, columns: Iterable[int]) -> int:
+    """`Linear.present` of weights by element for x, these columns, and what is added, in each result."""
+    own = sum(1 << column for column in (0, *columns, ADDED))
+    return sum(own << COLUMNS * result for result in range(results))
+
+
+def check_weights(terms: int, weights: Sequence[float] | None, own: int) -> None:
+    """Raise ValueError unless there are `own` of x and E[x_0|x_t], and one of each term. None: a tensor has them."""
+    if terms > MAX_TERMS:
+        raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {terms}")
+    wanted, of = terms + own, ("x", "x, of E[x_0|x_t]")[own - 1]
+    if weights is not None and len(weights) != wanted:
+        raise ValueError(f"weights must be one of {of} and one of each term, {wanted}: got {len(weights)}")
     if weights is not None and not all(map(math.isfinite, weights)):
         raise ValueError(f"weights must be finite: got {tuple(weights)}")
 
 
-def weights_of(numbers: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """Weights in a tensor: one of each input and that of the noise, or by element, the last row then being added."""
+def check_linear(step: Linear, output: object) -> None:
+    """Raise ValueError unless the parts of a linear step belong together: kernels read as many numbers as it says."""
+    read = step.reading is not None
+    if read != (output is not None):
+        raise ValueError(f"reading must be given with an output, and only then: got {step.reading}")
+    if step.keeps and not read:
+        raise ValueError("keeps must be False without an output: there is no E[x_0|x_t]")
+    wanted = step.terms + 2 + read
+    if len(step.weights) != wanted and (step.results or step.noisy):
+        raise ValueError(f"weights must be those of x, the inputs and the noise, {wanted}: got {len(step.weights)}")
+    if not 0 <= step.results <= (MAX_RESULTS if step.present else 1) or not step.results + step.keeps:
+        raise ValueError(f"results must be at most {MAX_RESULTS} by element, else 1, and one: got {step.results}")
+    if step.terms > MAX_TERMS or step.present >> COLUMNS * step.results:
+        raise ValueError(f"terms must be at most {MAX_TERMS}, and present of the results alone: got {step}")
+    known = {0, *([1] if read else []), *range(2, 2 + step.terms), ADDED}
+    for result in range(step.results if step.present else 0):
+        columns = step.columns(result)
+        if not known.issuperset(columns) or not set(columns) - {ADDED}:
+            raise ValueError(f"present must have inputs that are there, in every result: got columns {columns}")
+
+
+def weights_of(numbers: Tensor, inputs: Sequence[Tensor | None], step: Linear) -> Tensor:
+    """Weights in a tensor: of_x and of_output of the reading, those of the inputs and of the noise; or by element."""
+    given = [t for t in inputs if t is not None]
     by_element = numbers.ndim > 1
-    shape = (len(inputs) + 1, *(inputs[0].shape[1:] if by_element else ()))
-    wide = by_element and numbers.dtype == torch.float64 and any(t.dtype == torch.float64 for t in inputs)
-    return on_device("weights", numbers, [shape], torch.float64 if wide else torch.float32, inputs[0].device)
+    if by_element:
+        shape = (step.present.bit_count(), *given[0].shape[1:])
+    else:
+        shape = (len(step.weights) + (2 if step.reading is not None else 0),)
+    wide = (
+        by_element
+        and numbers.dtype == torch.float64
+        and any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in given)
+    )
+    return on_device("weights", numbers, [shape], torch.float64 if wide else torch.float32, given[0].device)
 
 
 def check_out(out: Tensor, like: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gms_fast.ops import native
 from gms_fast.ops.layout import Layout
-from gms_fast.ops.types import Draws, Fit, Stepping, StepTensors
+from gms_fast.ops.types import Draws, Fit, Linear, Stepping, StepTensors, Tensors, Watch
 
 NAMES = ("cpp", "cuda", "triton", "torch")
 VARIABLE = "GMS_FAST_BACKEND"
@@ -36,6 +36,7 @@ class Backend(Protocol):
         numbers: Tensor | None,
         fit: Fit,
         draws: Draws,
+        watch: Watch | None,
     ) -> None: ...
 
     def sample_mixture(
@@ -44,14 +45,14 @@ class Backend(Protocol):
 
     def fit_mixture(self, tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit) -> None: ...
 
-    def affine_noise(
+    def linear_step(
         self,
-        tensors: tuple[Tensor, ...],
+        tensors: Tensors,
         layout: Layout | None,
-        weights: tuple[float, ...],
+        step: Linear,
         numbers: Tensor | None,
-        noisy: bool,
         draws: Draws,
+        watch: Watch | None,
     ) -> None: ...
 
     def philox(self, out: Tensor, draws: Draws, stream: int, normal: bool) -> None: ...

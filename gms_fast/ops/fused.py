@@ -5,6 +5,7 @@ the backend of its tensors: in one call of the compiled module where nothing is 
 at once, or through `torch.ops.gms_fast.*` where something watches the dispatcher, as torch.compile does.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
@@ -19,28 +20,32 @@ from gms_fast.ops.checks import (
     NUMBERS,
     OPTIONAL,
     a_tensor,
-    affine_names,
     apart_from,
-    check_affine,
     check_dtype,
     check_inputs,
     check_moments,
+    check_weights,
     checked_draws,
     checked_fit,
     integer,
+    linear_names,
     not_negative,
     number,
     on_device,
+    rows_of,
     stepping_of,
-    weights_of,
+)
+from gms_fast.ops.checks import (
+    weights_of as _weights_of,
 )
 from gms_fast.ops.layout import layout_of
-from gms_fast.ops.types import Draws, Fit, Sizes, Stepping
+from gms_fast.ops.types import WRITTEN, Draws, Fit, Linear, Reading, Sizes, Stepping, Watch
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import as_range
 
 UNIT = (-1.0, 1.0)  # known to be a range
 _MIXTURE = ("mean", "var", "third")
+_STEP = ("x", "e1", "e2", "e3", "unconditional")
 _OneTensor = Literal["sample_mixture", "gms_step", "affine_noise", "philox_normal", "philox_uniform"]
 
 
@@ -99,42 +104,143 @@ def gms_step(
     moments: str = "cumulant",
     central: bool = False,
     clip: tuple[float, float] | None = UNIT,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
     out: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Noise moments to x_s, as `gms_fast.ops.gms_step`."""
     lo, hi = UNIT if clip is UNIT else (None, None) if clip is None else as_range(clip)
     if watched("x", x):
         coefficients, numbers = step_numbers(step)
-        return dispatched(
+        made = dispatched(
             "gms_step", x, e1, e2, e3, coefficients, numbers=numbers, moments=moments, central=central, lo=lo, hi=hi,
-            out=out, **fit.flat(), **draws.given().flat(),
+            unconditional=unconditional, guidance=guidance, out=out, **fit.flat(), **draws.given().flat(),
         )  # fmt: skip
-    return gms_step_here((x, e1, e2, e3), *_stepping(step, moments, central, lo, hi), checked_fit(fit), draws, out)
+        _look_at(watch, (e1, e2, e3, unconditional), (made,))
+        return made
+    stepping, numbers = _stepping(step, moments, central, lo, hi, guidance)
+    return gms_step_here((x, e1, e2, e3, unconditional), stepping, numbers, checked_fit(fit), draws, out, watch)
 
 
 def gms_step_here(
-    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
     step: Stepping,
     numbers: Tensor | None,
     fit: Fit,
     draws: Draws,
     out: Tensor | None,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """`gms_step` past the dispatcher, its step and fit as kernels take them; inputs: x, e1, e2, e3."""
-    x, _, e2, e3 = inputs
+    """`gms_step` past the dispatcher, its step and fit as kernels take them; inputs: x, e1, e2, e3, unconditional."""
+    x, _, e2, e3, unconditional = inputs
+    if unconditional is None and step.guidance != 1:
+        raise _unguided(step.guidance)
     place = _at_once(x) if out is numbers is None else None
     if place is not None:
-        made = native.compiled.new_gms_step(*place, inputs, native.scheme(fit, 0.0, step), draws)
+        made = native.compiled.new_gms_step(*place, inputs, native.scheme(fit, 0.0, step), draws, watch)
         if made is not None:
             return made
-    alike = _alike(("x", "e1", "e2", "e3"), inputs)
+    alike = _alike(_STEP, inputs)
     if numbers is not None:
         numbers = on_device("step", numbers, [(NUMBERS,)], torch.float32, x.device)
     if e2 is None or e3 is None:
         check_moments(e2, e3, fit.kind, step.moments)
     read, numbers, draws, out, alike = _prepared(inputs, numbers, draws, out, alike)
-    _run("gms_step", read, (out,), step, numbers, fit, draws, alike=alike)
+    _run("gms_step", read, (out,), step, numbers, fit, draws, watch, alike=alike)
     return out
+
+
+def linear_step(
+    x: Tensor,
+    output: Tensor | None,
+    terms: Sequence[Tensor],
+    step: Linear,
+    draws: Draws,
+    *,
+    numbers: Tensor | None = None,
+    unconditional: Tensor | None = None,
+    watch: Watch | None = None,
+) -> Sequence[Tensor]:
+    """The results of `step`, and E[x_0|x_t] behind them if it is kept; the weights may lie in `numbers`."""
+    if watched("x", x):
+        drawn = _wanted(draws, noisy=step.noisy).flat()
+        del drawn["component"], drawn["u"]
+        made = dispatched(
+            "linear_step", x, output, unconditional, terms, step.reading or (), step.weights, numbers=numbers,
+            results=step.results, keeps=step.keeps, noisy=step.noisy, present=step.present, **drawn,
+        )  # fmt: skip
+        _look_at(watch, (output, None, None, unconditional), made)
+        return made
+    return linear_step_here((x, output, unconditional, *terms), step, numbers, draws, watch=watch)
+
+
+def linear_step_here(
+    inputs: tuple[Tensor | None, ...],
+    step: Linear,
+    numbers: Tensor | None,
+    draws: Draws,
+    out: Tensor | None = None,
+    watch: Watch | None = None,
+) -> Sequence[Tensor]:
+    """`linear_step` past the dispatcher; inputs: x, output, unconditional, terms. `out` takes the only result."""
+    x = a_tensor("x", inputs[0])
+    if step.reading is not None and step.reading.guidance != 1 and inputs[2] is None:
+        raise _unguided(step.reading.guidance)
+    draws = _wanted(draws, noisy=step.noisy)
+    if numbers is not None:
+        numbers = _weights_of(numbers, inputs, step)
+    place = _at_once(x) if out is None and (numbers is None or numbers.dtype is torch.float32) else None
+    if place is not None:
+        made = native.compiled.new_linear_step(*place, inputs, native.linear(step), numbers, draws, watch)
+        if made is not None:
+            return made
+    alike = _alike(linear_names(step.terms), inputs)
+    read, numbers, draws, first, alike = _prepared(inputs, numbers, draws, out, alike)
+    outs = first, *(torch.empty_like(x) for _ in range(step.results + step.keeps - 1))
+    _run("linear_step", read, outs, step, numbers, draws, watch, alike=alike)
+    return outs
+
+
+def linear_of(
+    data: tuple[float, float] | None,
+    clip: tuple[float, float] | None,
+    guidance: float,
+    terms: int,
+    weights: Sequence[float],
+    noise_std: float,
+    numbers: Tensor | None,
+) -> Linear:
+    """The step that `gms_fast.ops.linear_step` is asked for, checked. Raises ValueError or TypeError."""
+    on_device = _last_is_std(numbers)
+    if (data is None) != on_device:
+        raise ValueError(f"data must be (p, q), beside a tensor of weights that holds them None: got {data!r}")
+    if on_device and number("noise_std", noise_std):
+        raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
+    check_weights(terms, None if numbers is not None else weights, 2)
+    p, q = (0.0, 0.0) if data is None else _pair("data", data)
+    lo, hi = (-math.inf, math.inf) if clip is None else as_range(clip)
+    noise_std = not_negative("noise_std", noise_std)
+    return Linear(
+        reading=Reading(p, q, lo, hi, number("guidance", guidance)),
+        weights=(*([0.0] * (terms + 2) if numbers is not None else weights), noise_std),
+        terms=terms,
+        keeps=True,
+        noisy=noise_std > 0 or on_device,
+        present=rows_of(1, range(1, terms + 2)) if numbers is not None and numbers.ndim > 1 else 0,
+    )
+
+
+def _pair(name: str, values: Any) -> tuple[float, float]:
+    try:
+        p, q = values
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be (p, q), two numbers: got {values!r}") from None
+    return number(name, p), number(name, q)
+
+
+def _unguided(guidance: float) -> ValueError:
+    return ValueError(f"unconditional must be given where guidance is not 1: got None and guidance = {guidance:g}")
 
 
 def affine_noise(
@@ -149,7 +255,7 @@ def affine_noise(
     """w_0 x + sum_i w_i term_i + noise_std z, as `gms_fast.ops.affine_noise`; nothing is drawn for 0."""
     numbers, weights = (weights, ()) if isinstance(weights, Tensor) else (None, weights)
     if watched("x", x):
-        drawn = _wanted(draws, noise_std, numbers).flat()
+        drawn = _wanted(draws, noisy=noise_std != 0 or _last_is_std(numbers)).flat()
         del drawn["component"], drawn["u"]
         options = {"noise_std": noise_std, "numbers": numbers, "out": out, **drawn}
         return dispatched("affine_noise", x, terms, weights, **options)
@@ -165,23 +271,18 @@ def affine_noise_here(
     draws: Draws,
     out: Tensor | None,
 ) -> Tensor:
-    """`affine_noise` past the dispatcher; `numbers` hold the weights, or None."""
-    inputs = x, *terms
-    check_affine(terms, weights if numbers is None else None)
-    noise_std = not_negative("noise_std", noise_std)
-    draws = _wanted(draws, noise_std, numbers)
-    place = _at_once(x) if out is numbers is None else None
-    if place is not None:
-        made = native.compiled.new_affine_noise(*place, inputs, (*weights, noise_std), draws)
-        if made is not None:
-            return made
-    alike = _alike(affine_names(terms), inputs)
-    if numbers is not None:
-        numbers, weights = weights_of(numbers, inputs), (0.0,) * len(inputs)
-    noisy = noise_std > 0 or _last_is_std(numbers)
-    read, numbers, draws, out, alike = _prepared(inputs, numbers, draws, out, alike)
-    _run("affine_noise", read, (out,), (*weights, noise_std), numbers, noisy, draws, alike=alike)
-    return out
+    """`affine_noise` past the dispatcher: a linear step without a network; `numbers` hold the weights, or None."""
+    check_weights(len(terms), weights if numbers is None else None, 1)
+    noise_std, count = not_negative("noise_std", noise_std), len(terms)
+    by_element = numbers is not None and numbers.ndim > 1
+    step = Linear(
+        reading=None,
+        weights=(*(weights if numbers is None else (0.0,) * (count + 1)), noise_std),
+        terms=count,
+        noisy=noise_std > 0 or _last_is_std(numbers),
+        present=rows_of(1, range(2, count + 2)) if by_element else 0,
+    )
+    return linear_step_here((x, None, None, *terms), step, numbers, draws, out)[0]
 
 
 def _prepared(
@@ -197,11 +298,10 @@ def _prepared(
     return read, numbers, draws, out, 0
 
 
-def _wanted(draws: Draws, noise_std: float, numbers: Tensor | None) -> Draws:
+def _wanted(draws: Draws, *, noisy: bool) -> Draws:
     """The draws of normals alone; none that a function gives where none are wanted."""
     if callable(draws.z):
-        wanted = noise_std != 0 or _last_is_std(numbers)
-        draws = draws.given() if wanted else draws._replace(z=None)
+        draws = draws.given() if noisy else draws._replace(z=None)
     return draws if draws.u is None else draws._replace(u=None)
 
 
@@ -254,20 +354,31 @@ def new_of_shape(shape: Sizes, dtype: torch.dtype | None, device: torch.device |
     return torch.empty(shape, dtype=dtype, device=device or "cpu")
 
 
+def _look_at(watch: Watch | None, given: Sequence[Tensor | None], made: Sequence[Tensor]) -> None:
+    """Look for what is not finite where no kernel could; given: e1, e2, e3, and e1 without a condition."""
+    for which, tensor in (*zip((0, 1, 2, 0), given, strict=True), *((WRITTEN, t) for t in made)):
+        plain.look(watch, which, tensor)
+
+
 # --- a step for a kernel ---
 
 _steppings: dict[tuple[object, ...], tuple[StepCoefficients, Stepping]] = {}
 
 
 def _stepping(
-    step: StepCoefficients | Tensor, moments: str, central: bool, lo: float | None, hi: float | None
+    step: StepCoefficients | Tensor,
+    moments: str,
+    central: bool,
+    lo: float | None,
+    hi: float | None,
+    guidance: float,
 ) -> tuple[Stepping, Tensor | None]:
     """The step for a kernel, found by the identity of `step`, which costs more to hash than to keep."""
-    key = id(step), moments, central, lo, hi
+    key = id(step), moments, central, lo, hi, guidance
     found = _steppings.get(key)
     if found is None:
         coefficients, numbers = step_numbers(step)
-        stepping = stepping_of(tuple(coefficients), moments, central, lo, hi)
+        stepping = stepping_of(tuple(coefficients), moments, central, lo, hi, guidance)
         if not isinstance(step, StepCoefficients):
             return stepping, numbers
         if len(_steppings) >= 4096:
@@ -305,13 +416,15 @@ def _watching() -> bool:
 
 
 _KINDS: dict[str, Callable[[str, object], float]] = {
-    **dict.fromkeys(("floor", "weight", "lr", "eps", "noise_std"), number),
+    **dict.fromkeys(("floor", "weight", "lr", "eps", "noise_std", "guidance"), number),
     **dict.fromkeys(("iterations", "sample_offset"), integer),
 }
 
 
 @overload
 def dispatched(name: Literal["fit_mixture"], *arguments: object, **options: Any) -> tuple[Tensor, ...]: ...
+@overload
+def dispatched(name: Literal["linear_step"], *arguments: object, **options: Any) -> list[Tensor]: ...
 @overload
 def dispatched(name: _OneTensor, *arguments: object, **options: Any) -> Tensor: ...
 def dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: Any) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gms_fast.ops import fused
-from gms_fast.ops.checks import affine_names, check_inputs, check_out, checked_fit, stepping_of
-from gms_fast.ops.types import DEFAULT, Draws, Fit
+from gms_fast.ops.checks import check_inputs, check_linear, check_out, checked_fit, linear_names, stepping_of
+from gms_fast.ops.types import DEFAULT, Draws, Fit, Linear, Reading
 
 _FIT = ", ".join(
     f"{kind} {name}={json.dumps(value)}"
@@ -19,7 +19,13 @@ _COUNTERS = "int seed=0, Tensor? seeds=None, int step=0, Tensor? step_at=None, i
 _NOISE = f'{_COUNTERS}, str component="element", Tensor? z=None, Tensor? u=None'
 _STEP = (
     "Tensor x, Tensor e1, Tensor? e2, Tensor? e3, float[] coefficients, *, Tensor? numbers=None, "
-    f'{_FIT}, {_NOISE}, str moments="cumulant", bool central=False, float? lo=-1.0, float? hi=1.0'
+    f'{_FIT}, {_NOISE}, str moments="cumulant", bool central=False, float? lo=-1.0, float? hi=1.0, '
+    "Tensor? unconditional=None, float guidance=1.0"
+)
+_LINEAR = (
+    "Tensor x, Tensor? output, Tensor? unconditional, Tensor[] terms, float[] reading, float[] weights, *, "
+    "Tensor? numbers=None, int results=1, bool keeps=False, bool noisy=False, int present=0, "
+    f"{_COUNTERS}, Tensor? z=None"
 )
 _AFFINE = (
     "Tensor x, Tensor[] terms, float[] weights, float noise_std=0.0, *, Tensor? numbers=None, "
@@ -32,6 +38,7 @@ SCHEMAS = (
     f"sample_mixture({_MIXTURE}, *, {_FIT}, {_NOISE}) -> Tensor",
     f"gms_step({_STEP}) -> Tensor",
     f"gms_step_out({_STEP}, Tensor(a!) out) -> ()",
+    f"linear_step({_LINEAR}) -> Tensor[]",
     f"affine_noise({_AFFINE}) -> Tensor",
     f"affine_noise_out({_AFFINE}, Tensor(a!) out) -> ()",
     f"philox_normal({_SHAPE}) -> Tensor",
@@ -78,12 +85,34 @@ def gms_step(
     central: bool = False,
     lo: float | None = -1.0,
     hi: float | None = 1.0,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
     out: Tensor | None = None,
     **flat: Any,
 ) -> Tensor:
     fit, draws = _values(flat)
-    step = stepping_of(tuple(coefficients) if numbers is None else (), moments, central, lo, hi)
-    return fused.gms_step_here((x, e1, e2, e3), step, numbers, checked_fit(fit), draws, out)
+    step = stepping_of(tuple(coefficients) if numbers is None else (), moments, central, lo, hi, guidance)
+    return fused.gms_step_here((x, e1, e2, e3, unconditional), step, numbers, checked_fit(fit), draws, out)
+
+
+def linear_step(
+    x: Tensor,
+    output: Tensor | None,
+    unconditional: Tensor | None,
+    terms: Sequence[Tensor],
+    reading: Sequence[float],
+    weights: Sequence[float],
+    *,
+    numbers: Tensor | None = None,
+    results: int = 1,
+    keeps: bool = False,
+    noisy: bool = False,
+    present: int = 0,
+    **flat: Any,
+) -> list[Tensor]:
+    step = Linear(Reading(*reading) if reading else None, tuple(weights), len(terms), results, keeps, noisy, present)
+    check_linear(step, output)
+    return list(fused.linear_step_here((x, output, unconditional, *terms), step, numbers, _values(flat)[1]))
 
 
 def affine_noise(
@@ -138,8 +167,22 @@ def _fake_step(x: Tensor, e1: Tensor, e2: Tensor | None, e3: Tensor | None, *arg
 
 
 def _fake_affine(x: Tensor, terms: Sequence[Tensor], *args: object, **kwargs: object) -> Tensor:
-    check_inputs(affine_names(terms), (x, *terms))
+    check_inputs(linear_names(len(terms)), (x, None, None, *terms))
     return torch.empty_like(x, requires_grad=False)
+
+
+def _fake_linear(
+    x: Tensor,
+    output: Tensor | None,
+    unconditional: Tensor | None,
+    terms: Sequence[Tensor],
+    *args: object,
+    results: int = 1,
+    keeps: bool = False,
+    **kwargs: object,
+) -> list[Tensor]:
+    check_inputs(linear_names(len(terms)), (x, output, unconditional, *terms))
+    return [torch.empty_like(x, requires_grad=False) for _ in range(results + keeps)]
 
 
 def _fake_out(x: Tensor, *args: object, out: Tensor, **kwargs: object) -> None:
@@ -160,7 +203,7 @@ def _register() -> torch.library.Library:
     library = torch.library.Library("gms_fast", "DEF")
     for schema in SCHEMAS:
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    ops = fit_mixture, sample_mixture, gms_step, gms_step_out, affine_noise, affine_noise_out
+    ops = fit_mixture, sample_mixture, gms_step, gms_step_out, linear_step, affine_noise, affine_noise_out
     for op in (*ops, philox_normal, philox_uniform):
         library.impl(op.__name__, op, "CompositeExplicitAutograd")  # every device; the fakes come before it
     fakes: dict[str, Callable[..., object]] = {
@@ -168,6 +211,7 @@ def _register() -> torch.library.Library:
         "sample_mixture": _fake_mixture,
         "gms_step": _fake_step,
         "gms_step_out": _fake_out,
+        "linear_step": _fake_linear,
         "affine_noise": _fake_affine,
         "affine_noise_out": _fake_out,
         "philox_normal": _fake_philox,

@@ -1,5 +1,6 @@
 """The compiled module `gms_fast._C`, which this file alone imports, and its ops on checked arguments."""
 
+import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.ops.layout import Layout
-from gms_fast.ops.types import Draws, Fit, Stepping, StepTensors
+from gms_fast.ops.types import Draws, Fit, Linear, Stepping, StepTensors, Tensors, Watch
 
 
 def why_not(error: ImportError) -> str:
@@ -68,9 +69,18 @@ def scheme(fit: Fit, floor: float = 0.0, step: Stepping = _NO_STEP) -> "compiled
         if len(_schemes) > 1024:
             _schemes.clear()
         numbers = (*step.numbers, step.lo, step.hi)
-        made = compiled.Scheme((_FITS[fit.kind], *fit[1:]), floor, numbers, _MOMENTS[step.moments], step.central)
+        made = compiled.Scheme(
+            (_FITS[fit.kind], *fit[1:]), floor, numbers, _MOMENTS[step.moments], step.central, step.guidance
+        )
         found = _schemes[key] = fit, step, made
     return found[2]
+
+
+@functools.lru_cache(4096)
+def linear(step: Linear) -> "compiled.Linear":
+    """A linear step as the kernels take it, prepared once for many calls."""
+    reading = None if step.reading is None else (*step.reading[:2], step.reading.guidance, *step.reading[2:4])
+    return compiled.Linear(reading, step.weights, *step[2:])
 
 
 def introduce(module: ModuleType) -> None:
@@ -115,8 +125,9 @@ def gms_step(
     numbers: Tensor | None,
     fit: Fit,
     draws: Draws,
+    watch: Watch | None,
 ) -> None:
-    _call(compiled.gms_step, tensors[0], tensors, layout, scheme(fit, 0.0, step), numbers, draws)
+    _call(compiled.gms_step, tensors[0], tensors, layout, scheme(fit, 0.0, step), numbers, draws, watch)
 
 
 def sample_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float, fit: Fit, draws: Draws) -> None:
@@ -127,15 +138,15 @@ def fit_mixture(tensors: tuple[Tensor, ...], layout: Layout | None, floor: float
     _call(compiled.fit_mixture, tensors[0], tensors, layout, scheme(fit, floor))
 
 
-def affine_noise(
-    tensors: tuple[Tensor, ...],
+def linear_step(
+    tensors: Tensors,
     layout: Layout | None,
-    weights: tuple[float, ...],
+    step: Linear,
     numbers: Tensor | None,
-    noisy: bool,
     draws: Draws,
+    watch: Watch | None,
 ) -> None:
-    _call(compiled.affine_noise, tensors[0], tensors, layout, weights, numbers, noisy, draws)
+    _call(compiled.linear_step, tensors[0], tensors, layout, linear(step), numbers, draws, watch)
 
 
 def philox(out: Tensor, draws: Draws, stream: int, normal: bool) -> None:

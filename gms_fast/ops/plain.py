@@ -1,14 +1,14 @@
 """The "torch" backend: the reference on any device, in float64 for float64 inputs and in float32 for all others."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from gms_fast.ops import reference
 from gms_fast.ops.layout import Layout
-from gms_fast.ops.types import Draws, Fit, Stepping, StepTensors
+from gms_fast.ops.types import ADDED, WRITTEN, Draws, Fit, Linear, Stepping, StepTensors, Tensors, Watch
 
 T = TypeVar("T", Tensor, Tensor | None)
 _NORMALS, _UNIFORMS = 0, 1
@@ -68,15 +68,19 @@ def gms_step(
     numbers: Tensor | None,
     fit: Fit,
     draws: Draws,
+    watch: Watch | None,
 ) -> None:
-    out, dtype = tensors[4], _working_dtype(tensors)
-    (x, e1), (e2, e3) = _dense(tensors[:2], dtype), _dense(tensors[2:4], dtype)
+    out, dtype = tensors[5], _working_dtype(tensors)
+    (x, e1), (e2, e3, without) = _dense(tensors[:2], dtype), _dense(tensors[2:5], dtype)
+    for which, given in ((0, e1), (1, e2), (2, e3), (0, without)):
+        look(watch, which, given)
+    to = e1 if without is None else reference.led(e1, without, step.guidance)
     clip = None if step.lo == -torch.inf and step.hi == torch.inf else (step.lo, step.hi)
     x_s = reference.gms_step(
-        x, e1, e2, e3, _coefficients(step, numbers, dtype), *_drawn(draws, x),
+        x, e1, e2, e3, _coefficients(step, numbers, dtype), *_drawn(draws, x), to=to,
         moments=step.moments, central=step.central, clip=clip, **_stored(fit, dtype).flat(),
     )  # fmt: skip
-    out.copy_(x_s)
+    _write(out, x_s, watch)
 
 
 def sample_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, fit: Fit, draws: Draws) -> None:
@@ -94,20 +98,64 @@ def fit_mixture(tensors: Sequence[Tensor], layout: Layout | None, floor: float, 
         target.copy_(value)
 
 
-def affine_noise(
-    tensors: Sequence[Tensor],
+def linear_step(
+    tensors: Tensors,
     layout: Layout | None,
-    weights: Sequence[float],
+    step: Linear,
     numbers: Tensor | None,
-    noisy: bool,
     draws: Draws,
+    watch: Watch | None,
 ) -> None:
-    *inputs, out = tensors
-    x, *terms = _dense(inputs, _working_dtype(tensors))
-    z = _drawn(draws, x)[0] if noisy else torch.zeros_like(x)
-    *factors, last = weights if numbers is None else numbers.to(x.dtype)
-    std, constant = (weights[-1], last) if numbers is not None and numbers.ndim > 1 else (last, 0.0)
-    out.copy_(reference.affine_noise(x, terms, factors, std, z, constant))
+    given: list[Any] = _dense(tensors[: 3 + step.terms], _working_dtype(tensors))
+    x, output, without, *terms = given
+    outs = list(tensors[3 + step.terms :])
+    read, weights, rows = _numbers_of(step, numbers, x.dtype)
+    m = None
+    if step.reading is not None:
+        look(watch, 0, output)
+        look(watch, 0, without)
+        led = output if without is None else reference.led(output, without, step.reading.guidance)
+        m = reference.data_estimate(x, led, read[0], read[1], step.reading.lo, step.reading.hi)
+        if step.keeps:
+            _write(outs.pop(), m, watch)
+    inputs = [x, m, *terms]
+    for result, out in enumerate(outs):
+        row = dict(zip(step.columns(result), rows, strict=False)) if step.present else _row(inputs, weights)
+        total = reference.linear_step(inputs, [row.get(column) for column in range(len(inputs))], row.get(ADDED))
+        if step.noisy and result == 0:
+            total += weights[-1] * _drawn(draws, x)[0]
+        _write(out, total, watch)
+
+
+def _numbers_of(
+    step: Linear, numbers: Tensor | None, dtype: torch.dtype
+) -> tuple[Sequence[float | Tensor], Sequence[float | Tensor], Iterator[Tensor]]:
+    """(of_x and of_output of the reading, weights, rows of weights by element)."""
+    read = step.reading[:2] if step.reading is not None else ()
+    if numbers is None:
+        return read, step.weights, iter(())
+    if numbers.ndim > 1:
+        return read, step.weights, iter(numbers.to(dtype))
+    values = list(numbers.to(dtype))
+    return values[: len(read)], values[len(read) :], iter(())
+
+
+def _row(inputs: Sequence[Tensor | None], weights: Sequence[float | Tensor]) -> dict[int, float | Tensor]:
+    """Weights by their column, of the inputs that there are."""
+    return dict(zip((column for column, t in enumerate(inputs) if t is not None), weights, strict=False))
+
+
+def _write(out: Tensor, result: Tensor, watch: Watch | None) -> None:
+    out.copy_(result)
+    look(watch, WRITTEN, out)
+
+
+def look(watch: Watch | None, which: int, tensor: Tensor | None) -> None:
+    """Note the number `which` of a step's tensors where it is not finite."""
+    if watch is None or tensor is None:
+        return
+    first, code = watch
+    first.copy_(torch.where(tensor.isfinite().all(), first, first.clamp(max=code + which)))
 
 
 def philox(out: Tensor, draws: Draws, stream: int, normal: bool) -> None:

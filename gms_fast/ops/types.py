@@ -4,6 +4,7 @@ They are flat in two places only: in the keywords of the public ops, and at the 
 take nothing else.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,11 @@ from torch import Tensor
 
 Given = Tensor | tuple[Tensor | None, Tensor | None] | None  # z, or (z, u); None is drawn
 Sizes = Sequence[int | torch.SymInt]  # torch.compile has integers of its own
-StepTensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]  # x, e1, e2, e3 and the output
+Tensors = tuple[Any, ...]  # in an op's order; some may be None
+# x, e1, e2, e3, e1 without condition, and the output
+StepTensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]
+COLUMNS = 11  # of weights by element: x, E[x_0|x_t], up to eight terms, and what is added
+ADDED = COLUMNS - 1
 
 
 class Fit(NamedTuple):
@@ -70,7 +75,7 @@ class Draws(NamedTuple):
 
 class Stepping(NamedTuple):
     """One reverse step for a kernel: numbers as of `kernel_numbers`, zeros where a tensor has them, and how moments
-    are read; the data range [lo, hi] may be infinite.
+    are read; the data range [lo, hi] may be infinite. guidance: scale of e1 less that without condition, if any.
     """
 
     numbers: tuple[float, ...]
@@ -78,6 +83,57 @@ class Stepping(NamedTuple):
     central: bool
     lo: float
     hi: float
+    guidance: float = 1.0
+
+
+class Reading(NamedTuple):
+    """E[x_0|x_t] as a kernel makes it from a network's output y: clip(of_x x + of_output y, lo, hi).
+
+    guidance  scale of y less that without condition, if there is one
+    """
+
+    of_x: float
+    of_output: float
+    lo: float = -math.inf
+    hi: float = math.inf
+    guidance: float = 1.0
+
+
+class Linear(NamedTuple):
+    """One linear step for a kernel: w_0 x + w_1 E[x_0|x_t] + sum_j w_{j+2} term_j + std z.
+
+    reading  None: no network's output is read, and there is no w_1
+    weights  of x, of E[x_0|x_t], of the terms, and last std; zeros where a tensor has them
+    terms, results  numbers of them. Weights by element may give more results than one, or none be asked for
+    keeps    whether E[x_0|x_t] is a result too, the last one
+    noisy    whether noise is added, to the first result
+    present  which weights by element there are: bit COLUMNS * result + column
+    """
+
+    reading: Reading | None
+    weights: tuple[float, ...]
+    terms: int
+    results: int = 1
+    keeps: bool = False
+    noisy: bool = False
+    present: int = 0
+
+    def columns(self, result: int) -> list[int]:
+        """The columns of `present` of a result."""
+        return [column for column in range(COLUMNS) if self.present >> (COLUMNS * result + column) & 1]
+
+
+class Watch(NamedTuple):
+    """A look-out for what is not finite: `first` (1,) int32 takes the smallest code of all that is seen.
+
+    code  of the network's first tensor of a step; those of its other ones follow, and `WRITTEN` later that of results
+    """
+
+    first: Tensor
+    code: int
+
+
+WRITTEN = 3
 
 
 def pair(noise: object) -> tuple[Tensor | None, Tensor | None]:

@@ -25,12 +25,12 @@ void show(double x, double e1, double e2, double e3) {
   const StepCoefficients<double> k = {1 / 0.6, r, r * r, -r * r * r, 0.5, 0.3, 0.3 * 0.3, 0.04, inf, 0.2, -1, 1};
   const double w = 1.0 / 3, p = w * (1 - w);
   const FitParameters<double> f = {w, p, 1 / p, 1 / (p * (1 - 2 * w)), 0.06, 1e-8, 5};
-  const StepMoments<double> s = step_moments<false>(x, e1, e2, e3, k);
+  const StepMoments<double> s = step_moments<false>(x, e1, e2, e3, e1, k);
   const Mixture<double> m = fit_mixture<kFit>(s.mean, s.base, s.excess, s.third, f);
   std::printf(" %.17g %.17g %.17g %.17g", m.weight, m.mean_a, m.mean_b, m.var);
   for (const double u : {0.2, 0.5}) {  // the two components for the fits that choose by weight 1/3
-    std::printf(" %.17g", gms_step<kFit, Moments::kCumulant, false>(x, e1, e2, e3, 0.7, u, k, f));
-    std::printf(" %.17g", gms_step<kFit, Moments::kReleased, false>(x, e1, e2, e3, 0.7, u, k, f));
+    std::printf(" %.17g", gms_step<kFit, Moments::kCumulant, false>(x, e1, e2, e3, e1, 0.7, u, k, f));
+    std::printf(" %.17g", gms_step<kFit, Moments::kReleased, false>(x, e1, e2, e3, e1, 0.7, u, k, f));
   }
 }
 

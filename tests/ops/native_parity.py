@@ -11,12 +11,26 @@ import os
 
 import pytest
 import torch
-from parity import FITS, network_moments, skewed, weights_by_element
+from parity import (
+    FITS,
+    LINEAR,
+    SEEN,
+    UNSEEN,
+    before_nan,
+    linear_tensors,
+    network_moments,
+    run_linear,
+    run_step,
+    skewed,
+    spoiled,
+    weights_by_element,
+)
 
 from bench.faults import random_fits
 from bench.gpu.rehearsal import OnDevice
 from gms_fast import ops
 from gms_fast.ops import native
+from gms_fast.ops.types import Draws
 from gms_fast.schedules import VPLinear
 from gms_fast.steps import StepCoefficients
 
@@ -48,9 +62,15 @@ SECOND = second_build()
 native.introduce(SECOND)
 
 
+def forget():
+    """What was prepared by one build is no other's."""
+    native._schemes.clear()
+    native.linear.cache_clear()
+
+
 @pytest.fixture(params=["cpp", "cuda"])
 def same(request, monkeypatch):
-    """same(op, ...): the op's result has the same bits in both builds."""
+    """same(op, ...): the op's result, which has the same bits in both builds."""
     device = OnDevice(SECOND, request.param == "cuda")
 
     def check(op, *arguments, out=None, **options):
@@ -63,13 +83,14 @@ def same(request, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(native, "compiled", device)
             patch.setattr(torch, "empty_like", lambda like, **options: like.clone().fill_(math.nan))
-            native._schemes.clear()
+            forget()
             got = op(*arguments, **given())
-        native._schemes.clear()
+        forget()
         for g, w in zip(*[r if isinstance(r, tuple) else (r,) for r in (got, want)], strict=True):
             assert g.dtype == w.dtype
             assert torch.equal(g.isnan(), w.isnan())
             assert torch.equal(g.masked_fill(g.isnan(), 0), w.masked_fill(w.isnan(), 0))  # -0 and 0 are one number
+        return want
 
     return check
 
@@ -206,6 +227,101 @@ def test_quick_draws_and_updates(same, first, others, output, seeds):
             numbers = [0.5, -2.0, 0.25, 1.0, 3.0][: count + 1]
             for weights in (numbers, weights_by_element(count, mean).float()):
                 same(ops.affine_noise, mean, terms[:count], weights, std, out=out, **seeds)
+
+
+@pytest.mark.parametrize("form", LINEAR)
+@pytest.mark.parametrize(("state", "network", "_"), PAIRS)
+def test_linear_step(same, form, state, network, _):
+    step = LINEAR[form]
+    for shape, guided in itertools.product([*SHAPES[:5], *QUICK_SHAPES], [False, True]):
+        tensors, numbers = linear_tensors(step, shape, state, network, guided)
+        for seeds in SEEDS.values() if step.noisy else [{}]:
+            *_, seen = same(run_linear, step, [before_nan(t) for t in tensors], numbers, Draws(**_step_named(seeds)))
+            assert seen == UNSEEN
+
+
+@pytest.mark.parametrize("form", [name for name, step in LINEAR.items() if not step.present])
+def test_linear_step_with_numbers_on_the_device(same, form):
+    step = LINEAR[form]
+    numbers = torch.tensor([*(step.reading[:2] if step.reading is not None else ()), *step.weights])
+    for shape in (SHAPES[1], QUICK_SHAPES[1]):
+        tensors, _ = linear_tensors(step, shape)
+        same(run_linear, step._replace(weights=(0.0,) * len(step.weights)), tensors, numbers)
+        same(run_linear, step, tensors, numbers, Draws(z=torch.randn(shape)))
+
+
+@pytest.mark.parametrize("form", LINEAR)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_a_linear_step(same, layout, form):
+    tensors, numbers = linear_tensors(LINEAR[form], (2, 3, 5, 7), torch.float32, torch.bfloat16)
+    x, *rest = tensors
+    same(run_linear, LINEAR[form], [x, *(t if t is None else LAYOUTS[layout](t) for t in rest)], numbers)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("state", "network", "_"), PAIRS)
+@pytest.mark.parametrize("form", ["three terms, noisy", "by element, three results"])
+def test_a_linear_step_tells_what_it_saw_first(same, form, state, network, _, value):
+    step = LINEAR[form]
+    for shape, at in itertools.product([(3, 63), *QUICK_SHAPES], [0, 9, -1]):
+        tensors, numbers = linear_tensors(step, shape, state, network)
+        for which, code in ((0, 3), (1, 0), (2, 0), (3, 3)):  # x, output, unconditional, a term
+            *_, seen = same(run_linear, step, spoiled(tensors, which, value, at), numbers)
+            assert seen == SEEN + code
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 63), *QUICK_SHAPES])
+def test_results_are_watched_in_their_own_type(same, shape, dtype):
+    """The least float32 that rounds to infinity and the one below it, as sums and as estimates that are kept."""
+    info = torch.finfo(dtype)
+    power = 2.0 ** math.floor(math.log2(info.max))
+    least = 2.0 - info.eps / 2  # halfway from the largest number to a next one
+    x, output = spoiled([torch.zeros(shape, dtype=dtype)], 0, power)[0], torch.zeros(shape, dtype=dtype)
+    for factor, seen in ((least, SEEN + 3), (least - 2.0**-23, UNSEEN)):
+        step = LINEAR["no terms"]._replace(weights=(factor, 0.0, 0.0))
+        assert same(run_linear, step, [x, output, None])[-1] == seen
+        reading = step.reading._replace(of_x=factor, lo=-math.inf, hi=math.inf)
+        kept = LINEAR["the estimate alone"]._replace(reading=reading)
+        assert same(run_linear, kept, [x, output, None])[-1] == seen
+
+
+@pytest.mark.parametrize("seeds", SEEDS.values(), ids=SEEDS)
+@pytest.mark.parametrize(("state", "moments", "output"), PAIRS)
+@pytest.mark.parametrize("fit", FITS)
+def test_guided_steps(same, fit, state, moments, output, seeds):
+    draws = Draws(**_step_named(seeds))
+    for shape, central in itertools.product([(3, 63), *QUICK_SHAPES], [False, True]):
+        x, *rest = network_moments(shape, 400, central)
+        tensors = [before_nan(t) for t in (x.to(state), *(t.to(moments) for t in (*rest, rest[0].flip(0))))]
+        options = {"draws": draws, "central": central, "moments": "released" if shape == (3, 63) else "cumulant"}
+        out = torch.empty(shape, dtype=output)
+        assert same(run_step, *tensors, STEP, fit, out=out, **options)[1] == UNSEEN
+        same(run_step, *tensors[:4], None, STEP, fit, **options)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fit", FITS)
+def test_a_step_tells_what_it_saw_first(same, fit, moments, value):
+    for shape, at, central in itertools.product([(3, 63), *QUICK_SHAPES], [0, 9, -1], [False, True]):
+        x, *rest = network_moments(shape, 400, central)
+        tensors = [x, *(t.to(moments) for t in (*rest, rest[0].flip(0)))]
+        for which, code in ((1, 0), (2, 1), (3, 2), (4, 0)):
+            _, seen = same(run_step, *spoiled(tensors, which, value, at), STEP, fit, central=central)
+            assert seen == SEEN + code
+        _, seen = same(run_step, *spoiled(spoiled(tensors, 3, value, at), 2, value), STEP, fit, central=central)
+        assert seen == SEEN + 1  # the smaller code of two
+        if fit == "gaussian":
+            assert same(run_step, *tensors[:2], None, None, None, STEP, fit, central=central)[1] == UNSEEN
+
+
+@pytest.mark.parametrize("shape", [(3, 63), *QUICK_SHAPES])
+def test_a_step_watches_its_result_in_its_own_type(same, shape):
+    x, *rest = network_moments(shape, 400)
+    (huge,) = spoiled([x], 0, 1e6)
+    for dtype, seen in ((torch.float32, UNSEEN), (torch.bfloat16, UNSEEN), (torch.float16, SEEN + 3)):
+        assert same(run_step, huge, *rest, None, STEP, out=torch.empty(shape, dtype=dtype))[1] == seen
 
 
 def _step_named(seeds):

@@ -4,7 +4,19 @@ import itertools
 
 import pytest
 import torch
-from parity import FITS, network_moments, skewed, weights_by_element
+from parity import (
+    FITS,
+    LINEAR,
+    SEEN,
+    UNSEEN,
+    linear_tensors,
+    network_moments,
+    run_linear,
+    run_step,
+    skewed,
+    spoiled,
+    weights_by_element,
+)
 
 import gms_fast
 from gms_fast import ops
@@ -58,3 +70,42 @@ def test_dtypes_and_layouts(shape, dtype):
         same(lambda *t: ops.affine_noise(t[0], t[1:-1], t[-1]), *inputs, weights)
     same(lambda *t: ops.fit_mixture(t[0], t[1].abs(), t[2]), *moments)
     same(lambda *t: ops.sample_mixture(t[0], t[1].abs(), t[2]), *moments)
+
+
+def here_and_there(run, *arguments):
+    """What a watched step saw, which is the same on both devices, as are its results."""
+    move = lambda t: t.cuda() if isinstance(t, torch.Tensor) else [*map(move, t)] if isinstance(t, list) else t  # noqa: E731
+    want, got = run(*arguments), run(*map(move, arguments))
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g.cpu().nan_to_num(), w.nan_to_num())
+    return want[-1]
+
+
+@pytest.mark.parametrize(
+    ("state", "network"),
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.float16)],
+)
+@pytest.mark.parametrize("form", LINEAR)
+def test_linear_step(form, state, network):
+    for shape, guided in itertools.product(SHAPES, [False, True]):
+        tensors, numbers = linear_tensors(LINEAR[form], shape, state, network, guided)
+        assert here_and_there(run_linear, LINEAR[form], tensors, numbers) == UNSEEN
+
+
+@pytest.mark.parametrize("shape", [(3, 63), (2, 516), (64, 3, 32, 32)])
+def test_what_is_not_finite_is_noted(shape):
+    tensors, _ = linear_tensors(LINEAR["three terms"], shape)
+    x, *rest = network_moments(shape, 400)
+    for at, value in itertools.product([0, 9, -1], [float("nan"), float("inf")]):
+        for which, code in ((0, 3), (1, 0), (2, 0), (3, 3)):
+            assert here_and_there(run_linear, LINEAR["three terms"], spoiled(tensors, which, value, at)) == SEEN + code
+        for which, code in ((1, 0), (2, 1), (3, 2), (4, 0)):
+            given = spoiled([x, *rest, rest[0].flip(0)], which, value, at)
+            assert here_and_there(run_step, *given, STEP, "free") == SEEN + code
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_guided_steps(fit):
+    for shape in SHAPES:
+        x, *rest = network_moments(shape, 400)
+        assert here_and_there(run_step, x, *rest, rest[0].flip(0), STEP, fit) == UNSEEN

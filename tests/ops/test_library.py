@@ -11,6 +11,7 @@ INPUTS = {
     "sample_mixture": 3,
     "gms_step": 4,
     "gms_step_out": 4,
+    "linear_step": 5,
     "affine_noise": 3,
     "affine_noise_out": 3,
 }
@@ -25,6 +26,9 @@ def test_op_passes_opcheck(op, layout, dtype):
         arguments.append(STEP.as_list())
     if op.startswith("affine_noise"):
         arguments = [arguments[0], arguments[1:], [0.5, -2.0, 0.25], 0.3]
+    if op == "linear_step":
+        arguments = [*arguments[:3], arguments[3:], [0.5, -2.0, 3.0, -1.0, 1.0], [0.5, -2.0, 0.25, 0.1, 0.3]]
+        options = {"keeps": True, "noisy": True}
     if op.endswith("_out"):
         options["out"] = torch.empty_like(arguments[0])
     torch.library.opcheck(getattr(torch.ops.gms_fast, op).default, tuple(arguments), options)

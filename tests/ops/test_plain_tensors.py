@@ -70,6 +70,9 @@ CALLS = {
     "gaussian": lambda x, **o: ops.gms_step(x, X, None, None, STEP, fit="gaussian", **o),
     "sample_mixture": lambda x, step_index=0, **o: ops.sample_mixture(x, X, X, 0.1, step=step_index, **o),
     "affine_noise": lambda x, component=None, **o: ops.affine_noise(x, [X.bfloat16(), X], [0.5, 2.0, 1.0], 0.1, **o),
+    "linear_step": lambda x, component=None, **o: ops.linear_step(
+        x, X.bfloat16(), [X], [0.5, 2.0, 1.0], 0.1, data=(0.5, -1.0), unconditional=X, guidance=2.0, **o
+    )[0],
 }
 DRAWS = [
     {},
@@ -108,6 +111,7 @@ def test_plain_calls_take_one_call(monkeypatch):
         assert isinstance(call(X, seed=3, step_index=2, sample_offset=5), torch.Tensor)
 
 
+LINEAR = ("affine_noise", "linear_step")  # which pick no component
 WRONG_COUNTERS = [
     ({"step_index": -1}, "step index must lie"),
     ({"step_index": 1 << 32}, "step index must lie"),
@@ -116,7 +120,7 @@ WRONG_COUNTERS = [
     ({"sample_offset": (1 << 56) - 1}, "sample_offset must lie"),
 ]
 WRONG = [(name, *case) for name in CALLS for case in WRONG_COUNTERS]
-WRONG += [(name, {"component": "pixel"}, "component must be") for name in CALLS if name != "affine_noise"]
+WRONG += [(name, {"component": "pixel"}, "component must be") for name in CALLS if name not in LINEAR]
 
 
 @pytest.mark.parametrize(("name", "draws", "message"), WRONG)
@@ -125,7 +129,10 @@ def test_wrong_draws_are_named(name, draws, message):
         CALLS[name](X, **draws)
 
 
-@pytest.mark.parametrize("tensors", UNLIKE.values(), ids=UNLIKE)
+STRIDED = ("layout", "expanded")  # which one call takes as they lie
+
+
+@pytest.mark.parametrize("tensors", [given for kind, given in UNLIKE.items() if kind not in STRIDED])
 def test_unusual_tensors_make_nothing_at_once(tensors):
     draws, threads = ops.Draws(component="sample"), 1
     scheme = native.scheme(checked_fit(ops.Fit()))

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import FITS
 
 from gms_fast import StepCoefficients, ops
+from gms_fast.ops import fused
+from gms_fast.ops.checks import rows_of
+from gms_fast.ops.types import DEFAULT, Draws, Linear, Reading, Watch
 from gms_fast.schedules import VPLinear
 
 triton = pytest.importorskip("triton")
@@ -75,6 +79,18 @@ def check_compiled(compiled, directory):
     assert len(rough) <= 4  # a root for two normals, of eight elements a thread
 
 
+def watched(unconditional):
+    return {"unconditional": unconditional, "watch": Watch(torch.zeros(1, dtype=torch.int32), 8)}
+
+
+def guided_and_watched(unconditional):
+    return {**watched(unconditional), "guidance": 2.0}
+
+
+# Two terms, three results and what is kept, with weights by element.
+LINEAR = Linear(Reading(1.0, 0.5, -1.0, 1.0, 2.0), (0.0,) * 4 + (0.5,), 2, 3, True, True, rows_of(3, [1, 2, 3]))
+
+
 def moments(dtype=torch.float32):
     return [torch.rand(2, 2048).to(dtype) for _ in range(4)]
 
@@ -132,9 +148,20 @@ def test_other_kernels_and_arguments_compile(architecture, compiled, tmp_path):
         ops.gms_step(x, e1, None, None, STEP, fit="gaussian")
         ops.gms_step(x, e1, e2, e3, STEP.as_tensor(), seed=seed, step_index=index)
         ops.gms_step(*strided, STEP)
+        ops.linear_step(
+            x, e1, [e2, e3, x], [1.0, 2.0, 3.0, 4.0, 5.0], 0.5, data=(1.0, 2.0), unconditional=e2, guidance=2
+        )
+        ops.linear_step(x, e1.half(), [], torch.ones(5), seed=seed, step_index=index)
+        ops.linear_step(*strided[:2], strided[2:], torch.ones(5, 2048), data=(1.0, 2.0))
+        for fit in FITS:
+            fused.gms_step(x, e1, e2, e3, STEP, DEFAULT._replace(kind=fit), Draws(), **guided_and_watched(e3))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            given, terms = [t.to(dtype) for t in (x, e1)], [t.to(dtype) for t in (e2, e3)]
+            weights = torch.ones(LINEAR.present.bit_count(), 2048)
+            fused.linear_step(*given, terms, LINEAR, Draws(), numbers=weights, **watched(e3.to(dtype)))
 
     found = compiled(calls, architecture)
-    assert len(found) == 13
+    assert len(found) == 23
     for _, kernel in found:
         check_compiled(kernel, tmp_path)
 
@@ -156,17 +183,18 @@ def test_counters_do_not_compile_a_kernel_anew(monkeypatch):
     from gms_fast.kernels.ahead import launches
 
     monkeypatch.setattr(ops.fused, "backend_of", lambda *_: kernels)
-    counters = {"seed_low", "seed_high", "sample_offset", "step"}
+    counters, watch = {"seed_low", "seed_high", "sample_offset", "step"}, {"code"}
     x = moments()[0]
     calls = [
-        lambda: ops.gms_step(*moments(), STEP),
-        lambda: ops.sample_mixture(*moments()[:3]),
-        lambda: ops.affine_noise(x, [x], [1.0, 1.0], 1.0),
-        lambda: ops.philox_normal((2, 8), seed=1),
+        (lambda: ops.gms_step(*moments(), STEP), counters | watch),
+        (lambda: ops.sample_mixture(*moments()[:3]), counters),
+        (lambda: ops.affine_noise(x, [x], [1.0, 1.0], 1.0), counters | watch),
+        (lambda: ops.philox_normal((2, 8), seed=1), counters),
     ]
-    for (found,) in map(launches, calls):
+    for call, varying in calls:
+        (found,) = launches(call)
         marked = {p.name for p in found.kernel.params if p.do_not_specialize}
         arguments = dict(zip(found.kernel.arg_names, found.arguments, strict=False))
-        assert counters <= marked
-        assert all(type(arguments[name]) is int for name in counters)
+        assert varying <= marked
+        assert all(type(arguments[name]) is int for name in varying)
         assert not [v for v in arguments.values() if isinstance(v, tuple) and any(type(n) is int for n in v)]

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from gms_fast import StepCoefficients, ops
-from gms_fast.ops.types import Draws
+from gms_fast.ops import fused
+from gms_fast.ops.checks import rows_of
+from gms_fast.ops.types import DEFAULT, Draws, Linear, Reading, Watch
 from gms_fast.schedules import VPLinear
 
 pytest.importorskip("triton")
@@ -106,6 +108,17 @@ def gms_step(choose):
     ops.gms_step(x, e1, e2, e3, step, clip=choose(None, (-1, 1), (-0.5, 2.0)), out=out, **options)
 
 
+def watched_step(choose):
+    """With guidance or without."""
+    shape = choose(*SHAPES)
+    x, e1, e2, e3, unconditional = (a_tensor(choose, shape) for _ in range(5))
+    unconditional = choose(None, unconditional)
+    guidance = 1.0 if unconditional is None else choose(1.0, 2.0)
+    fit, draws = choose(DEFAULT, DEFAULT._replace(kind="free")), Draws(choose(*SEEDS), choose(0, 1, 16))
+    options = {"unconditional": unconditional, "guidance": guidance, "watch": watching(choose)}
+    fused.gms_step(x, e1, e2, e3, choose(*STEPS), fit, draws, **options)
+
+
 def sample_mixture(choose):
     shape = choose(*SHAPES)
     options = {**fitting(choose), **counters(choose, shape[0], "step"), **drawing(choose, shape)}
@@ -129,13 +142,43 @@ def affine_noise(choose):
     ops.affine_noise(x, rest, weights, std, noise=noise, **counters(choose, shape[0]))
 
 
+def linear_step(choose):
+    """With a network's output, in a sum or two."""
+    shape, terms, results = choose(*SHAPES), choose(0, 1, 3), choose(0, 1, 2)
+    x, output, *rest = (a_tensor(choose, shape) for _ in range(terms + 2))
+    unconditional = choose(None, a_tensor(choose, shape))
+    form, noisy = choose("given", "on device", "by element") if results == 1 else "by element", choose(False, True)
+    numbers, present = None, 0
+    if form == "on device":
+        numbers = a_tensor(choose, (terms + 5,), torch.float32, ["dense"])
+    elif form == "by element" and results:
+        present = rows_of(results, choose([1], [*range(1, terms + 2)]))
+        numbers = a_tensor(choose, (present.bit_count(), *shape[1:]), torch.float32, ["dense"])
+    guidance = choose(1.0, 2.0) if unconditional is not None else 1.0
+    reading = Reading(1.0, choose(0.5, 0.25), *choose((-1.0, 1.0), (-2.0, 2.0)), guidance=guidance)
+    step = Linear(
+        reading, (0.5,) * (terms + 3), terms, results, choose(True, results == 0), noisy and results > 0, present
+    )
+    given = counters(choose, shape[0])
+    draws = Draws(given["seed"], given["step_index"], given["sample_offset"])
+    fused.linear_step(
+        x, output, rest, step, draws, numbers=numbers, unconditional=unconditional, watch=watching(choose)
+    )
+
+
+def watching(choose):
+    return choose(None, Watch(torch.zeros(8, dtype=torch.int32)[choose(0, 1, 4) :][:1], choose(0, 1, 16)))
+
+
 def philox(choose):
     shape, draw = choose(*SHAPES), choose(ops.philox_normal, ops.philox_uniform)
     dtype = choose(torch.float32, torch.bfloat16, torch.float16)
     draw(shape, dtype=dtype, stream=choose(0, 1, 2, 5), **counters(choose, shape[0], "step"))
 
 
-@pytest.mark.parametrize("call", [gms_step, sample_mixture, fit_mixture, affine_noise, philox])
+@pytest.mark.parametrize(
+    "call", [gms_step, watched_step, sample_mixture, fit_mixture, linear_step, affine_noise, philox]
+)
 def test_every_launch_is_that_of_triton(call, launched):
     """Calls that differ in one choice: where one key served two kernels, the second would find that of the first."""
     direct = 0
@@ -162,10 +205,11 @@ def test_large_samples_and_offsets_are_told_apart(launched):
     for elements, offset in itertools.product(sizes, OFFSETS):
         noise = Draws(sample_offset=offset)
         out = torch.empty((1, 1), dtype=torch.float32).expand(1, elements)
-        tensors, layout = (out, out), ((1, 1, elements), ((elements, 0, 0, 0), None))
+        strides = (elements, 0, 0, 0), None, None, None
+        tensors, layout = (out, None, None, out), ((1, 1, elements), strides)
         for at in (None, layout):
-            weights = (1.0, 0.0)
-            call = lambda at=at, n=noise, t=tensors, w=weights: kernels.affine_noise(t, at, w, None, False, n)  # noqa: E731
+            copy = Linear(None, (1.0, 0.0), terms=0)
+            call = lambda at=at, n=noise, t=tensors, c=copy: kernels.linear_step(t, at, c, None, n, None)  # noqa: E731
             found = [launched(call) for _ in range(2)]
             assert [is_direct(ours) for _, ours, _ in found][1]
             for _, ours, theirs in found:
@@ -177,6 +221,17 @@ def test_what_varies_from_step_to_step_finds_the_same_kernel(launched):
     kernels = set()
     for step, seed, index in itertools.product(STEPS, SEEDS, (0, 1, 16)):
         _, (kernel, _), _ = launched(lambda s=step, n=seed, i=index: ops.gms_step(*x, s, seed=n, step_index=i))
+        kernels.add(kernel)
+    assert len(kernels) == 1
+
+
+def test_a_step_of_another_code_finds_the_same_kernel(launched):
+    x, first = torch.zeros(2, 64), torch.zeros(1, dtype=torch.int32)
+    reading, kernels = Reading(1.0, 0.5), set()
+    for code in (0, 1, 4, 16, 4000):
+        step = Linear(reading._replace(of_x=1.0 + code), (0.5, 0.5, 0.0), terms=0)
+        call = lambda s=step, c=code: fused.linear_step(x, x, [], s, Draws(), watch=Watch(first, c))  # noqa: E731
+        _, (kernel, _), _ = launched(call)
         kernels.add(kernel)
     assert len(kernels) == 1
 

@@ -305,3 +305,78 @@ def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit, weight):
     want = *ops.fit_mixture(*given, fit=fit, weight=weight), ops.sample_mixture(*given, **options)
     for name, a, b in zip(("weight", "mean_a", "mean_b", "var", "draw"), got, want, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.fixture
+def as_cpp():
+    """as_cpp(run, ...): what a watched step saw, by Triton and by C++ the same, as are its results."""
+
+    def check(run, *arguments):
+        move = lambda t: t.to(DEVICE) if isinstance(t, torch.Tensor) else [*map(move, t)] if isinstance(t, list) else t  # noqa: E731
+        got = run(*map(move, arguments))
+        gms_fast.set_backend("cpp")
+        want = run(*arguments)
+        gms_fast.set_backend("triton")
+        for g, w in zip(got, want, strict=True):
+            assert torch.equal(g.cpu().nan_to_num(), w.nan_to_num())
+        return want[-1]
+
+    if not native.available:
+        pytest.skip("the compiled module was not built (GMS_FAST_PURE=1)")
+    return check
+
+
+PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.float16)]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("state", "network"), PAIRS)
+@pytest.mark.parametrize("form", parity.LINEAR)
+def test_linear_steps_and_cpp_give_the_same_bits(as_cpp, form, state, network, guided):
+    step = parity.LINEAR[form]
+    for shape in SHAPES[1:]:
+        tensors, numbers = parity.linear_tensors(step, shape, state, network, guided)
+        assert as_cpp(parity.run_linear, step, [*map(parity.before_nan, tensors)], numbers) == parity.UNSEEN
+
+
+@pytest.mark.parametrize("form", ["three terms", "no terms, noisy", "no output, four terms"])
+def test_linear_steps_with_numbers_on_the_device(as_cpp, form):
+    step = parity.LINEAR[form]
+    tensors, _ = parity.linear_tensors(step, (2, 77))
+    numbers = torch.tensor([*(step.reading[:2] if step.reading is not None else ()), *step.weights])
+    as_cpp(parity.run_linear, step._replace(weights=(0.0,) * len(step.weights)), tensors, numbers)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_guided_steps_and_cpp_give_the_same_bits(as_cpp, fit):
+    step = StepCoefficients.between(VPLinear(), 400, 300)
+    for shape in SHAPES[1:]:
+        x, *rest = parity.network_moments(shape, 400)
+        tensors = [*map(parity.before_nan, (x, *rest, rest[0].flip(0)))]
+        assert as_cpp(parity.run_step, *tensors, step, fit) == parity.UNSEEN
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("shape", [(3, 63), (2, 1000)])
+def test_what_is_not_finite_is_noted(as_cpp, shape, value):
+    linear, step = parity.LINEAR["three terms"], StepCoefficients.between(VPLinear(), 400, 300)
+    tensors, _ = parity.linear_tensors(linear, shape)
+    x, *rest = parity.network_moments(shape, 400)
+    for at in (0, 9, -1):
+        for which, code in ((0, 3), (1, 0), (2, 0), (3, 3)):
+            seen = as_cpp(parity.run_linear, linear, parity.spoiled(tensors, which, value, at))
+            assert seen == parity.SEEN + code
+        for which, code in ((1, 0), (2, 1), (3, 2), (4, 0)):
+            given = parity.spoiled([x, *rest, rest[0].flip(0)], which, value, at)
+            assert as_cpp(parity.run_step, *given, step, "free") == parity.SEEN + code
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_are_watched_in_their_own_type(as_cpp, dtype):
+    """The least float32 that rounds to infinity, and the one below it."""
+    info = torch.finfo(dtype)
+    power, least = 2.0 ** math.floor(math.log2(info.max)), 2.0 - info.eps / 2
+    (x,), output = parity.spoiled([torch.zeros(2, 77, dtype=dtype)], 0, power), torch.zeros(2, 77, dtype=dtype)
+    for factor, seen in ((least, parity.SEEN + 3), (least - 2.0**-23, parity.UNSEEN)):
+        step = parity.LINEAR["no terms"]._replace(weights=(factor, 0.0, 0.0))
+        assert as_cpp(parity.run_linear, step, [x, output, None]) == seen

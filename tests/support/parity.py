@@ -12,6 +12,9 @@ import torch
 import gms_fast
 from bench.faults.random_fits import Problem, in_units_of_the_bound
 from gms_fast import ops
+from gms_fast.ops import fused
+from gms_fast.ops.checks import rows_of
+from gms_fast.ops.types import COLUMNS, Draws, Fit, Linear, Reading, Watch
 from gms_fast.schedules import VPLinear
 
 EPS = 2.0**-23
@@ -36,6 +39,88 @@ def weights_by_element(terms, like):
     """Of x, of the terms, and what is added: (terms + 2, *), of either sign."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn((terms + 2, *like.shape[1:]), generator=generator).to(like.device)
+
+
+READING = Reading(0.7, -0.4, -1.0, 1.0, guidance=2.5)
+_WEIGHTS = (0.9, -0.4, 0.3, -0.2, 0.25, 1.5, -0.7)
+
+
+def linear(terms, results=1, *, reading=READING, columns=None, **switches):
+    """A linear step; with `columns`, of the inputs of its first result, weights are by element."""
+    weights = *_WEIGHTS[: terms + (1 if reading is None else 2)], 0.3
+    present = 0
+    if columns is not None:
+        rest = range(1 if reading is not None else 2, terms + 2)
+        present = rows_of(1, columns) | rows_of(results, rest) >> COLUMNS << COLUMNS
+    return Linear(reading, weights, terms, results, present=present, **switches)
+
+
+LINEAR = {
+    "the estimate alone": linear(0, 0, keeps=True),
+    "no terms": linear(0),
+    "no terms, noisy": linear(0, keeps=True, noisy=True),
+    "one term": linear(1, keeps=True),
+    "two terms, noisy": linear(2, noisy=True),
+    "three terms": linear(3),
+    "three terms, noisy": linear(3, keeps=True, noisy=True),
+    "four terms": linear(4, noisy=True),
+    "no output": linear(2, reading=None, noisy=True),
+    "no output, four terms": linear(4, reading=None),
+    "by element": linear(0, columns=[1], keeps=True),
+    "by element, noisy": linear(2, columns=[1, 2, 3], noisy=True),
+    "by element, two results": linear(1, 2, columns=[2], keeps=True),
+    "by element, three results": linear(4, 3, columns=[1, 5], keeps=True, noisy=True),
+    "by element, no output": linear(2, 2, columns=[3], reading=None, noisy=True),
+}
+FIRST = Draws()
+SEEN, UNSEEN = 8, (1 << 31) - 1  # the code of a watched step, and what a watch starts from
+
+
+def linear_tensors(step, shape, state=torch.float32, network=torch.float32, guided=True, device="cpu"):
+    """x, output, unconditional and terms of a step, in the type of the state or of the network; weights by element."""
+    x, output, unconditional, *others = [*network_moments(shape, 400), *network_moments(shape, 100)]
+    terms = [(others[i % 4] + i).to(state) for i in range(step.terms)]
+    given = [t.to(network) if step.reading is not None else None for t in (output, unconditional)]
+    rows = step.present.bit_count()
+    numbers = weights_by_element(rows - 2, x).to(device) if rows else None
+    tensors = [x.to(state), given[0], given[1] if guided else None, *terms]
+    return [None if t is None else t.to(device) for t in tensors], numbers
+
+
+def run_linear(step, tensors, numbers=None, draws=FIRST):
+    """The results of a watched step, and what was seen."""
+    x, output, unconditional, *terms = tensors
+    if step.reading is not None and unconditional is None:
+        step = step._replace(reading=step.reading._replace(guidance=1.0))
+    watch = Watch(torch.full((1,), UNSEEN, dtype=torch.int32, device=x.device), SEEN)
+    made = fused.linear_step(x, output, terms, step, draws, numbers=numbers, unconditional=unconditional, watch=watch)
+    return *made, watch.first
+
+
+def run_step(x, e1, e2, e3, unconditional, step, fit="exact", *, draws=FIRST, **options):
+    """The result of a watched step with guidance, and what was seen."""
+    watch = Watch(torch.full((1,), UNSEEN, dtype=torch.int32, device=x.device), SEEN)
+    guidance = 1.0 if unconditional is None else 2.5
+    made = fused.gms_step(
+        x, e1, e2, e3, step, Fit(fit, iterations=3), draws, unconditional=unconditional, guidance=guidance,
+        watch=watch, **options,
+    )  # fmt: skip
+    return made, watch.first
+
+
+def before_nan(tensor):
+    """The tensor, in memory that NaN follows: none of its numbers."""
+    if tensor is None:
+        return None
+    memory = torch.full((tensor.numel() + 16,), math.nan, dtype=tensor.dtype, device=tensor.device)
+    return memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+def spoiled(tensors, which, value, at=-1):
+    """The tensors, one with such an element."""
+    given = [None if t is None else t.clone() for t in tensors]
+    given[which].view(-1)[at] = value
+    return given
 
 
 def cast(tensors, dtype, noise=0.0):

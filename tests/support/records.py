@@ -18,6 +18,7 @@ from gms_fast import NoiseMoments, StepCoefficients, ops, schedules, solvers
 FILE = VECTORS / "bits.json"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPE = (3, 2, 5, 7)
+W = (0.7, 0.2, -0.3)  # of x, of the data estimate and of a term
 STEP = StepCoefficients.between(schedules.VPLinear(), 400, 300)
 
 
@@ -72,6 +73,18 @@ def of_ops() -> Iterator[tuple[str, Callable[[], object]]]:
         )
         yield f"affine_noise numbers {name}", lambda x=x, t=terms, w=numbers: ops.affine_noise(x, t, w, seed=6)
         yield f"affine_noise by element {name}", lambda x=x, t=terms, w=weights: ops.affine_noise(x, t, w, seed=6)
+        data = {"data": (1.6, -1.25), "seed": 8, "step_index": 5}
+        led = {**data, "unconditional": e2, "guidance": 2.5}
+        yield f"linear_step {name}", lambda x=x, e=e1, t=(e3,), o=data: ops.linear_step(x, e, t, W, 0.2, **o)
+        yield f"linear_step led {name}", lambda x=x, e=e1, t=(e3,), o=led: ops.linear_step(x, e, t, W, 0.2, **o)
+        yield (
+            f"linear_step by element {name}",
+            lambda x=x, e=e1, t=(e3,), w=weights, o=data: ops.linear_step(x, e, t, w, 0.2, **o),
+        )
+        yield (
+            f"gms_step led {name}",
+            lambda m=(x, e1, e2, e3), u=e1 * 0.5: ops.gms_step(*m, STEP, seed=3, unconditional=u, guidance=2.5),
+        )
         for draw in (ops.philox_normal, ops.philox_uniform):
             yield (
                 f"{draw.__name__} {name}",

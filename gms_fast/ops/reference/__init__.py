@@ -1,6 +1,8 @@
 """The oracle: every op in plain torch, written to be read. Takes any floating dtype; float64 is what counts."""
 
-from gms_fast.ops.reference.affine import affine_noise as affine_noise
+from gms_fast.ops.reference.linear import data_estimate as data_estimate
+from gms_fast.ops.reference.linear import led as led
+from gms_fast.ops.reference.linear import linear_step as linear_step
 from gms_fast.ops.reference.mixture import adan as adan
 from gms_fast.ops.reference.mixture import draw as draw
 from gms_fast.ops.reference.mixture import fit_mixture as fit_mixture

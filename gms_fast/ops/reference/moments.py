@@ -17,6 +17,7 @@ def step_moments(
     central: bool = False,
     clip: tuple[float, float] | None = (-1.0, 1.0),
     bound: bool = False,
+    to: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(mean_s, base, excess, third_s, m), all shaped like x: cumulants of q(x_s|x_t), and m = E[x_0|x_t].
 
@@ -25,11 +26,12 @@ def step_moments(
 
     coefficients  (alpha_t, sigma_t, A, B, c)
     e2, e3        None stands for a posterior of x_0 without variance, without skewness; without e2, e3 is not read
+    to            the first moment where guidance wants it: those about it stay as e1, e2, e3 have them
     bound         also bound v by (m - lo)(hi - m) (Bhatia-Davis), which the two nodes of fit="free" need
     """
     alpha, sigma, A, B, c = coefficients
     r = sigma / alpha
-    m = x / alpha - r * e1
+    m = x / alpha - r * (e1 if to is None else to)
     v, k = torch.zeros_like(m), torch.zeros_like(m)
     if e2 is not None:
         v = r**2 * (e2 if central else e2 - e1**2)

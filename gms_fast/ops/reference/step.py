@@ -55,13 +55,14 @@ def gms_step(
     iterations: int,
     lr: float,
     eps: float,
+    to: Tensor | None = None,
 ) -> Tensor:
-    """Noise moments to x_s; coefficients = (alpha_t, sigma_t, A, B, c, var_max)."""
+    """Noise moments to x_s; coefficients = (alpha_t, sigma_t, A, B, c, var_max); to: see `step_moments`."""
     *step, var_max = coefficients
     B = step[3]
     ends = clip if fit == "free" and moments == "cumulant" else None  # that nodes of x_0 stay between
     mean, base, excess, third, m = step_moments(
-        x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=ends is not None
+        x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=ends is not None, to=to
     )
     nodes = None if ends is None else (B * (m - ends[0]), B * (ends[1] - m))
     weight_, mean_a, mean_b, v = fit_mixture(mean, base, excess, third, fit, weight, iterations, lr, eps, nodes)
