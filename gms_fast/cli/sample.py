@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='like gms, er-sde:order=2 or "teleport:until=10 then er-sde"; see gms-fast info (default: gms)',
     )
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
+    # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--out", type=Path, default=Path("samples.png"), help=".png: a grid, .npz: arrays (default: samples.png)")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from gms_fast.schedules import VP, Schedule, VPLinear, rescaled
 from gms_fast.storage.schema import Choice, Either, Flag, Integer, Listed, Optional, Real, argument
@@ -49,6 +51,20 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels)
 
 
+class ModulatedNorm(nn.GroupNorm):
+    """norm(x) (1 + scale) + shift in one pass; scale, shift (B, C).
+
+    The norm of one sample that has the channels and the groups of all, each channel with a weight of its own.
+    """
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+        if not x.numel():
+            return x  # `group_norm` wants at least one group
+        weight, bias = (self.weight * (1 + scale)).flatten(), (self.bias * (1 + scale) + shift).flatten()
+        whole = x.reshape(1, -1, *x.shape[2:])
+        return torch.group_norm(whole, len(x) * self.num_groups, weight, bias, self.eps).view(x.shape)
+
+
 def _zero(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -59,27 +75,57 @@ def _conv(cin: int, cout: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(cin, cout, 3, stride=stride, padding=1)
 
 
+class Skip(nn.Conv2d):
+    """A 1x1 convolution of x that is added to h, in one product."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
+        h = h if self.bias is None else h + self.bias[:, None, None]
+        weight = self.weight[..., 0, 0].expand(len(x), -1, -1)
+        return torch.baddbmm(h.flatten(2), weight, x.flatten(2)).view(h.shape)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions, the second conditioned on the time embedding, plus a skip connection."""
 
     def __init__(self, cin: int, cout: int, emb: int, dropout: float, scale_shift: bool) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.in_layers = nn.Sequential(_norm(cin), nn.SiLU(), _conv(cin, cout))
+        self.in_layers = nn.Sequential(_norm(cin), nn.SiLU(inplace=True), _conv(cin, cout))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, (2 if scale_shift else 1) * cout))
-        self.out_layers = nn.Sequential(_norm(cout), nn.SiLU(), nn.Dropout(dropout), _zero(_conv(cout, cout)))
-        self.skip_connection = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
+        norm = ModulatedNorm(GROUPS, cout) if scale_shift else _norm(cout)
+        self.out_layers = nn.Sequential(norm, nn.SiLU(inplace=True), nn.Dropout(dropout), _zero(_conv(cout, cout)))
+        self.skip_connection = nn.Identity() if cin == cout else Skip(cin, cout, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x)
-        e = self.emb_layers(emb)[..., None, None]  # (B, C or 2C, 1, 1)
-        if self.scale_shift:
-            scale, shift = e.chunk(2, dim=1)
-            norm, silu, dropout, conv = self.out_layers
-            h = conv(dropout(silu(norm(h) * (1 + scale) + shift)))
-        else:
-            h = self.out_layers(h + e)
-        return self.skip_connection(x) + h
+        h, e = self.in_layers(x), self.emb_layers(emb)  # e: (B, C or 2C)
+        norm, silu, dropout, conv = self.out_layers
+        h = norm(h, *e.chunk(2, dim=1)) if self.scale_shift else norm(h + e[..., None, None])
+        h, skip = conv(dropout(silu(h))), self.skip_connection
+        return skip(x, h) if isinstance(skip, Skip) else skip(x) + h
+
+
+class Pointwise(nn.Conv1d):
+    """A convolution of size 1 on tokens (B, HW, C)."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__(cin, cout, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return nn.functional.linear(tokens, self.weight.squeeze(-1), self.bias)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T/sqrt(C)) v; torch's fast kernel for CPUs has no second derivatives and no forward mode."""
+    if q.is_cpu and (torch.is_grad_enabled() or _transformed()) and not torch.compiler.is_compiling():
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def _transformed() -> bool:
+    """Tell a call under forward-mode derivatives or a transform of torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
 
 
 class AttentionBlock(nn.Module):
@@ -91,16 +137,18 @@ class AttentionBlock(nn.Module):
             raise ValueError(f"num_heads must divide the channels: got {heads} heads for {channels} channels")
         self.heads = heads
         self.norm = _norm(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.proj_out = Pointwise(channels, channels)
+        _zero(self.proj_out)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        tokens = self.norm(x).reshape(b, c, h * w)
-        qkv = self.qkv(tokens).reshape(b, self.heads, 3 * c // self.heads, h * w).transpose(-1, -2)
-        q, k, v = qkv.chunk(3, dim=-1)  # each (B, heads, HW, C/heads)
-        a = nn.functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h * w)
-        return x + self.proj_out(a).reshape(b, c, h, w)
+        tokens = self.norm(x).reshape(b, c, h * w).transpose(1, 2)  # (B, HW, C)
+        qkv = self.qkv(tokens).view(b, h * w, self.heads, 3, c // self.heads)
+        # each (B, heads, HW, C/heads); with channels that are not side by side no fast kernel takes them
+        q, k, v = qkv.transpose(1, 2).unbind(3)
+        a = _attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
+        return x + self.proj_out(a).transpose(1, 2).reshape(b, c, h, w)
 
 
 class Downsample(nn.Module):
@@ -112,13 +160,44 @@ class Downsample(nn.Module):
         return self.op(x)
 
 
+class Enlarging(nn.Conv2d):
+    """A 3x3 convolution of the picture with each pixel repeated 2x2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or _transformed():
+            return super().forward(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        # Taps that meet copies of one pixel are added first: 4 products for an output in place of 9.
+        taps = nn.functional.avg_pool2d(self.weight, 2, stride=1, padding=1, divisor_override=1)  # (C, C, 4, 4)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return nn.functional.conv_transpose2d(x, taps.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
+
+
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _conv(channels, channels)
+        self.conv = Enlarging(channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(x)
+
+
+class Narrow(nn.Conv2d):
+    """A 3x3 convolution to few channels."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        # Kernels for CPUs compute 16 channels at least. Here a product gives the 9 taps, which are shifted and added;
+        # in 16 bits each tap would be rounded.
+        weight = self.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)
+        taps = nn.functional.fold(weight @ x.flatten(2), x.shape[2:], 3, padding=1)
+        return taps if self.bias is None else taps + self.bias[:, None, None]
 
 
 class Stem(nn.Conv2d):
@@ -138,7 +217,7 @@ class Block(nn.Sequential):
 
 
 def _output(channels: int, out_channels: int) -> list[nn.Module]:
-    return [_norm(channels), nn.SiLU(), _zero(_conv(channels, out_channels))]
+    return [_norm(channels), nn.SiLU(inplace=True), _zero(Narrow(channels, out_channels))]
 
 
 class ComplexHead(nn.Sequential):

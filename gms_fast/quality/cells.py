@@ -23,7 +23,7 @@ from gms_fast.tables.gaussian import load_gaussian
 
 OPEN = "open "
 CONTROLS = ("real", "gaussian")
-_AT_A_TIME = 100  # a network's activations then stay in the cache
+_AT_A_TIME = 100  # a network is fastest at some 64 to 128: `python -m bench.speed.network --batches`
 SHOWN = 10
 
 

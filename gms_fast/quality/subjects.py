@@ -80,7 +80,7 @@ def build(model: str, source: str | None = None, schedule: str | None = None) ->
     if schedule is not None:
         raise ValueError(f"schedule is for exact models; {model} was trained with its own: got {schedule!r}")
     model, precision = split(model)
-    network = io.load(model).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = io.load(model).requires_grad_(False)
     if precision:
         network.register_forward_hook(_rounded)
     source = source or LEARNED.get(model)
