@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing 
     from gms_fast import solvers as solvers
     from gms_fast import statistics as statistics
     from gms_fast import training as training
+    from gms_fast.graphing import graphed as graphed
     from gms_fast.io import load as load
     from gms_fast.io import save as save
     from gms_fast.ops.dispatch import backends as backends
@@ -43,6 +44,7 @@ _PLACES = {
     "StepCoefficients": "steps",
     "Stepper": "stepping",
     "backends": "ops.dispatch",
+    "graphed": "graphing",
     "load": "io",
     "sample": "sampling",
     "save": "io",
