@@ -1,10 +1,11 @@
 """A check of the data range that was assumed: the share of E[x_0|x_t] that it cuts off."""
 
 import warnings
-from dataclasses import replace
+from functools import lru_cache
 
+from gms_fast.estimate import Estimate
 from gms_fast.finite import FiniteCheck, recorded
-from gms_fast.prediction import Estimate
+from gms_fast.prediction import Meaning
 
 _MARGIN = 0.05  # of the range's width: trained networks overshoot a range by less
 _SHARE = 0.02
@@ -16,8 +17,14 @@ def note_share(estimate: Estimate, finite: FiniteCheck) -> None:
         return
     lo, hi = estimate.clip
     margin = _MARGIN * (hi - lo)
-    x_0 = replace(estimate, clip=None).x0()
+    x_0 = estimate._replace(meaning=_unclipped(estimate.meaning), finite=None).x0()
     finite.note(((x_0 < lo - margin) | (x_0 > hi + margin)).to(x_0.dtype).mean())
+
+
+@lru_cache(1024)
+def _unclipped(meaning: Meaning) -> Meaning:
+    """One object for each: kernels know it by that."""
+    return meaning._replace(clip=None)
 
 
 def warn_of(shares: list[float]) -> None:

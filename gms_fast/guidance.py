@@ -5,7 +5,7 @@ guided law of the noise is that of the network, of a conditional one that given 
 
     eps' = eps + d:   e1' = e1 + d,   E[(eps' - e1')^k] = E[(eps - e1)^k]
 
-so that moments about the mean stay as they are, and raw ones follow from e1, e2, e3 and d (`_shifted`).
+so that moments about the mean stay as they are, and raw ones follow from e1, e2, e3 and d (`shifted`).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gms_fast import prediction as predictions
 from gms_fast import schedules
 from gms_fast.assumptions import attribute, missing
+from gms_fast.estimate import estimate
+from gms_fast.prediction import Guided, Meaning, shifted
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
@@ -46,7 +47,7 @@ class _Guided(torch.nn.Module):
 
     def _led(self, output: Tensor | NoiseMoments, to: Tensor) -> Tensor | NoiseMoments:
         """The output with another first moment, or the other tensor where it is but one."""
-        return to if isinstance(output, Tensor) else _shifted(output, to, central=self.moments == "central")
+        return to if isinstance(output, Tensor) else shifted(output, to, central=self.moments == "central")
 
 
 class ClassifierFree(_Guided):
@@ -84,6 +85,11 @@ class ClassifierFree(_Guided):
             _check_alike(condition, unconditional)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
+        output = self.outputs(x, t, **condition)
+        return output.merged(central=self.moments == "central") if isinstance(output, Guided) else output
+
+    def outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
+        """The two outputs of the network, apart: a sampler's kernel leads them. One where the scale is 1."""
         given = _expanded("condition", self._condition(condition), x)
         if self.scale == 1:
             return _called(self.unguided, x, t, given)
@@ -94,8 +100,7 @@ class ClassifierFree(_Guided):
             without, output = _halves(both)
         else:
             without, output = (_called(self.unguided, x, t, part) for part in (none, given))
-        y_u, y_c = _first(without), _first(output)
-        return self._led(output, y_u + self.scale * (y_c - y_u))
+        return Guided(output, _first(without), self.scale)
 
     def _condition(self, called: dict[str, Any]) -> Tensor | Mapping[str, Any]:
         """The condition, held or of the call."""
@@ -143,7 +148,7 @@ class Classifier(_Guided):
         if not len(x):
             return output
         step = StepCoefficients.at(self.schedule, float(self.schedule.from_network_time(t[0])))
-        e = predictions.estimate(output, x, step, self.form).moments.e1
+        e = estimate(output, x, Meaning(self.form, step)).moments.e1
         return self._led(output, e - self.scale * step.sigma_t * self._gradient(x, t))
 
     def _gradient(self, x: Tensor, t: Tensor) -> Tensor:
@@ -154,20 +159,6 @@ class Classifier(_Guided):
             if log_prob.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return {tuple(x.shape[:1])}: got {tuple(log_prob.shape)}")
             return torch.autograd.grad(log_prob.sum(), leaf, create_graph=learned)[0]
-
-
-def _shifted(moments: NoiseMoments, to: Tensor, *, central: bool) -> NoiseMoments:
-    """Moments of eps + d, where e1 + d is `to`.
-
-    Raw: E[(eps + d)^2] = e2 + 2 d e1 + d^2 and E[(eps + d)^3] = e3 + 3 d e2 + 3 d^2 e1 + d^3.
-    """
-    e1, e2, e3 = moments
-    if central:
-        return NoiseMoments(to, e2, e3)
-    d = to - e1
-    second = None if e2 is None else e2 + d * (2 * e1 + d)
-    third = None if e2 is None or e3 is None else e3 + d * (3 * e2 + d * (3 * e1 + d))
-    return NoiseMoments(to, second, third)
 
 
 def _called(

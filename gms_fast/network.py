@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from gms_fast.assumptions import attribute, layers
+from gms_fast.prediction import Guided
 from gms_fast.types import NoiseMoments
 
+Model = Callable[..., Any]
 ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # widest first
 _OF_TYPES = re.compile(r"d?type", re.IGNORECASE)
 _OF_INDICES = re.compile(r"ind(ex|ices)", re.IGNORECASE)
@@ -60,7 +62,7 @@ class Network:
 
     batch_size  samples that it sees at most at a time; None: all
     condition   keywords of each call; tensors of as many rows as the state are split with it
-    first       E[eps|x_t] alone, from models that have `first_moment` for it and save the rest
+    apart       both outputs of a model that guidance leads (its `outputs`), instead of the one that they come to
     guarded     whether a network that writes to its input is kept from x; not while derivatives are taken
     """
 
@@ -70,35 +72,46 @@ class Network:
         *,
         batch_size: int | None = None,
         condition: dict[str, Any] | None = None,
-        first: bool = False,
+        apart: bool = False,
         guarded: bool = True,
     ) -> None:
-        self._said = attribute(model, "first_moment", model) if first else model
         self.model, self.batch_size, self.condition, self.guarded = model, batch_size, condition or {}, guarded
+        compiling = torch.compiler.is_compiling()  # which sees through guidance, and drops heads that nobody reads
+        self._said = own_way(model, "outputs") if apart and not compiling else model
+        self._first = self._said if self.condition or compiling else own_way(model, "first_moment")
+        self._kept_ones = [] if compiling else _tensors(self.condition)
         self._dtype: torch.dtype | None = None  # found out by the first call, as the next two
         self._whole = False
-        self._writes: bool | None = None
+        self._writes: dict[Model, bool] = {}
 
-    def __call__(self, x: Tensor, time: float | Tensor) -> Any:
-        """The model's output at x (B, *); time for all, or (B,)."""
+    @property
+    def has_first(self) -> bool:
+        """Tell a model that is asked for E[eps|x_t] alone where that is enough."""
+        return self._first is not self._said
+
+    def __call__(self, x: Tensor, time: float | Tensor, *, first: bool = False) -> Any:
+        """The model's output at x (B, *); time for all, or (B,). first: E[eps|x_t] will do."""
+        said = self._first if first else self._said
         if self.batch_size is None or len(x) <= self.batch_size:
-            return self._in_dtype(x, time, self.condition)
+            return self._in_dtype(said, x, time, self.condition)
         outputs = []
         for start in range(0, len(x), self.batch_size):
             stop = min(start + self.batch_size, len(x))
             t = time[start:stop] if isinstance(time, Tensor) else time
-            outputs.append(self._in_dtype(x[start:stop], t, _rows(self.condition, start, stop, len(x))))
+            outputs.append(self._in_dtype(said, x[start:stop], t, _rows(self.condition, start, stop, len(x))))
         return _joined(outputs)
 
-    def _in_dtype(self, x: Tensor, time: float | Tensor, condition: dict[str, Any]) -> Any:
+    def _in_dtype(self, said: Model, x: Tensor, time: float | Tensor, condition: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():
             given = x.to(dtypes_of(self.model, x)[0])
-            return self._said(given.clone() if given is x else given, _times(x, time), **condition)
-        dtypes = dtypes_of(self.model, x) if self._dtype is None else [self._dtype]
+            return said(given.clone() if given is x else given, _times(x, time), **condition)
+        if self._dtype is not None:
+            return self._at(said, x, self._dtype, time, condition)
+        dtypes = dtypes_of(self.model, x)
         failed: RuntimeError | None = None
         for dtype in dtypes:
             try:
-                output = self._at(x, dtype, time, condition)
+                output = self._at(said, x, dtype, time, condition)
             except RuntimeError as error:  # noqa: PERF203 - a try of its own for each is the point
                 if len(dtypes) == 1 or not _OF_TYPES.search(str(error)):
                     raise
@@ -111,11 +124,11 @@ class Network:
             f"cast inside it, or call sample under torch.autocast ({failed})"
         ) from failed
 
-    def _at(self, x: Tensor, dtype: torch.dtype, time: float | Tensor, condition: dict[str, Any]) -> Any:
+    def _at(self, said: Model, x: Tensor, dtype: torch.dtype, time: float | Tensor, condition: dict[str, Any]) -> Any:
         """The output, at whole times as integers where the network looks them up in a table."""
         t = _times(x, time)
         try:
-            return self._kept(x, dtype, t.long() if self._whole else t, condition)
+            return self._kept(said, x, dtype, t.long() if self._whole else t, condition)
         except (IndexError, RuntimeError, TypeError) as error:
             if not _OF_INDICES.search(str(error)):
                 raise
@@ -125,38 +138,74 @@ class Network:
                     "whole times of its own schedule: see rescale_time= of the schedule, and timesteps="
                 ) from error
         self._whole = True
-        return self._at(x, dtype, time, condition)
+        return self._at(said, x, dtype, time, condition)
 
-    def _kept(self, x: Tensor, dtype: torch.dtype, t: Tensor, condition: dict[str, Any]) -> Any:
+    def _kept(self, said: Model, x: Tensor, dtype: torch.dtype, t: Tensor, condition: dict[str, Any]) -> Any:
         """The output; a network that writes to what it is given gets copies."""
+        given = x if x.dtype is dtype else x.to(dtype)
         if not self.guarded:
-            return self._said(x.to(dtype), t, **condition)
-        tensors = [value for value in condition.values() if isinstance(value, Tensor) and not value.is_inference()]
+            return said(given, t, **condition)
+        tensors = self._kept_ones if condition is self.condition else _tensors(condition)
         versions = [tensor._version for tensor in tensors]
-        given = x.to(dtype)
         own = given is not x
-        if not own and (self._writes is not False or x.is_inference()):
+        writes = self._writes.get(said)
+        if not own and (writes is not False or x.is_inference()):
             given, own = x.clone(), True
         before = -1 if given.is_inference() else given._version
-        output = self._said(given, t, **condition)
+        output = said(given, t, **condition)
         wrote = before >= 0 and given._version != before
-        if self._writes is None and given.dtype == x.dtype:
-            self._writes = wrote or (x.device.type == "cpu" and not torch.equal(given, x))
+        if writes is None and given.dtype == x.dtype:
+            self._writes[said] = wrote or (x.device.type == "cpu" and not bool((given == x).all()))
         if (wrote and not own) or [tensor._version for tensor in tensors] != versions:
             raise ValueError("model wrote to what it was given, x or a condition, in place: let it write to a copy")
         return output
+
+
+def own_way(model: Model, name: str) -> Model:
+    """The model's method of that name, where nothing comes between the model and a call of it: no wrapper, hook or
+    compiler, and no `forward` but that of the class that has the method. Else the model.
+    """
+    owner, called = _owner(type(model), name), "__call__"
+    if isinstance(model, torch.nn.Module):
+        called = "forward"
+        if "forward" in vars(model) or _hooked(model) or getattr(model, "_compiled_call_impl", None) is not None:
+            return model
+    if owner is None or owner is not _owner(type(model), called):
+        return model
+    made_in = [getattr(vars(owner)[each], "__qualname__", each).rpartition(".")[0] for each in (name, called)]
+    found: Model = getattr(model, name) if made_in[0] == made_in[1] else model  # else one was put in place of another
+    return found
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _hooked(model: torch.nn.Module) -> bool:
+    return any(getattr(model, name, None) for name in _HOOKS) or any(
+        getattr(torch.nn.modules.module, f"_global{name}", None) for name in _HOOKS
+    )
+
+
+def _owner(kind: type, name: str) -> type | None:
+    """The class that a method comes from."""
+    return next((base for base in kind.__mro__ if name in vars(base)), None)
 
 
 def call(
     model: Callable[[Tensor, Tensor], Tensor | NoiseMoments], x: Tensor, time: Tensor, *, first: bool = False
 ) -> Tensor | NoiseMoments:
     """The model's output at x (B, *) and times (B,), asked once."""
-    return Network(model, first=first, guarded=False)(x, time)
+    return Network(model, guarded=False)(x, time, first=first)
 
 
 def _times(x: Tensor, time: float | Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     return time if isinstance(time, Tensor) else torch.full((len(x),), time, dtype=wide, device=x.device)
+
+
+def _tensors(condition: dict[str, Any]) -> list[Tensor]:
+    """The tensors among keywords that tell when they are written to."""
+    return [value for value in condition.values() if isinstance(value, Tensor) and not value.is_inference()]
 
 
 def _listed(t: Tensor) -> str:
@@ -174,6 +223,9 @@ def _rows(value: Any, start: int, stop: int, samples: int) -> Any:
 def _joined(outputs: Iterable[Any]) -> Any:
     """The parts' outputs as one; of what is no output, the first, which is refused where outputs are looked at."""
     first, *_ = outputs = list(outputs)
+    if isinstance(first, Guided):
+        conditional, unconditional, _ = zip(*outputs, strict=True)
+        return Guided(_joined(conditional), _joined(unconditional), first.scale)
     if isinstance(first, Tensor):
         return torch.cat(outputs)
     if not isinstance(first, tuple) or not all(isinstance(e, Tensor) or e is None for e in first):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gms_fast import constants, schedules
 from gms_fast.constants import Identified
+from gms_fast.prediction import Meaning
 from gms_fast.schedules import Schedule
 from gms_fast.schedules.base import as_float64
 from gms_fast.solvers import Solver
@@ -23,6 +24,7 @@ COUNTED = 1 << 30  # counter of the first step's noise: small ones are left to c
 BY_LEVEL = 1 << 31  # counters from here on follow the noise level, those from `COUNTED` on count steps
 _MOST = 256  # plans that are kept
 
+Said = tuple[str, tuple[float, float] | None, bool]
 # (time, network time, step coefficients as pairs of name and number, the solver's own numbers, level) of a time
 Row = tuple[float, float, tuple[tuple[str, float], ...], Any, float]
 
@@ -80,28 +82,30 @@ def plan(
     timesteps: Sequence[float] | None,
     solver: Solver,
     denoise: bool | None = None,
+    said: Said = ("noise", None, False),
 ) -> Plan:
     """The plan of a run through `timesteps`, or of so many steps; made once, and found again for equal arguments.
 
     own      the model's schedule, by which one that says nothing of it learns how to ask the network
     denoise  None: as the solver has it, and at a single time
+    said     form of prediction, data range, and whether moments are central: what the network's outputs mean
     """
     if denoise not in (None, True, False):
         raise TypeError(f"denoise must be True, False or None: got {denoise!r}")
     wanted = integer("steps", steps) if timesteps is None else as_times(timesteps)
     if torch.compiler.is_compiling():
         pack = constants.pack
-        return _of(*_constant_numbers(pack(schedule), pack(own), pack(solver), wanted, denoise))
+        return _of(said, *_constant_numbers(pack(schedule), pack(own), pack(solver), wanted, denoise))
     arguments = schedule, own, solver, wanted, denoise
     tables: list[weakref.ref[Any]] = []
-    key = _key(arguments, tables)
+    key = _key((arguments, said), tables)
     if key is None:
-        return _of(*_numbers(*arguments))
+        return _of(said, *_numbers(*arguments))
     found = _plans.get(key)
     if found is None or any(table() is None for table in found[0]):
         if len(_plans) >= _MOST:
             _plans.clear()
-        found = _plans[key] = tables, _of(*_numbers(*arguments))
+        found = _plans[key] = tables, _of(said, *_numbers(*arguments))
     return found[1]
 
 
@@ -136,22 +140,24 @@ def _keys(kind: object, values: Iterable[object], tables: list[weakref.ref[Any]]
     return None if None in found else (kind, *found)
 
 
-def _of(rows: list[Row], denoise: bool, whole: bool) -> Plan:
+def _of(said: Said, rows: list[Row], denoise: bool, whole: bool) -> Plan:
     """The plan of `_numbers`."""
-    times = [t for t, *_ in rows]
+    times, (form, clip, central) = [t for t, *_ in rows], said
+    levels = [StepCoefficients(**dict(step)) for _, _, step, _, _ in rows]
     steps = [
         TimeStep(
             i=i,
             t=t,
             s=times[min(i + 1, len(times) - 1)],
             network_time=time,
-            coefficients=StepCoefficients(**dict(step)),
+            coefficients=k,
+            meaning=Meaning(form, k, clip, central),
             numbers=own,
             is_last=i == len(times) - 2,
             late=2 * i >= len(times) - 1,
             level=int(level),
         )
-        for i, (t, time, step, own, level) in enumerate(rows)
+        for i, ((t, time, _, own, level), k) in enumerate(zip(rows, levels, strict=True))
     ]
     return Plan(tuple(steps[:-1]), steps[-1], denoise, whole)
 
@@ -184,7 +190,7 @@ def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise:
     """The plan of a run that begins at an index of another plan's, without history; `solver` takes the steps there."""
     times = [step.t for step in (*of.steps, of.last)][index:]
     solver = solver if denoise is None else solver.ending(denoise)
-    return _of(*_numbers_along(schedule, solver, times, denoise))
+    return _of(of.last.meaning.said, *_numbers_along(schedule, solver, times, denoise))
 
 
 @constants.function

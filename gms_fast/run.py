@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from gms_fast import ops, solvers
 from gms_fast import prediction as predictions
 from gms_fast.assumptions import Description, attribute, describe, missing
 from gms_fast.clipping import note_share, warn_of
-from gms_fast.finite import FiniteCheck
+from gms_fast.estimate import Estimate, estimate
+from gms_fast.finite import BEFORE, FiniteCheck, place_of, recorded
 from gms_fast.network import Network, device_of
-from gms_fast.ops.types import Draws
-from gms_fast.plan import Plan, integer
-from gms_fast.prediction import Estimate
+from gms_fast.ops.types import WRITTEN, Draws
+from gms_fast.plan import Plan, as_times, integer, plan
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.solvers.base import TimeStep
@@ -28,12 +29,13 @@ Callback = Callable[[int, float, Tensor, Tensor], Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The checked arguments of one call of `sample`, and what it watches."""
+    """The checked arguments of one call of `sample`, its plan, and what it watches."""
 
     model: Callable[..., Tensor | NoiseMoments]
     network: Network
     solver: Solver
     said: Description
+    walk: Plan
     callback: Callback | None
     finite: FiniteCheck
 
@@ -44,9 +46,11 @@ class Run:
         *,
         solver: str | Solver,
         steps: int,
+        timesteps: Sequence[float] | None,
         schedule: Schedule | str | None,
         prediction: str | None,
         clip: tuple[float, float] | str | None,
+        denoise: bool | None,
         condition: dict[str, Any] | None,
         batch_size: int | None,
         callback: Callback | None,
@@ -57,18 +61,23 @@ class Run:
             raise TypeError(f"condition must be a dict of keywords for the model: got {type(condition).__name__}")
         if batch_size is not None and integer("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, or None: got {batch_size}")
+        wanted = steps if timesteps is None else len(as_times(timesteps)) - 1
+        solver = solvers.build(solver, origin=_origin(model), steps=wanted)
+        meaning = said.prediction, said.clip, said.central
+        walk = plan(said.schedule, said.own, steps, timesteps, solver, denoise, meaning)
+        check_signal(walk, solver.known_steps, said.prediction, said.built)
         return cls(
             model=model,
-            network=Network(model, batch_size=batch_size, condition=condition),
-            solver=solvers.build(solver, origin=_origin(model), steps=steps),
+            network=Network(model, batch_size=batch_size, condition=condition, apart=True),
+            solver=solver,
             said=said,
+            walk=walk,
             callback=callback,
-            finite=FiniteCheck(),
+            finite=FiniteCheck(partial(explained, walk)),
         )
 
     def initial(
         self,
-        plan: Plan,
         draws: Draws,
         n: int,
         shape: Sequence[int] | None,
@@ -79,9 +88,10 @@ class Run:
         """x_T: a copy of the one given, or sigma_T times counter-based normals."""
         if x_T is not None:
             x = _given_state(x_T, shape)
-            self.finite.see(x, "x_T must be finite: it holds NaN or infinity")
             x = x.detach().to(device or x.device, dtype or x.dtype, copy=True)
             check_samples(draws, len(x))
+            self.finite.begin(x)
+            self.finite.see(x, BEFORE)
             return x
         device = device or device_of(self.model) or torch.get_default_device()
         dtype = dtype or torch.float32
@@ -92,29 +102,45 @@ class Run:
             raise ValueError(missing(self.model, "sample_shape").replace("sample_shape must", "shape must", 1))
         described = _described_state(n, shape, dtype, device)
         check_samples(draws, n)
-        return initial(plan, draws, described.shape, device, dtype)
+        x = initial(self.walk, draws, described.shape, device, dtype)
+        self.finite.begin(x)
+        return x
 
-    def evaluate(self, x: Tensor, step: TimeStep) -> Estimate:
+    def times(self, x: Tensor) -> Sequence[float | Tensor]:
+        """The time that the network is asked at, at each place of the plan: rows (n,) of one tensor, made at once.
+
+        Numbers while the loop is recorded: a CUDA graph can copy nothing from the host.
+        """
+        times = [step.network_time for step in (*self.walk.steps, self.walk.last)]
+        if recorded(x):
+            return times
+        wide = torch.promote_types(x.dtype, torch.float32)
+        table = torch.tensor(times, dtype=wide, device="cpu").to(x.device, non_blocking=True)
+        return table[:, None].expand(len(times), len(x)).contiguous().unbind()
+
+    def evaluate(self, x: Tensor, step: TimeStep, time: float | Tensor) -> Estimate:
         """The network's estimate at x, checked."""
         if step.i < self.solver.known_steps:
             return self.solver.known(x, step, self.said.clip)
-        output, said = self.network(x, step.network_time), self.said
-        estimate = predictions.estimate(output, x, step.coefficients, said.prediction, said.clip, said.central)
-        check_moments(self.solver, estimate)
-        for name, tensor in estimate.said.items():
-            self.finite.see(tensor, f"model returned NaN or infinity in {name} at step {step.i} (t = {step.t:g})")
-        if said.clip_assumed and step.late:
-            note_share(estimate, self.finite)
-        return estimate
+        alone = step is self.walk.last or self.solver.moments_at(step) == 1
+        if step.i == self.solver.known_steps and self.walk.steps:  # the first call tells whether the others will do
+            alone = self.solver.moments_needed == 1
+        found = estimate(self.network(x, time, first=alone), x, step.meaning, self.finite, step.i)
+        check_moments(self.solver, found, 1 if alone and self.network.has_first else self.solver.moments_needed)
+        self.finite.of_moments = found.of_moments
+        if self.said.clip_assumed and step.late:
+            note_share(found, self.finite)
+        return found
 
     def report(self, step: TimeStep, x: Tensor, estimate: Estimate) -> tuple[Tensor, bool]:
         """The state after the callback was told, if there is one, and whether that ends the run."""
         if self.callback is None:
             return x, False
-        shown = x.clone()
+        shown, x_0 = x.clone(), estimate.x0()
+        self.finite.look()
         before = None if torch.compiler.is_compiling() or shown.is_inference() else shown._version
         try:
-            returned = self.callback(step.i, step.t, shown, estimate.x0())
+            returned = self.callback(step.i, step.t, shown, x_0)
         except StopIteration:
             return x, True
         if before is not None and shown._version != before:
@@ -127,10 +153,27 @@ class Run:
 
     def finished(self, x: Tensor) -> Tensor:
         """The result, after what was watched is reported."""
-        self.finite.see(x, "samples must be finite: the last step made NaN or infinity")
-        self.finite.report()
-        warn_of(self.finite.noted)
+        if self.finite.made is not x and (watch := self.finite.watch(len(self.walk.steps))) is not None:
+            self.finite.see(x, watch.code + WRITTEN)
+        warn_of(self.finite.report())
         return x
+
+
+def explained(walk: Plan, code: int, of_moments: bool) -> str:
+    """The error of NaN or infinity that has a code of `FiniteCheck`."""
+    if code == BEFORE:
+        return "x_T must be finite: it holds NaN or infinity"
+    place, which = place_of(code)
+    step = (*walk.steps, walk.last)[place]
+    if which < WRITTEN:
+        name = ("e1" if of_moments or step.meaning.form == "noise" else "its output", "e2", "e3")[which]
+        return f"model returned NaN or infinity in {name} at step {step.i} (t = {step.t:g})"
+    if place >= len(walk.steps) - 1:
+        return "samples must be finite: the last step made NaN or infinity"
+    return (
+        f"state must be finite: step {step.i} (t = {step.t:g}) made NaN or infinity of what the model returned, "
+        "or a callback before it did"
+    )
 
 
 def initial(
@@ -167,12 +210,12 @@ def check_samples(draws: Draws, n: int) -> None:
     ops.check_sample_offset(draws.sample_offset, n)
 
 
-def check_moments(solver: Solver, estimate: Estimate) -> None:
-    """Raise ValueError where the network gives fewer moments than the solver needs."""
-    if len(estimate.said) < solver.moments_needed:
+def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
+    """Raise ValueError where the network gives fewer moments than the solver needs at a step."""
+    if needed > 1 and (given := estimate.given) < needed:
         raise ValueError(
             f"model must return NoiseMoments with {solver.moments_needed} moments for {type(solver).__name__}, but "
-            f"gives {len(estimate.said)}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
+            f"gives {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
             "that needs the noise alone, such as ddim"
         )
 

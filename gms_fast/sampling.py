@@ -11,8 +11,8 @@ from tqdm import tqdm
 from gms_fast import ops
 from gms_fast.assumptions import UNSAID
 from gms_fast.ops.types import Draws
-from gms_fast.plan import as_times, integer, plan
-from gms_fast.run import Run, check_noise, check_signal
+from gms_fast.plan import integer
+from gms_fast.run import Run, check_noise
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments
@@ -79,37 +79,71 @@ def sample(
 
     The loop never waits for a GPU: NaN and infinity there, in x_T too, are reported after the last step. It compiles
     into one graph with `torch.compile(..., fullgraph=True)`, without `progress` and with a callback that can be traced,
-    and can be captured in a CUDA graph. Then NaN and infinity are not reported and go through to their samples.
+    and can be captured in a CUDA graph. Then NaN and infinity are not reported and go through to their samples;
+    `gms_fast.graphed` does either, and reports them.
     """
     run = Run.prepare(
         model,
         solver=solver,
-        steps=steps if timesteps is None else len(as_times(timesteps)) - 1,
+        steps=steps,
+        timesteps=timesteps,
         schedule=schedule,
         prediction=prediction,
         clip=clip,
+        denoise=denoise,
         condition=condition,
         batch_size=batch_size,
         callback=callback,
     )
+    x = loop(
+        run,
+        n=n,
+        shape=shape,
+        seed=seed,
+        sample_offset=sample_offset,
+        step_offset=step_offset,
+        x_T=x_T,
+        noise=noise,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+    return run.finished(x)
+
+
+def loop(
+    run: Run,
+    *,
+    n: int,
+    shape: Sequence[int] | None,
+    seed: ops.Seed,
+    sample_offset: int,
+    step_offset: int,
+    x_T: Tensor | None,
+    noise: Callable[[int], Any] | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    progress: bool,
+) -> Tensor:
+    """The samples of a run, before what it watched is reported; arguments as of `sample`."""
     check_noise(noise, step_offset)
     draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
-    known = run.solver.known_steps
-    walk = plan(run.said.schedule, run.said.own, steps, timesteps, run.solver, denoise)
-    check_signal(walk, known, run.said.prediction, run.said.built)
-    x = run.initial(walk, draws, n, shape, x_T, device, dtype)
+    walk, known = run.walk, run.solver.known_steps
+    x = run.initial(draws, n, shape, x_T, device, dtype)
     run.solver.check(run.model, x.shape[1:], run.said.clip)
     counted = step_offset > 0 or ((walk.whole or x_T is None) and not known)
     state = run.solver.start(x, walk.steps) if walk.steps else None
-    draws = draws.on(x.device)
+    draws, times = draws.on(x.device), run.times(x)
     pairs = list(zip(walk.steps, walk.counters(step_offset - known, counted=counted), strict=True))
     for step, counter in tqdm(pairs, unit="step") if progress else pairs:
-        estimate = run.evaluate(x, step)
+        estimate = run.evaluate(x, step, times[step.i])
         x, stopped = run.report(step, x, estimate)
         if stopped:
-            return run.finished(x)
+            return x
         given = None if noise is None else partial(noise, step_offset + step.i - known)
         x, state = run.solver.step(x, estimate.of(x), step, draws._replace(step=counter, z=given), state)
+        del estimate  # whose tensors would wait for the next call of the network
+        run.finite.look()
     if walk.denoise:
-        x = run.evaluate(x, walk.last).x0()  # the K+1st call
-    return run.finished(x)
+        x = run.evaluate(x, walk.last, times[-1]).x0()  # the K+1st call
+    return x

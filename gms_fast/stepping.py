@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gms_fast import ops, prediction, schedules, solvers
+from gms_fast.estimate import Estimate, estimate
 from gms_fast.ops.checks import a_tensor
 from gms_fast.ops.types import Draws, Given, pair
 from gms_fast.plan import Plan, as_times, integer, plan, plan_from
@@ -59,7 +60,8 @@ class Stepper:
         self.prediction, self.central, self.denoise = _known(prediction), bool(central), denoise
         self.clip = None if clip is None else as_range(clip)
         times = None if timesteps is None else _distinct(self.schedule, timesteps)
-        self.plan = plan(self.schedule, None, steps or 0, times, self.solver, denoise)
+        said = self.prediction, self.clip, self.central
+        self.plan = plan(self.schedule, None, steps or 0, times, self.solver, denoise, said)
         check_signal(self.plan, self.solver.known_steps, self.prediction, lambda: self.schedule)
         self._draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
         ops.check_sample_offset(self._draws.sample_offset, 1)
@@ -94,16 +96,16 @@ class Stepper:
         output  of the network at x and that time; None will do where the solver needs none (index 0 of a Teleport)
         noise   z or (z, u) in place of the counters' draws
         """
-        estimate = self._estimate(index, output, x)
+        found = self._estimate(index, output, x)
         if self._walk is None or index != self._walk.expected:
             self._walk = self._begin(index, x)
         walk, i = self._walk, index - self._walk.begun
         if i == len(walk.plan.steps):
-            x = estimate.x0()
+            x = found.x0()
         else:
             z, u = pair(noise)
             draws = walk.draws._replace(step=walk.counters[i], z=z, u=u)
-            x, walk.state = walk.solver.step(x, estimate, walk.plan.steps[i], draws, walk.state)
+            x, walk.state = walk.solver.step(x, found, walk.plan.steps[i], draws, walk.state)
         walk.expected = index + 1
         return x
 
@@ -112,16 +114,16 @@ class Stepper:
         """E[x_0|x_t] at an index, clipped to the data range if there is one."""
         return self._estimate(index, output, x).x0()
 
-    def _estimate(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> prediction.Estimate:
+    def _estimate(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> Estimate:
         if not 0 <= integer("index", index) < len(self.plan.asked):
             raise ValueError(f"index must lie in [0, {len(self.plan.asked)}): got {index}")
         step = self.plan.asked[index]
         a_tensor("x", x)
         if index < self.solver.known_steps:
             return self.solver.known(x, step, self.clip)
-        estimate = prediction.estimate(output, x, step.coefficients, self.prediction, self.clip, self.central)
-        check_moments(self.solver, estimate)
-        return estimate
+        found = estimate(output, x, step.meaning)
+        check_moments(self.solver, found, self.solver.moments_at(step) if step is not self.plan.last else 1)
+        return found
 
     def _begin(self, index: int, x: Tensor) -> "_Walk":
         """A walk from an index on, without history."""

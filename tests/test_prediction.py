@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import gms_fast
+from gms_fast import NoiseMoments, solvers
 from gms_fast import prediction as predictions
-from gms_fast import solvers
+from gms_fast.estimate import estimate
 from gms_fast.models import GaussianMixture1D
+from gms_fast.prediction import Meaning
 from gms_fast.schedules import EDM, Flow, VPContinuous, VPContinuousCosine, VPCosine, VPLinear
 from gms_fast.steps import StepCoefficients
 
@@ -32,28 +34,38 @@ def test_forms_agree(form, schedule):
     for t in schedule.timesteps(5)[:5]:
         step = StepCoefficients.at(schedule, t)
         x = step.alpha_t * X0 + step.sigma_t * EPS
-        estimate = predictions.estimate(output(form, step.alpha_t, step.sigma_t), x, step, form)
+        found = estimate(output(form, step.alpha_t, step.sigma_t), x, Meaning(form, step))
         level = step.sigma_t / step.alpha_t
-        torch.testing.assert_close(estimate.x0(), X0, rtol=0, atol=1e-15 * (8 + 8 * level))
-        torch.testing.assert_close(estimate.moments.e1, EPS, rtol=0, atol=1e-15 * (8 + 8 / level))
-        assert estimate.moments[1:] == (None, None)
-        assert torch.equal(estimate.noise(), estimate.moments.e1)
+        torch.testing.assert_close(found.moments.e1, EPS, rtol=0, atol=1e-15 * (8 + 8 / level))
+        assert found.moments[1:] == (None, None)
+        for grad in (False, True):  # a kernel's, and that of plain torch
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(found.x0(), X0, rtol=0, atol=1e-15 * (8 + 8 * level))
 
 
 @pytest.mark.parametrize("form", predictions.names())
-def test_clipped_data_leave_their_noise(form):
+@pytest.mark.parametrize("grad", [False, True])
+def test_data_are_clipped_to_their_range(form, grad):
     step = StepCoefficients.at(VPLinear(), 300)
     x = step.alpha_t * X0 + step.sigma_t * EPS
-    estimate = predictions.estimate(output(form, step.alpha_t, step.sigma_t), x, step, form, clip=(-0.4, 0.3))
-    torch.testing.assert_close(estimate.x0(), X0.clamp(-0.4, 0.3), rtol=0, atol=1e-14)
-    torch.testing.assert_close(step.alpha_t * estimate.x0() + step.sigma_t * estimate.noise(), x, rtol=0, atol=1e-14)
+    found = estimate(output(form, step.alpha_t, step.sigma_t), x, Meaning(form, step, clip=(-0.4, 0.3)))
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(found.x0(), X0.clamp(-0.4, 0.3), rtol=0, atol=1e-14)
 
 
 def test_velocity_tells_the_data_where_no_signal_is_left():
     step = StepCoefficients.at(Flow(), 1.0)
-    estimate = predictions.estimate(EPS - X0, EPS, step, "flow")
-    torch.testing.assert_close(estimate.x0(), X0, rtol=0, atol=1e-15)
-    assert torch.equal(estimate.moments.e1, EPS)
+    found = estimate(EPS - X0, EPS, Meaning("flow", step))
+    torch.testing.assert_close(found.x0(), X0, rtol=0, atol=1e-15)
+    assert torch.equal(found.moments.e1, EPS)
+
+
+@pytest.mark.parametrize("output", [EPS, NoiseMoments(EPS, EPS, EPS)])
+def test_noise_that_tells_nothing_of_the_data_is_refused(output):
+    found = estimate(output, EPS, Meaning("noise", StepCoefficients.at(Flow(), 1.0)))
+    wanted = "model must return one tensor, a prediction of x0, v, flow, at alpha = 0"
+    with torch.no_grad(), pytest.raises(ValueError, match=wanted):
+        found.x0()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gms_fast import network, prediction
+from gms_fast.estimate import estimate
 from gms_fast.schedules import Schedule
 from gms_fast.tables.wide import beside
 from gms_fast.types import NoiseMoments
@@ -21,7 +22,7 @@ def noise_of(model: Callable[..., Tensor | NoiseMoments], schedule: Schedule, fo
         wide = torch.promote_types(x.dtype, torch.float32)
         output = network.call(model, x, schedule.network_time(t).to(wide).to(x.device).expand(len(x)))
         level = prediction.LevelTensors(*(beside(f(t), x) for f in (schedule.alpha, schedule.sigma)))
-        return prediction.estimate(output, x, level, form).moments.e1.to(x.dtype)
+        return estimate(output, x, prediction.Meaning(form, level)).moments.e1.to(x.dtype)
 
     return noise
 

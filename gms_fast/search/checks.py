@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from gms_fast import network, prediction
+from gms_fast import network
 from gms_fast.assumptions import attribute
+from gms_fast.estimate import checked
 from gms_fast.search.features import seen
 from gms_fast.search.unroll import Sampler
 from gms_fast.solvers import GGDMTable
-from gms_fast.steps import StepCoefficients
 
 
 @contextmanager
@@ -48,8 +48,7 @@ def check_model(sampler: Sampler, table: GGDMTable, variant: str) -> Sampler:
     x = torch.linspace(-1, 1, torch.Size(shape).numel(), device=sampler.device, dtype=sampler.dtype).view(1, *shape)
     x, time = x.requires_grad_(), sampler.network_time(t).requires_grad_()
     output = network.call(sampler.model, x, time, first=True)
-    step = StepCoefficients.at(sampler.schedule, float(t))
-    said = prediction.estimate(output, x, step, sampler.form).output
+    said = checked(output, x)
     sampler = sampler if isinstance(said, Tensor) else replace(sampler, form="noise")
     said = said if isinstance(said, Tensor) else said.e1
     slopes: Sequence[Tensor | None] = (None, None)

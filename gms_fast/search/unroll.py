@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gms_fast import network, ops, prediction
+from gms_fast import network, ops
+from gms_fast.estimate import estimate
 from gms_fast.ops import reference
 from gms_fast.plan import COUNTED
-from gms_fast.prediction import LevelTensors
+from gms_fast.prediction import LevelTensors, Meaning
 from gms_fast.run import INITIAL
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
@@ -62,7 +63,8 @@ class Sampler:
             if bool(std > 0):
                 z = draw(step=COUNTED + i)
             terms = [m, *older[: len(numbers) - 2]]
-            x, older = reference.affine_noise(x, terms, numbers, std.to(self.device), z), [x, *older]
+            x_s = reference.linear_step([x, *terms], numbers) + std.to(self.device) * z
+            x, older = x_s, [x, *older]
         return x if self.clip is None else x.clamp(*self.clip)
 
     def estimate(self, x: Tensor, t: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Sampler:
         time = self.network_time(t)
         output = self.in_chunks(lambda part: self.network(part, time.expand(len(part))), x, time.requires_grad)
         level = LevelTensors(*(values(t).to(self.device) for values in (self.schedule.alpha, self.schedule.sigma)))
-        return prediction.estimate(output, x, level, self.form, self.clip).x0()
+        return estimate(output, x, Meaning(self.form, level, self.clip)).x0()
 
     def network_time(self, t: Tensor) -> Tensor:
         """The number that the network takes for time t."""

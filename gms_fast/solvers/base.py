@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gms_fast.constants import Identified
-from gms_fast.ops import fused
+from gms_fast.estimate import Estimate
 from gms_fast.ops.types import Draws
-from gms_fast.prediction import Estimate
+from gms_fast.prediction import Meaning
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 
@@ -26,6 +26,7 @@ class TimeStep(NamedTuple):
     t, s          the time and the next one; t again at the last time, where no step begins
     network_time  time that the network is asked at
     coefficients  of the step from t to s
+    meaning       of what the network says at t
     numbers       what the solver's own `plan` says of the step
     is_last       whether the step from here is the last
     late          whether it lies in the last half of the plan
@@ -37,6 +38,7 @@ class TimeStep(NamedTuple):
     s: float
     network_time: float
     coefficients: StepCoefficients
+    meaning: Meaning
     numbers: Any
     is_last: bool
     late: bool
@@ -105,6 +107,10 @@ class Solver(Identified, ABC):
         """The solver that goes on after the steps without a network."""
         return self
 
+    def moments_at(self, step: TimeStep) -> int:
+        """The number of moments that the step reads."""
+        return self.moments_needed
+
     def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
         """Raise ValueError if the solver was made for another model, shape of one sample or data range."""
 
@@ -132,14 +138,19 @@ class Multistep(Solver):
     order: int
     linear = True
 
-    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[Tensor, ...]:
-        return ()
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[int], tuple[Tensor, ...]]:
+        """(number of estimates that are kept after each step, those kept)."""
+        kept = [0] * len(steps)
+        for i in range(len(steps) - 1, 0, -1):
+            older = len(steps[i].numbers[0]) - 2  # that the step reads
+            kept[i - 1] = max(older, kept[i] - 1, 0)
+        return kept, ()
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
-        weights, std = step.numbers
-        history = (estimate.x0(), *state)
-        x_s = fused.affine_noise(x, history[: len(weights) - 1], weights, std, draws)
-        return x_s, history[: self.order - 1]
+        (weights, std), (kept, past) = step.numbers, state
+        keeps = kept[step.i] > 0
+        made = estimate.linear(past[: len(weights) - 2], weights, std, draws, keeps=keeps)
+        return made[0], (kept, (made[1], *past)[: kept[step.i]] if keeps else ())
 
 
 class Extrapolating(Multistep):

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast.ops import fused
+from gms_fast.estimate import Estimate
 from gms_fast.ops.checks import MAX_TERMS
-from gms_fast.ops.types import Draws
-from gms_fast.prediction import Estimate
+from gms_fast.ops.types import ADDED, COLUMNS, Draws
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Solver, TimeStep
 from gms_fast.tables import EmpiricalModel
@@ -22,7 +21,22 @@ HALVES = (False, True, "released")
 _HALF = 0.5  # time, of t in [0, 1]
 
 
-_Row = tuple[Tensor, Tensor | None, Tensor]  # weights of a step: to f, of the corrector, of the predictor
+Form = dict[int, Tensor]  # weights by element, by column
+
+
+class Rows(NamedTuple):
+    """Weights by element of the results of a step, as `gms_fast.ops.types.Linear` has them, and how many terms."""
+
+    weights: Tensor
+    present: int
+    terms: int
+
+    @classmethod
+    def of(cls, results: Sequence[Form], device: torch.device, dtype: torch.dtype) -> "Rows":
+        rows = [form[column] for form in results for column in sorted(form)]
+        present = sum(1 << COLUMNS * i + column for i, form in enumerate(results) for column in form)
+        terms = max(column for form in results for column in form if column != ADDED) - 1
+        return cls(torch.stack(rows).to(device, dtype), present, max(terms, 0))
 
 
 class Update(NamedTuple):
@@ -150,39 +164,59 @@ class DPMSolverV3(Solver):
     def _corrected(self, t: float) -> bool:
         return not self.half or bool(t > _HALF) == (self.half == "released")
 
-    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[_Row], None, tuple[()]]:
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[Rows], None, tuple[()]]:
         """(weights of each step, state before the last, f of the last states, latest first)."""
         alphas = {step.numbers[0]: step.coefficients.alpha_t for step in steps}
         alphas[steps[-1].numbers[2].target] = steps[-1].coefficients.alpha_s
         wide = torch.promote_types(x.dtype, torch.float32)
         known = self.statistics if self.trust is None else self.statistics.trusted(self.trust)
-
-        def weights(update: Update) -> Tensor:
-            return local_update(known, update, alphas).to(x.device, wide)
-
         if not all(bool(curve.isfinite().all()) for curve in known.tables):
             raise ValueError("statistics must have finite integrals: |l| or |s| is too large; measure them again")
         table = []
         for step in steps:
             node, corrector, predictor = step.numbers
-            k, l = step.coefficients, known.l[node]
-            to_f = torch.stack([-l / k.alpha_t, torch.full_like(l, k.sigma_t / k.alpha_t), torch.zeros_like(l)])
-            correct = None if corrector is None else weights(corrector)
-            table.append((to_f.to(x.device, wide), correct, weights(predictor)))
+            slope = (1 - known.l[node]) / step.coefficients.alpha_t
+            correct, predict = (u and local_update(known, u, alphas) for u in (corrector, predictor))
+            results = _results(slope, correct, predict)[: 1 if step.is_last else 3]
+            table.append(Rows.of(results, x.device, wide))
         return table, None, ()
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         table, before, past = state
-        to_f, corrector, predictor = table[step.i]
-        f = (_linear(x, [estimate.noise()], to_f), *past)
-        if corrector is not None:  # of the state before, through f at this one, which stays as it is
-            x = _linear(before, (f[1], f[0], *f[2:])[: len(corrector) - 2], corrector)
-        x_s = _linear(x, f[: len(predictor) - 2], predictor)
-        return x_s, (table, x, f[: self.order])
+        corrected = step.numbers[1] is not None
+        rows = table[step.i]
+        terms = (before, *past) if corrected else past
+        x_s, *more = estimate.linear(terms[: rows.terms], (), 0.0, draws, rows=rows.weights, present=rows.present)
+        f = more[:1]
+        return x_s, (table, more[1] if len(more) > 1 else x, (*f, *past)[: self.order])
 
 
-def _linear(x: Tensor, terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    return fused.affine_noise(x, terms, weights, 0.0, Draws())
+def _results(slope: Tensor, corrector: Tensor | None, predictor: Tensor) -> list[Form]:
+    """x_s, f at this state, and where it is corrected the state, each as a sum of x, E[x_0|x_t], the state before if it
+    is corrected, and f at the states before.
+
+    With eps = (x - alpha E[x_0|x_t])/sigma, f = (sigma eps - l x)/alpha is slope x - E[x_0|x_t], slope = (1 - l)/alpha.
+    """
+    one = torch.ones_like(slope)
+    f: Form = {0: slope, 1: -one}
+    at = 2 if corrector is None else 3  # column of f at the state before
+    state: Form = {0: one}
+    if corrector is not None:  # of the state before, through f at this one
+        anchor, of_before, of_this, *older, added = corrector
+        parts = [(anchor, {2: one}), (of_before, {at: one}), (of_this, f)]
+        state = _sum([*parts, *((w, {at + j: one}) for j, w in enumerate(older, start=1))], added)
+    anchor, of_this, *older, added = predictor
+    x_s = _sum([(anchor, state), (of_this, f), *((w, {at + j: one}) for j, w in enumerate(older))], added)
+    return [x_s, f] if corrector is None else [x_s, f, state]
+
+
+def _sum(parts: Sequence[tuple[Tensor, Form]], added: Tensor) -> Form:
+    """The sum of weighted forms, and what is added."""
+    total: Form = {ADDED: added}
+    for weight, form in parts:
+        for column, own in form.items():
+            total[column] = weight * own + total[column] if column in total else weight * own
+    return total
 
 
 def local_update(statistics: EmpiricalModel, update: Update, alphas: dict[int, float]) -> Tensor:

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from gms_fast.estimate import Estimate
 from gms_fast.finite import recorded
 from gms_fast.network import weight_of
 from gms_fast.ops import fused
 from gms_fast.ops.checks import MAX_TERMS
 from gms_fast.ops.types import Draws
-from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.schedules.base import listed
 from gms_fast.solvers.base import Solver, TimeStep
@@ -88,17 +88,15 @@ class GGDM(Solver):
         return ()
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
-        update = step.numbers
-        terms = [estimate.x0(), *(state[j] for j in update.older)]
-        x_s = _sum(x, terms, update.weights, update.std, draws)
+        update: Update = step.numbers
+        older = [state[j] for j in update.older]
+        first, rest = older[:MAX_TERMS], older[MAX_TERMS:]
+        weights = update.weights if not rest else update.weights[: 2 + MAX_TERMS]
+        (x_s,) = estimate.linear(first, weights, 0.0 if rest else update.std, draws)
+        while rest:  # a pass more for every `MAX_TERMS` states
+            weights = [1.0, *update.weights[-len(rest) :][:MAX_TERMS]]
+            first, rest = rest[:MAX_TERMS], rest[MAX_TERMS:]
+            x_s = fused.affine_noise(x_s, first, weights, 0.0 if rest else update.std, draws)
         if step.is_last and estimate.clip is not None:
-            x_s = x_s.clamp(*estimate.clip)
+            x_s.clamp_(*estimate.clip)
         return x_s, (x, *state)[: update.keep]
-
-
-def _sum(x: Tensor, terms: list[Tensor], weights: list[float], std: float, draws: Draws) -> Tensor:
-    """The update in one pass, or one more for every `MAX_TERMS` states."""
-    while len(terms) > MAX_TERMS:
-        x = fused.affine_noise(x, terms[:MAX_TERMS], weights[: MAX_TERMS + 1], 0.0, draws)
-        terms, weights = terms[MAX_TERMS:], [1.0, *weights[MAX_TERMS + 1 :]]
-    return fused.affine_noise(x, terms, weights, std, draws)

@@ -1,5 +1,6 @@
 """Gaussian Mixture Solvers: Guo et al., NeurIPS 2023 (arXiv 2311.00941)."""
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gms_fast.estimate import Estimate
 from gms_fast.ops import fused
 from gms_fast.ops.checks import COMPONENTS, FITS, MOMENTS, check_choice
 from gms_fast.ops.types import DEFAULT, Draws, Fit
-from gms_fast.prediction import Estimate
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Solver, TimeStep, bounded_last_step, check_clip_pixel
 from gms_fast.steps import StepCoefficients
@@ -32,7 +33,7 @@ class GMS(Solver):
     moments     "cumulant" | "released", as in `gms_fast.ops.gms_step`
     covariance  Gaussian statistics of the data. While sigma_t/alpha_t > `switch`, x_s = A x_t + B E[x_0|x_t] plus noise
                 with the covariance that x_s has given x_t where x_0 is that Gaussian (`Gaussian.step_noise`), elements
-                together; afterwards the mixture, element by element. The network gives all moments at every step
+                together; afterwards the mixture, element by element. The network gives all moments at the first step
     switch      sigma_t/alpha_t, default 3; with 0 every step is drawn so, from a network of any kind, without moment
                 heads, at a loss of precision
     iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
@@ -99,6 +100,9 @@ class GMS(Solver):
             schedule.check_signal(times[0], type(self).__name__)
         return together
 
+    def moments_at(self, step: TimeStep) -> int:
+        return 1 if self.covariance is not None and step.numbers else self.moments_needed
+
     def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
         if self.covariance is not None:
             self.covariance.check(shape=shape, clip=clip, name="covariance")
@@ -113,21 +117,17 @@ class GMS(Solver):
             warnings.warn(
                 f"switch = {self._level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
                 f"all draw every element {kind}",
-                stacklevel=4,  # whoever called `sample`
+                stacklevel=5,  # whoever called `sample`
             )
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         bounded = bounded_last_step(x, step, self.clip_pixel)
         k, (z, u) = bounded or step.coefficients, draws.noise()
         if self.covariance is not None and step.numbers:
-            return _together(self.covariance, x, estimate.x0(), k, draws, z), state
+            return _together(self.covariance, x, estimate, k, draws, z), state
         fit = Fit("gaussian" if bounded else self.fit, self.weight, self.iterations, self.lr, self.eps)
         draws = draws._replace(component=self._component(x, u), z=z, u=u)
-        x_s = fused.gms_step(
-            x, *estimate.moments, k, fit, draws,
-            moments=self.moments, central=estimate.central, clip=estimate.clip,
-        )  # fmt: skip
-        return x_s, state
+        return estimate.gms_step(k, fit, draws, self.moments), state
 
     def _component(self, x: Tensor, u: Tensor | None) -> str:
         shared = u is not None and u.numel() == len(x) and u.shape != x.shape
@@ -135,7 +135,7 @@ class GMS(Solver):
 
 
 def _together(
-    covariance: Gaussian, x: Tensor, mean: Tensor, k: StepCoefficients, draws: Draws, z: Tensor | None
+    covariance: Gaussian, x: Tensor, estimate: Estimate, k: StepCoefficients, draws: Draws, z: Tensor | None
 ) -> Tensor:
     """x_s = A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
     if z is None:
@@ -144,4 +144,10 @@ def _together(
         )
     if z.shape != x.shape:
         raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
-    return fused.affine_noise(x, [mean], [k.A, k.B], 1.0, Draws(z=covariance.step_noise(z, k)))
+    return estimate.linear((), _weights(k.A, k.B), 1.0, Draws(z=covariance.step_noise(z, k)))[0]
+
+
+@functools.lru_cache(1024)
+def _weights(A: float, B: float) -> tuple[float, float]:
+    """One object for each: kernels know it by that."""
+    return A, B

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from gms_fast.estimate import Estimate
 from gms_fast.ops.types import Draws
-from gms_fast.prediction import Estimate
+from gms_fast.prediction import Meaning
 from gms_fast.schedules import Schedule
 from gms_fast.solvers.base import Solver, TimeStep
 from gms_fast.steps import StepCoefficients
@@ -98,6 +99,9 @@ class Teleport(Solver):
         self.statistics.check(shape=shape, clip=clip)
         self.then.check(model, shape, clip)
 
+    def moments_at(self, step: TimeStep) -> int:
+        return self.then.moments_at(step)
+
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[tuple[TimeStep, ...], None]:
         """(steps of `then`, its state, which is that of a start after the jump)."""
         return tuple(step._replace(i=step.i - 1) for step in steps[1:]), None
@@ -105,7 +109,7 @@ class Teleport(Solver):
     def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
         k = step.coefficients
         mean = self.statistics.denoise(x, k.alpha_t, k.sigma_t)
-        return Estimate(x=x, output=mean, form="x0", step=k, clip=clip)
+        return Estimate(x, mean, Meaning("x0", k, clip))
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         steps, own = state

@@ -10,7 +10,7 @@ from gms_fast import ops
 from gms_fast.ops import native, reference
 
 PACKAGE = ROOT / "gms_fast"
-OPS = ("fit_mixture", "sample_mixture", "gms_step", "affine_noise")
+OPS = ("fit_mixture", "sample_mixture", "gms_step", "linear_step")
 
 
 def files(folder):
@@ -49,14 +49,14 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
 DOWNWARDS = (  # a room may import those of its own line and of the lines below
     ("cli", "__main__", "__init__"),
     ("search", "quality", "training", "measure", "statistics"),
-    ("sampling", "stepping", "run"),
+    ("graphing", "sampling", "stepping", "run"),
     ("plan",),
     ("solvers",),
     ("tables",),
     ("models", "io", "guidance", "clipping"),
     ("network",),
     ("assumptions",),
-    ("prediction",),
+    ("estimate", "prediction"),
     ("ops", "kernels", "_C", "finite"),
     ("steps",),
     ("schedules",),
@@ -125,7 +125,16 @@ def test_triton_is_imported_in_kernels_alone():
         assert lazily or not any(within(name, "triton") for name in imports(path)), path
     for path in files("kernels"):
         foreign = {name.split(".")[0] for name in imports(path)} - {"gms_fast", "torch", "triton"}
-        assert foreign <= {"contextlib", "collections", "functools", "math", "os", "typing", "dataclasses"}, path
+        assert foreign <= {
+            "contextlib",
+            "collections",
+            "functools",
+            "itertools",
+            "math",
+            "os",
+            "typing",
+            "dataclasses",
+        }, path
 
 
 WRITES = {"write_text", "write_bytes", "save_file"}
@@ -214,6 +223,6 @@ def test_counter_based_noise_has_one_name_at_every_level():
 def test_every_registered_op_is_defined_and_public():
     registered = {schema.partition("(")[0] for schema in ops.library.SCHEMAS}
     out = {"gms_step_out", "affine_noise_out"}
-    assert registered == {*OPS, *out, "philox_normal", "philox_uniform"}
+    assert registered == {*OPS, *out, "affine_noise", "philox_normal", "philox_uniform"}
     for name in registered - out:
         assert callable(getattr(ops, name))

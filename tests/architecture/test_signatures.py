@@ -14,7 +14,11 @@ from gms_fast.models import MomentUNet
 from gms_fast.ops import native
 
 PACKAGE = Path(gms_fast.__file__).parent
-ANY_KEYWORDS = {"gms_fast.io.load", "gms_fast.models.wrap.wrap"}  # typed; and those of a network that is not ours
+ANY_KEYWORDS = {
+    "gms_fast.io.load",
+    "gms_fast.models.wrap.wrap",
+    "gms_fast.guidance.ClassifierFree.outputs",
+}  # typed; and those of a network that is not ours
 
 
 def ours(value):

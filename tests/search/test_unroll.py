@@ -165,7 +165,8 @@ def test_without_noise_the_mean_gradient_to_sigma_is_zero():
             t = shifted(values["tau"])[4 - i]
             m = (x - SCHEDULE.sigma(t) * TOY(x, t.expand(len(x)))) / SCHEDULE.alpha(t)
             terms = [m, *older[: len(weights) - 2]]
-            x, older = gms_fast.ops.reference.affine_noise(x, terms, weights.unbind(), std, z[3 - i]), [x, *older]
+            x_s = gms_fast.ops.reference.linear_step([x, *terms], weights.unbind()) + std * z[3 - i]
+            x, older = x_s, [x, *older]
         seven(x).square().sum().backward()
         slopes.append(sigma.grad[1:4])
     assert slopes[0].abs().min() > 1e-3

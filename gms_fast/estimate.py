@@ -1,0 +1,232 @@
+"""A network's estimate at a state, and the steps that solvers take from there: each is one pass over the tensors."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from gms_fast.finite import FiniteCheck
+from gms_fast.ops import fused
+from gms_fast.ops.types import COLUMNS, Draws, Fit, Linear, Watch
+from gms_fast.prediction import Guided, Meaning, to_data, to_noise
+from gms_fast.steps import StepCoefficients
+from gms_fast.types import NoiseMoments
+
+_MOST = 4096  # linear steps that are kept
+_NOTHING = Draws()
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_linears: dict[tuple[object, ...], tuple[object, object, Linear]] = {}
+
+
+class Estimate(NamedTuple):
+    """An estimate at the state x_t by a network: its output, and what that means there.
+
+    finite, place  who looks out for NaN and infinity, if anybody does, and the number of the time in the plan
+    """
+
+    x: Tensor
+    output: Tensor | NoiseMoments | Guided
+    meaning: Meaning
+    finite: FiniteCheck | None = None
+    place: int = 0
+
+    def of(self, x: Tensor) -> "Estimate":
+        """The same output of the network for another state."""
+        return self if x is self.x else self._replace(x=x)
+
+    @property
+    def clip(self) -> tuple[float, float] | None:
+        """The data range of x_0, or None."""
+        return self.meaning.clip
+
+    @property
+    def central(self) -> bool:
+        """Tell second and third moments about e1 from raw ones."""
+        return self.meaning.central
+
+    @property
+    def of_moments(self) -> bool:
+        """Tell moments from one tensor."""
+        output = self.output.conditional if isinstance(self.output, Guided) else self.output
+        return not isinstance(output, Tensor)
+
+    @property
+    def given(self) -> int:
+        """The number of moments that the network gives."""
+        output = self.output.conditional if isinstance(self.output, Guided) else self.output
+        return sum(e is not None for e in _tensors(output))
+
+    @property
+    def moments(self) -> NoiseMoments:
+        """Moments of the noise, e1 alone where the network gives one tensor, as guidance has them."""
+        output = self._merged()
+        if not isinstance(output, Tensor):
+            return output
+        step, form = self.meaning.step, self.meaning.form
+        return NoiseMoments(to_noise(form, output.to(self.x.dtype), self.x, step.alpha_t, step.sigma_t))
+
+    def x0(self) -> Tensor:
+        """E[x_0|x_t], clipped to the data range if there is one; x's dtype. Gradients go through it."""
+        step = self.meaning.step
+        derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        if not derived and not isinstance(step.alpha_t, Tensor):
+            return self.linear((), (), 0.0, _NOTHING, keeps=True)[0]
+        output = self._merged()
+        y, form = (output, self.meaning.form) if isinstance(output, Tensor) else (output.e1, "noise")
+        m = to_data(form, y.to(self.x.dtype), self.x, step.alpha_t, step.sigma_t)
+        if self.clip is not None:
+            return m.clamp(*self.clip)
+        return m.clone() if m is y else m  # networks may write to their output again
+
+    def linear(
+        self,
+        terms: Sequence[Tensor],
+        weights: Sequence[float],
+        std: float,
+        draws: Draws,
+        *,
+        keeps: bool = False,
+        rows: Tensor | None = None,
+        present: int = 0,
+    ) -> Sequence[Tensor]:
+        """w_0 x + w_1 m + sum_j w_{j+2} term_j + std z with m = E[x_0|x_t], and m behind it if it is kept; one pass.
+
+        Without weights m alone. rows, present  weights by element (`gms_fast.ops.types.Linear`) in their place
+        """
+        y, moments, without, guidance = _first(self.output)
+        step = _linear_of(self.meaning, moments, guidance, weights, std, len(terms), keeps, present)
+        made = fused.linear_step(
+            self.x, y, terms, step, draws, numbers=rows, unconditional=without, watch=self._watch()
+        )
+        return self._watched(made)
+
+    def gms_step(self, k: StepCoefficients, fit: Fit, draws: Draws, moments: str = "cumulant") -> Tensor:
+        """x_s by the fit to the noise moments (`gms_fast.ops.gms_step`), of which one Gaussian reads two."""
+        output, without, guidance = self.output, None, 1.0
+        if isinstance(output, Guided):
+            output, without, guidance = output
+        e1, e2, e3 = output
+        if fit.kind == "gaussian" and moments == "cumulant":
+            e3 = None
+        x_s = fused.gms_step(
+            self.x, e1, e2, e3, k, fit, draws, moments=moments, central=self.central, clip=self.clip,
+            unconditional=without, guidance=guidance, watch=self._watch(),
+        )  # fmt: skip
+        return self._watched((x_s,))[0]
+
+    def _merged(self) -> Tensor | NoiseMoments:
+        """The output as one, looked at, for what no kernel does."""
+        output = self.output
+        tensors = _tensors(output.conditional if isinstance(output, Guided) else output)
+        self._see(tensors)
+        if not isinstance(output, Guided):
+            return output
+        self._see((output.unconditional,))
+        return output.merged(central=self.central)
+
+    def _see(self, tensors: Sequence[Tensor | None]) -> None:
+        watch = self._watch()
+        if self.finite is not None and watch is not None:
+            for which, tensor in enumerate(tensors):
+                self.finite.see(tensor, watch.code + which)
+
+    def _watch(self) -> Watch | None:
+        return None if self.finite is None else self.finite.watch(self.place)
+
+    def _watched(self, made: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.finite is not None:
+            self.finite.made = made[0]
+        return made
+
+
+def _linear_of(
+    meaning: Meaning,
+    moments: bool,
+    guidance: float,
+    weights: Sequence[float],
+    std: float,
+    terms: int,
+    keeps: bool,
+    present: int,
+) -> Linear:
+    """The step for a kernel, found by the identity of what plans keep, which costs more to hash than to keep."""
+    if torch.compiler.is_compiling():
+        return _made_of(meaning, moments, guidance, weights, std, terms, keeps, present)
+    key = id(meaning), id(weights), moments, guidance, std, terms, keeps, present
+    found = _linears.get(key)
+    if found is None:
+        if len(_linears) >= _MOST:
+            _linears.clear()
+        step = _made_of(meaning, moments, guidance, weights, std, terms, keeps, present)
+        found = _linears[key] = meaning, weights, step  # which keeps their identities
+    return found[2]
+
+
+def _made_of(
+    meaning: Meaning,
+    moments: bool,
+    guidance: float,
+    weights: Sequence[float],
+    std: float,
+    terms: int,
+    keeps: bool,
+    present: int,
+) -> Linear:
+    own = [0.0] * (2 + terms) if present else weights
+    results = -(-present.bit_length() // COLUMNS) if present else int(len(weights) > 0)
+    reading = meaning.reading(moments, guidance)
+    return Linear(reading, (*own, std), terms, results, keeps, std > 0, present)
+
+
+def _tensors(output: Tensor | NoiseMoments) -> Sequence[Tensor | None]:
+    return (output,) if isinstance(output, Tensor) else output
+
+
+def _first(output: Tensor | NoiseMoments | Guided) -> tuple[Tensor, bool, Tensor | None, float]:
+    """(the first tensor, whether moments come with it, that without condition, the scale of guidance)."""
+    without, scale = None, 1.0
+    if isinstance(output, Guided):
+        output, without, scale = output
+    return (output, False, without, scale) if isinstance(output, Tensor) else (output.e1, True, without, scale)
+
+
+def checked(output: object, x: Tensor) -> Tensor | NoiseMoments:
+    """A model's output at state x, one tensor or moments.
+
+    Raises TypeError for anything else, ValueError for one that is not shaped like x.
+    """
+    if isinstance(output, Tensor):
+        _check_shape("output", output, x)
+        return _read(output, x)
+    if not isinstance(output, tuple) or len(output) != 3:
+        raise TypeError(f"model must return a tensor or NoiseMoments(e1, e2, e3): got {type(output).__name__}")
+    if output[0] is None:
+        raise TypeError("model must return e1 in its NoiseMoments: got None")
+    for name, tensor in zip(NoiseMoments._fields, output, strict=True):
+        if tensor is not None:
+            _check_shape(name, tensor, x)
+    e1, e2, e3 = output
+    return NoiseMoments(_read(e1, x), *(e if e is None else _read(e, x) for e in (e2, e3)))
+
+
+def _read(tensor: Tensor, x: Tensor) -> Tensor:
+    """The tensor, in x's dtype where a kernel that takes x does not read its own."""
+    return tensor if tensor.dtype is x.dtype or tensor.dtype in _NARROW else tensor.to(x.dtype)
+
+
+def estimate(
+    output: object, x: Tensor, meaning: Meaning, finite: FiniteCheck | None = None, place: int = 0
+) -> Estimate:
+    """The estimate of a model's output at state x, checked as `checked` does, also where guidance has two of them."""
+    if not isinstance(output, Guided):
+        return Estimate(x, checked(output, x), meaning, finite, place)
+    _check_shape("output without condition", output.unconditional, x)
+    guided = Guided(checked(output.conditional, x), _read(output.unconditional, x), output.scale)
+    return Estimate(x, guided, meaning, finite, place)
+
+
+def _check_shape(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.shape != x.shape:
+        raise ValueError(f"model's {name} must be shaped like x, {tuple(x.shape)}: got {tuple(tensor.shape)}")
