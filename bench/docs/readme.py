@@ -9,6 +9,7 @@ import json
 
 from PIL import Image
 
+from bench.docs.loop_table import loop_table
 from bench.docs.roofline import draw, points
 from bench.gpu.targets import TARGETS, card
 from bench.records.checkout import RESULTS, ROOT
@@ -137,6 +138,7 @@ def wasserstein_table() -> str:
 
 BLOCKS = {
     "bench/results/gms_step_cpu.json": cpu_table,
+    "bench/results/loop_cpu.json": lambda: loop_table(load("loop_cpu.json")),
     "bench/results/gpu.json": gpu_table,
     "bench/results/wasserstein.md": wasserstein_table,
 }

@@ -26,10 +26,10 @@ import gms_fast
 from bench.experiments.wasserstein import MIXTURE
 from bench.records.record import environment, save
 from gms_fast import data, ops, solvers
+from gms_fast.estimate import Estimate
 from gms_fast.models import GaussianMixture1D, PointCloud
 from gms_fast.ops.reference import pick, quadrature
 from gms_fast.ops.types import Draws
-from gms_fast.prediction import Estimate
 from gms_fast.quality.measures import energy_distance, frechet_distance, wasserstein
 from gms_fast.solvers import TimeStep
 from gms_fast.storage import atomic

@@ -24,9 +24,9 @@ import gms_fast
 from bench.experiments.components import BANDWIDTH, table
 from bench.records.record import environment, save
 from gms_fast import data, ops, statistics
+from gms_fast.estimate import Estimate
 from gms_fast.models import PointCloud
 from gms_fast.ops.types import Draws
-from gms_fast.prediction import Estimate
 from gms_fast.quality import cells, subjects
 from gms_fast.quality.measures import energy_distance, frechet_distance
 from gms_fast.solvers import GMS, SNDDPM, Solver, TimeStep

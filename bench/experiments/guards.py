@@ -23,10 +23,10 @@ from tqdm import tqdm
 import gms_fast
 from bench.records.record import environment, save
 from gms_fast import data
+from gms_fast.estimate import Estimate
 from gms_fast.models import PointCloud
 from gms_fast.ops import fused
 from gms_fast.ops.types import Draws, Fit
-from gms_fast.prediction import Estimate
 from gms_fast.quality import cells, subjects
 from gms_fast.solvers import GMS, Solver, TimeStep
 from gms_fast.solvers.base import bounded_last_step

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 import gms_fast
 from bench.records.record import environment, save
+from gms_fast.estimate import Estimate
 from gms_fast.models import MomentUNet
 from gms_fast.ops.types import Draws
-from gms_fast.prediction import Estimate
 from gms_fast.solvers import GMS, TimeStep
 
 FITS, DTYPES, SAMPLES = ("free", "exact"), (torch.float32, torch.bfloat16), 2

@@ -22,6 +22,9 @@ CALLS = {  # of x, e1, e2, e3
     "sample_mixture exact/element": lambda x, _, var, third: ops.sample_mixture(x, var.abs(), third, seed=1),
     "fit_mixture free": lambda x, _, var, third: ops.fit_mixture(x, var.abs(), third, fit="free"),
     "affine_noise": lambda x, *terms: ops.affine_noise(x, terms, (0.9, -0.4, 0.3, -0.1), 0.2, seed=1),
+    "linear_step": lambda x, y, *terms: ops.linear_step(
+        x, y, terms, (0.9, -0.4, 0.3, -0.1), 0.2, data=(1.1, -0.4), unconditional=x, guidance=2.0, seed=1
+    ),
     "philox_normal": lambda x, *_: ops.philox_normal(x.shape, seed=1, device=x.device, dtype=x.dtype),
     "philox_uniform": lambda x, *_: ops.philox_uniform(x.shape, seed=1, device=x.device, dtype=x.dtype),
 }

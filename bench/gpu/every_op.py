@@ -7,15 +7,20 @@ import argparse
 import itertools
 
 import torch
+from torch import Tensor
 
 import gms_fast
 from bench.speed.cases import STEP
 from gms_fast import ops
+from gms_fast.ops import fused
+from gms_fast.ops.checks import rows_of
+from gms_fast.ops.types import DEFAULT, Draws, Linear, Reading, Watch
 
 # 315 elements a sample: no multiple of four, nor of any block; 512: whole 16-byte accesses; 1548: those, and a last
 # block that is nearly empty; small samples, many of them
 SHAPES = ((3, 5, 7, 9), (40, 8, 8, 8), (3, 3, 12, 43), (5000, 1, 1, 3))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+READING = Reading(1.1, -0.4, -1.0, 1.0, 2.0)
 
 
 def call_all(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
@@ -35,11 +40,29 @@ def call_all(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     ops.gms_step(x, a, b, c, STEP, out=torch.empty_like(x, dtype=torch.bfloat16))
     ops.affine_noise(x, (a, b), (0.9, 0.1, -0.2), 0.3)
     ops.affine_noise(x, (a, b), weights, 0.3)
+    call_linear(x, a, b, c, weights)
     ops.gms_step(x, a, b, c, numbers, seed=seeds[1], step_index=seeds[2])
     ops.gms_step(x, *(t.to(memory_format=torch.channels_last) for t in (a, b, c)), STEP)
     ops.gms_step(x, *(torch.stack([t, t], dim=-1)[..., 0] for t in (a, b, c)), STEP)
     for draw in (ops.philox_normal, ops.philox_uniform):
         draw(shape, seed=1, device=device, dtype=dtype)
+
+
+def call_linear(x: Tensor, a: Tensor, b: Tensor, c: Tensor, weights: Tensor) -> None:
+    """Linear steps with a network's output, and steps with guidance, watched or not."""
+    watch = Watch(torch.zeros(1, dtype=torch.int32, device=x.device), 0)
+    kept = Linear(READING, (0.0,) * 5, 2, 2, keeps=True, noisy=True, present=rows_of(2, [1]))
+    for seen in (None, watch):
+        for terms in ((), (b,), (b, c), (b, c, a), (b, c, a, b)):
+            step = Linear(READING, (0.1,) * (len(terms) + 2) + (0.3,), len(terms), keeps=True, noisy=True)
+            fused.linear_step(x, a, terms, step, Draws(), unconditional=c, watch=seen)
+        rows = torch.cat([weights, weights[:2]])
+        fused.linear_step(x, a, (b, c), kept, Draws(), numbers=rows, unconditional=c, watch=seen)
+        for bad in (c, c * torch.inf):
+            fused.gms_step(x, a, b, bad, STEP, DEFAULT, Draws(), unconditional=c, guidance=2.0, watch=seen)
+    ops.linear_step(x, a, (b,), torch.ones(6, device=x.device))
+    strided = a.to(memory_format=torch.channels_last)
+    ops.linear_step(x, strided, (b,), (0.9, 0.1, 0.2), data=(1.1, -0.4))
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ PARTS: dict[str, dict[str, Part]] = {  # by groups, which `gpu_check` orders
         "gms_step, cifar512": beside_the_released_fit,
         "outside the network": loops.outside,
     },
-    "graphs": {"graph": loops.graph},
+    "graphs": {"graph": loops.graph, "launches": loops.launches},
     "rest": {
         "gms_step, cifar": lambda machine: rows(machine, "gms_step", "cifar"),
         "affine_noise, cifar": lambda machine: rows(machine, "affine_noise", "cifar"),

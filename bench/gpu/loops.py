@@ -1,8 +1,10 @@
-"""Costs of loops of calls on a GPU: the host's time, the time outside the network, and what a CUDA graph saves."""
+"""Costs of loops of calls on a GPU: the host's time, the time outside the network, what a CUDA graph
+saves, and the launches of a step."""
 
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -10,10 +12,11 @@ import gms_fast
 from bench.gpu.targets import TARGETS
 from bench.speed.cases import STEP, noise_moments
 from bench.speed.machine import Gpu
-from gms_fast import ops
+from gms_fast import ops, solvers
 from gms_fast.models import MomentUNet
 
 STEPS = 5
+WITH_STATISTICS = ("dpm-solver-v3:statistics=mnist", "gms:covariance=mnist")
 
 
 def host(machine: Gpu) -> dict[str, object]:
@@ -69,14 +72,44 @@ def _outside(machine: Gpu, dtype: torch.dtype) -> dict[str, object]:
 def graph(machine: Gpu) -> dict[str, object]:
     """Ten steps of a small network at batch 1: eager over the loop in one CUDA graph."""
     network = gms_fast.load("mnist").to(machine.device)
-    seed = torch.zeros(1, dtype=torch.int64, device=machine.device)
-
-    def draw() -> None:
-        gms_fast.sample(network, 10, n=1, seed=seed)
-
-    eager = _seconds(machine, draw, machine.synchronize)
-    replayed = _seconds(machine, machine.capture(draw), machine.synchronize)
+    draw = gms_fast.graphed(network, 10, n=1)
+    if draw.why is not None and machine.device == "cuda":
+        raise RuntimeError(draw.why)
+    eager = _seconds(machine, partial(gms_fast.sample, network, 10, n=1), machine.synchronize)
+    replayed = _seconds(machine, draw, machine.synchronize)
     return {"ms": {"eager": 1e3 * eager, "graph": 1e3 * replayed}, "bars": [TARGETS["graph"].reached(eager / replayed)]}
+
+
+class Still:
+    """A network that launches nothing: what another gave, once, and its own attributes."""
+
+    def __init__(self, network: torch.nn.Module, n: int, device: str) -> None:
+        for name in ("sample_shape", "schedule", "prediction", "moments", "clip"):
+            setattr(self, name, getattr(network, name))
+        x = torch.zeros(n, *network.sample_shape, device=device)
+        self.calls, self._output = 0, network(x, torch.zeros(n, device=device))
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> object:
+        self.calls += 1
+        return self._output
+
+
+@torch.no_grad()
+def launches(machine: Gpu) -> dict[str, object]:
+    """Launches outside the network for one of its calls, of each solver: what ten more steps launch."""
+    network = Still(gms_fast.load("mnist").to(machine.device), 4, machine.device)
+
+    def of(steps: int, solver: str) -> tuple[int, int]:
+        draw = partial(gms_fast.sample, network, steps, solver=solver, n=4, device=machine.device)
+        draw()
+        network.calls = 0
+        return machine.launched(draw), network.calls
+
+    found = {}
+    for solver in (*solvers.names(), *WITH_STATISTICS):
+        (few, once), (many, more) = of(5, solver), of(15, solver)
+        found[solver] = (many - few) / (more - once)
+    return {"launches": found, "bars": [TARGETS["launches"].reached(max(found.values()))]}
 
 
 def _seconds(machine: Gpu, function: Callable[[], object], finish: Callable[[], None]) -> float:

@@ -7,7 +7,8 @@ with the flags of CMakeLists.txt), and their machine code is read. Assumptions, 
 - 132 multiprocessors issue 4 warp instructions (of 32 lanes) in 0.82 of the clocks each at 1.9 GHz, any instruction in
   one slot: there ncu counted 0.76 to 0.84 in kernels bound by instructions;
 - instructions are those of the longest path from entry to exit without a call or a loop: these are the slow paths of
-  division and square root, for extreme arguments;
+  division and square root, for extreme arguments. It reads no output for guidance; in CUDA it keeps the watch, which a
+  call need not ask for;
 - of the four warps of a CUDA block only the first draws what the block shares, and writes it to shared memory.
 """
 
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -60,8 +62,9 @@ def disassemble(binary: Path, architecture: str = "sm_90") -> dict[str, Code]:
     return kernels
 
 
-def main_path(code: Code, without: Sequence[str] = ()) -> int:
-    """Instructions on the longest path from entry to exit that has no call, no loop and no opcode of `without`."""
+def main_path(code: Code, without: Sequence[str] = (), loads: int | None = None) -> int:
+    """Instructions on the longest path from entry to exit that has no call, no loop, no opcode of `without`, and at
+    most so many loads from memory, if that is given."""
     order = {address: i for i, (address, _) in enumerate(code)}
     opcodes = [text.split()[1 if text.startswith("@") else 0].split(".")[0] for _, text in code]
     shunned = {"CALL", "RET", *without}
@@ -70,18 +73,20 @@ def main_path(code: Code, without: Sequence[str] = ()) -> int:
     for i, target in targets.items():
         if target < i:
             left_out.update(range(target, i + 1))
-    longest: list[float] = [float("-inf")] * (len(code) + 1)
-    for i in reversed(range(len(code))):
-        if i in left_out:
+    most = opcodes.count("LDG") if loads is None else loads
+    longest = [[float("-inf")] * (most + 1) for _ in range(len(code) + 1)]  # from here, with so many loads left
+    for i, left in product(reversed(range(len(code))), range(most + 1)):
+        rest = left - (opcodes[i] == "LDG")
+        if i in left_out or rest < 0:
             continue
         conditional = code[i][1].startswith("@")
-        following = [] if opcodes[i] in ("EXIT", "BRA") and not conditional else [longest[i + 1]]
+        following = [] if opcodes[i] in ("EXIT", "BRA") and not conditional else [longest[i + 1][rest]]
         if targets.get(i, -1) > i:
-            following.append(longest[targets[i]])
+            following.append(longest[targets[i]][rest])
         if opcodes[i] == "EXIT":
             following.append(0)
-        longest[i] = 1 + max(following, default=float("-inf"))
-    return int(longest[0])
+        longest[i][left] = 1 + max(following, default=float("-inf"))
+    return int(longest[0][most])
 
 
 def compile_cuda(source: Path, target: Path, architecture: int = 90) -> None:
@@ -102,8 +107,9 @@ def cuda_instructions(kernels: dict[str, Code], fit: str, component: str, dtype:
     for name, code in kernels.items():
         values = re.findall(r"L(?:NS_\d\w+?E|b|S\d?_)(\d)E", name.partition("kernelI")[2])
         if "quick_step" in name and tuple(map(int, values[:6])) == switches:
-            others = main_path(code, without=["STS"])
-            return (main_path(code) + (CUDA_WARPS - 1) * others) / CUDA_WARPS / CUDA_GROUP
+            quads = 4 * CUDA_GROUP // 4  # of x, e1, e2 and e3
+            first, others = (main_path(code, shunned, quads) for shunned in ([], ["STS"]))
+            return (first + (CUDA_WARPS - 1) * others) / CUDA_WARPS / CUDA_GROUP
     raise LookupError(f"no kernel for {fit}/{component}, {dtype}")
 
 

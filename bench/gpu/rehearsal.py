@@ -34,8 +34,8 @@ def build(target: Path, *flags: str) -> None:
 class OnDevice:
     """A module that `build` made, its ops told that tensors are on the GPU (or on one thread of the CPU)."""
 
-    _OPS = ("gms_step", "sample_mixture", "fit_mixture", "affine_noise", "philox")
-    _OPS += ("new_gms_step", "new_sample_mixture", "new_fit_mixture", "new_affine_noise")
+    _OPS = ("gms_step", "sample_mixture", "fit_mixture", "linear_step", "philox")
+    _OPS += ("new_gms_step", "new_sample_mixture", "new_fit_mixture", "new_linear_step")
 
     def __init__(self, module: object, gpu: bool = True) -> None:
         self.__dict__.update(vars(module))

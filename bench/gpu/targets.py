@@ -42,6 +42,7 @@ TARGETS = {
     "host": Target("host time of one call, µs", 12, 6, "{:.1f}", at_most=True),
     "outside": Target("share of sampling outside a CIFAR-10 U-Net, batch 128", 0.01, 0.002, "{:.1%}", at_most=True),
     "graph": Target("ten steps, small network, batch 1: eager / in one CUDA graph", 2, 5, "{:.1f}x"),
+    "launches": Target("launches outside the network for a call of it, of any solver", 1, 1, "{:.1f}", at_most=True),
     "bits": Target("ops that give the bits of the CPU", 1, 1),
 }
 

@@ -36,6 +36,7 @@ def calls() -> dict[str, Callable[[], object]]:
         "sample_mixture": lambda: ops.sample_mixture(x, z, e3),
         "fit_mixture": lambda: ops.fit_mixture(x, z, e3),
         "affine_noise": lambda: ops.affine_noise(x, [e1], [0.5, 0.5], 0.1),
+        "linear_step": lambda: ops.linear_step(x, e1, [e2], [0.5, 0.5, 0.5], 0.1, data=(1.0, -0.5)),
         "philox_normal": lambda: ops.philox_normal((1, 16), seed=0),
     }
 

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 PROBE = 20_000_000  # clock ticks, some 10 ms: the sleep that tells how long a tick is
 
@@ -20,6 +22,7 @@ class Machine:
     cache = 0  # bytes; what cases read and write rotates through more than twice as many
     repeat = 3  # calls in a turn of a benchmark
     side = 1024  # of the matrices of a product
+    network: ClassVar = {"channel_mult": (1, 2, 2, 2)}  # MomentUNet of CIFAR-10's size
 
     def rotation(self, size: int) -> int:
         """Number of calls, each moving `size` bytes, after which nothing of the first is left in the cache."""
@@ -35,7 +38,6 @@ class Gpu(Machine):
     runs = 10  # turns of a benchmark
     calls = 500  # that the host is timed by
     batch = 128
-    network: ClassVar = {"channel_mult": (1, 2, 2, 2)}  # MomentUNet of CIFAR-10's size
 
     @cached_property
     def name(self) -> str:
@@ -68,12 +70,12 @@ class Gpu(Machine):
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
-    def capture(self, function: Callable[[], object]) -> Callable[[], None]:
-        """The function as a CUDA graph: a call replays it."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+    def launched(self, function: Callable[[], object]) -> int:
+        """Kernels and copies on the GPU during a call."""
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             function()
-        return graph.replay
+            self.synchronize()
+        return sum(event.device_type != DeviceType.CPU for event in profiler.events())
 
 
 class StandIn(Gpu):
@@ -98,8 +100,9 @@ class StandIn(Gpu):
     def synchronize(self) -> None:
         pass
 
-    def capture(self, function: Callable[[], object]) -> Callable[[], object]:
-        return function
+    def launched(self, function: Callable[[], object]) -> int:
+        function()
+        return 0
 
 
 class Stamp:

@@ -53,6 +53,16 @@ def in_turn(machine: Machine, cases: Sequence[Case], runs: int) -> Times:
     return Times(seconds, {name for name in seconds if clocks[name].waits > runs / 2}, failed)
 
 
+def latency(machine: Machine, cases: Sequence[Case], runs: int) -> Times:
+    """The same on the wall clock, each call to the end of its work: for loops that wait for the GPU themselves.
+
+    A loop that never waits could hide the host's work in the sleep of `in_turn`, and one that does could not.
+    """
+    if isinstance(machine, Gpu):
+        cases = [case._replace(run=lambda *t, run=case.run: (run(*t), machine.synchronize())) for case in cases]
+    return in_turn(Machine(), cases, runs)
+
+
 @contextmanager
 def dropping(name: str, failed: dict[str, str]) -> Iterator[None]:
     """Note an exception under the name of the case that raised it, and go on without the case."""

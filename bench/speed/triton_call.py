@@ -59,7 +59,7 @@ def stand_in() -> Iterator[deque]:
         replace(JITFunction, "_do_compile", compiled)
         replace(ops.fused, "backend_of", lambda *_: kernels)
         replace(direct, "_kernels", {})
-        for kernel in (getattr(step, f"{name}_kernel") for name in ("step", "sample", "fit", "affine", "philox")):
+        for kernel in (getattr(step, f"{name}_kernel") for name in ("step", "sample", "fit", "linear", "philox")):
             replace(kernel, "device_caches", defaultdict(kernel.create_binder))
         yield runs
 

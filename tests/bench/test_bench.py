@@ -14,7 +14,7 @@ from places import BENCH
 import gms_fast
 from bench.docs import readme
 from bench.gpu import predict
-from bench.speed import cases, gate, gms_step
+from bench.speed import cases, gate, gms_step, network
 from bench.speed.machine import Machine, StandIn
 from gms_fast import ops
 
@@ -202,6 +202,19 @@ def test_partial_results_of_a_gpu_are_shown(monkeypatch):
         "NVIDIA H200, CUDA, $2^{26}$ elements",
         "H200, predicted, Triton, $2^{26}$ elements",
     ]
+
+
+def test_network_benchmark_shows_ratios(capsys):
+    network.show_calls(network.measured(network.calls(2, compiled=False), 2))
+    *rows, share = capsys.readouterr().out.splitlines()
+    assert len(rows) >= 4
+    assert rows[0].startswith(f"{network.ALL} ")
+    for row in rows:
+        median, low, high = map(float, row.split()[-3:])
+        assert 0 < low <= median <= high
+    assert re.fullmatch(r"share of the heads: -?\d+\.\d%", share)
+    network.show_batches(network.measured([network.Case(str(network.UNIT), lambda *_: None, network.inputs(1), 8)], 2))
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["64", "1.00"]
 
 
 def test_readme_shows_the_committed_results():

@@ -3,8 +3,10 @@
 // here has run before the others. With GMS_IDLE_LAUNCHES a launch does nothing, for bench/speed/call.py.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #define __device__
 #define __global__
@@ -14,6 +16,7 @@
 #define __shared__ static
 inline void __syncthreads() {}
 inline uint32_t __viaddmin_u32(uint32_t a, uint32_t b, uint32_t c) { return a + b < c ? a + b : c; }
+inline int atomicMin(int* at, int value) { return std::exchange(*at, std::min(*at, value)); }
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
