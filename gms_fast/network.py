@@ -82,7 +82,7 @@ class Network:
         self._kept_ones = [] if compiling else _tensors(self.condition)
         self._dtype: torch.dtype | None = None  # found out by the first call, as the next two
         self._whole = False
-        self._writes: dict[Model, bool] = {}
+        self._writes: dict[bool, bool] = {}  # of the whole model, and of what gives E[eps|x_t] alone
 
     @property
     def has_first(self) -> bool:
@@ -148,14 +148,15 @@ class Network:
         tensors = self._kept_ones if condition is self.condition else _tensors(condition)
         versions = [tensor._version for tensor in tensors]
         own = given is not x
-        writes = self._writes.get(said)
+        whole = said is self._said
+        writes = self._writes.get(whole)
         if not own and (writes is not False or x.is_inference()):
             given, own = x.clone(), True
         before = -1 if given.is_inference() else given._version
         output = said(given, t, **condition)
         wrote = before >= 0 and given._version != before
         if writes is None and given.dtype == x.dtype:
-            self._writes[said] = wrote or (x.device.type == "cpu" and not bool((given == x).all()))
+            self._writes[whole] = wrote or (x.device.type == "cpu" and not bool((given == x).all()))
         if (wrote and not own) or [tensor._version for tensor in tensors] != versions:
             raise ValueError("model wrote to what it was given, x or a condition, in place: let it write to a copy")
         return output

@@ -1,5 +1,6 @@
 """Strangers' networks: asked at the times and in the dtypes that they take, and with nothing to hold on to."""
 
+import dataclasses
 import types
 
 import pytest
@@ -320,3 +321,15 @@ def test_inference_mode():
         got = sample(writes(WRITES["mul_"]), 5, x_T=x_T, schedule="linear")
         assert torch.equal(x_T, before)
         assert torch.equal(got, sample(Exact(), 5, x_T=x_T))
+
+
+def test_model_may_be_equal_by_value_and_have_no_hash():
+    @dataclasses.dataclass
+    class Scaled:
+        factor: float = 0.9
+
+        def __call__(self, x, t):
+            return self.factor * x
+
+    x = gms_fast.sample(Scaled(), 3, solver="ddim", n=2, shape=(4,), schedule=VPLinear(), clip=(-1, 1))
+    assert x.isfinite().all()
