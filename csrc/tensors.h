@@ -131,7 +131,7 @@ inline gms::Operand operand_of(const DLTensor& t) { return {t.data, static_cast<
 constexpr size_t kMost = gms::kMaxTerms + gms::kMaxResults + 4;  // tensors of an op
 
 // The sizes inside a sample, where neighbouring dimensions that merge for all tensors are one, and the strides of each
-// tensor that is not dense. False where more than three dimensions are left.
+// tensor that is not dense: gms_fast/ops/layout.py, which other backends need. False where more than three are left.
 inline bool lay_out(const DLTensor* const* given, size_t count, gms::Shape& shape, gms::Operand* operands) {
   const DLTensor& first = *given[0];
   int64_t sizes[3] = {1, 1, 1};

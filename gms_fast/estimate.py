@@ -17,7 +17,7 @@ from gms_fast.types import NoiseMoments
 _MOST = 4096  # linear steps that are kept
 _NOTHING = Draws()
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
-_linears: dict[tuple[object, ...], tuple[object, object, Linear]] = {}
+_linears: dict[tuple[object, ...], tuple[object, Linear]] = {}
 
 
 class Estimate(NamedTuple):
@@ -49,14 +49,16 @@ class Estimate(NamedTuple):
     @property
     def of_moments(self) -> bool:
         """Tell moments from one tensor."""
-        output = self.output.conditional if isinstance(self.output, Guided) else self.output
-        return not isinstance(output, Tensor)
+        return not isinstance(self._conditional, Tensor)
 
     @property
     def given(self) -> int:
         """The number of moments that the network gives."""
-        output = self.output.conditional if isinstance(self.output, Guided) else self.output
-        return sum(e is not None for e in _tensors(output))
+        return sum(e is not None for e in _tensors(self._conditional))
+
+    @property
+    def _conditional(self) -> Tensor | NoiseMoments:
+        return self.output.conditional if isinstance(self.output, Guided) else self.output
 
     @property
     def moments(self) -> NoiseMoments:
@@ -96,7 +98,7 @@ class Estimate(NamedTuple):
         Without weights m alone. rows, present  weights by element (`gms_fast.ops.types.Linear`) in their place
         """
         y, moments, without, guidance = _first(self.output)
-        step = _linear_of(self.meaning, moments, guidance, weights, std, len(terms), keeps, present)
+        step = _linear_of(_Asked(self.meaning, weights, moments, guidance, std, len(terms), keeps, present))
         made = fused.linear_step(
             self.x, y, terms, step, draws, numbers=rows, unconditional=without, watch=self._watch()
         )
@@ -119,8 +121,7 @@ class Estimate(NamedTuple):
     def _merged(self) -> Tensor | NoiseMoments:
         """The output as one, looked at, for what no kernel does."""
         output = self.output
-        tensors = _tensors(output.conditional if isinstance(output, Guided) else output)
-        self._see(tensors)
+        self._see(_tensors(self._conditional))
         if not isinstance(output, Guided):
             return output
         self._see((output.unconditional,))
@@ -141,43 +142,36 @@ class Estimate(NamedTuple):
         return made
 
 
-def _linear_of(
-    meaning: Meaning,
-    moments: bool,
-    guidance: float,
-    weights: Sequence[float],
-    std: float,
-    terms: int,
-    keeps: bool,
-    present: int,
-) -> Linear:
+class _Asked(NamedTuple):
+    """A linear step as it is asked for; plans keep the first two."""
+
+    meaning: Meaning
+    weights: Sequence[float]
+    moments: bool
+    guidance: float
+    std: float
+    terms: int
+    keeps: bool
+    present: int
+
+    def made(self) -> Linear:
+        own = [0.0] * (2 + self.terms) if self.present else self.weights
+        results = -(-self.present.bit_length() // COLUMNS) if self.present else int(len(self.weights) > 0)
+        reading = self.meaning.reading(self.moments, self.guidance)
+        return Linear(reading, (*own, self.std), self.terms, results, self.keeps, self.std > 0, self.present)
+
+
+def _linear_of(asked: _Asked) -> Linear:
     """The step for a kernel, found by the identity of what plans keep, which costs more to hash than to keep."""
     if torch.compiler.is_compiling():
-        return _made_of(meaning, moments, guidance, weights, std, terms, keeps, present)
-    key = id(meaning), id(weights), moments, guidance, std, terms, keeps, present
+        return asked.made()
+    key = id(asked.meaning), id(asked.weights), *asked[2:]
     found = _linears.get(key)
     if found is None:
         if len(_linears) >= _MOST:
             _linears.clear()
-        step = _made_of(meaning, moments, guidance, weights, std, terms, keeps, present)
-        found = _linears[key] = meaning, weights, step  # which keeps their identities
-    return found[2]
-
-
-def _made_of(
-    meaning: Meaning,
-    moments: bool,
-    guidance: float,
-    weights: Sequence[float],
-    std: float,
-    terms: int,
-    keeps: bool,
-    present: int,
-) -> Linear:
-    own = [0.0] * (2 + terms) if present else weights
-    results = -(-present.bit_length() // COLUMNS) if present else int(len(weights) > 0)
-    reading = meaning.reading(moments, guidance)
-    return Linear(reading, (*own, std), terms, results, keeps, std > 0, present)
+        found = _linears[key] = asked, asked.made()  # which keeps their identities
+    return found[1]
 
 
 def _tensors(output: Tensor | NoiseMoments) -> Sequence[Tensor | None]:

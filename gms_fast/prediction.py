@@ -1,4 +1,4 @@
-"""What a network predicts, as the noise and as the data: linear in state and output (docs/notation.md)."""
+"""Predictions of a network, as the noise and as the data: linear in state and output (docs/notation.md)."""
 
 import math
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def to_noise(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> T
 
 
 class Meaning(NamedTuple):
-    """What the output of a network says at a noise level.
+    """Meaning of a network's output at a noise level.
 
     form     of an output that is one tensor, of `names()`; of moments the first is the noise
     clip     data range of x_0, or None

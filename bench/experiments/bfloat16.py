@@ -1,4 +1,4 @@
-"""What bfloat16 costs the embedded model: `python -m bench.experiments.bfloat16 [-n 500]`, ten steps on the CPU.
+"""Cost of bfloat16 in quality: `python -m bench.experiments.bfloat16 [-n 500]`, the embedded model, ten steps on a CPU.
 
 Prints the feature Fréchet distance to real digits of samples from the same seeds in float32, with a state in bfloat16
 (`sample(dtype=torch.bfloat16)`; the network stays in float32), and with the network under bfloat16 autocast.

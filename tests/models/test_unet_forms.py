@@ -86,7 +86,7 @@ def plain_output(layers, x, emb):
 
 
 def plain(model, x, t):
-    """What the network returns with raw moments, written out."""
+    """The network's return value with raw moments, written out."""
     emb = model.time_embed(unet.timestep_embedding(t, model.model_channels).to(x.dtype))
     h, skips = x, []
     for block in model.input_blocks:

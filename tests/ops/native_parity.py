@@ -63,7 +63,7 @@ native.introduce(SECOND)
 
 
 def forget():
-    """What was prepared by one build is no other's."""
+    """Each build prepares its own steps."""
     native._schemes.clear()
     native.linear.cache_clear()
 

@@ -73,7 +73,7 @@ def test_dtypes_and_layouts(shape, dtype):
 
 
 def here_and_there(run, *arguments):
-    """What a watched step saw, which is the same on both devices, as are its results."""
+    """A watched step sees the same on both devices, and has the same results."""
     move = lambda t: t.cuda() if isinstance(t, torch.Tensor) else [*map(move, t)] if isinstance(t, list) else t  # noqa: E731
     want, got = run(*arguments), run(*map(move, arguments))
     for g, w in zip(got, want, strict=True):
