@@ -80,6 +80,8 @@ class FiniteCheck:
         noted, self._noted = self._noted, []
         if self._first is None or recorded(self._first):
             return []
-        if (code := int(self._first)) != NOTHING:
+        bits = [number.float().view(torch.int32) for number in noted]
+        found = torch.stack([self._first[0], *bits]).cpu()  # a GPU is waited for once
+        if (code := int(found[0])) != NOTHING:
             raise ValueError(self._explain(code, self.of_moments))
-        return torch.stack(noted).tolist() if noted else []
+        return found[1:].view(torch.float32).tolist()

@@ -32,11 +32,18 @@ class Rows(NamedTuple):
     terms: int
 
     @classmethod
-    def of(cls, results: Sequence[Form], device: torch.device, dtype: torch.dtype) -> "Rows":
+    def of(cls, results: Sequence[Form]) -> "Rows":
         rows = [form[column] for form in results for column in sorted(form)]
         present = sum(1 << COLUMNS * i + column for i, form in enumerate(results) for column in form)
         terms = max(column for form in results for column in form if column != ADDED) - 1
-        return cls(torch.stack(rows).to(device, dtype), present, max(terms, 0))
+        return cls(torch.stack(rows), present, max(terms, 0))
+
+    @classmethod
+    def to(cls, table: Sequence["Rows"], device: torch.device, dtype: torch.dtype) -> list["Rows"]:
+        """The rows of every step on a device, in one copy."""
+        there = torch.cat([rows.weights for rows in table]).to(device, dtype)
+        parts = there.split([len(rows.weights) for rows in table])
+        return [rows._replace(weights=part) for rows, part in zip(table, parts, strict=True)]
 
 
 class Update(NamedTuple):
@@ -178,8 +185,8 @@ class DPMSolverV3(Solver):
             slope = (1 - known.l[node]) / step.coefficients.alpha_t
             correct, predict = (u and local_update(known, u, alphas) for u in (corrector, predictor))
             results = _results(slope, correct, predict)[: 1 if step.is_last else 3]
-            table.append(Rows.of(results, x.device, wide))
-        return table, None, ()
+            table.append(Rows.of(results))
+        return Rows.to(table, x.device, wide), None, ()
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         table, before, past = state
