@@ -1,5 +1,6 @@
 """A network's estimate at a state, and the steps that solvers take from there: each is one pass over the tensors."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch.autograd import forward_ad
 from gms_fast.finite import FiniteCheck
 from gms_fast.ops import fused
 from gms_fast.ops.types import COLUMNS, Draws, Fit, Linear, Watch
-from gms_fast.prediction import Guided, Meaning, to_data, to_noise
+from gms_fast.prediction import Guided, Meaning, noise_factors, to_data, to_noise
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
@@ -24,6 +25,7 @@ class Estimate(NamedTuple):
     """An estimate at the state x_t by a network: its output, and what that means there.
 
     finite, place  who looks out for NaN and infinity, if anybody does, and the number of the time in the plan
+    data           E[x_0|x_t] in place of what the output says of it, as dynamic thresholding makes it; or None
     """
 
     x: Tensor
@@ -31,6 +33,7 @@ class Estimate(NamedTuple):
     meaning: Meaning
     finite: FiniteCheck | None = None
     place: int = 0
+    data: Tensor | None = None
 
     def of(self, x: Tensor) -> "Estimate":
         """The same output of the network for another state."""
@@ -69,6 +72,13 @@ class Estimate(NamedTuple):
         step, form = self.meaning.step, self.meaning.form
         return NoiseMoments(to_noise(form, output.to(self.x.dtype), self.x, step.alpha_t, step.sigma_t))
 
+    def noise(self) -> tuple[Sequence[Tensor], Sequence[float]]:
+        """E[eps|x_t] = p x + sum_j q_j y_j as the network says it, x_0 not being clipped: the y_j and (p, q_1, ..)."""
+        y, moments, without, guidance = _first(self.output)
+        step = self.meaning.step
+        p, q = map(float, noise_factors("noise" if moments else self.meaning.form, step.alpha_t, step.sigma_t))
+        return ((y,), (p, q)) if without is None else ((y, without), (p, guidance * q, (1 - guidance) * q))
+
     def x0(self) -> Tensor:
         """E[x_0|x_t], clipped to the data range if there is one; x's dtype. Gradients go through it."""
         step = self.meaning.step
@@ -97,8 +107,11 @@ class Estimate(NamedTuple):
 
         Without weights m alone. rows, present  weights by element (`gms_fast.ops.types.Linear`) in their place
         """
-        y, moments, without, guidance = _first(self.output)
-        step = _linear_of(_Asked(self.meaning, weights, moments, guidance, std, len(terms), keeps, present))
+        if self.data is None:
+            (y, moments, without, guidance), meaning = _first(self.output), self.meaning
+        else:
+            y, moments, without, guidance, meaning = self.data, False, None, 1.0, _as_data(self.meaning)
+        step = _linear_of(_Asked(meaning, weights, moments, guidance, std, len(terms), keeps, present))
         made = fused.linear_step(
             self.x, y, terms, step, draws, numbers=rows, unconditional=without, watch=self._watch()
         )
@@ -143,7 +156,7 @@ class Estimate(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A linear step as it is asked for; plans keep the first two."""
+    """A linear step as it is asked for; plans keep the first two, but for weights that are a tuple."""
 
     meaning: Meaning
     weights: Sequence[float]
@@ -165,13 +178,20 @@ def _linear_of(asked: _Asked) -> Linear:
     """The step for a kernel, found by the identity of what plans keep, which costs more to hash than to keep."""
     if torch.compiler.is_compiling():
         return asked.made()
-    key = id(asked.meaning), id(asked.weights), *asked[2:]
+    weights = asked.weights if isinstance(asked.weights, tuple) else id(asked.weights)
+    key = id(asked.meaning), weights, *asked[2:]
     found = _linears.get(key)
     if found is None:
         if len(_linears) >= _MOST:
             _linears.clear()
         found = _linears[key] = asked, asked.made()  # which keeps their identities
     return found[1]
+
+
+@functools.lru_cache(1024)
+def _as_data(meaning: Meaning) -> Meaning:
+    """Meaning of E[x_0|x_t] itself at that level; one object for each, by which kernels know it."""
+    return Meaning("x0", meaning.step)
 
 
 def _tensors(output: Tensor | NoiseMoments) -> Sequence[Tensor | None]:

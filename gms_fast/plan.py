@@ -175,9 +175,10 @@ def _numbers_along(
     schedule: Schedule, solver: Solver, times: list[float], denoise: bool | None
 ) -> tuple[list[Row], bool, bool]:
     """`_numbers` of times that the solver has chosen."""
-    steps = [*StepCoefficients.along(schedule, times), StepCoefficients.at(schedule, times[-1])]
+    visited, times = times, list(solver.asked(schedule, times))
+    steps = [*StepCoefficients.along(schedule, visited, times), StepCoefficients.at(schedule, times[-1])]
     asked = as_float64(schedule.network_time(as_float64(times))).expand(len(times)).tolist()
-    numbers = [*solver.plan(schedule, times), None]
+    numbers = [*solver.plan(schedule, visited), None]
     rows = [
         (t, time, tuple(vars(k).items()), its, _level(k))
         for t, time, k, its in zip(times, asked, steps, numbers, strict=True)
@@ -188,9 +189,14 @@ def _numbers_along(
 
 def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise: bool | None) -> Plan:
     """The plan of a run that begins at an index of another plan's, without history; `solver` takes the steps there."""
-    times = [step.t for step in (*of.steps, of.last)][index:]
+    left = of.steps[index:]
     solver = solver if denoise is None else solver.ending(denoise)
-    return _of(of.last.meaning.said, *_numbers_along(schedule, solver, times, denoise))
+    numbers = solver.replan(schedule, [step.t for step in (*left, of.last)], [step.numbers for step in left])
+    steps = (
+        step._replace(i=i, numbers=own, late=2 * i >= len(left))
+        for i, (step, own) in enumerate(zip(left, numbers, strict=True))
+    )
+    return Plan(tuple(steps), of.last._replace(i=len(left), late=True), of.denoise, of.whole and index == 0)
 
 
 @constants.function

@@ -40,6 +40,12 @@ def _edm(alpha: Number, sigma: Number) -> Factors:
     return _SIGMA_DATA**2 / total / alpha, r * _SIGMA_DATA / total**0.5
 
 
+def _noise_of_edm(alpha: Number, sigma: Number) -> Factors:
+    r = sigma / alpha
+    total = r * r + _SIGMA_DATA**2
+    return r / total / alpha, -_SIGMA_DATA / total**0.5
+
+
 def _v(alpha: Number, sigma: Number) -> Factors:
     total = alpha**2 + sigma**2
     return alpha / total, -sigma / total
@@ -61,8 +67,10 @@ TO_DATA: dict[str, Callable[[Number, Number], Factors]] = {
 }
 # e1 = E[eps|x_t] likewise; where no formula stands here it is what E[x_0|x_t] leaves of x.
 TO_NOISE: dict[str, Callable[[Number, Number], Factors]] = {
+    "noise": lambda alpha, sigma: (0.0, 1.0),
     "v": _noise_of_v,
     "flow": lambda alpha, sigma: (1 / (alpha + sigma), alpha / (alpha + sigma)),
+    "edm": _noise_of_edm,
 }
 
 
@@ -81,10 +89,16 @@ def to_noise(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> T
     """E[eps|x_t] likewise."""
     if form == "noise":
         return y
+    p, q = noise_factors(form, alpha, sigma)
+    return p * x + q * y
+
+
+def noise_factors(form: str, alpha: Number, sigma: Number) -> Factors:
+    """p and q of E[eps|x_t] = p x + q y."""
     if form in TO_NOISE:
-        p, q = TO_NOISE[form](alpha, sigma)
-        return p * x + q * y
-    return (x - alpha * to_data(form, y, x, alpha, sigma)) / sigma
+        return TO_NOISE[form](alpha, sigma)
+    p, q = TO_DATA[form](alpha, sigma)
+    return (1 - alpha * p) / sigma, -alpha * q / sigma
 
 
 class Meaning(NamedTuple):

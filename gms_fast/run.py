@@ -216,7 +216,7 @@ def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
         raise ValueError(
             f"model must return NoiseMoments with {solver.moments_needed} moments for {type(solver).__name__}, but "
             f"gives {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
-            "that needs the noise alone, such as ddim"
+            "that needs the noise alone, such as ddim, er-sde or gms:covariance=FILE,switch=0"
         )
 
 

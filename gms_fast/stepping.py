@@ -1,6 +1,7 @@
 """The loop's plan one step at a time, for hosts that own the loop."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,22 +89,49 @@ class Stepper:
         self._drawn, self._walk = True, None
         return initial(self.plan, self._draws, shape, device, dtype)
 
+    def seeded(self, seed: ops.Seed) -> "Stepper":
+        """The same plan for draws of another seed, at the start of a walk."""
+        other = copy.copy(self)
+        other._draws = self._draws._replace(seed=ops.as_seed(seed))
+        other._drawn, other._walk = False, None
+        return other
+
+    def by(self, solver: Solver) -> "Stepper":
+        """The same times for another solver, which must visit the same."""
+        other = copy.copy(self)
+        other.solver = solver
+        times = [step.t for step in (*self.plan.steps, self.plan.last)]
+        said = self.prediction, self.clip, self.central
+        other.plan = plan(self.schedule, None, 0, times, solver, self.denoise, said)
+        return other
+
     @torch.no_grad()
-    def step(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor, *, noise: Given = None) -> Tensor:
+    def step(
+        self,
+        index: int,
+        output: Tensor | NoiseMoments | None,
+        x: Tensor,
+        *,
+        noise: Given | Callable[[], Given] = None,
+        x0: Tensor | None = None,
+    ) -> Tensor:
         """x at the next time, or after the last index the sample.
 
         index   place in `timesteps`
         output  of the network at x and that time; None will do where the solver needs none (index 0 of a Teleport)
-        noise   z or (z, u) in place of the counters' draws
+        noise   z or (z, u) in place of the counters' draws, or a function that gives them if the step draws any
+        x0      E[x_0|x_t] in place of what the output says of it, for solvers that need no further moments
         """
         found = self._estimate(index, output, x)
+        if x0 is not None:
+            found = self._corrected(found, x0)
         if self._walk is None or index != self._walk.expected:
             self._walk = self._begin(index, x)
         walk, i = self._walk, index - self._walk.begun
         if i == len(walk.plan.steps):
             x = found.x0()
         else:
-            z, u = pair(noise)
+            z, u = (noise, None) if callable(noise) else pair(noise)
             draws = walk.draws._replace(step=walk.counters[i], z=z, u=u)
             x, walk.state = walk.solver.step(x, found, walk.plan.steps[i], draws, walk.state)
         walk.expected = index + 1
@@ -120,10 +148,20 @@ class Stepper:
         step = self.plan.asked[index]
         a_tensor("x", x)
         if index < self.solver.known_steps:
+            self.solver.check(None, x.shape[1:], self.clip)
             return self.solver.known(x, step, self.clip)
         found = estimate(output, x, step.meaning)
         check_moments(self.solver, found, self.solver.moments_at(step) if step is not self.plan.last else 1)
         return found
+
+    def _corrected(self, found: Estimate, x0: Tensor) -> Estimate:
+        if self.solver.moments_needed > 1:
+            name = type(self.solver).__name__
+            raise ValueError(f"x0 must be None for {name}, which reads moments of the noise: give a clip")
+        a_tensor("x0", x0)
+        if x0.shape != found.x.shape:
+            raise ValueError(f"x0 must be shaped like x, {tuple(found.x.shape)}: got {tuple(x0.shape)}")
+        return found._replace(data=x0)
 
     def _begin(self, index: int, x: Tensor) -> "_Walk":
         """A walk from an index on, without history."""

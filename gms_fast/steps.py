@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,14 +38,23 @@ class StepCoefficients:
         return cls.along(schedule, [t, s])[0]
 
     @classmethod
-    def along(cls, schedule: "Schedule", times: Sequence[float]) -> list["StepCoefficients"]:
+    def along(
+        cls, schedule: "Schedule", times: Sequence[float], begun: Sequence[float] | None = None
+    ) -> list["StepCoefficients"]:
         """The steps from each of the times to the next one, which is less noisy; computed in float64.
 
         A time that is repeated stands for another network call there: the step between has A = 1, B = c = 0.
+        begun  the times where the steps begin, if those are not where the ones before end
         """
+        ends = cls._levels(schedule, times)
+        begins = ends if begun is None or begun is times else cls._levels(schedule, begun)
+        return [cls._between(here, there) for here, there in zip(begins[:-1], ends[1:], strict=True)]
+
+    @staticmethod
+    def _levels(schedule: "Schedule", times: Sequence[float]) -> list[tuple[float, float, float]]:
+        """(t, alpha_t, sigma_t) of each."""
         alphas, sigmas = (f(times).tolist() for f in (schedule.alpha, schedule.sigma))
-        levels = list(zip(times, alphas, sigmas, strict=True))
-        return [cls._between(here, there) for here, there in pairwise(levels)]
+        return list(zip(times, alphas, sigmas, strict=True))
 
     @classmethod
     def _between(cls, here: tuple[float, float, float], there: tuple[float, float, float]) -> "StepCoefficients":

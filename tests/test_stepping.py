@@ -128,6 +128,20 @@ def test_given_noise_replaces_the_draws():
         assert torch.equal(walked(stepper, x, noise=(z, u)), want)
 
 
+@pytest.mark.parametrize(("eta", "asked"), [(0.0, 0), (1.0, 3)])
+def test_noise_may_be_a_function_that_only_a_draw_calls(eta, asked):
+    x, z = (gms_fast.ops.philox_normal(SHAPE, seed=seed) for seed in (1, 2))
+    given = []
+
+    def noise():
+        given.append(z)
+        return z
+
+    stepper = Stepper(solvers.DDIM(eta=eta), VPLinear(), steps=3)
+    assert torch.equal(walked(stepper, x, noise=noise), walked(stepper, x, noise=z))
+    assert len(given) == asked
+
+
 def test_seeds_move_to_the_state():
     stepper = Stepper("ddpm", VPLinear(), steps=3, seed=torch.tensor([4, 5, 6]))
     assert torch.equal(
@@ -229,3 +243,42 @@ def test_bad_indices_and_states_are_named():
         stepper.step(0, torch.zeros(1), [1.0])
     with pytest.raises(ValueError, match="shape must be"):
         stepper.initial(())
+
+
+@pytest.mark.parametrize("name", ["er-sde", "ddpm", "gms"])
+def test_seeded_stepper_is_one_of_that_seed(name):
+    stepper = Stepper(SOLVERS[name], VPLinear(), steps=4, seed=1)
+    x = stepper.initial(SHAPE)
+    other = stepper.seeded([7, 8, 9])
+    assert torch.equal(walked(other, x), walked(Stepper(SOLVERS[name], VPLinear(), steps=4, seed=[7, 8, 9]), x))
+    assert torch.equal(walked(stepper, x), walked(Stepper(SOLVERS[name], VPLinear(), steps=4, seed=1), x))
+    assert other.plan is stepper.plan
+
+
+def test_stepper_takes_another_solver_along_the_same_times():
+    stepper = Stepper("ddim", VPLinear(), steps=4, denoise=True).by(solvers.DDIM(eta=1.0))
+    own = Stepper("ddim:eta=1", VPLinear(), steps=4, denoise=True)
+    x = own.initial(SHAPE)
+    assert torch.equal(walked(stepper, x), walked(own, x))
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "er-sde", "unipc", "dpm-solver-v3", "ggdm"])
+def test_data_given_takes_the_place_of_the_networks(name):
+    """Halved estimates are those of a network of x_0 that says them."""
+    taken = Stepper(SOLVERS[name], VPLinear(), steps=5)
+    said = Stepper(SOLVERS[name], VPLinear(), steps=5, prediction="x0")
+    x = y = taken.initial(SHAPE)
+    for i in range(len(taken.timesteps)):
+        x, y = (
+            taken.step(i, polynomial(x, None), x, x0=taken.x0(i, polynomial(x, None), x) / 2),
+            said.step(i, taken.x0(i, polynomial(y, None), y) / 2, y),
+        )
+        assert torch.equal(x, y)
+
+
+def test_data_given_must_fit():
+    stepper, x = Stepper("ddim", VPLinear(), steps=5), torch.zeros(SHAPE)
+    with pytest.raises(ValueError, match=r"x0 must be shaped like x, \(3, 1, 4, 4\): got \(1, 4, 4\)"):
+        stepper.step(0, x, x, x0=x[0])
+    with pytest.raises(ValueError, match="x0 must be None for GMS, which reads moments"):
+        Stepper("gms", VPLinear(), steps=5).step(0, NoiseMoments(x, x, x), x, x0=x)

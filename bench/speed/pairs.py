@@ -5,12 +5,12 @@ rival's own times, but for what the rival does by default and this package does 
 
 - diffusers' DDIM keeps the network's noise where E[x_0|x_t] was clipped. That is the cheaper step, and it is timed;
   `use_clipped_model_output=True`, under which both are the same, is checked.
-- its UniPC sets a_1 = 1/2 in every step of order 2; `_ReleasedUniP` does so too. The pair with its corrector has no
-  counterpart here: what is checked is UniPC without it.
+- its UniPC sets a_1 = 1/2 in every step of order 2; `UniPC(corrector=False)` does so too, and is what is checked. The
+  pair with its corrector is timed against `UniP`.
 - DDPM draws the same noise on both sides in the check, and its own when timed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -99,20 +99,11 @@ def ours(solver: str | solvers.Solver, **options: Any) -> Loop:
     return lambda x, network: gms_fast.sample(network, solver=solver, x_T=x, **options)
 
 
-class _ReleasedUniP(solvers.UniP):
-    """UniP whose steps of order 2 are those of its released code, DPM-Solver++(2M)'s."""
-
-    def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
-        second = solvers.DPMSolverPP(lower_order_final=False).plan(schedule, times)
-        own = super().plan(schedule, times)
-        return [other if len(step[0]) == len(other[0]) == 3 else step for step, other in zip(own, second, strict=True)]
-
-
 def of_diffusers() -> list[Pair]:
     """diffusers' schedulers in its pipelines' loop, on 1000 linear betas. Raises ImportError without diffusers."""
     alone = {"disable_corrector": list(range(CALLS))}
     unip = {order: solvers.UniP(order=order, lower_order_final=False) for order in (2, 3)}
-    released = {order: _ReleasedUniP(order=order, lower_order_final=False) for order in (2, 3)}
+    released = {order: solvers.UniPC(order=order, corrector=False) for order in (2, 3)}
     return [
         _pair("DDIM", "ddim", "DDIM", CLIP, {"use_clipped_model_output": True}, clip_sample=True),
         _pair("DDIM, unclipped", "ddim", "DDIM", clip_sample=False),

@@ -10,6 +10,7 @@ from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3 as DPMSolverV3
 from gms_fast.solvers.er_sde import ERSDE as ERSDE
 from gms_fast.solvers.ggdm import GGDM as GGDM
 from gms_fast.solvers.gms import GMS as GMS
+from gms_fast.solvers.heun import Euler as Euler
 from gms_fast.solvers.heun import Heun as Heun
 from gms_fast.solvers.teleport import Teleport as Teleport
 from gms_fast.solvers.text import build as build
@@ -17,5 +18,6 @@ from gms_fast.solvers.text import kind as kind
 from gms_fast.solvers.text import names as names
 from gms_fast.solvers.text import text_of as text_of
 from gms_fast.solvers.unip import UniP as UniP
+from gms_fast.solvers.unip import UniPC as UniPC
 from gms_fast.tables import GGDMTable as GGDMTable
 from gms_fast.tables import load_table as load_table

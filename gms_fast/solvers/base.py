@@ -93,6 +93,19 @@ class Solver(Identified, ABC):
         """Numbers that `step` needs of each step beyond its coefficients: plain ones, computed once in float64."""
         return [None] * (len(times) - 1)
 
+    def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
+        """The times where the network is asked, for each of those that are visited: later ones where a step adds noise
+        behind the time where it ends.
+        """
+        return times
+
+    def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> Sequence[Any]:
+        """`plan` of a run that begins at the first of `times`, without history, where another would have come by.
+
+        numbers  what that one's plan says of these steps
+        """
+        return self.plan(schedule, times)
+
     def calls(self, schedule: Schedule, times: Sequence[float]) -> int:
         """Network calls that visiting `times` takes."""
         return len(times) - 1 - self.known_steps + (self.denoise and float(schedule.sigma(times[-1])) > 0)
@@ -110,6 +123,10 @@ class Solver(Identified, ABC):
     def moments_at(self, step: TimeStep) -> int:
         """The number of moments that the step reads."""
         return self.moments_needed
+
+    def draws_at(self, step: TimeStep) -> bool:
+        """Tell whether the step draws noise."""
+        return True
 
     def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
         """Raise ValueError if the solver was made for another model, shape of one sample or data range."""
@@ -137,6 +154,10 @@ class Multistep(Solver):
 
     order: int
     linear = True
+
+    def draws_at(self, step: TimeStep) -> bool:
+        _, std = step.numbers
+        return bool(std > 0)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[int], tuple[Tensor, ...]]:
         """(number of estimates that are kept after each step, those kept)."""

@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     def to(cls, table: Sequence["Rows"], device: torch.device, dtype: torch.dtype) -> list["Rows"]:
         """The rows of every step on a device, in one copy."""
         there = torch.cat([rows.weights for rows in table]).to(device, dtype)
-        parts = there.split([len(rows.weights) for rows in table])
+        parts = torch.split(there, [len(rows.weights) for rows in table])
         return [rows._replace(weights=part) for rows, part in zip(table, parts, strict=True)]
 
 
@@ -187,6 +187,9 @@ class DPMSolverV3(Solver):
             results = _results(slope, correct, predict)[: 1 if step.is_last else 3]
             table.append(Rows.of(results))
         return Rows.to(table, x.device, wide), None, ()
+
+    def draws_at(self, step: TimeStep) -> bool:
+        return False
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
         table, before, past = state

@@ -84,6 +84,9 @@ class GGDM(Solver):
         if weight is not None and not recorded(weight):  # the network's fingerprint needs its values
             self.table.check(model=model)
 
+    def draws_at(self, step: TimeStep) -> bool:
+        return bool(step.numbers.std > 0)
+
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[Tensor, ...]:
         return ()
 

@@ -92,12 +92,18 @@ class Teleport(Solver):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
         return [None, *self.then.plan(schedule, times[1:])]
 
+    def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
+        return [times[0], *self.then.asked(schedule, times[1:])]
+
     def onward(self) -> Solver:
         return self.then
 
     def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
         self.statistics.check(shape=shape, clip=clip)
         self.then.check(model, shape, clip)
+
+    def draws_at(self, step: TimeStep) -> bool:
+        return self.direct if step.i == 0 else self.then.draws_at(step)
 
     def moments_at(self, step: TimeStep) -> int:
         return self.then.moments_at(step)

@@ -9,7 +9,7 @@ name of an embedded model or a file for its table, as in "dpm-solver-v3:statisti
 """
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -23,9 +23,9 @@ from gms_fast.solvers.dpm_solver_v3 import DPMSolverV3
 from gms_fast.solvers.er_sde import ERSDE
 from gms_fast.solvers.ggdm import GGDM
 from gms_fast.solvers.gms import GMS
-from gms_fast.solvers.heun import Heun
+from gms_fast.solvers.heun import Euler, Heun
 from gms_fast.solvers.teleport import Teleport
-from gms_fast.solvers.unip import UniP
+from gms_fast.solvers.unip import UniP, UniPC
 from gms_fast.storage.embedded import named
 from gms_fast.tables import empirical, gaussian, ggdm
 
@@ -38,11 +38,13 @@ _PLAIN: dict[str, type[Solver]] = {
     "dpm-solver++": DPMSolverPP,
     "er-sde": ERSDE,
     "unip": UniP,
+    "unipc": UniPC,
+    "euler": Euler,
     "heun": Heun,
 }
 _WITH_TABLES: dict[str, type[Solver]] = {"dpm-solver-v3": DPMSolverV3, "teleport": Teleport, "ggdm": GGDM}
-_NAMES_OF_TABLES = ("statistics", "covariance", "table")  # options that name one
-FLAG, NUMBER = "True or False", "a number"
+NAMES_OF_TABLES = ("statistics", "covariance", "table")  # options that name one
+FLAG, NUMBER, EITHER = "True or False", "a number", "True, False or a number"
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -93,7 +95,7 @@ def _parts(text: str) -> tuple[str, tuple[tuple[str, Any], ...], str]:
         key, equals, value = (part.strip() for part in option.partition("="))
         if not key or not equals or key in given:
             raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {first!r}")
-        given[key] = value if key in _NAMES_OF_TABLES and value.lower() != "none" else literal(value)
+        given[key] = value if key in NAMES_OF_TABLES and value.lower() != "none" else literal(value)
     return name.strip(), tuple(given.items()), then.strip()
 
 
@@ -127,14 +129,31 @@ def build(
     if not isinstance(solver, str):
         raise ValueError(f"solver must be a Solver or one of {', '.join(names())}: got {solver!r}")
     name, given, then = parse(solver)
-    made = kind(name)
+    return of_options(name, given, then, origin=origin, steps=steps, load=load)
+
+
+def of_options(
+    name: str,
+    given: Mapping[str, Any],
+    then: str = "",
+    *,
+    origin: str | None = None,
+    steps: int | None = None,
+    load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
+) -> Solver:
+    """The solver of that name with these options, tables by name, and what follows it; further arguments as of `build`.
+
+    Raises as `build` does.
+    """
+    made, given = kind(name), dict(given)
+    text = spelled(name, [f"{option}={value}" for option, value in given.items()], then)
     known = [option for option, _ in options(made)]
     if unknown := given.keys() - set(known):
         listed = ", ".join(sorted(unknown))
-        raise ValueError(f"solver {solver!r} has no option {listed}: {name} takes {', '.join(known) or 'none'}")
+        raise ValueError(f"solver {text!r} has no option {listed}: {name} takes {', '.join(known) or 'none'}")
     if then and made is not Teleport:
-        raise ValueError(f'solver must be a teleport before "then": got {solver!r}')
-    _check_kinds(solver, made, given)
+        raise ValueError(f'solver must be a teleport before "then": got {text!r}')
+    _check_kinds(text, made, given)
     for option, table in _tables(made, given).items():
         found = given[option] if option in given else _beside(origin, table, steps, name)
         given[option] = (load or {}).get(table, table.load)(found)
@@ -143,21 +162,26 @@ def build(
     try:
         return made(**given)
     except TypeError as error:
-        raise ValueError(f"solver {solver!r}: {error}") from error
+        raise ValueError(f"solver {text!r}: {error}") from error
 
 
 def _check_kinds(text: str, made: type[Solver], given: dict[str, Any]) -> None:
     """Raise ValueError for a word where a number or a flag is wanted."""
     for name, wanted in options(made):
         value = given.get(name)
-        fits = isinstance(value, bool) if wanted == FLAG else not isinstance(value, (str, bool))
-        if wanted and value is not None and not fits:
+        if wanted and value is not None and not _fits(value, wanted):
             raise ValueError(f"{name} must be {wanted} in solver {text!r}: got {value!r}")
+
+
+def _fits(value: Any, wanted: str) -> bool:
+    if isinstance(value, bool):
+        return wanted in (FLAG, EITHER)
+    return wanted != FLAG and not isinstance(value, str)
 
 
 @constants.function
 def options(made: type[Solver]) -> list[tuple[str, str]]:
-    """The names of a solver's options, and what each is to be: `FLAG`, `NUMBER`, or nothing where a word may do."""
+    """Names of a solver's options, and what each is to be: `FLAG`, `NUMBER`, `EITHER`, or "" where a word may do."""
     if not is_dataclass(made):
         return []
     return [(field.name, _wanted(get_args(field.type) or (field.type,))) for field in fields(made) if field.init]
@@ -166,7 +190,8 @@ def options(made: type[Solver]) -> list[tuple[str, str]]:
 def _wanted(types: tuple[object, ...]) -> str:
     if str in types:
         return ""
-    return FLAG if bool in types else NUMBER if int in types or float in types else ""
+    number = int in types or float in types
+    return (EITHER if number else FLAG) if bool in types else NUMBER if number else ""
 
 
 def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
@@ -188,6 +213,20 @@ def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> s
     return found
 
 
+def with_tables(text: str, change: Callable[[str], str]) -> str:
+    """The text with the names of its tables changed."""
+    name, given, then = parse(text)
+    changed = {k: change(v) for k, v in given.items() if k in NAMES_OF_TABLES and isinstance(v, str)}
+    if not changed and not then:
+        return text
+    return spelled(name, [f"{k}={v}" for k, v in {**given, **changed}.items()], then and with_tables(then, change))
+
+
+def spelled(name: str, options: Sequence[str], then: str = "") -> str:
+    """A solver's text."""
+    return name + (":" + ",".join(options) if options else "") + (_THEN + then if then else "")
+
+
 def text_of(solver: Solver) -> str:
     """The text that `build` makes this solver of. Raises ValueError for one with a table or a function, which have no
     name.
@@ -200,5 +239,4 @@ def text_of(solver: Solver) -> str:
     for name, value in chosen.items():
         if not (value is None or isinstance(value, (bool, int, float, str))):
             raise ValueError(f"solver must have options that text can say: got {name} = {type(value).__name__}")
-    listed = ",".join(f"{name}={value}" for name, value in chosen.items())
-    return names_of[type(solver)] + (f":{listed}" if listed else "")
+    return spelled(names_of[type(solver)], [f"{name}={value}" for name, value in chosen.items()])

@@ -28,7 +28,8 @@ def test_it_is_short():
 
 
 def test_solvers_and_predictions_are_those_of_the_package():
-    for name in ("GMS", "SNDDPM", "DDPM", "DDIM", "DPMSolverPP", "UniP", "Heun", "ERSDE", "DPMSolverV3", "GGDM"):
+    plain = "GMS", "SNDDPM", "DDPM", "DDIM", "DPMSolverPP", "UniP", "UniPC", "Euler", "Heun", "ERSDE"
+    for name in (*plain, "DPMSolverV3", "GGDM"):
         assert f"`{name}(" in README
         assert hasattr(gms_fast.solvers, name)
 

@@ -103,7 +103,7 @@ def zero_terminal():
 
 
 @pytest.mark.parametrize("form", ["v", "x0"])
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm-solver++", "unip", "er-sde", "heun"])
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm-solver++", "unip", "unipc", "er-sde", "euler", "heun"])
 def test_zero_terminal_snr(form, solver):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -123,7 +123,7 @@ def test_zero_terminal_snr_is_refused_where_nothing_tells_the_data():
 def test_nothing_is_warned_of_at_alpha_zero():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for solver in ("ddim", "dpm-solver++", "unip", "er-sde", "ddpm", "heun"):
+        for solver in ("ddim", "dpm-solver++", "unip", "unipc", "er-sde", "ddpm", "euler", "heun:churn=2"):
             sample(Exact(schedule=Flow(), form="flow"), 5, n=2, solver=solver)
 
 

@@ -19,8 +19,10 @@ LINEAR = VPLinear()
 DIGITS = statistics.load_gaussian("digits")
 TABLE = solvers.GGDMTable.of(solvers.UniP(), VPLinear(), VPLinear().timesteps(8, 0.7)[:-1])
 SOLVERS = {
-    **{name: name for name in ("gms", "sn-ddpm", "ddpm", "ddim", "dpm-solver++", "er-sde", "unip", "heun")},
+    **{name: name for name in ("gms", "sn-ddpm", "ddpm", "ddim", "dpm-solver++", "er-sde", "unip", "unipc", "heun")},
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
+    "ddim, own noise": solvers.DDIM(clipped_noise=False),
+    "euler, churn": solvers.Euler(churn=3),
     "ggdm": solvers.GGDM(TABLE),
 }
 

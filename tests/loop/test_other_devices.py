@@ -142,8 +142,11 @@ LOW_RANK = statistics.gaussian(torch.randn(40, 1, 8, 8, generator=torch.Generato
 TABLE = solvers.GGDMTable.of(solvers.UniP(), VPLinear(), VPLinear().timesteps(4, 0.7)[:-1])
 EMPIRICAL = replace(statistics.load("digits"), network=None)
 SOLVERS = {
-    **{name: name for name in ("gms", "sn-ddpm", "ddpm", "ddim", "dpm-solver++", "er-sde", "unip", "heun")},
+    **{name: name for name in ("gms", "sn-ddpm", "ddpm", "ddim", "dpm-solver++", "er-sde", "unip", "unipc", "heun")},
     "ddim, eta 0.5": solvers.DDIM(eta=0.5),
+    "ddim, own noise": solvers.DDIM(clipped_noise=False),
+    "euler, churn": solvers.Euler(churn=3),
+    "heun, churn": solvers.Heun(churn=3),
     "adan": solvers.GMS(fit="adan", iterations=3),
     "covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
     "teleport": solvers.Teleport(LOW_RANK, 5.0, solvers.ERSDE()),

@@ -25,6 +25,7 @@ LINEAR = (
     "dpm-solver++:sde=true",
     "er-sde",
     "unip",
+    "unipc:order=4",
     "heun",
 )
 NOTHING = 2**31 - 1
@@ -78,7 +79,7 @@ def test_steps_of_linear_solvers_are_four_roundings_from_float64(solver, form):
     schedule, solver = VPLinear(), build(solver)
     assert isinstance(solver, Multistep)
     times = solver.times(schedule, 8)
-    x, y, *history = inputs(5)
+    x, y, *history = inputs(6)
     z = ops.philox_normal(x.shape, seed=0, step=1)
     for k, (weights, std) in zip(StepCoefficients.along(schedule, times), solver.plan(schedule, times), strict=True):
         data = predictions.TO_DATA[form](k.alpha_t, k.sigma_t)

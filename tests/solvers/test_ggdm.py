@@ -11,7 +11,7 @@ from toys import Model, Toy
 
 import gms_fast
 from gms_fast.schedules import EDM, VPCosine, VPLinear
-from gms_fast.solvers import DDIM, ERSDE, GGDM, DPMSolverPP, GGDMTable, UniP
+from gms_fast.solvers import DDIM, ERSDE, GGDM, DPMSolverPP, GGDMTable, UniP, UniPC
 from gms_fast.tables.ggdm import marginals
 
 VECTORS = json.loads((places.VECTORS / "ggdm_vectors.json").read_text())
@@ -137,6 +137,7 @@ CONTAINED = [
     DPMSolverPP(order=3),
     UniP(),
     UniP(order=4),
+    UniPC(order=3),
     ERSDE(noise_scale="ode", quadrature="exact"),
 ]
 LEVELS = [(VPLinear(), [999, 640, 333, 100, 20]), (VPCosine(), [990, 700, 300, 40]), (EDM(), [80.0, 10.0, 2.0, 0.1])]

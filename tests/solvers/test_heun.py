@@ -240,6 +240,6 @@ def test_it_is_no_table():
     assert Heun().plan(VPLinear(), [999, 500, 100]) == DDIM().plan(VPLinear(), [999, 500, 100])
 
 
-def test_it_has_no_options():
+def test_its_order_is_no_option():
     with pytest.raises(ValueError, match="solver 'heun:order=2' has no option order: heun takes"):
         solvers.build("heun:order=2")

@@ -9,6 +9,8 @@ from toys import Model, polynomial
 import gms_fast
 from gms_fast import io, schedules, solvers, statistics
 from gms_fast.plan import plan
+from gms_fast.solvers.text import of_options, with_tables
+from gms_fast.storage import embedded
 from gms_fast.tables.gaussian import FILE
 
 DIGITS = statistics.load_gaussian("digits")
@@ -22,6 +24,7 @@ DIGITS = statistics.load_gaussian("digits")
         ("sn-ddpm:clip_pixel=None", solvers.SNDDPM(clip_pixel=None)),
         ("ddim:eta=1", solvers.DDIM(eta=1)),
         ("dpm-solver++:sde=True, order=3", solvers.DPMSolverPP(sde=True, order=3)),
+        ("dpm-solver++:kind=heun", solvers.DPMSolverPP(kind="heun")),
         ("er-sde:noise_scale=er_sde_2", solvers.ERSDE(noise_scale="er_sde_2")),
     ],
 )
@@ -38,7 +41,7 @@ def test_text_of_a_plain_solver_is_its_name(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("euler", "solver must be a Solver or one of"),
+        ("eulers", "solver must be a Solver or one of"),
         ("", "solver must be a Solver or one of"),
         (3, "solver must be a Solver or one of"),
         ("gms:fit", "got 'fit' in 'gms:fit'"),
@@ -114,10 +117,10 @@ def test_plans_are_equal_by_their_numbers_and_found_again():
 
 
 FLAGS = [
-    ("dpm-solver++", "sde"),
     ("dpm-solver++", "lower_order_final"),
     ("dpm-solver++", "denoise"),
     ("unip", "lower_order_final"),
+    ("unipc", "corrector"),
 ]
 
 
@@ -127,6 +130,15 @@ def test_flags_are_read_in_any_case(name, flag):
         assert getattr(solvers.build(f"{name}:{flag}={said}"), flag) is value
     with pytest.raises(ValueError, match=f"{flag} must be True or False in solver"):
         solvers.build(f"{name}:{flag}=no")
+
+
+def test_amount_of_noise_is_a_flag_or_a_number():
+    for said, value in (("true", True), ("False", False), ("0.5", 0.5), ("2", 2)):
+        solver = solvers.build(f"dpm-solver++:sde={said}")
+        assert solver.sde == value
+        assert solvers.build(solvers.text_of(solver)) == solver
+    with pytest.raises(ValueError, match="sde must be True, False or a number in solver"):
+        solvers.build("dpm-solver++:sde=no")
 
 
 def test_flags_of_a_teleport_are_read():
@@ -166,3 +178,23 @@ def test_table_of_a_run_through_given_times_is_that_of_their_number():
     assert torch.equal(
         gms_fast.sample(model, timesteps=times, solver="ggdm", n=1), gms_fast.sample(model, 5, solver="ggdm", n=1)
     )
+
+
+def test_tables_of_a_text_may_be_renamed():
+    change = {"a": "b", "c": "d"}.__getitem__
+    assert with_tables("teleport:statistics=a,until=5 then gms:covariance=c", change) == (
+        "teleport:statistics=b,until=5 then gms:covariance=d"
+    )
+    assert with_tables("er-sde:order=2", change) == "er-sde:order=2"
+    assert with_tables("gms:covariance=none,fit=free", change) == "gms:covariance=none,fit=free"
+
+
+def test_options_may_hold_what_a_text_cannot(tmp_path):
+    """A file whose name has a comma, and a tuple."""
+    table = tmp_path / "a,b=c.safetensors"
+    table.write_bytes(embedded.named("mnist", "gaussian.safetensors").read_bytes())
+    made = of_options("teleport", {"statistics": str(table), "until": 5.0}, "ddim")
+    assert isinstance(made.then, solvers.DDIM)
+    assert of_options("unipc", {"disable_corrector": (0, 2)}).disable_corrector == (0, 2)
+    with pytest.raises(ValueError, match="has no option bogus: ddim takes eta, clipped_noise"):
+        of_options("ddim", {"bogus": 1})

@@ -1,6 +1,7 @@
-"""UniP: exact for polynomials in lambda, against diffusers and Adams-Bashforth."""
+"""UniP and UniPC: exact for polynomials in lambda, against diffusers (and tests/schedules/test_hosts.py) and Adams."""
 
 import json
+import math
 
 import places
 import pytest
@@ -9,8 +10,10 @@ from busy_tables import SCHEDULE, double
 from toys import Model, Toy
 
 import gms_fast
-from gms_fast.schedules import VPContinuous
-from gms_fast.solvers import DPMSolverPP, UniP
+from gms_fast import Stepper
+from gms_fast.models import GaussianMixture1D
+from gms_fast.schedules import EDM, Flow, VPContinuous
+from gms_fast.solvers import DPMSolverPP, UniP, UniPC
 
 VECTORS = json.loads((places.VECTORS / "ggdm_vectors.json").read_text())
 
@@ -94,3 +97,120 @@ def test_unip_converges_faster_than_the_second_order():
     want = end(DPMSolverPP(order=3), 400)
     errors = {p: float((end(UniP(order=p), 40) - want).abs().max()) for p in (1, 2, 3)}
     assert errors[3] < errors[2] < errors[1]
+
+
+# --- the corrector -------------------------------------------------------------------------------------------------
+
+TIMES = [900, 700, 500, 350, 200, 100, 50, 10, 0]
+
+
+def integral(data, t, s):
+    """alpha_s int e^{-(h-u)} of a function of lambda over the step, by trapezoids."""
+    fine = torch.linspace(float(SCHEDULE.log_snr(t)), float(SCHEDULE.log_snr(s)), 20001, dtype=torch.float64)
+    return float(SCHEDULE.alpha(s) * torch.trapezoid((fine - fine[-1]).exp() * data(fine), fine))
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_corrected_state_is_exact_for_one_degree_more(order, variant):
+    """x_0 a polynomial of degree `order` along the path: what the corrector takes back of step i - 1's error is all."""
+    data = lambda v: sum((k + 1) * (v / 4) ** k for k in range(order + 1))  # noqa: E731
+    lam = SCHEDULE.log_snr(TIMES)
+    i = 5
+    corrected, alone = (
+        UniPC(order=order, variant=variant, corrector=corrector).plan(SCHEDULE, TIMES)[i] for corrector in (True, False)
+    )
+    before = UniPC(order=order, variant=variant, corrector=False).plan(SCHEDULE, TIMES)[i - 1][0]
+    m = [float(data(v)) for v in lam.tolist()]
+    error = sum(w * m[i - 1 - j] for j, w in enumerate(before[1:])) - integral(data, TIMES[i - 1], TIMES[i])
+    assert abs(error) > 1e-4
+    kept = corrected[0][0]
+    taken = sum(w * m[i - j] for j, w in enumerate(corrected[0][1:])) - sum(
+        w * m[i - j] for j, w in enumerate(alone[0][1:])
+    )
+    assert kept == alone[0][0]
+    assert taken == pytest.approx(-kept * error, abs=2e-8)  # of the trapezoids
+
+
+@pytest.mark.parametrize("order", [1, 3, 4])
+def test_without_its_corrector_it_is_unip_that_counts_the_last_call(order):
+    """But for steps of order 2, which are DPM-Solver++'s for "bh2"."""
+    got = UniPC(order=order, corrector=False).plan(SCHEDULE, TIMES)
+    want = UniP(order=order, lower_order_final=False).plan(SCHEDULE, TIMES)
+    midpoint = DPMSolverPP(order=2, lower_order_final=False).plan(SCHEDULE, TIMES)
+    for (weights, _), (of_unip, _), (second, _) in zip(got, want, midpoint, strict=True):
+        assert weights == pytest.approx(second if len(weights) == 3 else of_unip, rel=1e-12)
+
+
+def test_first_corrected_state_is_that_of_the_released_rule():
+    """Order 1: half of B times what the estimate changed by, B = h or 1 - e^{-h}."""
+    times = TIMES[:3]
+    (alpha, kept), h = (float(SCHEDULE.alpha(700)), float(SCHEDULE.sigma(500) / SCHEDULE.sigma(700))), 0.0
+    h = float(SCHEDULE.log_snr(700) - SCHEDULE.log_snr(900))
+    for variant, whole in (("bh1", h), ("bh2", -math.expm1(-h))):
+        with_it, without = (
+            UniPC(order=1, variant=variant, corrector=c).plan(SCHEDULE, times)[1][0] for c in (True, False)
+        )
+        half = kept * alpha * whole / 2
+        assert with_it == pytest.approx([without[0], without[1] + half, -half], rel=1e-12)
+
+
+def test_correctors_are_left_out_one_by_one():
+    whole, none = (UniPC(order=3, corrector=c).plan(SCHEDULE, TIMES) for c in (True, False))
+    some = UniPC(order=3, disable_corrector=(0, 3)).plan(SCHEDULE, TIMES)
+    for i, step in enumerate(some):
+        assert step == (none if i - 1 in (0, 3) else whole)[i]
+    assert UniPC(order=3, disable_corrector=tuple(range(20))).plan(SCHEDULE, TIMES) == none
+
+
+@pytest.mark.parametrize(("order", "slope"), [(1, 2), (2, 3), (3, 4)])
+def test_order_of_convergence(order, slope):
+    """At least one more than the predictor's, by 40 and 80 steps; that of order 3 still falls faster there."""
+    schedule = EDM()
+    model = GaussianMixture1D([1.0], [0.3], [0.2], sample_shape=(3,), schedule=schedule)
+    x_T = torch.tensor([[7.0, -3.0, 1.5]], dtype=torch.float64)
+
+    def error(steps):
+        times = torch.logspace(1, -1, steps + 1, dtype=torch.float64).tolist()
+        solver = UniPC(order=order, lower_order_final=False).ending(False)
+        got = gms_fast.sample(model, solver=solver, timesteps=times, schedule=schedule, x_T=x_T, clip=None)
+        want = 0.3 + (x_T - 0.3) * math.sqrt((0.2**2 + 0.1**2) / (0.2**2 + 10**2))
+        return float((got - want).abs().max())
+
+    assert math.log2(error(40) / error(80)) > slope - 0.1
+
+
+def test_a_host_s_change_of_the_state_stays():
+    """What is added to x before a step is in x_s as sigma_s/sigma_t of it: the corrector is no state of its own."""
+    outputs = list(torch.randn(9, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+    def end(added):
+        stepper, x = Stepper("unipc:order=3", SCHEDULE, timesteps=TIMES, prediction="x0"), outputs[0].clone()
+        for i in range(8):
+            x = stepper.step(i, outputs[i], x + added if i == 4 else x)
+        return x
+
+    want = 0.5 * float(SCHEDULE.sigma(0) / SCHEDULE.sigma(TIMES[4]))
+    torch.testing.assert_close(end(0.5) - end(0.0), torch.full_like(outputs[0], want), rtol=0, atol=1e-12)
+
+
+def test_a_step_from_no_signal_has_no_corrector():
+    times = [1.0, 0.7, 0.4, 0.1]
+    whole, none = (UniPC(order=1, corrector=c).plan(Flow(), times) for c in (True, False))
+    assert whole[:2] == none[:2]
+    assert whole[2] != none[2]
+    assert all(math.isfinite(w) for weights, _ in UniPC(order=4).plan(Flow(), [*times, 0.0]) for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": 5}, "order must be one of 1, 2, 3, 4: got 5"),
+        ({"variant": "bh3"}, "variant must be one of bh1, bh2: got 'bh3'"),
+        ({"disable_corrector": [0]}, r"disable_corrector must be a tuple of steps, 0 the first: got \[0\]"),
+        ({"disable_corrector": (-1,)}, r"disable_corrector must be a tuple of steps, 0 the first: got \(-1,\)"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        UniPC(**options)

@@ -99,10 +99,14 @@ def _solvers() -> dict[str, solvers.Solver]:
         "gms adan": solvers.GMS(fit="adan", moments="released", iterations=5),
         "gms gaussian": solvers.GMS(fit="gaussian", clip_pixel=None),
         "ddim eta": solvers.DDIM(eta=0.6),
+        "ddim own noise": solvers.DDIM(eta=0.6, clipped_noise=False),
         "dpm-solver++ 3": solvers.DPMSolverPP(order=3),
         "dpm-solver++ sde": solvers.DPMSolverPP(sde=True),
         "er-sde exact": solvers.ERSDE(order=2, noise_scale="er_sde_2", quadrature="exact"),
         "unip 2": solvers.UniP(order=2),
+        "euler churn": solvers.Euler(churn=3, s_noise=1.003),
+        "heun churn": solvers.Heun(churn=3, s_noise=1.003),
+        "unipc 4": solvers.UniPC(order=4, variant="bh1"),
     }
 
 
