@@ -33,7 +33,8 @@ def wrap(
     """A model, called as model(x, t, **condition), of a network of another library.
 
     network     "diffusers": a network, a pipeline, or (network, scheduler); "edm": a preconditioned network;
-                "guided-diffusion": a U-Net of it, of improved-diffusion or their like; "dit": a DiT;
+                "guided-diffusion": a U-Net of it, of improved-diffusion or their like; "dit": a DiT; either of them
+                also (network, diffusion), as their scripts make both;
                 "denoising-diffusion": a network or GaussianDiffusion of denoising-diffusion-pytorch; "azula": denoisers
     kind        one of these names; None: found out from the network, which may be in torch's wrappers
     schedule, prediction  as for `sample`; needed where the network does not tell them

@@ -1,5 +1,9 @@
 """Networks by the names of their libraries, made of little."""
 
+import enum
+import types
+
+import numpy as np
 import torch
 
 
@@ -24,6 +28,108 @@ class UNetModel(torch.nn.Module):
         shift = torch.cos(timesteps / 7).reshape(-1, 1, 1, 1)
         h = self.out(x + shift if y is None else x + shift + 0.3 * y.reshape(-1, 1, 1, 1))
         return torch.cat([h[:, : self.in_channels], h[:, self.in_channels :].tanh()], 1)
+
+
+Mean = enum.Enum("ModelMeanType", ["PREVIOUS_X", "START_X", "EPSILON"])
+Var = enum.Enum("ModelVarType", ["LEARNED", "FIXED_LARGE", "LEARNED_RANGE"])
+
+
+class SpacedDiffusion:
+    """The attributes of a diffusion of guided-diffusion, of linear betas; `kept` of its times are left."""
+
+    def __init__(self, mean="EPSILON", var="LEARNED_RANGE", times=1000, kept=None, rescale=False):
+        self.model_mean_type, self.model_var_type = Mean[mean], Var[var]
+        self.original_num_steps, self.rescale_timesteps = times, rescale
+        self.betas = np.linspace(0.1 / times, 20 / times, kept or times)
+
+
+class EDMPrecond(torch.nn.Module):
+    """The attributes and the call of an EDM network, whose torso may be float16: D of data N(0.2, 0.5^2)."""
+
+    def __init__(self, label_dim=0, channels=3, sigma_min=0.0, sigma_max=float("inf")):
+        super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim, self.use_fp16 = 4, channels, label_dim, True
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.torso = torch.nn.Linear(1, 1, dtype=torch.float16)
+
+    def forward(self, x, sigma, class_labels=None, force_fp32=False):
+        assert x.dtype == torch.float32
+        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        shift = 0 if class_labels is None else class_labels.sum()
+        return 0.2 + shift + (x - 0.2) * 0.25 / (0.25 + sigma**2)
+
+
+class DiT(torch.nn.Module):
+    """The attributes and the call of the DiT repository's transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.learn_sigma, self.in_channels = True, 4
+        self.x_embedder = torch.nn.Conv2d(4, 8, 1)
+        self.x_embedder.img_size = (4, 4)
+        self.t_embedder = self.y_embedder = torch.nn.Identity()
+
+    def forward(self, x, t, y):
+        return self.x_embedder(x).tanh() + 0.1 * y.reshape(-1, 1, 1, 1)
+
+
+class Unet(torch.nn.Module):
+    """The attributes and the call of a network of denoising-diffusion-pytorch."""
+
+    def __init__(self, self_condition=False, classes=False):
+        super().__init__()
+        self.channels, self.self_condition = 3, self_condition
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        if classes:
+            self.classes_emb = torch.nn.Embedding(4, 1)
+
+    def forward(self, x, time, classes=None, cond_drop_prob=0.5):
+        y = self.conv(x) + torch.sin(time / 9).reshape(-1, 1, 1, 1)
+        if classes is None:
+            return y
+        dropped = torch.rand(len(x)) < cond_drop_prob
+        return y + self.classes_emb(classes).reshape(-1, 1, 1, 1) * ~dropped.reshape(-1, 1, 1, 1)
+
+
+class GaussianDiffusion(torch.nn.Module):
+    """The training of a network as denoising-diffusion-pytorch keeps it."""
+
+    def __init__(self, model, objective, image_size=(4, 4)):
+        super().__init__()
+        self.model, self.objective, self.channels, self.image_size = model, objective, 3, image_size
+        self.register_buffer("betas", torch.linspace(0.002, 0.3, 50))
+
+    def sample(self, batch_size):
+        raise AssertionError
+
+    def unnormalize(self, x):
+        return (x + 1) / 2
+
+
+class Cosine:
+    def __call__(self, t):
+        alpha = torch.cos(1.5 * t)
+        return alpha, (1 - alpha**2 + 1e-6).sqrt()
+
+
+class Denoiser(torch.nn.Module):
+    """The attributes and the call of a denoiser of azula: exact for data N(0.2, 0.5^2), on any shape."""
+
+    schedule = Cosine()
+
+    def __init__(self, tells_variance):
+        super().__init__()
+        self.tells_variance = tells_variance
+
+    def forward(self, x_t, t, **conditions):
+        alpha, sigma = (v.reshape(-1, *[1] * (x_t.ndim - 1)) for v in self.schedule(t))
+        total = 0.25 * alpha**2 + sigma**2
+        mean = 0.2 + 0.25 * alpha / total * (x_t - 0.2 * alpha)
+        var = {"var": 0.25 * sigma**2 / total} if self.tells_variance else {}
+        return types.SimpleNamespace(mean=mean, **var)
+
+
+Denoiser.__module__ = "azula.denoise"
 
 
 def made(kind, *arguments, **options):

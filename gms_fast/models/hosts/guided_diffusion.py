@@ -3,14 +3,17 @@
 from typing import Any
 
 from gms_fast.models.hosts.base import Host, dtype_of_weights, has, range_of, square
+from gms_fast.models.hosts.gaussian_diffusion import network_of, told
 from gms_fast.schedules import Schedule
 
 
 def recognises(bare: object) -> bool:
-    return has(bare, "input_blocks", "middle_block", "output_blocks", "model_channels", "in_channels", "num_classes")
+    parts = ("input_blocks", "middle_block", "output_blocks", "model_channels", "in_channels", "num_classes")
+    return has(network_of(bare), *parts)
 
 
 def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
+    network, bare, schedule, prediction, learned = told(network, bare, schedule, prediction)
     enlarges = type(bare).__name__ == "SuperResModel"  # sees the picture and a smaller one, of as many channels
     channels = getattr(bare, "in_channels", None)
     channels = channels // 2 if enlarges and channels is not None else channels
@@ -19,10 +22,10 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
         network=network,
         bare=bare,
         schedule=schedule,
-        prediction=prediction or "noise",
+        prediction=prediction,
         sample_shape=square(channels, getattr(bare, "image_size", None)),
         clip=range_of(channels),
-        learned=True,
+        learned=learned,
         needed=("low_res", *labels) if enlarges else labels,
         dtype=lambda bare: dtype_of_weights(getattr(bare, "out", bare)),  # its torso may be float16, its ends are not
     )

@@ -1,42 +1,14 @@
 """Denoisers of azula."""
 
-import types
-
 import pytest
 import torch
-from host_networks import normal
+from host_networks import Cosine, Denoiser, normal
 
 import gms_fast
 from gms_fast import NoiseMoments
 from gms_fast.models import wrap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Cosine:
-    def __call__(self, t):
-        alpha = torch.cos(1.5 * t)
-        return alpha, (1 - alpha**2 + 1e-6).sqrt()
-
-
-class Denoiser(torch.nn.Module):
-    """The attributes and the call of a denoiser of azula: exact for data N(0.2, 0.5^2), on any shape."""
-
-    schedule = Cosine()
-
-    def __init__(self, tells_variance):
-        super().__init__()
-        self.tells_variance = tells_variance
-
-    def forward(self, x_t, t, **conditions):
-        alpha, sigma = (v[:, None] for v in self.schedule(t))
-        total = 0.25 * alpha**2 + sigma**2
-        mean = 0.2 + 0.25 * alpha / total * (x_t - 0.2 * alpha)
-        var = {"var": 0.25 * sigma**2 / total} if self.tells_variance else {}
-        return types.SimpleNamespace(mean=mean, **var)
-
-
-Denoiser.__module__ = "azula.denoise"
 
 
 def test_azula():

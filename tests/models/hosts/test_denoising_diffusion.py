@@ -2,43 +2,13 @@
 
 import pytest
 import torch
-from host_networks import made, normal
+from host_networks import GaussianDiffusion, Unet, made, normal
 
 import gms_fast
 from gms_fast.models import wrap
 from gms_fast.schedules import VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Unet(torch.nn.Module):
-    """The attributes and the call of a network of denoising-diffusion-pytorch."""
-
-    def __init__(self, self_condition=False, classes=False):
-        super().__init__()
-        self.channels, self.self_condition = 3, self_condition
-        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
-        if classes:
-            self.classes_emb = torch.nn.Embedding(4, 1)
-
-    def forward(self, x, time, classes=None, cond_drop_prob=0.5):
-        y = self.conv(x) + torch.sin(time / 9).reshape(-1, 1, 1, 1)
-        if classes is None:
-            return y
-        dropped = torch.rand(len(x)) < cond_drop_prob
-        return y + self.classes_emb(classes).reshape(-1, 1, 1, 1) * ~dropped.reshape(-1, 1, 1, 1)
-
-
-class GaussianDiffusion(torch.nn.Module):
-    """The training of a network as denoising-diffusion-pytorch keeps it."""
-
-    def __init__(self, model, objective, image_size=(4, 4)):
-        super().__init__()
-        self.model, self.objective, self.channels, self.image_size = model, objective, 3, image_size
-        self.register_buffer("betas", torch.linspace(0.002, 0.3, 50))
-
-    def sample(self, batch_size):
-        raise AssertionError
 
 
 @pytest.mark.parametrize(("objective", "form"), [("pred_noise", "noise"), ("pred_x0", "x0"), ("pred_v", "v")])

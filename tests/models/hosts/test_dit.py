@@ -2,26 +2,12 @@
 
 import pytest
 import torch
-from host_networks import made, normal
+from host_networks import DiT, made, normal
 
 from gms_fast.models import wrap
 from gms_fast.schedules import VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class DiT(torch.nn.Module):
-    """The attributes and the call of the DiT repository's transformer."""
-
-    def __init__(self):
-        super().__init__()
-        self.learn_sigma, self.in_channels = True, 4
-        self.x_embedder = torch.nn.Conv2d(4, 8, 1)
-        self.x_embedder.img_size = (4, 4)
-        self.t_embedder = self.y_embedder = torch.nn.Identity()
-
-    def forward(self, x, t, y):
-        return self.x_embedder(x).tanh() + 0.1 * y.reshape(-1, 1, 1, 1)
 
 
 def test_dit():

@@ -4,29 +4,13 @@ import itertools
 
 import pytest
 import torch
-from host_networks import normal
+from host_networks import EDMPrecond, normal
 
 import gms_fast
 from gms_fast.models import wrap
 from gms_fast.schedules import EDM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class EDMPrecond(torch.nn.Module):
-    """The attributes and the call of an EDM network, whose torso may be float16: D of data N(0.2, 0.5^2)."""
-
-    def __init__(self, label_dim=0, channels=3, sigma_min=0.0, sigma_max=float("inf")):
-        super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim, self.use_fp16 = 4, channels, label_dim, True
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.torso = torch.nn.Linear(1, 1, dtype=torch.float16)
-
-    def forward(self, x, sigma, class_labels=None, force_fp32=False):
-        assert x.dtype == torch.float32
-        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
-        shift = 0 if class_labels is None else class_labels.sum()
-        return 0.2 + shift + (x - 0.2) * 0.25 / (0.25 + sigma**2)
 
 
 def test_edm():
