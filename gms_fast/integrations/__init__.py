@@ -1,0 +1,1 @@
+"""Adapters for other libraries; each imports its host where it is used."""

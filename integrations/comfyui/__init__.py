@@ -1,0 +1,127 @@
+"""Nodes for ComfyUI that make a SAMPLER of gms_fast's solvers: this folder goes into `custom_nodes`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gms_fast.integrations import k_diffusion
+from gms_fast.solvers.er_sde import NOISE_SCALES
+from gms_fast.tables.empirical import load as load_curves
+from gms_fast.tables.gaussian import load_gaussian
+
+Inputs = dict[str, dict[str, tuple[Any, ...]]]
+NONE = "none"
+FILE = ("STRING", {"default": "", "tooltip": "path of a file that `gms-fast statistics` wrote, as the server sees it"})
+S_NOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01, "tooltip": "factor of the noise"})
+
+
+class _Node:
+    """A node whose one output is a SAMPLER, for `SamplerCustom` and `SamplerCustomAdvanced`."""
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "get_sampler"
+    CATEGORY = "sampling/custom_sampling/samplers"
+
+
+class GMS(_Node):
+    DESCRIPTION = (
+        "Gaussian Mixture Solver with all elements drawn together: needs the covariance of the data, as latents."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802 - ComfyUI's name
+        return {"required": {"covariance": FILE, "s_noise": S_NOISE}}
+
+    def get_sampler(self, covariance: str, s_noise: float) -> tuple[Any]:
+        """With switch=0: guidance and masks of ComfyUI leave one tensor of the moments that a model may give."""
+        known = load_gaussian(_named("covariance", covariance))
+        return _sampler(k_diffusion.sample_gms, covariance=known, switch=0, s_noise=s_noise)
+
+
+class ERSDE(_Node):
+    DESCRIPTION = "ER-SDE-Solver, for any model."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
+        scales = ["er_sde_4", *(name for name in NOISE_SCALES if not name.startswith("sde_") and name != "er_sde_4")]
+        order = ("INT", {"default": 3, "min": 1, "max": 3})
+        return {"required": {"noise_scale": (scales,), "max_stage": order, "s_noise": S_NOISE}}
+
+    def get_sampler(self, noise_scale: str, max_stage: int, s_noise: float) -> tuple[Any]:
+        return _sampler(k_diffusion.sample_er_sde, noise_scaler=noise_scale, max_stage=max_stage, s_noise=s_noise)
+
+
+class DPMSolverV3(_Node):
+    DESCRIPTION = "DPM-Solver-v3: needs statistics of this very network."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
+        order = ("INT", {"default": 3, "min": 1, "max": 3})
+        flags = {"pseudo": ("BOOLEAN", {"default": False}), "lower_order_final": ("BOOLEAN", {"default": True})}
+        return {"required": {"statistics": FILE, "order": order, "corrector": (["next", "same", NONE],), **flags}}
+
+    def get_sampler(
+        self, statistics: str, order: int, corrector: str, pseudo: bool, lower_order_final: bool
+    ) -> tuple[Any]:
+        return _sampler(
+            k_diffusion.sample_dpm_solver_v3,
+            statistics=load_curves(_named("statistics", statistics)),
+            order=order,
+            corrector=None if corrector == NONE else corrector,
+            pseudo=pseudo,
+            lower_order_final=lower_order_final,
+        )
+
+
+class UniPC(_Node):
+    DESCRIPTION = "UniPC, predictor and corrector, for any model."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
+        return {"required": {"variant": (["bh1", "bh2"],), "order": ("INT", {"default": 3, "min": 1, "max": 4})}}
+
+    def get_sampler(self, variant: str, order: int) -> tuple[Any]:
+        return _sampler(k_diffusion.sample_unipc, variant=variant, order=order)
+
+
+class Teleport(_Node):
+    DESCRIPTION = "Skips the noisiest steps by a Gaussian of the data: needs its statistics, of latents."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
+        until = {"default": 10.0, "min": 1.0, "max": 1000.0, "step": 0.1, "tooltip": "sigma where the model takes over"}
+        then = {"default": "dpm-solver++", "tooltip": "the solver from there on, such as er-sde:order=2"}
+        needed = {"statistics": FILE, "until": ("FLOAT", until), "then": ("STRING", then), "s_noise": S_NOISE}
+        return {"required": needed}
+
+    def get_sampler(self, statistics: str, until: float, then: str, s_noise: float) -> tuple[Any]:
+        known = load_gaussian(_named("statistics", statistics))
+        return _sampler(k_diffusion.sample_teleport, statistics=known, until=until, then=then, s_noise=s_noise)
+
+
+def _named(option: str, file: str) -> str:
+    if not file:
+        raise ValueError(f"{option} must be the path of a file that `gms-fast statistics` wrote: got none")
+    return file
+
+
+def _sampler(function: Callable[..., Any], **options: Any) -> tuple[Any]:
+    """The SAMPLER of a function with k-diffusion's signature and its options."""
+    from comfy.samplers import KSAMPLER
+
+    return (KSAMPLER(function, options),)
+
+
+NODE_CLASS_MAPPINGS = {
+    "GMSFastGMS": GMS,
+    "GMSFastERSDE": ERSDE,
+    "GMSFastDPMSolverV3": DPMSolverV3,
+    "GMSFastUniPC": UniPC,
+    "GMSFastTeleport": Teleport,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "GMSFastGMS": "GMS (gms_fast)",
+    "GMSFastERSDE": "ER-SDE (gms_fast)",
+    "GMSFastDPMSolverV3": "DPM-Solver-v3 (gms_fast)",
+    "GMSFastUniPC": "UniPC (gms_fast)",
+    "GMSFastTeleport": "Gaussian teleport (gms_fast)",
+}
