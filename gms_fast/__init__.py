@@ -18,6 +18,7 @@ from gms_fast.version import __version__ as __version__
 if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing torch takes long enough
     from gms_fast import data as data
     from gms_fast import guidance as guidance
+    from gms_fast import integrations as integrations
     from gms_fast import models as models
     from gms_fast import schedules as schedules
     from gms_fast import search as search
@@ -25,6 +26,15 @@ if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing 
     from gms_fast import statistics as statistics
     from gms_fast import training as training
     from gms_fast.graphing import graphed as graphed
+    from gms_fast.integrations.diffusers import DPMSolverV3Scheduler as DPMSolverV3Scheduler
+    from gms_fast.integrations.diffusers import ERSDEScheduler as ERSDEScheduler
+    from gms_fast.integrations.diffusers import GGDMScheduler as GGDMScheduler
+    from gms_fast.integrations.diffusers import GMSPipeline as GMSPipeline
+    from gms_fast.integrations.diffusers import GMSScheduler as GMSScheduler
+    from gms_fast.integrations.diffusers import MomentUNetModel as MomentUNetModel
+    from gms_fast.integrations.diffusers import SolverScheduler as SolverScheduler
+    from gms_fast.integrations.diffusers import TeleportScheduler as TeleportScheduler
+    from gms_fast.integrations.diffusers import UniPCScheduler as UniPCScheduler
     from gms_fast.io import load as load
     from gms_fast.io import save as save
     from gms_fast.ops.dispatch import backends as backends
@@ -36,8 +46,31 @@ if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing 
     from gms_fast.types import Mixture as Mixture
     from gms_fast.types import NoiseMoments as NoiseMoments
 
-_ROOMS = ("data", "guidance", "models", "ops", "schedules", "search", "solvers", "statistics", "training")
+_ROOMS = (
+    "data",
+    "guidance",
+    "integrations",
+    "models",
+    "ops",
+    "schedules",
+    "search",
+    "solvers",
+    "statistics",
+    "training",
+)
+_DIFFUSERS = (
+    "DPMSolverV3Scheduler",
+    "ERSDEScheduler",
+    "GGDMScheduler",
+    "GMSPipeline",
+    "GMSScheduler",
+    "MomentUNetModel",
+    "SolverScheduler",
+    "TeleportScheduler",
+    "UniPCScheduler",
+)
 _PLACES = {
+    **dict.fromkeys(_DIFFUSERS, "integrations.diffusers"),
     "Mixture": "types",
     "NoiseMoments": "types",
     "Solver": "solvers",
@@ -50,6 +83,7 @@ _PLACES = {
     "save": "io",
     "set_backend": "ops.dispatch",
 }
+_LOOKED_FOR = ("ModelMixin", "SchedulerMixin")  # by diffusers, beside the classes that a pipeline on disk names
 __all__ = [*_ROOMS, *_PLACES, "__version__"]
 
 
@@ -58,7 +92,9 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
     from importlib.util import find_spec
 
-    if name in _PLACES:
+    if name in _LOOKED_FOR:
+        found = getattr(import_module("gms_fast.integrations.diffusers"), name)
+    elif name in _PLACES:
         found = getattr(import_module(f"gms_fast.{_PLACES[name]}"), name)
     elif name.isidentifier() and not name.startswith("_") and find_spec(f"gms_fast.{name}") is not None:
         found = import_module(f"gms_fast.{name}")

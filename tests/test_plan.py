@@ -82,7 +82,9 @@ def test_no_extrapolation_over_the_last_jump():
     assert std(full) > 1.4 * STD
 
 
-@pytest.mark.parametrize("solver", [solvers.UniP(), solvers.DPMSolverPP(), solvers.DPMSolverPP(order=3, sde=True)])
+@pytest.mark.parametrize(
+    "solver", [solvers.UniP(), solvers.UniPC(), solvers.DPMSolverPP(), solvers.DPMSolverPP(order=3, sde=True)]
+)
 def test_multistep_grids_do_not_jump(solver):
     """No step is more than twice as long in log(alpha/sigma) as the one before, from ten steps on."""
     for schedule in (VPLinear(), schedules.VPCosine(), schedules.VPContinuous()):

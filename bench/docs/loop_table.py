@@ -1,23 +1,18 @@
-"""The README's table of loop times, from a result of `bench.speed.loop`."""
+"""Tables of times over diffusers': of loops (`bench.speed.loop`) and of steps (`bench.speed.schedulers`)."""
 
-HEAD = "the loop outside the network, over diffusers' (`python -m bench.speed.loop`)"
-SHOWN = {
-    "DDIM": "DDIM",
-    "DPM-Solver++(2M)": "DPM-Solver++(2M)",
-    "DDPM": "DDPM",
-    "UniP-2": "UniP-2",
-    "Heun": "Heun",
-}
+from collections.abc import Sequence
+
+LOOP = "the loop outside the network, over diffusers' (`python -m bench.speed.loop`)"
+LOOPS = ("DDIM", "DPM-Solver++(2M)", "DDPM", "UniP-2", "Heun")
+STEP = "a step, over that of diffusers' scheduler"
+STEPS = ("DDIM", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)", "UniPC-2", "DDPM", "EDM Euler", "flow matching, Euler")
 
 
-def loop_table(result: dict) -> str:
-    """A row a state, a column a solver: our time outside the network over diffusers'."""
+def loop_table(result: dict, head: str = LOOP, shown: Sequence[str] = LOOPS) -> str:
+    """A row a state, a column a solver: our median time over diffusers'."""
     medians = {(row["name"], row["state"]): row["ratio"][1] for row in result["rows"] if "ratio" in row}
-    lines = [
-        f"| {HEAD} | {' | '.join(SHOWN.values())} |",
-        "|---" * (1 + len(SHOWN)) + "|",
-    ]
+    lines = [f"| {head} | {' | '.join(shown)} |", "|---" * (1 + len(shown)) + "|"]
     for state in dict.fromkeys(row["state"] for row in result["rows"]):
-        cells = (f"{medians[name, state]:.2f}" if (name, state) in medians else "-" for name in SHOWN)
+        cells = (f"{medians[name, state]:.2f}" if (name, state) in medians else "-" for name in shown)
         lines.append(f"| {state} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -6,10 +6,11 @@ Reads bench/results/ only. --check writes nothing and fails where the README or 
 import argparse
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 
 from PIL import Image
 
-from bench.docs.loop_table import loop_table
+from bench.docs.loop_table import STEP, STEPS, loop_table
 from bench.docs.roofline import draw, points
 from bench.gpu.targets import TARGETS, card
 from bench.records.checkout import RESULTS, ROOT
@@ -142,16 +143,18 @@ BLOCKS = {
     "bench/results/gpu.json": gpu_table,
     "bench/results/wasserstein.md": wasserstein_table,
 }
+OF_DIFFUSERS = {"bench/results/schedulers_cpu.json": lambda: loop_table(load("schedulers_cpu.json"), STEP, STEPS)}
+PAGES = {README: BLOCKS, ROOT / "docs" / "diffusers.md": OF_DIFFUSERS}
 
 
-def page(text: str) -> str:
+def page(text: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
     """The text with every block between its markers made anew."""
-    for name, make in BLOCKS.items():
+    for name, make in blocks.items():
         begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise SystemExit(f"README.md must hold a pair of markers for {name}")
+            raise SystemExit(f"the page must hold a pair of markers for {name}")
         text = before + begin + make() + end + after
     return text
 
@@ -192,9 +195,10 @@ def fingerprint(shown: object) -> str:
 
 def out_of_date() -> list[str]:
     """The files that do not show the committed results."""
-    text = README.read_text()
     current = PICTURE.exists() and Image.open(PICTURE).text.get("Inputs") == fingerprint(panels())
-    return [f.name for f, good in ((README, page(text) == text), (PICTURE, current)) if not good]
+    texts = {file: file.read_text() for file in PAGES}
+    fresh = {file.name: page(text, PAGES[file]) == text for file, text in texts.items()}
+    return [name for name, good in {**fresh, PICTURE.name: current}.items() if not good]
 
 
 def main() -> None:
@@ -205,7 +209,8 @@ def main() -> None:
         if stale := out_of_date():
             raise SystemExit(f"out of date: {', '.join(stale)}; run python -m bench.docs.readme")
         return
-    atomic.write_text(README, page(README.read_text()))
+    for file, blocks in PAGES.items():
+        atomic.write_text(file, page(file.read_text(), blocks))
     draw(panels(), PICTURE, fingerprint(panels()))
 
 

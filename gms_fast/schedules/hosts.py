@@ -36,6 +36,15 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
     return levels, levels.times, form
 
 
+def rests(scheduler: Any) -> bool:
+    """Tell whether the last call of a scheduler that is set leads nowhere: to the level where its state is."""
+    if _family(scheduler) is _Table:
+        *_, before, last = _Table.visited(scheduler)
+        return before[:2] == last[:2]
+    sigmas = scheduler.sigmas.tolist()
+    return bool(sigmas[-1] == sigmas[len(scheduler.timesteps) - 1])
+
+
 def training_of(scheduler: Any) -> tuple[Schedule, str]:
     """(schedule of the training, prediction) of a scheduler of diffusers, whatever steps it is set to."""
     family = _family(scheduler)
@@ -109,11 +118,11 @@ class _Ratio(_Table):
 
     @classmethod
     def training(cls, scheduler: Any) -> Schedule:
-        return _flow(scheduler, "flow_shift") if _is_flow(scheduler) else super().training(scheduler)
+        return _flow(scheduler, "flow_shift") if is_flow(scheduler) else super().training(scheduler)
 
     @classmethod
     def visited(cls, scheduler: Any) -> _Ladder:
-        return _ladder(scheduler, _of_flow if _is_flow(scheduler) else _of_ratio)
+        return _ladder(scheduler, _of_flow if is_flow(scheduler) else _of_ratio)
 
 
 class _EDM:
@@ -178,6 +187,11 @@ _SET_WHEN_MADE = (  # to as many steps as the training has
 _FAMILIES = (_Table, _Ratio, _EDM, _FlowMatching)
 
 
+def names() -> list[str]:
+    """Classes of diffusers whose levels are known here."""
+    return [name for family in _FAMILIES for name in family.names]
+
+
 def _family(scheduler: Any) -> Any:
     """The family of the scheduler's class. A subclass may sample otherwise, so it is none unless it is listed."""
     name = type(scheduler).__name__
@@ -186,8 +200,7 @@ def _family(scheduler: Any) -> Any:
             if getattr(scheduler.config, "invert_sigmas", False):
                 raise ValueError(f"scheduler must have levels that fall: got {name} with invert_sigmas=True")
             return family
-    known = ", ".join(name for family in _FAMILIES for name in family.names)
-    raise ValueError(f"scheduler must be one of diffusers' {known}: got {name}")
+    raise ValueError(f"scheduler must be one of diffusers' {', '.join(names())}: got {name}")
 
 
 def _form_of(scheduler: Any) -> str:
@@ -206,8 +219,9 @@ def _is_set(scheduler: Any) -> bool:
     return getattr(scheduler, "custom_timesteps", False) or (times is not None and len(times) < trained)
 
 
-def _is_flow(scheduler: Any) -> bool:
-    return bool(getattr(scheduler.config, "use_flow_sigmas", False))
+def is_flow(scheduler: Any) -> bool:
+    """Tell a scheduler of flow matching, x = (1 - sigma) x_0 + sigma eps."""
+    return _family(scheduler) is _FlowMatching or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
 def _flow(scheduler: Any, name: str) -> Flow:

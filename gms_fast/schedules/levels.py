@@ -38,7 +38,7 @@ class Levels(Schedule):
                 raise ValueError(f"{name} must be finite: got {short(table.tolist())}")
         if bool((alpha < 0).any()) or bool((sigma < 0).any()) or bool(((alpha == 0) & (sigma == 0)).any()):
             raise ValueError("alphas, sigmas must not be negative, and not both zero")
-        noise = torch.atan2(sigma, alpha).diff()
+        noise = sigma[1:] * alpha[:-1] - sigma[:-1] * alpha[1:]  # of differences in level, exact in sign
         if len(noise) and bool((noise < 0).all()):  # noisiest first
             alpha, sigma = alpha.flip(0), sigma.flip(0)
             asked = asked if network_times is None else asked.flip(0)

@@ -47,7 +47,7 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
 
 
 DOWNWARDS = (  # a room may import those of its own line and of the lines below
-    ("cli", "__main__", "__init__"),
+    ("cli", "integrations", "__main__", "__init__"),
     ("search", "quality", "training", "measure", "statistics"),
     ("graphing", "sampling", "stepping", "run"),
     ("plan",),
@@ -164,10 +164,14 @@ def test_one_module_writes_files():
             assert not any(set(str(m)) & set("wax+") for m in mode), f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
-def test_nobody_imports_the_command_line():
+TOP = {"cli": {"cli", "__main__.py"}, "integrations": {"integrations", "__init__.py"}}  # a room: who may import it
+
+
+@pytest.mark.parametrize(("room", "users"), TOP.items())
+def test_nobody_imports_what_stands_at_the_top(room, users):
     for path in files("gms_fast"):
-        inside = path.relative_to(PACKAGE).parts[0] in ("cli", "__main__.py")
-        assert inside or not any(within(name, "gms_fast.cli") for name in imports(path)), path
+        inside = path.relative_to(PACKAGE).parts[0] in users
+        assert inside or not any(within(name, f"gms_fast.{room}") for name in imports(path)), path
 
 
 def test_nobody_imports_the_tests_or_the_benchmarks():

@@ -8,7 +8,7 @@ import torch
 
 import gms_fast
 from gms_fast.schedules import VP, Flow, Levels, from_diffusers
-from gms_fast.solvers import DDIM, DDPM, DPMSolverPP
+from gms_fast.solvers import DDIM, DDPM, DPMSolverPP, UniPC
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -121,6 +121,18 @@ def test_ddim_that_clips(monkeypatch):
     assert float(got.abs().max()) == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+@pytest.mark.parametrize("form", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("to_one", [False, True])
+def test_ddim_that_clips_and_keeps_the_network_s_noise(form, eta, to_one, monkeypatch):
+    """With an offset: without one the last step of `set_alpha_to_one=False` goes to the level where it begins."""
+    kept = {"set_alpha_to_one": to_one, "steps_offset": 1, "prediction_type": form}
+    scheduler = diffusers.DDIMScheduler(clip_sample_range=0.7, **kept)
+    ways = {"clip": (-0.7, 0.7), "options": {"eta": eta}, "denoise": False}
+    got, want = compared(scheduler, DDIM(eta=eta, clipped_noise=False), 10, monkeypatch, **ways)
+    torch.testing.assert_close(got, want, **WIDE)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("form", ["epsilon", "v_prediction", "sample"])
 def test_ddpm(spacing, form, monkeypatch):
@@ -131,13 +143,14 @@ def test_ddpm(spacing, form, monkeypatch):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("sde", [False, True])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
 @pytest.mark.parametrize(("last", "karras"), [("zero", False), ("zero", True), ("sigma_min", False)])
-def test_dpm_solver(order, sde, last, karras, monkeypatch):
+def test_dpm_solver(order, sde, kind, last, karras, monkeypatch):
     scheduler = diffusers.DPMSolverMultistepScheduler(
         solver_order=order, algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++", final_sigmas_type=last,
-        use_karras_sigmas=karras,
+        use_karras_sigmas=karras, solver_type=kind,
     )  # fmt: skip
-    solver = DPMSolverPP(order=order, sde=sde)
+    solver = DPMSolverPP(order=order, sde=sde, kind=kind)
     got, want = compared(scheduler, solver, 12, monkeypatch, denoise=False)
     torch.testing.assert_close(got, want, **SINGLE)
 
@@ -163,6 +176,39 @@ def test_dpm_solver_of_other_levels(options, steps, monkeypatch):
     scheduler = diffusers.DPMSolverMultistepScheduler(**options)
     got, want = compared(scheduler, DPMSolverPP(order=2), steps, monkeypatch)
     torch.testing.assert_close(got, want, **SINGLE)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize(("variant", "last"), [("bh2", "zero"), ("bh2", "sigma_min"), ("bh1", "sigma_min")])
+@pytest.mark.parametrize("disabled", [(), (0, 3), tuple(range(12))], ids=["all", "not 0 and 3", "none"])
+def test_unipc(order, variant, last, disabled, monkeypatch):
+    """Its own step of "bh1" to no noise is NaN."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        solver_order=order, solver_type=variant, final_sigmas_type=last, disable_corrector=list(disabled)
+    )
+    solver = UniPC(order=order, variant=variant, disable_corrector=disabled)
+    got, want = compared(scheduler, solver, 12, monkeypatch, denoise=False)
+    torch.testing.assert_close(got, want, **WIDE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "v_prediction", "use_karras_sigmas": True},
+        {"prediction_type": "sample", "timestep_spacing": "trailing"},
+        {"timestep_spacing": "leading", "steps_offset": 1},
+        {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_of_other_levels(options, order, monkeypatch):
+    scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, **options)
+    solver = UniPC(order=order, lower_order_final=options.get("lower_order_final", True))
+    got, want = compared(scheduler, solver, 10, monkeypatch, denoise=False)
+    torch.testing.assert_close(got, want, **WIDE)
 
 
 @pytest.mark.parametrize(

@@ -35,3 +35,11 @@ def test_two_formulas_are_a_schedule():
     assert (k.alpha_t, k.sigma_t, k.A, k.B, k.c) == (0.75, 0.25, 0, 1, 0)
     with pytest.raises(NotImplementedError, match="give timesteps"):
         Squared().inverse_log_snr(0.0)
+
+
+def test_levels_that_an_angle_cannot_tell_apart_are_levels():
+    """Almost no signal, and almost no noise: arctan(sigma/alpha) rounds there."""
+    levels = Levels([1e-18, 3e-18, 1.0, 1.0], [1.0, 1.0, 3e-18, 1e-18])
+    assert levels.times == [3.0, 2.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="strictly fall or rise"):
+        Levels([1e-18, 1e-18], [1.0, 1.0])

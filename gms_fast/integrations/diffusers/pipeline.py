@@ -1,0 +1,183 @@
+"""Pipelines of networks with moment heads, saved and loaded as diffusers does."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from gms_fast import schedules
+from gms_fast.integrations.diffusers.named import GMSScheduler
+from gms_fast.integrations.diffusers.schedulers import SolverScheduler
+from gms_fast.integrations.diffusers.seeds import Generators
+from gms_fast.models import MomentUNet
+from gms_fast.prediction import Guided
+from gms_fast.schedules import VP
+from gms_fast.types import NoiseMoments
+
+
+class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A `gms_fast.models.MomentUNet` as a network of diffusers: moments side by side in 2C or 3C channels.
+
+    arguments  of it (`MomentUNet.config`)
+    schedule   that of its training (`Schedule.config`); it is asked at times 0 .. T-1 of that
+    """
+
+    __module__ = "gms_fast"
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, arguments: dict[str, Any], schedule: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = MomentUNet(**arguments, schedule=schedules.stored(schedule))
+
+    @classmethod
+    def of(cls, model: MomentUNet) -> "MomentUNetModel":
+        """The same network, sharing its weights."""
+        made = cls(model.config, model.schedule.config)
+        made.network = model
+        return made
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one sample."""
+        return tuple(self.network.sample_shape)
+
+    def forward(self, sample: Tensor, timestep: Any, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
+        """E[eps^k|x_t] as the channels of one tensor, at times () or (B,)."""
+        t = self.network.schedule.network_time(timestep).to(sample.device, torch.float32)
+        output = self.network(sample, t.expand(len(sample)))
+        moments = output if isinstance(output, tuple) else (output,)
+        joined = torch.cat([moment for moment in moments if moment is not None], dim=1)
+        return UNet2DOutput(sample=joined) if return_dict else (joined,)
+
+
+class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Pictures of a network with moment heads, unconditional or of classes.
+
+        pipe = gms_fast.GMSPipeline.of(gms_fast.load("mnist"))
+        pictures = pipe(batch_size=16, num_inference_steps=10).images
+
+    unet       a `MomentUNetModel`, or a network of diffusers that gives moments in 2C or 3C channels, called as
+               unet(sample, timestep, class_labels=..)
+    scheduler  a `GMSScheduler` or another of this package, whose network_moments are the network's
+    """
+
+    __module__ = "gms_fast"
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        if not isinstance(scheduler, SolverScheduler):
+            name = type(scheduler).__name__
+            raise TypeError(f"scheduler must be one of gms_fast, which read moments, such as GMSScheduler: got {name}")
+        moments = scheduler.config.network_moments
+        if isinstance(unet, MomentUNetModel) and moments != unet.network.moments:
+            raise ValueError(f"network_moments of the scheduler must be {unet.network.moments}: got {moments}")
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @classmethod
+    def of(cls, model: MomentUNet, kind: type[SolverScheduler] = GMSScheduler, **options: Any) -> "GMSPipeline":
+        """The pipeline of a model of data in [-1, 1], with a scheduler of some kind and its options.
+
+        The scheduler has the model's betas and moments and clips to [-1, 1]; its times are the solver's own grid.
+        """
+        if not isinstance(model.schedule, VP):
+            raise ValueError(f"model must have a VP schedule, as schedulers of diffusers do: got {model.schedule!r}")
+        own = {"grid": "solver", "network_moments": model.moments, "clip_sample": True}
+        betas = {"trained_betas": model.schedule.betas.tolist(), "num_train_timesteps": model.schedule.T}
+        return cls(MomentUNetModel.of(model), kind(**{**own, **betas, **options}))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 10,
+        generator: Generators = None,
+        class_labels: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        negative_class_labels: Tensor | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Pictures: PIL images, or numpy (n, H, W, C) ("np") or a tensor (n, C, H, W) ("pt") in [0, 1], or the samples
+        themselves ("latent").
+
+        class_labels           (n,) for a network of classes
+        guidance_scale, negative_class_labels  classifier-free guidance away from those labels, where not 1; moments
+                               about the first stay the conditional ones
+        latents                (n, C, H, W) to begin with, of standard deviation 1
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1: got {batch_size}")
+        if set(callback_on_step_end_tensor_inputs) - {"latents"}:
+            got = callback_on_step_end_tensor_inputs
+            raise ValueError(f"callback_on_step_end_tensor_inputs may hold latents alone: got {got}")
+        labels = self._labels("class_labels", class_labels, batch_size)
+        others = self._labels("negative_class_labels", negative_class_labels, batch_size, guidance_scale != 1)
+        shape = (batch_size, *self._sample_shape)
+        device, dtype = self._execution_device, self.unet.dtype
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif latents.shape != shape:
+            raise ValueError(f"latents must be {shape}: got {tuple(latents.shape)}")
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        x: Tensor = latents.to(device) * self.scheduler.init_noise_sigma
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            seen = self.scheduler.scale_model_input(x, t)
+            output: Tensor | NoiseMoments = self._asked(seen, t, labels)
+            if guidance_scale != 1:
+                output = self._led(output, self._asked(seen, t, others), guidance_scale, x)
+            x = self.scheduler.step(output, t, x, generator=generator, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
+        self.maybe_free_model_hooks()
+        pictures = x if output_type == "latent" else self._pictures(x, output_type)
+        return ImagePipelineOutput(images=pictures) if return_dict else (pictures,)
+
+    @property
+    def _sample_shape(self) -> tuple[int, ...]:
+        if isinstance(self.unet, MomentUNetModel):
+            return self.unet.sample_shape
+        size = self.unet.config.sample_size
+        return (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    def _labels(self, name: str, labels: Tensor | None, n: int, needed: bool = True) -> dict[str, Tensor]:
+        """Labels as a keyword of the network. Raises ValueError where they do not fit it."""
+        classes = getattr(self.unet.config, "num_class_embeds", None)
+        if labels is None:
+            if classes is not None and needed:
+                raise ValueError(f"{name} must be given, ({n},): the network has {classes} classes")
+            return {}
+        if classes is None:
+            raise ValueError(f"{name} must be None: the network has no classes")
+        labels = torch.as_tensor(labels, device=self._execution_device)
+        if labels.shape != (n,):
+            raise ValueError(f"{name} must be ({n},), one a sample: got {tuple(labels.shape)}")
+        return {"class_labels": labels}
+
+    def _asked(self, x: Tensor, t: Any, labels: dict[str, Tensor]) -> Tensor:
+        return self.unet(x, t, **labels, return_dict=False)[0]
+
+    def _led(self, output: Any, without: Tensor, scale: float, x: Tensor) -> Tensor | NoiseMoments:
+        channels = x.shape[1]
+        if output.shape[1] == channels:
+            return without + scale * (output - without)
+        moments = NoiseMoments(*output.split(channels, dim=1))
+        central = self.scheduler.config.network_moments == "central"
+        return Guided(moments, without[:, :channels], scale).merged(central=central)
+
+    def _pictures(self, x: Tensor, output_type: str) -> Any:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np, pt or latent: got {output_type!r}")
+        tensor = (x.float() / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return tensor
+        pictures = tensor.permute(0, 2, 3, 1).cpu().numpy()
+        return pictures if output_type == "np" else self.numpy_to_pil(pictures)

@@ -1,0 +1,165 @@
+"""The walk that a scheduler takes: a solver's plan, the times that a pipeline is told, and what outputs mean there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast.integrations.diffusers import levels
+from gms_fast.integrations.diffusers.outputs import Outputs
+from gms_fast.integrations.diffusers.thresholding import thresholded
+from gms_fast.models.learned_variance import LearnedVariance
+from gms_fast.schedules import Levels, Schedule, hosts
+from gms_fast.solvers import GGDM, DPMSolverV3, Solver, Teleport
+from gms_fast.stepping import Stepper
+from gms_fast.types import NoiseMoments
+
+GRIDS = ("solver", "uniform", "quadratic", "log-snr", "karras", "angle")
+
+
+@dataclass
+class Walk:
+    """A solver's steps through the times that `set_timesteps` chose.
+
+    times      that the network is asked at, noisiest first: one for each of its calls
+    levels     (alpha, sigma) there, and at the end
+    outputs    the reading of what the network returns
+    threshold  (ratio, most) of dynamic thresholding, or None
+    rests      whether the last call leads nowhere, as some grids of diffusers end: the state stays
+    """
+
+    stepper: Stepper
+    outputs: Outputs
+    threshold: tuple[float, float] | None
+    rests: bool = False
+
+    def __post_init__(self) -> None:
+        plan, self.known = self.stepper.plan, self.stepper.solver.known_steps
+        self.times = self.stepper.network_times[self.known :]
+        self.levels = [(k.coefficients.alpha_t, k.coefficients.sigma_t) for k in plan.asked[self.known :]]
+        end = plan.last.coefficients
+        clean = plan.denoise and not self.rests
+        self.levels.append((1.0, 0.0) if clean else (end.alpha_t, end.sigma_t))
+
+    @property
+    def draws(self) -> bool:
+        """Tell a walk that draws noise."""
+        return any(self.stepper.solver.draws_at(step) for step in self.stepper.plan.steps)
+
+    def begun(self, seed: int | Tensor) -> "Walk":
+        """The walk anew, for draws of a seed."""
+        return replace(self, stepper=self.stepper.seeded(seed))
+
+    def landed(self, x: Tensor) -> Tensor:
+        """The state after the steps that need no network."""
+        for i in range(self.known):
+            x = self.stepper.step(i, None, x)
+        return x
+
+    def by(self, solver: Solver) -> "Walk":
+        """The walk of another solver through the same times."""
+        return replace(self, stepper=self.stepper.by(solver))
+
+    def step(
+        self, i: int, output: Tensor | NoiseMoments, x: Tensor, noise: Tensor | None, x_0: Tensor | None = None
+    ) -> Tensor:
+        """The state after the i-th of `times`; x_0 as `x0` gave it there, if it was asked."""
+        if self.rests and i == len(self.times) - 1:
+            return x
+        if self.threshold and x_0 is None:
+            x_0 = self.x0(i, output, x)
+        return self.stepper.step(i + self.known, output, x, noise=noise, x0=x_0 if self.threshold else None)
+
+    def x0(self, i: int, output: Tensor | NoiseMoments, x: Tensor) -> Tensor:
+        """E[x_0|x_t] there, clipped or thresholded."""
+        x_0 = self.stepper.x0(i + self.known, output, x)
+        return thresholded(x_0, *self.threshold) if self.threshold else x_0
+
+    def read(self, i: int, output: Tensor | NoiseMoments, x: Tensor) -> Tensor | NoiseMoments:
+        """The output of the network at the i-th of `times`."""
+        if isinstance(output, Tensor) and output.shape == x.shape:
+            return output
+        return self.outputs.read(output, x, torch.full((len(x),), self.times[i], device=x.device))
+
+
+def made(
+    solver: Solver,
+    config: Mapping[str, Any],
+    host: Any,
+    steps: int | None,
+    given: Mapping[str, list[float]],
+    mu: float | None,
+) -> Walk:
+    """The walk of a solver in so many calls of the network, or through the times or sigmas that are given.
+
+    config, host  of a scheduler, and the scheduler of diffusers that says its levels
+    """
+    training, form = hosts.training_of(host)
+    grid = "solver" if isinstance(solver, GGDM) else config.get("grid")
+    schedule, rests = training, False
+    if grid is not None and not given:
+        where = _grid(solver, training, grid, steps or 1)
+    else:
+        visited, rests = levels.visited(host, steps, given, mu)
+        _check_end(host, visited)
+        schedule, where = _visited(solver, training, visited, rests)
+    learned, variance = None, config.get("variance_type")
+    if variance == "learned_range":
+        learned = LearnedVariance(training)
+    central = config["network_moments"] == "central" or learned is not None
+    stepper = Stepper(solver, schedule, prediction=form, clip=_clip(config), central=central, **where)
+    outputs = Outputs(form, solver.moments_needed, variance, learned)
+    return Walk(stepper, outputs, _threshold(config), rests)
+
+
+def _check_end(host: Any, visited: Levels) -> None:
+    """Raise ValueError where a state would be left in a scale that is not that of diffusers' scheduler."""
+    if float(visited.sigma(0.0)) > 0 and levels.scales(host):
+        raise ValueError(
+            f"final_sigmas_type must be zero, and sigmas must end in 0, for the levels of {type(host).__name__}: "
+            "its state has another scale than the network sees"
+        )
+
+
+def _visited(solver: Solver, training: Schedule, visited: Levels, rests: bool) -> tuple[Schedule, dict[str, Any]]:
+    """A schedule with the levels of a scheduler of diffusers, and arguments of `Stepper`.
+
+    A last step to no noise gives E[x_0|x_t], as the call that removes the last noise does: what GMS draws there is not
+    wanted. Solvers with statistics of a schedule want that one, if the levels are those of its times.
+    """
+    end = visited.times[-1:]
+    clean = float(visited.sigma(end)) == 0
+    times = visited.times[:-1] if clean else visited.times
+    solver = solver.then if isinstance(solver, Teleport) else solver
+    if isinstance(solver, DPMSolverV3):
+        own = visited.network_time(times).tolist()
+        if all(t == int(t) and training.t_min <= t <= training.t_max for t in own) and torch.allclose(
+            training.log_snr(own), visited.log_snr(times), rtol=1e-4
+        ):
+            return training, {"timesteps": own, "denoise": clean or rests}
+    return visited, {"timesteps": times, "denoise": clean or rests}
+
+
+def _grid(solver: Solver, schedule: Schedule, spacing: str, calls: int) -> dict[str, Any]:
+    """A grid of this package that takes so many calls, as arguments of `Stepper`."""
+    for steps in range(calls, max(calls - 2, 0), -1):  # one less where the last call removes the last noise
+        wanted = steps if spacing == "solver" else schedule.timesteps(steps, spacing)
+        times = solver.times(schedule, wanted)
+        if solver.calls(schedule, times) == calls:
+            return {"steps": steps} if spacing == "solver" else {"timesteps": times}
+    return {"timesteps": [schedule.t_max]}
+
+
+def _clip(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    if not config.get("clip_sample") or config.get("thresholding"):
+        return None
+    most = config.get("clip_sample_range") or 1.0
+    return -most, most
+
+
+def _threshold(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    if not config.get("thresholding"):
+        return None
+    return config.get("dynamic_thresholding_ratio") or 0.995, config.get("sample_max_value") or 1.0
