@@ -51,7 +51,7 @@ def test_evaluate_force_deletes_its_own_files_only(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--solver", "euler"), "solver must be a Solver or one of gms"),
+        (("--solver", "rk4"), "solver must be a Solver or one of gms"),
         (("--solver", "gms:fit=best"), "fit must be one of"),
         (("--grid", "fast"), "spacing must be"),
         (("--grid", "-1"), "spacing must be"),
