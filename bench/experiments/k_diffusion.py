@@ -1,4 +1,4 @@
-"""How far our samplers are from k-diffusion's and ComfyUI's own: `python -m bench.experiments.k_diffusion`.
+"""Distances of our samplers from k-diffusion's and ComfyUI's own: `python -m bench.experiments.k_diffusion`.
 
 Takes the file of samplers from a checkout of k-diffusion, and those from one of ComfyUI, and runs them as they are, in
 float64, beside ours from the same noise; what else they import is replaced by stand-ins. Prints the largest difference
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def peers(file: Path) -> dict[str, Any]:
-    """What a file defines, beside stand-ins of what else it imports."""
+    """The names that a file defines, beside stand-ins of its other imports."""
     stand_ins = (
         "torchdiffeq",
         "torchsde",

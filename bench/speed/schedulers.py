@@ -70,7 +70,7 @@ def check(kind: str) -> None:
 
 
 def scaling(scheduler: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """What a pipeline scales the state by for the network: nothing in flow matching."""
+    """A pipeline's scaling of the state for the network: none in flow matching."""
     return getattr(scheduler, "scale_model_input", lambda x, t: x)
 
 

@@ -191,12 +191,12 @@ class _Walk:
         return (kept * self.call.x + std * z).to(self.call.x.dtype)
 
     def _info(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> dict[str, Any]:
-        """What the host is told of a step."""
+        """The host's news of a step."""
         i, denoised = self.places[index], self.stepper.x0(index, output, x)
         return {"x": x, "i": i, "sigma": self.call.sigmas[i], "sigma_hat": self.asked[index], "denoised": denoised}
 
     def _noise(self, index: int) -> Callable[[], Given] | None:
-        """What gives a step its noise, if not the stepper's own counters do."""
+        """The source of a step's noise, None for the stepper's own counters."""
         if index == len(self.plan.steps) or (self.call.noise_sampler is None and self.call.s_noise == 1):
             return None
         return partial(self._drawn, index)

@@ -113,7 +113,7 @@ def _levels(schedule: Schedule, times: Sequence[float]) -> tuple[np.ndarray, np.
 
 
 def _known(lam: np.ndarray, i: int, most: int) -> np.ndarray:
-    """Where values are known, counted from lam[i], latest first: `most` at most, where the step is a finite one."""
+    """Places of known values, counted from lam[i], latest first: `most` at most, where the step is a finite one."""
     known = [v - lam[i] for v in lam[i::-1] if math.isfinite(v)] if math.isfinite(lam[i + 1]) else []
     return np.array(known[: max(most, 1)] or [0.0])
 

@@ -196,7 +196,7 @@ def test_statistics_of_other_latents_are_refused_before_the_model_is_asked(nodes
 
 
 def test_folder_is_imported_with_nothing_but_gms_fast():
-    """Where ComfyUI is not: it and its other dependencies are asked for by a node that is used."""
+    """Without ComfyUI: it and its other dependencies are asked for by a node that is used."""
     code = f"""
 import sys
 sys.path.insert(0, {str(FOLDER.parent)!r})

@@ -181,7 +181,7 @@ def test_order_of_convergence(order, slope):
 
 
 def test_a_host_s_change_of_the_state_stays():
-    """What is added to x before a step is in x_s as sigma_s/sigma_t of it: the corrector is no state of its own."""
+    """An addition to x before a step is in x_s as sigma_s/sigma_t of it: the corrector is no state of its own."""
     outputs = list(torch.randn(9, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
 
     def end(added):

@@ -1,6 +1,7 @@
 """Noise levels and times of a scheduler: those that diffusers' own of its kind visits, from the same words."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,7 @@ _OF_SOLVERS = {
 }
 
 
+@functools.cache
 def words() -> dict[str, Any]:
     """Keywords of schedulers of every kind with their defaults; None: as the kind has it."""
     kinds = [_signature(name) for name in (*_VP, _FLOW, _EDM, _VIDEO)]
@@ -43,7 +45,7 @@ def words() -> dict[str, Any]:
 
 
 def said_by(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What another scheduler's configuration means beyond its words: its class, where that says the levels.
+    """Words for the meaning of another scheduler's configuration beyond its own: its class, where that says the levels.
 
     Raises ValueError naming a scheduler whose levels are unknown here.
     """
@@ -133,6 +135,7 @@ def _of_training(host: Any, times: list[float]) -> Levels:
     return Levels(alphas, sigmas, [*training.network_time(times).tolist(), 0.0])
 
 
+@functools.cache
 def _signature(name: str) -> dict[str, Any]:
     """Arguments of a class of diffusers and their defaults."""
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()

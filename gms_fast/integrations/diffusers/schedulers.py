@@ -98,7 +98,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._internal_dict = FrozenDict({**self._internal_dict, **config})
 
     def _set_up(self) -> None:
-        """What does not wait for `set_timesteps`."""
+        """Make what does not wait for `set_timesteps`."""
         if self.config.network_moments not in _MOMENTS:
             raise ValueError(f"network_moments must be one of raw, central: got {self.config.network_moments!r}")
         host = self._host()
@@ -108,7 +108,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self.config.get("thresholding") and self._itself.moments_needed > 1:
             name = type(self._itself).__name__
             raise ValueError(f"thresholding must be False for {name}, which reads moments: clip_sample may be True")
-        walking = self._itself.then if isinstance(self._itself, Teleport) else self._itself
+        walking = self._itself.onward()
         if isinstance(walking, (Euler, Heun)) and walking.churn:
             raise ValueError("churn must be 0 in a scheduler: networks are asked at the times that a pipeline is told")
         if isinstance(self._itself, Teleport) and self._itself.direct:
@@ -182,7 +182,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"num_inference_steps must be at least 1: got {num_inference_steps!r}")
         host = self._host()
         self._walk = walk = walks.made(self._itself, self.config, host, steps, given, mu)
-        self._training, _ = hosts.training_of(host)
+        self._training = walk.training
         whole = all(t == int(t) for t in walk.times)
         self.timesteps = torch.tensor(walk.times, dtype=torch.int64 if whole else torch.float32, device=device)
         flow = hosts.is_flow(host)

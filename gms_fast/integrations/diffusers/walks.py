@@ -12,7 +12,7 @@ from gms_fast.integrations.diffusers.outputs import Outputs
 from gms_fast.integrations.diffusers.thresholding import thresholded
 from gms_fast.models.learned_variance import LearnedVariance
 from gms_fast.schedules import Levels, Schedule, hosts
-from gms_fast.solvers import GGDM, DPMSolverV3, Solver, Teleport
+from gms_fast.solvers import GGDM, DPMSolverV3, Solver
 from gms_fast.stepping import Stepper
 from gms_fast.types import NoiseMoments
 
@@ -28,8 +28,10 @@ class Walk:
     outputs    the reading of what the network returns
     threshold  (ratio, most) of dynamic thresholding, or None
     rests      whether the last call leads nowhere, as some grids of diffusers end: the state stays
+    training   schedule of the network
     """
 
+    training: Schedule
     stepper: Stepper
     outputs: Outputs
     threshold: tuple[float, float] | None
@@ -111,7 +113,7 @@ def made(
     central = config["network_moments"] == "central" or learned is not None
     stepper = Stepper(solver, schedule, prediction=form, clip=_clip(config), central=central, **where)
     outputs = Outputs(form, solver.moments_needed, variance, learned)
-    return Walk(stepper, outputs, _threshold(config), rests)
+    return Walk(training, stepper, outputs, _threshold(config), rests)
 
 
 def _check_end(host: Any, visited: Levels) -> None:
@@ -132,8 +134,7 @@ def _visited(solver: Solver, training: Schedule, visited: Levels, rests: bool) -
     end = visited.times[-1:]
     clean = float(visited.sigma(end)) == 0
     times = visited.times[:-1] if clean else visited.times
-    solver = solver.then if isinstance(solver, Teleport) else solver
-    if isinstance(solver, DPMSolverV3):
+    if isinstance(solver.onward(), DPMSolverV3):
         own = visited.network_time(times).tolist()
         if all(t == int(t) and training.t_min <= t <= training.t_max for t in own) and torch.allclose(
             training.log_snr(own), visited.log_snr(times), rtol=1e-4

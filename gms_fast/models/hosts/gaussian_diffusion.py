@@ -1,4 +1,4 @@
-"""What a `GaussianDiffusion` of guided-diffusion, improved-diffusion or DiT tells: (network, diffusion)."""
+"""Schedule and outputs as a `GaussianDiffusion` of guided-diffusion, improved-diffusion or DiT tells them."""
 
 from typing import Any, NamedTuple
 

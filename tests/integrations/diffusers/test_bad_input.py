@@ -1,4 +1,4 @@
-"""What a pipeline may get wrong: an error that names it, before anything is computed."""
+"""Mistakes of a pipeline: an error that names each, before anything is computed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What diffusers expects of a scheduler, point by point, and what our own keywords do."""
+"""The contract of a scheduler of diffusers, point by point, and our own keywords."""
 
 import copy
 import json

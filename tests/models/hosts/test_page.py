@@ -58,7 +58,7 @@ def test_lines_run_without_a_warning(host, tmp_path, monkeypatch):
 
 
 def in_their_loop(**names):
-    """What a step of the released loop has in scope."""
+    """Names that a step of the released loop has in scope."""
     time, to = STEP
     step = gms_fast.StepCoefficients.between(VPLinear(), time, to)
     x_t, *moments = (t.double() for t in noise_moments((4, 3, 8, 8), "cpu", 0))
