@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from gms_fast.schedules import VP, Schedule, VPLinear, rescaled
+from gms_fast.models.level_table import LevelTable
+from gms_fast.models.normalised import moments as normalised_moments
+from gms_fast.schedules import Schedule, VPLinear, rescaled
 from gms_fast.storage.schema import Choice, Either, Flag, Integer, Listed, Optional, Real, argument
 from gms_fast.types import NoiseMoments
 
@@ -65,7 +67,8 @@ class ModulatedNorm(nn.GroupNorm):
         return torch.group_norm(whole, len(x) * self.num_groups, weight, bias, self.eps).view(x.shape)
 
 
-def _zero(module: nn.Module) -> nn.Module:
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module, its weights at zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -93,7 +96,7 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(_norm(cin), nn.SiLU(inplace=True), _conv(cin, cout))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, (2 if scale_shift else 1) * cout))
         norm = ModulatedNorm(GROUPS, cout) if scale_shift else _norm(cout)
-        self.out_layers = nn.Sequential(norm, nn.SiLU(inplace=True), nn.Dropout(dropout), _zero(_conv(cout, cout)))
+        self.out_layers = nn.Sequential(norm, nn.SiLU(inplace=True), nn.Dropout(dropout), zeroed(_conv(cout, cout)))
         self.skip_connection = nn.Identity() if cin == cout else Skip(cin, cout, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ class AttentionBlock(nn.Module):
         self.norm = _norm(channels)
         self.qkv = Pointwise(channels, 3 * channels)
         self.proj_out = Pointwise(channels, channels)
-        _zero(self.proj_out)
+        zeroed(self.proj_out)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -217,7 +220,7 @@ class Block(nn.Sequential):
 
 
 def _output(channels: int, out_channels: int) -> list[nn.Module]:
-    return [_norm(channels), nn.SiLU(inplace=True), _zero(Narrow(channels, out_channels))]
+    return [_norm(channels), nn.SiLU(inplace=True), zeroed(Narrow(channels, out_channels))]
 
 
 class ComplexHead(nn.Sequential):
@@ -245,12 +248,6 @@ def _forms(head: object) -> tuple[str | None, str | None]:
     return second, third
 
 
-def _discrete(schedule: Schedule) -> VP:
-    if not isinstance(schedule, VP):
-        raise ValueError(f"schedule must be discrete for normalised heads, as VPLinear: got {schedule!r}")
-    return schedule
-
-
 class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
 
@@ -266,10 +263,8 @@ class MomentUNet(nn.Module):
                         for each: released "simple" is ("simple", "complex"), (.., None) has no third moment
     out_channels        channels of `out`: C, or 2C for checkpoints that also learned a variance (first C used)
     moments             what the heads predict: "raw" E[eps^k], or "central" E[(eps - e1)^k]
-    normalised          whether the heads' own outputs are E[(eps - e1)^k]/alpha_t^k: central moments of the velocity
-                        alpha_t eps - sigma_t x_0, of order one at every t, the second made positive, and deviations
-                        from the mean that belongs to E[x_0|x_t] clipped to [-1, 1]. `forward` scales them back, in
-                        float32. Needs moments = "central"
+    normalised          whether the heads' own outputs are in the units of `gms_fast.models.normalised`: of order one at
+                        every t, the second made positive. `forward` scales them back. Needs moments = "central"
     schedule            the schedule the network was trained with; asked at 1000 t/T, as improved-diffusion's networks
                         are, unless it says otherwise
     Raises ValueError naming the argument that is of another type or out of range (`ARGUMENTS`).
@@ -279,7 +274,7 @@ class MomentUNet(nn.Module):
 
     prediction = "noise"
     clip = (-1.0, 1.0)
-    alpha_table: Tensor  # of normalised heads
+    data_std = 1.0  # of normalised heads
 
     def __init__(
         self,
@@ -307,7 +302,6 @@ class MomentUNet(nn.Module):
             raise ValueError(f'normalised heads need moments="central" and a head: got {moments!r}, head={head!r}')
         schedule = VPLinear() if schedule is None else schedule
         schedule = rescaled(schedule) if isinstance(schedule, Schedule) else schedule
-        discrete = _discrete(schedule) if normalised else None
         if model_channels % GROUPS:
             raise ValueError(f"model_channels must be a multiple of {GROUPS}: got {model_channels}")
         out_channels = in_channels if out_channels is None else out_channels
@@ -323,8 +317,7 @@ class MomentUNet(nn.Module):
         self.sample_shape = (in_channels, image_size, image_size)
         self.schedule = schedule
         self.moments = moments
-        table = None if discrete is None else discrete.alpha(range(discrete.T)).float()
-        self.register_buffer("alpha_table", table, persistent=False)
+        self.levels = LevelTable(schedule, self.data_std) if normalised else None
         self.in_channels, self.model_channels = in_channels, model_channels
 
         emb = 4 * model_channels
@@ -377,6 +370,10 @@ class MomentUNet(nn.Module):
     def has_heads(self) -> bool:
         return self.out2 is not None
 
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the heads, by name."""
+        return {name: weight for name, weight in self.named_parameters() if name.startswith(("out2.", "out3."))}
+
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Features before the output convolution (B, model_channels, H, W), and the time embedding (B, 4x as many)."""
         if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
@@ -394,7 +391,7 @@ class MomentUNet(nn.Module):
         return h, emb
 
     def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The second and third moment from the features of `features`, in the heads' own units (`alpha`).
+        """The second and third moment from the features of `features`, in the heads' own units.
 
         None stands for a third moment without a head.
         """
@@ -403,26 +400,20 @@ class MomentUNet(nn.Module):
         second, third = self.out2(h, emb), None if self.out3 is None else self.out3(h, emb)
         return (nn.functional.softplus(second) if self.normalised else second), third
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """alpha_t (B, 1, 1, 1) at network times t (B,): the unit of normalised heads."""
-        schedule = _discrete(self.schedule)
-        scale = schedule.T / 1000 if schedule.rescale_time else 1.0  # `from_network_time` is for the CPU
-        times = t.float() * scale - schedule.time_shift
-        low = times.floor().clamp(0, schedule.T - 2).long()
-        alpha = torch.lerp(self.alpha_table[low].float(), self.alpha_table[low + 1].float(), times - low)
-        return alpha.view(-1, 1, 1, 1)
+    def observed(self, x: Tensor, t: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """E[eps|x_t], and what `heads` reads."""
+        h, emb = self.features(x, t)
+        return self.out(h)[:, : self.in_channels], (h, emb)
 
     def first_moment(self, x: Tensor, t: Tensor) -> Tensor:
         """E[eps|x_t] alone, without the work of the heads."""
-        return self.out(self.features(x, t)[0])[:, : self.in_channels]
+        return self.observed(x, t)[0]
 
     def forward(self, x: Tensor, t: Tensor) -> NoiseMoments | Tensor:
-        h, emb = self.features(x, t)
-        e1 = self.out(h)[:, : self.in_channels]
+        e1, seen = self.observed(x, t)
         if not self.has_heads:
             return e1
-        e2, e3 = self.heads(h, emb)
-        if self.normalised:
-            alpha = self.alpha(t)  # in float32, whose range the third power needs
-            e2, e3 = alpha**2 * e2.float(), None if e3 is None else alpha**3 * e3.float()
-        return NoiseMoments(e1, e2, e3)
+        second, third = self.heads(*seen)
+        if self.levels is None:
+            return NoiseMoments(e1, second, third)
+        return normalised_moments(e1, second, third, self.levels(t, x).unit)

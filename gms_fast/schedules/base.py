@@ -43,6 +43,14 @@ class Schedule(Identified, ABC):
         """The arguments with which `gms_fast.schedules.build` makes this schedule again."""
         raise NotImplementedError(f"{type(self).__name__} has no config")
 
+    @property
+    def described(self) -> object:
+        """The config, or the text of a schedule that has none: by it runs and files know the schedule."""
+        try:
+            return self.config
+        except NotImplementedError:
+            return repr(self)
+
     @abstractmethod
     def alpha(self, t: Times) -> Tensor:
         """Scale of the signal at times t, any shape, float64."""
@@ -95,6 +103,15 @@ class Schedule(Identified, ABC):
     def from_clock(self, t: Times) -> Tensor:
         """Inverse of `clock`."""
         return as_float64(t)
+
+    @property
+    def whole_times(self) -> Tensor | None:
+        """All times of a schedule that has finitely many, ascending, float64; None for one of continuous time."""
+        return None
+
+    def spaced(self, ramp: Tensor) -> Tensor:
+        """Times at shares `ramp` in [0, 1] of the way from t_max to t_min, as the schedule's own grid has them."""
+        return self._spaced(as_float64([self.t_max, self.t_min]), as_float64(ramp), self.spacing)
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
         """Times to visit, noisiest first, steps + 1 of them, from `t_max` on if that is given.

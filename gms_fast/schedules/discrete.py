@@ -65,6 +65,10 @@ class VP(VariancePreserving):
         same = self.T == 1000 and self.rescale_time is not False  # as files say it that are older than this word
         return {"time_shift": self.time_shift, **({} if same else {"rescale_time": bool(self.rescale_time)})}
 
+    @property
+    def whole_times(self) -> Tensor:
+        return torch.arange(self.T, dtype=torch.float64, device="cpu")
+
     def asked_like(self, other: Schedule | None) -> Schedule:
         said = other.rescale_time if isinstance(other, VP) else None
         if self.rescale_time is not None or said is None:

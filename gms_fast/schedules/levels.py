@@ -56,6 +56,10 @@ class Levels(Schedule):
         return {"name": "Levels", **{name: table.tolist() for name, table in tables.items()}}
 
     @property
+    def whole_times(self) -> Tensor:
+        return torch.arange(len(self._alpha), dtype=torch.float64, device="cpu")
+
+    @property
     def times(self) -> list[float]:
         """All times, noisiest first."""
         return [float(t) for t in range(len(self._alpha) - 1, -1, -1)]

@@ -9,7 +9,7 @@ import torch
 import gms_fast
 from gms_fast.models import MomentUNet
 from gms_fast.models.unet import ComplexHead, SimpleHead, timestep_embedding
-from gms_fast.schedules import VPContinuous, VPCosine, VPLinear
+from gms_fast.schedules import VPCosine, VPLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,7 +71,7 @@ def test_normalised_heads_are_scaled_by_powers_of_alpha():
     model = awake(network(moments="central", normalised=True))
     x, t = torch.randn(4, 2, 8, 8), torch.tensor([0.0, 500, 998.5, 999])
     alpha = model.schedule.alpha(model.schedule.from_network_time(t)).float().view(-1, 1, 1, 1)
-    torch.testing.assert_close(model.alpha(t), alpha, rtol=1.4e-5, atol=0)  # a chord of exp: (beta_T/2)^2/8
+    torch.testing.assert_close(model.levels(t, x).unit, alpha, rtol=1.4e-5, atol=0)  # a chord of exp: (beta_T/2)^2/8
     moments, (second, third) = model(x, t), model.heads(*model.features(x, t))
     torch.testing.assert_close(moments.e2, alpha**2 * second, rtol=3e-5, atol=0)
     torch.testing.assert_close(moments.e3, alpha**3 * third, rtol=4e-5, atol=0)
@@ -88,7 +88,7 @@ def test_units_of_the_heads_are_of_the_time_that_the_network_is_asked_at(rescale
     model, t = network(moments="central", normalised=True, schedule=schedule), torch.tensor([0.0, 7, 31, 49])
     alpha = schedule.alpha(t).float().view(-1, 1, 1, 1)
     # float32 rounds a time of 50 by 3e-6, where alpha falls by 1/20 in a unit of time, and alpha by 6e-8 twice
-    torch.testing.assert_close(model.alpha(model.schedule.network_time(t)), alpha, rtol=0, atol=3e-7)
+    torch.testing.assert_close(model.levels(model.schedule.network_time(t), alpha).unit, alpha, rtol=0, atol=3e-7)
     assert float(model.schedule.network_time(49)) == (49 + time_shift) * (1 if rescale_time is False else 20)
 
 
@@ -157,10 +157,6 @@ def test_defaults_for_sampling_come_with_the_network():
         ({"normalised": True}, "normalised heads need moments=\"central\" and a head: got 'raw'"),
         ({"normalised": True, "moments": "central", "head": None}, "normalised heads need .* head=None"),
         ({"normalised": True, "moments": "central", "head": (None, None)}, "normalised heads need .* head="),
-        (
-            {"normalised": True, "moments": "central", "schedule": VPContinuous()},
-            r"schedule must be discrete for normalised heads, as VPLinear: got VPContinuous\(",
-        ),
         ({"moments": "cumulants"}, "moments must be .* got 'cumulants'"),
         ({"image_size": float("nan")}, "image_size must be an integer from 1 .*: got nan"),
         ({"image_size": True}, "image_size must be an integer from 1 .*: got True"),

@@ -1,0 +1,51 @@
+"""Noise levels of a schedule at a network's times, on the device of those."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gms_fast.models.normalised import unit
+from gms_fast.schedules import Schedule
+
+_NODES = 1 << 14  # of a schedule of continuous time: levels are straight between them to 3e-6 of themselves
+
+
+class NoiseLevel(NamedTuple):
+    """Numbers of each sample's level, (B, 1, ..) float32; `unit` is that of normalised heads."""
+
+    alpha: Tensor
+    sigma: Tensor
+    unit: Tensor
+
+
+class LevelTable(nn.Module):
+    """Levels by network time, without waiting for a GPU: for a network that gives moments at any level.
+
+    Call: t (B,) network times, a tensor x (B, *) -> `NoiseLevel`. Exact at the times of a discrete schedule, linear
+    between its nodes else: alpha and sigma of EDM and flow matching are exact.
+
+    schedule  its network times rise with its times
+    data_std  of `normalised.unit`
+    """
+
+    _bits: Tensor
+
+    def __init__(self, schedule: Schedule, data_std: float = 1.0) -> None:
+        super().__init__()
+        whole = schedule.whole_times
+        times = schedule.grid(_NODES, "quadratic").flip(0) if whole is None else whole  # denser where sigma bends
+        alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+        table = torch.stack([schedule.network_time(times), alpha, sigma, unit(alpha, sigma, data_std)])
+        table = table[:, table[0].argsort()].float().repeat(1, 2 if len(times) == 1 else 1)
+        # as integers, which `module.to(torch.bfloat16)` leaves alone
+        self.register_buffer("_bits", table.view(torch.int32), persistent=False)
+
+    def forward(self, t: Tensor, x: Tensor) -> NoiseLevel:
+        times, *rows = self._bits.view(torch.float32).unbind()
+        t = t.float().contiguous()
+        low = (torch.searchsorted(times, t, right=True) - 1).clamp(0, len(times) - 2)
+        apart = times[low + 1] - times[low]
+        share = torch.where(apart > 0, (t - times[low]) / apart, 0)
+        view = (-1, *[1] * (x.ndim - 1))
+        return NoiseLevel(*(torch.lerp(row[low], row[low + 1], share).view(view) for row in rows))
