@@ -48,11 +48,19 @@ def load(source: str | Path) -> Tensor:
     return _from_array(_read_array(path), str(path))
 
 
-def load_labels(source: str) -> Tensor:
-    """Class labels (N,) int64 of a named data set, in the order of `load`."""
-    if source not in _LABELS:
-        raise ValueError(f"labels are known for {', '.join(sorted(_LABELS))}: got {source!r}")
-    return torch.from_numpy(_LABELS[source]().astype(np.int64))
+def load_labels(source: str | Path) -> Tensor:
+    """Class labels (N,) int64 of a named data set, in the order of `load`, or of a `.npy` file of integers."""
+    if str(source) in _LABELS:
+        return torch.from_numpy(_LABELS[str(source)]().astype(np.int64))
+    path = Path(source)
+    if path.suffix != ".npy":
+        raise ValueError(f"labels must be one of {', '.join(sorted(_LABELS))}, or a .npy file: got {str(source)!r}")
+    if not path.exists():
+        raise FileNotFoundError(f"labels file {path} does not exist")
+    found = _read_array(path)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ValueError(f"{path}: labels must be integers (N,): got {found.dtype} {found.shape}")
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def _mnist5k() -> tuple[np.ndarray, np.ndarray]:

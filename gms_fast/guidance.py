@@ -17,6 +17,7 @@ from torch import Tensor
 from gms_fast import schedules
 from gms_fast.assumptions import attribute, missing
 from gms_fast.estimate import estimate
+from gms_fast.network import own_way, takes_keywords
 from gms_fast.prediction import Guided, Meaning, shifted
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
@@ -90,16 +91,27 @@ class ClassifierFree(_Guided):
 
     def outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
         """The two outputs of the network, apart: a sampler's kernel leads them. One where the scale is 1."""
+        return self._outputs(self.unguided, x, t, condition)
+
+    def first_outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
+        """The same where only the first moment is read, which some networks give for less."""
+        first = own_way(self.unguided, "first_moment")
+        takes = not isinstance(self.condition, Tensor) and first is not self.unguided and takes_keywords(first)
+        return self._outputs(first if takes else self.unguided, x, t, condition)
+
+    def _outputs(
+        self, model: Callable[..., Any], x: Tensor, t: Tensor, condition: dict[str, Any]
+    ) -> Tensor | NoiseMoments | Guided:
         given = _expanded("condition", self._condition(condition), x)
         if self.scale == 1:
-            return _called(self.unguided, x, t, given)
+            return _called(model, x, t, given)
         _check_alike(given, self.unconditional)
         none = _expanded("unconditional", self.unconditional, x)
         if _fit_together(none, given):
-            both = _called(self.unguided, torch.cat([x, x]), torch.cat([t, t]), _joined(none, given))
+            both = _called(model, torch.cat([x, x]), torch.cat([t, t]), _joined(none, given))
             without, output = _halves(both)
         else:
-            without, output = (_called(self.unguided, x, t, part) for part in (none, given))
+            without, output = (_called(model, x, t, part) for part in (none, given))
         return Guided(output, _first(without), self.scale)
 
     def _condition(self, called: dict[str, Any]) -> Tensor | Mapping[str, Any]:

@@ -32,8 +32,35 @@ def status(number: int) -> int:
     return 128 + number
 
 
+class PutOff:
+    """Signals that have come and wait: call it, perhaps with what is to be done before, and they raise."""
+
+    def __init__(self) -> None:
+        self._come: list[int] = []
+        self.before: dict[int, Handler] = {}
+
+    @property
+    def come(self) -> bool:
+        """Tell whether one waits."""
+        return bool(self._come)
+
+    def __call__(self, first: Callable[[], None] | None = None) -> None:
+        if self._come:
+            if first is not None:
+                first()
+            number = self._come[0]
+            self._come.clear()
+            self.before[number](number, None)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Keep a signal; the second one acts."""
+        self._come.append(number)
+        if len(self._come) > 1:
+            self.before[number](number, frame)
+
+
 @contextmanager
-def put_off() -> Iterator[Callable[..., None]]:
+def put_off() -> Iterator[PutOff]:
     """In the block, signals that would raise wait for the next call of what it is given, and for its end.
 
         with put_off() as check:
@@ -43,23 +70,10 @@ def put_off() -> Iterator[Callable[..., None]]:
 
     The second signal acts at once. Outside the main thread, which alone receives signals, nothing is put off.
     """
-    come: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        come.append(number)
-        if len(come) > 1:
-            before[number](number, frame)
-
-    def check(first: Callable[[], None] | None = None) -> None:
-        if come:
-            if first is not None:
-                first()
-            number = come[0]
-            come.clear()
-            before[number](number, None)
-
+    check = PutOff()
     try:
-        with _handled([number for number in SIGNALS if callable(signal.getsignal(number))], note) as before:
+        wanted = [number for number in SIGNALS if callable(signal.getsignal(number))]
+        with _handled(wanted, check.note) as check.before:
             yield check
     finally:
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt):

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, overload
 
 import torch
 from torch import Tensor
 
 from gms_fast import schedules
-from gms_fast.models import released
+from gms_fast.models import released, saved_heads
+from gms_fast.models.hosts import diffusers as host
+from gms_fast.models.moment_heads import MomentHeads
 from gms_fast.models.unet import ARGUMENTS, MomentUNet
+from gms_fast.models.wrap import wrap
 from gms_fast.schedules import Schedule, VPLinear
 from gms_fast.storage import atomic, schema, tensors
 from gms_fast.storage.reading import json_value, refusing, whole_text
@@ -93,11 +96,56 @@ def check_target(path: Path) -> None:
         raise FileExistsError(f"path: {path} exists and is not a saved model: it holds {few(found)}")
 
 
-def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -> MomentUNet:
-    """A `MomentUNet` in eval mode, float32, on the CPU.
+def network(path: str | Path, *, schedule: Schedule | str | None = None, prediction: str | None = None) -> Any:
+    """A network to put moment heads on, in eval mode, on the CPU; it knows where it is from (`source`).
 
-    name_or_path  "mnist" or "digits" (embedded), a folder written by `save`, or a released improved-DDPM / GMS
-                  checkpoint file (`gms_fast.models.released`)
+    path  a folder that diffusers wrote, of a network or of a pipeline, of which the network and the scheduler are read;
+          or what `load` takes
+    schedule, prediction  of a network of diffusers without a scheduler
+    Raises what `load` raises.
+    """
+    folder = atomic.present(path)
+    if host.is_folder(folder):
+        found: Any = wrap(host.load(folder), schedule=schedule, prediction=prediction)
+    elif prediction is not None:
+        raise ValueError(f"prediction is for networks of diffusers: {path} predicts noise, got {prediction!r}")
+    else:
+        found = load(path) if schedule is None else load(path, schedule=schedule)
+    said = schedule.config if isinstance(schedule, Schedule) else schedule
+    found.source = {"path": str(folder.resolve()), "schedule": said, "prediction": prediction}
+    return found
+
+
+def heads(folder: str | Path) -> MomentHeads:
+    """The heads of a folder on their network, loaded from where it was when they were trained.
+
+    Raises FileNotFoundError where it is no more: `MomentHeads.from_pretrained(folder, network)` takes it from anywhere.
+    """
+    _, said = saved_heads.read(folder)
+    source = said["source"]
+    if source is None or not atomic.present(source["path"]).exists():
+        where = "they do not say where it is" if source is None else f"nothing is at {source['path']}"
+        raise FileNotFoundError(
+            f"the network of the heads {folder} is missing, {where}: give it to MomentHeads.from_pretrained"
+        )
+    found = MomentHeads.from_pretrained(folder, network(**source))
+    found.origin = str(Path(folder).resolve())
+    return found
+
+
+@overload
+def load(name_or_path: str | Path = "mnist") -> Any: ...
+
+
+@overload
+def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -> MomentUNet: ...
+
+
+def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -> MomentUNet | MomentHeads:
+    """A `MomentUNet` in eval mode, float32, on the CPU; of a folder of moment heads, those on their network (`heads`).
+
+    name_or_path  "mnist" or "digits" (embedded), a folder written by `save` or by `MomentHeads.save_pretrained`, or a
+                  released improved-DDPM / GMS checkpoint file (`gms_fast.models.released`)
     overrides     arguments of `MomentUNet`; they win over what is stored or inferred. A released file leaves open
                   num_heads (4), image_size (32), dropout (0), moments ("raw") and schedule (VPLinear()), the last
                   also given as a name or a config. One that does not say `rescale_time` asks the network as it was
@@ -119,6 +167,10 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
             f"model must be one of {known}, a folder written by gms_fast.save or a checkpoint file: "
             f"nothing is at {name_or_path}"
         )
+    if (path / saved_heads.FILE).is_file():
+        if overrides:
+            raise TypeError(f"load got overrides {few(overrides)}: heads of {path} take none")
+        return heads(path)
     weights, config = _read_folder(path) if path.is_dir() else _read_file(path)
     units = config.get("normalised", False)
     if overrides.get("normalised", units) != units:

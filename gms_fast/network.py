@@ -1,5 +1,6 @@
 """Calls of a network: in the dtype it takes, at the times it takes, and without a hold on the sampler's state."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -78,11 +79,19 @@ class Network:
         self.model, self.batch_size, self.condition, self.guarded = model, batch_size, condition or {}, guarded
         compiling = torch.compiler.is_compiling()  # which sees through guidance, and drops heads that nobody reads
         self._said = own_way(model, "outputs") if apart and not compiling else model
-        self._first = self._said if self.condition or compiling else own_way(model, "first_moment")
+        self._first = self._said if compiling else self._asked_first()
         self._kept_ones = [] if compiling else _tensors(self.condition)
         self._dtype: torch.dtype | None = None  # found out by the first call, as the next two
         self._whole = False
         self._writes: dict[bool, bool] = {}  # of the whole model, and of what gives E[eps|x_t] alone
+
+    def _asked_first(self) -> Model:
+        """The call that gives E[eps|x_t] alone, if there is one that takes the condition; else that of all moments."""
+        led = self._said is not self.model
+        found = own_way(self.model, "first_outputs" if led else "first_moment")
+        if found is self.model or (self.condition and not takes_keywords(found)):
+            return self._said
+        return found
 
     @property
     def has_first(self) -> bool:
@@ -176,6 +185,11 @@ def own_way(model: Model, name: str) -> Model:
     made_in = [getattr(vars(owner)[each], "__qualname__", each).rpartition(".")[0] for each in (name, called)]
     found: Model = getattr(model, name) if made_in[0] == made_in[1] else model  # else one was put in place of another
     return found
+
+
+def takes_keywords(call: Callable[..., Any]) -> bool:
+    """Tell a callable that takes any keyword."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(call).parameters.values())
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

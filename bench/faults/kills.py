@@ -33,7 +33,7 @@ from gms_fast.models import MomentUNet
 from gms_fast.quality import matrix
 from gms_fast.solvers import GGDMTable
 from gms_fast.storage import atomic, checkpoint, tensors
-from gms_fast.training import loop
+from gms_fast.training.state import CHECKPOINT, State
 
 FULL, VANISHED = "full disk", "vanished folder"
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -68,7 +68,7 @@ def _table(path: Path, value: int) -> None:
 
 
 def _trained(path: Path, value: int) -> None:
-    state = loop._State({"w": torch.nn.Parameter(torch.zeros(2))}, loop.Settings(steps=2), path, {})
+    state = State({"w": torch.nn.Parameter(torch.zeros(2))}, training.Settings(steps=2), path, {})
     state.step = value
     state.save()
 
@@ -163,7 +163,7 @@ class Command(NamedTuple):
 
 def _steps(out: Path) -> int:
     """Steps of training that have a checkpoint."""
-    files = [out / stage / loop.CHECKPOINT for stage in ("noise", "heads")]
+    files = [out / stage / CHECKPOINT for stage in ("noise", "heads")]
     return sum(checkpoint.read(file)["step"] for file in files if file.exists())
 
 

@@ -7,11 +7,12 @@ from types import ModuleType
 from typing import NoReturn
 
 from gms_fast import interrupts
-from gms_fast.cli import evaluate, info, sample, search, statistics, train
+from gms_fast.cli import evaluate, info, sample, search, statistics, train, train_heads
 
 COMMANDS: dict[str, ModuleType] = {
     "sample": sample,
     "train": train,
+    "train-heads": train_heads,
     "statistics": statistics,
     "search": search,
     "evaluate": evaluate,

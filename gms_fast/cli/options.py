@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from gms_fast.storage import atomic
@@ -51,11 +52,16 @@ def check_folder(out: Path, *, again: bool) -> None:
 
 
 def device(name: str | None) -> torch.device:
-    """The device of that name, by default CUDA where there is one. Raises ValueError if it cannot be used."""
+    """The device of that name, by default CUDA where there is one, of torchrun's ranks that of the rank.
+
+    Raises ValueError if it cannot be used.
+    """
     import torch
 
+    if name is None and not torch.cuda.is_available():
+        return torch.device("cpu")
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = f"cuda:{rank}" if (rank := os.environ.get("LOCAL_RANK")) else "cuda"
     try:
         found = torch.device(name)
     except RuntimeError as error:

@@ -107,7 +107,7 @@ def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
 def _files() -> list[str]:
     """The files of a run, relative to its folder."""
     from gms_fast import io
-    from gms_fast.training.loop import CHECKPOINT, CURVE
+    from gms_fast.training.state import CHECKPOINT, CURVE
 
     folders = {**dict.fromkeys(STAGES, (CHECKPOINT, CURVE)), MODEL: (io.WEIGHTS, io.CONFIG)}
     return [f"{folder}/{file}" for folder, files in folders.items() for file in files]

@@ -76,7 +76,7 @@ class Wrapped(torch.nn.Module):
             self.clip = host.clip
         self.sample_shape = host.sample_shape
         self.moments = "raw" if moments == "raw" else "central"
-        self._host, self._said, self._conditions = host, moments, dict(conditions)
+        self.host, self._said, self._conditions = host, moments, dict(conditions)
         learned = moments == _LEARNED or (moments is None and host.learned)
         self._learned = LearnedVariance(self.schedule) if learned and isinstance(self.schedule, schedules.VP) else None
         self.train(getattr(host.network, "training", False))
@@ -84,7 +84,7 @@ class Wrapped(torch.nn.Module):
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype in which x is given to the network."""
-        return self._host.dtype(self._host.bare)
+        return self.host.dtype(self.host.bare)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
         dtype = self.dtype or x.dtype
@@ -92,18 +92,18 @@ class Wrapped(torch.nn.Module):
         self._check_given(given)
         time = t.to(torch.promote_types(dtype, torch.float32)) if t.is_floating_point() else t
         seen = {name: _for_batch(name, value, len(x), x.device, dtype) for name, value in given.items()}
-        output = _unpacked(self._host.call(self.network, x.to(dtype), time, **seen), self._said)
+        output = _unpacked(self.host.call(self.network, x.to(dtype), time, **seen), self._said)
         if not isinstance(output, Tensor) or output.shape == x.shape:
             return output
         return self._split(output, x, t)
 
     def _check_given(self, given: Mapping[str, Any]) -> None:
         present = {name for name, value in (*given.items(), *_keywords(self.network)) if value is not None}
-        missing = [name for name in self._host.needed if name not in present]
+        missing = [name for name in self.host.needed if name not in present]
         if missing:
             raise ValueError(
                 f"{missing[0]} must be given, as wrap(network, {missing[0]}=...) or "
-                f'sample(model, condition={{"{missing[0]}": ...}}): {type(self._host.bare).__name__} depends on it'
+                f'sample(model, condition={{"{missing[0]}": ...}}): {type(self.host.bare).__name__} depends on it'
             )
 
     def _split(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor | NoiseMoments:
@@ -113,7 +113,7 @@ class Wrapped(torch.nn.Module):
         if self._learned is None:
             raise ValueError(
                 f'moments must be "{_LEARNED}", and schedule a VP, where the second half of the output is a learned '
-                f"variance; otherwise wrap a callable that drops it: {type(self._host.bare).__name__} gives "
+                f"variance; otherwise wrap a callable that drops it: {type(self.host.bare).__name__} gives "
                 f"{output.shape[1]} channels for {x.shape[1]}"
             )
         y, v = output.chunk(2, dim=1)

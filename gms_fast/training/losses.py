@@ -1,41 +1,49 @@
-"""Per-element regression targets of the two training stages (Guo et al. 2023, section 3; docs/notation.md)."""
+"""Losses of both training stages (docs/notation.md)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gms_fast.models.unet import MomentUNet
+from gms_fast import prediction
+from gms_fast.models.normalised import deviation
+from gms_fast.training.noising import Noised
 
-Loss = Callable[[MomentUNet, Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Noised, torch.dtype], Tensor]
 
 
-def noise_loss(model: MomentUNet, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Stage 1: mean of (e1 - eps)^2. x_t, eps (B, C, H, W), t (B,) network times -> scalar."""
-    return (model.first_moment(x_t, t).float() - eps).square().mean()
+def noise_loss(model: Any, batch: Noised, dtype: torch.dtype) -> Tensor:
+    """Stage 1: mean of (e1 - eps)^2, a scalar. dtype: of the network's arithmetic, of which float32 is plain."""
+    with _autocast(batch, dtype):
+        return (model.first_moment(batch.x_t, batch.time).float() - batch.eps).square().mean()
 
 
 def moment_loss(target: str) -> Loss:
     """Stage 2: mean of (e2 - y^2)^2 + (e3 - y^3)^2, without the second where e3 has no head; only heads learn.
 
-    y = eps ("raw") or eps - e1 ("central"). Normalised heads learn y = (eps - e1)/alpha_t in their own units, where e1
-    belongs to E[x_0|x_t] clipped to [-1, 1], as solvers clip it: y = (m - x_0)/sigma_t. Unclipped, the error of e1 is
-    multiplied by sigma/alpha, up to 157, and its sixth power drowns everything else.
+    y = eps ("raw"), eps - e1 ("central"), or for normalised heads that in the units of `gms_fast.models.normalised`.
     """
 
-    def loss(model: MomentUNet, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        with torch.no_grad():
-            h, emb = model.features(x_t, t)
-            e1: Tensor = model.out(h)[:, : eps.shape[1]].float()
-            y = eps if target == "raw" else _deviation(x_t, eps, e1, model.alpha(t)) if model.normalised else eps - e1
-        second, third = model.heads(h, emb)
-        loss = (second.float() - y**2).square().mean()
-        return loss if third is None else loss + (third.float() - y**3).square().mean()
+    def loss(model: Any, batch: Noised, dtype: torch.dtype) -> Tensor:
+        with torch.no_grad(), _autocast(batch, dtype):
+            output, seen = model.observed(batch.x_t, batch.time, **batch.condition)
+        y = batch.eps if target == "raw" else _deviation(model, batch, output.float())
+        second, third = model.heads(*(tensor.float() for tensor in seen))
+        found = (second - y**2).square().mean()
+        return found if third is None else found + (third - y**3).square().mean()
 
     return loss
 
 
-def _deviation(x_t: Tensor, eps: Tensor, e1: Tensor, alpha: Tensor) -> Tensor:
-    sigma = (1 - alpha**2).sqrt()
-    m, x_0 = ((x_t - sigma * e) / alpha for e in (e1, eps))
-    return (m.clamp(-1, 1) - x_0) / sigma
+def _deviation(model: Any, batch: Noised, output: Tensor) -> Tensor:
+    x_t, alpha, sigma = batch.x_t, batch.alpha, batch.sigma
+    if not model.normalised:
+        return batch.eps - prediction.to_noise(model.prediction, output, x_t, alpha, sigma)
+    m = prediction.to_data(model.prediction, output, x_t, alpha, sigma)
+    m = m if model.clip is None else m.clamp(*model.clip)
+    return deviation(m, batch.x_0, alpha, sigma, model.data_std)
+
+
+def _autocast(batch: Noised, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(batch.x_t.device.type, dtype, enabled=dtype != torch.float32)

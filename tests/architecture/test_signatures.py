@@ -17,7 +17,10 @@ PACKAGE = Path(gms_fast.__file__).parent
 ANY_KEYWORDS = {
     "gms_fast.io.load",
     "gms_fast.models.wrap.wrap",
+    "gms_fast.guidance.ClassifierFree.first_outputs",
     "gms_fast.guidance.ClassifierFree.outputs",
+    "gms_fast.models.moment_heads.MomentHeads.first_moment",
+    "gms_fast.models.moment_heads.MomentHeads.observed",
 }  # typed; and those of a network that is not ours
 
 

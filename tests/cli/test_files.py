@@ -206,7 +206,7 @@ def test_statistics_of_another_batch_size_go_on_from_the_same_samples(here):
 def test_train_ended_by_a_signal_loses_no_step(here, capsys, monkeypatch):
     from gms_fast.training import loop
 
-    step, taken = loop._step, []
+    step, taken = loop._Step.__call__, []
 
     def signalled(*args):
         taken.append(1)
@@ -214,7 +214,7 @@ def test_train_ended_by_a_signal_loses_no_step(here, capsys, monkeypatch):
             os.kill(os.getpid(), kills.signal.SIGTERM)
         return step(*args)
 
-    monkeypatch.setattr(loop, "_step", signalled)
+    monkeypatch.setattr(loop._Step, "__call__", signalled)
     command = kills.COMMANDS["train"].arguments
     assert main([*command]) == 143
     assert capsys.readouterr().err == "gms-fast: terminated; the same command with --resume goes on from there\n"

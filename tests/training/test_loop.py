@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gms_fast.models.unet import MomentUNet
 from gms_fast.schedules import VPCosine
 from gms_fast.storage import checkpoint
 from gms_fast.training import Settings, loop, losses, train_moment_heads, train_noise_network
+from gms_fast.training.noising import Noised, seed_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,15 +53,15 @@ def assert_identical(got, want):
 
 def train_until(step, monkeypatch, train, *args, **options):
     """Run `train` until it is interrupted before the given step."""
-    original = loop._step
+    original = loop._Step.__call__
 
-    def interrupted(model, images, loss_fn, state, run):
+    def interrupted(self, state, signals):
         if state.step == step:
             raise KeyboardInterrupt
-        return original(model, images, loss_fn, state, run)
+        return original(self, state, signals)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", interrupted)
+        patch.setattr(loop._Step, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(*args, **options)
 
@@ -99,11 +101,13 @@ def test_normalised_heads_learn_deviations_from_the_clipped_mean():
         alpha, sigma = (f(t).float() for f in (schedule.alpha, schedule.sigma))
         eps, m = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([0.1, 0.9, -1.0])
         x_t = alpha * x_0 + sigma * eps
+        batch = Noised(x_0, eps, alpha, sigma, x_t, torch.tensor([t]), {})
+        deviation = partial(losses._deviation, tiny(moments="central", normalised=True), batch)
         e1 = (x_t - alpha * m) / sigma
-        torch.testing.assert_close(losses._deviation(x_t, eps, e1, alpha), (m - x_0) / sigma, rtol=rtol, atol=1e-3)
+        torch.testing.assert_close(deviation(e1), (m - x_0) / sigma, rtol=rtol, atol=1e-3)
         wild = (x_t - alpha * torch.tensor([7.0, -3.0, 1.5])) / sigma
         clipped = (torch.tensor([1.0, -1.0, 1.0]) - x_0) / sigma
-        torch.testing.assert_close(losses._deviation(x_t, eps, wild, alpha), clipped, rtol=rtol, atol=1e-3)
+        torch.testing.assert_close(deviation(wild), clipped, rtol=rtol, atol=1e-3)
 
 
 def test_normalised_heads_learn_the_mean_square_deviation(tmp_path):
@@ -128,7 +132,7 @@ def test_normalised_heads_learn_central_moments_only(tmp_path, digits):
 
 def test_every_seed_and_step_draws_its_own(tmp_path, digits):
     """torch's CPU generator takes 32 bits of a seed, so (seed << 32) + step would forget the seed."""
-    assert len({loop._seed_of(seed, step) for seed in range(40) for step in range(50)}) == 2000
+    assert len({seed_of(seed, step) for seed in range(40) for step in range(50)}) == 2000
     one, two = (
         train_noise_network(tiny(), digits, steps=2, out=tmp_path / str(seed), seed=seed, **QUIET) for seed in (0, 1)
     )
@@ -165,8 +169,9 @@ def test_second_moment_is_learned_alone(tmp_path, digits):
     model = tiny(head=("simple", None))
     before, loss, moments = weights(model), losses.moment_loss("raw"), tiny(head="simple")
     x, t, eps = torch.randn(4, 1, 8, 8), torch.full((4,), 300.0), torch.randn(4, 1, 8, 8)
-    both, third = loss(moments, x, t, eps), (eps**3).square().mean()  # heads start at 0
-    torch.testing.assert_close(loss(model, x, t, eps), both - third, rtol=1e-5, atol=0)
+    batch = Noised(x, eps, torch.ones(4, 1, 1, 1), torch.ones(4, 1, 1, 1), x, t, {})
+    both, third = loss(moments, batch, torch.float32), (eps**3).square().mean()  # heads start at 0
+    torch.testing.assert_close(loss(model, batch, torch.float32), both - third, rtol=1e-5, atol=0)
     train_moment_heads(model, digits, steps=3, out=tmp_path, **QUIET)
     changed = {n for n, w in model.state_dict().items() if not torch.equal(w, before[n])}
     assert {n.partition(".")[0] for n in changed} == {"out2"}
@@ -244,7 +249,7 @@ def test_run_killed_while_writing_a_checkpoint_goes_on_from_the_one_before(tmp_p
 
 def test_finished_run_is_loaded_without_further_steps(tmp_path, digits, monkeypatch):
     first = weights(train_noise_network(tiny(), digits, steps=3, out=tmp_path, **QUIET))
-    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a finished run took another step"))
+    monkeypatch.setattr(loop._Step, "__call__", lambda *_: pytest.fail("a finished run took another step"))
     assert_identical(weights(train_noise_network(tiny(), digits, steps=3, out=tmp_path, **QUIET)), first)
 
 
@@ -327,13 +332,13 @@ def test_unsuitable_data_is_refused(tmp_path, images, message):
 
 
 def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, digits, monkeypatch):
-    original = loop._step
+    original = loop._Step.__call__
 
-    def broken(model, images, loss_fn, state, run):
-        loss = original(model, images, loss_fn, state, run)
-        return loss if state.step < 6 else float("nan")
+    def broken(self, state, signals):
+        loss, stop = original(self, state, signals)
+        return loss if state.step < 6 else float("nan"), stop
 
-    monkeypatch.setattr(loop, "_step", broken)
+    monkeypatch.setattr(loop._Step, "__call__", broken)
     with pytest.raises(FloatingPointError, match="loss is nan at step 6"):
         train_noise_network(tiny(), digits, steps=12, out=tmp_path, **QUIET)
     assert checkpoint.read(tmp_path / "checkpoint.pt")["step"] == 4
@@ -350,7 +355,7 @@ def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, digits, mo
         ({"lr": 0.0}, r"lr must be positive: got 0\.0"),
         ({"lr": float("nan")}, "lr must be positive: got nan"),
         ({"decay": "step"}, 'decay must be "cosine", "linear" or "constant": got \'step\''),
-        ({"precision": "float16"}, 'precision must be "float32" or "bfloat16": got \'float16\''),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, float16: got 'half'"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\): got 1\.0"),
         ({"ema": -0.1}, r"ema must lie in \[0, 1\): got -0\.1"),
     ],

@@ -20,6 +20,11 @@ def names() -> list[str]:
     return list(_KINDS)
 
 
+def known(bare: object) -> bool:
+    """Tell a network of one of these kinds."""
+    return any(host.recognises(bare) for host in _KINDS.values())
+
+
 def of_kind(kind: str | None, bare: object) -> ModuleType:
     """The file of a kind, or of the kind that a network is of. Raises ValueError for neither."""
     if kind in _KINDS:

@@ -37,6 +37,7 @@ class Host:
     clip          (lo, hi) of the data, None for latents, or UNSAID
     learned       whether outputs of 2C channels hold a learned variance, None if unknown
     needed        keywords without which the network is not to be called
+    features      the module before its output, by name in `bare`: what moment heads read is its input; None if unknown
     call          network, x, t, **conditions -> output
     dtype         bare -> the dtype in which x is to be given
     """
@@ -49,6 +50,7 @@ class Host:
     clip: tuple[float, float] | str | None = UNSAID
     learned: bool | None = None
     needed: Sequence[str] = ()
+    features: str | None = None
     call: Callable[..., Tensor | NoiseMoments] = called
     dtype: Callable[[Any], torch.dtype | None] = dtype_of_weights
 
@@ -69,6 +71,11 @@ def range_of(channels: int | None) -> str | None:
 def has(network: object, *names: str) -> bool:
     """Tell a network with all these attributes: files of networks often carry classes without their modules."""
     return all(hasattr(network, name) for name in names)
+
+
+def first_of(network: object, *names: str) -> str | None:
+    """The first of these names that is a module's."""
+    return next((name for name in names if isinstance(getattr(network, name, None), torch.nn.Module)), None)
 
 
 def root_modules(network: object) -> set[str]:

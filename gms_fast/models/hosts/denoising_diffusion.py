@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from gms_fast.assumptions import PICTURES, unwrapped
-from gms_fast.models.hosts.base import Host, called, has, root_modules, square
+from gms_fast.models.hosts.base import Host, called, first_of, has, root_modules, square
 from gms_fast.schedules import VP, Schedule
 
 _FORMS = {"pred_noise": "noise", "pred_x0": "x0", "pred_v": "v"}
@@ -60,7 +60,7 @@ def _of_network(network: Any, bare: Any, **known: Any) -> Host:
         known |= {"needed": ("classes",), "call": _kept}
     elif getattr(bare, "needs_class_labels", False):
         known |= {"needed": ("class_labels",)}
-    return Host(network=network, bare=bare, **known)
+    return Host(network=network, bare=bare, features=first_of(bare, "final_conv"), **known)
 
 
 def _kept(network: Any, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:

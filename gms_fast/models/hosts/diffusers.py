@@ -2,16 +2,20 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from gms_fast.assumptions import UNSAID, unwrapped
-from gms_fast.models.hosts.base import Host, range_of, root_modules, square
+from gms_fast.models.hosts.base import Host, first_of, range_of, root_modules, square
 from gms_fast.schedules import Flow, Schedule
 from gms_fast.schedules.hosts import training_of
+from gms_fast.storage.reading import read_json, refusing
 
 _NETWORKS = ("unet", "transformer")  # what pipelines call theirs
+_LAST = ("conv_norm_out", "conv_out", "proj_out_2", "proj_out", "out_block")  # before the output, by kind of network
+_SCHEDULER, _CONFIG, _SCHEDULER_CONFIG = "scheduler", "config.json", "scheduler_config.json"
 _CODERS = ("vae", "vqvae", "movq")
 _LEARNED = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel")
 _NEEDED = {  # what a network is made with, and the keyword that it then wants
@@ -47,6 +51,50 @@ _REVERSED = (
 )
 
 
+def is_folder(path: Path) -> bool:
+    """Tell a folder that diffusers wrote: of a network, or of a network and its scheduler."""
+    return path.is_dir() and (_part(path) is not None or _class_name(path / _CONFIG) is not None)
+
+
+def load(folder: Path) -> Any:
+    """The network of a folder of diffusers, or (network, scheduler) where both are there; its other parts stay unread.
+
+    Raises ImportError without diffusers, ValueError for a folder whose classes it does not know.
+    """
+    part = _part(folder)
+    network = _made(
+        folder if part is None else folder / part, _CONFIG, use_safetensors=True, low_cpu_mem_usage=False
+    ).eval()
+    return network if part is None else (network, _made(folder / _SCHEDULER, _SCHEDULER_CONFIG))
+
+
+def _part(folder: Path) -> str | None:
+    """The subfolder of the network in that of a pipeline."""
+    there = (folder / _SCHEDULER).is_dir()
+    return next((name for name in _NETWORKS if there and (folder / name).is_dir()), None)
+
+
+def _class_name(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    with refusing(f"{file} does not describe a part of a pipeline", file):
+        said = read_json(file)
+    name = said.get("_class_name") if isinstance(said, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _made(folder: Path, config: str, **options: Any) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(f'{folder} is of diffusers: pip install "gms-fast[diffusers]"') from error
+    name = _class_name(folder / config)
+    kind = getattr(diffusers, str(name), None)
+    if not isinstance(kind, type):
+        raise ValueError(f"{folder / config} must name a class of diffusers {diffusers.__version__}: got {name!r}")
+    return kind.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[attr-defined]
+
+
 def recognises(bare: object) -> bool:
     if isinstance(bare, tuple):
         return len(bare) == 2 and hasattr(bare[1], "set_timesteps")
@@ -78,6 +126,7 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
         clip=_clip(whole, scheduler, channels),
         learned=name in _LEARNED or _said(scheduler, "variance_type") == "learned_range" or None,
         needed=_needed(bare),
+        features=first_of(bare, *_LAST),
         call=_call_of(bare, schedule),
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gms_fast.models.hosts.base import Host, has, range_of, square
+from gms_fast.models.hosts.base import Host, first_of, has, range_of, square
 from gms_fast.models.hosts.gaussian_diffusion import network_of, told
 from gms_fast.schedules import Schedule
 
@@ -26,4 +26,5 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
         clip=range_of(channels),
         learned=learned,
         needed=("y",),
+        features=first_of(bare, "final_layer"),
     )

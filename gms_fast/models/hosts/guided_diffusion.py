@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gms_fast.models.hosts.base import Host, dtype_of_weights, has, range_of, square
+from gms_fast.models.hosts.base import Host, dtype_of_weights, first_of, has, range_of, square
 from gms_fast.models.hosts.gaussian_diffusion import network_of, told
 from gms_fast.schedules import Schedule
 
@@ -27,5 +27,6 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
         clip=range_of(channels),
         learned=learned,
         needed=("low_res", *labels) if enlarges else labels,
+        features=first_of(bare, "out"),
         dtype=lambda bare: dtype_of_weights(getattr(bare, "out", bare)),  # its torso may be float16, its ends are not
     )

@@ -1,0 +1,123 @@
+"""`gms-fast train-heads`: heads for the higher moments of the noise, on a network that somebody else trained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gms_fast.cli import options
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gms_fast.models import MomentHeads
+
+SUMMARY = "Train moment heads on a frozen network of diffusers or a released file."
+MODEL = "model"
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `gms-fast train-heads`."""
+    add = parser.add_argument
+    add("--network", required=True, help="folder of a network or pipeline of diffusers, or a released file")
+    add("--data", required=True, help="mnist5k, digits, a .npy or .npz file or a folder of images")
+    add("--labels", help="classes of the images, for a network that asks for them: mnist5k, digits or a .npy file")
+    add("--out", type=Path, required=True, help="folder for the run; the heads go to its subfolder model")
+    add("--steps", type=options.positive, default=4000, help="optimiser steps (default: 4000)")
+    add("--features", help="module whose input the heads read (default: known for networks of diffusers)")
+    add("--schedule", help="of a network without a scheduler: linear, cosine, vp, edm, flow, ...")
+    add("--prediction", help="of such a network: noise, x0, v, flow or edm")
+    add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
+    add("--data-std", type=float, default=1.0, help="about the data's standard deviation (default: 1)")
+    add("--batch-size", type=options.positive, default=64, help="images per step, of all ranks (default: 64)")
+    add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
+    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help="of the rate (default: cosine)")
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
+    add("--flips", action="store_true", help="mirror images at random (wrong for digits)")
+    add("--mixed-precision", choices=tuple(PRECISIONS), default="no", help="of the network (default: no)")
+    add("--seed", type=options.seed, default=0, help="determines everything random (default: 0)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, with torchrun that of the rank)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue the run in --out")
+    again.add_argument("--force", action="store_true", help="delete the run in --out and start anew")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train the heads and save them. Everything that can be refused is refused before the first step.
+
+    Under torchrun the ranks share the rows of each batch.
+    """
+    from gms_fast import data
+    from gms_fast.storage import atomic
+    from gms_fast.storage.locks import locked_folder
+    from gms_fast.training import Settings, train_moment_heads
+    from gms_fast.training.ranks import gathered
+
+    fields = ("batch_size", "lr", "decay", "ema", "flips", "seed")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in fields}
+    settings["precision"] = PRECISIONS[args.mixed_precision]
+    Settings(steps=args.steps, **settings)
+    device = options.device(args.device)
+    images = data.load(args.data)
+    labels = _labels(args, len(images))
+    model = _model(args, device, labels)
+    with gathered(device) as ranks:
+        ranks.by_first(lambda: options.check_folder(args.out, again=args.resume or args.force))
+        with ranks.alone(lambda: locked_folder(args.out)):
+            if args.force and ranks.first:
+                with locked_folder(args.out / "heads"):
+                    atomic.clear(args.out, _files())
+            args.left = options.LEFT
+            given = images if labels is None else (images, labels)
+            settings["progress"] = sys.stderr.isatty()
+            train_moment_heads(model, given, steps=args.steps, out=args.out / "heads", **settings)
+            ranks.by_first(lambda: model.save_pretrained(args.out / MODEL))
+    if ranks.first:
+        print(f"saved {args.out / MODEL}; draw from it with: gms-fast sample --model {args.out / MODEL}")
+    return 0
+
+
+def _model(args: argparse.Namespace, device: torch.device, labels: Tensor | None) -> MomentHeads:
+    import torch
+
+    from gms_fast import io
+    from gms_fast.models import MomentHeads, MomentUNet
+
+    network = io.network(args.network, schedule=args.schedule, prediction=args.prediction).to(device)
+    if isinstance(network, MomentHeads):
+        raise ValueError(f"--network must be a network without heads: {args.network} has them")
+    needed: tuple[str, ...] = tuple(getattr(getattr(network, "host", None), "needed", ()))
+    if len(needed) != (0 if labels is None else 1):
+        asks = ", ".join(needed) or "no condition"
+        raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")
+    torch.manual_seed(args.seed)
+    return MomentHeads(
+        network,
+        args.features or ("out" if isinstance(network, MomentUNet) else None),
+        head=args.head,
+        data_std=args.data_std,
+        condition=None if labels is None else dict.fromkeys(needed, labels[:1].to(device)),
+    )
+
+
+def _labels(args: argparse.Namespace, n: int) -> Tensor | None:
+    from gms_fast import data
+
+    if args.labels is None:
+        return None
+    labels = data.load_labels(args.labels)
+    if len(labels) != n:
+        raise ValueError(f"--labels must be one for each of {n} images: got {len(labels)}")
+    return labels
+
+
+def _files() -> list[str]:
+    """The files of a run, relative to its folder."""
+    from gms_fast.models.saved_heads import FILE
+    from gms_fast.training.state import CHECKPOINT, CURVE
+
+    return [f"heads/{CHECKPOINT}", f"heads/{CURVE}", f"{MODEL}/{FILE}"]

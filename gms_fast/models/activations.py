@@ -1,0 +1,139 @@
+"""Activations inside a network: which module's input they are, how they lie, and a watch for them."""
+
+import difflib
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+def module_of(network: object, name: object) -> nn.Module:
+    """The module of that name. Raises TypeError or ValueError naming `features`, with the nearest names there are."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be a torch.nn.Module with modules inside: got {type(network).__name__}")
+    names = [known for known, _ in network.named_modules() if known]
+    if name in names:
+        return network.get_submodule(str(name))
+    near = difflib.get_close_matches(str(name), names, 5, 0.4) or names[-5:]
+    raise ValueError(
+        f"features must be the name of a module of {type(network).__name__}, the one whose input the heads are to "
+        f"read: got {name!r}; near it are {', '.join(near)}"
+    )
+
+
+_CALLS = threading.RLock()  # of all networks: a lock of each could not be copied with it
+
+
+class Watch:
+    """The input of a module during a call of its network."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen: list[Tensor] | None = None
+
+    def put_on(self, module: nn.Module) -> None:
+        """Have the module tell its input from now on, during calls."""
+        module.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def during(self, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+        """The result of a call, and the inputs of the module in it; one thread at a time."""
+        if torch.compiler.is_compiling():
+            return self._during(call)
+        with _CALLS:
+            return self._during(call)
+
+    def _during(self, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+        seen: list[Tensor] = []
+        self.seen = seen
+        try:
+            return call(), seen
+        finally:
+            self.seen = None
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.seen is not None:
+            self.seen += [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:1]
+
+    def one(self, seen: list[Tensor]) -> Tensor:
+        """The only tensor among those seen. Raises ValueError for none and for several."""
+        if len(seen) != 1:
+            raise ValueError(
+                f"features must be a module that a call of the network calls once, with a tensor: {self.name!r} was "
+                f"called {len(seen)} times (a network tells nothing if it was compiled first: put heads on it before)"
+            )
+        return seen[0]
+
+
+class Layout(NamedTuple):
+    """The way activations of a sample lie beside it.
+
+    kind        "map": (F, *grid), "tokens": (N, F) of a grid in row-major order, "last": (*, F) beside samples (*, C)
+    features    F
+    patch       elements of the sample along each axis for one of the grid
+    of_moments  whether the network gives moments of the noise, of which the first alone is taken
+    """
+
+    kind: str
+    features: int
+    patch: int
+    of_moments: bool = False
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, h: Sequence[int], x: Sequence[int]) -> "Layout":
+        """The layout of activations of shape h in a network for samples of shape x.
+
+        Raises ValueError naming `features` where one does not fit the other.
+        """
+        h, x = tuple(h), tuple(x)
+        last = isinstance(_first_leaf(module), (nn.Linear, nn.LayerNorm))
+        if len(h) == len(x) and last and h[:-1] == x[:-1]:
+            return cls("last" if len(h) > 1 else "map", h[-1], 1)
+        if len(h) == len(x) and not last and (patch := _ratio(h[1:], x[1:])):
+            return cls("map", h[0], patch)
+        axes = len(x) - 1
+        if len(h) == 2 and axes:
+            patch = round((math.prod(x[1:]) / h[0]) ** (1 / axes))
+            if patch and h[0] * patch**axes == math.prod(x[1:]) and not any(side % patch for side in x[1:]):
+                return cls("tokens", h[1], patch)
+        raise ValueError(
+            f"features must be activations (F, *grid) or (tokens, F), samples {x} being a whole multiple of the grid: "
+            f"the input of {name!r} is {h}"
+        )
+
+    def as_map(self, h: Tensor, x: Tensor) -> Tensor:
+        """The activations of a batch x as (B, F, *grid).
+
+        Contiguous: in channels-last torch 2.13 may crash in the backward pass of a group norm on a CPU.
+        """
+        if self.kind != "map":
+            h = h.movedim(-1, 1)
+        if self.kind == "tokens":
+            h = h.reshape(len(h), self.features, *(side // self.patch for side in x.shape[2:]))
+        return h.contiguous()
+
+    def like(self, y: Tensor) -> Tensor:
+        """A map (B, C, *grid) as samples lie."""
+        return y.movedim(1, -1) if self.kind == "last" else y
+
+
+def _first_leaf(module: nn.Module) -> nn.Module:
+    return next(inner for inner in module.modules() if not any(True for _ in inner.children()))
+
+
+def _ratio(grid: Sequence[int], whole: Sequence[int]) -> int | None:
+    """How many times a grid fits into another along every axis; 1 where there is no axis."""
+    ratios = {side // part if part and not side % part else 0 for part, side in zip(grid, whole, strict=True)} or {1}
+    return ratios.pop() if len(ratios) == 1 else None
+
+
+def unpatched(y: Tensor, patch: int) -> Tensor:
+    """(B, C patch^d, *grid) -> (B, C, *(patch grid)), d axes."""
+    if patch == 1:
+        return y
+    axes = y.ndim - 2
+    split = y.reshape(len(y), -1, *[patch] * axes, *y.shape[2:])
+    order = [place for axis in range(axes) for place in (2 + axes + axis, 2 + axis)]
+    return split.permute(0, 1, *order).reshape(len(y), -1, *(patch * side for side in y.shape[2:]))

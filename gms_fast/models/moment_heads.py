@@ -1,0 +1,266 @@
+"""Heads for the second and third moment of the noise on a frozen network of any kind.
+
+The second stage of Guo et al. 2023 (arXiv 2311.00941), section 3.1: two small heads on the activations before the
+network's output learn E[(eps - e1)^k|x_t], and the network stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gms_fast import prediction as predictions
+from gms_fast import schedules
+from gms_fast.assumptions import PICTURES, UNSAID, attribute, missing, unwrapped
+from gms_fast.models import hosts, saved_heads
+from gms_fast.models import normalised as units
+from gms_fast.models.activations import Layout, Watch, module_of
+from gms_fast.models.heads import FORMS, Heads
+from gms_fast.models.hosts.base import dtype_of_weights
+from gms_fast.models.level_table import LevelTable
+from gms_fast.models.wrap import Wrapped, wrap
+from gms_fast.network import Network, device_of
+from gms_fast.schedules import Schedule
+from gms_fast.storage.reading import refusing
+from gms_fast.storage.schema import Choice, Flag, Real, argument
+from gms_fast.types import NoiseMoments, as_range
+
+
+class MomentHeads(nn.Module):
+    """A network with heads for the second and third moment of the noise, in one call of it.
+
+        model = gms_fast.models.MomentHeads(pipeline)
+        gms_fast.training.train_moment_heads(model, images, steps=4000, out="run")
+        x = gms_fast.sample(model, steps=10)
+
+    Call: x (B, *sample_shape), network times t (B,), and the network's conditions as keywords -> `NoiseMoments`: e1 as
+    the network has it, e2 and e3 by the heads, which are new until they are trained or loaded.
+
+    network       what `gms_fast.models.wrap` takes or gives, or any module called (x, t) that `sample` takes. It is in
+                  eval mode, and is never written to; guidance goes around the heads, not inside
+    features      name of the module of the network (without torch's wrappers) whose input the heads read: a map
+                  (B, F, *grid) or tokens (B, N, F) on the sample's grid or one of patches. None: found for kinds that
+                  `wrap` knows, the norm, convolution or projection before the output
+    schedule, prediction, sample_shape  of the network, unless it says them
+    head          "complex": a residual block that knows the noise level; "simple": one convolution
+    moments       what the heads predict, "central" E[(eps - e1)^k] or "raw" E[eps^k]
+    normalised    whether they do so in the units of `gms_fast.models.normalised`, of order one at every level; for
+                  central moments alone, of which it is the default
+    data_std      s of those units: about the data's standard deviation
+    clip          data range that E[x_0|x_t] is clipped to in these units, and in sampling: (lo, hi), None for latents;
+                  else as the network says, and [-1, 1] if it does not
+    condition     conditions of one sample with which to try the network, which is called once here, where it needs any
+    layout        of the activations (`model.layout`), with which the network is not tried
+
+    Under classifier-free guidance, `guidance.ClassifierFree(model, ..)`, moments about e1 are those of the conditional
+    network, as its module says. A network that learned a variance gives e1 alone here; the heads take its place.
+    Raises TypeError or ValueError naming the argument: features that are not there or do not fit the sample, a network
+    in training mode, what neither call nor network says.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        features: str | None = None,
+        *,
+        schedule: Schedule | str | None = None,
+        prediction: str | None = None,
+        sample_shape: Sequence[int] | None = None,
+        head: str = "complex",
+        moments: str = "central",
+        normalised: bool | None = None,
+        data_std: float = 1.0,
+        clip: tuple[float, float] | str | None = UNSAID,
+        condition: Mapping[str, Any] | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = _as_model(network, schedule, prediction)
+        bare = self.bare
+        name = features if features is not None else getattr(getattr(self.network, "host", None), "features", None)
+        if name is None:
+            raise ValueError(
+                f"features must be given: where {type(bare).__name__} has its last activations is not known; take the "
+                "norm, convolution or linear layer before its output"
+            )
+        module = module_of(bare, name)
+        check_eval(bare)
+        self.features, self.head = name, argument("head", head, Choice(FORMS))
+        self.moments = argument("moments", moments, Choice(("central", "raw")))
+        self.normalised = moments == "central" if normalised is None else argument("normalised", normalised, Flag())
+        if self.normalised and moments == "raw":
+            raise ValueError('moments must be "central" for normalised heads: got "raw"')
+        self.data_std = argument("data_std", data_std, Real(1e-6, 1e6))
+        self.schedule, self._form, self.sample_shape = _described(self.network, schedule, prediction, sample_shape)
+        said = attribute(self.network, "clip", PICTURES) if isinstance(clip, str) and clip == UNSAID else clip
+        self.clip = None if said is None else as_range(said)
+        self._watch = Watch(name)
+        self._watch.put_on(module)
+        self.layout = layout or self._tried(module, condition)
+        self.prediction = "noise" if self.layout.of_moments else self._form
+        channels = self.sample_shape[-1 if self.layout.kind == "last" else 0]
+        axes = len(self.sample_shape) - 1
+        self.heads = Heads(self.layout, channels, axes, head, self.data_std, positive=self.normalised)
+        self.heads.to(device_of(bare))
+        self.levels = LevelTable(self.schedule, self.data_std).to(device_of(bare))
+        self.record: dict[str, Any] | None = None  # of the training
+        self.source: dict[str, Any] | None = attribute(self.network, "source")
+        self.origin: str | None = None  # the folder that it was loaded from
+        self.eval()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that is said of the heads, plain values."""
+        return {
+            "features": self.features,
+            "head": self.head,
+            "layout": self.layout._asdict(),
+            "moments": self.moments,
+            "normalised": self.normalised,
+            "data_std": self.data_std,
+            "clip": None if self.clip is None else list(self.clip),
+            "prediction": self._form,
+            "sample_shape": list(self.sample_shape),
+        }
+
+    @property
+    def bare(self) -> Any:
+        """The network itself, without wrappers."""
+        host = getattr(self.network, "host", None)
+        return unwrapped(self.network) if host is None else host.bare
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype in which x is given to the network."""
+        said: torch.dtype | None = attribute(self.network, "dtype")
+        return said or dtype_of_weights(self.bare)
+
+    @property
+    def needed(self) -> Sequence[str]:
+        """Conditions without which the network is not to be called."""
+        return getattr(getattr(self.network, "host", None), "needed", ())
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; all else is frozen."""
+        return {name: weight for name, weight in self.named_parameters() if name.startswith("heads.")}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the heads alone into a folder, `moment_heads.safetensors`, without the network.
+
+        Beside them stand their config, the schedule, a fingerprint of the network's weights, the record of the
+        training, and where the network was loaded from, if `gms_fast.io.network` did that. Raises ValueError for heads
+        that are not finite.
+        """
+        said = {"config": self.config, "schedule": self.schedule.described, "record": self.record}
+        said |= {"network": saved_heads.fingerprint(self.bare), "source": self.source}
+        saved_heads.write(Path(folder), self.heads.state_dict(), said)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, network: Any) -> "MomentHeads":
+        """The heads of a folder on their network, given as for the class; it may be in a narrower dtype than it was.
+
+        Raises FileNotFoundError where there are none, ValueError for a file that is damaged, and for another network or
+        schedule than those of the training.
+        """
+        weights, said = saved_heads.read(folder)
+        config = dict(said["config"])
+        schedule = schedules.stored(said["schedule"]) if isinstance(said["schedule"], dict) else None
+        model = _as_model(network, schedule, config["prediction"])
+        schedule = saved_heads.schedule_of(said["schedule"], attribute(model, "schedule"), folder)
+        made = cls(model, **{**config, "layout": Layout(**config["layout"])}, schedule=schedule)
+        saved_heads.check_network(made.bare, said["network"], Path(folder))
+        with refusing(f"moment heads of {folder} are damaged", folder):
+            made.heads.load_state_dict(weights)
+        made.record, made.source = said["record"], said["source"]
+        return made
+
+    def train(self, mode: bool = True) -> "MomentHeads":
+        """Set the mode of the heads; the network stays in that of use."""
+        self.training = mode
+        self.heads.train(mode)
+        return self
+
+    def observed(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The network's output in its form of prediction, and what `heads` reads: all from one call."""
+        y, seen = self._watch.during(lambda: self.first_moment(x, t, **condition))
+        h = self._watch.one(seen)
+        if len(h) != len(x):
+            raise ValueError(
+                f"features must have a row for each of {len(x)} samples: {self.features!r} got {len(h)}; guidance goes "
+                "around the heads, and a condition has a row for each sample or one for all"
+            )
+        alpha, sigma, _ = self.levels(t, x)
+        return y, (h, x, alpha, sigma)
+
+    def first_moment(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The network's output alone, in its form of prediction, without the work of the heads."""
+        output = self.network(x, t, **condition)
+        return output if isinstance(output, Tensor) else output[0]
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> NoiseMoments:
+        y, seen = self.observed(x, t, **condition)
+        second, third = self.heads(*seen)
+        _, _, alpha, sigma = seen
+        wide = torch.promote_types(y.dtype, torch.float32)
+        e1 = y if self.prediction == "noise" else predictions.to_noise(self.prediction, y.to(wide), x, alpha, sigma)
+        if not self.normalised:
+            return NoiseMoments(e1, second, third)
+        return units.moments(e1, second, third, units.unit(alpha, sigma, self.data_std))
+
+    @torch.no_grad()
+    def _tried(self, module: nn.Module, condition: Mapping[str, Any] | None) -> Layout:
+        """The layout of the activations, by a call with one sample of zeros."""
+        device = device_of(self.bare)
+        x = torch.zeros(1, *self.sample_shape, device=device, dtype=self.dtype)
+        time = self.schedule.network_time(self.schedule.t_max).float().to(x.device).expand(1)
+        network = Network(self.network, condition=dict(condition or {}), guarded=False)
+        try:
+            output, seen = self._watch.during(lambda: network(x, time))
+        except ValueError as error:
+            if condition is None and self.needed:
+                wanted = ", ".join(self.needed)
+                raise ValueError(
+                    f"condition must be given, {wanted} of one sample: the network is tried once"
+                ) from error
+            raise
+        first = output if isinstance(output, Tensor) else output[0]
+        if first.shape != x.shape:
+            raise ValueError(f"network must give a tensor like x, {tuple(x.shape)}: got {tuple(first.shape)}")
+        layout = Layout.of(self.features, module, self._watch.one(seen).shape[1:], self.sample_shape)
+        return layout._replace(of_moments=not isinstance(output, Tensor))
+
+
+def check_eval(network: nn.Module) -> None:
+    """Raise ValueError for a network with a part in training mode, where dropout or the like may act."""
+    name = next((name or type(part).__name__ for name, part in network.named_modules() if part.training), None)
+    if name is not None:
+        raise ValueError(f"network must be in eval mode: {name} is in training mode; call network.eval() first")
+
+
+def _as_model(network: Any, schedule: Schedule | str | None, prediction: str | None) -> Any:
+    """The network as a model called (x, t, **condition)."""
+    bare = unwrapped(network)
+    if not isinstance(bare, Wrapped) and hosts.known(bare):
+        return wrap(network, schedule=schedule, prediction=prediction)
+    if not callable(network):
+        raise TypeError(f"network must be callable as network(x, t): got {type(network).__name__}")
+    return network
+
+
+def _described(
+    network: Any, schedule: Schedule | str | None, prediction: str | None, shape: Sequence[int] | None
+) -> tuple[Schedule, str, tuple[int, ...]]:
+    own = attribute(network, "schedule")
+    schedule = own if schedule is None else schedule
+    if schedule is None:
+        raise ValueError(missing(network, "schedule"))
+    form = prediction or attribute(network, "prediction")
+    if form not in predictions.names():
+        said = "it" if form is None else repr(form)
+        raise ValueError(f"prediction must be given, one of {', '.join(predictions.names())}: got {said}")
+    shape = attribute(network, "sample_shape") if shape is None else shape
+    if shape is None:
+        raise ValueError(missing(network, "sample_shape"))
+    return schedules.build(schedule).asked_like(own if isinstance(own, Schedule) else None), form, tuple(shape)

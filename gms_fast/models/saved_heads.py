@@ -1,0 +1,114 @@
+"""Files of moment heads: the heads alone, and what tells the network they belong to from every other."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gms_fast import schedules
+from gms_fast.schedules import Schedule
+from gms_fast.storage import atomic, fingerprints, schema, tensors
+from gms_fast.storage.reading import metadata, refusing
+from gms_fast.storage.schema import Choice, Either, Fields, Flag, Integer, Listed, Optional, Plain, Real, Text, Want
+
+FILE, FORMAT = "moment_heads.safetensors", "gms_fast moment heads 1"
+_NARROWER = (torch.float32, torch.bfloat16, torch.float16)  # that a network may be loaded in
+_CONFIG = Fields(
+    {
+        "features": Text(),
+        "head": Choice(("simple", "complex")),
+        "layout": Fields(
+            {
+                "kind": Choice(("map", "tokens", "last")),
+                "features": Integer(1, 1 << 20),
+                "patch": Integer(1, 1 << 10),
+                "of_moments": Flag(),
+            }
+        ),
+        "moments": Choice(("central", "raw")),
+        "normalised": Flag(),
+        "data_std": Real(0),
+        "clip": Optional(Listed(Real(), 2, 2)),
+        "prediction": Text(),
+        "sample_shape": Listed(Integer(1, 1 << 20), 4, 1),
+    }
+)
+_SCHEDULE = Either(Fields({"name": Text()}, others=Plain()), Text(4096))
+_SAID: dict[str, Want] = {
+    "config": _CONFIG,
+    "schedule": _SCHEDULE,
+    "network": Fields({}, others=Text()),
+    "record": Optional(Fields({}, others=Plain())),
+    "source": Optional(Fields({"path": Text(4096), "schedule": Optional(_SCHEDULE), "prediction": Optional(Text())})),
+}
+
+
+def fingerprint(network: nn.Module) -> dict[str, str]:
+    """Digits of a network's weights and buffers by dtype: as they are when it is loaded in that one or a narrower."""
+    found = {n: w for n, w in network.state_dict().items() if isinstance(w, Tensor)}
+    own = _narrowest(found)
+    known = _NARROWER if own == torch.float32 else (own,)
+    return {str(dtype): fingerprints.of_named({n: _as(w, dtype) for n, w in found.items()}) for dtype in known}
+
+
+def _narrowest(weights: dict[str, Tensor]) -> torch.dtype:
+    return min((w.dtype for w in weights.values() if w.is_floating_point()), key=lambda d: d.itemsize)
+
+
+def _as(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) if weight.is_floating_point() else weight
+
+
+def check_network(network: nn.Module, known: dict[str, str], where: Path) -> None:
+    """Raise ValueError unless this is the network with these digits, whatever dtype it is loaded in."""
+    ours = fingerprint(network)
+    if not any(known.get(dtype) == digits for dtype, digits in ours.items()):
+        raise ValueError(
+            f"network must be the one that the heads of {where} were trained on: this {type(network).__name__} has "
+            f"other weights ({next(iter(ours.values()))}, wanted {next(iter(known.values()), 'none')})"
+        )
+
+
+def write(folder: Path, weights: dict[str, Tensor], said: dict[str, Any]) -> None:
+    """Write the file of heads into a folder. Raises ValueError for weights that are not finite."""
+    tensors.check_numbers(weights, "heads")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors.write_described(folder / FILE, weights, FORMAT, said)
+
+
+def read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of the heads in a folder, and what is said of them, looked at."""
+    path = atomic.present(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no moment heads at {path}")
+    with refusing(f"moment heads {path}: truncated or no safetensors file", path):
+        weights, found = tensors.load(path)
+    if found.get("format") != FORMAT:
+        raise ValueError(f"moment heads {path}: format is {schema.short(found.get('format'))}, wanted {FORMAT!r}")
+    tensors.check_numbers(weights, f"moment heads {path}")
+    if missing := [name for name in _SAID if name not in found]:
+        raise ValueError(f"moment heads {path}: there is no metadata {', '.join(missing)}")
+    with refusing(f"moment heads {path}", path):
+        said = metadata(found, _SAID)
+    return weights, said
+
+
+def schedule_of(said: object, own: Schedule | None, where: str | Path) -> Schedule:
+    """The schedule of the training. Raises ValueError where the network has another, or one that only it knows."""
+    if isinstance(said, str):
+        if own is None or repr(own) != said:
+            raise ValueError(f"schedule must be that of the training of {where}, {said}: got {own!r}")
+        return own
+    assert isinstance(said, dict)
+    stored = schedules.stored(said)
+    if own is not None and not own.agrees(stored, _some(stored)):
+        raise ValueError(f"schedule must be that of the training of {where}, {stored!r}: the network has {own!r}")
+    return stored
+
+
+def _some(schedule: Schedule) -> list[float]:
+    """A few times of a schedule."""
+    whole = schedule.whole_times
+    times: list[float] = (schedule.grid(7, "uniform") if whole is None else whole[:: max(1, len(whole) // 7)]).tolist()
+    return times

@@ -1,0 +1,47 @@
+"""Settings of a training run: everything it depends on beside the model and the data."""
+
+from dataclasses import dataclass
+
+from gms_fast.training.rates import learning_rate
+
+BATCH_SIZE = 64  # of data that does not come in batches
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Arguments of `train_noise_network` and `train_moment_heads`. batch_size None: as the data comes, else 64."""
+
+    steps: int
+    batch_size: int | None = None
+    lr: float = 2e-4
+    warmup: int = 200
+    decay: str = "cosine"
+    ema: float = 0.999
+    clip_norm: float = 1.0
+    flips: bool = False
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1: got {value}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive: got {self.lr}")
+        if self.decay not in ("cosine", "linear", "constant"):
+            raise ValueError(f'decay must be "cosine", "linear" or "constant": got {self.decay!r}')
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}: got {self.precision!r}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative: got {self.warmup}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive: got {self.clip_norm}")
+        if not 0 <= self.seed < 1 << 31:
+            raise ValueError(f"seed must lie in [0, 2^31): got {self.seed}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1): got {self.ema}")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 0 .. steps-1."""
+        return learning_rate(self.lr, step, self.steps, self.warmup, self.decay)

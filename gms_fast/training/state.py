@@ -1,0 +1,110 @@
+"""State of a training run: weights, their running average, the optimiser and the loss curve, here and in a file."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gms_fast.storage import atomic, checkpoint
+from gms_fast.storage.configuration import check_same
+from gms_fast.storage.schema import Integer, Listed, Real
+from gms_fast.training.rates import averaging
+from gms_fast.training.settings import Settings
+
+CHECKPOINT, CURVE = "checkpoint.pt", "curve.csv"
+
+
+class State:
+    """Weights being trained and all that goes with them."""
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], run: Settings, path: Path, configuration: dict[str, Any]
+    ) -> None:
+        self.run, self.parameters, self.path, self.configuration = run, parameters, path, configuration
+        self.average = {n: p.detach().clone() for n, p in parameters.items()}
+        self.optimiser = torch.optim.Adam(parameters.values(), lr=run.lr)
+        self.step, self.smooth, self.seconds = 0, float("nan"), 0.0
+        self.curve: list[list[float]] = []
+        self._since = time.perf_counter()
+
+    def update(self, loss: Tensor) -> None:
+        """One step down the loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.run.clip_norm)
+        self.optimiser.param_groups[0]["lr"] = self.run.lr_at(self.step)
+        self.optimiser.step()
+        decay = averaging(self.run.ema, self.step)
+        with torch.no_grad():
+            torch._foreach_lerp_([*self.average.values()], [*self.parameters.values()], 1 - decay)
+        self.step += 1
+
+    def record(self, loss: float) -> None:
+        """Keep the loss of a step for the curve. Raises FloatingPointError for one that is not finite."""
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training diverged: loss is {loss} at step {self.step}; start again with a lower lr"
+            )
+        self.smooth = loss if math.isnan(self.smooth) else 0.99 * self.smooth + 0.01 * loss
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        if self.step % 50 == 0 or self.step == self.run.steps:
+            self.curve.append([self.step, round(self.smooth, 6), round(self.seconds, 1)])
+
+    def save(self) -> None:
+        """Write the checkpoint and the curve."""
+        state = {
+            "configuration": self.configuration,
+            "step": self.step,
+            "smooth": self.smooth,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "weights": {n: p.detach() for n, p in self.parameters.items()},
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        checkpoint.write(self.path, state)
+        atomic.write_rows(self.path.with_name(CURVE), [["step", "loss", "seconds"], *self.curve])
+
+    def stored(self, resume: bool) -> dict[str, Any] | None:
+        """What the file holds, if it is there, looked at; `take` goes on from it."""
+        if not self.path.exists():
+            return None
+        folder = self.path.parent
+        if not resume:
+            raise FileExistsError(f"out: {folder} already holds a training run; resume it or choose another folder")
+        state = checkpoint.read(self.path)
+        message = f"{folder} was made with another configuration; choose another folder"
+        check_same(state["configuration"], self.configuration, message)
+        tensors = checkpoint.Like.of(self.parameters)
+        wants = {
+            "step": Integer(0, self.run.steps),
+            "smooth": Real(nan=True),
+            "seconds": Real(0),
+            "curve": Listed(Listed(Real(), 3, 3), self.run.steps + 1),
+            "weights": tensors,
+            "average": tensors,
+        }
+        checkpoint.check(self.path, state, wants, self.optimiser)
+        return state
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from a stored state."""
+        self.step, self.smooth, self.seconds = state["step"], state["smooth"], state["seconds"]
+        self.curve = state["curve"]
+        self._copy(state["weights"], self.parameters)
+        self._copy(state["average"], self.average)
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def load_average(self) -> None:
+        """Give the model the averaged weights."""
+        self._copy(self.average, self.parameters)
+
+    @staticmethod
+    def _copy(source: dict[str, Tensor], target: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in source.items():
+                target[name].copy_(value)
