@@ -13,6 +13,7 @@ gaussian what the mean and covariance of the data bring, at equal network calls:
 ends     multistep solvers on grids that end in a jump of noise levels and on others, with low orders there and without
 ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
 heads    kinds of moment heads and noise schedules, trained by bench.assets.heads into --heads
+strangers  moment heads on networks of diffusers: bench.assets.strangers, then gms-fast train-heads into --heads
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
 """
 
@@ -57,7 +58,11 @@ UNTIL = {
     "exact-mnist5k": (5, "uniform"),
     "exact-digits": (3, "uniform"),
 }
-OTHER = {"heads": {"data": "digits"}, "cosine": {"schedule": "cosine"}}  # group: real data or schedule of its own
+OTHER = {
+    "heads": {"data": "digits"},
+    "strangers": {"data": "digits"},
+    "cosine": {"schedule": "cosine"},
+}  # group: real data or schedule of its own
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
 
@@ -130,6 +135,11 @@ def learned(model: str, calls: Iterable[int]) -> list[Cell]:
     return [c for k in calls for c in at_calls(model, began | best | {f"ggdm:table=STATISTICS/{k}": ["default"]}, [k])]
 
 
+def strangers(model: str) -> list[Cell]:
+    """Solvers of one to three moments, all on the grids of their papers or defaults and at equal calls."""
+    return [*cells(model, ["ddpm", "sn-ddpm", "ddim", BEST], ["0.5", "angle"], (5, 10))]
+
+
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
     """The cells of each group, in the order they are run."""
     trained = sorted(heads.glob("*/model")) if heads else []
@@ -166,6 +176,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *cells("mnist", ENDS[::2], ["uniform", "quadratic"], (10,)),
         ],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
+        "strangers": [cell for folder in trained for cell in strangers(str(folder))],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
 
@@ -187,22 +198,22 @@ def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", help="names as above (default: all but heads)")
+    parser.add_argument("groups", nargs="*", help="names as above (default: all but heads and strangers)")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--heads", type=Path, help="what bench.assets.heads wrote")
+    parser.add_argument("--heads", type=Path, help="what bench.assets.heads or gms-fast train-heads wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
     args = parser.parse_args()
     known = groups(args.heads)
     if unknown := set(args.groups) - set(known):
         raise SystemExit(f"groups must be some of {', '.join(known)}: got {', '.join(sorted(unknown))}")
-    if "heads" in args.groups and not known["heads"]:
-        raise SystemExit("heads: --heads must name a folder that bench.assets.heads wrote")
+    if {"heads", "strangers"} & set(args.groups) and not known["heads"]:
+        raise SystemExit("heads: --heads must name a folder with heads, FOLDER/NAME/model each")
     if args.quick:
         n = {"mixture-1d": 5000, "eight": 500, "exact-digits": 300, "digits": 300}
         run("quick", quick(), args.out / "quick", n, workers=args.workers)
         return
-    for name in args.groups or [g for g in known if g != "heads"]:
+    for name in args.groups or [g for g in known if g not in ("heads", "strangers")]:
         n = {c.model: N.get(c.model, N["digits"]) for c in known[name]}
         run(name, known[name], args.out / name, n, workers=args.workers, **OTHER.get(name, {}))
 

@@ -97,7 +97,7 @@ def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor],
     def draw(n: int, start: int) -> Tensor:
         return gms_fast.sample(
             subject.model, steps, solver=solver, n=n, timesteps=times, sample_offset=start, clip=subject.clip,
-            dtype=subject.dtype,
+            dtype=subject.dtype, condition=subject.condition(n, start),
         )  # fmt: skip
 
     return draw, solver.calls(schedule, solver.times(schedule, wanted))

@@ -25,6 +25,7 @@ import gms_fast
 from gms_fast import interrupts, io
 from gms_fast.data import names as data_names
 from gms_fast.images import save_images
+from gms_fast.models.saved_heads import FILE as HEADS
 from gms_fast.quality import subjects
 from gms_fast.quality.cells import Cell, evaluate
 from gms_fast.quality.cells import check as cells_check
@@ -55,7 +56,7 @@ def inputs(paths: Iterable[str]) -> dict[str, str]:
     named = {*subjects.names(), *io.EMBEDDED, *data_names()}
     found = {}
     for path in sorted(set(paths) - named):
-        files = [Path(path, f) for f in (io.WEIGHTS, io.CONFIG)] if Path(path).is_dir() else [Path(path)]
+        files = [Path(path, f) for f in (io.WEIGHTS, io.CONFIG, HEADS)] if Path(path).is_dir() else [Path(path)]
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
         found[path] = hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
     return found

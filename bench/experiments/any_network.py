@@ -1,0 +1,133 @@
+"""Moment heads on networks that are not ours: `python -m bench.experiments.any_network HEADS ... [--out FILE.json]`.
+
+HEADS are folders that `gms-fast train-heads` wrote (RUN/model), trained on the 8x8 digits. For each, by noise level:
+
+correlation  over the elements, of the mean predicted e2 with the mean squared error of e1, measured on noised digits
+ratio        of their means over all elements
+
+And for a call of the network: the time that heads take beside it, and what a solver pays that does not read them.
+Median of several runs in turn, both sides in one process; one thread.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gms_fast
+from bench.records.record import environment, save
+from gms_fast import data, prediction
+from gms_fast.models import MomentHeads
+
+PERCENTILES, DRAWS, ROWS, RUNS = (10, 25, 50, 75, 90), 32, 256, 25
+
+
+def condition(model: MomentHeads, labels: Tensor) -> dict[str, Tensor]:
+    return dict.fromkeys(model.needed, labels)
+
+
+@torch.no_grad()
+def calibration(model: MomentHeads, images: Tensor, labels: Tensor, percentile: int, draws: int) -> dict[str, float]:
+    """Predicted second moments and measured squared errors at one level: the percentile of the schedule's times."""
+    t = round(model.schedule.t_max * percentile / 100)
+    alpha, sigma = float(model.schedule.alpha(t)), float(model.schedule.sigma(t))
+    generator = torch.Generator().manual_seed(percentile)
+    said, found, count = 0.0, 0.0, 0
+    for _ in range(draws):
+        for x_0, given in zip(images.split(ROWS), labels.split(ROWS), strict=True):
+            eps = torch.randn(x_0.shape, generator=generator)
+            x, time_ = alpha * x_0 + sigma * eps, model.schedule.network_time(t).float().expand(len(x_0))
+            moments = model(x, time_, **condition(model, given))
+            m = prediction.to_data("noise", moments.e1, x, alpha, sigma).clamp(*model.clip or (-torch.inf, torch.inf))
+            error = (m - x_0) * alpha / sigma  # of e1, as solvers have it: with E[x_0|x_t] clipped
+            said, found = said + moments.e2.double().sum(0), found + error.double().square().sum(0)
+            count += len(x_0)
+    correlation = torch.corrcoef(torch.stack([said.flatten(), found.flatten()]))[0, 1]
+    return {
+        "t": t,
+        "sigma/alpha": round(sigma / alpha, 4),
+        "correlation": round(float(correlation), 4),
+        "ratio": round(float(said.mean() / found.mean()), 4),
+    }
+
+
+@torch.no_grad()
+def cost(model: MomentHeads, batch: int, runs: int) -> dict[str, float]:
+    """Time of the heads over that of the network alone, and that of a call in which nobody reads them."""
+    x, t = torch.randn(batch, *model.sample_shape), torch.full((batch,), 500.0)
+    given = condition(model, torch.arange(batch) % 10)
+    calls: dict[str, Callable[[], Any]] = {
+        "network": lambda: model.network(x, t, **given),
+        "heads": lambda: model(x, t, **given),
+        "skipped": lambda: model.first_moment(x, t, **given),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(runs + 3):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i >= 3:
+                taken[name].append(time.perf_counter() - start)
+    middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return {
+        "batch": batch,
+        "heads": round(middle["heads"] / middle["network"] - 1, 3),
+        "skipped": round(middle["skipped"] / middle["network"] - 1, 3),
+        "parameters": round(sum(w.numel() for w in model.heads.parameters()) / _count(model.bare), 3),
+    }
+
+
+def _count(network: torch.nn.Module) -> int:
+    return sum(w.numel() for w in network.parameters())
+
+
+def table(results: dict[str, Any]) -> str:
+    found = results["networks"]
+    lines = ["| network | level, % of times | sigma/alpha | correlation | ratio of means |", "|---|---|---|---|---|"]
+    for name, result in found.items():
+        for percentile, row in zip(PERCENTILES, result["levels"], strict=True):
+            numbers = f"{row['sigma/alpha']:.3g} | {row['correlation']:.3f} | {row['ratio']:.3f}"
+            lines.append(f"| {name} | {percentile} | {numbers} |")
+    lines += ["", "| network | batch | heads / network | skipped / network | parameters |", "|---|---|---|---|---|"]
+    for name, result in found.items():
+        for row in result["cost"]:
+            shares = f"{row['heads']:.1%} | {row['skipped']:.1%} | {row['parameters']:.1%}"
+            lines.append(f"| {name} | {row['batch']} | {shares} |")
+    lines += [
+        "",
+        f"Commit {results['environment']['commit']}, {results['draws']} draws of the noise for each digit and level.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("heads", nargs="+", type=Path)
+    parser.add_argument("--draws", type=int, default=DRAWS, help="of the noise, for each digit and level")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of each call that is timed")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    images, labels = data.load("digits"), data.load_labels("digits")
+    found = {}
+    for folder in args.heads:
+        model = gms_fast.load(folder)
+        levels = [calibration(model, images, labels, p, args.draws) for p in PERCENTILES]
+        found[type(model.bare).__name__] = {
+            "levels": levels,
+            "cost": [cost(model, batch, args.runs) for batch in (16, 64, 256)],
+            "training": model.record,
+        }
+    results = {"environment": environment(), "draws": args.draws, "networks": found}
+    print(table(results))
+    if args.out is not None:
+        save(args.out, results)
+
+
+if __name__ == "__main__":
+    main()
