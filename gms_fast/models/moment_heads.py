@@ -27,6 +27,8 @@ from gms_fast.storage.reading import refusing
 from gms_fast.storage.schema import Choice, Flag, Real, argument
 from gms_fast.types import NoiseMoments, as_range
 
+_SAME = 0.02  # of the largest output: more than kernels that add in any order differ by, in bfloat16 too
+
 
 class MomentHeads(nn.Module):
     """A network with heads for the second and third moment of the noise, in one call of it.
@@ -184,7 +186,8 @@ class MomentHeads(nn.Module):
 
     def observed(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """The network's output in its form of prediction, and what `heads` reads: all from one call."""
-        y, seen = self._watch.during(lambda: self.first_moment(x, t, **condition))
+        given = x if self.prediction == "noise" else x.clone()  # networks may write to it, and `forward` reads it
+        y, seen = self._watch.during(lambda: self.first_moment(given, t, **condition))
         h = self._watch.one(seen)
         if len(h) != len(x):
             raise ValueError(
@@ -196,6 +199,8 @@ class MomentHeads(nn.Module):
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The network's output alone, in its form of prediction, without the work of the heads."""
+        if self.bare.training:
+            check_eval(self.bare)
         output = self.network(x, t, **condition)
         return output if isinstance(output, Tensor) else output[0]
 
@@ -211,13 +216,15 @@ class MomentHeads(nn.Module):
 
     @torch.no_grad()
     def _tried(self, module: nn.Module, condition: Mapping[str, Any] | None) -> Layout:
-        """The layout of the activations, by a call with one sample of zeros."""
+        """The layout of the activations, by calls with one sample of noise, which must agree."""
         device = device_of(self.bare)
-        x = torch.zeros(1, *self.sample_shape, device=device, dtype=self.dtype)
+        noise = torch.randn(1, *self.sample_shape, generator=torch.Generator().manual_seed(0))
+        x = noise.to(device, self.dtype or noise.dtype)
         time = self.schedule.network_time(self.schedule.t_max).float().to(x.device).expand(1)
         network = Network(self.network, condition=dict(condition or {}), guarded=False)
         try:
-            output, seen = self._watch.during(lambda: network(x, time))
+            output, seen = self._watch.during(lambda: network(x.clone(), time))
+            first, again = (y if isinstance(y, Tensor) else y[0] for y in (output, network(x.clone(), time)))
         except ValueError as error:
             if condition is None and self.needed:
                 wanted = ", ".join(self.needed)
@@ -225,9 +232,12 @@ class MomentHeads(nn.Module):
                     f"condition must be given, {wanted} of one sample: the network is tried once"
                 ) from error
             raise
-        first = output if isinstance(output, Tensor) else output[0]
         if first.shape != x.shape:
             raise ValueError(f"network must give a tensor like x, {tuple(x.shape)}: got {tuple(first.shape)}")
+        if (apart := float((first - again).abs().max())) > _SAME * float(first.abs().max()):
+            raise ValueError(
+                f"network must give one answer for one input, without dropout: two calls differ by {apart:g}"
+            )
         layout = Layout.of(self.features, module, self._watch.one(seen).shape[1:], self.sample_shape)
         return layout._replace(of_moments=not isinstance(output, Tensor))
 

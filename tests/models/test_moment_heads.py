@@ -187,9 +187,42 @@ def dropping():
     return network
 
 
+class Dropping(Twice):
+    def forward(self, x, t):
+        return self.last(nn.functional.dropout(x, 0.5))
+
+
+class Writing(Twice):
+    def forward(self, x, t):
+        return self.last(x.mul_(0.5))
+
+
+@torch.no_grad()
+def test_networks_may_write_to_their_input():
+    model = heads(Writing().eval(), prediction="v")
+    x = X.clone()
+    e1 = model(x, T).e1
+    assert torch.equal(x, X)
+    level = model.levels(T, X)
+    torch.testing.assert_close(e1, level.alpha * model.network.last(0.5 * X) + level.sigma * X)
+
+
+def test_networks_set_to_training_later_are_refused():
+    model = heads()
+    model.network.norm.train()
+    assert model(X, T).e1.isfinite().all()
+    model.network.train()
+    with pytest.raises(ValueError, match="network must be in eval mode"):
+        model(X, T)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"network": Dropping().eval()},
+            "network must give one answer for one input, without dropout: two calls differ",
+        ),
         ({"features": "lst"}, "features must be the name of a module of Convolutional.*got 'lst'; near it are last"),
         ({"features": None}, "features must be given: where Convolutional has its last activations is not known"),
         ({"features": "labels"}, "features must be the name of a module"),
