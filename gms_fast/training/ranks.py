@@ -65,7 +65,7 @@ class Ranks:
         From then on the weights are those of the first rank.
         """
         module = _Called(weights)
-        return module if self.count == 1 else DistributedDataParallel(module, broadcast_buffers=False)
+        return module if self.count == 1 else DistributedDataParallel(module)
 
 
 class _Called(nn.Module):
