@@ -18,6 +18,7 @@ ANY_KEYWORDS = {
     "gms_fast.io.load",
     "gms_fast.models.wrap.wrap",
     "gms_fast.guidance.ClassifierFree.outputs",
+    "gms_fast.models.jacobian_variance.JacobianVariance.first_moment",
 }  # typed; and those of a network that is not ours
 
 
