@@ -1,14 +1,15 @@
 """SN-DDPM without moment heads: `python -m bench.experiments.jacobian [--quick] [--out FILE.json]`.
 
 What a call of `models.JacobianVariance` costs, in plain calls of the same network without heads: the embedded models
-and a small UNet2DModel of diffusers, where that is installed; medians of calls in turn, in one thread. "derivative" is
-forward mode, "two backward passes" the same network behind a layer that has none, "difference" distance=0.01.
+and a small UNet2DModel of diffusers, where that is installed; calls in turn, in one thread, of each the fastest, which
+others on the machine disturb least. "derivative" is forward mode, "two backward passes" the same network behind a layer
+that has none, "difference" distance=0.01.
 
 Then what it brings at equal cost: SN-DDPM on the networks without heads, DDPM and DDIM beside it (GMS(fit="gaussian")
-gives the samples of SN-DDPM, bit by bit). A step counts as the median cost over the embedded models at the largest
-batch, rounded up; the last call, which removes what noise is left, reads one moment and counts as one. So N calls are
-(N - 1)/cost steps, rounded down. Exact models are called as if they were networks. Grid "angle". Cells are means over
-three ranges of samples and their standard deviation.
+gives the samples of SN-DDPM, bit by bit). A step costs what a call does on the embedded models at the largest batch, in
+the mean, rounded up to a tenth; the last call, which removes what noise is left, reads one moment and counts as one. So
+N calls are (N - 1)/cost steps, rounded down. Exact models are called as if they were networks. Grid "angle". Cells are
+means over three ranges of samples and their standard deviation.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def host_network() -> Any:
 
 
 def costs(networks: dict[str, tuple[Any, Any]], batches: Sequence[int], runs: int) -> list[dict[str, Any]]:
-    """Rows: a call's time over that of a plain one, each the median of `runs` in turn."""
+    """Rows: a call's time over that of a plain one, each the fastest of `runs` in turn."""
     found = []
     for name, (plain, one_way) in networks.items():
         kinds = {(way, p): JacobianVariance(plain, p, **given) for way, given in WAYS.items() for p in (1, 2)}
@@ -112,7 +113,7 @@ def costs(networks: dict[str, tuple[Any, Any]], batches: Sequence[int], runs: in
 
 @torch.no_grad()
 def timed(calls: dict[Any, Callable[[Tensor, Tensor], Any]], x: Tensor, t: Tensor, runs: int) -> dict[Any, float]:
-    """Median seconds of each, called in turn after a first round that is not counted."""
+    """Least seconds of each, called in turn after a first round that is not counted."""
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     for i in range(runs + 1):
         for name, call in calls.items():
@@ -120,7 +121,7 @@ def timed(calls: dict[Any, Callable[[Tensor, Tensor], Any]], x: Tensor, t: Tenso
             call(x, t)
             if i:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+    return {name: min(each) for name, each in seconds.items()}
 
 
 class Row(NamedTuple):
@@ -157,14 +158,14 @@ def scored(model: str, row: Row, steps: int, n: int, ranges: int) -> dict[str, l
     return found
 
 
-def compared(step_cost: dict[tuple[str, int], int], n: dict[str, int], ranges: int) -> list[dict[str, Any]]:
+def compared(step_cost: dict[tuple[str, int], float], n: dict[str, int], ranges: int) -> list[dict[str, Any]]:
     """Records: a row at a number of calls, with the steps that it has for them."""
     found = []
     for model in n:
         for row in rows(model):
             for calls in CALLS[model]:
                 cost = 1 if row.way is None else step_cost[row.way, row.probes]
-                steps = (calls - 1) // cost
+                steps = int((calls - 1) / cost)
                 if steps:
                     measures = scored(model, row, steps, n[model], ranges)
                     found.append({"model": model, "row": row.label, "calls": calls, "steps": steps, **measures})
@@ -172,14 +173,14 @@ def compared(step_cost: dict[tuple[str, int], int], n: dict[str, int], ranges: i
     return found
 
 
-def step_costs(found: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
+def step_costs(found: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
     """Plain calls that a step counts as: 1 + probes of the difference, of the rest the measured cost, rounded up."""
     largest = max(row["batch"] for row in found)
-    own = [row for row in found if row["batch"] == largest and row["network"] in ("digits", "mnist")]
-    counted = {("difference", p): 1 + p for p in (1, 2)}
+    own = [row for row in found if row["batch"] == largest]
+    counted: dict[tuple[str, int], float] = {("difference", p): 1 + p for p in (1, 2)}
     for p in (1, 2):
         of = [row["cost"] for row in own if row["way"] == "derivative" and row["probes"] == p]
-        counted["derivative", p] = math.ceil(statistics.median(of))
+        counted["derivative", p] = math.ceil(10 * statistics.mean(of)) / 10
     return counted
 
 
@@ -223,10 +224,11 @@ def main() -> None:
     where = environment()
     loaded = {name: gms_fast.load(name).requires_grad_(False) for name in ("digits", "mnist")}
     networks = {name: tuple(kind(m, m.clip) for kind in (Headless, OneWay)) for name, m in loaded.items()}
-    if find_spec("diffusers"):
-        networks["UNet2DModel"] = (host_network(), None)
-    measured = costs(networks, (4,) if args.quick else (16, 100), 1 if args.quick else 7)
+    runs = 1 if args.quick else 5
+    measured = costs(networks, (4,) if args.quick else (16, 100), runs)
     counted = step_costs(measured)
+    if find_spec("diffusers"):
+        measured += costs({"UNet2DModel": (host_network(), None)}, (4,), runs)
     n, ranges = (dict.fromkeys(N, 200), 1) if args.quick else (N, 3)
     records = compared(counted, n, ranges)
     text = report(where, n, ranges, measured, records)

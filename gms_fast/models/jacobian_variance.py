@@ -19,7 +19,7 @@ from gms_fast.types import NoiseMoments
 _PRECISE = ARITHMETIC[:2]
 _WORD = 0xFFFFFFFF
 _FACTOR = 0x45D9F3B  # products with words stay below 2^63
-_PER_SEED, _PER_PROBE = 0x9E3779B9, 0x7F4A7C15
+_PER_SEED, _PER_HIGH_SEED, _PER_PROBE = 0x9E3779B9, 0x85EBCA6B, 0x7F4A7C15
 
 
 class JacobianVariance(torch.nn.Module):
@@ -45,7 +45,8 @@ class JacobianVariance(torch.nn.Module):
 
     With `distance` a call costs 1 + P of the network. The derivative costs more: a call with one probe 4 to 6 plain
     ones on two cores, each further one as much again, in forward mode and in the two backward passes that are taken
-    where a layer has no forward mode (bench/experiments/jacobian.py). Attention is computed without fast kernels then.
+    where a layer has no forward mode (bench/experiments/jacobian.py). Attention is computed without fast kernels then,
+    and `torch.compile` takes only layers that it can trace so, which group norms are not (torch 2.13).
     `first_moment` is one plain call: solvers that read no variance pay nothing.
     Raises ValueError or TypeError naming the argument. Source of the estimator: Hutchinson 1990; Bekas et al. 2007.
     """
@@ -76,7 +77,7 @@ class JacobianVariance(torch.nn.Module):
         if not said.clip_assumed:
             self.clip = said.clip
         self._levels = LevelTable(self.schedule)
-        self._derivative: Derivative | None = None  # found out by the first call
+        self._derivative: Derivative = forward_mode  # until it fails
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> NoiseMoments:
         noise, sigma = self._noise(x, t, condition)
@@ -109,14 +110,15 @@ class JacobianVariance(torch.nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """e1 and J v of each of the probes v."""
         directions = [(v,) for v in signs]
-        known = forward_mode if self._derivative is None and torch.compiler.is_compiling() else self._derivative
-        if known is not None:
-            return known(noise, (x,), directions)
-        try:
-            found, way = forward_mode(noise, (x,), directions), forward_mode
-        except (RuntimeError, NotImplementedError):  # what else is wrong with the network shows again in the other way
-            found, way = double_backward(noise, (x,), directions), double_backward
-        self._derivative = way
+        if torch.compiler.is_compiling():
+            return self._derivative(noise, (x,), directions)
+        if self._derivative is forward_mode:
+            try:
+                return forward_mode(noise, (x,), directions)
+            except (RuntimeError, NotImplementedError):  # what else is wrong shows again in the other way
+                pass
+        found = double_backward(noise, (x,), directions)
+        self._derivative = double_backward
         return found
 
     def _check_precise(self, x: Tensor) -> None:
@@ -128,7 +130,7 @@ class JacobianVariance(torch.nn.Module):
 
 def probe(x: Tensor, t: Tensor, seed: int, k: int) -> Tensor:
     """Signs of probe k at times t (B,), shaped like x (B, *) and in its dtype: a hash, computed where x is."""
-    word = (seed * _PER_SEED + k * _PER_PROBE) & _WORD
+    word = (seed * _PER_SEED + (seed >> 32) * _PER_HIGH_SEED + k * _PER_PROBE) & _WORD
     key = _mixed((t.float().view(torch.int32).long() & _WORD) ^ word)
     element = torch.arange(math.prod(x.shape[1:]), device=x.device)
     bits = (_mixed(element ^ key[:, None]) >> 7) & 1
