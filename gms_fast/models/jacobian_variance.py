@@ -43,10 +43,10 @@ class JacobianVariance(torch.nn.Module):
                 that a batch may be split
     Called with x (B, *) and network times (B,) it returns NoiseMoments(e1, e2, None), central, e2 in float32 at least.
 
-    With `distance` a call costs 1 + P of the network. The derivative costs more: a call with one probe 4 to 6 plain
-    ones on two cores, each further one as much again, in forward mode and in the two backward passes that are taken
-    where a layer has no forward mode (bench/experiments/jacobian.py). Attention is computed without fast kernels then,
-    and `torch.compile` takes only layers that it can trace so, which group norms are not (torch 2.13).
+    With `distance` a call costs 1 + P of the network. The derivative costs more: with one probe 4 to 6 plain calls on
+    a CPU and with each other 2 to 4 more, in forward mode as in the two backward passes that are taken where a layer
+    has none (bench/results/jacobian.md). Attention is computed without fast kernels then, and `torch.compile` takes
+    only layers that it can trace so, which group norms are not (torch 2.13). What it brings: docs/quality.md.
     `first_moment` is one plain call: solvers that read no variance pay nothing.
     Raises ValueError or TypeError naming the argument. Source of the estimator: Hutchinson 1990; Bekas et al. 2007.
     """
