@@ -27,7 +27,7 @@ class Level(Protocol):
 
 
 class LevelTensors(NamedTuple):
-    """A level as tensors (), so that derivatives in time go through them."""
+    """A level as tensors that broadcast, so that derivatives in time go through them."""
 
     alpha_t: Tensor
     sigma_t: Tensor

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from gms_fast import ops
 from gms_fast.assumptions import attribute, describe
-from gms_fast.measure.derivatives import Derivative, Noise, derivative_for, noise_of
+from gms_fast.derivatives import Derivative, derivative_for
 from gms_fast.measure.estimate import Node, diagonal, moments, nodes_of, regress, residuals, slope
+from gms_fast.measure.noise import Noise, noise_of
 from gms_fast.measure.work import Work
 from gms_fast.network import device_of
 from gms_fast.schedules import Schedule
@@ -147,16 +147,15 @@ class _Run:
     def fill(self, work: Work, bar: tqdm) -> None:
         """Measure what `work` lacks: l at every node, and from all of it the moments."""
         nodes = range(len(self.nodes))
-        with sdpa_kernel(SDPBackend.MATH):  # the one kind of attention that can be derived in every way
-            derivative = derivative_for(self.noise, self._noised(0, 0, NOISE_1)[:1], self.nodes[0].t)
-            for j in nodes[len(work.rows["l"]) :]:
-                work.add("l", self.linear(derivative, j))
-                bar.update()
-            l = torch.stack(work.rows["l"])
-            l_slope = slope(l, self.lam, self.window)
-            for j in nodes[len(work.rows["moments"]) :]:
-                work.add("moments", self.moments(derivative, j, l[j], l_slope[j]))
-                bar.update()
+        derivative = derivative_for(self.noise, (self._noised(0, 0, NOISE_1)[:1], self.nodes[0].t))
+        for j in nodes[len(work.rows["l"]) :]:
+            work.add("l", self.linear(derivative, j))
+            bar.update()
+        l = torch.stack(work.rows["l"])
+        l_slope = slope(l, self.lam, self.window)
+        for j in nodes[len(work.rows["moments"]) :]:
+            work.add("moments", self.moments(derivative, j, l[j], l_slope[j]))
+            bar.update()
 
     def linear(self, derivative: Derivative, j: int) -> Tensor:
         """l at node j, (*sample)."""

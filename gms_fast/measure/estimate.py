@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gms_fast.measure.derivatives import Derivative, Noise
+from gms_fast.derivatives import Derivative
+from gms_fast.measure.noise import Noise
 from gms_fast.schedules import Schedule
 from gms_fast.tables.wide import wide
 
@@ -41,7 +42,8 @@ def nodes_of(schedule: Schedule, t: Tensor, lam: Tensor) -> list[Node]:
 
 def diagonal(noise: Noise, derivative: Derivative, node: Node, x: Tensor, v: Tensor) -> Tensor:
     """sigma (J v) v of every sample, (B, *) float64: without bias sigma times the diagonal of J."""
-    return float(node.sigma) * wide(derivative(noise, x, node.t, v, torch.zeros_like(node.t)) * v)
+    _, (along,) = derivative(noise, (x, node.t), [(v, torch.zeros_like(node.t))])
+    return float(node.sigma) * wide(along * v)
 
 
 def residuals(
@@ -51,8 +53,8 @@ def residuals(
     alpha, sigma, drift, r = map(float, (node.alpha, node.sigma, node.drift, (-node.lam).exp()))
     with torch.no_grad():
         eps = noise(x, node.t)
-    change = wide(derivative(noise, x, node.t, drift * x - sigma * eps, node.dt))
-    eps, y = wide(eps), wide(x) / alpha
+    _, (change,) = derivative(noise, (x, node.t), [(drift * x - sigma * eps, node.dt)])
+    eps, change, y = wide(eps), wide(change), wide(x) / alpha
     f = r * eps - l * y
     return f, r * ((l - 1) * eps + change) - l_slope * y, (r * eps) ** 2 + (l * y) ** 2
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gms_fast import ops
 from gms_fast.assumptions import describe
-from gms_fast.measure.derivatives import noise_of
 from gms_fast.measure.empirical import check_data
+from gms_fast.measure.noise import noise_of
 from gms_fast.schedules import Schedule
 from gms_fast.tables.gaussian import Gaussian
 from gms_fast.tables.wide import wide

@@ -2,6 +2,7 @@
 
 from gms_fast.models.analytic import GaussianMixture1D as GaussianMixture1D
 from gms_fast.models.analytic import PointCloud as PointCloud
+from gms_fast.models.jacobian_variance import JacobianVariance as JacobianVariance
 from gms_fast.models.moment_heads import MomentHeads as MomentHeads
 from gms_fast.models.unet import MomentUNet as MomentUNet
 from gms_fast.models.wrap import wrap as wrap

@@ -56,7 +56,7 @@ DOWNWARDS = (  # a room may import those of its own line and of the lines below
     ("models", "io", "guidance", "clipping"),
     ("network",),
     ("assumptions",),
-    ("estimate", "prediction"),
+    ("estimate", "prediction", "derivatives"),
     ("ops", "kernels", "_C", "finite"),
     ("steps",),
     ("schedules",),

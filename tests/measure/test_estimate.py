@@ -7,8 +7,9 @@ import torch
 from published_statistics import SCHEDULES, VECTORS, Mixture, draw, normal, tensors
 from toys import Model
 
-from gms_fast.measure.derivatives import double_backward, forward_mode, noise_of
+from gms_fast.derivatives import double_backward, forward_mode
 from gms_fast.measure.estimate import diagonal, moments, nodes_of, regress, residuals, slope
+from gms_fast.measure.noise import noise_of
 from gms_fast.schedules import VPContinuous
 from gms_fast.statistics import empirical_model
 

@@ -1,0 +1,26 @@
+"""A network's noise as a function of state and time, to be derived in both."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gms_fast import network, prediction
+from gms_fast.estimate import estimate
+from gms_fast.schedules import Schedule
+from gms_fast.tables.wide import beside
+from gms_fast.types import NoiseMoments
+
+Noise = Callable[[Tensor, Tensor], Tensor]
+
+
+def noise_of(model: Callable[..., Tensor | NoiseMoments], schedule: Schedule, form: str) -> Noise:
+    """eps(x, t): E[eps|x_t] by the model, x (B, *), t () a time of the schedule in float64; x's dtype."""
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        output = network.call(model, x, schedule.network_time(t).to(wide).to(x.device).expand(len(x)))
+        level = prediction.LevelTensors(*(beside(f(t), x) for f in (schedule.alpha, schedule.sigma)))
+        return estimate(output, x, prediction.Meaning(form, level)).moments.e1.to(x.dtype)
+
+    return noise
