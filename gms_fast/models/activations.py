@@ -103,20 +103,15 @@ class Layout(NamedTuple):
             f"the input of {name!r} is {h}"
         )
 
-    def as_map(self, h: Tensor, x: Tensor) -> Tensor:
-        """The activations of a batch x as (B, F, *grid).
-
-        Contiguous: in channels-last torch 2.13 may crash in the backward pass of a group norm on a CPU.
-        """
-        if self.kind != "map":
-            h = h.movedim(-1, 1)
+    def parts(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors like samples x, of both on the grid: y (B, 2C patch^d, *grid), or the like with channels last."""
+        if self.kind == "last":
+            first, second = y.chunk(2, dim=-1)
+            return first, second
         if self.kind == "tokens":
-            h = h.reshape(len(h), self.features, *(side // self.patch for side in x.shape[2:]))
-        return h.contiguous()
-
-    def like(self, y: Tensor) -> Tensor:
-        """A map (B, C, *grid) as samples lie."""
-        return y.movedim(1, -1) if self.kind == "last" else y
+            y = y.transpose(1, 2).reshape(len(y), -1, *(side // self.patch for side in x.shape[2:]))
+        first, second = unpatched(y, self.patch).chunk(2, dim=1)
+        return first, second
 
 
 def _first_leaf(module: nn.Module) -> nn.Module:

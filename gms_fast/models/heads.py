@@ -5,71 +5,115 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gms_fast.models.activations import Layout, unpatched
-from gms_fast.models.unet import ModulatedNorm, timestep_embedding, zeroed
+from gms_fast.models.activations import Layout
+from gms_fast.models.unet import ModulatedNorm, zeroed
 
 FORMS = ("simple", "complex")
 _GROUPS, _EMBEDDED = 8, 64
-_WIDEST = {1: 128, 3: 64}  # channels of a trunk by the size of its convolutions
-_PERIODS = 1000.0  # of the fastest sine in the angle from data to noise
+_FASTEST = 640.0  # radians of the fastest sine by radian of the angle from data to noise
 
 
 class Heads(nn.Module):
-    """One trunk for both moments on the grid of the activations, and a convolution that is zero at first.
+    """One trunk for both moments on the grid of the activations, and a layer that is zero at first.
 
-    Call: activations of the layout, samples x (B, C, *), alpha and sigma (B, 1, ..) -> two tensors like x. Convolutions
-    are of size 3 on maps, 1 on tokens, which have seen each other.
+    Call: activations of the layout, samples x (B, C, *), angles from data to noise (B, 1, ..) -> two tensors like x.
+    Maps go through convolutions of size 3, tokens, which have seen each other, through linear layers one by one.
 
-    form      "simple": norm, SiLU, convolution; "complex": a projection to a few channels, a residual block that knows
-              the noise level, norm, SiLU, convolution
+    form      "simple": norm, SiLU, layer; "complex": a projection to a few channels, a residual block that knows the
+              noise level, norm, SiLU, layer
     positive  whether the first of them is made positive
     """
 
-    def __init__(self, layout: Layout, channels: int, axes: int, form: str, data_std: float, *, positive: bool) -> None:
+    def __init__(self, layout: Layout, channels: int, axes: int, form: str, *, positive: bool) -> None:
         super().__init__()
-        self.layout, self.data_std, self.positive = layout, data_std, positive
-        size = 3 if layout.kind == "map" else 1
+        self.layout, self.positive = layout, positive
+        kind: type[_OnMaps | _OnTokens] = _OnMaps if layout.kind == "map" else _OnTokens
         width = layout.features
         self.trunk = None
         if form == "complex":
-            width = max(2 * _GROUPS, min(_WIDEST[size], width // _GROUPS * _GROUPS))
-            self.trunk = Trunk(axes, layout.features, width, size)
-        last = zeroed(_conv(axes, width, 2 * channels * layout.patch**axes, size))
-        self.out = nn.Sequential(_norm(width), nn.SiLU(), last)
+            width = max(2 * _GROUPS, min(kind.widest, width // _GROUPS * _GROUPS))
+            self.trunk = Trunk(kind(axes), layout.features, width)
+        made = kind(axes)
+        last = zeroed(made.layer(width, 2 * channels * layout.patch**axes, 3))
+        self.out = nn.Sequential(made.norm(width), nn.SiLU(), last)
 
-    def forward(self, h: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.layout.as_map(h.to(next(self.out.parameters()).dtype), x)
+    def forward(self, h: Tensor, x: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+        # contiguous: in channels-last torch 2.13 may crash in the backward pass of a group norm on a CPU
+        h = h.to(next(self.out.parameters()).dtype).contiguous()
         if self.trunk is not None:
-            h = self.trunk(h, torch.atan2(sigma, alpha * self.data_std).flatten())
-        second, third = unpatched(self.out(h), self.layout.patch).chunk(2, dim=1)
-        second = nn.functional.softplus(second) if self.positive else second
-        return self.layout.like(second), self.layout.like(third)
+            h = self.trunk(h, angle.flatten())
+        second, third = self.layout.parts(self.out(h), x)
+        return nn.functional.softplus(second) if self.positive else second, third
+
+
+class _OnMaps:
+    """Layers for (B, F, *grid)."""
+
+    widest = 64
+
+    def __init__(self, axes: int) -> None:
+        self.axes = axes
+
+    def layer(self, cin: int, cout: int, size: int) -> nn.Module:
+        if self.axes == 0:
+            return nn.Linear(cin, cout)
+        return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](cin, cout, size, padding=size // 2)
+
+    def norm(self, channels: int) -> nn.Module:
+        """A norm of a few groups, of one where they do not divide the channels."""
+        return nn.GroupNorm(_GROUPS if channels % _GROUPS == 0 else 1, channels)
+
+    def modulated(self, channels: int) -> nn.Module:
+        return ModulatedNorm(_GROUPS, channels)
+
+
+class _OnTokens:
+    """Layers for (B, *, F)."""
+
+    widest = 128
+
+    def __init__(self, axes: int) -> None:
+        pass
+
+    def layer(self, cin: int, cout: int, size: int) -> nn.Module:
+        return nn.Linear(cin, cout)
+
+    def norm(self, channels: int) -> nn.Module:
+        return nn.LayerNorm(channels)
+
+    def modulated(self, channels: int) -> nn.Module:
+        return _ModulatedTokens(channels)
+
+
+class _ModulatedTokens(nn.LayerNorm):
+    """norm(x) (1 + scale) + shift; x (B, *, C), scale, shift (B, C)."""
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+        view = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
+        return torch.addcmul(shift.view(view), super().forward(x), 1 + scale.view(view))
 
 
 class Trunk(nn.Module):
-    """A projection and a residual block: (B, F, *grid), angles from data to noise (B,) -> (B, width, *grid)."""
+    """A projection and a residual block: activations, angles from data to noise (B,) -> as many of `width` features.
 
-    def __init__(self, axes: int, features: int, width: int, size: int) -> None:
+    Few operations, because for a small network each is a good part of its call.
+    """
+
+    _bits: Tensor
+
+    def __init__(self, made: _OnMaps | _OnTokens, features: int, width: int) -> None:
         super().__init__()
-        self.norm_in, self.project = _norm(features), _conv(axes, features, width, 1)
-        self.level = nn.Sequential(nn.Linear(_EMBEDDED, _EMBEDDED), nn.SiLU(), nn.Linear(_EMBEDDED, 2 * width))
-        self.norm_1, self.conv_1 = _norm(width), _conv(axes, width, width, size)
-        self.norm_2, self.conv_2 = ModulatedNorm(_GROUPS, width), zeroed(_conv(axes, width, width, size))
+        self.project = made.layer(features, width, 1)
+        self.level = nn.Linear(_EMBEDDED, 2 * width)
+        self.norm = made.modulated(width)
+        self.layer_1, self.layer_2 = made.layer(width, width, 3), zeroed(made.layer(width, width, 3))
+        frequencies = torch.logspace(math.log10(_FASTEST), 0, _EMBEDDED // 2, dtype=torch.float64)
+        # as integers, which `module.to(torch.bfloat16)` leaves alone
+        self.register_buffer("_bits", frequencies.float().view(torch.int32), persistent=False)
 
     def forward(self, h: Tensor, angle: Tensor) -> Tensor:
-        h = self.project(self.norm_in(h))
-        sines = timestep_embedding(_PERIODS * 2 / math.pi * angle, _EMBEDDED).to(h.dtype)
-        scale, shift = self.level(sines).chunk(2, dim=1)
-        inner = self.conv_1(nn.functional.silu(self.norm_1(h)))
-        return h + self.conv_2(nn.functional.silu(self.norm_2(inner, scale, shift)))
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """A norm of a few groups, of one where they do not divide the channels."""
-    return nn.GroupNorm(_GROUPS if channels % _GROUPS == 0 else 1, channels)
-
-
-def _conv(axes: int, cin: int, cout: int, size: int) -> nn.Module:
-    if axes == 0:
-        return nn.Linear(cin, cout)
-    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](cin, cout, size, padding=size // 2)
+        h = self.project(h)
+        phases = angle[:, None] * self._bits.view(torch.float32)
+        scale, shift = self.level(torch.cat([phases.cos(), phases.sin()], dim=1).to(h.dtype)).chunk(2, dim=1)
+        inner = self.layer_1(nn.functional.silu(self.norm(h, scale, shift)))
+        return h + self.layer_2(nn.functional.silu(inner))

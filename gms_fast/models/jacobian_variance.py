@@ -100,7 +100,7 @@ class JacobianVariance(torch.nn.Module):
 
     def _noise(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """(e1 as a function of the state at times t, sigma)."""
-        alpha, sigma, _ = self._levels(t, x)
+        alpha, sigma, *_ = self._levels(t, x)
         network = Network(self.network, condition=condition, guarded=False)
         meaning = Meaning(self.form, LevelTensors(alpha, sigma))
         return lambda x: estimate(network(x, t, first=True), x, meaning).moments.e1, sigma

@@ -12,11 +12,16 @@ _NODES = 1 << 14  # of a schedule of continuous time: levels are straight betwee
 
 
 class NoiseLevel(NamedTuple):
-    """Numbers of each sample's level, (B, 1, ..) float32; `unit` is that of normalised heads."""
+    """Numbers of each sample's level, (B, 1, ..) float32.
+
+    unit   of normalised heads
+    angle  arctan(sigma/(alpha s)) in [0, pi/2], the way from data to noise
+    """
 
     alpha: Tensor
     sigma: Tensor
     unit: Tensor
+    angle: Tensor
 
 
 class LevelTable(nn.Module):
@@ -26,7 +31,7 @@ class LevelTable(nn.Module):
     between its nodes else: alpha and sigma of EDM and flow matching are exact.
 
     schedule  its network times rise with its times
-    data_std  of `normalised.unit`
+    data_std  s, of `normalised.unit`
     """
 
     _bits: Tensor
@@ -36,16 +41,18 @@ class LevelTable(nn.Module):
         whole = schedule.whole_times
         times = schedule.grid(_NODES, "quadratic").flip(0) if whole is None else whole  # denser where sigma bends
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-        table = torch.stack([schedule.network_time(times), alpha, sigma, unit(alpha, sigma, data_std)])
+        rows = [schedule.network_time(times), alpha, sigma]
+        table = torch.stack([*rows, unit(alpha, sigma, data_std), torch.atan2(sigma, alpha * data_std)])
         table = table[:, table[0].argsort()].float().repeat(1, 2 if len(times) == 1 else 1)
         # as integers, which `module.to(torch.bfloat16)` leaves alone
         self.register_buffer("_bits", table.view(torch.int32), persistent=False)
 
     def forward(self, t: Tensor, x: Tensor) -> NoiseLevel:
-        times, *rows = self._bits.view(torch.float32).unbind()
+        table = self._bits.view(torch.float32)
         t = t.float().contiguous()
-        low = (torch.searchsorted(times, t, right=True) - 1).clamp(0, len(times) - 2)
-        apart = times[low + 1] - times[low]
-        share = torch.where(apart > 0, (t - times[low]) / apart, 0)
-        view = (-1, *[1] * (x.ndim - 1))
-        return NoiseLevel(*(torch.lerp(row[low], row[low + 1], share).view(view) for row in rows))
+        low = (torch.searchsorted(table[0], t, right=True) - 1).clamp(0, table.shape[1] - 2)
+        below, above = table[:, low], table[:, low + 1]
+        apart = above[0] - below[0]
+        share = torch.where(apart > 0, (t - below[0]) / apart, 0)
+        rows = torch.lerp(below[1:], above[1:], share)
+        return NoiseLevel(*rows.view(len(rows), -1, *[1] * (x.ndim - 1)))

@@ -15,11 +15,11 @@ from gms_fast import prediction as predictions
 from gms_fast import schedules
 from gms_fast.assumptions import PICTURES, UNSAID, attribute, missing, unwrapped
 from gms_fast.models import hosts, saved_heads
-from gms_fast.models import normalised as units
 from gms_fast.models.activations import Layout, Watch, module_of
 from gms_fast.models.heads import FORMS, Heads
 from gms_fast.models.hosts.base import dtype_of_weights
-from gms_fast.models.level_table import LevelTable
+from gms_fast.models.level_table import LevelTable, NoiseLevel
+from gms_fast.models.normalised import moments as normalised_moments
 from gms_fast.models.wrap import Wrapped, wrap
 from gms_fast.network import Network, device_of
 from gms_fast.schedules import Schedule
@@ -104,7 +104,7 @@ class MomentHeads(nn.Module):
         self.prediction = "noise" if self.layout.of_moments else self._form
         channels = self.sample_shape[-1 if self.layout.kind == "last" else 0]
         axes = len(self.sample_shape) - 1
-        self.heads = Heads(self.layout, channels, axes, head, self.data_std, positive=self.normalised)
+        self.heads = Heads(self.layout, channels, axes, head, positive=self.normalised)
         self.heads.to(device_of(bare))
         self.levels = LevelTable(self.schedule, self.data_std).to(device_of(bare))
         self.record: dict[str, Any] | None = None  # of the training
@@ -184,8 +184,12 @@ class MomentHeads(nn.Module):
         self.heads.train(mode)
         return self
 
-    def observed(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def observed(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """The network's output in its form of prediction, and what `heads` reads: all from one call."""
+        y, h, level = self._observed(x, t, condition)
+        return y, (h, x, level.angle)
+
+    def _observed(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> tuple[Tensor, Tensor, NoiseLevel]:
         given = x if self.prediction == "noise" else x.clone()  # networks may write to it, and `forward` reads it
         y, seen = self._watch.during(lambda: self.first_moment(given, t, **condition))
         h = self._watch.one(seen)
@@ -194,8 +198,7 @@ class MomentHeads(nn.Module):
                 f"features must have a row for each of {len(x)} samples: {self.features!r} got {len(h)}; guidance goes "
                 "around the heads, and a condition has a row for each sample or one for all"
             )
-        alpha, sigma, _ = self.levels(t, x)
-        return y, (h, x, alpha, sigma)
+        return y, h, self.levels(t, x)
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The network's output alone, in its form of prediction, without the work of the heads."""
@@ -205,14 +208,17 @@ class MomentHeads(nn.Module):
         return output if isinstance(output, Tensor) else output[0]
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> NoiseMoments:
-        y, seen = self.observed(x, t, **condition)
-        second, third = self.heads(*seen)
-        _, _, alpha, sigma = seen
+        y, h, level = self._observed(x, t, condition)
+        second, third = self.heads(h, x, level.angle)
         wide = torch.promote_types(y.dtype, torch.float32)
-        e1 = y if self.prediction == "noise" else predictions.to_noise(self.prediction, y.to(wide), x, alpha, sigma)
+        e1 = (
+            y
+            if self.prediction == "noise"
+            else predictions.to_noise(self.prediction, y.to(wide), x, level.alpha, level.sigma)
+        )
         if not self.normalised:
             return NoiseMoments(e1, second, third)
-        return units.moments(e1, second, third, units.unit(alpha, sigma, self.data_std))
+        return normalised_moments(e1, second, third, level.unit)
 
     @torch.no_grad()
     def _tried(self, module: nn.Module, condition: Mapping[str, Any] | None) -> Layout:

@@ -37,12 +37,18 @@ def test_activations_that_do_not_fit_are_refused(h, x):
         Layout.of("mid", nn.GroupNorm(1, 6), h, x)
 
 
-def test_tokens_become_the_map_that_they_were_cut_from():
+def test_tokens_are_laid_on_the_grid_that_they_were_cut_from():
     """Row by row, as patch embeddings flatten it."""
-    x = torch.zeros(2, 1, 4, 6)
-    grid = torch.arange(2 * 5 * 2 * 3.0).view(2, 5, 2, 3)
-    tokens = grid.flatten(2).transpose(1, 2)
-    assert torch.equal(Layout("tokens", 5, 2).as_map(tokens, x), grid)
+    x, grid = torch.zeros(2, 1, 4, 6), torch.randn(2, 8, 2, 3)
+    both = Layout("tokens", 5, 2).parts(grid.flatten(2).transpose(1, 2), x)
+    assert torch.equal(torch.cat(both, 1), unpatched(grid, 2))
+    assert both[0].shape == x.shape
+
+
+def test_parts_of_other_layouts():
+    y = torch.randn(2, 6, 4)
+    assert torch.equal(torch.cat(Layout("last", 5, 1).parts(y, torch.zeros(2, 6, 2)), -1), y)
+    assert torch.equal(torch.cat(Layout("map", 5, 1).parts(y, torch.zeros(2, 3, 4)), 1), y)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

@@ -22,12 +22,11 @@ SIGMA = torch.tensor([0.002, 1.0, 80.0])
 def made(layout, shape, form="complex", **options):
     torch.manual_seed(0)
     channels = shape[-1] if layout.kind == "last" else shape[0]
-    return Heads(layout, channels, len(shape) - 1, form, 1.0, **{"positive": True, **options})
+    return Heads(layout, channels, len(shape) - 1, form, **{"positive": True, **options})
 
 
 def given(h, shape):
-    levels = (v.view(-1, *[1] * len(shape)) for v in (torch.ones(3), SIGMA))
-    return torch.randn(3, *h), torch.randn(3, *shape), *levels
+    return torch.randn(3, *h), torch.randn(3, *shape), SIGMA.atan().view(-1, *[1] * len(shape))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -63,9 +62,8 @@ def test_complex_heads_know_the_noise_level():
     with torch.no_grad():
         for weight in heads.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-        act, x, alpha, sigma = given(h, shape)
-        same = act[:1].expand(3, -1, -1, -1)
-        second, _ = heads(same, x, alpha, sigma)
+        act, x, angle = given(h, shape)
+        second, _ = heads(act[:1].expand(3, -1, -1, -1), x, angle)
     assert not torch.allclose(second[0], second[1])
     assert not torch.allclose(second[1], second[2])
 

@@ -24,7 +24,7 @@ def looked_up(table, t):
 @pytest.mark.parametrize("schedule", WHOLE, ids=repr)
 def test_whole_times_have_their_own_levels(schedule):
     t = schedule.whole_times
-    alpha, sigma, _ = looked_up(LevelTable(schedule), schedule.network_time(t))
+    alpha, sigma, *_ = looked_up(LevelTable(schedule), schedule.network_time(t))
     assert torch.equal(alpha, schedule.alpha(t).float().double())
     assert torch.equal(sigma, schedule.sigma(t).float().double())
 
@@ -33,7 +33,7 @@ def test_whole_times_have_their_own_levels(schedule):
 def test_levels_between_the_nodes_are_near(schedule):
     """A chord of f over a step h errs by f'' h^2/8; nodes even in the root of time have steps of 2^-13 sqrt(t)."""
     t = schedule.grid(997, "uniform").flip(0)
-    alpha, sigma, _ = looked_up(LevelTable(schedule), schedule.network_time(t))
+    alpha, sigma, *_ = looked_up(LevelTable(schedule), schedule.network_time(t))
     torch.testing.assert_close(alpha, schedule.alpha(t), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(sigma, schedule.sigma(t), rtol=1e-5, atol=1e-7)
 
@@ -44,8 +44,9 @@ def test_unit_is_the_spread_of_the_noise_about_its_mean_for_gaussian_data():
     t = torch.tensor([0.0, 300, 999])
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     variance = (std * sigma) ** 2 / ((std * alpha) ** 2 + sigma**2)
-    _, _, found = looked_up(LevelTable(schedule, std), t)
+    _, _, found, angle = looked_up(LevelTable(schedule, std), t)
     torch.testing.assert_close(found**2, (alpha / sigma) ** 2 * variance, rtol=3e-7, atol=0)
+    torch.testing.assert_close(angle.tan(), sigma / (std * alpha), rtol=2e-4, atol=0)  # steep at pi/2
     torch.testing.assert_close(unit(alpha, sigma, 1.0), alpha)  # of the velocity, where s = 1 and VP
 
 
@@ -60,6 +61,6 @@ def test_module_casts_leave_the_numbers_alone():
 
 def test_each_sample_has_the_level_of_its_time():
     table, t = LevelTable(EDM()), torch.tensor([80.0, 0.5])
-    alpha, sigma, _ = table(t, torch.zeros(2, 3, 4, 4))
+    alpha, sigma, *_ = table(t, torch.zeros(2, 3, 4, 4))
     assert alpha.shape == sigma.shape == (2, 1, 1, 1)
     assert sigma.flatten().tolist() == [80.0, 0.5]
