@@ -272,8 +272,8 @@ def _run(step: _Step, state: State, every: int, progress: bool) -> None:
             state.record(loss)
             bar.set_postfix(loss=f"{state.smooth:.4f}", refresh=False)
             bar.update()
-            if state.step % every == 0 or state.step == total:
+            if stop or state.step % every == 0 or state.step == total:
                 save()
             if stop:
-                check(save)
+                check()
                 raise KeyboardInterrupt  # a signal to another rank
