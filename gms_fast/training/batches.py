@@ -31,7 +31,8 @@ class Wanted:
     shape   of one sample
     clip    range of the data, or None
     std     about the standard deviation of data without a range, or None
-    needed  conditions of the network
+    needed  conditions without which the network is not to be called
+    takes   whether it takes any
     """
 
     def __init__(self, model: Any) -> None:
@@ -40,6 +41,7 @@ class Wanted:
         self.clip: tuple[float, float] | None = model.clip
         self.std: float = model.data_std
         self.needed: tuple[str, ...] = tuple(getattr(model, "needed", ()))
+        self.takes = hasattr(model, "needed")
 
     def images(self, images: Tensor) -> Tensor:
         """The images as float32. Raises ValueError for others than are wanted."""
@@ -70,7 +72,11 @@ class Wanted:
             )
 
     def condition(self, given: Any, rows: int) -> Condition:
-        """The condition as keywords. Raises ValueError for one that the network does not ask for, or of other rows."""
+        """The condition as keywords, none for None.
+
+        Raises ValueError where one is missing, where the network takes none, and for one of other rows.
+        """
+        given = {} if given is None else given
         if isinstance(given, Tensor):
             if len(self.needed) != 1:
                 asks = f"asks for {', '.join(self.needed) or 'none'}"
@@ -85,6 +91,10 @@ class Wanted:
         for name, value in given.items():
             if not value.ndim or len(value) != rows:
                 raise ValueError(f"data must have a {name} for each of {rows} images: got {tuple(value.shape)}")
+        if given and not self.takes:
+            raise ValueError(f"data must be images alone: {self.name} takes no {next(iter(given))}")
+        if missing := [name for name in self.needed if name not in given]:
+            raise ValueError(f"data must be (images, condition) with {missing[0]}: {self.name} depends on it")
         return dict(given)
 
 
@@ -146,8 +156,8 @@ class Loaded:
     def _next(self, step: int) -> Any:
         """What the iterable gives at a step, the first of a round where it has ended."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self._seed, step, 1))
             for again in (False, True):
+                torch.manual_seed(seed_of(self._seed, step, 1))  # the end of a round may draw
                 if self._iterator is None:
                     self._iterator = iter(self._data)
                 try:
@@ -168,7 +178,7 @@ class Loaded:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self._seed, step, 2))
             images = self._wanted.images(images if self._encoder is None else _encoded(images, self._encoder))
-        return images, {} if given is None else self._wanted.condition(given, len(images))
+        return images, self._wanted.condition(given, len(images))
 
 
 def _length(data: Any) -> int:

@@ -221,10 +221,7 @@ def _source(model: Model, data: Data, encoder: Encoder | None, run: Settings) ->
     images, condition = given
     images = wanted.images(images if encoder is None else batches.encoded(images, encoder, run.seed))
     wanted.scale(images)
-    condition = {} if condition is None else wanted.condition(condition, len(images))
-    if missing := [name for name in wanted.needed if name not in condition]:
-        raise ValueError(f"data must be (images, condition) with {missing[0]}: {wanted.name} depends on it")
-    return Whole(images, condition, run.batch_size or BATCH_SIZE)
+    return Whole(images, wanted.condition(condition, len(images)), run.batch_size or BATCH_SIZE)
 
 
 class _Step:
