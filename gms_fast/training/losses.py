@@ -27,7 +27,8 @@ def moment_loss(target: str) -> Loss:
 
     def loss(model: Any, batch: Noised, dtype: torch.dtype) -> Tensor:
         with torch.no_grad(), _autocast(batch, dtype):
-            output, seen = model.observed(batch.x_t, batch.time, **batch.condition)
+            x_t = batch.x_t.to(getattr(model, "dtype", None) or torch.float32)  # as a narrow network takes it
+            output, seen = model.observed(x_t, batch.time, **batch.condition)
         y = batch.eps if target == "raw" else _deviation(model, batch, output.float())
         second, third = model.heads(*(tensor.float() for tensor in seen))
         found = (second - y**2).square().mean()
