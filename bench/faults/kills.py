@@ -29,10 +29,10 @@ import torch
 from bench.faults import tracing
 from gms_fast import cli, images, interrupts, io, schedules, search, solvers, statistics, training
 from gms_fast.measure import work
-from gms_fast.models import MomentUNet
+from gms_fast.models import MomentUNet, saved_heads
 from gms_fast.quality import matrix
 from gms_fast.solvers import GGDMTable
-from gms_fast.storage import atomic, checkpoint, tensors
+from gms_fast.storage import atomic, checkpoint, fingerprints, tensors
 from gms_fast.training.state import CHECKPOINT, State
 
 FULL, VANISHED = "full disk", "vanished folder"
@@ -167,6 +167,12 @@ def _steps(out: Path) -> int:
     return sum(checkpoint.read(file)["step"] for file in files if file.exists())
 
 
+def _heads(out: Path) -> object:
+    """Weights of heads and all that is said of them but for the folder of their network."""
+    weights, said = saved_heads.read(out / "model")
+    return fingerprints.of_named(weights), {key: value for key, value in said.items() if key != "source"}
+
+
 def _iterations(out: Path) -> int:
     from gms_fast.search import ddss
 
@@ -199,6 +205,15 @@ COMMANDS = {
         ),
         "run",
         result=lambda out: content(out / "model"),
+        done=_steps,
+    ),
+    "train-heads": Command(
+        (
+            *("train-heads", "--network", "tiny", "--data", "x.npy", "--out", "run-heads"),
+            *("--steps", "9", "--batch-size", "2"),
+        ),
+        "run-heads",
+        result=_heads,
         done=_steps,
     ),
     "statistics": Command(

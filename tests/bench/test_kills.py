@@ -63,6 +63,7 @@ print(kills.check_writer("x") if tracing.available() else "skipped")
 ENDED = [
     ("sample", [("SIGINT", 0.7), ("SIGKILL", 0.9), ("full disk", 0.5)]),
     ("train", [("SIGKILL", 0.4), ("SIGTERM", 0.5), ("full disk", 0.8), ("vanished folder", 0.3)]),
+    ("train-heads", [("SIGKILL", 0.6), ("SIGTERM", 0.7), ("full disk", 0.8), ("vanished folder", 0.6)]),
     ("statistics", [("SIGKILL", 0.5), ("SIGINT", 0.2)]),
     ("statistics --gaussian", [("SIGTERM", 0.5), ("full disk", 0.5)]),
     ("search", [("SIGKILL", 0.4), ("SIGINT", 0.5), ("full disk", 0.6), ("vanished folder", 0.5)]),

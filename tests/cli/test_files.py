@@ -17,6 +17,8 @@ from gms_fast.cli import main, options, statistics
 from gms_fast.measure import work
 from gms_fast.storage import locks
 
+FOLDERS = ("train", "train-heads", "search", "evaluate")  # that write to a folder
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -33,7 +35,7 @@ def names(folder):
 @pytest.mark.parametrize("name", kills.COMMANDS)
 def test_second_run_on_an_output_is_refused_naming_the_first(here, capsys, name):
     command, out = kills.COMMANDS[name], here / kills.COMMANDS[name].out
-    held = locks.locked_folder if name in ("train", "search", "evaluate") else locks.locked_file
+    held = locks.locked_folder if name in FOLDERS else locks.locked_file
     with held(out):
         for more in ((), (command.again,)):
             assert main([*command.arguments, *more]) == 2
@@ -44,7 +46,7 @@ def test_second_run_on_an_output_is_refused_naming_the_first(here, capsys, name)
 @pytest.mark.parametrize("name", kills.COMMANDS)
 def test_output_that_is_there_is_neither_changed_nor_gone_on_with_unasked(here, capsys, name):
     command, out = kills.COMMANDS[name], here / kills.COMMANDS[name].out
-    if name in ("train", "search", "evaluate"):
+    if name in FOLDERS:
         out.mkdir()
         (out / "precious").write_text("mine")
     else:
@@ -146,7 +148,7 @@ def test_statistics_that_were_to_be_replaced_go_on(here, capsys, monkeypatch):
     assert names(here) == ["tiny", "x.npy", "x.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["train", "search", "statistics"])
+@pytest.mark.parametrize("name", ["train", "train-heads", "search", "statistics"])
 def test_advice_to_resume_is_not_given_with_a_refusal(here, capsys, name):
     command = kills.COMMANDS[name].arguments
     assert main([*command]) == 0
@@ -156,13 +158,14 @@ def test_advice_to_resume_is_not_given_with_a_refusal(here, capsys, name):
         assert "the same command with" not in capsys.readouterr().err
 
 
-def test_train_replaces_no_stage_that_another_run_holds(here, capsys):
-    command = kills.COMMANDS["train"].arguments
+@pytest.mark.parametrize(("name", "steps"), [("train", 16), ("train-heads", 9)])
+def test_training_replaces_no_stage_that_another_run_holds(here, capsys, name, steps):
+    command, out = kills.COMMANDS[name].arguments, here / kills.COMMANDS[name].out
     assert main([*command]) == 0
-    with locks.locked_folder(here / "run" / "heads"):
+    with locks.locked_folder(out / "heads"):
         assert main([*command, "--force"]) == 2
     assert "heads is in use by process" in capsys.readouterr().err
-    assert kills._steps(here / "run") == 16
+    assert kills._steps(out) == steps
     assert main([*command, "--force"]) == 0
 
 
@@ -203,7 +206,8 @@ def test_statistics_of_another_batch_size_go_on_from_the_same_samples(here):
     torch.testing.assert_close(kills.statistics.load_gaussian("x.safetensors").mean, whole.mean, rtol=0, atol=1e-6)
 
 
-def test_train_ended_by_a_signal_loses_no_step(here, capsys, monkeypatch):
+@pytest.mark.parametrize(("name", "steps"), [("train", 16), ("train-heads", 9)])
+def test_training_ended_by_a_signal_loses_no_step(here, capsys, monkeypatch, name, steps):
     from gms_fast.training import loop
 
     step, taken = loop._Step.__call__, []
@@ -215,12 +219,12 @@ def test_train_ended_by_a_signal_loses_no_step(here, capsys, monkeypatch):
         return step(*args)
 
     monkeypatch.setattr(loop._Step, "__call__", signalled)
-    command = kills.COMMANDS["train"].arguments
+    command = kills.COMMANDS[name].arguments
     assert main([*command]) == 143
     assert capsys.readouterr().err == "gms-fast: terminated; the same command with --resume goes on from there\n"
-    assert kills._steps(here / "run") == 3
+    assert kills._steps(here / kills.COMMANDS[name].out) == 3
     assert main([*command, "--resume"]) == 0
-    assert len(taken) == 9 + 7
+    assert len(taken) == steps
 
 
 def test_data_that_cannot_be_read_leave_nothing(here, capsys):
