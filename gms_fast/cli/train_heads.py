@@ -90,7 +90,7 @@ def _model(args: argparse.Namespace, device: torch.device, labels: Tensor | None
     network = io.network(args.network, schedule=args.schedule, prediction=args.prediction).to(device)
     if isinstance(network, MomentHeads):
         raise ValueError(f"--network must be a network without heads: {args.network} has them")
-    needed: tuple[str, ...] = tuple(getattr(getattr(network, "host", None), "needed", ()))
+    needed: tuple[str, ...] = tuple(getattr(network, "needed", ()))
     if len(needed) != (0 if labels is None else 1):
         asks = ", ".join(needed) or "no condition"
         raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")

@@ -142,7 +142,7 @@ class MomentHeads(nn.Module):
     @property
     def needed(self) -> Sequence[str]:
         """Conditions without which the network is not to be called."""
-        return getattr(getattr(self.network, "host", None), "needed", ())
+        return attribute(self.network, "needed", ())
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name; all else is frozen."""

@@ -86,6 +86,11 @@ class Wrapped(torch.nn.Module):
         """The dtype in which x is given to the network."""
         return self.host.dtype(self.host.bare)
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Conditions that each call must give: those that the network depends on and is not given already."""
+        return tuple(self._missing(self._conditions))
+
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
         dtype = self.dtype or x.dtype
         given = {**self._conditions, **condition}
@@ -97,10 +102,12 @@ class Wrapped(torch.nn.Module):
             return output
         return self._split(output, x, t)
 
-    def _check_given(self, given: Mapping[str, Any]) -> None:
+    def _missing(self, given: Mapping[str, Any]) -> list[str]:
         present = {name for name, value in (*given.items(), *_keywords(self.network)) if value is not None}
-        missing = [name for name in self.host.needed if name not in present]
-        if missing:
+        return [name for name in self.host.needed if name not in present]
+
+    def _check_given(self, given: Mapping[str, Any]) -> None:
+        if missing := self._missing(given):
             raise ValueError(
                 f"{missing[0]} must be given, as wrap(network, {missing[0]}=...) or "
                 f'sample(model, condition={{"{missing[0]}": ...}}): {type(self.host.bare).__name__} depends on it'

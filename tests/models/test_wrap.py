@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from host_networks import UNetModel, made, normal
+from host_networks import EDMPrecond, UNetModel, made, normal
 
 import gms_fast
 from gms_fast.models import wrap
@@ -129,3 +129,10 @@ def test_outputs_of_other_shapes_are_refused():
 def test_arguments_that_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         wrap(**{"network": made(UNetModel), "schedule": "linear", **arguments})
+
+
+def test_conditions_that_are_bound_are_needed_no_more():
+    network = EDMPrecond(label_dim=3).eval()
+    assert wrap(network).needed == ("class_labels",)
+    assert wrap(network, class_labels=torch.zeros(1, 3)).needed == ()
+    assert wrap(functools.partial(network, class_labels=torch.zeros(1, 3))).needed == ()
