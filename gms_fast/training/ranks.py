@@ -1,14 +1,18 @@
 """Processes that train together, one for each GPU: those of torchrun, or of a group that is there already."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+_NUMBERS = itertools.count()  # of groups that are made here, in the same order on every rank
 Made = TypeVar("Made")
 
 
@@ -87,8 +91,17 @@ def gathered(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, count = _met()
+    store = distributed.PrefixStore(f"training {next(_NUMBERS)}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
         yield Ranks()
     finally:
         distributed.destroy_process_group()
+
+
+@cache
+def _met() -> tuple[distributed.Store, int, int]:
+    """The store of all ranks, this one's number and their count: one for every group, of which a second would hang."""
+    return next(rendezvous("env://"))
