@@ -245,6 +245,16 @@ def test_heads_are_trained_on_a_network_of_a_narrow_dtype(tmp_path, dtype):
     assert {w.dtype for w in model.heads.parameters()} == {torch.float32}
 
 
+def test_heads_are_trained_on_activations_whose_channels_lie_last(tmp_path):
+    """Of which torch 2.13 ends the process in the gradient of a GroupNorm."""
+    plain = train_moment_heads(heads(), pictures(), steps=2, out=tmp_path / "plain", **QUIET)
+    network = Small().to(memory_format=torch.channels_last)
+    last = train_moment_heads(heads(network), pictures(), steps=2, out=tmp_path / "last", **QUIET)
+    for weight, wanted in zip(last.heads.parameters(), plain.heads.parameters(), strict=True):
+        assert weight.shape == wanted.shape
+        assert weight.isfinite().all()
+
+
 def test_loss_of_a_precision_is_near_that_of_float32():
     model = constant(heads(), 0.8, 0.1)
     batch = batch_of(model.schedule, pictures())
