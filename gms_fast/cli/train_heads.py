@@ -52,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
     Under torchrun the ranks share the rows of each batch.
     """
     from gms_fast import data
-    from gms_fast.storage import atomic
     from gms_fast.storage.locks import locked_folder
     from gms_fast.training import Settings, train_moment_heads
     from gms_fast.training.ranks import gathered
@@ -65,17 +64,16 @@ def run(args: argparse.Namespace) -> int:
     images = data.load(args.data)
     labels = _labels(args, len(images))
     model = _model(args, device, labels)
-    with gathered(device) as ranks:
-        ranks.by_first(lambda: options.check_folder(args.out, again=args.resume or args.force))
-        with ranks.alone(lambda: locked_folder(args.out)):
-            if args.force and ranks.first:
-                with locked_folder(args.out / "heads"):
-                    atomic.clear(args.out, _files())
-            args.left = options.LEFT
-            given = images if labels is None else (images, labels)
-            settings["progress"] = sys.stderr.isatty()
-            train_moment_heads(model, given, steps=args.steps, out=args.out / "heads", **settings)
-            ranks.by_first(lambda: model.save_pretrained(args.out / MODEL))
+    ranks = gathered(device)
+    ranks.by_first(lambda: options.check_folder(args.out, again=args.resume or args.force))
+    with ranks.alone(lambda: locked_folder(args.out)):
+        if args.force:
+            ranks.by_first(lambda: _clear(args.out))
+        args.left = options.LEFT
+        given = images if labels is None else (images, labels)
+        settings["progress"] = sys.stderr.isatty()
+        train_moment_heads(model, given, steps=args.steps, out=args.out / "heads", **settings)
+        ranks.by_first(lambda: model.save_pretrained(args.out / MODEL))
     if ranks.first:
         print(f"saved {args.out / MODEL}; draw from it with: gms-fast sample --model {args.out / MODEL}")
     return 0
@@ -113,6 +111,15 @@ def _labels(args: argparse.Namespace, n: int) -> Tensor | None:
     if len(labels) != n:
         raise ValueError(f"--labels must be one for each of {n} images: got {len(labels)}")
     return labels
+
+
+def _clear(out: Path) -> None:
+    """Delete the files of a run that nobody else goes on with."""
+    from gms_fast.storage import atomic
+    from gms_fast.storage.locks import locked_folder
+
+    with locked_folder(out / "heads"):
+        atomic.clear(out, _files())
 
 
 def _files() -> list[str]:

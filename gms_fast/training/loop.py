@@ -193,7 +193,8 @@ def _train(
         "frozen": fingerprints.of_tensors(frozen.values()) if stage["stage"] == "heads" else None,
     }
     was = {n: p.requires_grad for n, p in frozen.items()}
-    with gathered(device) as ranks, ranks.alone(lambda: locked_folder(folder)):
+    ranks = gathered(device)
+    with ranks.alone(lambda: locked_folder(folder)):
         learning = ranks.learning(list(parameters.values()))
         state = State(parameters, run, folder / CHECKPOINT, configuration)
         if (stored := ranks.by_first(lambda: state.stored(resume))) is not None:

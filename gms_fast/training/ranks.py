@@ -1,18 +1,15 @@
 """Processes that train together, one for each GPU: those of torchrun, or of a group that is there already."""
 
-import itertools
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-_NUMBERS = itertools.count()  # of groups that are made here, in the same order on every rank
 Made = TypeVar("Made")
 
 
@@ -83,25 +80,20 @@ class _Called(nn.Module):
         return loss()
 
 
-@contextmanager
-def gathered(device: torch.device) -> Iterator[Ranks]:
-    """The ranks of the group there is; under torchrun of one that is made here, and ends with the block."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
-        yield Ranks()
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store, rank, count = _met()
-    store = distributed.PrefixStore(f"training {next(_NUMBERS)}", store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
-    try:
-        yield Ranks()
-    finally:
+def gathered(device: torch.device) -> Ranks:
+    """The ranks of the group there is, or under torchrun of one that is made here, and stays for what follows.
+
+    It is not ended with a run: gloo's threads may wait for Python then, and Python for them.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            atexit.register(_end)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks()
+
+
+def _end() -> None:
+    """End the group, of which NCCL wants to be told."""
+    if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-@cache
-def _met() -> tuple[distributed.Store, int, int]:
-    """The store of all ranks, this one's number and their count: one for every group, of which a second would hang."""
-    return next(rendezvous("env://"))
