@@ -137,12 +137,12 @@ def is_command() -> bool:
 
 
 @contextmanager
-def blocked() -> Iterator[None]:
+def blocked(numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
     """A block in which processes are started that never get these signals; another thread may still hear them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

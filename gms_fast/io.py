@@ -111,8 +111,12 @@ def network(path: str | Path, *, schedule: Schedule | str | None = None, predict
         raise ValueError(f"prediction is for networks of diffusers: {path} predicts noise, got {prediction!r}")
     else:
         found = load(path) if schedule is None else load(path, schedule=schedule)
-    said = schedule.config if isinstance(schedule, Schedule) else schedule
-    found.source = {"path": str(folder.resolve()), "schedule": said, "prediction": prediction}
+    said = schedule.described if isinstance(schedule, Schedule) else schedule
+    place = str(path) if path in EMBEDDED else str(folder.resolve())
+    again = not (
+        isinstance(schedule, Schedule) and isinstance(said, str)
+    )  # a schedule without a config is not made again
+    found.source = {"path": place, "schedule": said, "prediction": prediction} if again else None
     return found
 
 
@@ -123,7 +127,7 @@ def heads(folder: str | Path) -> MomentHeads:
     """
     _, said = saved_heads.read(folder)
     source = said["source"]
-    if source is None or not atomic.present(source["path"]).exists():
+    if source is None or not (source["path"] in EMBEDDED or atomic.present(source["path"]).exists()):
         where = "they do not say where it is" if source is None else f"nothing is at {source['path']}"
         raise FileNotFoundError(
             f"the network of the heads {folder} is missing, {where}: give it to MomentHeads.from_pretrained"

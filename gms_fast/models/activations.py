@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 def module_of(network: object, name: object) -> nn.Module:
@@ -34,9 +35,9 @@ class Watch:
         self.name = name
         self.seen: list[Tensor] | None = None
 
-    def put_on(self, module: nn.Module) -> None:
-        """Have the module tell its input from now on, during calls."""
-        module.register_forward_pre_hook(self._note, with_kwargs=True)
+    def put_on(self, module: nn.Module) -> RemovableHandle:
+        """Have the module tell its input during calls, until the handle is removed."""
+        return module.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def during(self, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
         """The result of a call, and the inputs of the module in it; one thread at a time."""
@@ -88,7 +89,7 @@ class Layout(NamedTuple):
         Raises ValueError naming `features` where one does not fit the other.
         """
         h, x = tuple(h), tuple(x)
-        last = isinstance(_first_leaf(module), (nn.Linear, nn.LayerNorm))
+        last = isinstance(_first_leaf(module), (nn.Linear, nn.LayerNorm, nn.RMSNorm))
         if len(h) == len(x) and last and h[:-1] == x[:-1]:
             return cls("last" if len(h) > 1 else "map", h[-1], 1)
         if len(h) == len(x) and not last and (patch := _ratio(h[1:], x[1:])):

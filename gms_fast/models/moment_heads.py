@@ -4,6 +4,7 @@ The second stage of Guo et al. 2023 (arXiv 2311.00941), section 3.1: two small h
 network's output learn E[(eps - e1)^k|x_t], and the network stays as it is.
 """
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class MomentHeads(nn.Module):
         said = attribute(self.network, "clip", PICTURES) if isinstance(clip, str) and clip == UNSAID else clip
         self.clip = None if said is None else as_range(said)
         self._watch = Watch(name)
-        self._watch.put_on(module)
+        weakref.finalize(self, self._watch.put_on(module).remove)  # also where this fails below
         self.layout = layout or self._tried(module, condition)
         self.prediction = "noise" if self.layout.of_moments else self._form
         channels = self.sample_shape[-1 if self.layout.kind == "last" else 0]
@@ -163,14 +164,19 @@ class MomentHeads(nn.Module):
     def from_pretrained(cls, folder: str | Path, network: Any) -> "MomentHeads":
         """The heads of a folder on their network, given as for the class; it may be in a narrower dtype than it was.
 
-        Raises FileNotFoundError where there are none, ValueError for a file that is damaged, and for another network or
-        schedule than those of the training.
+        Raises FileNotFoundError where there are none, ValueError for a file that is damaged, and for a network, a
+        schedule or a prediction other than those of the training.
         """
         weights, said = saved_heads.read(folder)
         config = dict(said["config"])
-        schedule = schedules.stored(said["schedule"]) if isinstance(said["schedule"], dict) else None
-        model = _as_model(network, schedule, config["prediction"])
+        try:
+            model = _as_model(network, None, None)
+        except ValueError:  # it does not tell its schedule, or its prediction
+            stored = schedules.stored(said["schedule"]) if isinstance(said["schedule"], dict) else None
+            model = _as_model(network, stored, config["prediction"])
         schedule = saved_heads.schedule_of(said["schedule"], attribute(model, "schedule"), folder)
+        if (form := attribute(model, "prediction")) not in (None, config["prediction"]):
+            raise ValueError(f"prediction must be that of the training of {folder}, {config['prediction']}: got {form}")
         made = cls(model, **{**config, "layout": Layout(**config["layout"])}, schedule=schedule)
         saved_heads.check_network(made.bare, said["network"], Path(folder))
         with refusing(f"moment heads of {folder} are damaged", folder):
@@ -190,7 +196,7 @@ class MomentHeads(nn.Module):
         return y, (h, x, level.angle)
 
     def _observed(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> tuple[Tensor, Tensor, NoiseLevel]:
-        given = x if self.prediction == "noise" else x.clone()  # networks may write to it, and `forward` reads it
+        given = x.clone()  # networks may write to it, and x is read again
         y, seen = self._watch.during(lambda: self.first_moment(given, t, **condition))
         h = self._watch.one(seen)
         if len(h) != len(x):
@@ -258,6 +264,8 @@ def check_eval(network: nn.Module) -> None:
 def _as_model(network: Any, schedule: Schedule | str | None, prediction: str | None) -> Any:
     """The network as a model called (x, t, **condition)."""
     bare = unwrapped(network)
+    if isinstance(bare, MomentHeads):
+        raise ValueError("network must be one without heads: got MomentHeads")
     if not isinstance(bare, Wrapped) and hosts.known(bare):
         return wrap(network, schedule=schedule, prediction=prediction)
     if not callable(network):

@@ -13,7 +13,7 @@ from gms_fast.storage.reading import metadata, refusing
 from gms_fast.storage.schema import Choice, Either, Fields, Flag, Integer, Listed, Optional, Plain, Real, Text, Want
 
 FILE, FORMAT = "moment_heads.safetensors", "gms_fast moment heads 1"
-_NARROWER = (torch.float32, torch.bfloat16, torch.float16)  # that a network may be loaded in
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # that a network may be loaded in
 _CONFIG = Fields(
     {
         "features": Text(),
@@ -48,12 +48,13 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
     """Digits of a network's weights and buffers by dtype: as they are when it is loaded in that one or a narrower."""
     found = {n: w for n, w in network.state_dict().items() if isinstance(w, Tensor)}
     own = _narrowest(found)
-    known = _NARROWER if own == torch.float32 else (own,)
-    return {str(dtype): fingerprints.of_named({n: _as(w, dtype) for n, w in found.items()}) for dtype in known}
+    known = [dtype for dtype in _DTYPES if dtype.itemsize < own.itemsize] if own.itemsize > 2 else []
+    return {str(dtype): fingerprints.of_named({n: _as(w, dtype) for n, w in found.items()}) for dtype in (own, *known)}
 
 
 def _narrowest(weights: dict[str, Tensor]) -> torch.dtype:
-    return min((w.dtype for w in weights.values() if w.is_floating_point()), key=lambda d: d.itemsize)
+    dtypes = (w.dtype for w in weights.values() if w.is_floating_point())
+    return min(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
 
 def _as(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,11 +1,13 @@
 """Training data: tensors as a whole, or batches as they come from a loader; images, or images with conditions."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gms_fast import interrupts
 from gms_fast.storage import fingerprints
 from gms_fast.training.noising import seed_of
 
@@ -13,6 +15,7 @@ Condition = dict[str, Tensor]
 Batch = tuple[Tensor, Condition]
 Encoder = Callable[[Tensor], Tensor]
 _AT_A_TIME = 256  # images that are encoded
+_ENOUGH = 8  # images that tell of what range the data is
 
 
 class Batches(Protocol):
@@ -78,10 +81,12 @@ class Wanted:
         """
         given = {} if given is None else given
         if isinstance(given, Tensor):
-            if len(self.needed) != 1:
-                asks = f"asks for {', '.join(self.needed) or 'none'}"
+            if not self.needed:
+                raise ValueError(f"data must be images alone: {self.name} asks for no condition, and got one unnamed")
+            if len(self.needed) > 1:
+                asks = ", ".join(self.needed)
                 raise ValueError(
-                    f"data must have conditions by keyword, (images, {{name: values}}): {self.name} {asks}"
+                    f"data must have conditions by keyword, (images, {{name: values}}): {self.name} asks for {asks}"
                 )
             given = {self.needed[0]: given}
         if not isinstance(given, Mapping) or not all(isinstance(value, Tensor) for value in given.values()):
@@ -99,11 +104,12 @@ class Wanted:
 
 
 class Whole:
-    """Tensors, of which every step takes rows at random."""
+    """Tensors, of which every step takes rows at random. raw: what the images were before an encoder."""
 
-    def __init__(self, images: Tensor, condition: Condition, size: int) -> None:
+    def __init__(self, images: Tensor, condition: Condition, size: int, raw: Tensor | None = None) -> None:
         self.images, self._condition, self.size = images, condition, size
-        self.fingerprint = fingerprints.of_tensors([images, *condition.values()])
+        told = images if raw is None else raw  # an encoder may differ from card to card
+        self.fingerprint = fingerprints.of_tensors([told, *condition.values()])
 
     def at(self, step: int, generator: torch.Generator) -> tuple[int, Callable[[slice], Batch]]:
         chosen = torch.randint(len(self.images), (self.size,), generator=generator)
@@ -129,9 +135,12 @@ class Loaded:
         self._data, self._wanted, self._encoder, self._seed = data, wanted, encoder, seed
         self._iterator: Iterator[Any] | None = None
         self._step = 0
-        self._kept: Batch | None = self._read(0)  # the first: it tells what the data is
-        wanted.scale(self._kept[0])
-        self.fingerprint = fingerprints.of_tensors([self._kept[0], *self._kept[1].values()])
+        first = self._next(0)  # it tells what the data is
+        self._kept: Batch | None = self._understood(first, 0)
+        if len(self._kept[0]) >= _ENOUGH:
+            wanted.scale(self._kept[0])
+        seen = _parts(first)[0] if encoder is not None else self._kept[0]  # an encoder may differ from card to card
+        self.fingerprint = fingerprints.of_tensors([seen, *self._kept[1].values()])
 
     def at(self, step: int, generator: torch.Generator) -> tuple[int, Callable[[slice], Batch]]:
         images, condition = self._batch(step)
@@ -148,9 +157,6 @@ class Loaded:
                 self._iterator, self._step = None, step - step % length
         while self._step < step:
             self._next(self._step)
-        return self._read(step)
-
-    def _read(self, step: int) -> Batch:
         return self._understood(self._next(step), step)
 
     def _next(self, step: int) -> Any:
@@ -159,7 +165,8 @@ class Loaded:
             for again in (False, True):
                 torch.manual_seed(seed_of(self._seed, step, 1))  # the end of a round may draw
                 if self._iterator is None:
-                    self._iterator = iter(self._data)
+                    with interrupts.blocked((signal.SIGINT,)):  # workers would end by a Ctrl-C, and fail the step
+                        self._iterator = iter(self._data)
                 try:
                     found = next(self._iterator)
                 except StopIteration:
@@ -172,13 +179,18 @@ class Loaded:
         raise ValueError(f"data must have a batch for every step, or be iterable again: it ended after {step}")
 
     def _understood(self, found: Any, step: int) -> Batch:
-        images, given = (
-            (*found, None)[:2] if isinstance(found, (tuple, list)) and len(found) in (1, 2) else (found, None)
-        )
+        images, given = _parts(found)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self._seed, step, 2))
             images = self._wanted.images(images if self._encoder is None else _encoded(images, self._encoder))
         return images, self._wanted.condition(given, len(images))
+
+
+def _parts(found: Any) -> tuple[Any, Any]:
+    """Images and condition (or None) of what an iterable gives."""
+    if isinstance(found, (tuple, list)) and len(found) in (1, 2):
+        return found[0], found[1] if len(found) == 2 else None
+    return found, None
 
 
 def _length(data: Any) -> int:

@@ -5,7 +5,8 @@ resumed walks through the same batches, times and noise as one that never stoppe
 share the rows of each batch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gms_fast import interrupts
-from gms_fast.models.moment_heads import MomentHeads
+from gms_fast.models.moment_heads import MomentHeads, check_eval
 from gms_fast.models.unet import MomentUNet
 from gms_fast.storage import fingerprints
 from gms_fast.storage.locks import locked_folder
@@ -29,6 +30,7 @@ from gms_fast.training.state import CHECKPOINT, State
 
 Data = Tensor | tuple[Tensor, Any] | Iterable[Any]
 Model = MomentUNet | MomentHeads
+_LEARN = (torch.float32, torch.float64)  # dtypes in which small steps are not lost
 
 
 def train_noise_network(
@@ -71,7 +73,7 @@ def train_noise_network(
     precision   "float32" | "bfloat16": arithmetic of the network (weights and losses stay float32)
     seed        determines everything that is random; an iterable draws from torch's own generator to be included
     Under torchrun, or in a process group, ranks share the rows of each batch: the result is that of one process, to
-    rounding, and any number of ranks goes on from the checkpoint of any other.
+    rounding, but for a dropout of the network, and any number of ranks goes on from the checkpoint of any other.
     Raises ValueError for bad settings or data, a truncated checkpoint, or a folder made with another configuration.
     """
     if precision == "float16":
@@ -144,6 +146,8 @@ def train_moment_heads(
         precision=precision,
         seed=seed,
     )
+    if isinstance(model, MomentHeads):
+        check_eval(model.bare)
     if model.normalised and target != "central":
         raise ValueError(f'target must be "central" for a model with normalised heads: got {target!r}')
     stage = {"stage": "heads", "target": target, "unused": ()}
@@ -182,6 +186,11 @@ def _train(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1: got {checkpoint_every}")
     folder, device = Path(out), next(iter(parameters.values())).device
+    if run.flips and len(model.sample_shape) < 3:
+        raise ValueError(f"flips must be False for samples {tuple(model.sample_shape)}, which are no pictures")
+    narrow = next((p.dtype for p in parameters.values() if p.dtype not in _LEARN), None)
+    if narrow is not None:
+        raise ValueError(f"model must have float32 weights where it learns: got {narrow}; see precision")
     source = _source(model, data, encoder, run)
     frozen = {n: p for n, p in model.named_parameters() if n not in parameters}
     configuration = {
@@ -192,24 +201,31 @@ def _train(
         "data": source.fingerprint,
         "frozen": fingerprints.of_tensors(frozen.values()) if stage["stage"] == "heads" else None,
     }
-    was = {n: p.requires_grad for n, p in frozen.items()}
     ranks = gathered(device)
-    with ranks.alone(lambda: locked_folder(folder)):
+    with ranks.alone(lambda: locked_folder(folder)), torch.enable_grad(), _learning_alone(model, parameters):
         learning = ranks.learning(list(parameters.values()))
         state = State(parameters, run, folder / CHECKPOINT, configuration)
         if (stored := ranks.by_first(lambda: state.stored(resume))) is not None:
             state.take(stored)
-        for p in frozen.values():
-            p.requires_grad_(False)
-        try:
-            model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
-            _run(_Step(model, source, loss_fn, ranks, learning, device), state, checkpoint_every, progress)
-        finally:
-            for n, p in frozen.items():
-                p.requires_grad_(was[n])
+        model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
+        _run(_Step(model, source, loss_fn, ranks, learning, device), state, checkpoint_every, progress)
     state.load_average()
     model.eval()
     return state
+
+
+@contextmanager
+def _learning_alone(model: Model, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+    """In the block, gradients are of these parameters, and of no other."""
+    learning = {id(p) for p in parameters.values()}
+    was = {p: p.requires_grad for p in model.parameters()}
+    try:
+        for p in was:
+            p.requires_grad_(id(p) in learning)
+        yield
+    finally:
+        for p, flag in was.items():
+            p.requires_grad_(flag)
 
 
 def _source(model: Model, data: Data, encoder: Encoder | None, run: Settings) -> Batches:
@@ -219,10 +235,10 @@ def _source(model: Model, data: Data, encoder: Encoder | None, run: Settings) ->
         if not isinstance(data, Iterable) or isinstance(data, (str, Mapping)):
             raise TypeError(f"data must be a tensor or an iterable of batches: got {type(data).__name__}")
         return Loaded(data, wanted, encoder, run.seed)
-    images, condition = given
-    images = wanted.images(images if encoder is None else batches.encoded(images, encoder, run.seed))
-    wanted.scale(images)
-    return Whole(images, wanted.condition(condition, len(images)), run.batch_size or BATCH_SIZE)
+    images, condition = given[0], wanted.condition(given[1], len(given[0]))
+    seen = wanted.images(images if encoder is None else batches.encoded(images, encoder, run.seed))
+    wanted.scale(seen)
+    return Whole(seen, condition, run.batch_size or BATCH_SIZE, raw=None if encoder is None else images)
 
 
 class _Step:
@@ -247,12 +263,12 @@ class _Step:
         rows = self.ranks.rows(total)
         x_0, condition = some(rows)
         if run.flips:
-            flipped = torch.rand(total, 1, 1, 1, generator=generator)[rows] < 0.5
+            flipped = torch.rand(total, *[1] * (x_0.ndim - 1), generator=generator)[rows] < 0.5
             x_0 = torch.where(flipped, x_0, x_0.flip(-1))
         batch = noised(self.model.schedule, x_0, condition, rows, total, generator, device)
         share = len(x_0) * self.ranks.count / total  # of the mean over ranks
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # dropout
+            torch.manual_seed(seed_of(seed, self.ranks.rank) if self.ranks.rank else seed)  # dropout
             loss = self.learning(lambda: share * self.loss_fn(self.model, batch, getattr(torch, run.precision)))
         state.update(loss)
         told = self.ranks.total(torch.stack([loss.detach() / self.ranks.count, loss.new_tensor(float(signals.come))]))

@@ -29,7 +29,10 @@ class Ranks:
     def rows(self, total: int) -> slice:
         """Those of a batch of `total` that are this rank's. Raises ValueError where a rank would have none."""
         if total < self.count:
-            raise ValueError(f"batch_size must be at least {self.count}, a row for each rank: got {total}")
+            raise ValueError(
+                f"batches must have at least {self.count} rows, one for each rank: got {total}; see batch_size, and "
+                "drop_last of a loader"
+            )
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
     @contextmanager

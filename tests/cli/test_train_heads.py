@@ -264,3 +264,12 @@ def test_heads_on_another_network_are_refused(tmp_path, capsys, unet, pictures):
     said = refusal(capsys, "sample", "--model", tmp_path / "run" / "model", "--out", tmp_path / "x.npz")
     assert "network must be the one that the heads of" in said
     assert "another configuration" in refusal(capsys, *command, "--resume")
+
+
+def test_embedded_networks_are_found_by_their_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        run("train-heads", "--network", "digits", "--data", "digits", "--out", "run", "--steps", 1, "--device", "cpu")
+        == 0
+    )
+    assert io.load("run/model").source["path"] == "digits"

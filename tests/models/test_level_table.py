@@ -50,6 +50,15 @@ def test_unit_is_the_spread_of_the_noise_about_its_mean_for_gaussian_data():
     torch.testing.assert_close(unit(alpha, sigma, 1.0), alpha)  # of the velocity, where s = 1 and VP
 
 
+def test_units_beyond_the_table_are_those_of_their_level():
+    """A line through the last two would make a unit negative at sigma = 200."""
+    t = torch.tensor([0.0001, 200.0, 1000.0])
+    alpha, sigma, found, angle = looked_up(LevelTable(EDM(), 0.5), t)
+    torch.testing.assert_close(sigma, t.double())
+    torch.testing.assert_close(found, unit(alpha, sigma, 0.5), rtol=1e-6, atol=0)
+    torch.testing.assert_close(angle, torch.atan2(sigma, 0.5 * alpha), rtol=1e-6, atol=0)
+
+
 def test_module_casts_leave_the_numbers_alone():
     table = LevelTable(VPLinear())
     want = looked_up(table, torch.tensor([0.0, 999.0]))

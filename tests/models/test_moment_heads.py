@@ -1,6 +1,7 @@
 """Moment heads on networks of any kind: one call, the network untouched, nothing done that nobody reads."""
 
 import copy
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -205,6 +206,24 @@ def test_networks_may_write_to_their_input():
     assert torch.equal(x, X)
     level = model.levels(T, X)
     torch.testing.assert_close(e1, level.alpha * model.network.last(0.5 * X) + level.sigma * X)
+
+
+def test_hooks_go_with_the_heads():
+    network = convolutional()
+    kept = heads(network)
+    heads(network)
+    with pytest.raises(ValueError, match="head must be"):
+        heads(network, head="linear")
+    gc.collect()
+    assert len(network.last._forward_pre_hooks) == 1
+    del kept
+    gc.collect()
+    assert not network.last._forward_pre_hooks
+
+
+def test_heads_on_heads_are_refused():
+    with pytest.raises(ValueError, match="network must be one without heads: got MomentHeads"):
+        MomentHeads(heads())
 
 
 def test_networks_set_to_training_later_are_refused():

@@ -138,3 +138,22 @@ def test_heads_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinity"):
         model.save_pretrained(tmp_path / "heads")
     assert not (tmp_path / "heads").exists()
+
+
+def test_scheduler_of_another_training_is_refused(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    size = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1}
+    network = diffusers.UNet2DModel(**size, **blocks).eval()
+    MomentHeads((network, diffusers.DDPMScheduler())).save_pretrained(tmp_path)
+    MomentHeads.from_pretrained(tmp_path, (network, diffusers.DDPMScheduler()))
+    cosine, velocity = ({"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"})
+    for options, message in ((cosine, "schedule must be that"), (velocity, "prediction must be that")):
+        with pytest.raises(ValueError, match=f"{message} of the training of"):
+            MomentHeads.from_pretrained(tmp_path, (network, diffusers.DDPMScheduler(**options)))
+    assert MomentHeads.from_pretrained(tmp_path, gms_fast.models.wrap(network, schedule="linear")).features
+
+
+def test_wide_networks_may_be_narrowed(tmp_path):
+    heads(convolutional().double()).save_pretrained(tmp_path)
+    MomentHeads.from_pretrained(tmp_path, convolutional().double().float())

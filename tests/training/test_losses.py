@@ -8,10 +8,11 @@ import pytest
 import torch
 from denoisers import MEANS, VARIANCES, WEIGHTS
 from small_heads import Gaussian, Small, heads, pictures, said
+from strange_networks import OF_PICTURES, Convolutional
 from tiny_networks import TINY
 
 from gms_fast import prediction, schedules
-from gms_fast.models import MomentUNet
+from gms_fast.models import MomentHeads, MomentUNet
 from gms_fast.models.level_table import LevelTable
 from gms_fast.training import loop, losses, train_moment_heads, train_noise_network
 from gms_fast.training.noising import noised
@@ -266,3 +267,34 @@ def test_loss_of_a_precision_is_near_that_of_float32():
 def test_noise_network_is_not_trained_in_float16(tmp_path):
     with pytest.raises(ValueError, match='"float32" or "bfloat16" for weights that learn: got "float16"'):
         train_noise_network(unet(), pictures(), steps=1, out=tmp_path, precision="float16", **QUIET)
+
+
+def test_networks_that_write_to_their_input_teach_what_others_do(tmp_path):
+    class Writing(Convolutional):
+        def forward(self, x, t):
+            return super().forward(x.mul_(0.5), t)
+
+    class Halving(Convolutional):
+        def forward(self, x, t):
+            return super().forward(0.5 * x, t)
+
+    found = []
+    for kind in (Writing, Halving):
+        torch.manual_seed(0)
+        network = kind().eval()
+        torch.manual_seed(0)
+        model = MomentHeads(network, "last", **OF_PICTURES)
+        train_moment_heads(model, torch.zeros(4, 1, 8, 8), steps=3, out=tmp_path / kind.__name__, progress=False)
+        found.append(model.record["loss"])
+    assert found[0] == found[1]
+
+
+def test_narrow_heads_and_flips_of_no_pictures_are_refused(tmp_path):
+    torch.manual_seed(0)
+    model = MomentHeads(Convolutional().eval(), "last", **OF_PICTURES).bfloat16()
+    with pytest.raises(ValueError, match=r"model must have float32 weights where it learns: got torch\.bfloat16"):
+        train_moment_heads(model, torch.zeros(4, 1, 8, 8), steps=1, out=tmp_path)
+    model.float().requires_grad_(False)
+    with torch.no_grad():
+        train_moment_heads(model, torch.zeros(4, 1, 8, 8), steps=1, out=tmp_path, progress=False)
+    assert not any(weight.requires_grad for weight in model.parameters())

@@ -103,7 +103,7 @@ def test_error_of_the_first_rank_reaches_both(together):
 def test_batch_smaller_than_the_ranks_is_refused(together):
     _, said = together
     for words in said:
-        assert "batch_size must be at least 2, a row for each rank: got 1" in words
+        assert "batches must have at least 2 rows, one for each rank: got 1" in words
 
 
 @pytest.mark.parametrize(("scene", "which"), [("first_killed", 0), ("second_killed", 1)])
