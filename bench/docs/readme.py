@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench.docs.loop_table import STEP, STEPS, loop_table
 from bench.docs.roofline import draw, points
+from bench.experiments import any_network
 from bench.gpu.targets import TARGETS, card
 from bench.records.checkout import RESULTS, ROOT
 from gms_fast.storage import atomic
@@ -144,7 +145,12 @@ BLOCKS = {
     "bench/results/wasserstein.md": wasserstein_table,
 }
 OF_DIFFUSERS = {"bench/results/schedulers_cpu.json": lambda: loop_table(load("schedulers_cpu.json"), STEP, STEPS)}
-PAGES = {README: BLOCKS, ROOT / "docs" / "diffusers.md": OF_DIFFUSERS}
+OF_HEADS = {"bench/results/any_network.json": lambda: any_network.table(load("any_network.json"))}
+PAGES = {
+    README: BLOCKS,
+    ROOT / "docs" / "diffusers.md": OF_DIFFUSERS,
+    ROOT / "docs" / "heads.md": OF_HEADS,
+}
 
 
 def page(text: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
