@@ -35,6 +35,11 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(positive(part.strip()) for part in text.split(",")) if text.strip() else ()
 
 
+def classes(text: str) -> tuple[int, ...]:
+    """Numbers of classes, 0 or more, separated by commas."""
+    return tuple(seed(part.strip()) for part in text.split(","))
+
+
 def spacing(text: str) -> str | float:
     """A grid of times: a name, or an exponent."""
     try:

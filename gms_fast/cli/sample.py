@@ -13,7 +13,7 @@ from gms_fast.cli import options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gms_fast.models.unet import MomentUNet
+    from gms_fast.models import MomentHeads, MomentUNet
     from gms_fast.solvers import Solver
 
 SUMMARY = "Draw images with a trained model."
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
     # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
     add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
+    add("--labels", type=options.classes, help="classes that images take turns through, as 0,1,2, where a network asks")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--out", type=Path, default=Path("samples.png"), help=".png: a grid, .npz: arrays (default: samples.png)")
     add("--force", action="store_true", help="overwrite --out")
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if backend is None:
         raise ValueError(f"--device {device}: the backend that is forced does not run there")
     model = gms_fast.load(args.model).to(device)
+    asked = _asked(model, args.labels)
     solver = solvers.build(args.solver, origin=model.origin, steps=args.steps)
     calls = 0
 
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         part = args.out.with_suffix(f".part{args.out.suffix}")
         start = time.perf_counter()
         try:
-            _draw(model, solver, args, batches)
+            _draw(model, solver, args, batches, asked)
         except torch.OutOfMemoryError as error:
             args.kept = _keep(batches, args, part)
             raise MemoryError(f"--batch-size {args.batch_size} is more than {device} has memory for") from error
@@ -95,8 +97,24 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
 
 
-def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace, batches: list[Tensor]) -> None:
+def _asked(model: MomentUNet | MomentHeads, labels: tuple[int, ...] | None) -> str | None:
+    """The condition that labels are, None for a network without. Raises ValueError where one is without the other."""
+    needed = tuple(getattr(model, "needed", ()))
+    if len(needed) != (labels is not None):
+        asks = ", ".join(needed) or "no condition"
+        raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")
+    return needed[0] if needed else None
+
+
+def _draw(
+    model: MomentUNet | MomentHeads,
+    solver: Solver,
+    args: argparse.Namespace,
+    batches: list[Tensor],
+    asked: str | None,
+) -> None:
     """Append to `batches` args.n images on the CPU, (B, C, H, W) float32 in [-1, 1] each."""
+    import torch
     from tqdm import tqdm
 
     import gms_fast
@@ -105,13 +123,16 @@ def _draw(model: MomentUNet, solver: Solver, args: argparse.Namespace, batches: 
     steps = len(solver.times(model.schedule, args.steps)) - 1
     with tqdm(total=len(starts) * steps, disable=None, desc="sample", unit="step") as bar:
         for start in starts:
+            count = min(args.batch_size, args.n - start)
+            taken = [args.labels[i % len(args.labels)] for i in range(start, start + count)] if asked else []
             x = gms_fast.sample(
                 model,
                 args.steps,
                 solver=solver,
-                n=min(args.batch_size, args.n - start),
+                n=count,
                 seed=args.seed,
                 sample_offset=start,
+                condition={asked: torch.tensor(taken)} if asked else None,
                 callback=lambda *_: bar.update(),
             )
             batches.append(x.float().clamp(-1, 1).cpu())

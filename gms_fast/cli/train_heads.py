@@ -75,10 +75,8 @@ def run(args: argparse.Namespace) -> int:
         train_moment_heads(model, given, steps=args.steps, out=args.out / "heads", **settings)
         ranks.by_first(lambda: model.save_pretrained(args.out / MODEL))
     if ranks.first:
-        drawn = f"gms-fast sample --model {args.out / MODEL}"
-        if labels is not None:
-            drawn = f'gms_fast.sample(gms_fast.load("{args.out / MODEL}"), condition=..)'
-        print(f"saved {args.out / MODEL}; draw from it with: {drawn}")
+        classes = "" if labels is None else " --labels 0,1"
+        print(f"saved {args.out / MODEL}; draw from it with: gms-fast sample --model {args.out / MODEL}{classes}")
     return 0
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import refusal, run
 
+import gms_fast
 from gms_fast import io
 from gms_fast.models import MomentHeads, MomentUNet
 from gms_fast.storage import checkpoint
@@ -129,6 +130,23 @@ def test_heads_of_a_network_with_classes_are_trained_on_labels(tmp_path, capsys,
         one, other = (model(x, torch.full((2,), 500.0), class_labels=torch.tensor(y)) for y in ([1, 2], [3, 4]))
     assert one.e2.shape == one.e3.shape == x.shape
     assert not torch.equal(one.e1, other.e1)
+
+
+def test_images_of_classes_take_turns(tmp_path, capsys, dit, colours, classes):
+    out, image = tmp_path / "run", tmp_path / "x.npz"
+    assert run("train-heads", "--network", dit, "--data", colours, "--out", out, "--labels", classes, *SHORT) == 0
+    assert f"gms-fast sample --model {out / 'model'} --labels 0,1" in capsys.readouterr().out
+    command = ("sample", "--model", out / "model", "--n", 5, "--steps", 2, "--device", "cpu", "--out", image)
+    assert "--labels must be given for a network with classes" in refusal(capsys, *command)
+    assert run(*command, "--labels", "1,2", "--batch-size", 2) == 0
+    drawn = torch.from_numpy(np.load(image)["images"])
+    model, labels = io.load(out / "model"), torch.tensor([1, 2, 1, 2, 1])
+    wanted = gms_fast.sample(model, 2, n=5, condition={"class_labels": labels}).clamp(-1, 1)
+    torch.testing.assert_close(drawn, wanted)
+    capsys.readouterr()
+    assert "for no other: this asks for no condition" in refusal(
+        capsys, "sample", "--model", "digits", "--labels", "1", "--out", tmp_path / "y.png"
+    )
 
 
 # --- stopping and going on ---
