@@ -51,7 +51,7 @@ class Wanted:
         if not isinstance(images, Tensor) or tuple(images.shape[1:]) != self.shape or not len(images):
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"data must be (N, {', '.join(map(str, self.shape))}) for this model: got {got}")
-        images = images.float()
+        images = images.float().cpu()  # where the noise is drawn
         low, high = (float(v) for v in images.aminmax()) if bool(images.isfinite().all()) else (-torch.inf, torch.inf)
         lo, hi = self.clip or (-3e38, 3e38)
         if not lo <= low <= high <= hi:

@@ -164,9 +164,10 @@ def test_sample(solver):
 DATA = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def slope_of(noise, x, t, dx, dt):
-    """The derivative of `Net`, which is linear in x and does not look at the time."""
-    return noise(dx, t)
+def slope_of(noise, inputs, directions):
+    """The value and the derivatives of `Net`, which is linear in x and does not look at the time."""
+    x, t = inputs
+    return noise(x, t), [noise(dx, t) for dx, _ in directions]
 
 
 def test_statistics_are_measured_there(monkeypatch):
