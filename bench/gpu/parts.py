@@ -202,4 +202,4 @@ def _clip(log: object, offset: int) -> str:
         log.truncate(offset)
         log.seek(offset)
         log.write(text)
-    return text.decode(errors="replace")[-TAIL:]
+    return text.decode(errors="replace").replace(f"{ROOT}/", "")[-TAIL:]  # a record names no machine's folders
