@@ -109,8 +109,8 @@ def test_a_command_ends_in_one_line_with_the_status_of_its_signal(number, word, 
     ],
 )
 def test_what_is_drawn_is_kept_however_the_drawing_ends(error, message, capsys, monkeypatch, tmp_path):
-    def draw(model, solver, args, batches):
-        batches.append(torch.zeros(3, 1, 8, 8))
+    def draw(*args):
+        args[-1].append(torch.zeros(3, 1, 8, 8))
         raise error
 
     monkeypatch.setattr(sample, "_draw", draw)
@@ -208,8 +208,8 @@ def test_a_part_does_not_replace_a_whole(capsys, monkeypatch, tmp_path):
     assert main(command) == 0
     whole, draw = out.read_bytes(), sample._draw
 
-    def half(model, solver, args, batches):
-        batches.append(torch.zeros(2, 1, 8, 8))
+    def half(*args):
+        args[-1].append(torch.zeros(2, 1, 8, 8))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sample, "_draw", half)

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         part = args.out.with_suffix(f".part{args.out.suffix}")
         start = time.perf_counter()
         try:
-            _draw(model, solver, args, batches, asked)
+            _draw(model, solver, asked, args, batches)
         except torch.OutOfMemoryError as error:
             args.kept = _keep(batches, args, part)
             raise MemoryError(f"--batch-size {args.batch_size} is more than {device} has memory for") from error
@@ -109,9 +109,9 @@ def _asked(model: MomentUNet | MomentHeads, labels: tuple[int, ...] | None) -> s
 def _draw(
     model: MomentUNet | MomentHeads,
     solver: Solver,
+    asked: str | None,
     args: argparse.Namespace,
     batches: list[Tensor],
-    asked: str | None,
 ) -> None:
     """Append to `batches` args.n images on the CPU, (B, C, H, W) float32 in [-1, 1] each."""
     import torch
