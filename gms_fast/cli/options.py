@@ -48,6 +48,35 @@ def spacing(text: str) -> str | float:
         return text
 
 
+def add_again(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --resume and --force, of which one may be given, for the `what` in --out."""
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help=f"continue the {what} in --out")
+    again.add_argument("--force", action="store_true", help=f"delete the {what} in --out and start anew")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add what training of either stage depends on; the defaults are the recipe of the embedded MNIST model."""
+    add = parser.add_argument
+    add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
+    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help="of the rate (default: cosine)")
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
+    add("--flips", action="store_true", help="mirror images at random (wrong for digits)")
+    add("--seed", type=seed, default=0, help="determines everything random (default: 0)")
+
+
+def asked(network: object, labels: object) -> str | None:
+    """The condition that labels are of a network, None for a network without.
+
+    Raises ValueError where a network wants them and they are not given, or the other way round.
+    """
+    needed: tuple[str, ...] = tuple(getattr(network, "needed", ()))
+    if len(needed) != (labels is not None):
+        asks = ", ".join(needed) or "no condition"
+        raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")
+    return needed[0] if needed else None
+
+
 def check_folder(out: Path, *, again: bool) -> None:
     """Raise FileExistsError unless a run may write to the folder `out`; again: one that resumes or replaces another."""
     if out.exists() and not out.is_dir():

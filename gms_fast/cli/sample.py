@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if backend is None:
         raise ValueError(f"--device {device}: the backend that is forced does not run there")
     model = gms_fast.load(args.model).to(device)
-    asked = _asked(model, args.labels)
+    asked = options.asked(model, args.labels)
     solver = solvers.build(args.solver, origin=model.origin, steps=args.steps)
     calls = 0
 
@@ -95,15 +95,6 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"--out {out} exists: choose another file or add --force")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
-
-
-def _asked(model: MomentUNet | MomentHeads, labels: tuple[int, ...] | None) -> str | None:
-    """The condition that labels are, None for a network without. Raises ValueError where one is without the other."""
-    needed = tuple(getattr(model, "needed", ()))
-    if len(needed) != (labels is not None):
-        asks = ", ".join(needed) or "no condition"
-        raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")
-    return needed[0] if needed else None
 
 
 def _draw(

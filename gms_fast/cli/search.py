@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep-activations", action="store_true", help="a third less time, for the memory of all steps")
     add("--seed", type=options.seed, default=0, help="determines everything random (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue the search in --out")
-    again.add_argument("--force", action="store_true", help="delete the search in --out and start anew")
+    options.add_again(parser, "search")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,16 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--attention", type=options.integers, default=(4,), help="downsampling factors with attention (default: 4)")
     add("--schedule", choices=("linear", "cosine"), default="linear", help="noise schedule (default: linear)")
     add("--batch-size", type=options.positive, default=64, help="images per step (default: 64)")
-    add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
-    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help="of the rate (default: cosine)")
-    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
-    add("--flips", action="store_true", help="mirror images at random (wrong for digits)")
+    options.add_recipe(parser)
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network (default: float32)")
-    add("--seed", type=options.seed, default=0, help="determines everything random (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue the run in --out")
-    again.add_argument("--force", action="store_true", help="delete the run in --out and start anew")
+    options.add_again(parser, "run")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -34,16 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
     add("--data-std", type=float, default=1.0, help="about the data's standard deviation (default: 1)")
     add("--batch-size", type=options.positive, default=64, help="images per step, of all ranks (default: 64)")
-    add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
-    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help="of the rate (default: cosine)")
-    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
-    add("--flips", action="store_true", help="mirror images at random (wrong for digits)")
+    options.add_recipe(parser)
     add("--mixed-precision", choices=tuple(PRECISIONS), default="no", help="of the network (default: no)")
-    add("--seed", type=options.seed, default=0, help="determines everything random (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, with torchrun that of the rank)")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue the run in --out")
-    again.add_argument("--force", action="store_true", help="delete the run in --out and start anew")
+    options.add_again(parser, "run")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,17 +83,14 @@ def _model(args: argparse.Namespace, device: torch.device, labels: Tensor | None
     network = io.network(args.network, schedule=args.schedule, prediction=args.prediction).to(device)
     if isinstance(network, MomentHeads):
         raise ValueError(f"--network must be a network without heads: {args.network} has them")
-    needed: tuple[str, ...] = tuple(getattr(network, "needed", ()))
-    if len(needed) != (0 if labels is None else 1):
-        asks = ", ".join(needed) or "no condition"
-        raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")
+    asked = options.asked(network, labels)
     torch.manual_seed(args.seed)
     return MomentHeads(
         network,
         args.features or ("out" if isinstance(network, MomentUNet) else None),
         head=args.head,
         data_std=args.data_std,
-        condition=None if labels is None else dict.fromkeys(needed, labels[:1].to(device)),
+        condition=None if asked is None or labels is None else {asked: labels[:1].to(device)},
     )
 
 
