@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from gms_fast import schedules
+from gms_fast.assumptions import MOMENTS
 from gms_fast.schedules import Schedule
-from gms_fast.storage import atomic, fingerprints, schema, tensors
+from gms_fast.storage import atomic, fingerprints, tensors
 from gms_fast.storage.reading import metadata, refusing
 from gms_fast.storage.schema import Choice, Either, Fields, Flag, Integer, Listed, Optional, Plain, Real, Text, Want
 
@@ -26,7 +27,7 @@ _CONFIG = Fields(
                 "of_moments": Flag(),
             }
         ),
-        "moments": Choice(("central", "raw")),
+        "moments": Choice(MOMENTS),
         "normalised": Flag(),
         "data_std": Real(0),
         "clip": Optional(Listed(Real(), 2, 2)),
@@ -81,18 +82,9 @@ def write(folder: Path, weights: dict[str, Tensor], said: dict[str, Any]) -> Non
 def read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of the heads in a folder, and what is said of them, looked at."""
     path = atomic.present(folder) / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"no moment heads at {path}")
-    with refusing(f"moment heads {path}: truncated or no safetensors file", path):
-        weights, found = tensors.load(path)
-    if found.get("format") != FORMAT:
-        raise ValueError(f"moment heads {path}: format is {schema.short(found.get('format'))}, wanted {FORMAT!r}")
-    tensors.check_numbers(weights, f"moment heads {path}")
-    if missing := [name for name in _SAID if name not in found]:
-        raise ValueError(f"moment heads {path}: there is no metadata {', '.join(missing)}")
+    weights, found = tensors.read(path, FORMAT, None, _SAID, what="moment heads")
     with refusing(f"moment heads {path}", path):
-        said = metadata(found, _SAID)
-    return weights, said
+        return weights, metadata(found, _SAID)
 
 
 def schedule_of(said: object, own: Schedule | None, where: str | Path) -> Schedule:

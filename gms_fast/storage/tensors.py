@@ -154,15 +154,15 @@ def _check_sizes(entries: list[tuple[str, dict[str, Any]]], size: int) -> None:
 def read(
     path: Path,
     form: str,
-    tensors: Collection[str],
+    tensors: Collection[str] | None,
     metadata: Collection[str],
     what: str = "statistics",
     optional: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file of `what`, whose metadata say `form` for "format".
 
-    The tensors are those named, and some of the optional ones: floating point and finite. Raises FileNotFoundError
-    where there is no file, ValueError naming it and what it lacks.
+    The tensors are those named, and some of the optional ones, or any for None: floating point and finite. Raises
+    FileNotFoundError where there is no file, ValueError naming it and what it lacks.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
@@ -170,10 +170,10 @@ def read(
         stored, found = load(path)
     if found.get("format") != form:
         raise ValueError(f"{what} {path}: format is {schema.short(found.get('format'))}, wanted {form!r}")
-    for name, have, want in (("metadata", found, metadata), ("tensors", stored, tensors)):
+    for name, have, want in (("metadata", found, metadata), ("tensors", stored, tensors or ())):
         if missing := [key for key in want if key not in have]:
             raise ValueError(f"{what} {path}: there is no {name} {', '.join(missing)}")
-    if unknown := stored.keys() - {*tensors, *optional}:
+    if tensors is not None and (unknown := stored.keys() - {*tensors, *optional}):
         raise ValueError(f"{what} {path}: there are tensors {few(unknown)}, wanted {few([*tensors, *optional])} alone")
     check_numbers(stored, f"{what} {path}")
     return stored, found
