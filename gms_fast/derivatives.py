@@ -31,10 +31,16 @@ def double_backward(function: Function, inputs: Inputs, directions: Sequence[Inp
     return value.detach(), slopes
 
 
-def derivative_for(function: Function, inputs: Inputs) -> Derivative:
-    """`forward_mode` where every layer of the network supports it, else `double_backward`."""
+def either(
+    function: Function, inputs: Inputs, directions: Sequence[Inputs]
+) -> tuple[tuple[Tensor, list[Tensor]], Derivative]:
+    """The same by `forward_mode` where every layer supports it, else by `double_backward`; and which of them did it."""
     try:
-        forward_mode(function, inputs, [[torch.ones_like(v) for v in inputs]])
+        return forward_mode(function, inputs, directions), forward_mode
     except (RuntimeError, NotImplementedError):  # what else is wrong with the network shows again in the other way
-        return double_backward
-    return forward_mode
+        return double_backward(function, inputs, directions), double_backward
+
+
+def derivative_for(function: Function, inputs: Inputs) -> Derivative:
+    """The way that `either` takes."""
+    return either(function, inputs, [[torch.ones_like(v) for v in inputs]])[1]

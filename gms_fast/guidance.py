@@ -84,6 +84,8 @@ class ClassifierFree(_Guided):
             raise ValueError(f"unconditional must be given where scale is not 1: got None and scale = {self.scale:g}")
         if condition is not None and unconditional is not None:
             _check_alike(condition, unconditional)
+        first = getattr(model, "first_moment", None)  # conditions that are tensors are no keywords
+        self._asks_first = callable(first) and not isinstance(condition, Tensor) and takes_keywords(first)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
         output = self.outputs(x, t, **condition)
@@ -95,9 +97,8 @@ class ClassifierFree(_Guided):
 
     def first_outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
         """The same where only the first moment is read, which some networks give for less."""
-        first = own_way(self.unguided, "first_moment")
-        takes = not isinstance(self.condition, Tensor) and first is not self.unguided and takes_keywords(first)
-        return self._outputs(first if takes else self.unguided, x, t, condition)
+        model = own_way(self.unguided, "first_moment") if self._asks_first else self.unguided
+        return self._outputs(model, x, t, condition)
 
     def _outputs(
         self, model: Callable[..., Any], x: Tensor, t: Tensor, condition: dict[str, Any]

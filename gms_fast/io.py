@@ -111,12 +111,11 @@ def network(path: str | Path, *, schedule: Schedule | str | None = None, predict
         raise ValueError(f"prediction is for networks of diffusers: {path} predicts noise, got {prediction!r}")
     else:
         found = load(path) if schedule is None else load(path, schedule=schedule)
-    said = schedule.described if isinstance(schedule, Schedule) else schedule
     place = str(path) if path in EMBEDDED else str(folder.resolve())
-    again = not (
-        isinstance(schedule, Schedule) and isinstance(said, str)
-    )  # a schedule without a config is not made again
-    found.source = {"path": place, "schedule": said, "prediction": prediction} if again else None
+    said = schedule.described if isinstance(schedule, Schedule) else schedule
+    found.source = {"path": place, "schedule": said, "prediction": prediction}
+    if isinstance(schedule, Schedule) and isinstance(said, str):  # without a config it cannot be made again
+        found.source = None
     return found
 
 

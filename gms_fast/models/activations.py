@@ -120,7 +120,7 @@ def _first_leaf(module: nn.Module) -> nn.Module:
 
 
 def _ratio(grid: Sequence[int], whole: Sequence[int]) -> int | None:
-    """How many times a grid fits into another along every axis; 1 where there is no axis."""
+    """The number of times that a grid fits into another along every axis; 1 where there is no axis."""
     ratios = {side // part if part and not side % part else 0 for part, side in zip(grid, whole, strict=True)} or {1}
     return ratios.pop() if len(ratios) == 1 else None
 

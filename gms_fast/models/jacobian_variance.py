@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.assumptions import attribute, describe
-from gms_fast.derivatives import Derivative, double_backward, forward_mode
+from gms_fast.derivatives import Derivative, double_backward, either, forward_mode
 from gms_fast.estimate import estimate
 from gms_fast.models.level_table import LevelTable
 from gms_fast.network import ARITHMETIC, Network, dtypes_of
@@ -110,15 +110,9 @@ class JacobianVariance(torch.nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """e1 and J v of each of the probes v."""
         directions = [(v,) for v in signs]
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._derivative is double_backward:
             return self._derivative(noise, (x,), directions)
-        if self._derivative is forward_mode:
-            try:
-                return forward_mode(noise, (x,), directions)
-            except (RuntimeError, NotImplementedError):  # what else is wrong shows again in the other way
-                pass
-        found = double_backward(noise, (x,), directions)
-        self._derivative = double_backward
+        found, self._derivative = either(noise, (x,), directions)
         return found
 
     def _check_precise(self, x: Tensor) -> None:

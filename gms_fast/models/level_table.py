@@ -38,8 +38,8 @@ class LevelTable(nn.Module):
 
     def __init__(self, schedule: Schedule, data_std: float = 1.0) -> None:
         super().__init__()
-        self.data_std = data_std
-        whole = schedule.whole_times
+        self.data_std, whole = data_std, schedule.whole_times
+        self.goes_on = whole is None  # beyond its ends, as EDM's levels to a larger sigma_max than it was made for
         times = schedule.grid(_NODES, "quadratic").flip(0) if whole is None else whole  # denser where sigma bends
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
         rows = [schedule.network_time(times), alpha, sigma]
@@ -56,8 +56,9 @@ class LevelTable(nn.Module):
         apart = above[0] - below[0]
         share = torch.where(apart > 0, (t - below[0]) / apart, 0)
         alpha, sigma, of, angle = torch.lerp(below[1:], above[1:], share)
-        beyond = (share < 0) | (share > 1)  # of the table, where alpha and sigma alone go straight on
-        of = torch.where(beyond, unit(alpha, sigma, self.data_std), of)
-        angle = torch.where(beyond, torch.atan2(sigma, alpha * self.data_std), angle)
+        if self.goes_on:  # alpha and sigma alone do so straight
+            beyond = (share < 0) | (share > 1)
+            of = torch.where(beyond, unit(alpha, sigma, self.data_std), of)
+            angle = torch.where(beyond, torch.atan2(sigma, alpha * self.data_std), angle)
         view = (-1, *[1] * (x.ndim - 1))
         return NoiseLevel(alpha.view(view), sigma.view(view), of.view(view), angle.view(view))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gms_fast import prediction as predictions
 from gms_fast import schedules
-from gms_fast.assumptions import PICTURES, UNSAID, attribute, missing, unwrapped
+from gms_fast.assumptions import MOMENTS, PICTURES, UNSAID, attribute, missing, unwrapped
 from gms_fast.models import hosts, saved_heads
 from gms_fast.models.activations import Layout, Watch, module_of
 from gms_fast.models.heads import FORMS, Heads
@@ -91,7 +91,7 @@ class MomentHeads(nn.Module):
         module = module_of(bare, name)
         check_eval(bare)
         self.features, self.head = name, argument("head", head, Choice(FORMS))
-        self.moments = argument("moments", moments, Choice(("central", "raw")))
+        self.moments = argument("moments", moments, Choice(MOMENTS))
         self.normalised = moments == "central" if normalised is None else argument("normalised", normalised, Flag())
         if self.normalised and moments == "raw":
             raise ValueError('moments must be "central" for normalised heads: got "raw"')
@@ -146,7 +146,7 @@ class MomentHeads(nn.Module):
         return attribute(self.network, "needed", ())
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name; all else is frozen."""
+        """The parameters of the heads, by name; all else is frozen."""
         return {name: weight for name, weight in self.named_parameters() if name.startswith("heads.")}
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -29,7 +29,7 @@ class Subject:
     control    (N, *shape) other real samples; None: they are drawn from the model as need be
     features   data set of the classifier that sees the samples, or None
     clip, dtype  for `gms_fast.sample`
-    classes    of a network that asks for classes, as `asked`; samples then take turns
+    classes    of a network that asks for them; samples then take turns
     """
 
     model: Any
@@ -39,11 +39,12 @@ class Subject:
     clip: tuple[float, float] | None
     dtype: torch.dtype
     classes: int = 0
-    asked: str = ""
 
     def condition(self, n: int, index: int) -> dict[str, Tensor] | None:
         """Classes of n samples from an index on; None for a network without."""
-        return {self.asked: torch.arange(index, index + n) % self.classes} if self.classes else None
+        if not self.classes:
+            return None
+        return dict.fromkeys(self.model.needed, torch.arange(index, index + n) % self.classes)
 
     def real(self, n: int, index: int) -> Tensor:
         """At most n real samples beside the reference; another `index`, other samples."""
@@ -103,9 +104,8 @@ def build(model: str, source: str | None = None, schedule: str | None = None) ->
         raise ValueError(f"model must depend on classes at most: {model} asks for {', '.join(asked)}")
     classes = int(data.load_labels(source).max()) + 1 if asked else 0
     return Subject(
-        network, real[:half], real[half:], source if source in SIDES else None, (-1.0, 1.0), torch.float32,
-        classes, "".join(asked),
-    )  # fmt: skip
+        network, real[:half], real[half:], source if source in SIDES else None, (-1.0, 1.0), torch.float32, classes
+    )
 
 
 def _mixture(schedule: Any) -> GaussianMixture1D:

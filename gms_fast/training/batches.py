@@ -55,7 +55,8 @@ class Wanted:
         low, high = (float(v) for v in images.aminmax()) if bool(images.isfinite().all()) else (-torch.inf, torch.inf)
         lo, hi = self.clip or (-3e38, 3e38)
         if not lo <= low <= high <= hi:
-            raise ValueError(f"data must be finite and lie in [{lo:g}, {hi:g}]: got {low:g} .. {high:g}")
+            of = f"[{lo:g}, {hi:g}]: got {low:g} .. {high:g}; the range is the model's clip"
+            raise ValueError(f"data must be finite and lie in {of}")
         return images
 
     def scale(self, images: Tensor) -> None:
@@ -160,7 +161,7 @@ class Loaded:
         return self._understood(self._next(step), step)
 
     def _next(self, step: int) -> Any:
-        """What the iterable gives at a step, the first of a round where it has ended."""
+        """The item of the iterable at a step, the first of a round where it has ended."""
         with torch.random.fork_rng(devices=[]):
             for again in (False, True):
                 torch.manual_seed(seed_of(self._seed, step, 1))  # the end of a round may draw

@@ -37,7 +37,7 @@ class Ranks:
 
     @contextmanager
     def alone(self, hold: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-        """What the first rank holds during the block; where it cannot, no rank begins."""
+        """Have the first rank hold something during the block; where it cannot, no rank begins."""
         with ExitStack() as held:
             self.by_first(lambda: held.enter_context(hold()))
             yield

@@ -70,7 +70,7 @@ class State:
         atomic.write_rows(self.path.with_name(CURVE), [["step", "loss", "seconds"], *self.curve])
 
     def stored(self, resume: bool) -> dict[str, Any] | None:
-        """What the file holds, if it is there, looked at; `take` goes on from it."""
+        """The state in the file, looked at, or None without a file; `take` goes on from it."""
         if not self.path.exists():
             return None
         folder = self.path.parent

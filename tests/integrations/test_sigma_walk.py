@@ -180,7 +180,7 @@ class Reads(TorchDispatchMode):
 
 @each_sampler
 def test_nothing_is_read_while_it_walks(name):
-    """Where it is read once a step a GPU is waited for."""
+    """A GPU is waited for in every step in which the host reads it."""
     reads, counted = Reads(), []
 
     def model(x, sigma, seed):
