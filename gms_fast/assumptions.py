@@ -169,41 +169,48 @@ class Description:
         return schedules.build(self.schedule).asked_like(self.own)
 
 
-def describe(model: object, schedule: Schedule | str | None, form: str | None, clip: Any = UNSAID) -> Description:
-    """The call's arguments where given, else what the model says, else what is assumed.
-
-    Raises TypeError or ValueError naming the argument.
-    """
+def scheduled(model: object, schedule: Schedule | str | None) -> tuple[Schedule | str, Schedule | None]:
+    """(the schedule that is given or else the model's, the model's own). Raises TypeError or ValueError."""
     if not callable(model):
         raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
-    if attribute(model, "self_condition") is True:
-        raise ValueError(
-            "model is self-conditioned (self_condition = True): it wants its last estimate of x_0 as an input, which "
-            "no solver hands on; wrap it in a callable (x, t) that does, or train it without"
-        )
-    _warn_of_training(model)
     own = attribute(model, "schedule")
     schedule = own if schedule is None else schedule
     if schedule is None:
         raise ValueError(missing(model, "schedule"))
     if not isinstance(schedule, (Schedule, str)):
         raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
+    return schedule, own if isinstance(own, Schedule) else None
+
+
+def ranged(model: object, clip: Any) -> tuple[tuple[float, float] | None, bool]:
+    """(the data range that is given or else the model's, whether it is assumed because neither says one)."""
+    assumed = False
+    if isinstance(clip, str) and clip == UNSAID:
+        clip = attribute(model, "clip", _NOTHING)
+        assumed = clip is _NOTHING
+        clip = PICTURES if assumed else clip
+    return (None if clip is None else as_range(clip)), assumed
+
+
+def describe(model: object, schedule: Schedule | str | None, form: str | None, clip: Any = UNSAID) -> Description:
+    """The call's arguments where given, else what the model says, else what is assumed.
+
+    Raises TypeError or ValueError naming the argument.
+    """
+    schedule, own = scheduled(model, schedule)
+    if attribute(model, "self_condition") is True:
+        raise ValueError(
+            "model is self-conditioned (self_condition = True): it wants its last estimate of x_0 as an input, which "
+            "no solver hands on; wrap it in a callable (x, t) that does, or train it without"
+        )
+    _warn_of_training(model)
     form = form or attribute(model, "prediction") or _assumed(model, "prediction", "noise")
     if form not in prediction.names():
         raise ValueError(f"prediction must be one of {', '.join(prediction.names())}: got {form!r}")
     moments = attribute(model, "moments") or _assumed(model, "moments", "raw")
     if moments not in MOMENTS:
         raise ValueError(f'model.moments must be "raw" or "central": got {moments!r}')
-    assumed = False
-    if isinstance(clip, str) and clip == UNSAID:
-        clip = attribute(model, "clip", _NOTHING)
-        assumed = clip is _NOTHING
-        clip = _assumed(model, "clip", PICTURES) if assumed else clip
-    return Description(
-        schedule=schedule,
-        own=own if isinstance(own, Schedule) else None,
-        prediction=form,
-        moments=moments,
-        clip=None if clip is None else as_range(clip),
-        clip_assumed=assumed,
-    )
+    clip, assumed = ranged(model, clip)
+    if assumed:
+        _assumed(model, "clip", clip)
+    return Description(schedule=schedule, own=own, prediction=form, moments=moments, clip=clip, clip_assumed=assumed)

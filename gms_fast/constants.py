@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 F = TypeVar("F", bound=Callable[..., Any])
 _KNOWN: dict[int, "Identified"] = {}  # kept for good: graphs know these objects by id, which no other may get
 
@@ -35,7 +37,12 @@ class Identified:
 
 
 def pack(value: Any) -> Any:
-    """Constants that stand for an `Identified` object or for a constant; for traced code."""
+    """Constants that stand for an `Identified` object or for a constant; for traced code.
+
+    None stands for a tensor: what is planned of an object that the compiled function makes depends on no values.
+    """
+    if isinstance(value, Tensor):
+        return None
     if not isinstance(value, Identified):
         return value
     if value.keep():

@@ -6,6 +6,7 @@ import struct
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -177,14 +178,23 @@ def _numbers_along(
     """`_numbers` of times that the solver has chosen."""
     visited, times = times, list(solver.asked(schedule, times))
     steps = [*StepCoefficients.along(schedule, visited, times), StepCoefficients.at(schedule, times[-1])]
+    if not solver.rises:
+        check_falling(visited, steps)
     asked = as_float64(schedule.network_time(as_float64(times))).expand(len(times)).tolist()
     numbers = [*solver.plan(schedule, visited), None]
     rows = [
         (t, time, tuple(vars(k).items()), its, _level(k))
         for t, time, k, its in zip(times, asked, steps, numbers, strict=True)
     ]
-    last = denoise if denoise is not None else solver.denoise or len(times) == 1
+    last = denoise is not False and (solver.denoise or len(times) == 1)
     return rows, last and steps[-1].sigma_t > 0, times[0] == getattr(schedule, "t_max", None)
+
+
+def check_falling(times: Sequence[float], steps: Sequence[StepCoefficients]) -> None:
+    """Raise ValueError where a later time, not the same one again, is not less noisy."""
+    for (t, s), step in zip(pairwise(times), steps, strict=False):
+        if t != s and not step.falls:
+            raise ValueError(f"timesteps must go to less noise: t = {s:g} has not less than t = {t:g}")
 
 
 def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise: bool | None) -> Plan:

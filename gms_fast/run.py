@@ -62,7 +62,7 @@ class Run:
         if batch_size is not None and integer("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, or None: got {batch_size}")
         wanted = steps if timesteps is None else len(as_times(timesteps)) - 1
-        solver = solvers.build(solver, origin=_origin(model), steps=wanted)
+        solver = solvers.build(solver, origin=origin_of(model), steps=wanted)
         meaning = said.prediction, said.clip, said.central
         walk = plan(said.schedule, said.own, steps, timesteps, solver, denoise, meaning)
         check_signal(walk, solver.known_steps, said.prediction, said.built)
@@ -214,13 +214,13 @@ def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
     """Raise ValueError where the network gives fewer moments than the solver needs at a step."""
     if needed > 1 and (given := estimate.given) < needed:
         raise ValueError(
-            f"model must return NoiseMoments with {solver.moments_needed} moments for {type(solver).__name__}, but "
+            f"model must return NoiseMoments with {solver.moments_needed} moments for {solver.name}, but "
             f"gives {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
             "that needs the noise alone, such as ddim, er-sde or gms:covariance=FILE,switch=0"
         )
 
 
-def _origin(model: object) -> str | None:
+def origin_of(model: object) -> str | None:
     """The place that the model is from, if it says so."""
     origin = attribute(model, "origin")
     return origin if isinstance(origin, str) else None

@@ -33,17 +33,19 @@ class StepCoefficients:
     @classmethod
     def between(cls, schedule: "Schedule", t: float, s: float) -> "StepCoefficients":
         """The step from time t to time s of `schedule`, s less noisy than t; computed in float64."""
-        if t == s:
+        (step,) = cls.along(schedule, [t, s])
+        if not step.falls:
             raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
-        return cls.along(schedule, [t, s])[0]
+        return step
 
     @classmethod
     def along(
         cls, schedule: "Schedule", times: Sequence[float], begun: Sequence[float] | None = None
     ) -> list["StepCoefficients"]:
-        """The steps from each of the times to the next one, which is less noisy; computed in float64.
+        """The steps from each of the times to the next one; computed in float64.
 
-        A time that is repeated stands for another network call there: the step between has A = 1, B = c = 0.
+        A time that is repeated stands for another network call there: the step between has A = 1, B = c = 0. A step to
+        more noise has no reverse kernel; it goes along the line through x_t and x_0, x_s = A x_t + B x_0.
         begun  the times where the steps begin, if those are not where the ones before end
         """
         ends = cls._levels(schedule, times)
@@ -51,17 +53,19 @@ class StepCoefficients:
         return [cls._between(here, there) for here, there in zip(begins[:-1], ends[1:], strict=True)]
 
     @staticmethod
-    def _levels(schedule: "Schedule", times: Sequence[float]) -> list[tuple[float, float, float]]:
-        """(t, alpha_t, sigma_t) of each."""
+    def _levels(schedule: "Schedule", times: Sequence[float]) -> list[tuple[float, float]]:
+        """(alpha_t, sigma_t) of each."""
         alphas, sigmas = (f(times).tolist() for f in (schedule.alpha, schedule.sigma))
-        return list(zip(times, alphas, sigmas, strict=True))
+        return list(zip(alphas, sigmas, strict=True))
 
     @classmethod
-    def _between(cls, here: tuple[float, float, float], there: tuple[float, float, float]) -> "StepCoefficients":
-        """From (t, alpha_t, sigma_t) to the same of s."""
-        (t, alpha_t, sigma_t), (s, alpha_s, sigma_s) = here, there
-        if not sigma_s * alpha_t < sigma_t * alpha_s and t != s:
-            raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
+    def _between(cls, here: tuple[float, float], there: tuple[float, float]) -> "StepCoefficients":
+        """From (alpha_t, sigma_t) to the same of s."""
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = here, there
+        if sigma_s * alpha_t > sigma_t * alpha_s:
+            kept = sigma_s / sigma_t
+            levels = {"alpha_t": alpha_t, "sigma_t": sigma_t, "alpha_s": alpha_s, "sigma_s": sigma_s}
+            return cls(**levels, A=kept, B=alpha_s - kept * alpha_t, c=0.0)
         alpha_ts = alpha_t / alpha_s
         known = sigma_s > 0 and alpha_t > 0
         share = -math.expm1(2 * (math.log(alpha_ts) + math.log(sigma_s) - math.log(sigma_t))) if known else 1.0
@@ -81,6 +85,11 @@ class StepCoefficients:
         """The numbers of time t alone, for the evaluation that removes the last noise: x_s = E[x_0|x_t]."""
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         return cls(alpha_t=alpha, sigma_t=sigma, alpha_s=1.0, sigma_s=0.0, A=0.0, B=1.0, c=0.0)
+
+    @property
+    def falls(self) -> bool:
+        """Tell a step to less noise."""
+        return self.sigma_s * self.alpha_t < self.sigma_t * self.alpha_s
 
     @property
     def ratio(self) -> float:

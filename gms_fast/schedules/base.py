@@ -113,6 +113,16 @@ class Schedule(Identified, ABC):
         """Times at shares `ramp` in [0, 1] of the way from t_max to t_min, as the schedule's own grid has them."""
         return self._spaced(as_float64([self.t_max, self.t_min]), as_float64(ramp), self.spacing)
 
+    def share(self, t: Times) -> Tensor:
+        """Shares in [0, 1] of the way from t_min to t_max: t = spaced(1 - share)."""
+        t = as_float64(t)
+        low, high = torch.zeros_like(t), torch.ones_like(t)
+        for _ in range(53):  # halvings, until a double tells no more
+            middle = (low + high) / 2
+            later = self.spaced(1 - middle) > t
+            low, high = torch.where(later, low, middle), torch.where(later, middle, high)
+        return torch.where(t >= self.t_max, 1.0, low)
+
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
         """Times to visit, noisiest first, steps + 1 of them, from `t_max` on if that is given.
 

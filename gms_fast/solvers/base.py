@@ -53,6 +53,7 @@ class Solver(Identified, ABC):
     denoise         whether noise that is left at the last time is removed by one more call of the network
     linear          whether the plan of a step is (weights, std) of the state and the last data estimates
     known_steps     number of leading steps that need no network call; `known` supplies their estimate
+    rises           whether its times may lead to more noise
     """
 
     moments_needed: int = 1
@@ -60,6 +61,12 @@ class Solver(Identified, ABC):
     denoise: bool = True
     linear: bool = False
     known_steps: int = 0
+    rises: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        return type(self).__name__
 
     def times(
         self,
@@ -87,6 +94,10 @@ class Solver(Identified, ABC):
     def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
         """The times that stand for these. Raises ValueError where they are not to be visited."""
         schedule.check_times(times)
+        return self.visits(schedule, times)
+
+    def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
+        """The times, each as often as the network is asked there."""
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:

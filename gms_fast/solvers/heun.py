@@ -63,8 +63,9 @@ class _Churning(Multistep):
         plan: list[tuple[list[float], float]] = []
         for i, k in enumerate(steps):
             weights = _predictor(k) if times[i] != times[i + 1] else _corrector(steps[i - 1] if i else None)
-            kept = alpha[i + 1] / k.alpha_s  # of the state where the step ends, to the level where the next one begins
-            std = self.s_noise * math.sqrt(sigma[i + 1] ** 2 - (kept * k.sigma_s) ** 2)
+            raised = asked[i + 1] != times[i + 1]
+            kept = alpha[i + 1] / k.alpha_s if raised else 1.0  # of the state, to the level where the next step begins
+            std = self.s_noise * math.sqrt(sigma[i + 1] ** 2 - (kept * k.sigma_s) ** 2) if raised else 0.0
             plan.append(([kept * w for w in weights], std))
         return plan
 
@@ -121,9 +122,12 @@ class Heun(_Churning):
     linear = False  # to those who take `plan` alone: without the times that stand twice it is Euler's
 
     def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """The times, those twice where a step ends that is corrected; they may already be given so."""
-        times = super()._visited(schedule, [t for t, _ in groupby(times)])
-        corrected = (schedule.alpha(times)[:-1] > 0) & (schedule.sigma(times)[1:] > 0)
+        return super()._visited(schedule, [t for t, _ in groupby(times)])  # they may already be given twice
+
+    def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
+        """The times, those twice where a step ends that is corrected."""
+        signal = schedule.alpha(times) > 0
+        corrected = signal[:-1] & signal[1:] & (schedule.sigma(times)[1:] > 0)
         return [times[0], *(t for t, twice in zip(times[1:], corrected, strict=True) for _ in range(1 + bool(twice)))]
 
 
