@@ -17,6 +17,7 @@ from gms_fast.version import __version__ as __version__
 
 if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing torch takes long enough
     from gms_fast import data as data
+    from gms_fast import editing as editing
     from gms_fast import guidance as guidance
     from gms_fast import integrations as integrations
     from gms_fast import models as models
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing 
 
 _ROOMS = (
     "data",
+    "editing",
     "guidance",
     "integrations",
     "models",

@@ -298,7 +298,8 @@ def philox_normal(
     """Standard normals (B, *), a pure function of (seed, sample_offset + b, step, stream, element).
 
     step    of the ops; `sample` counts its own from 2^30 on, so that no draw with a small one is also one of its steps
-    stream  0 normals of a step, 1 its uniforms, 2 the initial x_T, 3 to 5 of `gms_fast.statistics`
+    stream  0 normals of a step, 1 its uniforms, 2 the initial x_T, 3 to 5 of `gms_fast.statistics`, 6 of
+            guides that are edited
     device  torch's default device unless given
     dtype   float32 unless given; float64 has the precision of float32 uniforms
     """

@@ -1,0 +1,271 @@
+"""RePaint: Lugmayr et al., CVPR 2022 (arXiv 2201.09865). Where a step ends, known pixels are noised to its level."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gms_fast.estimate import Estimate
+from gms_fast.ops import fused
+from gms_fast.ops.types import Draws
+from gms_fast.schedules import Schedule
+from gms_fast.solvers.base import Solver, TimeStep
+
+_KNOWN, _BACK = 1 << 26, 1 << 27  # added to a step's counter, for the noise of known pixels and of the way back
+_COUNTERS = 1 << 32
+
+
+class Back(NamedTuple):
+    """The way back to more noise: x_t = scale x_s + std z."""
+
+    scale: float
+    std: float
+
+
+class Arrival(NamedTuple):
+    """The level where a step ends: known pixels there are alpha image + sigma z where mask <= share."""
+
+    alpha: float
+    sigma: float
+    share: float
+    back: Back | None
+
+
+class Call(NamedTuple):
+    """A network call: that of a solver's own, of this number, or the last one, which removes the noise (None).
+
+    anew     whether the solver begins here without history
+    arrival  where the step ends; None in the middle of one that takes two calls
+    """
+
+    number: int | None
+    numbers: Any
+    anew: bool
+    arrival: Arrival | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Inpainting(Solver):
+    """A solver's walk with known pixels: wherever a step ends, they are put to
+
+        alpha_s image + sigma_s z
+
+    with new noise, and after the last step to the image. `gms_fast.editing.inpaint` is the way to call it; as a
+    solver it serves `gms_fast.graphed` and `Stepper` too.
+
+    image     (n, *) like the state
+    mask      (n, 1, H, W), (1, 1, H, W), or like the image: m in [0, 1] is the strength with which an element may
+              change. Until the run has come down to the noise level of that strength (`Schedule.share`) it is known
+    then      the solver
+    resample  r: each step is done r times, the first r - 1 of them followed by the way back to where it began,
+              x_t = (alpha_t/alpha_s) x_s + noise, so that unknown pixels fit the known ones. r times the network calls
+
+    With r > 1 every step begins without history, so that multistep solvers take steps of order 1: what lies behind is
+    not on the way that the state came.
+    """
+
+    image: Tensor
+    mask: Tensor
+    then: Solver
+    resample: int = 1
+    denoise = False  # the last call is one of the steps
+    rises = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.then, Solver) or isinstance(self.then, Inpainting) or self.then.known_steps:
+            raise ValueError(f"solver must be one that asks the network at every step: got {type(self.then).__name__}")
+        if isinstance(self.resample, bool) or not isinstance(self.resample, int) or self.resample < 1:
+            raise ValueError(f"resample must be an integer of at least 1: got {self.resample!r}")
+
+    @property
+    def name(self) -> str:
+        return self.then.name
+
+    @property
+    def moments_needed(self) -> int:  # type: ignore[override]
+        return self.then.moments_needed
+
+    def ending(self, denoise: bool) -> "Inpainting":
+        return replace(self, then=self.then.ending(denoise))
+
+    def times(
+        self,
+        schedule: Schedule,
+        wanted: int | Sequence[float],
+        *,
+        t_max: float | None = None,
+        spacing: str | float | None = None,
+    ) -> list[float]:
+        """Those of the solver, each as often as the network is asked there."""
+        times = self.then.times(schedule, wanted, t_max=t_max, spacing=spacing)
+        asked = [t for unit in _units(times) for t in unit * self.resample]
+        return [*asked, *times[-1:] * (1 + self._cleans(schedule, times))]
+
+    def _cleans(self, schedule: Schedule, times: Sequence[float]) -> bool:
+        """Tell a walk whose last call removes what noise is left."""
+        return float(schedule.sigma(times[-1])) > 0 and (self.then.denoise or len(set(times)) == 1)
+
+    def _own(self, schedule: Schedule, times: Sequence[float]) -> list[float]:
+        """The solver's own times, of which `times` are made."""
+        return _once(list(times[:-1] if self._cleans(schedule, times) else times), self.resample)
+
+    def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
+        own = self._own(schedule, times)
+        asked = self.then.asked(schedule, own)
+        visited = [asked[place.number] for place in _places(own, self.resample)]
+        return [*visited, *[asked[-1]] * (len(times) - len(visited))]
+
+    def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Call]:
+        own = self._own(schedule, times)
+        numbers, levels = self._numbers(schedule, own), _Levels.along(schedule, own, self.then.asked(schedule, own))
+        calls = [
+            Call(
+                place.number,
+                numbers[place.number],
+                place.first and self.resample > 1,
+                levels.arrival(place.number + 1, place.begun if place.again else None) if place.ends else None,
+            )
+            for place in _places(own, self.resample)
+        ]
+        if self._cleans(schedule, times):
+            return [*calls, Call(None, None, False, _RESULT)]
+        return [*calls[:-1], calls[-1]._replace(arrival=_RESULT)]
+
+    def _numbers(self, schedule: Schedule, own: list[float]) -> list[Any]:
+        """What the solver plans, step by step where each begins without history."""
+        numbers, begun = list(self.then.plan(schedule, own)), 0
+        for unit in _units(own) if self.resample > 1 else ():
+            end = begun + len(unit)
+            numbers[begun:end] = self.then.replan(schedule, own[begun : end + 1], numbers[begun:end])
+            begun = end
+        return numbers
+
+    def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> list[Call]:
+        own = {call.number: (t, call) for t, call in zip(times, numbers, strict=False) if call.number is not None}
+        again = [call.numbers for _, call in own.values()]
+        if self.resample == 1:
+            again = list(self.then.replan(schedule, [*(t for t, _ in own.values()), times[-1]], again))
+        places = {number: i for i, number in enumerate(own)}
+        moved = {n: call._replace(number=i, numbers=again[i]) for n, i in places.items() for call in [own[n][1]]}
+        return [
+            call if call.number is None else moved[call.number]._replace(anew=call.anew, arrival=call.arrival)
+            for call in numbers
+        ]
+
+    def moments_at(self, step: TimeStep) -> int:
+        call: Call = step.numbers
+        return 1 if call.number is None else self.then.moments_at(step._replace(numbers=call.numbers))
+
+    def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
+        if tuple(self.image.shape[1:]) != tuple(shape):
+            raise ValueError(f"image must be (n, *{tuple(shape)}) like the state: got {tuple(self.image.shape)}")
+        self.then.check(model, shape, clip)
+
+    def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[TimeStep], Any, Any]:
+        """(steps of the solver, its state there, and that now)."""
+        if len(self.image) != len(x):
+            raise ValueError(f"image must be {len(x)} pictures, as many as there are samples: got {len(self.image)}")
+        own = {step.numbers.number: step for step in steps if step.numbers.number is not None}  # the last of each
+        walk = [
+            step._replace(i=i, numbers=step.numbers.numbers, is_last=i == len(own) - 1)
+            for i, step in enumerate(own.values())
+        ]
+        state = self.then.start(x, walk) if walk else None
+        return walk, state, state
+
+    def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
+        call, (walk, begun, own) = step.numbers, state
+        if call.number is None:
+            x = estimate.x0()
+        else:
+            own = begun if call.anew else own
+            x, own = self.then.step(x, estimate, walk[call.number], draws, own)
+        if call.arrival is not None:
+            x = self._arrived(x, call.arrival, draws)
+        return x, (walk, begun, own)
+
+    def _arrived(self, x: Tensor, to: Arrival, draws: Draws) -> Tensor:
+        """x with what is known there, and back from there if that is the way."""
+        known = self.image.to(x.dtype)
+        if to.sigma > 0:
+            known = fused.affine_noise(known, (), (to.alpha,), to.sigma, _apart(draws, _KNOWN))
+        x = torch.where(self.mask <= to.share, known, x)
+        if to.back is None:
+            return x
+        return fused.affine_noise(x, (), (to.back.scale,), to.back.std, _apart(draws, _BACK))
+
+
+_RESULT = Arrival(1.0, 0.0, 0.0, None)  # without noise
+
+
+class _Place(NamedTuple):
+    """A network call of a walk, as one of the solver's own.
+
+    number, begun  of this call and of that where its step begins
+    first, ends    whether a step begins and ends here
+    again          whether the way goes back from there
+    """
+
+    number: int
+    begun: int
+    first: bool
+    ends: bool
+    again: bool
+
+
+def _places(times: Sequence[float], resample: int) -> Iterator[_Place]:
+    begun = 0
+    for unit in _units(times):
+        for left in range(resample - 1, -1, -1):
+            for j in range(len(unit)):
+                ends = j == len(unit) - 1
+                yield _Place(begun + j, begun, j == 0, ends, ends and left > 0)
+        begun += len(unit)
+
+
+def _units(times: Sequence[float]) -> Iterator[list[float]]:
+    """The times at which the network is asked in one step: two where a step is corrected at the time where it ends."""
+    unit: list[float] = []
+    for i, t in enumerate(times[:-1]):
+        unit.append(t)
+        if i + 2 == len(times) or times[i + 1] != times[i + 2]:
+            yield unit
+            unit = []
+
+
+def _once(times: list[float], resample: int) -> list[float]:
+    """The times of which `resample` units each are `times`."""
+    found, i = [], 0
+    while i < len(times) - 1:
+        size = next(k for k in (1, 2) if times[i : i + k] * resample == times[i : i + k * resample])
+        found += times[i : i + size]
+        i += size * resample
+    return [*found, times[-1]]
+
+
+class _Levels(NamedTuple):
+    """alpha, sigma and the share of the noise at each of a solver's own calls."""
+
+    alpha: list[float]
+    sigma: list[float]
+    share: list[float]
+
+    @classmethod
+    def along(cls, schedule: Schedule, times: Sequence[float], asked: Sequence[float]) -> "_Levels":
+        return cls(schedule.alpha(asked).tolist(), schedule.sigma(asked).tolist(), schedule.share(times).tolist())
+
+    def arrival(self, end: int, begun: int | None) -> Arrival:
+        """The arrival at a call, with the way back to another if that is given."""
+        alpha, sigma, back = self.alpha[end], self.sigma[end], None
+        if begun is not None:
+            scale = self.alpha[begun] / alpha
+            back = Back(scale, math.sqrt(self.sigma[begun] ** 2 - (scale * sigma) ** 2))
+        return Arrival(alpha, sigma, self.share[end], back)
+
+
+def _apart(draws: Draws, offset: int) -> Draws:
+    """Draws of the same step for another purpose."""
+    return draws._replace(step=(draws.step + offset) % _COUNTERS, component="element", z=None, u=None)

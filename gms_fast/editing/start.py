@@ -1,0 +1,204 @@
+"""The start of an edit: how much noise, at which times it is removed, and the pictures that it is added to."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gms_fast import constants, ops, schedules, solvers
+from gms_fast.assumptions import UNSAID, attribute, ranged, scheduled
+from gms_fast.finite import recorded
+from gms_fast.network import device_of
+from gms_fast.plan import integer
+from gms_fast.run import origin_of
+from gms_fast.schedules import Schedule
+from gms_fast.solvers import GGDM, Solver, Teleport
+
+GUIDE = 6  # stream of the noise that is added to pictures
+EDITED = 1 << 28  # `step_offset` of runs whose noise is not that which the edited picture may be drawn from
+_BOUND = (GGDM, Teleport)  # solvers that begin where all is noise
+_UNITS = ("share", "t", "level")
+
+Strength = float | str
+Model = Callable[..., Any]
+
+
+class Start(NamedTuple):
+    """A start of a run: its times, the level of noise there, and whether nothing of a picture is left at that."""
+
+    times: list[float]
+    alpha: float
+    sigma: float
+    whole: bool
+
+
+def timesteps(
+    model: Model,
+    steps: int = 10,
+    *,
+    strength: Strength,
+    solver: str | Solver = "gms",
+    schedule: Schedule | str | None = None,
+) -> list[float]:
+    """The times that an edit visits: `steps` steps of the solver's grid from the noise level of `strength` on.
+
+    strength  the share of the way from no noise, 0, to all noise, 1, on the schedule's own grid: with VP the share of
+              its time. Or "t=500", a time of the schedule, or "level=2.5", a noise level sigma/alpha
+
+    With `noised` they serve `sample`, `graphed` and `Stepper`, as timesteps= and x_T=. Raises ValueError for a strength
+    outside the schedule, and for a solver that cannot start in the middle.
+    """
+    return begin(model, schedule, solver, strength, steps).times
+
+
+def begin(model: Model, schedule: Schedule | str | None, solver: str | Solver, strength: Strength, steps: int) -> Start:
+    """The start of an edit of that strength."""
+    found, own = scheduled(model, schedule)
+    solver = solvers.build(solver, origin=origin_of(model), steps=steps)
+    pack = constants.pack
+    times, alpha, sigma, whole = _begin(pack(found), pack(own), pack(solver), strength, integer("steps", steps))
+    return Start(list(times), alpha, sigma, whole)
+
+
+@constants.function
+def _begin(
+    schedule: Any, own: Any, solver: Any, strength: Strength, steps: int
+) -> tuple[tuple[float, ...], float, float, bool]:
+    schedule, own, solver = map(constants.unpack, (schedule, own, solver))
+    schedule = schedules.build(schedule).asked_like(own)
+    t = time_of(schedule, strength)
+    if t is None:
+        return (), 1.0, 0.0, False
+    whole = t >= schedule.t_max
+    times = solver.times(schedule, steps) if whole else _from(t, schedule, solver, steps)
+    return tuple(times), float(schedule.alpha(t)), float(schedule.sigma(t)), whole
+
+
+def _from(t: float, schedule: Schedule, solver: Solver, steps: int) -> list[float]:
+    """The solver's times from t on."""
+    if isinstance(solver, _BOUND):
+        name = type(solver).__name__
+        raise ValueError(f"solver must be one that can start in the middle, or strength 1: {name} starts at all noise")
+    return [t] if t <= schedule.t_min else solver.times(schedule, steps, t_max=t)
+
+
+def time_of(schedule: Schedule, strength: Strength) -> float | None:
+    """The time of a strength; None without noise.
+
+    Raises ValueError for a strength outside the schedule, TypeError for what is none.
+    """
+    unit, value = _parsed(strength)
+    if unit == "share":
+        if not 0 <= value <= 1:
+            raise ValueError(f'strength must lie in [0, 1], or be like "t=500" or "level=2.5": got {strength!r}')
+        t = schedule.t_max if value == 1 else float(schedule.spaced(torch.tensor(1 - value, dtype=torch.float64)))
+    elif unit == "t":
+        t = value
+        if not schedule.t_min <= t <= schedule.t_max:
+            raise ValueError(f"strength must be a time from {schedule.t_min:g} to {schedule.t_max:g}: got {strength!r}")
+    else:
+        low, high = (math.exp(-float(schedule.log_snr(end))) for end in (schedule.t_min, schedule.t_max))
+        if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
+            raise ValueError(f"strength must be a level sigma/alpha from {low:.3g} to {high:.3g}: got {strength!r}")
+        t = float(schedule.inverse_log_snr(-math.log(value))) if value > 0 else schedule.t_min
+    if unit != "t" and schedule.whole_times is not None:
+        t = float(round(t))
+    return None if (unit, value) == ("share", 0) or float(schedule.sigma(t)) == 0 else t
+
+
+def _parsed(strength: Strength) -> tuple[str, float]:
+    """(one of `_UNITS`, number)."""
+    unit, number = ("", strength) if not isinstance(strength, str) else strength.rpartition("=")[::2]
+    unit = unit.strip() or "share"
+    try:
+        if unit not in _UNITS or isinstance(strength, bool):
+            raise ValueError
+        return unit, float(number)
+    except (TypeError, ValueError):
+        wanted = 'a number in [0, 1], or text like "t=500" or "level=2.5"'
+        raise TypeError(f"strength must be {wanted}: got {strength!r}") from None
+
+
+def noised(
+    model: Model,
+    image: Tensor,
+    *,
+    strength: Strength,
+    n: int | None = None,
+    shape: Sequence[int] | None = None,
+    schedule: Schedule | str | None = None,
+    seed: ops.Seed = 0,
+    sample_offset: int = 0,
+    clip: tuple[float, float] | str | None = UNSAID,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """alpha image + sigma z at the noise level of `strength`: the state that `stroke` starts from.
+
+    Arguments as of `stroke`. z is a function of (seed, sample, element), the same at every strength.
+    """
+    start = begin(model, schedule, "ddim", strength, 1)
+    rows = pictures(model, image, n=n, shape=shape, clip=clip, device=device, dtype=dtype)
+    return with_noise(rows, start.alpha, start.sigma, seed, sample_offset)
+
+
+def with_noise(rows: Tensor, alpha: float, sigma: float, seed: ops.Seed, sample_offset: int, index: int = 0) -> Tensor:
+    """alpha x_0 + sigma z; another index, another z."""
+    z = ops.philox_normal(
+        rows.shape, seed=seed, sample_offset=sample_offset, step=index, stream=GUIDE,
+        device=rows.device, dtype=rows.dtype,
+    )  # fmt: skip
+    return alpha * rows + sigma * z
+
+
+def pictures(
+    model: Model,
+    image: Tensor,
+    *,
+    n: int | None,
+    shape: Sequence[int] | None,
+    clip: Any,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    name: str = "image",
+) -> Tensor:
+    """The pictures to edit, (n, *shape), where the model is. Raises TypeError or ValueError naming the argument."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        got = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(
+            f"{name} must be a floating-point tensor in the model's range (bytes b are b/127.5 - 1): got {got}"
+        )
+    shape = shape if shape is not None else attribute(model, "sample_shape")
+    rows = image[None] if image.ndim == (3 if shape is None else len(shape)) else image
+    if shape is not None and tuple(rows.shape[1:]) != tuple(shape):
+        one = ", ".join(map(str, shape))
+        raise ValueError(f"{name} must be ({one}) or (n, {one}): got {tuple(image.shape)}; resize it, or say shape=")
+    wanted = len(rows) if n is None else integer("n", n)
+    if wanted < 1 or len(rows) not in (1, wanted):
+        raise ValueError(f"n must be at least 1, and of several {name}s their number, {len(rows)}: got {n}")
+    rows = rows.detach().to(device or device_of(model) or rows.device, dtype or rows.dtype)
+    limits, _ = ranged(model, clip)
+    if not recorded(rows):
+        check_range(rows, limits, name)
+    rows = rows if limits is None else rows.clamp(*limits)
+    return rows.expand(wanted, *rows.shape[1:]).contiguous()
+
+
+def check_range(rows: Tensor, limits: tuple[float, float] | None, name: str) -> None:
+    """Raise ValueError for pictures that are not finite, or farther outside the range than rounding to bytes takes."""
+    low, high = (float(end) for end in rows.aminmax()) if rows.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} must be finite: it holds NaN or infinity")
+    if limits is None:
+        return
+    slack = (limits[1] - limits[0]) / 510
+    if low < limits[0] - slack or high > limits[1] + slack:
+        wanted = f"[{limits[0]:g}, {limits[1]:g}]"
+        raise ValueError(
+            f"{name} must lie in the data range {wanted}: got {low:g} .. {high:g}; rescale it, or say clip="
+        )
+    if limits == (-1.0, 1.0) and 0 <= low < high <= 1:
+        warnings.warn(f"{name} lies in [0, 1] where the model's range is [-1, 1]: is 2 {name} - 1 meant?", stacklevel=5)
