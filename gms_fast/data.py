@@ -1,5 +1,8 @@
 """Training data as one tensor (N, C, H, W) of float32 in [-1, 1], from a name, an array file or a folder of images."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +64,54 @@ def load_labels(source: str | Path) -> Tensor:
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise ValueError(f"{path}: labels must be integers (N,): got {found.dtype} {found.shape}")
     return torch.from_numpy(found.astype(np.int64))
+
+
+def image_files(folder: Path, *, inside: bool = True) -> list[Path]:
+    """The images of a folder, by their suffixes, in the order of their names; inside: those of folders in it too.
+
+    Raises ValueError naming a folder without any.
+    """
+    found = sorted(p for p in folder.glob("**/*" if inside else "*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise ValueError(f"data folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def load_image(path: str | Path, channels: int, *, size: tuple[int, int] | None = None) -> Tensor:
+    """One picture of a file, (channels, H, W), float32 in [-1, 1], turned as its EXIF data say.
+
+    path      PNG, JPEG, BMP or WebP, of 8 bits, or 16 of greyscale, which are rounded down to 8
+    channels  3, for which greyscale is repeated, or 1, for which all channels of a coloured file must be equal
+    size      (H, W) to fit it to: cut in its middle to their ratio, then resampled (Lanczos); None: as it is
+    Raises ValueError naming the file that cannot be read, is transparent anywhere, or has colours where none are
+    wanted; FileNotFoundError where nothing is there.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    with _opened(path, "picture") as image:
+        _check_size(image)
+        turned = ImageOps.exif_transpose(image)
+        if "A" in turned.getbands() or "transparency" in turned.info:
+            low = np.asarray(turned.convert("RGBA"))[..., 3].min()
+            if low < 255:
+                raise ValueError(f"it must be opaque everywhere: got an alpha of {low} of 255 somewhere")
+        pixels = _in_channels(_pixels(turned), channels)
+    if size is not None:
+        fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.LANCZOS)
+        pixels = np.asarray(fitted)
+    return _from_array(pixels[None], str(path))[0]
+
+
+def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """The pixels (H, W) or (H, W, 3) as those of a picture of 1 or 3 channels."""
+    if channels == 3:
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+    if pixels.ndim == 3:
+        if not (pixels == pixels[..., :1]).all():
+            raise ValueError("it must be greyscale, or of three equal channels: got colours")
+        return np.ascontiguousarray(pixels[..., 0])
+    return pixels
 
 
 def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
@@ -143,16 +194,23 @@ def _check_size(image: "Image.Image") -> int:
     return count if image.mode in _GREY or image.mode.startswith("I") else 3 * count
 
 
-def _from_folder(folder: Path) -> Tensor:
+@contextmanager
+def _opened(file: Path, kind: str) -> "Iterator[Image.Image]":
+    """The image in a file; what is wrong with it is a ValueError that names it."""
     from PIL import Image
 
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f"data folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    with refusing(f"{kind} {file} cannot be read", file), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` refuses sooner
+        with Image.open(file, formats=_FORMATS) as image:
+            yield image
+
+
+def _from_folder(folder: Path) -> Tensor:
+    files = image_files(folder)
     images: list[np.ndarray] = []
     size = pixels = 0  # bytes
     for file in files:
-        with refusing(f"data file {file} cannot be read", file), Image.open(file, formats=_FORMATS) as image:
+        with _opened(file, "data file") as image:
             size += max(file.stat().st_size, _BLOCK)
             pixels += _check_size(image)
             if pixels > (allowed := most(size, _RATIO)):

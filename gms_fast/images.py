@@ -27,7 +27,7 @@ def grid(x: Tensor, columns: int | None = None, scale: int | None = None) -> Ima
     scale = (2 if max(height, width) <= SMALL else 1) if scale is None else scale
     if columns < 1 or scale < 1:
         raise ValueError(f"columns and scale must be at least 1: got {columns} and {scale}")
-    pixels = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = _bytes(x)
     rows, columns = math.ceil(n / columns), min(columns, n)
     canvas = torch.full(
         (channels, rows * (height + PADDING) + PADDING, columns * (width + PADDING) + PADDING), 255, dtype=torch.uint8
@@ -36,14 +36,32 @@ def grid(x: Tensor, columns: int | None = None, scale: int | None = None) -> Ima
         top = PADDING + i // columns * (height + PADDING)
         left = PADDING + i % columns * (width + PADDING)
         canvas[:, top : top + height, left : left + width] = image
-    array = canvas.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).numpy()
-    return Image.fromarray(array[..., 0] if channels == 1 else array)
+    return _picture(canvas.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
 
 
 def save_images(x: Tensor, path: str | Path, columns: int | None = None, scale: int | None = None) -> None:
     """Write `grid(x, columns, scale)` to `path`, as a whole; its suffix says in which format."""
-    picture, encoded = grid(x, columns, scale), io.BytesIO()
-    form = Image.registered_extensions().get(Path(path).suffix.lower())
+    _write(grid(x, columns, scale), path)
+
+
+def save_image(x: Tensor, path: str | Path) -> None:
+    """Write one image (C, H, W), C = 1 or 3, in [-1, 1] (clipped to it), pixel for pixel; the rest as `save_images`."""
+    if x.ndim != 3 or x.shape[0] not in (1, 3):
+        raise ValueError(f"x must be (1, H, W) or (3, H, W): got {tuple(x.shape)}")
+    _write(_picture(_bytes(x)), path)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    array = pixels.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def _write(picture: Image.Image, path: str | Path) -> None:
+    encoded, form = io.BytesIO(), Image.registered_extensions().get(Path(path).suffix.lower())
     if form is None:
         raise ValueError(f"path must end as pictures do, in .png for instance: got {path}")
     picture.save(encoded, form)

@@ -187,3 +187,87 @@ def test_load_reads_packed_arrays_of_two_values(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", pixels)
     assert pixels.nbytes > max(64 << 20, 50 * (tmp_path / "x.npz").stat().st_size)
     assert torch.equal(data.load(tmp_path / "x.npz")[:, 0], torch.from_numpy(pixels))
+
+
+# --- one picture ---
+
+
+def saved(folder, image, name="x.png", **options):
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def test_load_image_reads_greyscale_and_colours_as_asked(tmp_path):
+    grey, colour = saved(tmp_path, Image.fromarray(GREY[0]), "g.png"), saved(tmp_path, Image.fromarray(COLOUR[0]))
+    assert torch.equal(data.load_image(grey, 1), as_signed(GREY[0])[None])
+    assert torch.equal(data.load_image(grey, 3), as_signed(GREY[0]).expand(3, 4, 5))
+    assert torch.equal(data.load_image(colour, 3), as_signed(COLOUR[0]).permute(2, 0, 1))
+    with pytest.raises(ValueError, match=r"picture .*x\.png cannot be read: it must be greyscale, or of three equal"):
+        data.load_image(colour, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16"])
+def test_load_image_reads_greyscale_in_any_mode(tmp_path, mode):
+    image = Image.fromarray(GREY[0])
+    deep = Image.fromarray(GREY[0].astype(np.uint16) * 257)
+    path = saved(tmp_path, deep if mode == "I;16" else image.convert(mode))
+    assert torch.equal(data.load_image(path, 1), as_signed(GREY[0])[None])
+
+
+@pytest.mark.parametrize("name", ["x.bmp", "x.webp", "x.jpg", "x.other"])
+def test_load_image_goes_by_the_content(tmp_path, name):
+    path = saved(tmp_path, Image.fromarray(GREY[0]), name, format="PNG" if name == "x.other" else None)
+    assert data.load_image(path, 1).shape == (1, 4, 5)
+
+
+def test_load_image_turns_what_was_taken_upright(tmp_path):
+    turned = Image.Exif()
+    turned[0x112] = 6  # a quarter
+    path = saved(tmp_path, Image.fromarray(GREY[0]), exif=turned)
+    assert torch.equal(data.load_image(path, 1)[0], as_signed(GREY[0]).rot90(-1))
+
+
+def test_load_image_fits_to_a_size(tmp_path):
+    wide = np.zeros((8, 24), np.uint8)
+    wide[:, 8:16] = 255
+    path = saved(tmp_path, Image.fromarray(wide))
+    fitted = data.load_image(path, 1, size=(4, 4))
+    assert fitted.shape == (1, 4, 4)
+    assert fitted.min() > 0.85  # of what was cut off, the resampling sees the edge
+    assert data.load_image(path, 3, size=(6, 9)).shape == (3, 6, 9)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L"])
+def test_load_image_refuses_transparency(tmp_path, kind):
+    image = Image.fromarray(GREY[0])
+    options = {}
+    if kind in ("RGBA", "LA"):
+        image = image.convert(kind)
+        image.putpixel((1, 1), (9,) * (len(kind) - 1) + (7,))
+    else:
+        image, options = image.convert(kind), {"transparency": int(np.asarray(image.convert(kind))[1, 1])}
+    with pytest.raises(ValueError, match=r"x\.png cannot be read: it must be opaque everywhere: got an alpha of [07] "):
+        data.load_image(saved(tmp_path, image, **options), 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_load_image_refuses_other_files_in_one_error(tmp_path):
+    part = tmp_path / "part.png"
+    part.write_bytes(saved(tmp_path, Image.fromarray(COLOUR[0])).read_bytes()[:60])
+    big = saved(tmp_path, Image.new("L", (9600, 9600)), "big.png")  # Pillow warns of this one
+    for path, said in (
+        (saved(tmp_path, Image.fromarray(GREY[0]), "x.gif"), "cannot identify image file"),
+        (part, ""),
+        (big, "it has 9600 x 9600 pixels"),
+    ):
+        with pytest.raises(ValueError, match=rf"{path.name} cannot be read: .*{said}"):
+            data.load_image(path, 1)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        data.load_image(tmp_path / "gone.png", 1)
+
+
+def test_image_files_are_those_of_a_folder_and_of_folders_in_it(tmp_path):
+    write_images(tmp_path, GREY)
+    write_images(tmp_path / "inner", GREY, ".JPG")
+    assert [p.name for p in data.image_files(tmp_path)] == ["0.png", "1.png", "0.JPG", "1.JPG"]
+    assert [p.name for p in data.image_files(tmp_path, inside=False)] == ["0.png", "1.png"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gms_fast import images
 
@@ -33,3 +34,14 @@ def test_grid_refuses_what_cannot_be_shown(shape):
         images.grid(torch.zeros(shape))
     with pytest.raises(ValueError, match="columns and scale must be at least 1: got 0 and 2"):
         images.grid(torch.zeros(1, 1, 8, 8), columns=0)
+
+
+def test_an_image_alone_is_written_pixel_for_pixel(tmp_path):
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    images.save_image(torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert np.array_equal(np.asarray(picture), pixels)
+    with pytest.raises(ValueError, match=r"x must be \(1, H, W\) or \(3, H, W\): got \(2, 4, 4\)"):
+        images.save_image(torch.zeros(2, 4, 4), tmp_path / "y.png")
+    with pytest.raises(ValueError, match=r"path must end as pictures do"):
+        images.save_image(torch.zeros(1, 4, 4), tmp_path / "y.none")

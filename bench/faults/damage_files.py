@@ -144,7 +144,7 @@ def _pictures(folder: Path) -> None:
 
 def _matrix(folder: Path) -> None:
     (folder / matrix.SETTINGS).write_text(json.dumps(SETTINGS, indent=1))
-    record = {**vars(Cell("mnist", "ddim", "uniform", 10)), "n": 500, "calls": 10, "seconds": 1.5, "frechet": 2.5}
+    record = {**Cell("mnist", "ddim", "uniform", 10).fields, "n": 500, "calls": 10, "seconds": 1.5, "frechet": 2.5}
     (folder / matrix.RECORDS).write_text((json.dumps(record) + "\n") * 3)
 
 

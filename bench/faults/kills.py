@@ -194,10 +194,12 @@ def _records(out: Path) -> list[object]:
 
 
 MODEL = ("--model", "tiny")
+DRAWN = (*MODEL, "--batch-size", "2", "--steps", "3")
+EDIT = ("edit", "vary", "guides", *DRAWN, "--n", "6")
 COMMANDS = {
-    "sample": Command(
-        ("sample", *MODEL, "--n", "6", "--batch-size", "2", "--steps", "3", "--out", "x.npz"), "x.npz", "--force"
-    ),
+    "sample": Command(("sample", *DRAWN, "--n", "6", "--out", "x.npz"), "x.npz", "--force"),
+    "edit": Command((*EDIT, "--out", "x.png"), "x.png", "--force"),
+    "edit into a folder": Command((*EDIT, "--out", "edited"), "edited", "--force"),
     "train": Command(
         (
             *("train", "--data", "x.npy", "--out", "run", "--steps", "9", "--head-steps", "7", "--batch-size", "2"),
@@ -225,10 +227,7 @@ COMMANDS = {
         done=_rows,
     ),
     "statistics --gaussian": Command(
-        (
-            *("statistics", "--gaussian", *MODEL, "--samples", "6"),
-            *("--batch-size", "2", "--out", "x.safetensors"),
-        ),
+        ("statistics", "--gaussian", *MODEL, "--samples", "6", "--batch-size", "2", "--out", "x.safetensors"),
         "x.safetensors",
         done=_rows,
     ),
@@ -307,6 +306,8 @@ def _whole(name: str) -> tuple[object, float, int, set[str]]:
 def _prepare(folder: Path) -> None:
     torch.set_num_threads(1)  # threads do not outlive a fork
     io.save(tiny(), folder / "tiny")
+    (folder / "guides").mkdir()
+    images.save_image(torch.zeros(1, 4, 4), folder / "guides" / "a.png")
     np.save(folder / "x.npy", np.random.default_rng(0).uniform(-1, 1, (200, 4, 4)).astype(np.float32))
 
 

@@ -7,10 +7,11 @@ from types import ModuleType
 from typing import NoReturn
 
 from gms_fast import interrupts
-from gms_fast.cli import evaluate, info, sample, search, statistics, train, train_heads
+from gms_fast.cli import edit, evaluate, info, sample, search, statistics, train, train_heads
 
 COMMANDS: dict[str, ModuleType] = {
     "sample": sample,
+    "edit": edit,
     "train": train,
     "train-heads": train_heads,
     "statistics": statistics,

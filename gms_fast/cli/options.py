@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gms_fast.storage import atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -75,6 +76,16 @@ def asked(network: object, labels: object) -> str | None:
         asks = ", ".join(needed) or "no condition"
         raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")
     return needed[0] if needed else None
+
+
+def check_file(out: Path, suffixes: Sequence[str], *, overwrite: bool, name: str = "--out") -> None:
+    """Raise ValueError or OSError unless a command may write the file `out`, one of those that end so."""
+    if out.suffix not in suffixes:
+        raise ValueError(f"{name} must end in {' or '.join(suffixes)}: got {out}")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{name} {out} exists: choose another file or add --force")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{name} {out}: there is no folder {out.parent}")
 
 
 def check_folder(out: Path, *, again: bool) -> None:

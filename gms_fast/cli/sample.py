@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gms_fast import interrupts
-from gms_fast.cli import options
+from gms_fast.cli import drawing, options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,6 @@ SUFFIXES = (".png", ".npz")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast sample`."""
     add = parser.add_argument
-    add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
     add("--steps", type=options.positive, default=10, help="solver steps (default: 10)")
     add("--n", type=options.positive, default=64, help="number of images (default: 64)")
     add(
@@ -32,69 +31,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='like gms, er-sde:order=2 or "teleport:until=10 then er-sde"; see gms-fast info (default: gms)',
     )
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
-    # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
-    add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
+    drawing.add_model(parser)
     add("--labels", type=options.classes, help="classes that images take turns through, as 0,1,2, where a network asks")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--out", type=Path, default=Path("samples.png"), help=".png: a grid, .npz: arrays (default: samples.png)")
     add("--force", action="store_true", help="overwrite --out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, write, and say how long it took and what did the work. What is drawn is kept, however the drawing ends."""
-    import torch
-
-    import gms_fast
     from gms_fast import solvers
     from gms_fast.storage import atomic
     from gms_fast.storage.locks import locked_file
 
-    _check_out(args.out, overwrite=args.force)
-    device = options.device(args.device)
-    chosen = gms_fast.backends()["chosen"]
-    backend = chosen.get(device.type, chosen["other"])
-    if backend is None:
-        raise ValueError(f"--device {device}: the backend that is forced does not run there")
-    model = gms_fast.load(args.model).to(device)
+    options.check_file(args.out, SUFFIXES, overwrite=args.force)
+    model, backend = drawing.model(args)
     asked = options.asked(model, args.labels)
     solver = solvers.build(args.solver, origin=model.origin, steps=args.steps)
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    handle = model.register_forward_pre_hook(count)
     batches: list[Tensor] = []
     with locked_file(args.out):
-        _check_out(args.out, overwrite=args.force)
+        options.check_file(args.out, SUFFIXES, overwrite=args.force)
         part = args.out.with_suffix(f".part{args.out.suffix}")
         start = time.perf_counter()
-        try:
+        with drawing.Calls(model) as calls, drawing.kept(args, lambda: _keep(batches, args, part)):
             _draw(model, solver, asked, args, batches)
-        except torch.OutOfMemoryError as error:
-            args.kept = _keep(batches, args, part)
-            raise MemoryError(f"--batch-size {args.batch_size} is more than {device} has memory for") from error
-        except (KeyboardInterrupt, Exception):
-            args.kept = _keep(batches, args, part)
-            raise
         seconds = time.perf_counter() - start
-        handle.remove()
         with interrupts.put_off():
             _write(batches, args, args.out)
             args.kept = f"; all {args.n} images are in {args.out}"
             atomic.remove(part)
-    print(f"{args.n} images in {seconds:.2f} s, {calls} network calls, backend {backend}: {args.out}")
+    print(f"{args.n} images in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
     return 0
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if out.suffix not in SUFFIXES:
-        raise ValueError(f"--out must end in {' or '.join(SUFFIXES)}: got {out}")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"--out {out} exists: choose another file or add --force")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
 
 
 def _draw(

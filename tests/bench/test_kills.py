@@ -62,6 +62,8 @@ print(kills.check_writer("x") if tracing.available() else "skipped")
 
 ENDED = [
     ("sample", [("SIGINT", 0.7), ("SIGKILL", 0.9), ("full disk", 0.5)]),
+    ("edit", [("SIGTERM", 0.8), ("full disk", 0.5), ("SIGKILL", 0.9)]),
+    ("edit into a folder", [("SIGINT", 0.9), ("full disk", 0.5), ("SIGKILL", 0.95), ("vanished folder", 0.7)]),
     ("train", [("SIGKILL", 0.4), ("SIGTERM", 0.5), ("full disk", 0.8), ("vanished folder", 0.3)]),
     ("train-heads", [("SIGKILL", 0.6), ("SIGTERM", 0.7), ("full disk", 0.8), ("vanished folder", 0.6)]),
     ("statistics", [("SIGKILL", 0.5), ("SIGINT", 0.2)]),

@@ -6,7 +6,7 @@ import sys
 import pytest
 from commands import refusal
 
-from gms_fast.cli import main
+from gms_fast.cli import edits, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,6 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ["search", "--help"],
         ["info", "--help"],
         ["evaluate", "--help"],
+        ["edit", "--help"],
+        *(["edit", kind, "--help"] for kind in edits.KINDS),
     ],
 )
 def test_help_is_printed(capsys, argv):
@@ -40,6 +42,9 @@ def test_help_is_printed(capsys, argv):
         (["sample", "--seed", "-1"], "--seed"),
         (["sample", "--colour"], "--colour"),
         (["sample", "--solver", "gms:fit=best", "--out", "none.png"], "fit must be"),
+        (["edit"], "kind"),
+        (["edit", "paint"], "'paint'"),
+        (["edit", "vary", "--seed", "-1", "x.png"], "--seed"),
         (["train", "--out", "x"], "--data"),
         (["train", "--data", "x", "--out", "y", "--resume", "--force"], "--force"),
         (["train", "--data", "x", "--out", "y", "--channel-mult", "1,x"], "--channel-mult: must be an integer"),

@@ -17,7 +17,8 @@ from gms_fast.cli import main, options, statistics
 from gms_fast.measure import work
 from gms_fast.storage import locks
 
-FOLDERS = ("train", "train-heads", "search", "evaluate")  # that write to a folder
+FOLDERS = ("train", "train-heads", "search", "evaluate", "edit into a folder")  # that write to a folder
+PREPARED = ["guides", "tiny", "x.npy"]
 
 
 @pytest.fixture
@@ -48,14 +49,14 @@ def test_output_that_is_there_is_neither_changed_nor_gone_on_with_unasked(here, 
     command, out = kills.COMMANDS[name], here / kills.COMMANDS[name].out
     if name in FOLDERS:
         out.mkdir()
-        (out / "precious").write_text("mine")
+        (out / ("a-0.png" if "edit" in name else "precious")).write_text("mine")
     else:
         out.write_text("mine")
     before = kills.content(out)
     assert main([*command.arguments]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert kills.content(out) == before
-    assert names(here) == sorted(["tiny", "x.npy", command.out])
+    assert names(here) == sorted([*PREPARED, command.out])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
@@ -88,7 +89,7 @@ def test_full_disk_is_one_line_and_the_file_of_before(here):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert f"File too large: '{here}/m" in done.stderr
     assert kills.content(here / "m") == before
-    assert names(here) == ["m", "run", "tiny", "x.npy"]
+    assert names(here) == sorted([*PREPARED, "m", "run"])
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
@@ -145,7 +146,7 @@ def test_statistics_that_were_to_be_replaced_go_on(here, capsys, monkeypatch):
     resumed = (here / "x.safetensors").read_bytes()
     assert main([*GAUSSIAN, "--seed", "1", "--force"]) == 0
     assert (here / "x.safetensors").read_bytes() == resumed
-    assert names(here) == ["tiny", "x.npy", "x.safetensors"]
+    assert names(here) == [*PREPARED, "x.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["train", "train-heads", "search", "statistics"])
@@ -196,7 +197,7 @@ def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypa
     cut = (here / "x.safetensors").read_bytes()
     assert main([*GAUSSIAN, "--force"]) == 0
     assert (here / "x.safetensors").read_bytes() == cut
-    assert names(here) == ["tiny", "x.npy", "x.safetensors"]
+    assert names(here) == [*PREPARED, "x.safetensors"]
 
 
 def test_statistics_of_another_batch_size_go_on_from_the_same_samples(here):

@@ -1,0 +1,69 @@
+"""Parts of commands that draw: the model, the count of its calls, and keeping what is drawn at an early end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gms_fast.cli import options
+
+if TYPE_CHECKING:
+    from gms_fast.models import MomentHeads, MomentUNet
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `model`, and the size of batches."""
+    add = parser.add_argument
+    add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
+    # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
+    add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+
+
+def model(args: argparse.Namespace) -> tuple[MomentUNet | MomentHeads, str]:
+    """The model that a command asks for, on its device, and the backend that draws there."""
+    import gms_fast
+
+    device = options.device(args.device)
+    chosen = gms_fast.backends()["chosen"]
+    backend = chosen.get(device.type, chosen["other"])
+    if backend is None:
+        raise ValueError(f"--device {device}: the backend that is forced does not run there")
+    return gms_fast.load(args.model).to(device), backend
+
+
+class Calls:
+    """The number of a model's calls in the block; `then` is told each."""
+
+    def __init__(self, model: MomentUNet | MomentHeads) -> None:
+        self.number = 0
+        self.then: Callable[[int], object] = lambda number: None
+        self._handle = model.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.number += 1
+        self.then(self.number)
+
+    def __enter__(self) -> Calls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+
+@contextmanager
+def kept(args: argparse.Namespace, keep: Callable[[], str]) -> Iterator[None]:
+    """A block that draws; `keep` writes what is drawn where it ends early, and returns what is to be said of it."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        args.kept = keep()
+        said = f"--batch-size {args.batch_size} is more than {options.device(args.device)} has memory for"
+        raise MemoryError(said) from error
+    except (KeyboardInterrupt, Exception):
+        args.kept = keep()
+        raise

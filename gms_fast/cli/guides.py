@@ -1,0 +1,65 @@
+"""The pictures that `gms-fast edit` is given: their files, as the model takes them, and a mask."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIZE = "add --resize to have it fitted (cut to the ratio of the sides, then resampled)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the pictures, and what is done with those of another size."""
+    add = parser.add_argument
+    wanted = "PNG, JPEG, BMP or WebP files, or folders of them"
+    add("pictures", type=Path, nargs="+", metavar="PICTURE", help=wanted)
+    add("--resize", action="store_true", help="cut and resample what has another size than the model's pictures")
+
+
+def files(paths: list[Path]) -> list[Path]:
+    """The files of pictures, those of folders in the order of their names; folders in folders are left alone."""
+    from gms_fast import data
+
+    return [file for path in paths for file in (data.image_files(path, inside=False) if path.is_dir() else [path])]
+
+
+def shape_of(model: object) -> tuple[int, int, int]:
+    """(C, H, W) of a model of pictures."""
+    from gms_fast.assumptions import attribute
+
+    shape = attribute(model, "sample_shape")
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"--model must draw pictures of 1 or 3 channels: its samples are {shape}")
+    channels, height, width = shape
+    return channels, height, width
+
+
+def read(paths: list[Path], shape: tuple[int, int, int], *, resize: bool) -> Tensor:
+    """The pictures (N, *shape), float32 in [-1, 1]."""
+    import torch
+
+    from gms_fast import data
+
+    channels, height, width = shape
+    rows = []
+    for path in paths:
+        x = data.load_image(path, channels, size=(height, width) if resize else None)
+        if x.shape != shape:
+            got = f"{x.shape[2]} x {x.shape[1]}"
+            raise ValueError(f"picture {path} must have {width} x {height} pixels, as the model: got {got}; {SIZE}")
+        rows.append(x)
+    return torch.stack(rows)
+
+
+def mask(path: Path, size: tuple[int, int], *, resize: bool) -> Tensor:
+    """(1, H, W) in [0, 1], of that (H, W): 1, white, is made anew."""
+    found = (read([path], (1, *size), resize=resize)[0] + 1) / 2
+    if found.max() == 0:
+        raise ValueError(f"--mask must be white or grey somewhere, where the picture is made anew: {path} is black")
+    if found.min() == 1:
+        raise ValueError(f"--mask must be black or grey somewhere, where the picture is kept: {path} is white")
+    return found

@@ -1,0 +1,119 @@
+"""The files that `gms-fast edit` writes: a strip of guides and results, or a folder of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from gms_fast.cli import options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+STRIP = "strip.png"
+
+
+class Target(NamedTuple):
+    """Where results go: to the strip `out`, or to the folder `out` with a file of these names for each."""
+
+    out: Path
+    names: list[str]
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are written; the strip is the last."""
+        return [*(self.out / name for name in self.names), self.out / STRIP] if self.names else [self.out]
+
+    @property
+    def part(self) -> Target:
+        """The same beside it, for what there is after an early end."""
+        name = f"{self.out.name}.part" if self.names else f"{self.out.stem}.part{self.out.suffix}"
+        return self._replace(out=self.out.with_name(name))
+
+    def freed(self) -> Target:
+        """Itself, or its part, which is made where it is a folder, where one of its files exists."""
+        if not any(file.exists() for file in self.files):
+            return self
+        if self.names:
+            self.part.out.mkdir(exist_ok=True)
+        return self.part
+
+    def remove(self) -> None:
+        """Delete its files, and a folder that is empty then."""
+        from gms_fast.storage import atomic
+
+        for file in self.files:
+            atomic.remove(file)
+        if self.names:
+            with suppress(OSError):
+                self.out.rmdir()
+
+
+def target(out: Path, stems: list[str], n: int) -> Target:
+    """The target of n results of each guide, of guides of these names."""
+    if out.suffix and not out.is_dir():
+        return Target(out, [])
+    digits = len(str(n - 1))
+    ends = [""] if n == 1 else [f"-{j:0{digits}}" for j in range(n)]
+    names = [f"{stem}{end}.png" for stem in stems for end in ends]
+    for name, times in Counter([*names, STRIP]).items():
+        if times > 1:
+            raise ValueError(f"pictures must have names that tell results apart in --out {out}: {name} is there twice")
+    return Target(out.resolve() if out.name in ("", "..") else out, names)
+
+
+def check(target: Target, inputs: list[Path], *, overwrite: bool) -> None:
+    """Raise ValueError or OSError unless a command may write there; what it reads stays in any case."""
+    out, read = target.out, {path.resolve() for path in inputs}
+    for file in target.files:
+        if file.resolve() in read:
+            raise ValueError(f"--out must not replace a picture that is read: got {file}")
+    if not target.names:
+        options.check_file(out, SUFFIXES, overwrite=overwrite)
+        return
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out {out} is a file: a folder is wanted, or a name in {' or '.join(SUFFIXES)}")
+    for file in target.files:
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"--out: {file} exists: choose another folder or add --force")
+
+
+@contextmanager
+def held(target: Target) -> Iterator[None]:
+    """Hold the output alone. A folder is made for it, and goes again if nothing was written."""
+    from gms_fast.storage import locks
+
+    if not target.names:
+        with locks.locked_file(target.out):
+            yield
+        return
+    fresh = not target.out.exists()
+    try:
+        with locks.locked_folder(target.out):
+            yield
+    finally:
+        if fresh:
+            with suppress(OSError):
+                target.out.rmdir()
+
+
+def write(target: Target, results: Tensor, n: int, before: list[Tensor], after: list[Tensor]) -> None:
+    """Write the first results, n of each guide, in the strip between the columns `before` and `after`, (N, *) each."""
+    import torch
+
+    from gms_fast.images import save_image, save_images
+
+    for name, result in zip(target.names, results, strict=False):
+        save_image(result, target.out / name)
+    cells: list[Tensor] = []
+    for i, row in enumerate(results.split(n)):
+        cells += [column[i] for column in before]
+        cells += [*row]
+        cells += [column[i] for column in after if len(row) == n]
+    save_images(torch.stack(cells), target.files[-1], columns=len(before) + n + len(after))
