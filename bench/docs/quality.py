@@ -1,12 +1,14 @@
 """From the committed quality matrix to docs/quality.md: `python -m bench.docs.quality [--check]`.
 
-Rewrites every table between `<!-- begin GROUP MODEL MEASURE -->` and `<!-- end -->`, and draws docs/quality/. Reads
-bench/results/quality/ only. --check writes nothing and fails where a table is out of date.
+Rewrites every table between `<!-- begin GROUP MODEL MEASURE -->` and `<!-- end -->`, and draws docs/quality/; of group
+stroke those of `.. MEASURE CALLS -->`, at so many network calls. Reads bench/results/quality/ only. --check writes
+nothing and fails where a table is out of date.
 """
 
 import argparse
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -14,12 +16,12 @@ from PIL import Image, ImageDraw
 from bench.experiments.quality import extra_calls
 from bench.records.checkout import RESULTS, ROOT
 from gms_fast.quality import matrix, report
-from gms_fast.quality.cells import CONTROLS, Cell
+from gms_fast.quality.cells import CONTROLS, GUIDE, Cell
 from gms_fast.solvers.text import parse
 from gms_fast.storage import atomic
 
 RECORDS, PAGE, PICTURES = RESULTS / "quality", ROOT / "docs" / "quality.md", ROOT / "docs" / "quality"
-BLOCK = re.compile(r"(<!-- begin (\S+) (\S+) (\S+) -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- begin (\S+) (\S+) (\S+)(?: (\d+))? -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
 CURVES = {  # model: group; of the solvers those in SHOWN
     "mixture-1d": "exact",
     "exact-digits": "exact",
@@ -45,6 +47,13 @@ SHOWN = (
     "gms:fit=exact,component=sample",
 )
 STRIPS = (("SN-DDPM", "sn-ddpm"), ("GMS", "gms:fit=free,component=element"), ("DDIM", "ddim"))
+STROKES = {  # solvers of group stroke: their names in its pictures
+    "gms:fit=free,component=element": "GMS",
+    "sn-ddpm": "SN-DDPM",
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "er-sde": "ER-SDE",
+}
 WITH_GAUSSIAN = ("mnist", "digits", "exact-digits", "exact-mnist5k")
 NAMES = {  # solver without options and statistics: its name in the pictures of group gaussian
     "gms": "GMS",
@@ -63,7 +72,13 @@ def records(group: str, model: str) -> list[dict]:
 
 def page(text: str) -> str:
     """The text with every table made anew."""
-    return BLOCK.sub(lambda m: m[1] + report.table(records(m[2], m[3]), m[4]) + "\n" + m[5], text)
+    return BLOCK.sub(lambda m: f"{m[1]}{report.table(block(m[2], m[3], m[5]), m[4])}\n{m[6]}", text)
+
+
+def block(group: str, model: str, calls: str | None) -> list[dict]:
+    """The records of a table; with `calls`, those of that many network calls and the controls."""
+    found = records(group, model)
+    return report.at_calls(found)[int(calls)] if calls else found
 
 
 def plain(solver: str) -> str:
@@ -96,10 +111,14 @@ def draw() -> None:
             for r in records("gaussian", model)
         ]
         report.plot([r for r in found if r["solver"] and r["solver"] != "gaussian"], PICTURES / f"{model}-gaussian.png")
+    for model in ("digits", "mnist"):
+        found = [r | {"solver": STROKES.get(r["solver"], r["solver"])} for r in records("stroke", model)]
+        report.plot_strokes(found, PICTURES / f"{model}-stroke.png")
     columns = {f"K = {k}": [Cell("mnist", s, "0.5", k) for _, s in STRIPS] for k in (5, 10)}
     strips(PICTURES / "samples.png", "mnist", [name for name, _ in STRIPS], columns)
     strips(PICTURES / "samples-gaussian.png", "gaussian", *compared())
     strips(PICTURES / "samples-ggdm.png", "ggdm", *learned())
+    strips(PICTURES / "samples-stroke.png", "stroke", *begun())
 
 
 def compared() -> tuple[list[str], dict[str, list[Cell]]]:
@@ -122,6 +141,15 @@ def learned() -> tuple[list[str], dict[str, list[Cell]]]:
         began = [Cell("mnist", solver, "open 0.7", k - 1) for solver in ("ddim", "unip")]
         columns[f"{k} calls"] = [*began, Cell("mnist", f"ggdm:table=mnist/{k}", steps=k)]
     return ["DDIM", "UniP", "learned"], columns
+
+
+def begun() -> tuple[list[str], dict[str, list[Cell]]]:
+    """Rows and columns of the strips of group stroke: strokes and what solvers make of them, at 10 network calls."""
+    rows = {name: Cell("mnist", s, "uniform", 10 - extra_calls(s)) for s, name in STROKES.items()}
+    shown = [Cell("mnist", GUIDE)]
+    return ["strokes", *rows], {
+        f"strength {s:g}": shown + [replace(cell, strength=s) for cell in rows.values()] for s in (0.3, 0.5, 0.7)
+    }
 
 
 def strips(path: Path, group: str, labels: list[str], columns: dict[str, list[Cell]]) -> None:

@@ -11,6 +11,7 @@ cosine   exact moments of 8x8 digits on the cosine schedule
 calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
 gaussian what the mean and covariance of the data bring, at equal network calls: teleport, GMS with covariance
 ends     multistep solvers on grids that end in a jump of noise levels and on others, with low orders there and without
+stroke   stroke synthesis at equal network calls, by strength: realism against distance to the strokes; half an hour
 ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
 heads    kinds of moment heads and noise schedules, trained by bench.assets.heads into --heads
 strangers  moment heads on networks of diffusers: bench.assets.strangers, then gms-fast train-heads into --heads
@@ -20,6 +21,7 @@ strangers  moment heads on networks of diffusers: bench.assets.strangers, then g
 import argparse
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from typing import Any
 from bench.records.record import environment
 from gms_fast import solvers
 from gms_fast.quality import matrix, report, rivals
-from gms_fast.quality.cells import CONTROLS, Cell
+from gms_fast.quality.cells import CONTROLS, GUIDE, Cell
 from gms_fast.solvers.text import parse
 from gms_fast.storage import atomic
 
@@ -48,6 +50,7 @@ AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
     "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
 }
+BEGUN = (BEST, "sn-ddpm", "ddim", "ddpm", "er-sde")  # in the middle: solvers of group stroke
 ENDS = ("unip", "unip:lower_order_final=False", "dpm-solver++")
 PLAIN = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["uniform"], BEST: ["angle"]}
 V3 = {"dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7", "uniform"]}
@@ -63,6 +66,7 @@ OTHER = {
     "strangers": {"data": "digits"},
     "cosine": {"schedule": "cosine"},
 }  # group: real data or schedule of its own
+FEWER = {"stroke": 500}  # samples of the cells of a group, where they are not those of N
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
 
@@ -135,6 +139,13 @@ def learned(model: str, calls: Iterable[int]) -> list[Cell]:
     return [c for k in calls for c in at_calls(model, began | best | {f"ggdm:table=STATISTICS/{k}": ["default"]}, [k])]
 
 
+def strokes(model: str, grids: list[str], strengths: Iterable[float], calls: Iterable[int]) -> list[Cell]:
+    """Solvers from the noise of each strength on, and what the strokes and real pictures score."""
+    drawn = [c for c in at_calls(model, dict.fromkeys(BEGUN, grids), calls) if c.solver not in CONTROLS]
+    controls = [Cell(model, c, range=r) for c in ("real", GUIDE) for r in RANGES]
+    return [*controls, *(replace(c, strength=s) for s in strengths for c in drawn)]
+
+
 def strangers(model: str) -> list[Cell]:
     """Solvers of one to three moments, all on the grids of their papers or defaults and at equal calls."""
     return [*cells(model, ["ddpm", "sn-ddpm", "ddim", BEST], ["0.5", "angle"], (5, 10))]
@@ -175,6 +186,10 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *cells("digits", ENDS, ["uniform", "quadratic"], (20,)),
             *cells("mnist", ENDS[::2], ["uniform", "quadratic"], (10,)),
         ],
+        "stroke": [
+            *strokes("digits", ["uniform", "angle"], (0.2, 0.4, 0.6, 0.8), STEPS),
+            *strokes("mnist", ["uniform"], (0.3, 0.5, 0.7), (5, 10)),  # a first look at 5 calls found "angle" worse
+        ],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
         "strangers": [cell for folder in trained for cell in strangers(str(folder))],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
@@ -192,7 +207,8 @@ def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: An
     atomic.write_text((out / "tables.md"), f"# Quality matrix: {name}\n\n{report.tables(records)}")
     for model in dict.fromkeys(r["model"] for r in records):
         own = [r for r in records if r["model"] == model]
-        report.plot(own, out / f"{Path(model).parent.name if '/' in model else model}.png")
+        draw = report.plot_strokes if report.at_calls(own) else report.plot
+        draw(own, out / f"{Path(model).parent.name if '/' in model else model}.png")
     print(f"{name}: {len(records)} cells, {out / 'tables.md'}")
 
 
@@ -214,7 +230,7 @@ def main() -> None:
         run("quick", quick(), args.out / "quick", n, workers=args.workers)
         return
     for name in args.groups or [g for g in known if g not in ("heads", "strangers")]:
-        n = {c.model: N.get(c.model, N["digits"]) for c in known[name]}
+        n = {c.model: FEWER.get(name) or N.get(c.model, N["digits"]) for c in known[name]}
         run(name, known[name], args.out / name, n, workers=args.workers, **OTHER.get(name, {}))
 
 

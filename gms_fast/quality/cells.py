@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import gms_fast
-from gms_fast import data
+from gms_fast import data, editing
 from gms_fast.measure.gaussian import gaussian as measured
 from gms_fast.quality import classifier, measures, rivals, subjects
 from gms_fast.quality.subjects import Subject
@@ -23,19 +23,22 @@ from gms_fast.tables.gaussian import load_gaussian
 
 OPEN = "open "
 CONTROLS = ("real", "gaussian")
+GUIDE = "guide"  # the control of cells with a strength
 _AT_A_TIME = 100  # a network is fastest at some 64 to 128: `python -m bench.speed.network --batches`
 SHOWN = 10
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Cell:
     """model      a name of `subjects.names` or what `gms_fast.load` takes
     solver     text of a solver (`gms_fast.solvers.text`), "diffusers:solver_order=2", ... (`rivals`), or a control,
-               "real" | "gaussian"
+               "real" | "gaussian" | "guide"
     grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as in `schedule.timesteps`.
                "open 0.7" is that of a step more without its last time, from where there is little noise to remove
     steps      K; 0 for a control
     range      which samples: indices range * n .. (range + 1) * n - 1 of seed 0
+    strength   between 0 and 1, as of `editing.stroke`: results from the strokes of `Subject.strokes`, each of which
+               goes with the sample of its index; the grid begins where the strength says. None: samples from noise
     """
 
     model: str
@@ -43,6 +46,12 @@ class Cell:
     grid: str = "default"
     steps: int = 0
     range: int = 0
+    strength: float | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a record says of its cell; nothing of a strength where there is none."""
+        return {name: value for name, value in vars(self).items() if name != "strength" or value is not None}
 
 
 @lru_cache(maxsize=4)
@@ -56,20 +65,24 @@ def gaussian(name: str | Path) -> Gaussian:
     return replace(points, eigenvalues=points.eigenvalues + noise, residual=points.residual + noise)
 
 
-def _asked(solver: Solver, schedule: Schedule, grid: str, steps: int) -> tuple[Solver, int | list[float]]:
-    """The solver, and the steps or times to ask it for, so that it visits `grid`."""
+def _asked(
+    solver: Solver, schedule: Schedule, grid: str, steps: int, t_max: float | None = None
+) -> tuple[Solver, int | list[float]]:
+    """The solver, and the steps or times to ask it for, so that it visits `grid`, from t_max on if that is given."""
     if grid == "default":
-        return solver, steps
+        return solver, steps if t_max is None else solver.times(schedule, steps, t_max=t_max)
     if isinstance(solver, Teleport):
         return replace(solver, spacing=literal(grid)), steps
     if grid.startswith(OPEN):
-        return solver, schedule.timesteps(steps + 1, spacing=literal(grid.removeprefix(OPEN)))[:-1]
-    return solver, schedule.timesteps(steps, spacing=literal(grid))
+        return solver, schedule.timesteps(steps + 1, literal(grid.removeprefix(OPEN)), t_max)[:-1]
+    return solver, schedule.timesteps(steps, literal(grid), t_max)
 
 
 @torch.no_grad()
 def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
     """(n samples, network calls each of them took)."""
+    if cell.solver == GUIDE:
+        return subject.strokes(n, cell.range * n), 0
     if cell.solver in CONTROLS:
         return getattr(subject, cell.solver)(n, cell.range), 0
     draw, calls = _drawer(cell, subject)
@@ -87,24 +100,42 @@ def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor],
     schedule = subject.model.schedule
     name, given, _ = parse(cell.solver)
     if name == rivals.NAME:
+        if cell.strength is not None:
+            raise ValueError(f"strength is for solvers of this package: got {cell.strength} for {cell.solver}")
         spacing = None if cell.grid == "default" else literal(cell.grid)
         times = schedule.timesteps(cell.steps, spacing=spacing)
         rivals.scheduler(given, schedule)
         return lambda n, start: rivals.samples(given, subject, times, n, start), rivals.calls(given, times)
-    solver, wanted = _asked(_solver(cell), schedule, cell.grid, cell.steps)
+    solver = _solver(cell)
+    solver, wanted = _asked(solver, schedule, cell.grid, cell.steps, _first(cell, subject, solver))
     steps, times = (wanted, None) if isinstance(wanted, int) else (len(wanted) - 1, wanted)
 
     def draw(n: int, start: int) -> Tensor:
+        x_T = None
+        if cell.strength is not None:
+            x_T = editing.noised(
+                subject.model, subject.strokes(n, start), strength=cell.strength, sample_offset=start, clip=subject.clip
+            )
         return gms_fast.sample(
-            subject.model, steps, solver=solver, n=n, timesteps=times, sample_offset=start, clip=subject.clip,
+            subject.model, steps, solver=solver, n=n, timesteps=times, x_T=x_T, sample_offset=start, clip=subject.clip,
             dtype=subject.dtype, condition=subject.condition(n, start),
         )  # fmt: skip
 
     return draw, solver.calls(schedule, solver.times(schedule, wanted))
 
 
+def _first(cell: Cell, subject: Subject, solver: Solver) -> float | None:
+    """The time that a cell with a strength begins at. Raises ValueError where there is none."""
+    if cell.strength is None:
+        return None
+    if not 0 < cell.strength < 1:
+        raise ValueError(f"strength must lie between 0, no noise, and 1, nothing but noise: got {cell.strength}")
+    return editing.timesteps(subject.model, cell.steps, strength=cell.strength, solver=solver)[0]
+
+
 def check(cell: Cell, n: int, subject: Subject) -> None:
-    """Raise ValueError for a solver, grid or steps that are none, and for too few samples or real data to measure."""
+    """Raise ValueError for a solver, grid, steps or strength that is none, for too few samples or real data to measure,
+    and for strokes of what is no picture."""
     least = max(measures.LEAST, classifier.FEATURES + 1 if subject.features else 0)
     if n < least:
         raise ValueError(f"n must be at least {least} samples for these measures: got {n}")
@@ -113,7 +144,9 @@ def check(cell: Cell, n: int, subject: Subject) -> None:
             raise ValueError(
                 f"data must hold at least {2 * least} samples, half of them as {name}: got {len(real)} there"
             )
-    if cell.solver not in CONTROLS:
+    if cell.solver == GUIDE or cell.strength is not None:
+        subject.strokes(1, 0)
+    if cell.solver not in (*CONTROLS, GUIDE):
         _drawer(cell, subject)
 
 
@@ -140,6 +173,14 @@ def measure(x: Tensor, subject: Subject) -> dict[str, float]:
     return found
 
 
+def faithful(cell: Cell, x: Tensor, subject: Subject) -> dict[str, float]:
+    """The distance of results to the strokes they were made from, and of strokes to pictures; nothing of samples."""
+    if cell.solver != GUIDE and cell.strength is None:
+        return {}
+    made_from = subject.pictures if cell.solver == GUIDE else subject.strokes
+    return {"faithful": measures.faithfulness(x, made_from(len(x), cell.range * len(x)))}
+
+
 @lru_cache(maxsize=2)
 def _classifier(data: str) -> classifier.DigitClassifier:
     return classifier.load(data)
@@ -155,5 +196,6 @@ def evaluate(cell: Cell, n: int, data: str | None = None, schedule: str | None =
     start = time.perf_counter()
     x, calls = samples(cell, subject, n)
     seconds = time.perf_counter() - start
-    record = {**vars(cell), "n": len(x), "calls": calls, "seconds": round(seconds, 1), **measure(x, subject)}
+    found = measure(x, subject) | faithful(cell, x, subject)
+    record = {**cell.fields, "n": len(x), "calls": calls, "seconds": round(seconds, 1), **found}
     return {"record": record, "shown": x[:SHOWN].float().numpy() if x.ndim == 4 and cell.range == 0 else None}

@@ -38,7 +38,8 @@ Results = Generator[tuple[Cell, dict[str, Any]], None, None]
 SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "samples"
 PACKAGE = Path(gms_fast.__file__).parent
 _CELL = {"model": Text(), "solver": Text(), "grid": Text(), "steps": Integer(0), "range": Integer(0)}
-_RECORD = Fields(_CELL, {"origin": Text(), "n": Integer(1), "calls": Integer(0)}, others=Real(infinite=True, nan=True))
+_BESIDE = {"strength": Optional(Real(0, 1)), "origin": Text(), "n": Integer(1), "calls": Integer(0)}
+_RECORD = Fields(_CELL, _BESIDE, others=Real(infinite=True, nan=True))
 _SETTINGS = Fields(
     {
         "n": Either(Integer(1), Fields({}, others=Integer(1))),
@@ -112,7 +113,7 @@ def run(
 
 def check(cells: Iterable[Cell], n: dict[str, int] | int, data: str | None, schedule: str | None) -> None:
     """Raise ValueError for a cell that could not be evaluated, naming what is wrong with it."""
-    for cell in sorted(cells):  # by model: few of them are kept in memory
+    for cell in sorted(cells, key=lambda c: c.model):  # by model: few of them are kept in memory
         cells_check(cell, _count(n, cell.model), subjects.build(cell.model, data, schedule))
 
 
@@ -152,12 +153,13 @@ def _mend(out: Path) -> None:
 def picture(cell: Cell) -> str:
     """The name of the file with a cell's first samples."""
     plain = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{cell.model}-{cell.solver}-{cell.grid}")
-    return f"{plain}-{cell.steps}.png"
+    strength = "" if cell.strength is None else f"-{cell.strength:g}"
+    return f"{plain}-{cell.steps}{strength}.png"
 
 
 def cell_of(record: dict[str, Any]) -> Cell:
     """The cell that a record belongs to."""
-    return Cell(**{field.name: record[field.name] for field in fields(Cell)})
+    return Cell(**{field.name: record[field.name] for field in fields(Cell) if field.name in record})
 
 
 def _settle(out: Path, settings: dict[str, Any]) -> None:

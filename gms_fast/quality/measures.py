@@ -79,6 +79,16 @@ def precision_recall(x: Tensor, reference: Tensor, k: int = 3) -> tuple[float, f
     return precision, recall
 
 
+def faithfulness(x: Tensor, guide: Tensor) -> float:
+    """Mean over pictures of |x - guide|, the Euclidean norm over all elements, in units of the data; (N, *) both.
+
+    SDEdit's measure (Meng et al., arXiv 2108.01073): 0 is the guide itself, so it says something beside realism only.
+    """
+    if x.shape != guide.shape:
+        raise ValueError(f"x and guide must be of one shape: got {tuple(x.shape)} and {tuple(guide.shape)}")
+    return float((x - guide).detach().cpu().double().flatten(1).norm(dim=1).mean())
+
+
 def moment_errors(x: Tensor, reference: Tensor) -> tuple[float, float, float]:
     """Root mean square over elements of the error in mean, variance and third central moment; units of x, x^2, x^3."""
     x, reference = _pair(x, reference)

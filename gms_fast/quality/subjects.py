@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gms_fast import data, io, schedules
+from gms_fast import data, editing, io, schedules
 from gms_fast.models import GaussianMixture1D, PointCloud
 from gms_fast.quality.classifier import SIDES
 
@@ -52,6 +52,16 @@ class Subject:
             return self.model.draw(n, torch.Generator().manual_seed(_REAL + index)).to(self.dtype)
         generator = torch.Generator().manual_seed(index)
         return self.control[torch.randperm(len(self.control), generator=generator)[:n]]
+
+    def pictures(self, n: int, index: int) -> Tensor:
+        """n of the control's pictures from an index on, over and over. Raises ValueError where there are none."""
+        if self.control is None or self.control.ndim != 4:
+            raise ValueError("strength and control guide are for models with real pictures: there are none to paint")
+        return self.control[torch.arange(index, index + n) % len(self.control)]
+
+    def strokes(self, n: int, index: int) -> Tensor:
+        """Those pictures, painted: guides for `editing.stroke`."""
+        return editing.paint(self.pictures(n, index))
 
     def gaussian(self, n: int, index: int) -> Tensor:
         """n draws of the Gaussian with the mean and covariance of the reference: what linear statistics cannot tell."""

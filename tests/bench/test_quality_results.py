@@ -11,7 +11,7 @@ from places import ROOT
 from scipy.stats import ttest_ind
 
 from bench.docs import quality
-from gms_fast.quality import matrix
+from gms_fast.quality import matrix, report
 
 RESULTS = ROOT / "bench" / "results" / "quality"
 DEFAULT = "gms:fit=free,component=element"
@@ -49,7 +49,9 @@ def test_quick_matrix_runs_and_has_nothing_left_to_do(tmp_path):
     assert (folder / matrix.RECORDS).read_text() == records
 
 
-@pytest.mark.parametrize("group", ["exact", "digits", "mnist", "angle", "cosine", "calls", "gaussian", "heads"])
+@pytest.mark.parametrize(
+    "group", ["exact", "digits", "mnist", "angle", "cosine", "calls", "gaussian", "heads", "stroke"]
+)
 def test_committed_records_are_of_one_commit_and_say_which(group):
     records = matrix.read(RESULTS / group)
     assert len({r["origin"] for r in records}) == 1
@@ -59,13 +61,37 @@ def test_committed_records_are_of_one_commit_and_say_which(group):
         "gaussian": {DEFAULT},
         "cosine": {f"{DEFAULT},clip_pixel=None", "sn-ddpm:clip_pixel=None"},
     }
-    assert {r["solver"] for r in records} >= {"real", "gaussian", *rows.get(group, {DEFAULT, "sn-ddpm"})}
+    controls = {"real", "guide"} if group == "stroke" else {"real", "gaussian"}
+    assert {r["solver"] for r in records} >= {*controls, *rows.get(group, {DEFAULT, "sn-ddpm"})}
 
 
 def test_page_shows_the_committed_records():
     text = quality.PAGE.read_text()
     assert len(quality.BLOCK.findall(text)) >= 8
     assert quality.page(text) == text
+
+
+def test_tables_of_strokes_are_at_the_calls_they_name():
+    """In all of them the same strokes; strengths are the columns."""
+    tables = {calls: report.table(quality.block("stroke", "digits", calls), "frechet") for calls in ("5", "10")}
+    heads = {table.splitlines()[0] for table in tables.values()}
+    assert heads == {"| solver | grid | strength 0.2 | strength 0.4 | strength 0.6 | strength 0.8 |"}
+    assert tables["5"] != tables["10"]
+    strokes = [line for table in tables.values() for line in table.splitlines() if line.startswith("| *the strokes* |")]
+    assert len(strokes) == 2
+    assert len(set(strokes)) == 1
+
+
+def test_strokes_are_compared_at_equal_calls_and_lose_faithfulness_with_strength():
+    for model, calls in (("digits", (5, 10, 20)), ("mnist", (5, 10))):
+        parts = report.at_calls(quality.records("stroke", model))
+        assert tuple(parts) == calls
+        for part in parts.values():
+            drawn = [r for r in part if "strength" in r]
+            assert len({r["solver"] for r in drawn}) == 5
+            ends = (f(r["strength"] for r in drawn) for f in (min, max))
+            near, far = (statistics.fmean(r["faithful"] for r in drawn if r["strength"] == end) for end in ends)
+            assert near < far
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def test_an_error_ends_the_run_at_once(tmp_path):
         (Cell("digits", "gms", "uniform", 2), {"n": 64}, "n must be at least 65 samples"),
         (Cell("nowhere", "gms", "uniform", 2), {}, "nothing is at nowhere"),
         (Cell("eight", "gms", "uniform", 2), {"data": "digits"}, "data is for learned models; eight has its own"),
+        (Cell("digits", "gms", "uniform", 2, strength=1.5), {}, "strength must lie between 0"),
         (Cell("digits@bfloat17", "gms", "uniform", 2), {}, "nothing is at digits@bfloat17"),
     ],
 )
@@ -119,6 +120,21 @@ def test_reading_changes_nothing(tmp_path):
     (tmp_path / matrix.RECORDS).write_text(text)
     assert matrix.read(tmp_path) == [record]
     assert (tmp_path / matrix.RECORDS).read_text() == text
+
+
+def test_records_with_a_strength_and_without_name_their_cells(tmp_path):
+    """Those of before there were strengths have no such field, and those of cells without have none."""
+    cell = Cell("digits", "ddim", "angle", 5, 1, strength=0.4)
+    for one in (CELLS[0], cell):
+        assert matrix.cell_of(json.loads(json.dumps(one.fields)) | {"frechet": 1.5}) == one
+    assert "strength" not in CELLS[0].fields
+    assert matrix.picture(cell) != matrix.picture(dataclasses.replace(cell, strength=None)) == "digits-ddim-angle-5.png"
+    file = tmp_path / matrix.RECORDS
+    file.write_text(json.dumps({**cell.fields, "frechet": 1.5}) + "\n")
+    assert matrix.cell_of(matrix.read(tmp_path)[0]) == cell
+    file.write_text(json.dumps({**cell.fields, "strength": "much"}) + "\n")
+    with pytest.raises(ValueError, match=r"strength is 'much', wanted .*a finite number in \[0, 1\]"):
+        matrix.read(tmp_path)
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -70,6 +70,17 @@ def test_precision_and_recall_count_points_within_manifolds():
     assert measures.precision_recall(x, y + 100) == (0, 0)
 
 
+def test_faithfulness_is_the_mean_distance_to_the_guide():
+    guide = points(10, 12).view(10, 3, 2, 2)
+    x = guide.clone()
+    x[:5, 0, 0, 0] += 3
+    x[:5, 1, 1, 0] -= 4
+    assert measures.faithfulness(x, guide) == pytest.approx(2.5)
+    assert measures.faithfulness(guide, guide) == 0
+    with pytest.raises(ValueError, match=r"x and guide must be of one shape: got \(10, 3, 2, 2\) and \(9, 3, 2, 2\)"):
+        measures.faithfulness(x, guide[1:])
+
+
 def test_moment_errors_of_a_shift_and_of_a_mirror():
     x = points(500, 3) ** 2
     mean, variance, third = measures.moment_errors(x + 2, x)

@@ -1,0 +1,202 @@
+"""What editing costs and how exact it is: `python -m bench.experiments.editing [--quick] [--out FILE.json]`.
+
+inversion  pictures there and back by the same solver: rms error in grey levels (of 255), by network calls there, and
+           the slope over the last doubling of calls, in powers of two. Exact moments of 8x8 digits (a density around
+           the data), the embedded networks, and with a data range the same (their E[x_0|x_t] clipped)
+gaussian   upper halves given, lower ones made anew, of pictures that are a Gaussian with the mean and covariance of 8x8
+           digits, whose conditional law is known, by exact steps: what is left is the error of inpainting itself. Of
+           the mean in units of the conditional standard deviation (root mean square over pixels); of the covariance
+           relative to the conditional one (Frobenius norms). A sampling error is that of as many draws of the right law
+seams      lower halves of digits made anew by the embedded networks: the mean step in grey across the mask's edge, and
+           between rows inside, both over the same of real pictures; and the Frechet distance of classifier features to
+           real pictures. Means over three ranges of samples and their standard deviation
+"""
+
+import argparse
+import math
+import statistics
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gms_fast
+from bench.records.record import environment, save
+from gms_fast import editing, solvers
+from gms_fast.quality import cells, subjects
+from gms_fast.schedules import VPLinear
+from gms_fast.tables import Gaussian
+from gms_fast.tables.gaussian import load_gaussian
+
+CALLS = (20, 40, 80)
+REVERSED = ("ddim", "heun", "dpm-solver++", "unip:order=2")
+RESAMPLES = (1, 2, 5, 10)
+PAINTERS = ("gms", "ddim", "er-sde")
+GREY = 127.5  # levels of [-1, 1] a unit
+
+
+def inversion(models: dict[str, tuple[Any, Tensor]], calls: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Rows: the error of there and back by model, range and solver, one for each number of calls."""
+    found = []
+    for (name, (model, x)), solver in product(models.items(), REVERSED):
+        for clip in (None, (-1.0, 1.0)) if x.dtype == torch.float32 else (None,):
+            errors = [_there_and_back(model, x, c // (1 + (solver == "heun")), solver, clip) for c in calls]
+            found.append({"model": name, "solver": solver, "clipped": clip is not None, "calls": calls, "grey": errors})
+            print(found[-1], flush=True)
+    return found
+
+
+def _there_and_back(model: Any, x: Tensor, steps: int, solver: str, clip: tuple[float, float] | None) -> float:
+    x_T = editing.invert(model, x, steps=steps, solver=solver, clip=clip)
+    back = gms_fast.sample(model, steps, solver=solver, x_T=x_T, clip=clip)
+    return round(GREY * float((back - x).square().mean().sqrt()), 4)
+
+
+class OfGaussian:
+    """The exact network of Gaussian data."""
+
+    prediction, clip, schedule = "x0", None, VPLinear()
+
+    def __init__(self, law: Gaussian) -> None:
+        self.law, self.sample_shape = law, law.sample_shape
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (float(f(t[:1])) for f in (self.schedule.alpha, self.schedule.sigma))
+        return self.law.denoise(x, alpha, sigma)
+
+
+def gaussian(n: int, steps: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Rows: errors of mean and covariance of lower halves given the upper ones, by steps and repetitions."""
+    law = load_gaussian("digits")
+    model, image = OfGaussian(law), gms_fast.data.load("digits")[:1].double()
+    mask = lower_half(image)
+    free = mask.expand(8, 8).flatten().bool()
+    mean, covariance = conditional(law, image.flatten(), free)
+    exact = torch.distributions.MultivariateNormal(mean, covariance)
+    torch.manual_seed(0)
+    found = [{"steps": 0, "resample": 0, **_off(exact.sample((n,)), mean, covariance)}]
+    solver = solvers.GMS(covariance=law, switch=0, clip_pixel=None)
+    for k, r in product(steps, RESAMPLES):
+        x = editing.inpaint(model, image, mask, n=n, steps=k, resample=r, solver=solver)
+        found.append({"steps": k, "resample": r, **_off(x.flatten(1)[:, free], mean, covariance)})
+        print(found[-1], flush=True)
+    return found
+
+
+def lower_half(image: Tensor) -> Tensor:
+    """The mask (H, 1) of it."""
+    height = image.shape[-2]
+    return (torch.arange(height) >= height // 2).to(image.dtype)[:, None].expand(height, image.shape[-1])
+
+
+def conditional(law: Gaussian, x: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the elements `free` of x, given the others."""
+    U, rest = law.eigenvectors, law.residual
+    C = (U * (law.eigenvalues - rest)) @ U.T + rest * torch.eye(len(U), dtype=torch.float64)
+    mean = law.mean.flatten()
+    weights = torch.linalg.lstsq(C[~free][:, ~free], C[~free][:, free]).solution.T
+    covariance = C[free][:, free] - weights @ C[~free][:, free]
+    shift = 1e-9 * torch.eye(len(covariance), dtype=torch.float64)
+    return mean[free] + weights @ (x - mean)[~free], (covariance + covariance.T) / 2 + shift
+
+
+def _off(x: Tensor, mean: Tensor, covariance: Tensor) -> dict[str, float]:
+    of_mean = (x.mean(0) - mean).norm() / covariance.trace().sqrt()
+    of_covariance = (torch.cov(x.T) - covariance).norm() / covariance.norm()
+    return {"mean": round(float(of_mean), 4), "covariance": round(float(of_covariance), 4)}
+
+
+def seams(models: dict[str, int], ranges: int) -> list[dict[str, Any]]:
+    """Rows: steps in grey across the edge and inside over those of real pictures, and Frechet distances."""
+    found = []
+    for name, n in models.items():
+        subject = subjects.build(name)
+        for solver, r in product(PAINTERS, RESAMPLES):
+            row: dict[str, Any] = {"model": name, "solver": solver, "resample": r, "n": n}
+            for index in range(ranges):
+                image = subject.real(n, index)
+                given = {"solver": solver, "resample": r, "sample_offset": index * n, "batch_size": 100}
+                x = editing.inpaint(subject.model, image, lower_half(image), **given)
+                edge, inside = (a / b for a, b in zip(_steps(x), _steps(image), strict=True))
+                frechet = cells.measure(x, subject)["frechet"]
+                for key, value in {"edge": edge, "inside": inside, "frechet": frechet}.items():
+                    row.setdefault(key, []).append(round(value, 4))
+            found.append(row)
+            print(row, flush=True)
+    return found
+
+
+def _steps(x: Tensor) -> tuple[float, float]:
+    """Mean absolute difference of rows across the middle, and of all others below it."""
+    steps, middle = x.diff(dim=-2).abs(), x.shape[-2] // 2
+    return float(steps[..., middle - 1, :].mean()), float(steps[..., middle:, :].mean())
+
+
+def inversion_table(result: dict[str, Any]) -> str:
+    """Markdown: errors in grey levels by calls, and the slope."""
+    rows = result["inversion"]
+    head = " | ".join(f"{c} calls" for c in rows[0]["calls"])
+    lines = [f"| model | solver | {head} | order seen |", "|---" * (len(rows[0]["calls"]) + 3) + "|"]
+    for row in rows:
+        grey = row["grey"]
+        range_ = ", clipped" if row["clipped"] else ""
+        shown = " | ".join(f"{v:.2f}" if v >= 0.1 else f"{v:.3f}" for v in grey)
+        lines.append(f"| {row['model']}{range_} | `{row['solver']}` | {shown} | {math.log2(grey[-2] / grey[-1]):.1f} |")
+    return "\n".join(lines)
+
+
+def gaussian_table(result: dict[str, Any]) -> str:
+    """Markdown: errors of mean and covariance by repetitions."""
+    exact, *rows = result["gaussian"]
+    lines = ["| steps | " + " | ".join(f"r = {r}" for r in RESAMPLES) + " | sampling error |"]
+    lines.append("|---" * (len(RESAMPLES) + 2) + "|")
+    for k in dict.fromkeys(row["steps"] for row in rows):
+        own = [row for row in rows if row["steps"] == k]
+        shown = " | ".join(f"{row['mean']:.2f}, {row['covariance']:.2f}" for row in own)
+        lines.append(f"| {k} | {shown} | {exact['mean']:.2f}, {exact['covariance']:.2f} |")
+    return "\n".join(lines)
+
+
+def seams_table(result: dict[str, Any]) -> str:
+    """Markdown: across the edge, inside, and the distance to real pictures, by solver and repetitions."""
+    rows = result["seams"]
+    lines = ["| model | solver | r | across the edge | inside | Fréchet |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        shown = " | ".join(_figure(row[key]) for key in ("edge", "inside", "frechet"))
+        lines.append(f"| {row['model']} | `{row['solver']}` | {row['resample']} | {shown} |")
+    return "\n".join(lines)
+
+
+def _figure(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few samples: a check of the machinery, not a finding")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    few = 4 if args.quick else 32
+    names = {"exact-digits": "digits", "digits": "digits", "mnist": "mnist5k"}
+    models = {}
+    for name, data in names.items():
+        subject = subjects.build(name)
+        models[name] = subject.model, gms_fast.data.load(data)[:few].to(subject.dtype)
+    result = {
+        "environment": environment(),
+        "pictures": few,
+        "inversion": inversion(models, (4, 8, 16) if args.quick else CALLS),
+        "gaussian": gaussian(200 if args.quick else 2000, (5,) if args.quick else (10, 20, 50, 100)),
+        "seams": seams({"digits": 70} if args.quick else {"digits": 400, "mnist": 400}, 1 if args.quick else 3),
+    }
+    for table in (inversion_table, gaussian_table, seams_table):
+        print(table(result), end="\n\n")
+    if args.out:
+        save(args.out, result)
+
+
+if __name__ == "__main__":
+    main()
