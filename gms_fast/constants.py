@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 F = TypeVar("F", bound=Callable[..., Any])
 _KNOWN: dict[int, "Identified"] = {}  # kept for good: graphs know these objects by id, which no other may get
 
@@ -23,7 +21,12 @@ def function(f: F) -> F:
 
 
 class Identified:
-    """An object that a compiled graph knows by its identity: another one, even an equal one, makes another graph."""
+    """An object that a compiled graph knows by its identity: another one, even an equal one, makes another graph.
+
+    unplanned  attributes that nothing depends on which is computed before the loop
+    """
+
+    unplanned: tuple[str, ...] = ()
 
     @function
     def keep(self) -> bool:
@@ -37,18 +40,14 @@ class Identified:
 
 
 def pack(value: Any) -> Any:
-    """Constants that stand for an `Identified` object or for a constant; for traced code.
-
-    None stands for a tensor: what is planned of an object that the compiled function makes depends on no values.
-    """
-    if isinstance(value, Tensor):
-        return None
+    """Constants that stand for an `Identified` object or for a constant; for traced code."""
     if not isinstance(value, Identified):
         return value
     if value.keep():
         return Identified, id(value)
     given: list[str] = [field.name for field in fields(value) if field.init] if is_dataclass(value) else []
-    return type(value), tuple((name, pack(getattr(value, name))) for name in given)
+    unplanned = value.unplanned
+    return type(value), tuple((name, None if name in unplanned else pack(getattr(value, name))) for name in given)
 
 
 def unpack(value: Any) -> Any:

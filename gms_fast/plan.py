@@ -117,8 +117,7 @@ def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
     """A value as far as a plan can depend on it; None where that cannot be told.
 
     Objects of this package count by class and attributes, tensors in them by identity and version; what a dataclass
-    derives follows from the rest. Functions and
-    classes of others may look at anything.
+    derives follows from the rest. Functions and classes of others may look at anything.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
@@ -131,7 +130,7 @@ def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
         return id(value), value._version
     if isinstance(value, Identified) and type(value).__module__.startswith("gms_fast."):
         derived: list[str] = [field.name for field in fields(value) if not field.init] if is_dataclass(value) else []
-        known = {name: part for name, part in vars(value).items() if name not in derived}
+        known = {name: part for name, part in vars(value).items() if name not in (*derived, *value.unplanned)}
         return _keys((type(value), *known), known.values(), tables)
     return None
 

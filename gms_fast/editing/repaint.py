@@ -73,6 +73,7 @@ class Inpainting(Solver):
     resample: int = 1
     denoise = False  # the last call is one of the steps
     rises = True
+    unplanned = ("image", "mask")
 
     def __post_init__(self) -> None:
         if not isinstance(self.then, Solver) or isinstance(self.then, Inpainting) or self.then.known_steps:

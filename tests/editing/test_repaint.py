@@ -102,6 +102,15 @@ def test_denoise_is_that_of_the_solver():
     assert model.calls == 3 + 4
 
 
+def test_the_plan_is_made_once_for_all_pictures():
+    """It would fill memory else, with one for each call of `inpaint`."""
+    runs = [
+        gms_fast.Stepper(inpainting("ddim", image=image), MODEL.schedule, steps=4) for image in (IMAGE, 0.5 * IMAGE)
+    ]
+    assert runs[0].plan is runs[1].plan
+    assert runs[0].plan is not gms_fast.Stepper(inpainting("ddim", 3), MODEL.schedule, steps=4).plan
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="solver must be one that asks the network at every step: got Inpainting"):
         inpainting(inpainting("ddim"))
