@@ -50,8 +50,12 @@ class Plan:
         """The time steps whose times a network is asked at, but for those that the solver knows itself."""
         return (*self.steps, self.last) if self.denoise else self.steps
 
-    def counters(self, step_offset: int = 0, *, counted: bool) -> list[int]:
-        """Counters of the steps' noise: they count the steps from `step_offset` on, or follow the noise level."""
+    def counters(self, step_offset: int = 0, *, counted: bool, own: int | None = None) -> list[int]:
+        """Counters of the steps' noise: they count the steps from `step_offset` on, or follow the noise level.
+
+        own  `Solver.counted_from`
+        """
+        counted, step_offset = counted or own is not None, step_offset + (own or 0)
         return [COUNTED + step_offset + i if counted else step.level for i, step in enumerate(self.steps)]
 
     def __str__(self) -> str:

@@ -134,7 +134,8 @@ def loop(
     counted = step_offset > 0 or ((walk.whole or x_T is None) and not known)
     state = run.solver.start(x, walk.steps) if walk.steps else None
     draws, times = draws.on(x.device), run.times(x)
-    pairs = list(zip(walk.steps, walk.counters(step_offset - known, counted=counted), strict=True))
+    counters = walk.counters(step_offset - known, counted=counted, own=run.solver.counted_from)
+    pairs = list(zip(walk.steps, counters, strict=True))
     for step, counter in tqdm(pairs, unit="step") if progress else pairs:
         estimate = run.evaluate(x, step, times[step.i])
         x, stopped = run.report(step, x, estimate)

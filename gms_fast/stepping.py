@@ -173,7 +173,9 @@ class Stepper:
         counted = index == 0 and (self._drawn or self.plan.whole) and not self.solver.known_steps
         self._drawn = False
         state = solver.start(x, steps.steps) if steps.steps else None
-        return _Walk(solver, steps, index, self._draws.on(x.device), steps.counters(counted=counted), state)
+        own = solver.counted_from
+        counters = steps.counters(index if own is not None else 0, counted=counted, own=own)
+        return _Walk(solver, steps, index, self._draws.on(x.device), counters, state)
 
 
 @dataclass

@@ -62,6 +62,8 @@ class StepCoefficients:
     def _between(cls, here: tuple[float, float], there: tuple[float, float]) -> "StepCoefficients":
         """From (alpha_t, sigma_t) to the same of s."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = here, there
+        if here == there:
+            return cls(alpha_t=alpha_t, sigma_t=sigma_t, alpha_s=alpha_s, sigma_s=sigma_s, A=1.0, B=0.0, c=0.0)
         if sigma_s * alpha_t > sigma_t * alpha_s:
             kept = sigma_s / sigma_t
             levels = {"alpha_t": alpha_t, "sigma_t": sigma_t, "alpha_s": alpha_s, "sigma_s": sigma_s}

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from gms_fast import ops, solvers
+from gms_fast import ops
 from gms_fast.assumptions import UNSAID
-from gms_fast.editing.repaint import Inpainting
-from gms_fast.editing.start import EDITED, Strength, begin, pictures, with_noise
+from gms_fast.editing.repaint import COUNTED_FROM, Inpainting
+from gms_fast.editing.start import Strength, begin, pictures, with_noise
 from gms_fast.finite import recorded
-from gms_fast.run import origin_of
 from gms_fast.sampling import sample
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
@@ -50,14 +49,15 @@ def inpaint(
     mask      1 where the picture is made anew, 0 where it is known, which comes back exactly. Bool or float, (H, W),
               (1, H, W) or (n, 1, H, W); of data other than (C, H, W), anything that broadcasts to the state. In between
               it is the strength with which a pixel may change, as in `stroke`: it is known until the run has come down
-              to that noise level. A mask k times as high and wide as latents is shrunk to them: one is known where all
-              of its pixels are
+              to that noise level, rounded down to one that is visited. A mask k times as high and wide as latents is
+              shrunk to them: one is known where all of its pixels are
     steps     K from the level of `strength` on
     resample  r: every step is done r times, with the way back to its beginning in between (RePaint), so that what is
               made fits what is known; r times the network calls
     strength  how much noise the run starts from, as in `stroke`; below 1 what is made anew resembles what was there
 
-    The other arguments are those of `stroke`. All noise is counter-based, and apart from all that `sample` draws.
+    The other arguments are those of `stroke`. All noise is counter-based, and apart from all that `sample` and `stroke`
+    draw. A callback sees each repetition as steps of its own; where it ends the run, known pixels are still noisy.
 
     Returns (n, *). Raises ValueError or TypeError naming the argument before the model is called: as `stroke`, and for
     a mask of another size, outside [0, 1], or that covers all or nothing.
@@ -65,22 +65,21 @@ def inpaint(
     start = begin(model, schedule, solver, strength, steps)
     x = pictures(model, image, n=n, shape=shape, clip=clip, device=device, dtype=dtype)
     free = mask_of(mask, x)
-    then = solvers.build(solver, origin=origin_of(model), steps=steps)
-    then = then if denoise is None else then.ending(denoise)
-    if not start.sigma:
-        return x
+    inpainting = Inpainting(image=x, mask=free, then=start.solver, resample=resample)
+    if start.sigma == 0:
+        return x.clone()
     guide = torch.where(free < 1, x, 0.0) if start.whole else x  # of all noise nothing is left
     return sample(
         model,
-        solver=Inpainting(image=x, mask=free, then=then, resample=resample),
+        solver=inpainting,
         timesteps=start.times,
-        x_T=with_noise(guide, start.alpha, start.sigma, seed, sample_offset),
-        step_offset=EDITED,
+        x_T=with_noise(guide, start.alpha, start.sigma, seed, sample_offset, COUNTED_FROM),
         schedule=schedule,
         prediction=prediction,
         seed=seed,
         sample_offset=sample_offset,
         clip=clip,
+        denoise=denoise,
         condition=condition,
         batch_size=batch_size,
         progress=progress,
@@ -96,7 +95,9 @@ def mask_of(mask: Tensor, x: Tensor) -> Tensor:
     wide = mask.detach().to(x.device, torch.float32)
     wide = _of_picture(wide, x) if x.ndim == 4 else _of_data(wide, x)
     if not recorded(wide):
-        _check(wide)
+        _check(
+            wide, "" if mask.ndim < 2 or wide.shape[-2:] == mask.shape[-2:] else f", shrunk to {tuple(x.shape[2:])},"
+        )
     return wide
 
 
@@ -119,13 +120,13 @@ def _of_data(mask: Tensor, x: Tensor) -> Tensor:
         fits = False
     if not fits:
         raise ValueError(f"mask must broadcast to {tuple(x.shape)}: got {tuple(mask.shape)}")
-    return mask.expand(len(x), *mask.shape[1:]) if mask.ndim == x.ndim else mask[None]
+    return torch.broadcast_to(mask, x.shape)
 
 
-def _check(mask: Tensor) -> None:
+def _check(mask: Tensor, shrunk: str) -> None:
     low, high = (end.tolist() for end in mask.flatten(1).aminmax(dim=1))
     for i, (least, most) in enumerate(zip(low, high, strict=True)):
-        which = f" of sample {i}" if len(low) > 1 else ""
+        which = (f" of sample {i}" if len(low) > 1 else "") + shrunk
         if not 0 <= least <= most <= 1:
             raise ValueError(
                 f"mask{which} must lie in [0, 1], 1 where the picture is made anew: got {least:g} .. {most:g}"

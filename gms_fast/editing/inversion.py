@@ -3,6 +3,7 @@
 Song et al., ICLR 2021 (arXiv 2010.02502), section 4.3, for DDIM.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gms_fast import constants, schedules, solvers
-from gms_fast.assumptions import UNSAID, scheduled
-from gms_fast.editing.start import Strength, begin, pictures
+from gms_fast.assumptions import UNSAID
+from gms_fast.editing.start import Start, Strength, begin, pictures
 from gms_fast.estimate import Estimate
 from gms_fast.ops.types import Draws
 from gms_fast.plan import integer
-from gms_fast.run import origin_of
 from gms_fast.sampling import sample
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import DDIM, DPMSolverPP, Euler, Heun, Solver, UniP
@@ -68,8 +67,18 @@ class Inversion(Solver):
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Any]:
         if not isinstance(self.then, (DDIM, Euler, Heun)):
-            schedule.check_signal(times[-1], f"{self.then.name} (ddim and heun invert without)")
+            self._check_signal(schedule, times[-1])
         return [((2.0, -float(schedule.alpha(times[0]))), 0.0), *self.then.plan(schedule, times[1:])]
+
+    def _check_signal(self, schedule: Schedule, t: float) -> None:
+        if not float(schedule.alpha(t)) > 0:
+            raise ValueError(
+                f"strength must lead to alpha > 0 for {self.then.name}: {schedule!r} has alpha = 0 at t = {t:g}; "
+                f"{schedule.later_start}, or take ddim or heun"
+            )
+
+    def ending(self, denoise: bool) -> "Inversion":
+        return self
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[tuple[TimeStep, ...], Any]:
         """(steps of the solver, its state)."""
@@ -123,18 +132,13 @@ def invert(
     Returns (n, *). Raises ValueError or TypeError naming the argument before the model is called: as `stroke`, and for
     a solver that draws noise or that has no reverse.
     """
-    then = solvers.build(solver, origin=origin_of(model), steps=steps)
-    inverse = Inversion(then=then)
-    start = begin(model, schedule, then, strength, steps)
+    start = begin(model, schedule, solver, strength, steps)
+    Inversion(then=start.solver)  # which refuses what has no reverse
     x = pictures(model, image, n=None, shape=shape, clip=clip, device=device, dtype=dtype)
-    if not start.sigma:
-        return x
-    found, own = scheduled(model, schedule)
-    return sample(
-        model,
-        solver=inverse,
-        timesteps=start.times,
-        x_T=_alpha(constants.pack(found), constants.pack(own), tuple(start.times)) * x,
+    return _inverted(
+        start,
+        x,
+        model=model,
         schedule=schedule,
         prediction=prediction,
         clip=clip,
@@ -145,12 +149,12 @@ def invert(
     )
 
 
-@constants.function
-def _alpha(schedule: Any, own: Any, times: Sequence[float]) -> float:
-    """alpha at the last of the times that has noise."""
-    schedule, own = map(constants.unpack, (schedule, own))
-    schedule = schedules.build(schedule).asked_like(own)
-    return next(float(schedule.alpha(t)) for t in reversed(times) if float(schedule.sigma(t)) > 0)
+def _inverted(start: Start, x: Tensor, **run: Any) -> Tensor:
+    """Pictures taken to a start of the way back; run: arguments of `sample`."""
+    if start.sigma == 0:
+        return x.clone()
+    inverse = Inversion(then=start.solver)
+    return sample(solver=inverse, timesteps=start.times, x_T=start.least * x, **run)
 
 
 @torch.no_grad()
@@ -178,26 +182,45 @@ def interpolate(
         x_T(s) = (sin((1 - s) w) x_T' + sin(s w) x_T'')/sin w,   s = 0 .. 1, w the angle between x_T' and x_T''
 
     first, second  one picture each, such as (C, H, W)
-    condition      of both, without rows of samples
+    condition      its tensors have one row, for all, or two, of which each picture takes that of the nearer end
 
     The other arguments are those of `invert`. Returns (n, *), the first and last of which are the two pictures as
     inversion gives them back. Raises as `invert` does.
     """
     if integer("n", n) < 2:
         raise ValueError(f"n must be at least 2: got {n}")
-    given: dict[str, Any] = {"shape": shape, "clip": clip, "device": device, "dtype": dtype}
-    ends = [pictures(model, x, n=1, name=name, **given) for name, x in (("first", first), ("second", second))]
-    walk: dict[str, Any] = {"solver": solver, "schedule": schedule, "prediction": prediction, "clip": clip}
-    walk |= {"condition": condition, "batch_size": batch_size, "progress": progress}
-    ends_T = invert(model, torch.cat(ends), steps=steps, strength=strength, shape=ends[0].shape[1:], **walk)
-    x_T = on_circle(ends_T[0], ends_T[1], torch.linspace(0, 1, n, dtype=torch.float64))
-    times = begin(model, schedule, solver, strength, steps).times
-    return sample(model, timesteps=times, x_T=x_T, **walk) if times else x_T
+    start = begin(model, schedule, solver, strength, steps)
+    Inversion(then=start.solver)
+    given: dict[str, Any] = {"n": None, "shape": shape, "clip": clip, "device": device, "dtype": dtype}
+    ends = {name: pictures(model, x, name=name, **given) for name, x in (("first", first), ("second", second))}
+    for name, x in ends.items():
+        if len(x) != 1 or x.shape != ends["first"].shape:
+            raise ValueError(f"{name} must be one picture, of the size of both: got {tuple(x.shape)}")
+    run: dict[str, Any] = {"model": model, "schedule": schedule, "prediction": prediction, "clip": clip}
+    run |= {"batch_size": batch_size, "progress": progress}
+    shares = torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
+    at_ends = _inverted(start, torch.cat([*ends.values()]), condition=_nearer(condition, shares[[0, -1]]), **run)
+    x_T = on_circle(at_ends[0], at_ends[1], shares)
+    if not start.times:
+        return x_T
+    return sample(solver=start.solver, timesteps=start.times, x_T=x_T, condition=_nearer(condition, shares), **run)
+
+
+def _nearer(condition: Any, shares: Tensor) -> Any:
+    """A condition for points on the way: of tensors the one row, or of two that of the nearer end."""
+    if isinstance(condition, dict):
+        return {name: _nearer(part, shares) for name, part in condition.items()}
+    if isinstance(condition, Tensor) and condition.ndim and len(condition) in (1, 2):
+        return condition[((shares > 0.5) * (len(condition) - 1)).long().to(condition.device)]
+    return condition
 
 
 def on_circle(first: Tensor, second: Tensor, shares: Tensor) -> Tensor:
     """Points (n, *) on the great circle from one state to another, at shares (n,) of the way."""
-    a, b = first.double(), second.double()
-    angle = torch.acos((a * b).sum() / (a.norm() * b.norm())).clamp(min=1e-6)
-    shares = shares.to(a.device).view(-1, *[1] * a.ndim)
-    return ((((1 - shares) * angle).sin() * a + (shares * angle).sin() * b) / angle.sin()).to(first.dtype)
+    wide = torch.promote_types(first.dtype, torch.float32)
+    a, b = first.to(wide), second.to(wide)
+    u, v = (x / x.norm().clamp(min=torch.finfo(wide).tiny) for x in (a, b))
+    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small ones, where acos is not
+    angle = angle.clamp(1e-4, math.pi - 1e-3)
+    s = shares.to(a.device, wide).view(-1, *[1] * a.ndim)
+    return ((((1 - s) * angle).sin() * a + (s * angle).sin() * b) / angle.sin()).to(first.dtype)

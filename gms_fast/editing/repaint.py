@@ -12,8 +12,10 @@ from gms_fast.estimate import Estimate
 from gms_fast.ops import fused
 from gms_fast.ops.types import Draws
 from gms_fast.schedules import Schedule
+from gms_fast.solvers import GGDM
 from gms_fast.solvers.base import Solver, TimeStep
 
+COUNTED_FROM = 1 << 28  # step_offset: the noise of edits is not that which the picture may be drawn from
 _KNOWN, _BACK = 1 << 26, 1 << 27  # added to a step's counter, for the noise of known pixels and of the way back
 _COUNTERS = 1 << 32
 
@@ -26,7 +28,9 @@ class Back(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """The level where a step ends: known pixels there are alpha image + sigma z where mask <= share."""
+    """The level where a step ends: elements are known there, alpha image + sigma z, where mask < share, which is the
+    share of the noise where the step began.
+    """
 
     alpha: float
     sigma: float
@@ -58,7 +62,8 @@ class Inpainting(Solver):
 
     image     (n, *) like the state
     mask      (n, 1, H, W), (1, 1, H, W), or like the image: m in [0, 1] is the strength with which an element may
-              change. Until the run has come down to the noise level of that strength (`Schedule.share`) it is known
+              change. Until the run has come down to the noise level of that strength (`Schedule.share`), rounded down
+              to one that is visited, it is known
     then      the solver
     resample  r: each step is done r times, the first r - 1 of them followed by the way back to where it began,
               x_t = (alpha_t/alpha_s) x_s + noise, so that unknown pixels fit the known ones. r times the network calls
@@ -73,11 +78,14 @@ class Inpainting(Solver):
     resample: int = 1
     denoise = False  # the last call is one of the steps
     rises = True
+    counted_from = COUNTED_FROM
     unplanned = ("image", "mask")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.then, Solver) or isinstance(self.then, Inpainting) or self.then.known_steps:
+        if not isinstance(self.then, Solver) or self.then.rises or self.then.known_steps:
             raise ValueError(f"solver must be one that asks the network at every step: got {type(self.then).__name__}")
+        if self.resample != 1 and isinstance(self.then, GGDM):
+            raise ValueError(f"resample must be 1 for GGDM, which goes through its table once: got {self.resample!r}")
         if isinstance(self.resample, bool) or not isinstance(self.resample, int) or self.resample < 1:
             raise ValueError(f"resample must be an integer of at least 1: got {self.resample!r}")
 
@@ -122,18 +130,20 @@ class Inpainting(Solver):
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Call]:
         own = self._own(schedule, times)
         numbers, levels = self._numbers(schedule, own), _Levels.along(schedule, own, self.then.asked(schedule, own))
+        places = list(_places(own, self.resample))
         calls = [
             Call(
                 place.number,
                 numbers[place.number],
                 place.first and self.resample > 1,
-                levels.arrival(place.number + 1, place.begun if place.again else None) if place.ends else None,
+                levels.arrival(place) if place.ends else None,
             )
-            for place in _places(own, self.resample)
+            for place in places
         ]
         if self._cleans(schedule, times):
-            return [*calls, Call(None, None, False, _RESULT)]
-        return [*calls[:-1], calls[-1]._replace(arrival=_RESULT)]
+            return [*calls, Call(None, None, False, Arrival(1.0, 0.0, _LEAST, None))]
+        *others, last = calls  # which ends at the picture itself, as it is without noise
+        return [*others, last._replace(arrival=Arrival(1.0, 0.0, levels.known(places[-1].begun), None))]
 
     def _numbers(self, schedule: Schedule, own: list[float]) -> list[Any]:
         """What the solver plans, step by step where each begins without history."""
@@ -145,14 +155,15 @@ class Inpainting(Solver):
         return numbers
 
     def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> list[Call]:
-        own = {call.number: (t, call) for t, call in zip(times, numbers, strict=False) if call.number is not None}
-        again = [call.numbers for _, call in own.values()]
-        if self.resample == 1:
+        own = {
+            call.number: (t, call.numbers) for t, call in zip(times, numbers, strict=False) if call.number is not None
+        }
+        again = [each for _, each in own.values()]
+        if self.resample == 1 and own:
             again = list(self.then.replan(schedule, [*(t for t, _ in own.values()), times[-1]], again))
-        places = {number: i for i, number in enumerate(own)}
-        moved = {n: call._replace(number=i, numbers=again[i]) for n, i in places.items() for call in [own[n][1]]}
+        place = {number: i for i, number in enumerate(own)}
         return [
-            call if call.number is None else moved[call.number]._replace(anew=call.anew, arrival=call.arrival)
+            call if call.number is None else call._replace(number=place[call.number], numbers=again[place[call.number]])
             for call in numbers
         ]
 
@@ -161,8 +172,14 @@ class Inpainting(Solver):
         return 1 if call.number is None else self.then.moments_at(step._replace(numbers=call.numbers))
 
     def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
+        for name, tensor in (("image", self.image), ("mask", self.mask)):
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                raise TypeError(f"{name} must be a floating-point tensor: got {tensor!r}")
         if tuple(self.image.shape[1:]) != tuple(shape):
             raise ValueError(f"image must be (n, *{tuple(shape)}) like the state: got {tuple(self.image.shape)}")
+        if not _broadcasts(self.mask.shape, self.image.shape):
+            got = tuple(self.mask.shape)
+            raise ValueError(f"mask must broadcast to the image, {tuple(self.image.shape)}: got {got}")
         self.then.check(model, shape, clip)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[TimeStep], Any, Any]:
@@ -193,13 +210,17 @@ class Inpainting(Solver):
         known = self.image.to(x.dtype)
         if to.sigma > 0:
             known = fused.affine_noise(known, (), (to.alpha,), to.sigma, _apart(draws, _KNOWN))
-        x = torch.where(self.mask <= to.share, known, x)
+        x = torch.where(self.mask < to.share, known, x)
         if to.back is None:
             return x
         return fused.affine_noise(x, (), (to.back.scale,), to.back.std, _apart(draws, _BACK))
 
 
-_RESULT = Arrival(1.0, 0.0, 0.0, None)  # without noise
+_LEAST = torch.finfo(torch.float32).tiny  # share at which mask 0 alone is known
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
 class _Place(NamedTuple):
@@ -258,13 +279,23 @@ class _Levels(NamedTuple):
     def along(cls, schedule: Schedule, times: Sequence[float], asked: Sequence[float]) -> "_Levels":
         return cls(schedule.alpha(asked).tolist(), schedule.sigma(asked).tolist(), schedule.share(times).tolist())
 
-    def arrival(self, end: int, begun: int | None) -> Arrival:
-        """The arrival at a call, with the way back to another if that is given."""
-        alpha, sigma, back = self.alpha[end], self.sigma[end], None
-        if begun is not None:
-            scale = self.alpha[begun] / alpha
-            back = Back(scale, math.sqrt(self.sigma[begun] ** 2 - (scale * sigma) ** 2))
-        return Arrival(alpha, sigma, self.share[end], back)
+    def known(self, begun: int) -> float:
+        """The share below which masks are known where a step ends that began at this call."""
+        return max(self.share[begun], _LEAST)
+
+    def arrival(self, place: _Place) -> Arrival:
+        """The arrival where a step ends, with the way back if there is one."""
+        alpha, sigma, back = self.alpha[place.number + 1], self.sigma[place.number + 1], None
+        if place.again:
+            scale = self.alpha[place.begun] / alpha
+            added = self.sigma[place.begun] ** 2 - (scale * sigma) ** 2
+            if added < 0:
+                raise ValueError(
+                    "resample must be 1 where churn ends a step with more noise than it began with: take less churn, "
+                    "or fewer steps"
+                )
+            back = Back(scale, math.sqrt(added))
+        return Arrival(alpha, sigma, self.known(place.begun), back)
 
 
 def _apart(draws: Draws, offset: int) -> Draws:

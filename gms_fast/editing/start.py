@@ -11,14 +11,13 @@ from torch import Tensor
 from gms_fast import constants, ops, schedules, solvers
 from gms_fast.assumptions import UNSAID, attribute, ranged, scheduled
 from gms_fast.finite import recorded
-from gms_fast.network import device_of
+from gms_fast.network import ARITHMETIC, device_of
 from gms_fast.plan import integer
 from gms_fast.run import origin_of
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import GGDM, Solver, Teleport
 
 GUIDE = 6  # stream of the noise that is added to pictures
-EDITED = 1 << 28  # `step_offset` of runs whose noise is not that which the edited picture may be drawn from
 _BOUND = (GGDM, Teleport)  # solvers that begin where all is noise
 _UNITS = ("share", "t", "level")
 
@@ -27,11 +26,20 @@ Model = Callable[..., Any]
 
 
 class Start(NamedTuple):
-    """A start of a run: its times, the level of noise there, and whether nothing of a picture is left at that."""
+    """A start of a run.
 
+    solver        the solver that goes on from there
+    times         its times, none without noise
+    alpha, sigma  at the first of them
+    least         alpha at the last of them that has noise
+    whole         whether nothing of a picture is left at the first
+    """
+
+    solver: Solver
     times: list[float]
     alpha: float
     sigma: float
+    least: float
     whole: bool
 
 
@@ -48,8 +56,8 @@ def timesteps(
     strength  the share of the way from no noise, 0, to all noise, 1, on the schedule's own grid: with VP the share of
               its time. Or "t=500", a time of the schedule, or "level=2.5", a noise level sigma/alpha
 
-    With `noised` they serve `sample`, `graphed` and `Stepper`, as timesteps= and x_T=. Raises ValueError for a strength
-    outside the schedule, and for a solver that cannot start in the middle.
+    With `noised` they serve `sample`, `graphed` and `Stepper`, as timesteps= and x_T=; at strength 0 there are none.
+    Raises ValueError for a strength outside the schedule, and for a solver that cannot start in the middle.
     """
     return begin(model, schedule, solver, strength, steps).times
 
@@ -58,30 +66,46 @@ def begin(model: Model, schedule: Schedule | str | None, solver: str | Solver, s
     """The start of an edit of that strength."""
     found, own = scheduled(model, schedule)
     solver = solvers.build(solver, origin=origin_of(model), steps=steps)
-    pack = constants.pack
-    times, alpha, sigma, whole = _begin(pack(found), pack(own), pack(solver), strength, integer("steps", steps))
-    return Start(list(times), alpha, sigma, whole)
+    if solver.rises:
+        raise ValueError(f"solver must go from more noise to less: got {type(solver).__name__}")
+    pack = constants.pack if torch.compiler.is_compiling() else _same
+    begun = _begin(pack(found), pack(own), pack(solver), strength, integer("steps", steps))
+    times, alpha, sigma, least, whole = begun
+    return Start(solver, list(times), alpha, sigma, least, whole)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 @constants.function
 def _begin(
     schedule: Any, own: Any, solver: Any, strength: Strength, steps: int
-) -> tuple[tuple[float, ...], float, float, bool]:
+) -> tuple[tuple[float, ...], float, float, float, bool]:
+    """Of a `Start` all but the solver, from packed objects."""
     schedule, own, solver = map(constants.unpack, (schedule, own, solver))
     schedule = schedules.build(schedule).asked_like(own)
     t = time_of(schedule, strength)
     if t is None:
-        return (), 1.0, 0.0, False
+        return (), 1.0, 0.0, 1.0, False
     whole = t >= schedule.t_max
-    times = solver.times(schedule, steps) if whole else _from(t, schedule, solver, steps)
-    return tuple(times), float(schedule.alpha(t)), float(schedule.sigma(t)), whole
+    times = solver.times(schedule, steps) if whole else _from(t, schedule, solver, steps, strength)
+    least = next(float(schedule.alpha(s)) for s in reversed(times) if float(schedule.sigma(s)) > 0)
+    return tuple(times), float(schedule.alpha(t)), float(schedule.sigma(t)), least, whole
 
 
-def _from(t: float, schedule: Schedule, solver: Solver, steps: int) -> list[float]:
-    """The solver's times from t on."""
+def _from(t: float, schedule: Schedule, solver: Solver, steps: int, strength: Strength) -> list[float]:
+    """The solver's times from t on, as many as there are."""
     if isinstance(solver, _BOUND):
         name = type(solver).__name__
         raise ValueError(f"solver must be one that can start in the middle, or strength 1: {name} starts at all noise")
+    if schedule.whole_times is not None and (left := int((schedule.whole_times < t).sum())) < steps:
+        warnings.warn(
+            f"strength {strength} leaves {left} steps instead of {steps}: from t = {t:g} on {schedule!r} has no more "
+            "whole times",
+            stacklevel=6,  # whoever called `stroke`
+        )
+        steps = left
     return [t] if t <= schedule.t_min else solver.times(schedule, steps, t_max=t)
 
 
@@ -91,20 +115,23 @@ def time_of(schedule: Schedule, strength: Strength) -> float | None:
     Raises ValueError for a strength outside the schedule, TypeError for what is none.
     """
     unit, value = _parsed(strength)
+    whole = schedule.whole_times is not None
     if unit == "share":
         if not 0 <= value <= 1:
             raise ValueError(f'strength must lie in [0, 1], or be like "t=500" or "level=2.5": got {strength!r}')
         t = schedule.t_max if value == 1 else float(schedule.spaced(torch.tensor(1 - value, dtype=torch.float64)))
     elif unit == "t":
         t = value
-        if not schedule.t_min <= t <= schedule.t_max:
-            raise ValueError(f"strength must be a time from {schedule.t_min:g} to {schedule.t_max:g}: got {strength!r}")
+        if not schedule.t_min <= t <= schedule.t_max or (whole and t % 1):
+            kind = "whole time" if whole else "time"
+            wanted = f"a {kind} from {schedule.t_min:g} to {schedule.t_max:g}"
+            raise ValueError(f"strength must be {wanted}: got {strength!r}")
     else:
         low, high = (math.exp(-float(schedule.log_snr(end))) for end in (schedule.t_min, schedule.t_max))
         if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
             raise ValueError(f"strength must be a level sigma/alpha from {low:.3g} to {high:.3g}: got {strength!r}")
         t = float(schedule.inverse_log_snr(-math.log(value))) if value > 0 else schedule.t_min
-    if unit != "t" and schedule.whole_times is not None:
+    if whole:
         t = float(round(t))
     return None if (unit, value) == ("share", 0) or float(schedule.sigma(t)) == 0 else t
 
@@ -122,6 +149,7 @@ def _parsed(strength: Strength) -> tuple[str, float]:
         raise TypeError(f"strength must be {wanted}: got {strength!r}") from None
 
 
+@torch.no_grad()
 def noised(
     model: Model,
     image: Tensor,
@@ -166,25 +194,24 @@ def pictures(
     name: str = "image",
 ) -> Tensor:
     """The pictures to edit, (n, *shape), where the model is. Raises TypeError or ValueError naming the argument."""
-    if not isinstance(image, Tensor) or not image.is_floating_point():
+    if not isinstance(image, Tensor) or image.dtype not in ARITHMETIC:
         got = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(
-            f"{name} must be a floating-point tensor in the model's range (bytes b are b/127.5 - 1): got {got}"
-        )
+        wanted = "a floating-point tensor in the model's range (of bytes b: b/127.5 - 1)"
+        raise TypeError(f"{name} must be {wanted}: got {got}")
     shape = shape if shape is not None else attribute(model, "sample_shape")
     rows = image[None] if image.ndim == (3 if shape is None else len(shape)) else image
-    if shape is not None and tuple(rows.shape[1:]) != tuple(shape):
-        one = ", ".join(map(str, shape))
+    if rows.ndim == 0 or (shape is not None and tuple(rows.shape[1:]) != tuple(shape)):
+        one = ", ".join(map(str, shape or ("*",)))
         raise ValueError(f"{name} must be ({one}) or (n, {one}): got {tuple(image.shape)}; resize it, or say shape=")
-    wanted = len(rows) if n is None else integer("n", n)
-    if wanted < 1 or len(rows) not in (1, wanted):
+    wanted_rows = len(rows) if n is None else integer("n", n)
+    if wanted_rows < 1 or len(rows) not in (1, wanted_rows):
         raise ValueError(f"n must be at least 1, and of several {name}s their number, {len(rows)}: got {n}")
     rows = rows.detach().to(device or device_of(model) or rows.device, dtype or rows.dtype)
     limits, _ = ranged(model, clip)
     if not recorded(rows):
         check_range(rows, limits, name)
     rows = rows if limits is None else rows.clamp(*limits)
-    return rows.expand(wanted, *rows.shape[1:]).contiguous()
+    return rows.expand(wanted_rows, *rows.shape[1:]).contiguous()
 
 
 def check_range(rows: Tensor, limits: tuple[float, float] | None, name: str) -> None:
@@ -196,9 +223,7 @@ def check_range(rows: Tensor, limits: tuple[float, float] | None, name: str) -> 
         return
     slack = (limits[1] - limits[0]) / 510
     if low < limits[0] - slack or high > limits[1] + slack:
-        wanted = f"[{limits[0]:g}, {limits[1]:g}]"
-        raise ValueError(
-            f"{name} must lie in the data range {wanted}: got {low:g} .. {high:g}; rescale it, or say clip="
-        )
+        wanted, got = f"[{limits[0]:g}, {limits[1]:g}]", f"{low:g} .. {high:g}"
+        raise ValueError(f"{name} must lie in the data range {wanted}: got {got}; rescale it, or say clip=")
     if limits == (-1.0, 1.0) and 0 <= low < high <= 1:
         warnings.warn(f"{name} lies in [0, 1] where the model's range is [-1, 1]: is 2 {name} - 1 meant?", stacklevel=5)

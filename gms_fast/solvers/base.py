@@ -54,6 +54,7 @@ class Solver(Identified, ABC):
     linear          whether the plan of a step is (weights, std) of the state and the last data estimates
     known_steps     number of leading steps that need no network call; `known` supplies their estimate
     rises           whether its times may lead to more noise
+    counted_from    `step_offset` of its steps, which are then counted wherever a run begins; None: as the loop has it
     """
 
     moments_needed: int = 1
@@ -62,6 +63,7 @@ class Solver(Identified, ABC):
     linear: bool = False
     known_steps: int = 0
     rises: bool = False
+    counted_from: int | None = None
 
     @property
     def name(self) -> str:

@@ -8,7 +8,9 @@ import torch
 from gaussian_field import PICTURE, Field
 from toys import Model, polynomial
 
+import gms_fast
 from gms_fast import editing, schedules, solvers
+from gms_fast.editing import repaint
 from gms_fast.editing.inpaint import mask_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,10 +192,75 @@ def test_seeds_decide():
 
 def test_what_a_seed_drew_is_made_anew_with_new_noise():
     """Else the network would draw again what was there."""
-    import gms_fast
 
     model = Field(schedule=schedules.VPLinear())
     drawn = gms_fast.sample(model, 10, n=300, seed=1, solver="ddpm", dtype=torch.float64)
     again = editing.inpaint(model, drawn, LOWER, steps=10, seed=1, solver="ddpm")
     parts = torch.stack([drawn[:, 0, 3, 3], again[:, 0, 3, 3]])
     assert abs(float(torch.corrcoef(parts)[0, 1])) < 0.5 + 4 / math.sqrt(300)  # by the known half alone, not by noise
+
+
+@pytest.mark.parametrize("resample", [1, 3])
+@pytest.mark.parametrize("then", ["ddim", "heun", "ddpm", "dpm-solver++", "er-sde"])
+def test_runs_may_begin_without_signal(then, resample):
+    """Flow matching from t = 1, and zero terminal SNR."""
+    betas = torch.linspace(1e-3, 0.1, 50).double()
+    betas[-1] = 1
+    for schedule in (schedules.Flow(), schedules.Flow(shift=3.0), schedules.VP(betas)):
+        model = Model(lambda x, t: -0.3 * x, sample_shape=(1, 4, 4), prediction="x0", clip=(-1.0, 1.0))
+        model.schedule = schedule
+        x = editing.inpaint(model, PICTURES, LOWER, solver=then, steps=4, resample=resample)
+        assert torch.equal(x[:, :, :2], PICTURES[:, :, :2])
+        assert bool(x.isfinite().all())
+
+
+def test_a_little_softness_changes_little():
+    """Below the least share that is visited it is what the last call makes of the least noise."""
+    model = toy()
+    mask = torch.where(LOWER > 0, 1.0, 1 / 255)
+    x = editing.inpaint(model, PICTURES, mask, solver="ddim", steps=10)
+    least = float(model.schedule.sigma(0.0))
+    assert (x - PICTURES)[:, :, :2].abs().max() < 6 * least
+
+
+@pytest.mark.parametrize("strength", [1, 0.5])
+def test_every_repetition_draws_new_noise(strength, monkeypatch):
+    """Also in the hands of a host, and from the middle."""
+    counters = []
+    affine_noise = repaint.fused.affine_noise
+    watched = lambda x, *rest: counters.append(rest[-1].step) or affine_noise(x, *rest)  # noqa: E731
+    monkeypatch.setattr(repaint.fused, "affine_noise", watched)
+    model = toy()
+    editing.inpaint(model, PICTURES, LOWER, solver="ddpm", steps=3, resample=3, strength=strength)
+    assert len(counters) == len(set(counters)) == 3 * 3 + 3 * 2  # known pixels, and ways back
+    own, counters[:] = list(counters), []
+    times = editing.timesteps(model, 3, solver="ddpm", strength=strength)
+    solver = editing.Inpainting(image=PICTURES, mask=LOWER[None, None], then=solvers.DDPM(), resample=3)
+    stepper = gms_fast.Stepper(solver, model.schedule, timesteps=times)
+    x = PICTURES
+    for i, t in enumerate(stepper.network_times):
+        x = stepper.step(i, model(x, x.new_full((3,), t)), x)
+    assert counters == own
+
+
+def test_churn_that_leaves_no_way_back_is_refused():
+    with pytest.raises(ValueError, match="resample must be 1 where churn ends a step with more noise"):
+        editing.inpaint(toy(), PICTURES, LOWER, solver="euler:churn=40", steps=100, strength=0.5, resample=2)
+
+
+def test_a_mask_that_covers_all_when_it_is_shrunk():
+    mask = torch.zeros(8, 8)
+    mask[::2, ::2] = 1
+    with pytest.raises(ValueError, match=r"mask, shrunk to \(4, 4\), must not be 1 everywhere"):
+        editing.inpaint(toy(), PICTURES, mask)
+
+
+def test_results_are_memory_of_their_own():
+    model = toy()
+    for edit in (
+        editing.stroke(model, PICTURES, strength=0, clip=None),
+        editing.inpaint(model, PICTURES, LOWER, strength=0, clip=None),
+        editing.invert(model, PICTURES, strength=0, clip=None),
+    ):
+        assert torch.equal(edit, PICTURES)
+        assert edit.data_ptr() != PICTURES.data_ptr()

@@ -117,7 +117,7 @@ def test_levels_without_signal():
     model = Field(schedule=schedules.Flow())
     for solver in ("ddim", "heun"):
         assert there_and_back(model, PICTURE, 60, solver).abs().max() < 0.1
-    with pytest.raises(ValueError, match="timesteps must start where alpha > 0 for DPMSolverPP"):
+    with pytest.raises(ValueError, match=r"strength must lead to alpha > 0 for DPMSolverPP.*or take ddim or heun"):
         editing.invert(model, PICTURE, solver="dpm-solver++")
 
 
@@ -160,4 +160,39 @@ def test_bad_ways_are_refused():
         editing.interpolate(model, PICTURE, PICTURE, n=1)
     with pytest.raises(ValueError, match="second must be"):
         editing.interpolate(model, PICTURE, PICTURE[..., :2])
+    with pytest.raises(ValueError, match="first must be one picture, of the size of both"):
+        editing.interpolate(model, PICTURE.expand(2, 1, 4, 4), PICTURE)
     assert model.calls == 0
+
+
+def test_a_picture_and_itself():
+    """Angles that acos rounds to NaN."""
+    model = Model(polynomial, sample_shape=(1, 4, 4), clip=(-1.0, 1.0))
+    for seed in range(20):
+        x = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        assert bool(editing.interpolate(model, x, x, n=3, steps=2, solver="ddim").isfinite().all())
+    assert torch.equal(on_circle(0 * x, 0 * x, torch.tensor([0.5])), 0 * x[None])
+
+
+def test_conditions_of_one_row_and_of_two():
+    seen = []
+
+    class Conditional(Model):
+        def __call__(self, x, t, label):
+            assert len(label) == len(x)
+            seen.append(label.tolist())
+            return 0 * x
+
+    model = Conditional(sample_shape=(1, 4, 4))
+    ends = PICTURE[0].clamp(-1, 1), -PICTURE[0].clamp(-1, 1)
+    for labels, at_ends, on_the_way in (([3], [3, 3], [3] * 4), ([3, 5], [3, 5], [3, 3, 5, 5])):
+        seen.clear()
+        editing.interpolate(model, *ends, n=4, steps=2, solver="ddim", condition={"label": torch.tensor(labels)})
+        assert seen == [at_ends] * 3 + [on_the_way] * 3
+
+
+def test_a_last_call_cannot_take_the_noise_away_again():
+    model = Model(polynomial, sample_shape=(1, 4, 4), clip=None)
+    x = PICTURE.float()
+    given = {"solver": editing.Inversion(then=solvers.DDIM()), "x_T": x}
+    assert torch.equal(gms_fast.sample(model, 3, denoise=True, **given), gms_fast.sample(model, 3, **given))

@@ -47,14 +47,15 @@ def test_the_plan_says_where_known_pixels_are_put():
     assert back.std**2 + (back.scale * sigma) ** 2 == pytest.approx(float(schedule.sigma(999)) ** 2)
     assert second.arrival.back is None
     assert before.arrival[:2] == (float(schedule.alpha(0)), float(schedule.sigma(0)))
-    assert (last.number, last.arrival) == (None, (1.0, 0.0, 0.0, None))
+    assert (last.number, last.arrival[:2], last.arrival.back) == (None, (1.0, 0.0), None)
+    assert 0 < last.arrival.share < 1e-30  # mask 0 alone
 
 
 def test_without_a_last_call_the_last_step_ends_at_the_picture():
     solver = inpainting("er-sde", resample=1)
     assert solver.times(schedules.VPLinear(), [999, 500, 0]) == [999, 500, 0]
     *_, last = solver.plan(schedules.VPLinear(), [999, 500, 0])
-    assert last.arrival == (1.0, 0.0, 0.0, None)
+    assert last.arrival == (1.0, 0.0, float(schedules.VPLinear().share(500)), None)
 
 
 @pytest.mark.parametrize("resample", [1, 3])
@@ -70,9 +71,10 @@ def test_a_host_gets_the_bits_of_the_loop(then, resample):
     assert torch.equal(x[MASK.expand_as(x) == 0], IMAGE[MASK.expand_as(x) == 0])
 
 
-@pytest.mark.parametrize("then", ["ddim", "heun", "dpm-solver++", "unipc"])
-def test_a_host_may_begin_anywhere(then):
-    solver = inpainting(then, 2)
+@pytest.mark.parametrize("resample", [1, 2])
+@pytest.mark.parametrize("then", ["ddim", "heun", "dpm-solver++", "unipc", "er-sde"])
+def test_a_host_may_begin_anywhere(then, resample):
+    solver = inpainting(then, resample)
     stepper = gms_fast.Stepper(solver, MODEL.schedule, steps=4, clip=MODEL.clip)
     for begin in range(len(stepper.network_times)):
         x = IMAGE.clone()
@@ -114,6 +116,15 @@ def test_the_plan_is_made_once_for_all_pictures():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="solver must be one that asks the network at every step: got Inpainting"):
         inpainting(inpainting("ddim"))
+    with pytest.raises(ValueError, match="solver must be one that asks the network at every step: got Inversion"):
+        inpainting(editing.Inversion(then=solvers.DDIM()))
+    with pytest.raises(ValueError, match=r"mask must broadcast to the image, \(2, 1, 4, 4\): got \(5, 5\)"):
+        gms_fast.sample(MODEL, 2, solver=inpainting("ddim", mask=torch.ones(5, 5)), n=2)
+    with pytest.raises(TypeError, match="mask must be a floating-point tensor: got None"):
+        gms_fast.sample(MODEL, 2, solver=inpainting("ddim", mask=None), n=2)
+    table = solvers.GGDMTable.of(solvers.UniP(), MODEL.schedule, MODEL.schedule.timesteps(5, 0.7)[:-1])
+    with pytest.raises(ValueError, match="resample must be 1 for GGDM"):
+        inpainting(solvers.GGDM(table))
     with pytest.raises(ValueError, match=r"image must be 3 pictures, as many as there are samples: got 2"):
         gms_fast.sample(MODEL, 2, solver=inpainting("ddim"), n=3)
     with pytest.raises(ValueError, match=r"image must be \(n, \*\(1, 2, 2\)\) like the state"):

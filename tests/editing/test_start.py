@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from gaussian_field import LAW
-from toys import Model
+from toys import Model, polynomial
 
-from gms_fast import editing, schedules, solvers
+from gms_fast import constants, editing, schedules, solvers
 from gms_fast.editing import start
 from gms_fast.tables import GGDMTable
 
@@ -34,6 +34,30 @@ PICTURES = torch.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 4, 4)
 )
 def test_times_of_strengths(schedule, strength, time):
     assert start.time_of(schedule, strength) == pytest.approx(time, rel=1e-12)
+
+
+def test_whole_times_are_asked_for_where_there_are_no_others():
+    for schedule in (VP, schedules.Levels([1.0, 1.0, 1.0], [0.1, 1.0, 10.0])):
+        with pytest.raises(ValueError, match=r"strength must be a whole time from 0 to \d+: got 't=1.4'"):
+            start.time_of(schedule, "t=1.4")
+
+
+@pytest.mark.parametrize("schedule", [VP, schedules.Levels([1.0] * 20, [2.0 ** (i - 9) for i in range(20)])], ids=repr)
+def test_fewer_steps_where_fewer_times_are_left(schedule):
+    with pytest.warns(UserWarning, match="strength t=2 leaves 2 steps instead of 4: from t = 2 on") as warned:
+        times = editing.timesteps(Model(schedule=schedule), 4, strength="t=2", solver="ddim")
+    assert times == [2, 1, 0]
+    assert len(warned) == 1
+
+
+def test_nothing_is_kept_of_schedules_that_come_and_go():
+    before = len(constants._KNOWN)
+    for i in range(3):
+        levels = schedules.Levels([1.0, 1.0, 1.0], [0.1, 1.0 + i, 10.0])
+        model = Model(polynomial, sample_shape=(3, 4, 4), schedule=levels)
+        editing.stroke(model, PICTURES, strength=0.5, steps=1, solver="ddim")
+        editing.invert(model, PICTURES, steps=2, solver="ddim")
+    assert len(constants._KNOWN) == before
 
 
 @pytest.mark.parametrize("strength", [0, 0.0, "0", "share=0"])
@@ -89,6 +113,8 @@ def test_one_picture_or_several():
 
 
 BAD = {
+    "a number": (torch.tensor(0.5), ValueError, r"image must be \(3, 4, 4\) or"),
+    "float8": (PICTURES.to(torch.float8_e5m2), TypeError, "image must be a floating-point tensor .* got torch.float8"),
     "bytes": (
         PICTURES.byte(),
         TypeError,

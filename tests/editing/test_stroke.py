@@ -137,6 +137,26 @@ def test_noise_is_apart_from_that_of_samples_and_new_at_each_repeat():
     assert len({tuple(x.flatten().tolist()) for x in seen[:6]}) == 6
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_callback_that_ends_the_run_ends_all_repetitions(at):
+    seen = []
+
+    def end(step, t, x, x0):
+        seen.append((step, x))
+        if step == at:
+            raise StopIteration
+
+    x = editing.stroke(toy(), PICTURES, steps=3, repeats=3, callback=end)
+    assert [step for step, _ in seen] == list(range(at + 1))
+    assert torch.equal(x, seen[-1][1])
+
+
+def test_noise_is_left_at_the_end_alone():
+    model = toy()
+    editing.stroke(model, PICTURES, steps=3, repeats=2, solver="ddim", denoise=False)
+    assert model.calls == 4 + 3
+
+
 def test_conditions_reach_the_network():
     labels = []
 
@@ -164,8 +184,13 @@ BAD = {
     "strength none": ({"strength": float("nan")}, ValueError, "strength must lie in"),
     "strength text": ({"strength": "half"}, TypeError, "strength must be a number in"),
     "strength flag": ({"strength": True}, TypeError, "strength must be a number in"),
-    "time outside": ({"strength": "t=1000"}, ValueError, "strength must be a time from 0 to 999: got 't=1000'"),
+    "time outside": ({"strength": "t=1000"}, ValueError, "strength must be a whole time from 0 to 999: got 't=1000'"),
     "level outside": ({"strength": "level=1000"}, ValueError, "strength must be a level sigma/alpha from 0.01 to 157"),
+    "a solver of edits": (
+        {"solver": editing.Inversion(then=DDIM())},
+        ValueError,
+        "solver must go from more noise to less: got Inversion",
+    ),
     "repeats": ({"repeats": 0}, ValueError, "repeats must be at least 1: got 0"),
     "n": ({"n": 2}, ValueError, "n must be at least 1, and of several images their number, 3: got 2"),
     "steps": ({"steps": 0}, ValueError, "steps must be at least 1: got 0"),
