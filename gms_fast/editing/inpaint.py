@@ -9,7 +9,7 @@ from torch.nn.functional import max_pool2d
 
 from gms_fast import ops
 from gms_fast.assumptions import UNSAID
-from gms_fast.editing.repaint import COUNTED_FROM, Inpainting
+from gms_fast.editing.repaint import COUNTED_FROM, Inpainting, broadcasts
 from gms_fast.editing.start import Strength, begin, pictures, with_noise
 from gms_fast.finite import recorded
 from gms_fast.sampling import sample
@@ -95,9 +95,8 @@ def mask_of(mask: Tensor, x: Tensor) -> Tensor:
     wide = mask.detach().to(x.device, torch.float32)
     wide = _of_picture(wide, x) if x.ndim == 4 else _of_data(wide, x)
     if not recorded(wide):
-        _check(
-            wide, "" if mask.ndim < 2 or wide.shape[-2:] == mask.shape[-2:] else f", shrunk to {tuple(x.shape[2:])},"
-        )
+        shrunk = wide.ndim == 4 and wide.shape[-2:] != mask.shape[-2:]
+        _check(wide, f", shrunk to {tuple(x.shape[2:])}," if shrunk else "")
     return wide
 
 
@@ -114,11 +113,7 @@ def _of_picture(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def _of_data(mask: Tensor, x: Tensor) -> Tensor:
-    try:
-        fits = torch.broadcast_shapes(mask.shape, x.shape) == x.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not broadcasts(mask.shape, x.shape):
         raise ValueError(f"mask must broadcast to {tuple(x.shape)}: got {tuple(mask.shape)}")
     return torch.broadcast_to(mask, x.shape)
 

@@ -177,7 +177,7 @@ class Inpainting(Solver):
                 raise TypeError(f"{name} must be a floating-point tensor: got {tensor!r}")
         if tuple(self.image.shape[1:]) != tuple(shape):
             raise ValueError(f"image must be (n, *{tuple(shape)}) like the state: got {tuple(self.image.shape)}")
-        if not _broadcasts(self.mask.shape, self.image.shape):
+        if not broadcasts(self.mask.shape, self.image.shape):
             got = tuple(self.mask.shape)
             raise ValueError(f"mask must broadcast to the image, {tuple(self.image.shape)}: got {got}")
         self.then.check(model, shape, clip)
@@ -219,7 +219,8 @@ class Inpainting(Solver):
 _LEAST = torch.finfo(torch.float32).tiny  # share at which mask 0 alone is known
 
 
-def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Tell a shape that may stand for another, larger one."""
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
