@@ -159,7 +159,7 @@ def _finish(figure: "Figure", axes: "Axes", path: str | Path) -> None:
 def plot_strokes(records: Records, path: str | Path, measure: str | None = None) -> None:
     """Draw faithfulness against a measure of realism, for one model: a panel for each number of network calls.
 
-    A curve per solver on the grid that is best in the mean over the strengths, from strength to strength, with bars
+    A curve per solver on the grid that is best in the geometric mean over the strengths, from strength to strength, with bars
     for the spread; dotted what real data has, dashed what the strokes have.
     """
     from matplotlib.figure import Figure
@@ -194,7 +194,13 @@ def _by_strength(records: Records, solver: str, measure: str) -> dict[float, tup
     for r in sorted((r for r in records if r["solver"] == solver), key=lambda r: r["strength"]):
         grids[r["grid"]][r["strength"]].append(r)
     sign = -1 if measure in HIGHER else 1
-    best = min(grids.values(), key=lambda g: sign * statistics.fmean(r[measure] for rs in g.values() for r in rs))
+
+    def middle(grid: dict[float, list[dict[str, Any]]]) -> float:
+        values = [r[measure] for rs in grid.values() for r in rs]
+        positive = all(value > 0 for value in values)  # then small ones count as much as large ones do
+        return sign * (statistics.geometric_mean(values) if positive else statistics.fmean(values))
+
+    best = min(grids.values(), key=middle)
     return {s: (_point(rs, "faithful"), _point(rs, measure)) for s, rs in best.items()}
 
 
