@@ -73,7 +73,7 @@ def image_files(folder: Path, *, inside: bool = True) -> list[Path]:
     """
     found = sorted(p for p in folder.glob("**/*" if inside else "*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise ValueError(f"data folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 
@@ -83,11 +83,13 @@ def load_image(path: str | Path, channels: int, *, size: tuple[int, int] | None 
     path      PNG, JPEG, BMP or WebP, of 8 bits, or 16 of greyscale, which are rounded down to 8
     channels  3, for which greyscale is repeated, or 1, for which all channels of a coloured file must be equal
     size      (H, W) to fit it to: cut in its middle to their ratio, then resampled (Lanczos); None: as it is
-    Raises ValueError naming the file that cannot be read, is transparent anywhere, or has colours where none are
-    wanted; FileNotFoundError where nothing is there.
+    Raises ValueError for other channels, and naming the file that cannot be read, is transparent anywhere, or has
+    colours where none are wanted; FileNotFoundError where nothing is there.
     """
     from PIL import Image, ImageOps
 
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3: got {channels}")
     path = Path(path)
     with _opened(path, "picture") as image:
         _check_size(image)
@@ -95,12 +97,12 @@ def load_image(path: str | Path, channels: int, *, size: tuple[int, int] | None 
         if "A" in turned.getbands() or "transparency" in turned.info:
             low = np.asarray(turned.convert("RGBA"))[..., 3].min()
             if low < 255:
-                raise ValueError(f"it must be opaque everywhere: got an alpha of {low} of 255 somewhere")
+                raise ValueError(f"picture {path} must be opaque: it is transparent somewhere, alpha {low} of 255")
         pixels = _in_channels(_pixels(turned), channels)
     if size is not None:
         fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.LANCZOS)
         pixels = np.asarray(fitted)
-    return _from_array(pixels[None], str(path))[0]
+    return _from_array(_channels_first(pixels[None]), str(path))[0]
 
 
 def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
@@ -176,6 +178,11 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(array.astype(np.float32, copy=False))
 
 
+def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W) as they are, (N, H, W, 3) as (N, 3, H, W), of any H and W: no layout is to be guessed."""
+    return pixels if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+
+
 def _pixels(image: "Image.Image") -> np.ndarray:
     """8-bit pixels (H, W) of a greyscale image, (H, W, 3) of any other."""
     if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would cut off at 255
@@ -219,4 +226,4 @@ def _from_folder(folder: Path) -> Tensor:
         if images[-1].shape != images[0].shape:
             sizes = f"{file} is {images[-1].shape}, but {files[0]} is {images[0].shape}"
             raise ValueError(f"data file {sizes}: one size is wanted")
-    return _from_array(np.stack(images), str(folder))
+    return _from_array(_channels_first(np.stack(images)), str(folder))

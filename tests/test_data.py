@@ -237,6 +237,25 @@ def test_load_image_fits_to_a_size(tmp_path):
     assert data.load_image(path, 3, size=(6, 9)).shape == (3, 6, 9)
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (3, 5), (4, 1), (4, 3), (3, 1), (1, 1), (3, 3)])
+def test_pictures_of_one_or_three_pixels_a_side_keep_their_layout(tmp_path, shape):
+    colour = COLOUR[0][: shape[0], : shape[1]].copy()
+    path = saved(tmp_path, Image.fromarray(colour))
+    wanted = as_signed(colour.transpose(2, 0, 1))
+    assert torch.equal(data.load_image(path, 3), wanted)
+    assert torch.equal(data.load(tmp_path), wanted[None])
+    grey = saved(tmp_path, Image.fromarray(colour[..., 0].copy()), "g.png")
+    assert data.load_image(grey, 3).shape == (3, *shape)
+    assert data.load_image(grey, 1).shape == (1, *shape)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_load_image_refuses_other_channels_by_name(tmp_path, channels):
+    path = saved(tmp_path, Image.fromarray(GREY[0]))
+    with pytest.raises(ValueError, match=f"channels must be 1 or 3: got {channels}"):
+        data.load_image(path, channels)
+
+
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L"])
 def test_load_image_refuses_transparency(tmp_path, kind):
     image = Image.fromarray(GREY[0])
@@ -246,7 +265,7 @@ def test_load_image_refuses_transparency(tmp_path, kind):
         image.putpixel((1, 1), (9,) * (len(kind) - 1) + (7,))
     else:
         image, options = image.convert(kind), {"transparency": int(np.asarray(image.convert(kind))[1, 1])}
-    with pytest.raises(ValueError, match=r"x\.png cannot be read: it must be opaque everywhere: got an alpha of [07] "):
+    with pytest.raises(ValueError, match=r"x\.png must be opaque: it is transparent somewhere, alpha [07] of 255"):
         data.load_image(saved(tmp_path, image, **options), 3)
 
 

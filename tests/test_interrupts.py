@@ -213,13 +213,14 @@ def test_a_part_does_not_replace_a_whole(capsys, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sample, "_draw", half)
+    (tmp_path / "x.part.png").write_text("mine")
     assert main([*command, "--force"]) == 130
-    assert f"; 2 of 4 images, the first ones of --seed 0, are in {tmp_path}/x.part.png: " in capsys.readouterr().err
+    assert f"; 2 of 4 images, the first ones of --seed 0, are in {tmp_path}/x.part-2.png: " in capsys.readouterr().err
     assert out.read_bytes() == whole
-    assert (tmp_path / "x.part.png").exists()
     monkeypatch.setattr(sample, "_draw", draw)
     assert main([*command, "--force"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.part-2.png", "x.part.png", "x.png"]
+    assert (tmp_path / "x.part.png").read_text() == "mine"
 
 
 def test_a_program_that_imports_the_package_keeps_its_signals():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gms_fast.cli import options
 
 if TYPE_CHECKING:
     from gms_fast.models import MomentHeads, MomentUNet
+
+AGAIN = "the same command with --force draws them all"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -67,3 +72,29 @@ def kept(args: argparse.Namespace, keep: Callable[[], str]) -> Iterator[None]:
     except (KeyboardInterrupt, Exception):
         args.kept = keep()
         raise
+
+
+def spare(path: Path, suffix: str = "") -> Path:
+    """A name beside `path` at which nothing is: NAME.part, NAME.part-2, .., each with the suffix that it has."""
+    stem = path.name.removesuffix(suffix)
+    ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    found = (path.with_name(f"{stem}.part{end}{suffix}") for end in ends)
+    return next(beside for beside in found if not os.path.lexists(beside))
+
+
+def counted(count: int, noun: str) -> str:
+    """As "1 picture", or "2 pictures"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def whole(count: int, noun: str) -> str:
+    """As "all 6 pictures are", or "the picture is"."""
+    return f"the {noun} is" if count == 1 else f"all {count} {noun}s are"
+
+
+def share(done: int, count: int, noun: str, of: str = "") -> str:
+    """As "2 of 6 pictures, the first ones, are", or "1 of 6 pictures, the first one, is"; of all of them as `whole`."""
+    if done == count:
+        return whole(count, noun)
+    first, verb = ("one", "is") if done == 1 else ("ones", "are")
+    return f"{done} of {counted(count, noun)}, the first {first}{of}, {verb}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Edit]) -> None:
     add("--solver", default=kind.solver, help=f"like er-sde:order=2, see gms-fast info (default: {kind.solver})")
     drawing.add_model(parser)
     add("--labels", type=options.classes, help="classes that pictures take in turn, as 0,1,2, where a network asks")
-    add("--guidance", type=float, metavar="SCALE", help="of classifier-free guidance, 1 for none (default: none)")
+    add("--guidance", type=options.finite, metavar="SCALE", help="of classifier-free guidance (default: none)")
     add("--unconditional", type=options.seed, metavar="LABEL", help="the class that stands for none, with --guidance")
     out = f"{' or '.join(strips.SUFFIXES)}: a strip, a row for each picture; a folder: all results too"
     add("--out", type=Path, default=Path("edited.png"), help=f"{out} (default: edited.png)")
@@ -48,7 +49,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Edit]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, draw, write, and say how long it took. What is drawn is kept, however the drawing ends."""
     from gms_fast import editing, solvers
-    from gms_fast.storage import atomic
+    from gms_fast.storage import locks
 
     files = guides.files(args.pictures)
     target = strips.target(args.out, KINDS[args.kind].stems(files), args.n)
@@ -59,19 +60,18 @@ def run(args: argparse.Namespace) -> int:
     solver = solvers.build(args.solver, origin=model.origin, steps=args.steps)
     editing.timesteps(model, args.steps, strength=args.strength, solver=solver)  # which refuses what cannot be
     edit = KINDS[args.kind](args, guides.read(files, guides.shape_of(model), resize=args.resize))
-    with strips.held(target):
+    noise = nullcontext() if args.noise is None else locks.locked_file(args.noise)
+    with strips.held(target), noise:
         _check(target, files, args)
         start = time.perf_counter()
         with drawing.Calls(model) as calls, drawing.kept(args, lambda: _keep(edit, target, calls.number)):
             _draw(edit, guided, solver, asked, calls)
         seconds = time.perf_counter() - start
         with interrupts.put_off():
-            done = _write(edit, target, args.noise)
-            args.kept = f"; all {done} pictures are in {args.out}"
-            target.part.remove()
-            if args.noise is not None:
-                atomic.remove(_part(args.noise))
-    print(f"{done} pictures in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
+            _write(edit, target, args.noise)
+            args.kept = f"; {drawing.whole(edit.count, 'picture')} in {args.out}"
+    pictures = drawing.counted(edit.count, "picture")
+    print(f"{pictures} in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
     if said := edit.said():
         print(said)
     return 0
@@ -82,6 +82,8 @@ def _check(target: Target, files: list[Path], args: argparse.Namespace) -> None:
     strips.check(target, [*files, *filter(None, [args.mask])], overwrite=args.force)
     if args.noise is not None:
         options.check_file(args.noise, NOISE, overwrite=args.force, name="--noise")
+        if any(file.resolve() == args.noise.resolve() for file in files):
+            raise ValueError(f"--noise must not replace a picture that is read: got {args.noise}")
 
 
 def _guided(model: MomentUNet | MomentHeads, asked: str | None, args: argparse.Namespace) -> Callable[..., Any]:
@@ -124,32 +126,42 @@ def _draw(edit: Edit, model: Callable[..., Any], solver: Solver, asked: str | No
 def _keep(edit: Edit, target: Target, calls: int) -> str:
     """Write what is drawn, if anything is, beside files that are there, and return what is to be said of it."""
     if not edit.batches:
-        return f"; none of {edit.count} pictures was finished" if calls else ""  # else something was refused
+        of = drawing.counted(edit.count, "picture")
+        return f"; none of {of} was finished" if calls else ""  # else something was refused
     noise = edit.args.noise
     if noise is not None and noise.exists():
-        noise = _part(noise)
+        noise = drawing.spare(noise, noise.suffix)
     with interrupts.put_off():
         free = target.freed()
-        done = _write(edit, free, noise)
-    whole = "the same command with --force draws them all"
-    return f"; {done} of {edit.count} pictures, the first ones, are in {free.out}: {whole}"
+        _write(edit, free, noise)
+    done = drawing.share(sum(map(len, edit.batches)), edit.count, "picture")
+    where = f"{free.out}, their x_T in {noise}" if noise else f"{free.out}"
+    return f"; {done} in {where}: {drawing.AGAIN}"
 
 
-def _part(file: Path) -> Path:
-    return file.with_suffix(f".part{file.suffix}")
-
-
-def _write(edit: Edit, target: Target, noise: Path | None) -> int:
-    """Write the results that are there, and return how many."""
+def _write(edit: Edit, target: Target, noise: Path | None) -> None:
+    """Write x_T, where that is wanted, and the results that are there. What is written counts as kept if more fails."""
     import numpy as np
     import torch
 
     from gms_fast.storage import atomic
 
     results, args = torch.cat(edit.batches), edit.args
-    strips.write(target, results, args.n, edit.before, edit.after)
-    if noise is not None:
-        with atomic.writing(noise) as file:
-            x_T = torch.cat(edit.noise)[: len(results)].numpy()
-            np.savez(file, x_T=x_T, steps=args.steps, solver=args.solver, strength=args.strength)
-    return len(results)
+    written: list[Path] = []
+    with drawing.kept(args, lambda: _written(edit, target, written)):
+        if noise is not None:
+            with atomic.writing(noise) as file:
+                x_T = torch.cat(edit.noise)[: len(results)].numpy()
+                np.savez(file, x_T=x_T, steps=args.steps, solver=args.solver, strength=args.strength)
+            written.append(noise)
+        strips.write(target, results, args.n, edit.before, edit.after, written)
+
+
+def _written(edit: Edit, target: Target, written: list[Path]) -> str:
+    """A line of what could be written."""
+    noise = [f"x_T is in {file}" for file in written if file.suffix.lower() in NOISE]
+    pictures = len(written) - len(noise)
+    share = f"none of {drawing.counted(edit.count, 'picture')} is written"
+    if pictures:
+        share = f"{drawing.share(pictures, edit.count, 'picture')} in {target.out}"
+    return f"; {' and '.join([*noise, share])}: {drawing.AGAIN}"

@@ -93,7 +93,7 @@ class Stroke(Edit):
         add("--repeats", type=options.positive, default=1, help="times, each from the last result (default: 1)")
         add("--paint", action="store_true", help="make a drawing of few colours of each picture first")
         add("--colours", type=options.positive, help="of such a drawing (default: 6)")
-        add("--brush", type=float, help="its width, a share of the shorter side (default: 0.1)")
+        add("--brush", type=options.finite, help="its width, a share of the shorter side (default: 0.1)")
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
         return super().draw(model, rows, start, repeats=self.args.repeats, **same)
@@ -121,7 +121,8 @@ class Inpaint(Edit):
     def add(cls, parser: argparse.ArgumentParser) -> None:
         super().add(parser)
         add = parser.add_argument
-        wanted = "white: made anew, black: kept, grey: how far a pixel may change"
+        wanted = "white: made anew, black: kept, grey: how far a pixel may change; near black and white, where JPEG or "
+        wanted += "--resize blur, counts as such"
         add("--mask", type=Path, required=True, metavar="PICTURE", help=wanted)
         add("--resample", type=options.positive, default=1, help="times that each step is taken (default: 1)")
 
@@ -180,7 +181,7 @@ class Interpolate(Edit):
     def add(cls, parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(mask=None, noise=None)
         parser.add_argument(
-            "--n", type=options.positive, default=cls.n, help=f"pictures on the way, with both ends (default: {cls.n})"
+            "--n", type=options.several, default=cls.n, help=f"pictures on the way, with both ends (default: {cls.n})"
         )
 
     @classmethod

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+BLACK, WHITE = 40, 215  # grey levels: below the first a blurred mask is black, above the second white
+COMPRESSED = (".jpg", ".jpeg", ".webp")  # files that blur both, at a quality of 75 by up to 37 levels
 SIZE = "add --resize to have it fitted (cut to the ratio of the sides, then resampled)"
 
 
@@ -56,8 +58,14 @@ def read(paths: list[Path], shape: tuple[int, int, int], *, resize: bool) -> Ten
 
 
 def mask(path: Path, size: tuple[int, int], *, resize: bool) -> Tensor:
-    """(1, H, W) in [0, 1], of that (H, W): 1, white, is made anew."""
-    found = (read([path], (1, *size), resize=resize)[0] + 1) / 2
+    """(1, H, W) in [0, 1], of that (H, W): 1, white, is made anew.
+
+    Of compressed and resampled files what is nearly black or white is so.
+    """
+    levels = ((read([path], (1, *size), resize=resize)[0] + 1) * 127.5).round()
+    found = levels / 255
+    if resize or path.suffix.lower() in COMPRESSED:
+        found = found.masked_fill(levels < BLACK, 0).masked_fill(levels > WHITE, 1)
     if found.max() == 0:
         raise ValueError(f"--mask must be white or grey somewhere, where the picture is made anew: {path} is black")
     if found.min() == 1:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gms_fast.storage import atomic
@@ -19,9 +21,26 @@ LEFT = "; the same command with --resume goes on from there"  # by which a comma
 
 def positive(text: str) -> int:
     """An integer of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1: got {text!r}")
+    return _at_least(1, text)
+
+
+def several(text: str) -> int:
+    """An integer of at least 2."""
+    return _at_least(2, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}: got {text!r}")
     return int(text)
+
+
+def finite(text: str) -> float:
+    """A number that is neither infinite nor none."""
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number that is finite: got {text!r}")
 
 
 def seed(text: str) -> int:
@@ -78,10 +97,15 @@ def asked(network: object, labels: object) -> str | None:
     return needed[0] if needed else None
 
 
-def check_file(out: Path, suffixes: Sequence[str], *, overwrite: bool, name: str = "--out") -> None:
-    """Raise ValueError or OSError unless a command may write the file `out`, one of those that end so."""
-    if out.suffix not in suffixes:
-        raise ValueError(f"{name} must end in {' or '.join(suffixes)}: got {out}")
+def check_file(out: Path, suffixes: Sequence[str], *, overwrite: bool, name: str = "--out", hint: str = "") -> None:
+    """Raise ValueError or OSError unless a command may write the file `out`, one of those that end so, in any case.
+
+    hint  what is to be said of another ending
+    """
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"{name} must end in {' or '.join(suffixes)}: got {out}{hint}")
+    if out.is_dir():
+        raise FileExistsError(f"{name} {out} is a folder: a file is wanted")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{name} {out} exists: choose another file or add --force")
     if not out.parent.is_dir():

@@ -40,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw, write, and say how long it took and what did the work. What is drawn is kept, however the drawing ends."""
     from gms_fast import solvers
-    from gms_fast.storage import atomic
     from gms_fast.storage.locks import locked_file
 
     options.check_file(args.out, SUFFIXES, overwrite=args.force)
@@ -50,16 +49,15 @@ def run(args: argparse.Namespace) -> int:
     batches: list[Tensor] = []
     with locked_file(args.out):
         options.check_file(args.out, SUFFIXES, overwrite=args.force)
-        part = args.out.with_suffix(f".part{args.out.suffix}")
         start = time.perf_counter()
-        with drawing.Calls(model) as calls, drawing.kept(args, lambda: _keep(batches, args, part)):
+        with drawing.Calls(model) as calls, drawing.kept(args, lambda: _keep(batches, args)):
             _draw(model, solver, asked, args, batches)
         seconds = time.perf_counter() - start
         with interrupts.put_off():
             _write(batches, args, args.out)
-            args.kept = f"; all {args.n} images are in {args.out}"
-            atomic.remove(part)
-    print(f"{args.n} images in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
+            args.kept = f"; {drawing.whole(args.n, 'image')} in {args.out}"
+    images = drawing.counted(args.n, "image")
+    print(f"{images} in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
     return 0
 
 
@@ -95,16 +93,15 @@ def _draw(
             batches.append(x.float().clamp(-1, 1).cpu())
 
 
-def _keep(batches: list[Tensor], args: argparse.Namespace, part: Path) -> str:
+def _keep(batches: list[Tensor], args: argparse.Namespace) -> str:
     """Write what is drawn, if anything is, to args.out, or beside a file there, and return what is to be said of it."""
     if not batches:
-        return f"; none of {args.n} images was finished"
-    out = part if args.out.exists() else args.out
+        return f"; none of {drawing.counted(args.n, 'image')} was finished"
+    out = drawing.spare(args.out, args.out.suffix) if args.out.exists() else args.out
     with interrupts.put_off():
         _write(batches, args, out)
-    done = sum(map(len, batches))
-    whole = "the same command with --force draws them all"
-    return f"; {done} of {args.n} images, the first ones of --seed {args.seed}, are in {out}: {whole}"
+    done = drawing.share(sum(map(len, batches)), args.n, "image", f" of --seed {args.seed}")
+    return f"; {done} in {out}: {drawing.AGAIN}"
 
 
 def _write(batches: list[Tensor], args: argparse.Namespace, out: Path) -> None:
@@ -116,7 +113,7 @@ def _write(batches: list[Tensor], args: argparse.Namespace, out: Path) -> None:
     from gms_fast.storage import atomic
 
     images = torch.cat(batches)
-    if out.suffix == ".png":
+    if out.suffix.lower() == ".png":
         save_images(images, out)
         return
     with atomic.writing(out) as file:

@@ -8,13 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from gms_fast.cli import options
+from gms_fast.cli import drawing, options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 STRIP = "strip.png"
+HINT = " (a name with another ending is taken for a file: for a folder, make it first)"
 
 
 class Target(NamedTuple):
@@ -28,29 +29,14 @@ class Target(NamedTuple):
         """All files that are written; the strip is the last."""
         return [*(self.out / name for name in self.names), self.out / STRIP] if self.names else [self.out]
 
-    @property
-    def part(self) -> Target:
-        """The same beside it, for what there is after an early end."""
-        name = f"{self.out.name}.part" if self.names else f"{self.out.stem}.part{self.out.suffix}"
-        return self._replace(out=self.out.with_name(name))
-
     def freed(self) -> Target:
-        """Itself, or its part, which is made where it is a folder, where one of its files exists."""
+        """Itself, or where one of its files exists the same beside it, at a new name; a folder is made."""
         if not any(file.exists() for file in self.files):
             return self
+        out = drawing.spare(self.out, "" if self.names else self.out.suffix)
         if self.names:
-            self.part.out.mkdir(exist_ok=True)
-        return self.part
-
-    def remove(self) -> None:
-        """Delete its files, and a folder that is empty then."""
-        from gms_fast.storage import atomic
-
-        for file in self.files:
-            atomic.remove(file)
-        if self.names:
-            with suppress(OSError):
-                self.out.rmdir()
+            out.mkdir()
+        return self._replace(out=out)
 
 
 def target(out: Path, stems: list[str], n: int) -> Target:
@@ -73,13 +59,15 @@ def check(target: Target, inputs: list[Path], *, overwrite: bool) -> None:
         if file.resolve() in read:
             raise ValueError(f"--out must not replace a picture that is read: got {file}")
     if not target.names:
-        options.check_file(out, SUFFIXES, overwrite=overwrite)
+        options.check_file(out, SUFFIXES, overwrite=overwrite, hint=HINT)
         return
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out} is a file: a folder is wanted, or a name in {' or '.join(SUFFIXES)}")
     for file in target.files:
+        if file.is_dir():
+            raise FileExistsError(f"--out: {file} is a folder, and a picture is to be written there")
         if file.exists() and not overwrite:
             raise FileExistsError(f"--out: {file} exists: choose another folder or add --force")
 
@@ -103,17 +91,24 @@ def held(target: Target) -> Iterator[None]:
                 target.out.rmdir()
 
 
-def write(target: Target, results: Tensor, n: int, before: list[Tensor], after: list[Tensor]) -> None:
-    """Write the first results, n of each guide, in the strip between the columns `before` and `after`, (N, *) each."""
+def write(
+    target: Target, results: Tensor, n: int, before: list[Tensor], after: list[Tensor], written: list[Path]
+) -> None:
+    """Write the first results, n of each guide, in the strip between the columns `before` and `after`, (N, *) each.
+
+    written  gets each file when it is there
+    """
     import torch
 
     from gms_fast.images import save_image, save_images
 
     for name, result in zip(target.names, results, strict=False):
         save_image(result, target.out / name)
+        written.append(target.out / name)
     cells: list[Tensor] = []
     for i, row in enumerate(results.split(n)):
         cells += [column[i] for column in before]
         cells += [*row]
         cells += [column[i] for column in after if len(row) == n]
     save_images(torch.stack(cells), target.files[-1], columns=len(before) + n + len(after))
+    written.append(target.files[-1])

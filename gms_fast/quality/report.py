@@ -159,8 +159,8 @@ def _finish(figure: "Figure", axes: "Axes", path: str | Path) -> None:
 def plot_strokes(records: Records, path: str | Path, measure: str | None = None) -> None:
     """Draw faithfulness against a measure of realism, for one model: a panel for each number of network calls.
 
-    A curve per solver on the grid that is best in the geometric mean over the strengths, from strength to strength, with bars
-    for the spread; dotted what real data has, dashed what the strokes have.
+    A curve per solver on the grid that is best in the geometric mean over the strengths, from strength to strength,
+    with bars for the spread; dotted what real data has, dashed what the strokes have.
     """
     from matplotlib.figure import Figure
 

@@ -182,11 +182,11 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke",), "PICTURE"),
         ((), "kind"),
         (("stroke", "gone.png", *SHORT), "No such file or directory: gone.png"),
-        (("stroke", "bare", *SHORT), "data folder bare holds no images"),
+        (("stroke", "bare", *SHORT), ": folder bare holds no images"),
         (("stroke", "guides/mask.txt", *SHORT), "picture guides/mask.txt cannot be read"),
         (("stroke", "colour.png", *SHORT), "colour.png cannot be read: it must be greyscale, or of three equal"),
-        (("stroke", "clear.png", *SHORT), "clear.png cannot be read: it must be opaque everywhere: got an alpha of 7"),
-        (("stroke", *SAMPLE, "--out", "x.gif"), "--out must end in .png or .jpg or .jpeg: got x.gif"),
+        (("stroke", "clear.png", *SHORT), "clear.png must be opaque: it is transparent somewhere, alpha 7 of 255"),
+        (("stroke", *SAMPLE, "--out", "x.gif"), "--out must end in .png or .jpg or .jpeg: got x.gif (a name with"),
         (("stroke", *SAMPLE, "--out", "no/x.png"), "there is no folder no"),
         (("stroke", *SAMPLE, "--out", "no/x"), "there is no folder no"),
         (("stroke", *SAMPLE, "--out", "file"), "--out file is a file: a folder is wanted"),
@@ -194,7 +194,7 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke", "guides/a.png", "other/a.png", *SHORT, "--out", "y"), "a.png is there twice"),
         (("stroke", *SAMPLE, "--strength", "2"), "strength must lie in [0, 1]"),
         (("stroke", *SAMPLE, "--strength", "most"), "strength must be a number in [0, 1]"),
-        (("stroke", *SAMPLE, "--strength", "t=5000"), "strength must be a time from"),
+        (("stroke", *SAMPLE, "--strength", "t=5000"), "strength must be a whole time from"),
         (("stroke", *SAMPLE, "--solver", "magic"), "magic"),
         (("stroke", *SAMPLE, "--solver", "ggdm:table=mnist/5", "--steps", 5), "start in the middle"),
         (("stroke", *SAMPLE, "--model", "gone"), "nothing is at gone"),
@@ -202,6 +202,7 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke", *SAMPLE, "--repeats", 0), "--repeats: must be an integer of at least 1: got '0'"),
         (("stroke", *SAMPLE, "--brush", "0.2"), "--brush must come with --paint"),
         (("stroke", *SAMPLE, "--labels", "1"), "--labels must be given for a network with classes"),
+        (("stroke", *SAMPLE, "--guidance", "nan"), "--guidance: must be a number that is finite: got 'nan'"),
         (("stroke", *SAMPLE, "--guidance", "2"), "--guidance and --unconditional must be given together"),
         (("stroke", *SAMPLE, "--guidance", "2", "--unconditional", "3"), "--guidance must be of a network that asks"),
         (("inpaint", *SAMPLE), "--mask"),
@@ -214,7 +215,7 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("invert", *SAMPLE, "--noise", "old.npz"), "--noise old.npz exists: choose another file or add --force"),
         (("invert", *SAMPLE, "--n", "2"), "--n"),
         (("invert", *SAMPLE, "--solver", "gms"), "solver must be one that can be inverted"),
-        (("interpolate", "guides", *SHORT, "--n", "1"), "n must be at least 2: got 1"),
+        (("interpolate", "guides", *SHORT, "--n", "1"), "--n: must be an integer of at least 2: got '1'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_the_model_is_called(here, capsys, monkeypatch, argv, named):
@@ -280,7 +281,7 @@ def test_results_that_are_finished_are_kept(here, capsys, monkeypatch, calls):
         assert all(np.array_equal(pixels(f"{folder}/{name}"), pixels(f"whole/{name}")) for name in drawn)
     assert np.array_equal(pixels("x.png"), pixels("out/strip.png"))
     assert run(*command, "whole", "--force") == 0
-    assert not (here / "whole.part").exists()
+    assert names(here / "whole.part") == [*drawn, "strip.png"]
 
 
 def test_nothing_is_left_where_nothing_is_finished(here, capsys, monkeypatch):
@@ -301,11 +302,14 @@ def test_noise_of_finished_pictures_is_kept(here, capsys, monkeypatch):
         with monkeypatch.context() as patch:
             interrupting(patch, 8)
             assert run(*command, *more) == 130
-        assert "1 of 2 pictures" in capsys.readouterr().err
+        picture = kept.replace(".npz", ".png")
+        said = f"; 1 of 2 pictures, the first one, is in {picture}, their x_T in {kept}: the same"
+        assert said in capsys.readouterr().err
         with np.load(kept) as arrays:
             assert arrays["x_T"].shape == (1, 1, 8, 8)
     assert run(*command, "--force") == 0
-    assert names(here) == ["guides/a.png", "guides/b.png", "mask.png", "x.npz", "x.png"]
+    parts = ["x.npz", "x.part.npz", "x.part.png", "x.png"]
+    assert names(here) == ["guides/a.png", "guides/b.png", "mask.png", *parts]
 
 
 def test_a_batch_that_is_too_large_is_named(here, capsys, monkeypatch):
