@@ -1,4 +1,4 @@
-"""What editing costs and how exact it is: `python -m bench.experiments.editing [--quick] [--out FILE.json]`.
+"""How exact editing is: `python -m bench.experiments.editing [PART ...] [--quick] [--out FILE.json]`.
 
 inversion  pictures there and back by the same solver: rms error in grey levels (of 255), by network calls there, and
            the slope over the last doubling of calls, in powers of two. Exact moments of 8x8 digits (a density around
@@ -13,6 +13,7 @@ seams      lower halves of digits made anew by the embedded networks: the mean s
 """
 
 import argparse
+import json
 import math
 import statistics
 from itertools import product
@@ -96,7 +97,7 @@ def conditional(law: Gaussian, x: Tensor, free: Tensor) -> tuple[Tensor, Tensor]
     U, rest = law.eigenvectors, law.residual
     C = (U * (law.eigenvalues - rest)) @ U.T + rest * torch.eye(len(U), dtype=torch.float64)
     mean = law.mean.flatten()
-    weights = torch.linalg.lstsq(C[~free][:, ~free], C[~free][:, free]).solution.T
+    weights = C[free][:, ~free] @ torch.linalg.pinv(C[~free][:, ~free], hermitian=True, rtol=1e-10)
     covariance = C[free][:, free] - weights @ C[~free][:, free]
     shift = 1e-9 * torch.eye(len(covariance), dtype=torch.float64)
     return mean[free] + weights @ (x - mean)[~free], (covariance + covariance.T) / 2 + shift
@@ -136,7 +137,7 @@ def _steps(x: Tensor) -> tuple[float, float]:
 
 def inversion_table(result: dict[str, Any]) -> str:
     """Markdown: errors in grey levels by calls, and the slope."""
-    rows = result["inversion"]
+    rows = result["rows"]
     head = " | ".join(f"{c} calls" for c in rows[0]["calls"])
     lines = [f"| model | solver | {head} | order seen |", "|---" * (len(rows[0]["calls"]) + 3) + "|"]
     for row in rows:
@@ -149,7 +150,7 @@ def inversion_table(result: dict[str, Any]) -> str:
 
 def gaussian_table(result: dict[str, Any]) -> str:
     """Markdown: errors of mean and covariance by repetitions."""
-    exact, *rows = result["gaussian"]
+    exact, *rows = result["rows"]
     lines = ["| steps | " + " | ".join(f"r = {r}" for r in RESAMPLES) + " | sampling error |"]
     lines.append("|---" * (len(RESAMPLES) + 2) + "|")
     for k in dict.fromkeys(row["steps"] for row in rows):
@@ -161,7 +162,7 @@ def gaussian_table(result: dict[str, Any]) -> str:
 
 def seams_table(result: dict[str, Any]) -> str:
     """Markdown: across the edge, inside, and the distance to real pictures, by solver and repetitions."""
-    rows = result["seams"]
+    rows = result["rows"]
     lines = ["| model | solver | r | across the edge | inside | Fréchet |", "|---|---|---|---|---|---|"]
     for row in rows:
         shown = " | ".join(_figure(row[key]) for key in ("edge", "inside", "frechet"))
@@ -174,28 +175,38 @@ def _figure(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
+TABLES = {"inversion": inversion_table, "gaussian": gaussian_table, "seams": seams_table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(TABLES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="few samples: a check of the machinery, not a finding")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument(
+        "--out", type=Path, help="write the figures as JSON; parts that are not run stay as they are there"
+    )
     args = parser.parse_args()
-    few = 4 if args.quick else 32
-    names = {"exact-digits": "digits", "digits": "digits", "mnist": "mnist5k"}
-    models = {}
-    for name, data in names.items():
-        subject = subjects.build(name)
-        models[name] = subject.model, gms_fast.data.load(data)[:few].to(subject.dtype)
-    result = {
-        "environment": environment(),
-        "pictures": few,
-        "inversion": inversion(models, (4, 8, 16) if args.quick else CALLS),
-        "gaussian": gaussian(200 if args.quick else 2000, (5,) if args.quick else (10, 20, 50, 100)),
-        "seams": seams({"digits": 70} if args.quick else {"digits": 400, "mnist": 400}, 1 if args.quick else 3),
-    }
-    for table in (inversion_table, gaussian_table, seams_table):
-        print(table(result), end="\n\n")
+    if unknown := set(args.parts) - set(TABLES):
+        raise SystemExit(f"parts must be some of {', '.join(TABLES)}: got {', '.join(sorted(unknown))}")
+    result = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    for part in args.parts or TABLES:
+        result[part] = {"environment": environment(), "rows": _rows(part, quick=args.quick)}
+        print(TABLES[part](result[part]), end="\n\n")
     if args.out:
         save(args.out, result)
+
+
+def _rows(part: str, *, quick: bool) -> list[dict[str, Any]]:
+    """The figures of a part."""
+    if part == "gaussian":
+        return gaussian(200 if quick else 2000, (5,) if quick else (10, 20, 50, 100))
+    if part == "seams":
+        return seams({"digits": 70} if quick else {"digits": 400, "mnist": 400}, 1 if quick else 3)
+    models = {}
+    for name, data in {"exact-digits": "digits", "digits": "digits", "mnist": "mnist5k"}.items():
+        subject = subjects.build(name)
+        models[name] = subject.model, gms_fast.data.load(data)[: 4 if quick else 32].to(subject.dtype)
+    return inversion(models, (4, 8, 16) if quick else CALLS)
 
 
 if __name__ == "__main__":
