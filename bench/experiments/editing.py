@@ -201,7 +201,7 @@ def _rows(part: str, *, quick: bool) -> list[dict[str, Any]]:
     if part == "gaussian":
         return gaussian(200 if quick else 2000, (5,) if quick else (10, 20, 50, 100))
     if part == "seams":
-        return seams({"digits": 70} if quick else {"digits": 400, "mnist": 400}, 1 if quick else 3)
+        return seams({"digits": 70} if quick else {"digits": 400, "mnist": 100}, 1 if quick else 3)
     models = {}
     for name, data in {"exact-digits": "digits", "digits": "digits", "mnist": "mnist5k"}.items():
         subject = subjects.build(name)
