@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.docs.loop_table import STEP, STEPS, loop_table
 from bench.docs.roofline import draw, points
-from bench.experiments import any_network
+from bench.experiments import any_network, editing
 from bench.gpu.targets import TARGETS, card
 from bench.records.checkout import RESULTS, ROOT
 from gms_fast.storage import atomic
@@ -146,10 +146,15 @@ BLOCKS = {
 }
 OF_DIFFUSERS = {"bench/results/schedulers_cpu.json": lambda: loop_table(load("schedulers_cpu.json"), STEP, STEPS)}
 OF_HEADS = {"bench/results/any_network.json": lambda: any_network.table(load("any_network.json"))}
+OF_EDITING = {
+    f"bench/results/editing.json {name}": lambda name=name, table=table: table(load("editing.json")[name])
+    for name, table in editing.TABLES.items()
+}
 PAGES = {
     README: BLOCKS,
     ROOT / "docs" / "diffusers.md": OF_DIFFUSERS,
     ROOT / "docs" / "heads.md": OF_HEADS,
+    ROOT / "docs" / "editing.md": OF_EDITING,
 }
 
 

@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from gms_fast.tables.gaussian import load_gaussian
 CALLS = (20, 40, 80)
 REVERSED = ("ddim", "heun", "dpm-solver++", "unip:order=2")
 RESAMPLES = (1, 2, 5, 10)
-PAINTERS = ("gms", "ddim", "er-sde")
+SEAMS = {"digits": (400, ("gms", "ddim", "er-sde"), RESAMPLES), "mnist": (100, ("gms",), (1, 2, 5))}  # of a model
 GREY = 127.5  # levels of [-1, 1] a unit
 
 
@@ -109,12 +110,15 @@ def _off(x: Tensor, mean: Tensor, covariance: Tensor) -> dict[str, float]:
     return {"mean": round(float(of_mean), 4), "covariance": round(float(of_covariance), 4)}
 
 
-def seams(models: dict[str, int], ranges: int) -> list[dict[str, Any]]:
-    """Rows: steps in grey across the edge and inside over those of real pictures, and Frechet distances."""
+def seams(models: dict[str, tuple[int, Sequence[str], Sequence[int]]], ranges: int) -> list[dict[str, Any]]:
+    """Rows: steps in grey across the edge and inside over those of real pictures, and Frechet distances.
+
+    models  of each the number of samples, the solvers and the repetitions
+    """
     found = []
-    for name, n in models.items():
+    for name, (n, painters, resamples) in models.items():
         subject = subjects.build(name)
-        for solver, r in product(PAINTERS, RESAMPLES):
+        for solver, r in product(painters, resamples):
             row: dict[str, Any] = {"model": name, "solver": solver, "resample": r, "n": n}
             for index in range(ranges):
                 image = subject.real(n, index)
@@ -201,7 +205,7 @@ def _rows(part: str, *, quick: bool) -> list[dict[str, Any]]:
     if part == "gaussian":
         return gaussian(200 if quick else 2000, (5,) if quick else (10, 20, 50, 100))
     if part == "seams":
-        return seams({"digits": 70} if quick else {"digits": 400, "mnist": 100}, 1 if quick else 3)
+        return seams({"digits": (70, ("gms",), RESAMPLES)} if quick else SEAMS, 1 if quick else 3)
     models = {}
     for name, data in {"exact-digits": "digits", "digits": "digits", "mnist": "mnist5k"}.items():
         subject = subjects.build(name)

@@ -64,10 +64,9 @@ def test_tables_of_inpainting():
 @pytest.mark.slow(20)
 def test_seams_and_gaussians_are_measured(one_thread, monkeypatch):
     monkeypatch.setattr(editing, "RESAMPLES", (1, 2))
-    monkeypatch.setattr(editing, "PAINTERS", ("ddim",))
     exact, *rows = editing.gaussian(100, (5,))
     assert [row["resample"] for row in rows] == [1, 2]
     assert 0 < exact["mean"] < 0.5
-    first, second = editing.seams({"digits": 66}, 1)
+    first, second = editing.seams({"digits": (66, ("ddim",), (1, 2))}, 1)
     assert (first["resample"], second["resample"]) == (1, 2)
     assert first["edge"][0] > 0.5
