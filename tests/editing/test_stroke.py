@@ -8,6 +8,7 @@ from toys import Model, polynomial
 
 import gms_fast
 from gms_fast import editing, schedules
+from gms_fast.guidance import ClassifierFree
 from gms_fast.models import GaussianMixture1D
 from gms_fast.solvers import DDIM, GMS, Heun
 
@@ -168,6 +169,23 @@ def test_conditions_reach_the_network():
     model.__class__ = type("Conditional", (Model,), {"__call__": lambda self, x, t, label: network(x, t, label)})
     editing.stroke(model, PICTURES, steps=2, solver="ddim", condition={"label": torch.tensor([3, 1, 2])}, batch_size=2)
     assert labels == [[3, 1], [2]] * 3
+
+
+def test_guidance_leads_edits():
+    """Scale w of outputs y_u and y_c: the edit is that of a network which says y_u + w (y_c - y_u)."""
+
+    def network(x, t, label):
+        return 0.1 * x * label.reshape(-1, 1, 1, 1)
+
+    class Conditional(Model):
+        def __call__(self, x, t, label):
+            return network(x, t, label)
+
+    given = {"steps": 3, "solver": "er-sde", "seed": 2}
+    guided = ClassifierFree(Conditional(sample_shape=(1, 4, 4)), unconditional={"label": torch.tensor([0.0])}, scale=3)
+    led = editing.stroke(guided, PICTURES, condition={"label": torch.tensor([1.0, 2.0, 3.0])}, **given)
+    plain = Model(lambda x, t: 0.3 * x * torch.tensor([1.0, 2.0, 3.0]).reshape(-1, 1, 1, 1), sample_shape=(1, 4, 4))
+    assert torch.allclose(led, editing.stroke(plain, PICTURES, **given), atol=1e-5)
 
 
 def test_models_of_one_element_are_edited_too():
