@@ -50,7 +50,7 @@ class Cell:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What a record says of its cell; nothing of a strength where there is none."""
+        """The part of a record that says which cell it is of; nothing of a strength where there is none."""
         return {name: value for name, value in vars(self).items() if name != "strength" or value is not None}
 
 
