@@ -1,4 +1,4 @@
-"""How exact editing is: `python -m bench.experiments.editing [PART ...] [--quick] [--out FILE.json]`.
+"""The exactness of editing: `python -m bench.experiments.editing [PART ...] [--quick] [--out FILE.json]`.
 
 inversion  pictures there and back by the same solver: rms error in grey levels (of 255), by network calls there, and
            the slope over the last doubling of calls, in powers of two. Exact moments of 8x8 digits (a density around

@@ -19,7 +19,7 @@ HINT = " (a name with another ending is taken for a file: for a folder, make it 
 
 
 class Target(NamedTuple):
-    """Where results go: to the strip `out`, or to the folder `out` with a file of these names for each."""
+    """The place of results: the strip `out`, or the folder `out` with a file of these names for each."""
 
     out: Path
     names: list[str]

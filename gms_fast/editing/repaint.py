@@ -146,7 +146,7 @@ class Inpainting(Solver):
         return [*others, last._replace(arrival=Arrival(1.0, 0.0, levels.known(places[-1].begun), None))]
 
     def _numbers(self, schedule: Schedule, own: list[float]) -> list[Any]:
-        """What the solver plans, step by step where each begins without history."""
+        """The numbers of the solver, step by step where each begins without history."""
         numbers, begun = list(self.then.plan(schedule, own)), 0
         for unit in _units(own) if self.resample > 1 else ():
             end = begun + len(unit)

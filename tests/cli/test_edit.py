@@ -44,7 +44,7 @@ def masks(monkeypatch):
 
 @pytest.fixture
 def paintings(monkeypatch):
-    """What a stand-in for `editing.paint` is given."""
+    """The arguments that a stand-in for `editing.paint` is given."""
     given = []
 
     def paint(images, *, colours=6, brush=0.1):
