@@ -27,7 +27,7 @@ def grid(x: Tensor, columns: int | None = None, scale: int | None = None) -> Ima
     scale = (2 if max(height, width) <= SMALL else 1) if scale is None else scale
     if columns < 1 or scale < 1:
         raise ValueError(f"columns and scale must be at least 1: got {columns} and {scale}")
-    pixels = _bytes(x)
+    pixels = as_bytes(x)
     rows, columns = math.ceil(n / columns), min(columns, n)
     canvas = torch.full(
         (channels, rows * (height + PADDING) + PADDING, columns * (width + PADDING) + PADDING), 255, dtype=torch.uint8
@@ -48,10 +48,11 @@ def save_image(x: Tensor, path: str | Path) -> None:
     """Write one image (C, H, W), C = 1 or 3, in [-1, 1] (clipped to it), pixel for pixel; the rest as `save_images`."""
     if x.ndim != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f"x must be (1, H, W) or (3, H, W): got {tuple(x.shape)}")
-    _write(_picture(_bytes(x)), path)
+    _write(_picture(as_bytes(x)), path)
 
 
-def _bytes(x: Tensor) -> Tensor:
+def as_bytes(x: Tensor) -> Tensor:
+    """The grey levels 0 .. 255 nearest to x in [-1, 1] (clipped to it), uint8 on the CPU."""
     return ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

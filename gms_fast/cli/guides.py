@@ -62,7 +62,9 @@ def mask(path: Path, size: tuple[int, int], *, resize: bool) -> Tensor:
 
     Of compressed and resampled files what is nearly black or white is so.
     """
-    levels = ((read([path], (1, *size), resize=resize)[0] + 1) * 127.5).round()
+    from gms_fast.images import as_bytes
+
+    levels = as_bytes(read([path], (1, *size), resize=resize)[0])
     found = levels / 255
     if resize or path.suffix.lower() in COMPRESSED:
         found = found.masked_fill(levels < BLACK, 0).masked_fill(levels > WHITE, 1)

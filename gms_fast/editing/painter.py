@@ -5,6 +5,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from gms_fast.images import as_bytes
 from gms_fast.plan import integer
 
 _SLACK = 1 / 255  # what rounding to bytes may take a picture beyond its range
@@ -29,7 +30,7 @@ def paint(images: Tensor, *, colours: int = 6, brush: float = 0.1) -> Tensor:
         raise ValueError(f"colours must lie in 1 .. 256: got {colours}")
     if not 0 < brush <= 1:
         raise ValueError(f"brush must be a share of the side, in (0, 1]: got {brush}")
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = as_bytes(images).permute(0, 2, 3, 1).numpy()
     width = max(3, 2 * round((brush * min(images.shape[2:]) - 1) / 2) + 1)
     painted = np.stack([_painted(p, colours, width) for p in pixels])
     return (torch.from_numpy(painted).permute(0, 3, 1, 2) / 127.5 - 1).to(images).contiguous()
