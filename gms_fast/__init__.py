@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing 
     from gms_fast import solvers as solvers
     from gms_fast import statistics as statistics
     from gms_fast import training as training
+    from gms_fast.generation import generate as generate
     from gms_fast.graphing import graphed as graphed
     from gms_fast.integrations.diffusers import DPMSolverV3Scheduler as DPMSolverV3Scheduler
     from gms_fast.integrations.diffusers import ERSDEScheduler as ERSDEScheduler
@@ -79,6 +80,7 @@ _PLACES = {
     "StepCoefficients": "steps",
     "Stepper": "stepping",
     "backends": "ops.dispatch",
+    "generate": "generation",
     "graphed": "graphing",
     "load": "io",
     "sample": "sampling",

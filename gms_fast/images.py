@@ -48,12 +48,22 @@ def save_image(x: Tensor, path: str | Path) -> None:
     """Write one image (C, H, W), C = 1 or 3, in [-1, 1] (clipped to it), pixel for pixel; the rest as `save_images`."""
     if x.ndim != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f"x must be (1, H, W) or (3, H, W): got {tuple(x.shape)}")
-    _write(_picture(as_bytes(x)), path)
+    save_levels(as_bytes(x), path)
+
+
+def save_levels(pixels: Tensor, path: str | Path) -> None:
+    """Write one image of grey levels (C, H, W), uint8 on the CPU, C = 1 or 3; the rest as `save_images`."""
+    _write(_picture(pixels), path)
 
 
 def as_bytes(x: Tensor) -> Tensor:
-    """The grey levels 0 .. 255 nearest to x in [-1, 1] (clipped to it), uint8 on the CPU."""
-    return ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    """`grey_levels` of x, on the CPU."""
+    return grey_levels(x).cpu()
+
+
+def grey_levels(x: Tensor) -> Tensor:
+    """The grey levels 0 .. 255 nearest to x in [-1, 1] (clipped to it), uint8, where x is."""
+    return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def _picture(pixels: Tensor) -> Image.Image:

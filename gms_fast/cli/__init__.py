@@ -7,10 +7,11 @@ from types import ModuleType
 from typing import NoReturn
 
 from gms_fast import interrupts
-from gms_fast.cli import edit, evaluate, info, sample, search, statistics, train, train_heads
+from gms_fast.cli import edit, evaluate, generate, info, sample, search, statistics, train, train_heads
 
 COMMANDS: dict[str, ModuleType] = {
     "sample": sample,
+    "generate": generate,
     "edit": edit,
     "train": train,
     "train-heads": train_heads,
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(kept="", left="")  # what to say of work that is kept, and how to go on after an end
     with interrupts.raised():
         try:
-            parser.parse_args(argv, args)
+            parser.parse_args(_without_separator(sys.argv[1:] if argv is None else argv), args)
             return args.run(args)
         except KeyboardInterrupt as signal:
             interrupts.ignore()
@@ -55,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             more = args.kept or (args.left if from_outside else "")
             print(f"gms-fast: error: {_one_line(error)}{more}", file=sys.stderr)
             return BAD_INPUT
+
+
+def _without_separator(argv: Sequence[str]) -> Sequence[str]:
+    """The arguments behind `--`, by which torchrun is kept from reading them; some versions of Python hand it on."""
+    return argv[1:] if argv[:1] == ["--"] else argv
 
 
 def _one_line(error: Exception) -> str:

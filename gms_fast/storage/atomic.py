@@ -67,18 +67,20 @@ def writing(path: str | Path, *, parents: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def writing_folder(path: str | Path) -> Iterator[Path]:
+def writing_folder(path: str | Path, *, parents: bool = True) -> Iterator[Path]:
     """An empty folder, to be filled by `writing`, which takes the place of `path` when the block ends without an error.
 
     Where the file system can exchange two names there is no moment without either. Elsewhere the old folder bears
-    another name for a moment, under which `present` finds it, and the next write sets it right. Raises OSError naming
-    `path`.
+    another name for a moment, under which `present` finds it, and the next write sets it right.
+
+    parents  make the folders on the way. Raises OSError naming `path`
     """
     path = _target(path)
     if path.is_dir() and Path.cwd().is_relative_to(path):
         raise ValueError(f"path must not be the working directory, nor hold it, which would be gone: got {path}")
     with locks.naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path)
         _sweep(path)
         scratch, handle = _new_folder(path)
@@ -155,7 +157,12 @@ def clear(folder: Path, files: Iterable[str]) -> None:
 
 def occupied(folder: Path) -> bool:
     """Tell a folder that holds something from one that is empty, but for what killed writers left."""
-    return any(not re.fullmatch(rf"\..+{_TOKEN}", name) and name != locks.FILE for name in os.listdir(folder))
+    return bool(visible(folder))
+
+
+def visible(folder: Path) -> list[str]:
+    """Names in a folder, without what killed writers left."""
+    return [name for name in os.listdir(folder) if not re.fullmatch(rf"\..+{_TOKEN}", name) and name != locks.FILE]
 
 
 class _Scratch(io.FileIO):

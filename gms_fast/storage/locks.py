@@ -74,7 +74,7 @@ def _acquire(file: Path, path: Path) -> int:
                 os.ftruncate(handle, 0)
                 os.write(handle, _said().encode())
                 return handle
-            if _leads_to(handle, file):
+            if leads_to(handle, file):
                 raise BlockingIOError(f"{path} is in use by {_holder(handle)}: wait until it ends, or choose another")
         except BaseException:
             os.close(handle)
@@ -110,10 +110,10 @@ def hold(handle: int, path: Path) -> bool:
         return False
     except OSError:  # a file system without locks
         return True
-    return _leads_to(handle, path)
+    return leads_to(handle, path)
 
 
-def _leads_to(handle: int, path: Path) -> bool:
+def leads_to(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:

@@ -1,0 +1,106 @@
+"""`gms-fast generate`: many images into a folder, by one process or many, to be gone on with at any time."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gms_fast.cli import drawing, options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gms_fast.generation import Report
+
+SUMMARY = "Draw many images into a folder of shards, alone, under torchrun or as jobs of a cluster; go on after an end."
+LEFT = "; the same command goes on from there"
+VERIFY = 0.01
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `gms-fast generate`."""
+    add = parser.add_argument
+    add("--n", type=options.positive, required=True, help="number of images")
+    add("--out", type=Path, required=True, help="folder; one with a part of these images is gone on with")
+    add("--steps", type=options.positive, default=10, help="solver steps (default: 10)")
+    add("--solver", default="gms", help="as of gms-fast sample (default: gms)")
+    add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
+    drawing.add_model(parser)
+    add("--labels", type=options.classes, help="classes that images take turns through, as 0,1,2, where a network asks")
+    add("--form", choices=("npz", "png"), default="npz", help="arrays, or folders of PNGs (default: npz)")
+    add("--shard-size", type=options.positive, help="images of a shard, whole batches (default: 8 batches)")
+    add("--shard", default="1/1", help="K/N: the K-th of N shares alone, for jobs that share no folder (default: 1/1)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--verify",
+        nargs="?",
+        type=options.finite,
+        const=VERIFY,
+        metavar="SHARE",
+        help=f"draw a share of the images again and compare them; writes nothing (default share: {VERIFY})",
+    )
+    again.add_argument("--force", action="store_true", help="delete the run in --out and start anew")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw what is not there, and say how long it took."""
+    from gms_fast import solvers
+    from gms_fast.generation import generate
+
+    model, backend = drawing.model(args)
+    asked = options.asked(model, args.labels)
+    first = os.environ.get("RANK", "0") == "0"
+    if args.force:
+        _start_anew(args.out)
+    args.left = "" if args.verify else LEFT
+    start = time.perf_counter()
+    report = generate(
+        model,
+        args.out,
+        n=args.n,
+        batch_size=args.batch_size,
+        steps=args.steps,
+        solver=solvers.build(args.solver, origin=model.origin, steps=args.steps),
+        seed=args.seed,
+        condition=(lambda index: {asked: _turns(args.labels, index)}) if asked else None,
+        form=args.form,
+        shard_size=args.shard_size,
+        shard=args.shard,
+        verify=args.verify,
+        progress=sys.stderr.isatty(),
+    )
+    if first:
+        print(_compared(args, report) if args.verify else _made(args, report, time.perf_counter() - start, backend))
+    return 0
+
+
+def _turns(labels: tuple[int, ...], index: Tensor) -> Tensor:
+    """The classes of samples by index."""
+    import torch
+
+    return torch.tensor(labels)[index % len(labels)]
+
+
+def _made(args: argparse.Namespace, report: Report, seconds: float, backend: str) -> str:
+    drawn = f"{report.drawn} drawn here in {seconds:.1f} s, {report.there} there before"
+    return f"{drawing.counted(args.n, 'image')}: {drawn}, backend {backend}: {args.out}"
+
+
+def _compared(args: argparse.Namespace, report: Report) -> str:
+    images = f"{drawing.counted(report.compared, 'image')} drawn again"
+    if not report.differing:
+        return f"{images}: equal to those in {args.out}"
+    levels = f"{report.differing:.2%} of pixels differ, by up to {report.largest} grey levels"
+    return f"{images}: {levels}, from those in {args.out}, which another kind of device drew"
+
+
+def _start_anew(out: Path) -> None:
+    from gms_fast.generation import clear
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--force is for one process: under torchrun another would go on with what one deletes")
+    clear(out)

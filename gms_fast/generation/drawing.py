@@ -1,0 +1,144 @@
+"""Drawing of parts: batch by batch, always whole ones, so that every sample is computed among the same neighbours.
+
+A network may round otherwise in a batch of another size, or on a CPU with another number of threads. So a batch that
+goes beyond the last sample is drawn whole too, and a process draws with one thread on a CPU; more processes use more
+cores.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gms_fast.assumptions import attribute, missing
+from gms_fast.images import grey_levels
+from gms_fast.sampling import sample
+
+Condition = Mapping[str, Any] | Callable[[Tensor], Mapping[str, Any]] | None
+Decoder = Callable[[Tensor], Tensor]
+
+
+class Drawing:
+    """Pictures of a run by index.
+
+    arguments   of `sample`: model, steps, solver and all that is the same for every batch
+    n           number of samples of the run
+    batch_size  samples of a batch
+    condition   keywords for the network, or what gives them for the indices (B,) of samples
+    decoder     what makes pictures of samples
+    rows        samples that the network sees at a time: a batch, or less after memory has run out
+    """
+
+    def __init__(
+        self, arguments: dict[str, Any], n: int, batch_size: int, condition: Condition, decoder: Decoder | None
+    ) -> None:
+        self.arguments, self.n, self.batch_size, self.rows = arguments, n, batch_size, batch_size
+        self.condition, self.decoder = condition, decoder
+
+    def part(self, indices: range, told: Callable[[int], object] = lambda count: None) -> Tensor:
+        """The pictures (N, C, H, W) of samples, grey levels uint8 on the CPU; `told` is told how many more there are.
+
+        Raises ValueError naming the step where a sample is not finite, MemoryError where one alone is too large.
+        """
+        pictures: Tensor | None = None
+        for start in range(indices.start, indices.stop, self.batch_size):
+            levels = self._levels(start)
+            stop = min(start + self.batch_size, indices.stop)
+            if pictures is None:
+                pinned = levels.device.type == "cuda"
+                shape = len(indices), *levels.shape[1:]
+                pictures = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            rows = slice(start - indices.start, stop - indices.start)
+            pictures[rows].copy_(levels[: stop - start], non_blocking=True)
+            told(stop - start)
+        if pictures is None:
+            raise ValueError("indices must not be empty")
+        if pictures.is_pinned():
+            torch.cuda.current_stream(levels.device).synchronize()
+        return pictures
+
+    @cached_property
+    @torch.no_grad()
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one picture. Raises ValueError where samples, or what the decoder makes of them, are none."""
+        model = self.arguments["model"]
+        given = self.arguments["shape"] or attribute(model, "sample_shape")
+        if given is None:
+            raise ValueError(missing(model, "sample_shape").replace("sample_shape must", "shape must", 1))
+        x = torch.zeros((1, *given), dtype=self.arguments["dtype"], device=self.arguments["device"])
+        return tuple(self._decoded(x).shape[1:])
+
+    def conditions(self, start: int) -> dict[str, Any] | None:
+        """Keywords for the batch of samples from `start` on."""
+        index = torch.arange(start, start + self.batch_size).clamp(max=self.n - 1)
+        if self.condition is None or callable(self.condition):
+            return None if self.condition is None else dict(self.condition(index))
+        return {name: self._rows(value, index) for name, value in self.condition.items()}
+
+    def _rows(self, value: Any, index: Tensor) -> Any:
+        per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n
+        return value[index.to(value.device)] if per_sample else value
+
+    @torch.no_grad()
+    def _levels(self, start: int) -> Tensor:
+        """Grey levels of a batch, where it was drawn; with fewer rows at a time where memory runs out."""
+        while True:
+            try:
+                return self._drawn(start)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if self.rows == 1:
+                    said = f"batch_size {self.batch_size} is more than there is memory for, even a sample at a time"
+                    raise MemoryError(said) from error
+            self.rows = (self.rows + 1) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _drawn(self, start: int) -> Tensor:
+        x = sample(
+            **self.arguments,
+            n=self.batch_size,
+            sample_offset=start,
+            condition=self.conditions(start),
+            batch_size=self.rows,
+        )
+        return grey_levels(self._decoded(x))
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """The pictures that samples stand for."""
+        if self.decoder is not None:
+            x = torch.cat([self.decoder(part) for part in x.split(self.rows)])
+        if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
+            what = "samples" if self.decoder is None else "what decoder gives"
+            raise ValueError(
+                f"{what} must be pictures (N, 1, H, W) or (N, 3, H, W) of floats: got {x.dtype} {tuple(x.shape)}"
+            )
+        return x
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """A block that computes with one thread on a CPU; elsewhere nothing changes."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def device_kind(device: torch.device) -> str:
+    """The kind of a device: on two of one kind the same pictures come of the same numbers."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Tell errors by which torch says that memory has run out: it has a class for GPUs alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,61 @@
+"""The parts of a run that are left, shared by processes which know of each other by the folder alone."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from gms_fast.storage.claims import Claims
+
+PATIENCE, LEAST = 3.0, 5.0  # times what a part takes here, and seconds, after which that of another is drawn too
+_POLL = (0.05, 2.0)  # seconds between two looks, growing from one to the other
+
+
+class Queue:
+    """The parts for this process, one after the other, until all are done by someone.
+
+    parts  in the order that this process would like
+    done   gives those that are done: a look at the folder
+    has    tells whether one is
+    name   of a part
+
+    A part is taken if nobody has a claim on it. When no such is left, those of processes that died are, and those of
+    processes much slower than this one: two that draw the same part write the same bytes.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[int],
+        done: Callable[[], set[int]],
+        has: Callable[[int], bool],
+        name: Callable[[int], str],
+        claims: Claims,
+    ) -> None:
+        self.parts, self.done, self.has, self.name, self.claims = parts, done, has, name, claims
+        self._seconds, self._count = 0.0, 0
+
+    def __iter__(self) -> Iterator[int]:
+        pause, slow = _POLL[0], None
+        while left := self._left():
+            taken = False
+            for part in left:
+                if not self.claims.take(self.name(part), slow=slow):
+                    continue
+                taken = True
+                if self.has(part):  # since the last look, and perhaps others with it
+                    self.claims.drop(self.name(part))
+                    break
+                start = time.monotonic()
+                yield part
+                self._seconds, self._count = self._seconds + time.monotonic() - start, self._count + 1
+            slow = None if taken else self._patience()
+            pause = _POLL[0] if taken else min(2 * pause, _POLL[1])
+            if not taken:
+                time.sleep(pause)
+
+    def _left(self) -> list[int]:
+        done = self.done()
+        self.claims.sweep({self.name(part) for part in self.parts if part in done})
+        return [part for part in self.parts if part not in done]
+
+    def _patience(self) -> float | None:
+        """Seconds after which a claim is that of a slow process; None where nothing is known of how long parts take."""
+        return max(LEAST, PATIENCE * self._seconds / self._count) if self._count else None
