@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 AGAIN = "the same command with --force draws them all"
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `model`, and the size of batches."""
+def add_model(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
+    """Add the options of `model`, and the size of batches; auto: also that by measurement."""
     add = parser.add_argument
     add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
     # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
-    add("--batch-size", type=options.positive, default=64, help="images at a time; changes no image (default: 64)")
+    size, more = (options.positive_or_auto, "; auto: as is fastest here") if auto else (options.positive, "")
+    add("--batch-size", type=size, default=64, help=f"images at a time; changes no image{more} (default: 64)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
 

@@ -29,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=options.positive, default=10, help="solver steps (default: 10)")
     add("--solver", default="gms", help="as of gms-fast sample (default: gms)")
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
-    drawing.add_model(parser)
+    drawing.add_model(parser, auto=True)
     add("--labels", type=options.classes, help="classes that images take turns through, as 0,1,2, where a network asks")
     add("--form", choices=("npz", "png"), default="npz", help="arrays, or folders of PNGs (default: npz)")
+    add("--memory", type=options.finite, metavar="GIB", help="most that batches of --batch-size auto may take")
     add("--shard-size", type=options.positive, help="images of a shard, whole batches (default: 8 batches)")
     add("--shard", default="1/1", help="K/N: the K-th of N shares alone, for jobs that share no folder (default: 1/1)")
     again = parser.add_mutually_exclusive_group()
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         form=args.form,
         shard_size=args.shard_size,
         shard=args.shard,
+        memory=None if args.memory is None else int(args.memory * 2**30),
         verify=args.verify,
         progress=sys.stderr.isatty(),
     )

@@ -24,6 +24,11 @@ def positive(text: str) -> int:
     return _at_least(1, text)
 
 
+def positive_or_auto(text: str) -> int | str:
+    """An integer of at least 1, or "auto"."""
+    return text if text == "auto" else positive(text)
+
+
 def several(text: str) -> int:
     """An integer of at least 2."""
     return _at_least(2, text)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gms_fast.assumptions import attribute, missing
+from gms_fast.generation.capacity import out_of_memory
 from gms_fast.images import grey_levels
 from gms_fast.sampling import sample
 
@@ -71,6 +72,16 @@ class Drawing:
         x = torch.zeros((1, *given), dtype=self.arguments["dtype"], device=self.arguments["device"])
         return tuple(self._decoded(x).shape[1:])
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take the first two steps of a batch, to measure them."""
+
+        def end(step: int, *_: object) -> None:
+            if step:
+                raise StopIteration
+
+        self._decoded(self._sampled(0, callback=end))
+
     def conditions(self, start: int) -> dict[str, Any] | None:
         """Keywords for the batch of samples from `start` on."""
         index = torch.arange(start, start + self.batch_size).clamp(max=self.n - 1)
@@ -89,7 +100,7 @@ class Drawing:
             try:
                 return self._drawn(start)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if self.rows == 1:
                     said = f"batch_size {self.batch_size} is more than there is memory for, even a sample at a time"
@@ -99,14 +110,17 @@ class Drawing:
                 torch.cuda.empty_cache()
 
     def _drawn(self, start: int) -> Tensor:
-        x = sample(
+        return grey_levels(self._decoded(self._sampled(start)))
+
+    def _sampled(self, start: int, **more: Any) -> Tensor:
+        return sample(
             **self.arguments,
             n=self.batch_size,
             sample_offset=start,
             condition=self.conditions(start),
             batch_size=self.rows,
+            **more,
         )
-        return grey_levels(self._decoded(x))
 
     def _decoded(self, x: Tensor) -> Tensor:
         """The pictures that samples stand for."""
@@ -137,8 +151,3 @@ def device_kind(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Tell errors by which torch says that memory has run out: it has a class for GPUs alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gms_fast.generation import settings
 from gms_fast.generation.drawing import Drawing, device_kind, one_thread
 from gms_fast.generation.queue import Queue
-from gms_fast.generation.shards import Cut, OtherRunError, Shards
+from gms_fast.generation.settings import CLAIMS, FILE
+from gms_fast.generation.shards import OtherRunError, Shards
 from gms_fast.generation.writer import Writer
 from gms_fast.storage import atomic
 from gms_fast.storage.claims import Claims
@@ -69,11 +69,10 @@ class Share:
 class Job:
     """A run in the folder `out`; `parts` are those that this call is to see done."""
 
-    def __init__(
-        self, out: Path, cut: Cut, parts: list[int], drawing: Drawing, shards: Shards, device: torch.device
-    ) -> None:
-        self.out, self.cut, self.parts = out, cut, parts
-        self.drawing, self.shards, self.device = drawing, shards, device
+    def __init__(self, out: Path, settings: dict[str, Any], parts: list[int], drawing: Drawing, shards: Shards) -> None:
+        self.out, self.settings, self.parts, self.cut = out, settings, parts, shards.cut
+        self.drawing, self.shards = drawing, shards
+        self.device: torch.device = drawing.arguments["device"]
         self.rank, self.world = (int(os.environ.get(name, default)) for name, default in _RANKS.items())
 
     def done(self) -> set[int]:
@@ -91,7 +90,7 @@ class Job:
         self._warn_of_idleness()
         with ExitStack() as held:
             held.enter_context(one_thread(self.device))
-            claims = held.enter_context(Claims(self.out / settings.CLAIMS))
+            claims = held.enter_context(Claims(self.out / CLAIMS))
             bar = held.enter_context(_bar(self._samples(self.parts), self._samples(mine), progress and self.rank == 0))
             writer = held.enter_context(Writer(lambda part, pictures: self._write(claims, part, pictures)))
 
@@ -169,7 +168,7 @@ class Job:
 
     def _refuse_strangers(self) -> None:
         """Raise FileExistsError naming files that are not of the run."""
-        known = {settings.FILE, settings.CLAIMS, *map(self.shards.name, range(len(self.cut)))}
+        known = {FILE, CLAIMS, *map(self.shards.name, range(len(self.cut)))}
         if strange := sorted(name for name in atomic.visible(self.out) if name not in known):
             few = ", ".join(strange[:3]) + (", .." if len(strange) > 3 else "")
             raise FileExistsError(f"out: {self.out} holds files of others ({few}): choose another folder, or move them")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gms_fast.assumptions import PICTURES, UNSAID, ranged
 from gms_fast.generation import settings
-from gms_fast.generation.drawing import Condition, Decoder, Drawing
+from gms_fast.generation.capacity import fastest, free, use
+from gms_fast.generation.drawing import Condition, Decoder, Drawing, one_thread
 from gms_fast.generation.job import Job, Report, Share
 from gms_fast.generation.shards import FORMS, Cut
 from gms_fast.network import device_of
@@ -27,7 +28,7 @@ def generate(
     out: str | Path,
     *,
     n: int,
-    batch_size: int = 64,
+    batch_size: int | str = 64,
     steps: int = 10,
     solver: str | Solver = "gms",
     seed: int = 0,
@@ -44,6 +45,7 @@ def generate(
     form: str = "npz",
     shard_size: int | None = None,
     shard: str = "1/1",
+    memory: int | None = None,
     verify: float | None = None,
     progress: bool = False,
 ) -> Report:
@@ -57,7 +59,8 @@ def generate(
     out         folder. `run.json` says what its pictures depend on; a call that differs is refused
     n           number of samples, 0 .. n - 1
     batch_size  samples that are drawn at a time. It changes no sample but by the network's rounding. Where memory runs
-                out, the network sees half as many at a time
+                out, the network sees half as many at a time. "auto": that at which this device draws fastest within
+                `memory`; `run.json` keeps it
     condition   keywords for the network: tensors of n rows go with their samples, all else goes to each; or a callable
                 (B,) indices -> keywords of B rows
     decoder     callable from samples to pictures (B, C, H, W) in [-1, 1], as of latents
@@ -65,6 +68,7 @@ def generate(
                 the fingerprint of the run; "png": folders FIRST-LAST of pictures
     shard_size  samples of a shard, a multiple of batch_size (default: 8 batches)
     shard       "K/N": the K-th of N equal shares alone, for jobs that have no folder in common
+    memory      bytes that batches may take, for "auto" (default: 0.8 of a GPU's that is free, half of the host's)
     verify      share of the samples, 0 .. 1, that are drawn again and compared; nothing is written
     progress    whether to show a progress bar on stderr, of all processes together
     All other arguments are those of `sample`.
@@ -75,9 +79,9 @@ def generate(
     """
     if verify is not None and not 0 < verify <= 1:
         raise ValueError(f"verify must be a share of the samples, more than 0 and at most 1: got {verify}")
-    cut, share = _cut(n, batch_size, shard_size), Share.of(shard)
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}: got {form!r}")
+    n, share = _at_least_one("n", n), Share.of(shard)
     asked: dict[str, Any] = {
         "steps": steps,
         "schedule": schedule,
@@ -87,25 +91,46 @@ def generate(
         "denoise": denoise,
     }
     run = Run.prepare(model, solver=solver, **asked, condition=None, batch_size=None, callback=None)
-    if decoder is None and (found := ranged(model, UNSAID)[0]) != PICTURES:
-        raise ValueError(f"decoder must make pictures in [-1, 1] of this model's samples, whose range is {found}")
-    device = torch.device(device or device_of(model) or torch.get_default_device())
-    state = {"seed": integer("seed", seed), "shape": shape, "device": device, "dtype": dtype or torch.float32}
+    if decoder is None and (own := ranged(model, UNSAID)[0]) != PICTURES:
+        raise ValueError(f"decoder must make pictures in [-1, 1] of this model's samples, whose range is {own}")
+    place = torch.device(device or device_of(model) or torch.get_default_device())
+    state = {"seed": integer("seed", seed), "shape": shape, "device": place, "dtype": dtype or torch.float32}
     arguments = {"model": model, "solver": run.solver, **asked, **state}
-    drawing, parts = Drawing(arguments, n, batch_size, condition, decoder), share.parts(len(cut))
-    said = settings.of(run, drawing, cut.size, form)
-    settings.settle(Path(out), said, make=verify is None)
-    shards = FORMS[form](Path(out), cut, drawing.shape, settings.fingerprint(said))
-    job = Job(Path(out), cut, parts, drawing, shards, device)
+
+    def planned(size: int) -> Job:
+        """The run with batches of this size."""
+        cut, drawing = _cut(n, size, shard_size), Drawing(arguments, n, size, condition, decoder)
+        said = settings.of(run, drawing, cut.size, form)
+        shards = FORMS[form](Path(out), cut, drawing.shape, settings.fingerprint(said))
+        return Job(Path(out), said, share.parts(len(cut)), drawing, shards)
+
+    def measured() -> dict[str, Any]:
+        """Settings with the batch size that is fastest here."""
+        with one_thread(place):
+            return planned(fastest(lambda size: use(planned(size).drawing.begin, place), limit, n)).settings
+
+    if batch_size == "auto":
+        limit = free(place) if memory is None else _at_least_one("memory", memory)
+        found = settings.settled(Path(out), measured if verify is None else None)
+        job = planned(found["batch_size"])
+    else:
+        job = planned(_at_least_one("batch_size", batch_size))
+        found = settings.settled(Path(out), (lambda: job.settings) if verify is None else None)
+    settings.check(Path(out), found, job.settings)
     return job.fill(progress=progress) if verify is None else job.compare(verify, progress=progress)
 
 
+def _at_least_one(name: str, value: object) -> int:
+    """The value as a positive integer. Raises TypeError or ValueError naming the argument."""
+    number = integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1: got {value}")
+    return number
+
+
 def _cut(n: int, batch_size: int, shard_size: int | None) -> Cut:
-    """The shards of a run. Raises ValueError for numbers that do not fit."""
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if integer(name, value) < 1:
-            raise ValueError(f"{name} must be at least 1: got {value}")
-    shard_size = BATCHES * batch_size if shard_size is None else integer("shard_size", shard_size)
-    if shard_size < 1 or shard_size % batch_size:
+    """The shards of a run. Raises ValueError for sizes that do not fit."""
+    size = BATCHES * batch_size if shard_size is None else _at_least_one("shard_size", shard_size)
+    if size % batch_size:
         raise ValueError(f"shard_size must be a multiple of batch_size = {batch_size}: got {shard_size}")
-    return Cut(n, shard_size)
+    return Cut(n, size)

@@ -6,7 +6,7 @@ Who draws is none of it: processes may come and go, and the pictures stay the sa
 import inspect
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,33 +75,38 @@ def stored(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def settle(out: Path, settings: dict[str, Any], *, make: bool) -> None:
-    """Find that `out` is the folder of a run of these settings, or make it that.
+def settled(out: Path, make: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
+    """The settings of the run in `out`; those that `make` gives are written where there is none.
 
-    Raises ValueError with the differences, FileExistsError for a folder of others, FileNotFoundError for no run where
-    none is to be made.
+    One process makes them while others wait. Raises FileExistsError for a folder of others, FileNotFoundError where
+    there is no run and none is to be made.
     """
-    settings, deadline = json.loads(json.dumps(settings)), time.monotonic() + WAIT
+    deadline = time.monotonic() + WAIT
     while (found := stored(out)) is None:
-        if not make:
+        if make is None:
             raise FileNotFoundError(f"out: {out} holds no {FILE}: nothing was generated there")
-        _write(out, settings, deadline)
-    check_same(found, settings, f"out: {out} holds another run; choose another folder")
+        try:
+            _write(out, make)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL)
+    return found
 
 
-def _write(out: Path, settings: dict[str, Any], deadline: float) -> None:
-    """Write the settings, unless another process of the run does it at this moment."""
-    try:
-        with locked_folder(out):
-            if stored(out) is not None:
-                return
+def check(out: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise ValueError with the differences between the settings in a folder and those that are asked for."""
+    asked = json.loads(json.dumps(asked))
+    check_same(found, asked, f"out: {out} holds another run; choose another folder")
+
+
+def _write(out: Path, make: Callable[[], dict[str, Any]]) -> None:
+    """Write settings, unless another process has done it."""
+    with locked_folder(out):
+        if stored(out) is None:
             if atomic.occupied(out):
                 raise FileExistsError(f"out: {out} is not empty and holds no {FILE}: choose another folder")
-            atomic.write_text(out / FILE, json.dumps(settings, indent=1) + "\n")
-    except BlockingIOError:
-        if time.monotonic() > deadline:
-            raise
-        time.sleep(POLL)
+            atomic.write_text(out / FILE, json.dumps(make(), indent=1) + "\n")
 
 
 def described(value: Any, depth: int = _DEPTH) -> Any:
