@@ -1,5 +1,6 @@
 """Gaussian statistics of data, read once, batch by batch."""
 
+import copy
 import math
 from collections.abc import Iterable
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gms_fast.measure.moments import Moments
 from gms_fast.tables.gaussian import Gaussian
 from gms_fast.tables.wide import on_cpu
 
@@ -40,24 +42,26 @@ def gaussian(
     sums = _Sums()
     for batch in tqdm(_batches(data, batch_size), disable=not progress, unit="batch"):
         sums.add(batch)
-    if sums.count < 2:
-        raise ValueError(f"data must hold at least 2 samples: got {sums.count}")
+    moments = sums.moments
+    if moments.count < 2:
+        raise ValueError(f"data must hold at least 2 samples: got {moments.count}")
     if flips:
         sums.mirror()
-    D, most = sums.mean.numel(), min(sums.mean.numel(), sums.count - 1)
-    _check_rank(rank, most, sums.count)
-    covariance = sums.scatter.div_(sums.count - 1)
+    D = len(moments.mean)
+    most = min(D, moments.count - 1)
+    _check_rank(rank, most, moments.count)
+    covariance = moments.scatter.div_(moments.count - 1)
     total = float(covariance.trace())
     kept = most if rank is None else rank
     eigenvalues, vectors = _leading(covariance, kept)
     residual = max(total - float(eigenvalues.sum()), 0.0) / (D - kept) if kept < D else 0.0
     return Gaussian(
-        sums.mean.view(sums.shape),
+        moments.mean.view(sums.shape),
         vectors,
         eigenvalues,
         residual if kept < most else 0.0,
         range=(sums.low, sums.high),
-        count=sums.count,
+        count=moments.count,
     )
 
 
@@ -73,43 +77,34 @@ def _leading(covariance: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 
 
 class _Sums:
-    """Count, mean, range and centred sum of squares of all samples so far (Chan, Golub & LeVeque 1979)."""
+    """Moments and range of all samples so far."""
 
     def __init__(self) -> None:
-        self.count, self.low, self.high = 0, math.inf, -math.inf
-        self.shape = torch.Size()  # of no batch yet
+        self.low, self.high = math.inf, -math.inf
+        self.shape, self.moments = torch.Size(), Moments(0)  # of no batch yet
 
     def add(self, batch: object) -> None:
         if not isinstance(batch, Tensor) or not batch.is_floating_point():
             got = getattr(batch, "dtype", type(batch).__name__)
             raise TypeError(f"data must be floating point (M, *) in the units of the network: got {got}")
         if not self.shape and batch.ndim > 1:
-            self.shape, D = batch.shape[1:], math.prod(batch.shape[1:])
-            self.mean, self.scatter = (torch.zeros(s, dtype=torch.float64, device="cpu") for s in ((D,), (D, D)))
+            self.shape, self.moments = batch.shape[1:], Moments(math.prod(batch.shape[1:]))
         if batch.ndim < 2 or batch.shape[1:] != self.shape or not batch[:1].numel():
             raise ValueError(f"data must be (M, *) of one shape: got {tuple(batch.shape)}")
         if not bool(batch.isfinite().all()):
             raise ValueError("data must be finite: it holds NaN or infinity")
         if len(batch):
-            self._merge(on_cpu(batch).flatten(1))
-
-    def _merge(self, flat: Tensor) -> None:
-        n, mean = len(flat), flat.mean(0)
-        self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
-        apart = (mean - self.mean) * math.sqrt(self.count * n / (self.count + n))
-        rows = torch.cat([flat - mean, apart[None]])
-        self.scatter.addmm_(rows.T, rows)
-        self.mean += (mean - self.mean) * (n / (self.count + n))
-        self.count += n
+            flat = on_cpu(batch).flatten(1)
+            self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
+            self.moments.add(flat)
 
     def mirror(self) -> None:
         """Add every sample once more, its last dimension reversed."""
-        order = torch.arange(self.mean.numel(), device="cpu").view(self.shape).flip(-1).flatten()
-        apart = self.mean - self.mean[order]
-        self.scatter += self.scatter[order][:, order]
-        self.scatter.addr_(apart, apart, alpha=self.count / 2)
-        self.mean = (self.mean + self.mean[order]) / 2
-        self.count *= 2
+        order = torch.arange(len(self.moments.mean), device="cpu").view(self.shape).flip(-1).flatten()
+        mirrored = copy.copy(self.moments)
+        mirrored.mean, mirrored.rest = self.moments.mean[order], self.moments.rest[order]
+        mirrored.scatter = self.moments.scatter[order][:, order]
+        self.moments.merge(mirrored)
 
 
 def _batches(data: Tensor | Iterable[Tensor], batch_size: int) -> Iterable[Tensor]:

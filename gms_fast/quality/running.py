@@ -1,0 +1,217 @@
+"""Statistics of features as pictures pass by: enough for the distances of a sample, without the pictures.
+
+Means and covariances are those of all rows. Kernel distance, precision and recall look at `KEPT` of them, chosen by a
+hash of the picture's index: the same rows in whatever order they come, and however the parts were merged.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gms_fast.measure.moments import Moments
+from gms_fast.quality import measures
+from gms_fast.storage import tensors
+from gms_fast.storage.reading import metadata, refusing
+from gms_fast.storage.schema import Fields, Integer, Listed, Plain, Text, argument, short
+
+KEPT = 2000
+FORMAT = "gms_fast running statistics 1"
+_INDEX = Integer(0, 2**63 - 1)
+_TENSORS = ("mean", "rest", "triangle", "rows")
+_METADATA = {
+    "features": Text(),
+    "count": Integer(0),
+    "kept": Listed(_INDEX, KEPT),
+    "said": Fields({}, others=Plain()),
+}
+
+
+class Running:
+    """Count, mean, scatter and a uniform subsample of features (N, D), read once.
+
+    width     D
+    features  the mark that tells these features from others (`quality.extractors`)
+    said      plain values by name that travel with the file; they change nothing, and merging leaves them alone
+    `moments` has all rows, `index` (K,) int64 and `rows` (K, D) float64 those of the smallest hashes, K = min(N, KEPT).
+    """
+
+    def __init__(self, width: int, features: str = "unnamed", said: dict[str, Any] | None = None) -> None:
+        self.width = argument("width", width, Integer(1))
+        self.features = argument("features", features, Text())
+        self.said = argument("said", dict(said or {}), _METADATA["said"])
+        self.moments = Moments(width)
+        self.index = torch.empty(0, dtype=torch.int64, device="cpu")
+        self.rows = torch.empty(0, width, dtype=torch.float64, device="cpu")
+
+    @property
+    def count(self) -> int:
+        """Rows so far."""
+        return self.moments.count
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,), float64."""
+        return self.moments.mean
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sum of (x - mean)(x - mean)^T, (D, D), float64; symmetric to the bit, which a product of matrices is not."""
+        upper = self.moments.scatter.triu()
+        return upper + upper.triu(1).T
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D), unbiased, float64. Raises ValueError unless there are more rows than columns."""
+        measures.check_rows("features", self.count, self.width)
+        return self.scatter / (self.count - 1)
+
+    def update(self, features: Tensor, index: Tensor | Sequence[int]) -> None:
+        """Count features (n, D), floating point on any device, of the pictures with these indices (n,), 0 or more.
+
+        Raises TypeError or ValueError for other shapes and types, NaN, infinity, and an index that was there before,
+        as far as the kept rows show; nothing is counted then.
+        """
+        rows, numbers = _rows(features, self.width), _numbers(index)
+        if len(numbers) != len(rows):
+            raise ValueError(f"index must be ({len(rows)},), one of each row of features: got {tuple(numbers.shape)}")
+        if len(rows):
+            self._keep(numbers, rows)
+            self.moments.add(rows)
+
+    def merge(self, other: "Running") -> None:
+        """Count the rows of another of the same features. Raises ValueError where they are others, or the same rows."""
+        self.refuse_other(other)
+        self._keep(other.index, other.rows)
+        self.moments.merge(other.moments)
+
+    @classmethod
+    def merged(cls, parts: Iterable["Running"]) -> "Running":
+        """All parts as one, which stay as they are; it says nothing of its own."""
+        parts = list(parts)
+        if not parts:
+            raise ValueError("parts must be at least one: got none")
+        total = cls(parts[0].width, parts[0].features)
+        for part in parts:
+            total.merge(part)
+        return total
+
+    def refuse_other(self, reference: "Running") -> None:
+        """Raise ValueError naming the mark or width of features that differ from those of the reference."""
+        pairs = (("features", self.features, reference.features), ("width", self.width, reference.width))
+        differ = [
+            f"{name}: {short(ours)} here, {short(theirs)} there" for name, ours, theirs in pairs if ours != theirs
+        ]
+        if differ:
+            raise ValueError(f"reference must be of the same features: {'; '.join(differ)}")
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, of some 4 D^2 + 8,000 D bytes, as a whole."""
+        narrow = self.rows.float()
+        kept = {
+            "mean": self.moments.mean,
+            "rest": self.moments.rest,
+            "triangle": self.moments.scatter[_upper(self.width)],
+            "rows": narrow if torch.equal(narrow.double(), self.rows) else self.rows,
+        }
+        known = {"features": self.features, "count": self.count, "kept": self.index.tolist(), "said": self.said}
+        tensors.write_described(path, kept, FORMAT, known)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Running":
+        """What `save` wrote, to the bit. Raises ValueError naming the file and what is wrong with it."""
+        found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
+        with refusing(f"statistics {path} make no sense", path):
+            known = metadata(stored, _METADATA)
+            _check_stored(found, known)
+            running = cls(len(found["mean"]), known["features"], known["said"])
+            running._keep(torch.tensor(known["kept"], dtype=torch.int64, device="cpu"), found["rows"].double())
+            moments, upper = running.moments, _upper(running.width)
+            moments.count, moments.mean, moments.rest = known["count"], found["mean"], found["rest"]
+            moments.scatter[upper] = found["triangle"]
+        return running
+
+    def _keep(self, index: Tensor, rows: Tensor) -> None:
+        """Hold on to the rows with the smallest keys. Raises ValueError for an index that is there twice."""
+        keys, own = _keys(index), _keys(self.index)
+        if len(own) == KEPT:
+            near = torch.from_numpy(keys <= own[-1])  # an equal key is one that was counted before
+            keys, index, rows = keys[near.numpy()], index[near], rows[near]
+        keys = np.concatenate([own, keys])
+        order = np.argsort(keys)
+        twice = np.flatnonzero(np.diff(keys[order]) == 0)
+        places, index = torch.from_numpy(order), torch.cat([self.index, index])
+        if len(twice):
+            raise ValueError(f"index must be new for each picture: {int(index[order[twice[0]]])} was counted before")
+        self.index, self.rows = index[places[:KEPT]], torch.cat([self.rows, rows])[places[:KEPT]]
+
+
+def frechet(samples: Running, reference: Running) -> float:
+    """Frechet distance of all rows, by `measures.frechet_of_moments`.
+
+    Raises ValueError for other features, and unless both have more rows than columns.
+    """
+    samples.refuse_other(reference)
+    for name, running in (("samples", samples), ("reference", reference)):
+        measures.check_rows(name, running.count, running.width)
+    # the remainder of a mean is of no weight in a covariance, but is in the difference of means far from zero
+    apart = (samples.mean - reference.mean) + (samples.moments.rest - reference.moments.rest)
+    return measures.frechet_of_moments(apart, samples.covariance, reference.covariance)
+
+
+def _rows(features: Tensor, width: int) -> Tensor:
+    """Features as float64 rows on the CPU, checked."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        raise TypeError(f"features must be a floating-point tensor: got {short(features)}")
+    if features.ndim != 2 or features.shape[1] != width:
+        raise ValueError(f"features must be (N, {width}): got {tuple(features.shape)}")
+    rows = features.detach().cpu().double()
+    if bad := int((~rows.isfinite()).any(1).sum()):
+        raise ValueError(f"features must be finite: {bad} of {len(rows)} rows hold NaN or infinity")
+    return rows
+
+
+def _numbers(index: Tensor | Sequence[int]) -> Tensor:
+    """Indices of pictures (N,), int64 on the CPU, checked."""
+    numbers = torch.as_tensor(index, device="cpu").detach()
+    if numbers.ndim != 1 or (len(numbers) and (numbers.is_floating_point() or numbers.dtype == torch.bool)):
+        raise ValueError(f"index must be integers (N,): got {short(numbers)}")
+    numbers = numbers.long()
+    if len(numbers) and int(numbers.min()) < 0:
+        raise ValueError(f"index must be at least 0: got {int(numbers.min())}")
+    values, times = numbers.unique(return_counts=True)
+    if len(values) < len(numbers):
+        raise ValueError(f"index must be new for each picture: got {int(values[times > 1][0])} twice")
+    return numbers
+
+
+def _keys(index: Tensor) -> np.ndarray:
+    """Hashes of indices, uint64 and all different: the mixing of SplitMix64 (Steele, Lea & Flood 2014)."""
+    z = index.numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _upper(width: int) -> tuple[Tensor, Tensor]:
+    """Places of the upper triangle of (D, D), its diagonal included."""
+    rows, columns = torch.triu_indices(width, width, device="cpu")
+    return rows, columns
+
+
+def _check_stored(found: dict[str, Tensor], known: dict[str, Any]) -> None:
+    """Raise ValueError naming what does not belong together in a file of these."""
+    width, kept, count = found["mean"].numel(), len(known["kept"]), known["count"]
+    shapes = {"mean": (width,), "rest": (width,), "triangle": (width * (width + 1) // 2,), "rows": (kept, width)}
+    for name, shape in shapes.items():
+        wanted = (torch.float64, torch.float32) if name == "rows" else (torch.float64,)
+        if tuple(found[name].shape) != shape or found[name].dtype not in wanted:
+            raise ValueError(f"{name} is {short(found[name])}, wanted {shape} of {wanted[0]}")
+    if kept != min(count, KEPT):
+        raise ValueError(f"kept has {kept} indices, wanted {min(count, KEPT)} of {count} rows")
+    diagonal = found["triangle"][[i * width - i * (i - 1) // 2 for i in range(width)]]
+    if bool((diagonal < 0).any()):
+        raise ValueError(f"triangle has a variance below 0: {float(diagonal.min()):g}")
