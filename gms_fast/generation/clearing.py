@@ -19,4 +19,6 @@ def clear(out: Path) -> None:
             raise BlockingIOError(f"out: {out} is in use by a process that draws {busy[0]}: wait until it ends")
         for part in shards.there(os.listdir(out)):
             shards.remove(part)
+        statistics = [f"{settings.MEASURED}/{path.name}" for path in (out / settings.MEASURED).glob("*.safetensors")]
+        atomic.clear(out, [*statistics, settings.WHOLE])
         atomic.remove(out / settings.FILE)  # last, so that what is left after a kill is known for what it is

@@ -10,11 +10,16 @@ from torch import Tensor
 from gms_fast.assumptions import PICTURES, UNSAID, ranged
 from gms_fast.generation import settings
 from gms_fast.generation.capacity import fastest, free, use
+from gms_fast.generation.comparing import compare
 from gms_fast.generation.drawing import Condition, Decoder, Drawing, one_thread
+from gms_fast.generation.filling import fill
 from gms_fast.generation.job import Job, Report, Share
+from gms_fast.generation.measured import Measured
 from gms_fast.generation.shards import FORMS, Cut
 from gms_fast.network import device_of
 from gms_fast.plan import integer
+from gms_fast.quality import extractors
+from gms_fast.quality.extractors import Extractor
 from gms_fast.run import Run
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
@@ -45,6 +50,7 @@ def generate(
     form: str = "npz",
     shard_size: int | None = None,
     shard: str = "1/1",
+    features: str | Extractor | None = None,
     memory: int | None = None,
     verify: float | None = None,
     progress: bool = False,
@@ -65,9 +71,11 @@ def generate(
                 (B,) indices -> keywords of B rows
     decoder     callable from samples to pictures (B, C, H, W) in [-1, 1], as of latents
     form        "npz": files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,) and `made`, a checksum and
-                the fingerprint of the run; "png": folders FIRST-LAST of pictures
+                the fingerprint of the run; "png": folders FIRST-LAST of pictures; "none": no pictures
     shard_size  samples of a shard, a multiple of batch_size (default: 8 batches)
     shard       "K/N": the K-th of N equal shares alone, for jobs that have no folder in common
+    features    a feature network (`gms_fast.quality.extractors.load`, or its text), statistics of which are kept in
+                `measured.safetensors` for `quality.running.Running.load`; with form "none" nothing else is
     memory      bytes that batches may take, for "auto" (default: 0.8 of a GPU's that is free, half of the host's)
     verify      share of the samples, 0 .. 1, that are drawn again and compared; nothing is written
     progress    whether to show a progress bar on stderr, of all processes together
@@ -81,6 +89,8 @@ def generate(
         raise ValueError(f"verify must be a share of the samples, more than 0 and at most 1: got {verify}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}: got {form!r}")
+    if form == "none" and features is None:
+        raise ValueError('form must not be "none" without features: nothing would be kept')
     n, share = _at_least_one("n", n), Share.of(shard)
     asked: dict[str, Any] = {
         "steps": steps,
@@ -94,6 +104,8 @@ def generate(
     if decoder is None and (own := ranged(model, UNSAID)[0]) != PICTURES:
         raise ValueError(f"decoder must make pictures in [-1, 1] of this model's samples, whose range is {own}")
     place = torch.device(device or device_of(model) or torch.get_default_device())
+    extractor = extractors.load(features) if isinstance(features, str) else features
+    extractor = None if extractor is None else extractor.to(place)
     state = {"seed": integer("seed", seed), "shape": shape, "device": place, "dtype": dtype or torch.float32}
     arguments = {"model": model, "solver": run.solver, **asked, **state}
 
@@ -102,22 +114,23 @@ def generate(
         cut, drawing = _cut(n, size, shard_size), Drawing(arguments, n, size, condition, decoder)
         said = settings.of(run, drawing, cut.size, form)
         shards = FORMS[form](Path(out), cut, drawing.shape, settings.fingerprint(said))
-        return Job(Path(out), said, share.parts(len(cut)), drawing, shards)
+        measured = None if extractor is None else Measured(Path(out), cut, shards.run, extractor)
+        return Job(Path(out), said, share.parts(len(cut)), drawing, shards, measured)
 
-    def measured() -> dict[str, Any]:
+    def fitted() -> dict[str, Any]:
         """Settings with the batch size that is fastest here."""
         with one_thread(place):
             return planned(fastest(lambda size: use(planned(size).drawing.begin, place), limit, n)).settings
 
     if batch_size == "auto":
         limit = free(place) if memory is None else _at_least_one("memory", memory)
-        found = settings.settled(Path(out), measured if verify is None else None)
+        found = settings.settled(Path(out), fitted if verify is None else None)
         job = planned(found["batch_size"])
     else:
         job = planned(_at_least_one("batch_size", batch_size))
         found = settings.settled(Path(out), (lambda: job.settings) if verify is None else None)
     settings.check(Path(out), found, job.settings)
-    return job.fill(progress=progress) if verify is None else job.compare(verify, progress=progress)
+    return fill(job, progress=progress) if verify is None else compare(job, verify, progress=progress)
 
 
 def _at_least_one(name: str, value: object) -> int:

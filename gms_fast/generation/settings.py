@@ -27,7 +27,8 @@ from gms_fast.storage.reading import read_json, refusing
 from gms_fast.storage.schema import Choice, Fields, Integer, Plain
 from gms_fast.version import __version__
 
-FILE, CLAIMS, FORMAT = "run.json", "claims", "gms_fast generation 1"
+FILE, FORMAT = "run.json", "gms_fast generation 1"
+CLAIMS, MEASURED, WHOLE = "claims", "measured", "measured.safetensors"  # beside it in a folder
 WAIT, POLL = 60.0, 0.05  # seconds, for a process that writes the file; between two looks
 _NUMBERS = dict.fromkeys(("n", "batch_size", "shard_size"), Integer(1))
 _STORED = Fields({"format": Choice((FORMAT,)), "form": Choice(tuple(FORMS)), **_NUMBERS}, others=Plain())

@@ -7,7 +7,6 @@ A shard is `FIRST-LAST.npz` with `images` (N, C, H, W) uint8, `index` (N,) int64
 import hashlib
 import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +49,11 @@ class Cut:
         return f"{indices[0]:0{digits}d}-{indices[-1]:0{digits}d}"
 
 
-class Shards(ABC):
+class Shards:
     """The shards of a run in its folder. `run` is the fingerprint of the run, which each of them says."""
 
     suffix = ""
+    kept = True  # whether pictures are kept at all
 
     def __init__(self, folder: Path, cut: Cut, shape: tuple[int, ...], run: str) -> None:
         self.folder, self.cut, self.shape, self.run = folder, cut, shape, run
@@ -96,15 +96,15 @@ class Shards(ABC):
                 raise ValueError("its pictures have another checksum than it says")
         return pictures, made
 
-    @abstractmethod
-    def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None: ...
-
-    @abstractmethod
-    def _read(self, path: Path, indices: range) -> tuple[Tensor, list[int], bytes]: ...
-
-    @abstractmethod
     def remove(self, part: int) -> None:
         """Delete a shard."""
+        raise NotImplementedError
+
+    def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None:
+        raise NotImplementedError
+
+    def _read(self, path: Path, indices: range) -> tuple[Tensor, list[int], bytes]:
+        raise NotImplementedError
 
 
 class Arrays(Shards):
@@ -151,7 +151,25 @@ class Pictures(Shards):
         path.rmdir()
 
 
-FORMS: dict[str, type[Shards]] = {"npz": Arrays, "png": Pictures}
+class Nowhere(Shards):
+    """No pictures at all, of a run that is but measured."""
+
+    kept = False
+
+    def has(self, part: int) -> bool:
+        return True
+
+    def there(self, names: Iterable[str]) -> set[int]:
+        return set(range(len(self.cut)))
+
+    def write(self, part: int, pictures: Tensor, **said: Any) -> None:
+        """Nothing is written."""
+
+    def remove(self, part: int) -> None:
+        """Nothing is there."""
+
+
+FORMS: dict[str, type[Shards]] = {"npz": Arrays, "png": Pictures, "none": Nowhere}
 _MADE = Fields(
     {"first": Integer(0), "count": Integer(1), "sha256": Text(64), "run": Text(64)},
     {"device": Text(200), "network_rows": Integer(1)},

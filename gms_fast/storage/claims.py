@@ -73,6 +73,10 @@ class Claims:
             return self._make(file)
         return False  # another was quicker
 
+    def ours(self, name: str) -> bool:
+        """Tell a claim of this process that no other has taken over."""
+        return name in self._mine and locks.leads_to(self._mine[name], self.folder / name)
+
     def drop(self, name: str) -> None:
         """Give a claim up; one that another process has taken over stays."""
         handle, file = self._mine.pop(name), self.folder / name

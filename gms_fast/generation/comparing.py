@@ -1,0 +1,51 @@
+"""A second drawing of some samples, held against what is there."""
+
+import math
+import random
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from gms_fast.generation.drawing import device_kind, one_thread
+from gms_fast.generation.job import Job, Report
+
+
+def compare(job: Job, share: float, *, progress: bool) -> Report:
+    """Draw a share of the samples again, batches chosen at random, and compare them with what is there.
+
+    Raises ValueError naming a shard that differs though a device of this kind has drawn it.
+    """
+    job.refuse_strangers()
+    batches = list(_batches(job))
+    if not batches:
+        raise FileNotFoundError(f"out: {job.out} holds no shard to compare")
+    chosen = random.SystemRandom().sample(batches, math.ceil(share * len(batches)))
+    compared = pixels = differing = largest = 0
+    with one_thread(job.device), job.bar(sum(len(i) for _, i in chosen), 0, shown=progress) as bar:
+        for part, indices in sorted(chosen, key=lambda batch: batch[1].start):
+            off, device = _difference(job, part, indices)
+            compared, pixels = compared + len(indices), pixels + off.numel()
+            differing, largest = differing + int((off > 0).sum()), max(largest, int(off.max()))
+            if largest and device == device_kind(job.device):
+                raise ValueError(
+                    f"shard {job.out / job.shards.name(part)} has other pictures than are drawn here, by up to "
+                    f"{largest} grey levels, among samples {indices[0]} to {indices[-1]}"
+                )
+            bar.update(len(indices))
+    return Report(compared=compared, differing=differing / pixels, largest=largest)
+
+
+def _batches(job: Job) -> Iterator[tuple[int, range]]:
+    """(part, indices) of every batch that is there."""
+    size = job.drawing.batch_size
+    for part in sorted(job.drawn()) if job.shards.kept else ():
+        indices = job.cut[part]
+        yield from ((part, indices[i : i + size]) for i in range(0, len(indices), size))
+
+
+def _difference(job: Job, part: int, indices: range) -> tuple[Tensor, object]:
+    """(difference in grey levels from pictures drawn here in the same way, device that drew those there)."""
+    kept, made = job.shards.read(part)
+    job.drawing.rows = made.get("network_rows", job.drawing.batch_size)
+    there = kept[indices.start - job.cut[part].start :][: len(indices)]
+    return (there.int() - job.drawing.part(indices).int()).abs(), made.get("device")

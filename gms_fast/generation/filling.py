@@ -1,0 +1,113 @@
+"""The making of what is not there yet, together with other processes that do the same."""
+
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gms_fast.generation.drawing import device_kind, one_thread
+from gms_fast.generation.job import Job, Report
+from gms_fast.generation.queue import Queue
+from gms_fast.generation.settings import CLAIMS
+from gms_fast.generation.shards import OtherRunError
+from gms_fast.generation.writer import Writer
+from gms_fast.storage.claims import Claims
+
+
+def fill(job: Job, *, progress: bool) -> Report:
+    """Make the parts that are not there, until all are, and tell what was done here."""
+    job.refuse_strangers()
+    broken = _remove_broken(job)
+    _warn_of_idleness(job)
+    with one_thread(job.device), Claims(job.out / CLAIMS) as claims:
+        if job.measured is not None:
+            job.measured.begin(claims)
+        there = job.samples(job.done())
+        with job.bar(job.samples(job.parts), there, shown=progress) as bar:
+            filling = _Filling(job, claims, bar.update)
+            filling.walk()
+            while job.measured is not None and job.rank == 0 and not job.measured.finish(set(job.parts)):
+                filling.walk()
+    return Report(drawn=filling.count, there=there, broken=broken)
+
+
+class _Filling:
+    """Walks through the parts that are left; `count` is the number of samples that were drawn on them."""
+
+    def __init__(self, job: Job, claims: Claims, told: Callable[[int], object]) -> None:
+        self.job, self.claims, self.told, self.count, self._shown = job, claims, told, 0, job.samples(job.done())
+
+    def walk(self) -> None:
+        """Make parts until all are there; each is written while the next is drawn."""
+        job = self.job
+        with Writer(self._write) as writer:
+
+            def look() -> set[int]:
+                writer.wait()
+                return self._seen(job.done())
+
+            for part in Queue(self._order(), look, job.has, job.shards.name, self.claims):
+                writer(part, *self._pictures(part))
+
+    def _pictures(self, part: int) -> tuple[Tensor, bool]:
+        """(pictures, whether they are new): those of a shard that was drawn, but not measured, are there."""
+        if self.job.shards.kept and self.job.shards.has(part):
+            return self.job.shards.read(part)[0], False
+        self.count += len(self.job.cut[part])
+        return self.job.drawing.part(self.job.cut[part], self._tell), True
+
+    def _write(self, part: int, pictures: Tensor, new: bool) -> None:
+        """Write and measure a part, and give up the claim on it, whatever comes of it."""
+        job, name = self.job, self.job.shards.name(part)
+        fewer = {} if job.drawing.rows == job.drawing.batch_size else {"network_rows": job.drawing.rows}
+        try:
+            if new:
+                job.shards.write(part, pictures, device=device_kind(job.device), **fewer)
+            if job.measured is not None:
+                job.measured.add(part, pictures, lambda: self.claims.ours(name))
+        finally:
+            self.claims.drop(name)
+
+    def _order(self) -> list[int]:
+        """The parts, each rank beginning at a place of its own."""
+        first = len(self.job.parts) * self.job.rank // self.job.world
+        return self.job.parts[first:] + self.job.parts[:first]
+
+    def _tell(self, samples: int) -> None:
+        self._shown += samples
+        self.told(samples)
+
+    def _seen(self, done: set[int]) -> set[int]:
+        """What is done, after the bar was told of what others did."""
+        self._tell(max(0, self.job.samples(done) - self._shown))
+        return done
+
+
+def _remove_broken(job: Job) -> int:
+    """Delete broken shards, of which each rank looks at a share; the number of them."""
+    looked_at = job.drawn().intersection(job.parts[job.rank :: job.world]) if job.shards.kept else ()
+    broken = [part for part in sorted(looked_at) if _is_broken(job, part)]
+    for part in broken:
+        job.shards.remove(part)
+    return len(broken)
+
+
+def _is_broken(job: Job, part: int) -> bool:
+    """Tell a broken shard, with a warning. Raises OtherRunError for a whole one of another run."""
+    try:
+        job.shards.read(part)
+    except OtherRunError:
+        raise
+    except ValueError as error:
+        warnings.warn(f"{error}; it is made anew", stacklevel=6)
+        return True
+    return False
+
+
+def _warn_of_idleness(job: Job) -> None:
+    if job.rank >= len(job.parts):
+        warnings.warn(
+            f"{len(job.parts)} shards are fewer than {job.world} ranks: rank {job.rank} draws only where another "
+            "fails; a smaller shard_size makes more of them",
+            stacklevel=4,
+        )
