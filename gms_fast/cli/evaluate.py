@@ -1,4 +1,7 @@
-"""`gms-fast evaluate`: draw with several solvers, measure the samples against real data, write tables and plots."""
+"""`gms-fast evaluate`: draw with several solvers, measure the samples against real data, write tables and plots.
+
+With --samples: measure samples that are there.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gms_fast.cli import options
+from gms_fast.cli import measured, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUMMARY = "Measure how good a model's samples are, by solver, time grid and number of steps."
+SUMMARY = "Measure how good a model's samples are, by solver, time grid and number of steps, or samples that are there."
 TABLES = "tables.md"
+DEFAULTS = {"model": "mnist", "steps": (5, 10, 20), "n": 1000, "ranges": 3}
+OF_MODELS = (*DEFAULTS, "data", "schedule", "solver", "grid", "workers", "resume")
+OF_SAMPLES = ("reference", "features", "feature_input", "feature_channels", "inception", "batch_size", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        default="mnist",
         help="embedded name, folder, checkpoint, or exact-digits, ... (default: mnist)",
     )
     add("--data", help="real data: mnist5k, digits, a file or folder (default: what an embedded model was trained on)")
@@ -32,18 +37,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="default, angle, uniform, log-snr or an exponent; repeat for more (default: default)",
     )
-    add("--steps", type=options.integers, default=(5, 10, 20), help="numbers of steps (default: 5,10,20)")
-    add("--n", type=options.positive, default=1000, help="samples of each (default: 1000)")
-    add("--ranges", type=options.positive, default=3, help="ranges of n samples, for the spread (default: 3)")
+    add("--steps", type=options.integers, help="numbers of steps (default: 5,10,20)")
+    add("--n", type=options.positive, help="samples of each (default: 1000)")
+    add("--ranges", type=options.positive, help="ranges of n samples, for the spread (default: 3)")
     add("--workers", type=options.positive, help="processes (default: one a processor)")
-    add("--out", type=Path, required=True, help="folder for records, tables and plots")
+    add("--out", type=Path, help="folder for records, tables and plots; with --samples a file .json, or nothing")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue in --out")
     again.add_argument("--force", action="store_true", help="delete the records in --out and start anew")
+    _add_samples(parser.add_argument_group("of samples that are there, in place of a model"))
+
+
+def _add_samples(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--samples", help="folder of shards or pictures, an array file, or statistics of features, .safetensors")
+    add("--reference", help="real data, of the same kinds or a data set; statistics: gms-fast statistics --features")
+    measured.add_features(group)
+    add("--inception", action="store_true", help="the features are the published Inception's: call the result FID")
+    add("--batch-size", type=options.positive, help=f"pictures at a time (default: {measured.BATCH})")
+    add("--device", help="of the feature network: cpu, cuda, ... (default: cuda if there is one)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, and say where the tables are."""
+    """Evaluate a model, and say where the tables are, or samples, and print their distances."""
+    if args.samples is not None:
+        options.refuse(args, OF_MODELS, "with --samples")
+        return measured.evaluate(args)
+    options.refuse(args, OF_SAMPLES, "without --samples")
+    if args.out is None:
+        raise ValueError("--out must be given for a model")
+    for name, value in DEFAULTS.items():
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    return _model(args)
+
+
+def _model(args: argparse.Namespace) -> int:
     from gms_fast.quality import matrix, report
     from gms_fast.quality.cells import CONTROLS, Cell
     from gms_fast.storage import atomic

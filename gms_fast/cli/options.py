@@ -90,6 +90,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=seed, default=0, help="determines everything random (default: 0)")
 
 
+def refuse(args: argparse.Namespace, names: Sequence[str], where: str) -> None:
+    """Raise ValueError naming the first of some options that is given, which does not go where it says."""
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) is not False:
+            raise ValueError(f"--{name.replace('_', '-')} does not go {where}")
+
+
 def asked(network: object, labels: object) -> str | None:
     """The condition that labels are of a network, None for a network without.
 

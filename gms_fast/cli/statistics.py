@@ -1,4 +1,4 @@
-"""`gms-fast statistics`: measure what DPM-Solver-v3 wants to know about a network, or the Gaussian of its data."""
+"""`gms-fast statistics`: what DPM-Solver-v3 wants to know about a network, the Gaussian of its data, or features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gms_fast.cli import options
+from gms_fast.cli import measured, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,11 +19,19 @@ if TYPE_CHECKING:
     from gms_fast.measure.work import Work
     from gms_fast.models.unet import MomentUNet
 
-SUMMARY = "Measure a model's statistics for DPM-Solver-v3, or with --gaussian those of its data for teleport and gms."
+SUMMARY = (
+    "Measure a model's statistics for DPM-Solver-v3, with --gaussian those of its data for teleport and gms, or with "
+    "--features those that evaluate takes for a reference."
+)
 MODEL = "mnist"
 STEPS = 20  # of the samples that stand for data: docs/quality.md
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
-ONLY = {"gaussian": ("rank", "flips"), "empirical": ("nodes", "window")}  # options of one kind of statistics
+ONLY = {  # options of one kind of statistics
+    "gaussian": ("rank", "flips"),
+    "empirical": ("nodes", "window"),
+    "features": ("feature_input", "feature_channels"),
+}
+OF_MODELS = ("gaussian", "model", "samples", "seed", "half", "resume")  # of two kinds, or their choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,14 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", help="what it was trained on: mnist5k, digits, a file or folder of images (--gaussian: or samples)")
     add("--out", type=Path, required=True, help="file for the statistics, .safetensors")
     add("--samples", type=options.positive, help="images averaged at every level (default: 1024), or drawn (4000)")
-    add("--batch-size", type=options.positive, default=64, help="images at a time; changes no result (default: 64)")
-    add("--seed", type=options.seed, default=0, help="determines noise, probes and samples (default: 0)")
+    add("--batch-size", type=options.positive, help="images at a time; changes no result (default: 64, features: 256)")
+    add("--seed", type=options.seed, help="determines noise, probes and samples (default: 0)")
     add("--half", action="store_true", help="store what is large in half precision")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--nodes", type=options.positive, help="intervals of the grid of noise levels (default: 120)")
     add("--window", type=float, help="of the smoothing of dl/dlambda, in lambda (default: 0.1)")
     add("--rank", type=options.positive, help="--gaussian: eigenvectors to keep (default: all)")
     add("--flips", action="store_true", help="--gaussian: count each image mirrored too")
+    measured.add_features(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue what an interrupted command left beside --out")
     again.add_argument("--force", action="store_true", help="start anew, and replace --out")
@@ -49,15 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, and say where."""
-    kind, other = ("gaussian", "empirical") if args.gaussian else ("empirical", "gaussian")
-    strange = next((name for name in ONLY[other] if getattr(args, name) not in (None, False)), None)
-    if strange:
-        raise ValueError(f"--{strange} does not go with{'' if args.gaussian else 'out'} --gaussian")
+    kind = "features" if args.features else "gaussian" if args.gaussian else "empirical"
+    for other, names in ONLY.items():
+        if other != kind:
+            options.refuse(args, names, f"without --{other}" if kind == "empirical" else f"with --{kind}")
+    if args.features:
+        options.refuse(args, OF_MODELS, "with --features")
+        return measured.write_reference(args)
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors: got {args.out}")
     if args.gaussian and args.data and args.samples:
         raise ValueError("--samples does not go with --data and --gaussian, which takes all of the data")
-    args.samples = args.samples or SAMPLES[kind]
+    args.samples, args.batch_size, args.seed = args.samples or SAMPLES[kind], args.batch_size or 64, args.seed or 0
     return _gaussian(args) if args.gaussian else _empirical(args)
 
 

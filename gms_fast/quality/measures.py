@@ -4,6 +4,7 @@ x and reference are (N, D) points or features, N at least `LEAST`, more where a 
 is better unless said, and raise ValueError for NaN, infinity, other widths or too few rows, with the counts.
 """
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,8 +82,9 @@ def kernel_distance(x: Tensor, reference: Tensor) -> float:
 
     x, reference = _pair(x, reference)
     size = min(len(x), len(reference))
-    metric = KernelInceptionDistance(_Identity(x.shape[1]), subsets=1, subset_size=size)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the rows, which are there, will be kept
+        metric = KernelInceptionDistance(_Identity(x.shape[1]), subsets=1, subset_size=size)
         torch.manual_seed(0)  # which rows of the larger set are compared
         return _torchmetrics(metric, x, reference)
 

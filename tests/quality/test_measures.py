@@ -8,7 +8,6 @@ import torch
 from gms_fast.quality import measures
 
 MEASURES = ("sliced_wasserstein", "energy_distance", "frechet_distance", "kernel_distance", "precision_recall")
-pytestmark = pytest.mark.filterwarnings("ignore:Metric `Kernel")
 
 
 def points(n, d, seed=0):

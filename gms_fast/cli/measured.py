@@ -1,0 +1,125 @@
+"""Samples that are there: `gms-fast evaluate --samples`, and the reference of `gms-fast statistics --features`.
+
+Only what a user says is Inception's is called FID, and of 50,000 samples alone without their number.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gms_fast.cli import options
+
+if TYPE_CHECKING:
+    import argparse
+
+    from gms_fast.quality.extractors import Extractor
+    from gms_fast.quality.running import Running
+
+BATCH = 256
+INCEPTION, PUBLISHED = 2048, 50_000  # width of Inception's pool3, and the number of samples of a FID
+_STORED = ".safetensors"
+
+
+def add_features(add: argparse._ActionsContainer) -> None:
+    """Add the options that name a feature network."""
+    add.add_argument(
+        "--features",
+        help="pixels, mnist5k, digits, package.module:attribute of a torch module, or a file of TorchScript or "
+        "torch.export; a path or file runs its code: name only what you trust",
+    )
+    add.add_argument(
+        "--feature-input",
+        help="of a network of yours: [-1,1], [0,1] or uint8, as of the Inception of StyleGAN and EDM (default: [-1,1])",
+    )
+    add.add_argument("--feature-channels", type=int, choices=(3,), help="repeat grey pictures to three channels")
+
+
+def extractor(args: argparse.Namespace) -> Extractor:
+    """The feature network of the options, on its device."""
+    from gms_fast.quality import extractors
+
+    device = options.device(args.device)
+    return extractors.load(args.features, input=args.feature_input, channels=args.feature_channels, device=device)
+
+
+def write_reference(args: argparse.Namespace) -> int:
+    """Measure the data of `gms-fast statistics --features`, write the file, and say where."""
+    from gms_fast.storage.locks import locked_file
+
+    if args.data is None:
+        raise ValueError("--data must be given with --features")
+    options.check_file(args.out, (_STORED,), overwrite=args.force)
+    with locked_file(args.out):
+        found = _measured(args.data, extractor(args), args)
+        found.save(args.out)
+    print(f"{found.count} images, {found.width} features ({found.features}): {args.out}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measure --samples against --reference, print the distances, and write them to --out."""
+    from gms_fast.quality.running import compared
+    from gms_fast.storage import atomic
+
+    if args.reference is None:
+        raise ValueError("--reference must be given with --samples")
+    if args.out:
+        options.check_file(args.out, (".json",), overwrite=args.force)
+    samples, reference, name = _both(args)
+    if args.inception and samples.width != INCEPTION:
+        raise ValueError(f"--inception must be said of {INCEPTION} features, those of its pool3: got {samples.width}")
+    called, found = _called(args.inception, name, samples.count), compared(samples, reference)
+    _show(args, samples, reference, called, found)
+    if args.out:
+        sets = {
+            key: {"source": source, "count": running.count, "kept": len(running.index)}
+            for key, source, running in (("samples", args.samples, samples), ("reference", args.reference, reference))
+        }
+        features = {"name": name, "mark": samples.features, "width": samples.width}
+        atomic.write_text(
+            args.out, json.dumps({**sets, "features": features, "called": called, **found}, indent=1) + "\n"
+        )
+    return 0
+
+
+def _both(args: argparse.Namespace) -> tuple[Running, Running, str]:
+    """Statistics of samples and reference, and the name of their features; what is stored is compared first."""
+    from gms_fast.quality.running import Running
+
+    paths = (args.samples, args.reference)
+    stored = {path: Running.load(path) for path in paths if Path(path).suffix == _STORED}
+    if args.features is None and set(paths) - stored.keys():
+        raise ValueError(f"--features must be given, unless --samples and --reference are both {_STORED} files")
+    if args.features is None:
+        return stored[paths[0]], stored[paths[1]], stored[paths[0]].features
+    network = extractor(args)
+    for running in stored.values():
+        Running(running.width, network.mark).refuse_other(running)
+    samples, reference = (stored[path] if path in stored else _measured(path, network, args) for path in paths)
+    return samples, reference, network.name
+
+
+def _measured(source: str, network: Extractor, args: argparse.Namespace) -> Running:
+    from gms_fast.quality.running import measured
+
+    return measured(source, network, args.batch_size or BATCH, progress=sys.stderr.isatty())
+
+
+def _called(inception: bool, name: str, count: int) -> str:
+    """The name of the distance."""
+    if not inception:
+        return f"Frechet distance (features: {name})"
+    return "FID" if count == PUBLISHED else f"FID of {count:,} samples"
+
+
+def _show(args: argparse.Namespace, samples: Running, reference: Running, called: str, found: dict[str, float]) -> None:
+    for title, source, running in (("samples", args.samples, samples), ("reference", args.reference, reference)):
+        some = "" if len(running.index) == running.count else f", {len(running.index):,} of them for what is below it"
+        print(f"{title}: {running.count:,} of {source}{some}")
+    print(f"{called}: {found['frechet']:.6g}")
+    print(f"kernel distance: {found['kernel']:.6g}")
+    print(f"precision: {found['precision']:.4f}")
+    print(f"recall: {found['recall']:.4f}")
