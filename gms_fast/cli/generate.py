@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gms_fast.cli import drawing, options
+from gms_fast.cli import drawing, measured, options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
     drawing.add_model(parser, auto=True)
     add("--labels", type=options.classes, help="classes that images take turns through, as 0,1,2, where a network asks")
-    add("--form", choices=("npz", "png"), default="npz", help="arrays, or folders of PNGs (default: npz)")
+    forms = "arrays, folders of PNGs, or with --features none at all (default: npz)"
+    add("--form", choices=("npz", "png", "none"), default="npz", help=forms)
     add("--memory", type=options.finite, metavar="GIB", help="most that batches of --batch-size auto may take")
     add("--shard-size", type=options.positive, help="images of a shard, whole batches (default: 8 batches)")
     add("--shard", default="1/1", help="K/N: the K-th of N shares alone, for jobs that share no folder (default: 1/1)")
+    measured.add_features(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--verify",
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         form=args.form,
         shard_size=args.shard_size,
         shard=args.shard,
+        features=measured.extractor(args) if args.features else None,
         memory=None if args.memory is None else int(args.memory * 2**30),
         verify=args.verify,
         progress=sys.stderr.isatty(),

@@ -22,8 +22,8 @@ def fill(job: Job, *, progress: bool) -> Report:
     with one_thread(job.device), Claims(job.out / CLAIMS) as claims:
         if job.measured is not None:
             job.measured.begin(claims)
-        there = job.samples(job.done())
-        with job.bar(job.samples(job.parts), there, shown=progress) as bar:
+        there = job.samples(job.drawn() if job.shards.kept else job.done())
+        with job.bar(job.samples(job.parts), job.samples(job.done()), shown=progress) as bar:
             filling = _Filling(job, claims, bar.update)
             filling.walk()
             while job.measured is not None and job.rank == 0 and not job.measured.finish(set(job.parts)):

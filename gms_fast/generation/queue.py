@@ -2,11 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from gms_fast.storage.claims import Claims
 
 PATIENCE, LEAST = 3.0, 5.0  # times what a part takes here, and seconds, after which that of another is drawn too
 _POLL = (0.05, 2.0)  # seconds between two looks, growing from one to the other
+
+
+class Pause(NamedTuple):
+    """A wait for others, in seconds."""
+
+    seconds: float
 
 
 class Queue:
@@ -33,6 +40,14 @@ class Queue:
         self._seconds, self._count = 0.0, 0
 
     def __iter__(self) -> Iterator[int]:
+        for step in self.steps():
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+            else:
+                yield step
+
+    def steps(self) -> Iterator["int | Pause"]:
+        """Parts, and pauses that are to be made before the next."""
         pause, slow = _POLL[0], None
         while left := self._left():
             taken = False
@@ -43,13 +58,13 @@ class Queue:
                 if self.has(part):  # since the last look, and perhaps others with it
                     self.claims.drop(self.name(part))
                     break
-                start = time.monotonic()
+                start = self.claims.clock()
                 yield part
-                self._seconds, self._count = self._seconds + time.monotonic() - start, self._count + 1
+                self._seconds, self._count = self._seconds + self.claims.clock() - start, self._count + 1
             slow = None if taken else self._patience()
             pause = _POLL[0] if taken else min(2 * pause, _POLL[1])
             if not taken:
-                time.sleep(pause)
+                yield Pause(pause)
 
     def _left(self) -> list[int]:
         done = self.done()

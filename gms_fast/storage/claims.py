@@ -22,11 +22,18 @@ BEAT, EXPIRES = 10.0, 60.0  # seconds
 _LONGEST = 1 << 10  # bytes read of a claim
 
 
-class _Sight(NamedTuple):
-    """A claim of another process as it was last seen: since when it is there and since when it is unchanged."""
+class Look(NamedTuple):
+    """The claim of another process: its file, when that was touched, and whether its owner is known to be dead."""
 
     inode: int
-    beat: int
+    touched: int
+    dead: bool
+
+
+class _Sight(NamedTuple):
+    """A claim as it was last seen: since when it is there and since when it is untouched, by our clock."""
+
+    look: Look
     first: float
     since: float
 
@@ -40,6 +47,10 @@ class Claims:
         self._seen: dict[str, _Sight] = {}
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="claims", daemon=True)
+
+    def clock(self) -> float:
+        """Seconds, by which claims of others expire."""
+        return time.monotonic()
 
     def __enter__(self) -> "Claims":
         self.folder.mkdir(exist_ok=True)
@@ -60,18 +71,14 @@ class Claims:
 
         slow  seconds after which a process that is alive counts as dead too. Raises OSError naming the file.
         """
-        file = self.folder / name
         if name in self._mine:
             return False
-        with suppress(FileExistsError):
-            return self._make(file)
-        if not self._expired(file, slow):
+        if self._make(name):
+            return True
+        if not self._expired(name, slow):
             return False
-        with suppress(FileNotFoundError):
-            os.unlink(file)
-        with suppress(FileExistsError):
-            return self._make(file)
-        return False  # another was quicker
+        self._remove(name)
+        return self._make(name)  # unless another was quicker
 
     def ours(self, name: str) -> bool:
         """Tell a claim of this process that no other has taken over."""
@@ -79,49 +86,75 @@ class Claims:
 
     def drop(self, name: str) -> None:
         """Give a claim up; one that another process has taken over stays."""
-        handle, file = self._mine.pop(name), self.folder / name
+        handle = self._mine.pop(name)
         try:
-            if locks.leads_to(handle, file):
-                os.unlink(file)
+            if locks.leads_to(handle, self.folder / name):
+                self._remove(name)
         finally:
             os.close(handle)
 
     def sweep(self, done: set[str]) -> None:
         """Remove claims on parts that are done, which dead processes have left."""
-        with suppress(OSError):
+        with suppress(FileNotFoundError):
             for name in done.intersection(os.listdir(self.folder)) - self._mine.keys():
-                os.unlink(self.folder / name)
+                self._remove(name)
 
-    def _make(self, file: Path) -> bool:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    def _expired(self, name: str, slow: float | None) -> bool:
+        """Tell the claim of a dead process, or of one that has been as slow as that."""
+        look = self._look(name)
+        if look is None or look.dead:
+            return True
+        now, last = self.clock(), self._seen.get(name)
+        if last is None or last.look.inode != look.inode:
+            last = _Sight(look, now, now)
+        elif last.look.touched != look.touched:
+            last = _Sight(look, last.first, now)
+        self._seen[name] = last
+        return now - last.since > EXPIRES or (slow is not None and now - last.first > slow)
+
+    def _make(self, name: str) -> bool:
+        """Make the file of a claim; False where there is one."""
+        file = self.folder / name
+        try:
+            handle = self._new(file)
+        except FileExistsError:
+            return False
         try:
             locks.hold(handle, file)
-            os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+            with locks.naming(file):
+                os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         except BaseException:
             os.close(handle)
             with suppress(OSError):
                 os.unlink(file)
             raise
-        self._mine[file.name] = handle
-        self._seen.pop(file.name, None)
+        self._mine[name] = handle
+        self._seen.pop(name, None)
         return True
 
-    def _expired(self, file: Path, slow: float | None) -> bool:
-        """Tell the claim of a dead process, or of one that has been as slow as that."""
+    def _new(self, file: Path) -> int:
+        """An empty file that was not there, in a folder that a process which ended may have removed."""
+        while True:
+            with suppress(FileNotFoundError):
+                return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            self.folder.mkdir(exist_ok=True)
+
+    def _look(self, name: str) -> Look | None:
+        """Look at the claim of another process; None where it is gone."""
+        file = self.folder / name
         try:
             found = os.stat(file)
-            with locks.abandoned(file) as free:
-                if free and _host(file) == socket.gethostname():
-                    return True
         except FileNotFoundError:
-            return True
-        now, last = time.monotonic(), self._seen.get(file.name)
-        if last is None or last.inode != found.st_ino:
-            last = _Sight(found.st_ino, found.st_mtime_ns, now, now)
-        elif last.beat != found.st_mtime_ns:
-            last = last._replace(beat=found.st_mtime_ns, since=now)
-        self._seen[file.name] = last
-        return now - last.since > EXPIRES or (slow is not None and now - last.first > slow)
+            return None
+        dead = False
+        if _host(file) == socket.gethostname():  # one that says so has its lock; before, a look would keep it from it
+            with locks.abandoned(file) as free:
+                dead = free
+        return Look(found.st_ino, found.st_mtime_ns, dead)
+
+    def _remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self.folder / name)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
