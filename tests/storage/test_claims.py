@@ -1,0 +1,272 @@
+"""Claims on parts of work: one process has each, until it ends or has said nothing for too long."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import nullcontext, suppress
+
+import pytest
+from generated import appears, forked, statuses
+
+from gms_fast.storage import claims, locks
+from gms_fast.storage.claims import BEAT, EXPIRES, Claims
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that claims go by, which stands still until it is told."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def foreign(folder, name, mtime=None, host="elsewhere"):
+    """A claim as a machine leaves it whose locks are not seen here."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps({"host": host, "pid": os.getpid()}))
+    if mtime is not None:
+        os.utime(folder / name, (mtime, mtime))
+    return folder / name
+
+
+def holder(folder, name, host=None):
+    """A process that has a claim and does not end."""
+
+    def hold():
+        if host is not None:
+            socket.gethostname = lambda: host
+        with Claims(folder) as mine:
+            assert mine.take(name)
+            (folder / "ready").touch()
+            time.sleep(600)
+
+    child = forked(hold)
+    appears(folder / "ready")
+    (folder / "ready").unlink()
+    return child
+
+
+def kill(child):
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_part_is_taken_once_and_free_when_it_is_dropped(tmp_path):
+    with Claims(tmp_path / "c") as one, Claims(tmp_path / "c") as other:
+        assert one.take("x")
+        assert not one.take("x")
+        assert not other.take("x")
+        assert other.take("y")
+        one.drop("x")
+        assert other.take("x")
+        assert json.loads((tmp_path / "c" / "x").read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def test_folder_is_gone_with_the_last_of_its_claims(tmp_path):
+    with Claims(tmp_path / "c") as one:
+        one.take("x")
+        with Claims(tmp_path / "c") as other:
+            other.take("y")
+        assert os.listdir(tmp_path / "c") == ["x"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_folder_that_another_process_removed_between_two_claims_is_made_again(tmp_path):
+    with Claims(tmp_path / "c") as one:
+        with Claims(tmp_path / "c"):
+            pass
+        assert os.listdir(tmp_path) == []
+        assert one.take("x")
+        assert os.listdir(tmp_path / "c") == ["x"]
+
+
+def test_folder_of_the_run_that_vanished_is_named(tmp_path):
+    (tmp_path / "out").mkdir()
+    with Claims(tmp_path / "out" / "c") as one:
+        (tmp_path / "out" / "c").rmdir()
+        (tmp_path / "out").rmdir()
+        with pytest.raises(FileNotFoundError, match="out/c"):
+            one.take("x")
+
+
+@pytest.mark.parametrize("processes", [2, 5])
+def test_of_processes_that_race_one_has_each_part(tmp_path, processes):
+    """All stay alive until all are done, for the claims of the dead are free."""
+    names = [f"{i:03d}" for i in range(200)]
+
+    def race(rank):
+        with Claims(tmp_path / "c") as mine:
+            (tmp_path / f"begun {rank}").touch()
+            appears(*(tmp_path / f"begun {other}" for other in range(processes)))
+            got = [name for _ in range(3) for name in names if mine.take(name)]
+            (tmp_path / f"got {rank}.part").write_text(json.dumps(got))
+            (tmp_path / f"got {rank}.part").rename(tmp_path / f"got {rank}")
+            appears(*(tmp_path / f"got {other}" for other in range(processes)))
+
+    children = [forked(lambda rank=rank: race(rank)) for rank in range(processes)]
+    assert statuses(children) == [0] * processes
+    got = [json.loads((tmp_path / f"got {rank}").read_text()) for rank in range(processes)]
+    assert sorted(name for of_one in got for name in of_one) == names
+    assert not (tmp_path / "c").exists()
+
+
+def test_claim_of_a_process_that_was_killed_is_free_at_once_here(tmp_path):
+    child = holder(tmp_path, "x")
+    with Claims(tmp_path) as mine:
+        try:
+            assert not mine.take("x")
+        finally:
+            kill(child)
+        assert mine.take("x")
+
+
+def test_claim_that_is_being_made_is_not_kept_from_its_lock_by_who_looks(tmp_path, monkeypatch):
+    """To try a lock is to hold it for a moment, in which its owner would go without."""
+    tried, held = [], locks.hold
+    with Claims(tmp_path) as one, Claims(tmp_path) as other:
+
+        def hold(handle, path):
+            with monkeypatch.context() as patch:
+                patch.setattr(locks, "abandoned", lambda path: tried.append(path) or nullcontext(True))
+                assert not other.take("x")
+            return held(handle, path)
+
+        monkeypatch.setattr(locks, "hold", hold)
+        assert one.take("x")
+        assert tried == []
+        assert not other.take("x")
+
+
+@pytest.mark.parametrize("mtime", [None, 0, 4e9], ids=["now", "1970", "future"])
+def test_claim_of_another_machine_ends_by_the_clock_of_who_looks(tmp_path, clock, mtime):
+    file = foreign(tmp_path / "c", "x", mtime)
+    with Claims(tmp_path / "c") as mine:
+        assert not mine.take("x")
+        clock[0] += EXPIRES
+        assert not mine.take("x")
+        clock[0] += 1
+        assert mine.take("x")
+        assert json.loads(file.read_text())["host"] == socket.gethostname()
+
+
+def test_claim_that_beats_does_not_end_whatever_its_machine_takes_for_the_time(tmp_path, clock):
+    file = foreign(tmp_path / "c", "x", 0)
+    with Claims(tmp_path / "c") as mine:
+        for beat in (10, 5, 4e9, 3):  # a clock may be set back
+            assert not mine.take("x")
+            clock[0] += EXPIRES - 1
+            os.utime(file, (beat, beat))
+        assert not mine.take("x")
+        clock[0] += EXPIRES + 1
+        assert mine.take("x")
+
+
+def test_claim_of_a_slow_process_is_taken_though_it_beats_where_that_is_asked_for(tmp_path, clock):
+    file = foreign(tmp_path / "c", "x")
+    with Claims(tmp_path / "c") as mine:
+        assert not mine.take("x", slow=20)
+        for second in range(4):
+            clock[0] += 6
+            os.utime(file, (second, second))
+            assert not mine.take("x")
+            assert mine.take("x", slow=20) == (second == 3)
+            if second < 3:
+                assert not mine.take("x", slow=40)
+
+
+def test_locks_of_another_machine_say_nothing(tmp_path, clock):
+    """A file system may not share them: its claim looks as if it was nobody's."""
+    foreign(tmp_path / "c", "x")
+    with Claims(tmp_path / "c") as mine:
+        assert not mine.take("x")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "nonsense", '{"host": 7}', "\x00" * 9000])
+def test_claim_that_says_nothing_ends_as_that_of_another_machine(tmp_path, clock, text):
+    (tmp_path / "x").write_text(text)
+    with Claims(tmp_path) as mine:
+        assert not mine.take("x")
+        clock[0] += EXPIRES + 1
+        assert mine.take("x")
+
+
+def test_claim_that_was_taken_over_stays_when_its_first_owner_drops_it(tmp_path, clock):
+    with Claims(tmp_path / "c") as first, Claims(tmp_path / "c") as second, Claims(tmp_path / "c") as third:
+        assert first.take("x")
+        assert not second.take("x")
+        clock[0] += EXPIRES + 1
+        assert second.take("x")
+        first.drop("x")
+        assert not third.take("x")
+        assert os.listdir(tmp_path / "c") == ["x"]
+    assert not (tmp_path / "c").exists()
+
+
+def test_claims_beat_until_they_end(tmp_path, monkeypatch):
+    assert EXPIRES > 3 * BEAT, "a beat that is late must not cost a claim"
+    monkeypatch.setattr(claims, "BEAT", 0.01)
+    with Claims(tmp_path) as mine:
+        mine.take("x")
+        os.utime(tmp_path / "x", (0, 0))
+        end = time.monotonic() + 30
+        while (tmp_path / "x").stat().st_mtime == 0:
+            assert time.monotonic() < end, "it does not beat"
+            time.sleep(0.01)
+    assert not mine._heart.is_alive()
+
+
+def test_claims_on_what_is_done_are_swept_but_for_those_of_here(tmp_path):
+    foreign(tmp_path / "c", "x")
+    foreign(tmp_path / "c", "y")
+    with Claims(tmp_path / "c") as mine:
+        mine.take("z")
+        mine.sweep({"x", "z", "other"})
+        assert sorted(os.listdir(tmp_path / "c")) == ["y", "z"]
+
+
+def test_claims_end_where_their_folder_is_gone(tmp_path):
+    with Claims(tmp_path / "c") as mine:
+        mine.take("x")
+        (tmp_path / "c" / "x").unlink()
+        (tmp_path / "c").rmdir()
+        mine.sweep({"x"})
+    with Claims(tmp_path / "c") as mine:
+        mine.take("x")
+        os.rename(tmp_path / "c", tmp_path / "d")
+        mine.drop("x")
+    assert os.listdir(tmp_path / "d") == ["x"]
+
+
+def test_full_disk_is_named_and_leaves_no_claim(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Claims(tmp_path) as mine:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/x'"):
+                mine.take("x")
+        assert os.listdir(tmp_path) == []
+        assert mine.take("x")
+
+
+def test_claims_that_an_error_ends_are_gone(tmp_path):
+    with suppress(KeyboardInterrupt), Claims(tmp_path / "c") as mine:
+        mine.take("x")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_claim_of_another_host_that_this_machine_sees_locked_beats_it_not(tmp_path, clock):
+    """A process of a container has another name for this machine; its death is seen when it has not beaten."""
+    child = holder(tmp_path, "x", host="container")
+    kill(child)
+    with Claims(tmp_path) as mine:
+        assert not mine.take("x")
+        clock[0] += EXPIRES + 1
+        assert mine.take("x")
