@@ -7,7 +7,8 @@ from typing import NamedTuple
 from gms_fast.storage.claims import Claims
 
 PATIENCE, LEAST = 3.0, 5.0  # times what a part takes here, and seconds, after which that of another is drawn too
-_POLL = (0.05, 2.0)  # seconds between two looks, growing from one to the other
+_POLL = (0.05, 5.0)  # seconds between two looks, growing from one to the other
+_WATCHED = 8  # parts of others that a process which has nothing to do looks at
 
 
 class Pause(NamedTuple):
@@ -25,7 +26,9 @@ class Queue:
     name   of a part
 
     A part is taken if nobody has a claim on it. When no such is left, those of processes that died are, and those of
-    processes much slower than this one: two that draw the same part write the same bytes.
+    processes much slower than this one: two that draw the same part write the same bytes. Folders are listed when
+    what is known of them has been used up, and while all others are at work a few parts are watched, so that hundreds
+    of processes ask little of a file system (docs/scale.md).
     """
 
     def __init__(
@@ -48,28 +51,38 @@ class Queue:
 
     def steps(self) -> Iterator["int | Pause"]:
         """Parts, and pauses that are to be made before the next."""
-        pause, slow = _POLL[0], None
         while left := self._left():
-            taken = False
+            before, claimed = self._count, self.claims.names()
             for part in left:
-                if not self.claims.take(self.name(part), slow=slow):
-                    continue
-                taken = True
-                if self.has(part):  # since the last look, and perhaps others with it
-                    self.claims.drop(self.name(part))
-                    break
-                start = self.claims.clock()
-                yield part
-                self._seconds, self._count = self._seconds + self.claims.clock() - start, self._count + 1
-            slow = None if taken else self._patience()
-            pause = _POLL[0] if taken else min(2 * pause, _POLL[1])
-            if not taken:
-                yield Pause(pause)
+                if self.name(part) not in claimed and self.claims.take(self.name(part)):
+                    if self.has(part):  # since the look, and perhaps others with it
+                        self.claims.drop(self.name(part))
+                        break
+                    yield from self._one(part)
+            if self._count == before:
+                yield from self._watched(left[:_WATCHED])
 
     def _left(self) -> list[int]:
         done = self.done()
         self.claims.sweep({self.name(part) for part in self.parts if part in done})
         return [part for part in self.parts if part not in done]
+
+    def _one(self, part: int) -> Iterator[int]:
+        """A part that is ours, and the time that it takes."""
+        start = self.claims.clock()
+        yield part
+        self._seconds, self._count = self._seconds + self.claims.clock() - start, self._count + 1
+
+    def _watched(self, parts: Sequence[int]) -> Iterator["int | Pause"]:
+        """Pauses until these parts are done, or one that can be taken over."""
+        pause = _POLL[0]
+        while parts := [part for part in parts if not self.has(part)]:
+            for part in parts:
+                if self.claims.take(self.name(part), slow=self._patience()):
+                    yield from self._one(part)
+                    return
+            yield Pause(pause)
+            pause = min(2 * pause, _POLL[1])
 
     def _patience(self) -> float | None:
         """Seconds after which a claim is that of a slow process; None where nothing is known of how long parts take."""

@@ -66,6 +66,13 @@ class Claims:
         with suppress(OSError):  # another process has claims in it, or it is gone
             self.folder.rmdir()
 
+    def names(self) -> set[str]:
+        """All claims that there are."""
+        try:
+            return set(os.listdir(self.folder))
+        except FileNotFoundError:  # a process that ended has removed it, empty
+            return set()
+
     def take(self, name: str, *, slow: float | None = None) -> bool:
         """Claim a part, and tell whether it is ours now: nobody has a claim on it but a dead process.
 
@@ -95,9 +102,8 @@ class Claims:
 
     def sweep(self, done: set[str]) -> None:
         """Remove claims on parts that are done, which dead processes have left."""
-        with suppress(FileNotFoundError):
-            for name in done.intersection(os.listdir(self.folder)) - self._mine.keys():
-                self._remove(name)
+        for name in done & self.names() - self._mine.keys():
+            self._remove(name)
 
     def _expired(self, name: str, slow: float | None) -> bool:
         """Tell the claim of a dead process, or of one that has been as slow as that."""
