@@ -66,10 +66,11 @@ class Stream:
 
 
 def stream(source: str | Path, size: int = 256) -> Stream:
-    """The pictures of a source that `load` takes, at most `size` at a time: of folders one file is in memory at a time.
+    """The pictures of a source that `load` takes, at most `size` at a time.
 
-    Indices are those of the shards, or count from 0 in the order of `load`. Bytes stay bytes. Raises what `load` does;
-    numbers of shards are compared at once, other contents when their turn comes.
+    Of a folder no more than two shards, or two parts, are in memory. Indices are those of the shards, or count from 0
+    in the order of `load`. Bytes stay bytes. Raises what `load` does; numbers of shards are compared at once, other
+    contents when their turn comes.
     """
     argument("size", size, Integer(1))
     path = Path(source)
@@ -82,11 +83,9 @@ def stream(source: str | Path, size: int = 256) -> Stream:
     return Stream(len(array), lambda: _of_arrays([(array, np.arange(len(array)))], str(path), size))
 
 
-def _of_arrays(
-    arrays: Iterable[tuple[np.ndarray, np.ndarray]], name: str, size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of images and indices, as tensors."""
-    for images, index in arrays:
+def _of_arrays(pairs: Iterable[_Pair], name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of images and their numbers, as tensors."""
+    for images, index in pairs:
         for start in range(0, len(images), size):
             part = images[start : start + size]
             as_tensor = torch.from_numpy(part) if part.dtype == np.uint8 else _signed(part, name)

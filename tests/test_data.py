@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -290,3 +291,60 @@ def test_image_files_are_those_of_a_folder_and_of_folders_in_it(tmp_path):
     write_images(tmp_path / "inner", GREY, ".JPG")
     assert [p.name for p in data.image_files(tmp_path)] == ["0.png", "1.png", "0.JPG", "1.JPG"]
     assert [p.name for p in data.image_files(tmp_path, inside=False)] == ["0.png", "1.png"]
+
+
+# --- a few at a time ---
+
+
+def streamed(source, size=256):
+    """All parts of a stream together, as `load` has them."""
+    found = data.stream(source, size)
+    parts = list(found)
+    assert max(len(images) for images, _ in parts) <= size
+    images, index = (torch.cat(some) for some in zip(*parts, strict=True))
+    assert torch.equal(index, torch.arange(found.count))
+    return images / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+@pytest.mark.parametrize("size", [1, 3, 256])
+def test_stream_has_what_load_has(tmp_path, size):
+    deep = np.linspace(-1, 1, 7 * 20).reshape(7, 4, 5)
+    np.save(tmp_path / "floats.npy", deep)
+    np.savez(tmp_path / "bytes.npz", images=np.repeat(COLOUR, 3, 0), labels=np.arange(6))
+    write_images(tmp_path / "grey", np.repeat(GREY, 2, 0))
+    write_images(tmp_path / "grey" / "more", GREY)
+    write_images(tmp_path / "colour", COLOUR)
+    for name in ("floats.npy", "bytes.npz", "grey", "colour"):
+        torch.testing.assert_close(streamed(tmp_path / name, size), data.load(tmp_path / name), rtol=0, atol=1e-6)
+    assert torch.equal(streamed("digits", 500), data.load("digits"))
+
+
+def test_stream_holds_one_part_of_a_folder(tmp_path, monkeypatch):
+    """Pixels that are alive when another picture is opened: those of a part, however many files there are."""
+    folder, alive, most = write_images(tmp_path / "many", np.repeat(GREY, 20, 0)), [], []
+    read = data._pixels
+
+    def counted(image):
+        most.append(sum(r() is not None for r in alive))
+        found = read(image).copy()
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(data, "_pixels", counted)
+    assert sum(len(images) for images, _ in data.stream(folder, 4)) == 40
+    assert max(most) <= 4
+
+
+def test_stream_refuses_what_load_refuses(tmp_path):
+    np.save(tmp_path / "wild.npy", np.full((2, 4, 5), np.nan))
+    with pytest.raises(ValueError, match=r"wild\.npy: floating-point images must be finite"):
+        list(data.stream(tmp_path / "wild.npy"))
+    folder = write_images(tmp_path / "mixed", [GREY[0], GREY[1][:3]])
+    with pytest.raises(ValueError, match=r"1\.png is \(3, 5\), but .*0\.png is \(4, 5\)"):
+        list(data.stream(folder))
+    with pytest.raises(FileNotFoundError, match=r"gone\.npy does not exist"):
+        data.stream(tmp_path / "gone.npy")
+    with pytest.raises(ValueError, match=r"one of digits, mnist5k, .* got cifar"):
+        data.stream("cifar")
+    with pytest.raises(ValueError, match="size must be an integer of at least 1: got 0"):
+        data.stream("digits", 0)

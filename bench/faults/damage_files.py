@@ -20,6 +20,7 @@ from gms_fast import data, io, search, solvers, statistics
 from gms_fast.models import MomentUNet, PointCloud
 from gms_fast.quality import matrix
 from gms_fast.quality.cells import Cell
+from gms_fast.quality.running import KEPT, Running
 from gms_fast.schedules import VP, VPLinear
 from gms_fast.search.gms import _Values
 from gms_fast.solvers import GGDMTable
@@ -162,6 +163,19 @@ def _arrays(packed: bool) -> Callable[[dict[str, Tensor], Path], None]:
     return lambda weights, path: save(path, **{name: weight.numpy() for name, weight in weights.items()})
 
 
+def _running() -> Running:
+    found = Running(5, "some", {"shards": ["a"]})
+    found.update(torch.rand(60, 5, generator=torch.Generator().manual_seed(0)).double(), torch.arange(60))
+    return found
+
+
+def _shards(folder: Path) -> None:
+    (folder / "d").mkdir()
+    pixels = (POINTS.numpy() * 100 + 100).astype(np.uint8)
+    for name, part in (("a", np.arange(5)), ("b", np.arange(5, 8))):
+        np.savez(folder / "d" / f"{name}.npz", images=pixels[part], index=part, said="text")
+
+
 KINDS = {
     "folder": Kind(
         lambda folder: io.save(network(), folder / "m"),
@@ -217,6 +231,18 @@ KINDS = {
         ("d/a.png", "d/b.bmp", "d/c.webp"),
         lambda folder: data.load(folder / "d"),
         _sound_images,
+    ),
+    "shards": Kind(
+        _shards,
+        ("d/a.npz", "d/b.npz"),
+        lambda folder: torch.cat([images for images, _ in data.stream(folder / "d", 3)]) / 127.5 - 1,
+        _sound_images,
+    ),
+    "running statistics": Kind(
+        lambda folder: _running().save(folder / "r.safetensors"),
+        ("r.safetensors",),
+        lambda folder: Running.load(folder / "r.safetensors"),
+        lambda found: finite(found.mean, found.scatter, found.rows) and len(found.index) == min(found.count, KEPT),
     ),
     "matrix": Kind(_matrix, (matrix.SETTINGS, matrix.RECORDS), _read_matrix, _sound_records),
 }

@@ -47,6 +47,31 @@ def test_frechet_distance_of_a_shift_and_of_a_scale():
     assert measures.frechet_distance(doubled, x) == pytest.approx(float(torch.trace(torch.cov(x.T))), rel=1e-6)
 
 
+def torchmetrics_frechet(x, y):
+    from torchmetrics.image.fid import _compute_fid
+
+    (mu, S), (nu, T) = ((z.mean(0), torch.cov(z.T).view(z.shape[1], -1)) for z in (x, y))
+    return float(_compute_fid(mu, S, nu, T))
+
+
+@pytest.mark.parametrize("width", [1, 3, 64])
+def test_frechet_distance_is_that_of_torchmetrics(width):
+    x, y = points(200, width, 1) @ points(width, width, 4), points(300, width, 2) + 0.1
+    assert measures.frechet_distance(x, y) == pytest.approx(torchmetrics_frechet(x, y), rel=1e-9)
+
+
+def test_frechet_distance_of_flat_data_keeps_its_digits():
+    """Turning both sets changes nothing; roots of eigenvalues of S S' near zero would be off by 1e-8 of the largest."""
+    x, y = points(300, 44, 1).relu(), 2 * points(300, 44, 2)
+    turn = torch.linalg.qr(points(64, 64, 3)).Q
+    turned = [torch.cat([z, torch.zeros(300, 20).double()], 1) @ turn for z in (x, y)]
+    assert measures.frechet_distance(*turned) == pytest.approx(measures.frechet_distance(x, y), rel=1e-12)
+    assert measures.frechet_distance(x, y) == pytest.approx(torchmetrics_frechet(x, y), rel=1e-9)
+    one = torch.ones(100, 3).double()
+    assert measures.frechet_distance(one, one + 2) == pytest.approx(12)
+    assert measures.frechet_distance(x, x) < 1e-12
+
+
 def test_kernel_distance_is_the_unbiased_mean_discrepancy():
     x, y = points(60, 5, 1), points(60, 5, 2) + 0.5
     kernel = [(a @ b.T / 5 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
