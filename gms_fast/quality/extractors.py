@@ -5,6 +5,7 @@ unpickle parts of an exported one: load only what you trust. Other files are ref
 """
 
 import copy
+import functools
 import importlib
 import warnings
 import zipfile
@@ -24,6 +25,8 @@ from gms_fast.storage.schema import Choice, Optional, argument, short
 INPUTS = ("[-1,1]", "[0,1]", "uint8")
 PIXELS = "pixels"
 _WANTED = f"{PIXELS}, {', '.join(classifier.SIDES)}, package.module:attribute or a TorchScript or torch.export file"
+
+_ASK = "return_features"  # by which the Inception of StyleGAN and EDM gives features in place of classes
 
 Place = Callable[[torch.device], Callable[[Tensor], Any]]
 
@@ -92,8 +95,9 @@ def load(
     """The feature network of a text.
 
     text      "pixels"; "mnist5k" or "digits", the classifiers of `quality.classifier`; "package.module:attribute", a
-              torch module, or a class or function that makes one without arguments; a file of TorchScript
-              (`torch.jit.save`) or of `torch.export.save` with a batch of any size. See the module for what they run
+              torch module, or a class or function that makes one without arguments; a file of TorchScript (asked for
+              `return_features` where it knows that word, as StyleGAN's Inception does), or of `torch.export.save` with
+              a batch of any size. See the module for what they run
     input     what a network of yours takes: "[-1,1]" (default), "[0,1]" or "uint8", as the Inception files of StyleGAN
               and EDM do. Nothing can tell, and a wrong one gives wrong features without an error
     channels  3 to repeat grey images for a network of three; default: as they are
@@ -146,11 +150,16 @@ def _of_file(text: str) -> tuple[Place, str]:
     path = Path(text)
     scripted = _is_script(path)
     mark = f"{'TorchScript' if scripted else 'torch.export'} {fingerprints.of_files({'': path})}"
-    if not scripted:
-        return _exported(path), mark
+    return _scripted(path) if scripted else _exported(path), mark
+
+
+def _scripted(path: Path) -> Place:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch, which has exported programs in its place
-        return torch.jit.load(path, map_location="cpu").eval().to, mark
+        network = torch.jit.load(path, map_location="cpu").eval()
+    if all(argument.name != _ASK for argument in network.forward.schema.arguments):
+        return network.to
+    return lambda device: functools.partial(network.to(device), **{_ASK: True})
 
 
 def _exported(path: Path) -> Place:

@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 import torch
-from feature_networks import Answer, Seen, half, small
+from feature_networks import Answer, Asked, Seen, half, small
 
 from gms_fast import data
 from gms_fast.quality import classifier, extractors
@@ -76,6 +76,16 @@ def test_network_is_given_what_it_takes(files, input, mean, most, given):
     features = found(images if given == "bytes" else images / 127.5 - 1)
     wanted = torch.tensor([float(mean), most, 1.0, float(input == "uint8")])
     torch.testing.assert_close(features, wanted.expand(3, 4))
+
+
+def test_features_are_asked_for_where_a_script_gives_classes(tmp_path):
+    torch.jit.script(Asked()).save(tmp_path / "inception.pt")
+    found = extractors.load(tmp_path / "inception.pt", input="uint8", channels=3)
+    torch.testing.assert_close(found(BYTES), BYTES.float().mean((2, 3)))
+    torch.testing.assert_close(found(SIGNED), found(BYTES))
+    assert found(BYTES[:, :1]).shape == (2, 3)
+    with pytest.raises(ValueError, match="features inception do not take images"):
+        extractors.load(tmp_path / "inception.pt", input="[0,1]")(BYTES)
 
 
 def test_grey_images_are_repeated_where_that_is_asked_for(files):

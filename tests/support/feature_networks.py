@@ -18,6 +18,16 @@ class Seen(nn.Module):
         return self.weight * torch.cat([numbers, what.expand(len(x), 2)], 1)
 
 
+class Asked(nn.Module):
+    """Classes, or features where they are asked for as StyleGAN's Inception is; of bytes in three channels alone."""
+
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert images.dtype == torch.uint8
+        assert images.shape[1] == 3
+        features = images.float().mean((2, 3))
+        return features if return_features else features.sum(1, keepdim=True)
+
+
 class Answer(nn.Module):
     """A network that gives what it is told."""
 
