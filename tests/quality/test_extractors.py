@@ -55,6 +55,20 @@ def test_files_of_networks_give_their_features(files, name):
     assert "cpu" in str(found.to("cpu").device)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+@pytest.mark.parametrize("name", ["scripted.pt", "exported.pt2", "feature_networks:small"])
+def test_networks_move_to_a_gpu(files, name):
+    text = name if ":" in name else files / name
+    x = torch.rand(5, 3, 8, 8) * 2 - 1
+    on_gpu = extractors.load(text, device="cuda")
+    features = on_gpu(x)
+    assert features.is_cuda
+    torch.testing.assert_close(features.cpu(), extractors.load(text)(x), rtol=0, atol=1e-2)  # TF32 has 10 bits
+    assert on_gpu.mark == extractors.load(text).mark
+    assert not on_gpu.to("cpu")(x).is_cuda
+
+
 def test_marks_tell_networks_and_inputs_apart(files):
     every = [extractors.load(files / name).mark for name in ("scripted.pt", "traced.pt", "exported.pt2")]
     every += [extractors.load(files / "scripted.pt", input=i).mark for i in ("[0,1]", "uint8")]
