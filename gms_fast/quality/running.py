@@ -191,8 +191,8 @@ def measured(
     Raises ValueError as `data.stream`, the features and `Running.update` do, and for a source without pictures.
     """
     pairs = data.stream(source, batch_size) if isinstance(source, (str, Path)) else source
-    running = None
-    with tqdm(total=getattr(pairs, "count", None), disable=not progress, unit="picture") as bar:
+    running, total = None, pairs.count if isinstance(pairs, data.Stream) else None
+    with tqdm(total=total, disable=not progress, unit="picture") as bar:
         for images, index in pairs:
             rows = features(images)
             running = running or Running(rows.shape[1], features.mark)

@@ -178,6 +178,7 @@ def test_measured_takes_data_and_pairs():
     torch.testing.assert_close(found.covariance, torch.cov(images.double().flatten(1).T), rtol=1e-12, atol=1e-14)
     digits = running.measured("digits", extractors.load("digits"), 500)
     assert (digits.count, digits.width) == (1797, 64)
+    assert running.measured([(images, torch.arange(300))], network, progress=True).count == 300
     with pytest.raises(ValueError, match="source must hold pictures: got none"):
         running.measured([], network)
 
