@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench.docs.loop_table import STEP, STEPS, loop_table
 from bench.docs.roofline import draw, points
+from bench.docs.scale import claims_table, generation_table, scale_table
 from bench.experiments import any_network, editing
 from bench.gpu.targets import TARGETS, card
 from bench.records.checkout import RESULTS, ROOT
@@ -150,11 +151,18 @@ OF_EDITING = {
     f"bench/results/editing.json {name}": lambda name=name, table=table: table(load("editing.json")[name])
     for name, table in editing.TABLES.items()
 }
+OF_GENERATION = {"bench/results/generation.json": lambda: generation_table(load("generation.json"))}
+OF_SCALE = {
+    "bench/results/released_step_h200.json": lambda: scale_table(load("released_step_h200.json")),
+    "bench/results/claims.json": lambda: claims_table(load("claims.json")),
+}
 PAGES = {
     README: BLOCKS,
     ROOT / "docs" / "diffusers.md": OF_DIFFUSERS,
     ROOT / "docs" / "heads.md": OF_HEADS,
     ROOT / "docs" / "editing.md": OF_EDITING,
+    ROOT / "docs" / "generation.md": OF_GENERATION,
+    ROOT / "docs" / "scale.md": OF_SCALE,
 }
 
 

@@ -29,7 +29,10 @@ RUNS = 3
 
 
 class Case(NamedTuple):
-    """Processes that share parts: the seconds of a part, a share of them slow by a factor, hours to a death."""
+    """Processes that share parts: the seconds of a part, a share of them slow by a factor, hours to a death.
+
+    placed  whether each begins at a place of its own, as ranks of one torchrun do
+    """
 
     processes: int
     parts: int
@@ -38,6 +41,7 @@ class Case(NamedTuple):
     slower: float
     hours: float
     restart: float = 120.0
+    placed: bool = True
 
 
 CASES = {
@@ -45,8 +49,9 @@ CASES = {
     "64, one in ten is 4 times as slow": Case(64, 4096, 60, 0.1, 4, math.inf),
     "64, each dies every 2 hours": Case(64, 4096, 60, 0, 1, 2),
     "512, nothing goes wrong": Case(512, 48828, 60, 0, 1, math.inf),
+    "512 that know nothing of each other": Case(512, 48828, 60, 0, 1, math.inf, placed=False),
     "512, one in fifty is 4 times as slow, each dies every 6 hours": Case(512, 48828, 60, 0.02, 4, 6),
-    "512, each dies every half an hour": Case(512, 48828, 60, 0, 1, 0.5),
+    "512, each dies every hour": Case(512, 48828, 60, 0, 1, 1),
     "512 for 256 parts": Case(512, 256, 60, 0, 1, 6),
 }
 
@@ -135,10 +140,10 @@ class Played:
 
     def _begin(self, rank: int) -> None:
         """A process of this rank, which begins at its own place."""
-        first, world = self.case.parts * rank // self.case.processes, self.world
+        first, world = self.case.parts * rank // self.case.processes if self.case.placed else 0, self.world
         parts = [*range(first, self.case.parts), *range(first)]
         claims = Simulated(world)
-        queue = Queue(parts, world.listed, world.has, _name, claims)
+        queue = Queue(parts, world.listed, world.has, _name, claims, self.draw)
         dies = world.now + 3600 * self.case.hours * self.draw.expovariate(1)
         self._go_on(rank, claims, queue.steps(), dies)
 

@@ -1,5 +1,6 @@
 """The parts of a run that are left, shared by processes which know of each other by the folder alone."""
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -24,6 +25,7 @@ class Queue:
     done   gives those that are done: a look at the folder
     has    tells whether one is
     name   of a part
+    draw   chooses a place further on where another process is at work
 
     A part is taken if nobody has a claim on it. When no such is left, those of processes that died are, and those of
     processes much slower than this one: two that draw the same part write the same bytes. Folders are listed when
@@ -38,8 +40,10 @@ class Queue:
         has: Callable[[int], bool],
         name: Callable[[int], str],
         claims: Claims,
+        draw: random.Random | None = None,
     ) -> None:
         self.parts, self.done, self.has, self.name, self.claims = parts, done, has, name, claims
+        self.draw = draw or random.Random()
         self._seconds, self._count = 0.0, 0
 
     def __iter__(self) -> Iterator[int]:
@@ -53,12 +57,16 @@ class Queue:
         """Parts, and pauses that are to be made before the next."""
         while left := self._left():
             before, claimed = self._count, self.claims.names()
-            for part in left:
-                if self.name(part) not in claimed and self.claims.take(self.name(part)):
-                    if self.has(part):  # since the look, and perhaps others with it
-                        self.claims.drop(self.name(part))
-                        break
-                    yield from self._one(part)
+            free, place = [part for part in left if self.name(part) not in claimed], 0
+            while free:
+                part = free.pop(place % len(free))
+                if not self.claims.take(self.name(part)):
+                    place = self.draw.randrange(len(free) + 1)  # away from where others are
+                    continue
+                if self.has(part):  # since the look, and perhaps others with it
+                    self.claims.drop(self.name(part))
+                    break
+                yield from self._one(part)
             if self._count == before:
                 yield from self._watched(left[:_WATCHED])
 

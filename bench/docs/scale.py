@@ -1,0 +1,82 @@
+"""Tables of docs/generation.md, and of docs/scale.md: hours, files and requests by number of GPUs and pictures, and claims that were played."""
+
+from itertools import product
+from typing import Any
+
+from gms_fast.generation.loop import BATCHES
+from gms_fast.storage.claims import BEAT
+
+CALLS, BATCH, COSTLIER = 11, 256, (1, 100)  # of a sample by ten steps; of a rank; times the measured network
+GPUS, PICTURES = (1, 8, 64), (50_000, 1_000_000, 100_000_000)
+NETWORK = "CIFAR-10's size"  # of bench/results/released_step_h200.json
+SIDES = {1: 32, 100: 256}  # of pictures in colour
+COLUMNS = ("hours", "of ideal", "drawn twice", "deaths", "create / s", "look / s", "list / s", "beat / s", "most / s")
+
+
+def rate(measured: dict[str, Any]) -> float:
+    """Calls of the network for one sample, a second."""
+    row = next(row for row in measured["rows"] if row["network"] == NETWORK)
+    return row["size"][0] / row["ms"]["the network alone"] * 1000
+
+
+def scale_table(measured: dict[str, Any]) -> str:
+    """Rows by cost of the network, number of pictures and of GPUs."""
+    header = ("network", "pictures", "GPUs", "time", "shards", "on disk", "claims", "beats")
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    calls = rate(measured)
+    for costlier, n, gpus in product(COSTLIER, PICTURES, GPUS):
+        seconds = n * CALLS * costlier / calls / gpus
+        shards = -(-n // (BATCH * BATCHES))
+        size = n * 3 * SIDES[costlier] ** 2
+        name = f"{NETWORK}, measured" if costlier == 1 else f"{costlier} times as costly, {SIDES[costlier]} pixels"
+        requests = _rate(4 * shards / seconds), _rate(gpus / BEAT)
+        cells = (name, f"{n:,}", gpus, _time(seconds), f"{shards:,}", _bytes(size), *requests)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def claims_table(played: dict[str, Any]) -> str:
+    """Rows by case of `bench.experiments.claims`."""
+    lines = [f"| case | parts | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for name, row in played["rows"].items():
+        cells = [_cell(column, row[column]) for column in COLUMNS]
+        lines.append(f"| {name} | {played['cases'][name]['parts']:,} | {' | '.join(cells)} |")
+    commit = played["environment"]["commit"]
+    return "\n".join([*lines, "", f"Commit {commit}, medians of {played['runs']} plays; a part takes 60 s."])
+
+
+def generation_table(measured: dict[str, Any]) -> str:
+    """The network's share of the time, and memory by number of pictures, of `bench.speed.generation`."""
+    lines = ["| one process, two cores | the network's share of the time |", "|---|---|"]
+    for name, (least, middle, most) in measured["share"].items():
+        lines.append(f"| {name} | {middle:.1%} ({least:.1%} to {most:.1%}) |")
+    lines += ["", "| digits, drawn and measured | starter, MiB | ranks, MiB |", "|---|---|---|"]
+    for row in measured["memory"]:
+        lines.append(f"| {row['n']:,} | {row['starter']} | {', '.join(map(str, row['ranks']))} |")
+    return "\n".join([*lines, "", f"Commit {measured['environment']['commit']}."])
+
+
+def _cell(column: str, value: float) -> str:
+    if column == "drawn twice":
+        return f"{value:.2%}"
+    if column in ("deaths", "most / s"):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _bytes(size: float) -> str:
+    for unit, length in (("TB", 1e12), ("GB", 1e9)):
+        if size >= length:
+            return f"{size / length:.3g} {unit}"
+    return f"{size / 1e6:.3g} MB"
+
+
+def _rate(of: float) -> str:
+    return f"{of:.2g} / s" if of >= 0.1 else f"{60 * of:.2g} / min"
