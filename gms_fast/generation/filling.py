@@ -86,10 +86,12 @@ class _Filling:
 def _remove_broken(job: Job) -> int:
     """Delete broken shards, of which each rank looks at a share; the number of them."""
     looked_at = job.drawn().intersection(job.parts[job.rank :: job.world]) if job.shards.kept else ()
-    broken = [part for part in sorted(looked_at) if _is_broken(job, part)]
-    for part in broken:
-        job.shards.remove(part)
-    return len(broken)
+    count = 0
+    for part in sorted(looked_at):
+        if _is_broken(job, part):
+            job.shards.remove(part)  # at once: in a while it may be one that another process has made anew
+            count += 1
+    return count
 
 
 def _is_broken(job: Job, part: int) -> bool:
@@ -98,6 +100,8 @@ def _is_broken(job: Job, part: int) -> bool:
         job.shards.read(part)
     except OtherRunError:
         raise
+    except FileNotFoundError:  # another process has removed it
+        return False
     except ValueError as error:
         warnings.warn(f"{error}; it is made anew", stacklevel=6)
         return True

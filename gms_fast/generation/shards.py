@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,20 +85,20 @@ class Shards:
             pictures, index, text = self._read(path, indices)
             made = json_value(text)
             schema.check("it", made, _MADE)
+            if made["run"] != self.run:
+                raise OtherRunError(f"shard {path} is of the run {made['run']}, not of {self.run}")
             if index != list(indices) or (made["first"], made["count"]) != (indices[0], len(indices)):
                 raise ValueError(f"it has other samples than {indices[0]} to {indices[-1]}")
             if pictures.dtype != torch.uint8 or tuple(pictures.shape) != (len(indices), *self.shape):
                 raise ValueError(
                     f"it has {pictures.dtype} {tuple(pictures.shape)}, wanted {len(indices)} of {self.shape}"
                 )
-            if made["run"] != self.run:
-                raise OtherRunError(f"shard {path} is of the run {made['run']}, not of {self.run}")
             if made["sha256"] != _digest(pictures):
                 raise ValueError("its pictures have another checksum than it says")
         return pictures, made
 
     def remove(self, part: int) -> None:
-        """Delete a shard."""
+        """Delete a shard, if it is there. Raises FileExistsError for a folder with files of others."""
         raise NotImplementedError
 
     def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None:
@@ -145,10 +146,13 @@ class Pictures(Shards):
         return f"{index:0{_DIGITS}d}.png"
 
     def remove(self, part: int) -> None:
-        path = self.folder / self.name(part)
-        for file in (MADE, *map(self._file, self.cut[part])):
-            atomic.remove(path / file)
-        path.rmdir()
+        path, files = self.folder / self.name(part), [MADE, *map(self._file, self.cut[part])]
+        with suppress(FileNotFoundError):  # another process is quicker
+            if strange := sorted({*atomic.visible(path)}.difference(files)):
+                raise FileExistsError(f"shard {path} holds files of others ({', '.join(strange[:3])}): move them")
+            for file in files:
+                atomic.remove(path / file)
+            path.rmdir()
 
 
 class Nowhere(Shards):
