@@ -47,7 +47,7 @@ class Share:
     @classmethod
     def of(cls, text: str) -> "Share":
         """The share that a text like "3/8" says. Raises ValueError."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
+        found = re.fullmatch(r"(\d+)/(\d+)", str(text).strip(), re.ASCII)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise ValueError(f"shard must be K/N with K from 1 to N, as 3/8: got {text!r}")
         return cls(int(found[1]), int(found[2]))

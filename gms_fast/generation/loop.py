@@ -85,7 +85,7 @@ def generate(
     Raises ValueError or TypeError naming the argument before anything is drawn, FileExistsError for a folder with files
     of others, OSError where the folder cannot be written, MemoryError where a single sample is too large.
     """
-    if verify is not None and not 0 < verify <= 1:
+    if verify is not None and not (isinstance(verify, (int, float)) and 0 < verify <= 1):
         raise ValueError(f"verify must be a share of the samples, more than 0 and at most 1: got {verify}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}: got {form!r}")
