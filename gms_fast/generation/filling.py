@@ -103,7 +103,7 @@ def _is_broken(job: Job, part: int) -> bool:
     except FileNotFoundError:  # another process has removed it
         return False
     except ValueError as error:
-        warnings.warn(f"{error}; it is made anew", stacklevel=6)
+        warnings.warn(f"{error}; it is made anew", stacklevel=5)
         return True
     return False
 

@@ -114,7 +114,7 @@ class Measured:
             running = Running.load(path)
             schema.check(f"statistics {path}", running.said, _SAID)
         except ValueError as error:
-            warnings.warn(f"{error}; what it counted is counted anew", stacklevel=6)
+            warnings.warn(f"{error}; what it counted is counted anew", stacklevel=5)
             atomic.remove(path)
             return None
         if running.features != self.features.mark:

@@ -41,16 +41,25 @@ def full(*_):
     raise OSError(28, "No space left on device")
 
 
+def written(write, *calls, end=None):
+    """Write something in each call, one of which may be an error that the block ends with."""
+    with Writer(write) as writer:
+        for call in calls:
+            writer(call)
+        if end is not None:
+            raise end
+
+
 def test_error_of_a_write_comes_with_the_next():
-    with pytest.raises(OSError, match="No space"), Writer(full) as writer:
+    with Writer(full) as writer:
         writer(1)
-        writer(2)
-        pytest.fail("the error is lost")
+        with pytest.raises(OSError, match="No space"):
+            writer(2)
 
 
 def test_error_of_the_last_write_comes_at_the_end_and_once():
-    with pytest.raises(OSError, match="No space"), Writer(full) as writer:
-        writer(1)
+    with pytest.raises(OSError, match="No space"):
+        written(full, 1)
     with Writer(full) as writer:
         writer(1)
         with pytest.raises(OSError, match="No space"):
@@ -59,17 +68,15 @@ def test_error_of_the_last_write_comes_at_the_end_and_once():
 
 
 def test_error_of_the_block_is_the_one_that_is_told_and_the_write_is_finished():
-    written = []
+    finished = []
 
     def slow(i):
         time.sleep(0.05)
-        written.append(i)
+        finished.append(i)
 
-    with pytest.raises(KeyboardInterrupt), Writer(slow) as writer:
-        writer(1)
-        raise KeyboardInterrupt
-    assert written == [1]
-    with pytest.raises(KeyboardInterrupt), Writer(full) as writer:
-        writer(1)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        written(slow, 1, end=KeyboardInterrupt())
+    assert finished == [1]
+    with pytest.raises(KeyboardInterrupt):
+        written(full, 1, end=KeyboardInterrupt())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("writer")]

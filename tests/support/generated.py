@@ -39,6 +39,17 @@ def made(out, model=None, **options):
     return generate(Net() if model is None else model, out, **{**SMALL, **options})
 
 
+def fails_at(call, error=None):
+    """What a network is to be told its rows by, to fail at a call of that number, 0 the first."""
+    calls = iter(range(call))
+
+    def seen(rows):
+        if next(calls, None) is None:
+            raise error or RuntimeError("broken network")
+
+    return seen
+
+
 def forked(act, **environment):
     """A child of this process that does `act` and ends, with status 1 and a trace where that fails."""
     child = os.fork()
