@@ -42,11 +42,15 @@ class Drawing:
     def part(self, indices: range, told: Callable[[int], object] = lambda count: None) -> Tensor:
         """The pictures (N, C, H, W) of samples, grey levels uint8 on the CPU; `told` is told how many more there are.
 
+        All are drawn with as many rows at a time, so that they can be drawn again in the same way.
         Raises ValueError naming the step where a sample is not finite, MemoryError where one alone is too large.
         """
         pictures: Tensor | None = None
         for start in range(indices.start, indices.stop, self.batch_size):
-            levels = self._levels(start)
+            at_a_time, levels = self.rows, self._levels(start)
+            if pictures is not None and self.rows < at_a_time:
+                told(indices.start - start)
+                return self.part(indices, told)
             stop = min(start + self.batch_size, indices.stop)
             if pictures is None:
                 pinned = levels.device.type == "cuda"

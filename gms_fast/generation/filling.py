@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -49,20 +50,22 @@ class _Filling:
             for part in Queue(self._order(), look, job.has, job.shards.name, self.claims):
                 writer(part, *self._pictures(part))
 
-    def _pictures(self, part: int) -> tuple[Tensor, bool]:
-        """(pictures, whether they are new): those of a shard that was drawn, but not measured, are there."""
-        if self.job.shards.kept and self.job.shards.has(part):
-            return self.job.shards.read(part)[0], False
-        self.count += len(self.job.cut[part])
-        return self.job.drawing.part(self.job.cut[part], self._tell), True
+    def _pictures(self, part: int) -> tuple[Tensor, dict[str, Any] | None]:
+        """(pictures, how they were drawn): None for those of a shard that is there, but is not measured."""
+        job = self.job
+        if job.shards.kept and job.shards.has(part):
+            return job.shards.read(part)[0], None
+        self.count += len(job.cut[part])
+        pictures, rows = job.drawing.part(job.cut[part], self._tell), job.drawing.rows
+        fewer = {} if rows == job.drawing.batch_size else {"network_rows": rows}
+        return pictures, {"device": device_kind(job.device), **fewer}
 
-    def _write(self, part: int, pictures: Tensor, new: bool) -> None:
+    def _write(self, part: int, pictures: Tensor, said: dict[str, Any] | None) -> None:
         """Write and measure a part, and give up the claim on it, whatever comes of it."""
         job, name = self.job, self.job.shards.name(part)
-        fewer = {} if job.drawing.rows == job.drawing.batch_size else {"network_rows": job.drawing.rows}
         try:
-            if new:
-                job.shards.write(part, pictures, device=device_kind(job.device), **fewer)
+            if said is not None:
+                job.shards.write(part, pictures, **said)
             if job.measured is not None:
                 job.measured.add(part, pictures, lambda: self.claims.ours(name))
         finally:

@@ -9,11 +9,12 @@ import time
 import warnings
 
 import pytest
+import torch
 from generated import NAMES, Net, fails_at, made
 
 from bench.faults.kills import content
 from gms_fast.data import load_image
-from gms_fast.generation import Report, drawing
+from gms_fast.generation import Report, drawing, filling
 from gms_fast.images import save_image
 from gms_fast.storage import atomic, claims
 
@@ -215,6 +216,27 @@ def test_error_of_the_network_leaves_what_is_finished(tmp_path, whole):
         made(tmp_path, Net(seen=fails_at(13)))
     assert made(tmp_path) == Report(drawn=5, there=16)
     assert content(tmp_path) == whole["npz"]
+
+
+def test_shard_says_how_it_was_drawn_whatever_comes_before_it_is_written(tmp_path, monkeypatch):
+    """Memory runs out for the second while the first waits to be written."""
+    out, calls = threading.Event(), []
+
+    class Late(filling.Writer):
+        def __init__(self, write):
+            super().__init__(lambda *arguments: (out.wait(30), write(*arguments)))
+
+    def seen(rows):
+        calls.append(rows)
+        if len(calls) > 8 and rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if rows == 2:
+            out.set()
+
+    monkeypatch.setattr(filling, "Writer", Late)
+    made(tmp_path, Net(seen=seen))
+    said = [b"network_rows" in (tmp_path / f"{name}.npz").read_bytes() for name in NAMES]
+    assert said == [False, True, True]
 
 
 # --- what others leave ---

@@ -1,0 +1,239 @@
+"""Drawing by index: conditions, decoders, devices that run out of memory, and whole batches."""
+
+import pytest
+import torch
+from generated import SMALL, Net, fails_at, made
+
+import gms_fast
+from bench.faults.kills import content
+from gms_fast.generation import drawing
+from gms_fast.generation.drawing import Drawing
+from gms_fast.generation.shards import FORMS, Cut
+from gms_fast.images import grey_levels
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+N = SMALL["n"]
+
+
+def drawn(model=None, n=N, batch_size=4, condition=None, decoder=None, **options):
+    asked = {"steps": 2, "solver": "ddpm", "seed": 0, "shape": None, "device": "cpu", "dtype": torch.float32}
+    model = Net() if model is None else model
+    return Drawing({"model": model, **asked, **options}, n, batch_size, condition, decoder)
+
+
+class Small:
+    """A network's memory: it runs out above so many rows."""
+
+    def __init__(self, most, error=None):
+        self.most, self.rows = most, []
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def __call__(self, rows):
+        self.rows.append(rows)
+        if rows > self.most:
+            raise self.error
+
+
+# --- batches ---
+
+
+def test_network_sees_whole_batches_alone():
+    rows = []
+    assert drawn(Net(seen=rows.append)).part(range(16, 21)).shape == (5, 1, 4, 4)
+    assert set(rows) == {4}
+
+
+def test_parts_are_what_is_between_their_indices():
+    whole, told = drawn().part(range(N)), []
+    assert whole.dtype == torch.uint8
+    assert whole.device.type == "cpu"
+    for first, last in ((0, 8), (8, 12), (4, 20), (20, 21)):
+        assert torch.equal(drawn().part(range(first, last), told.append), whole[first:last])
+        assert sum(told) == last - first
+        told.clear()
+    with pytest.raises(ValueError, match="indices must not be empty"):
+        drawn().part(range(3, 3))
+
+
+# --- conditions ---
+
+
+def brightness():
+    return torch.linspace(-0.5, 0.5, N)
+
+
+def want(values):
+    """The pictures of samples with each its brightness, drawn one batch after the other."""
+    index = torch.arange(24).clamp(max=N - 1).split(4)
+    parts = [
+        gms_fast.sample(Net(), 2, solver="ddpm", n=4, sample_offset=int(4 * i), condition={"brightness": values[rows]})
+        for i, rows in enumerate(index)
+    ]
+    return grey_levels(torch.cat(parts)[:N])
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [{"brightness": brightness()}, lambda index: {"brightness": brightness()[index]}],
+    ids=["tensor", "callable"],
+)
+def test_conditions_go_with_their_samples(condition):
+    got = drawn(condition=condition).part(range(N))
+    assert torch.equal(got, want(brightness()))
+    assert torch.equal(drawn(condition=condition).part(range(8, 16)), got[8:16])
+    assert not torch.equal(got, drawn().part(range(N)))
+
+
+def test_condition_of_all_goes_to_each():
+    got = drawn(condition={"brightness": torch.tensor([0.3])}).part(range(N))
+    assert torch.equal(got, want(torch.full((N,), 0.3)))
+
+
+def test_callable_is_given_the_indices_of_whole_batches():
+    asked = []
+
+    def condition(index):
+        asked.append(index.tolist())
+        return {"brightness": torch.zeros(len(index))}
+
+    drawn(condition=condition).part(range(16, N))
+    assert asked == [[16, 17, 18, 19], [20, 20, 20, 20]]
+
+
+def test_condition_that_a_network_does_not_take_is_an_error():
+    with pytest.raises(TypeError, match="colour"):
+        drawn(condition={"colour": torch.zeros(N)}).part(range(N))
+
+
+# --- decoders ---
+
+
+class Latent(Net):
+    """A network of latents, which are no pictures."""
+
+    sample_shape, clip = (1, 4, 4), None
+
+
+def decoded(z):
+    return torch.tanh(z).repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1)
+
+
+def test_latents_need_a_decoder(tmp_path):
+    with pytest.raises(ValueError, match=r"decoder must make pictures in \[-1, 1\] of this model's samples, whose ran"):
+        made(tmp_path / "x", Latent())
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("form", ["npz", "png"])
+def test_pictures_are_those_of_the_decoder(tmp_path, form):
+    made(tmp_path, Latent(), decoder=decoded, form=form)
+    shards = FORMS[form](tmp_path, Cut(N, 8), (3, 8, 8), "")
+    got = drawn(Latent(), decoder=decoded).part(range(8))
+    z = [gms_fast.sample(Latent(), 2, solver="ddpm", n=4, sample_offset=i) for i in (0, 4)]
+    assert torch.equal(got, grey_levels(decoded(torch.cat(z))))
+    with pytest.raises(ValueError, match=r"is of the run (\w+), not of ") as error:
+        shards.read(0)
+    shards.run = str(error.value).partition("of the run ")[2][:16]
+    assert torch.equal(shards.read(0)[0], got)
+    assert made(tmp_path, Latent(), decoder=decoded, form=form, verify=1).compared == N
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("most", [3, 2, 1])
+def test_network_is_asked_with_half_the_rows_where_memory_runs_out(most):
+    small = Small(most)
+    got = drawn(Net(seen=small))
+    assert torch.equal(got.part(range(N)), drawn().part(range(N)))
+    assert got.rows == {3: 2, 2: 2, 1: 1}[most]
+    assert small.rows[: small.rows.index(got.rows)] == [4, 2][: small.rows.index(got.rows)]
+    assert set(small.rows[small.rows.index(got.rows) :]) == {got.rows}  # it is not tried again
+
+
+@pytest.mark.parametrize("most", [3, 1])
+def test_shards_say_with_how_many_rows_they_were_made(tmp_path, most):
+    made(tmp_path / "few", Net(seen=Small(most)))
+    made(tmp_path / "all")
+    few, whole = content(tmp_path / "few"), content(tmp_path / "all")
+    assert few.keys() == whole.keys()
+    assert few["run.json"] == whole["run.json"]
+    assert all(b'"network_rows": %d' % {3: 2, 1: 1}[most] in few[name] for name in few if name != "run.json")
+    assert all(b"network_rows" not in whole[name] for name in whole)
+
+
+def test_memory_that_a_cpu_has_not_counts_too():
+    small = Small(1, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert torch.equal(drawn(Net(seen=small)).part(range(8)), drawn().part(range(8)))
+
+
+def test_part_whose_memory_runs_out_halfway_is_drawn_anew_with_equal_rows():
+    """So that it can be drawn again in the same way."""
+    small, told = Small(4), []
+
+    def seen(rows):
+        small.most = 2 if len(small.rows) >= 4 else 4
+        small(rows)
+
+    got = drawn(Net(seen=seen))
+    assert torch.equal(got.part(range(8), told.append), drawn().part(range(8)))
+    assert small.rows[:5] == [4] * 5
+    assert small.rows[5:] == [2] * (6 + 2 * 6)  # the second batch, and both
+    assert (got.rows, sum(told)) == (2, 8)
+
+
+def test_memory_for_not_even_one_is_told(tmp_path):
+    with pytest.raises(MemoryError, match="batch_size 4 is more than there is memory for, even a sample at a time"):
+        made(tmp_path, Net(seen=Small(0)))
+    assert content(tmp_path).keys() == {"run.json"}
+    assert made(tmp_path).drawn == N
+
+
+def test_other_errors_of_the_network_are_its_own():
+    rows = []
+
+    def seen(count):
+        rows.append(count)
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        drawn(Net(seen=seen)).part(range(4))
+    assert rows == [4]
+
+
+def test_decoder_is_given_fewer_too():
+    rows = []
+
+    def small(z):
+        rows.append(len(z))
+        if len(z) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decoded(z)
+
+    got = drawn(Latent(), decoder=small).part(range(8))
+    assert torch.equal(got, drawn(Latent(), decoder=decoded).part(range(8)))
+    assert rows[0] == 4
+    assert set(rows[1:]) == {2}
+
+
+# --- threads and devices ---
+
+
+def test_a_cpu_computes_with_one_thread_in_the_block():
+    torch.set_num_threads(3)
+    try:
+        with drawing.one_thread(torch.device("cpu")):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+        with drawing.one_thread(torch.device("meta")):
+            assert torch.get_num_threads() == 3
+        with pytest.raises(RuntimeError, match="broken network"), drawing.one_thread(torch.device("cpu")):
+            fails_at(0)(1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_kinds_of_devices_have_names():
+    assert drawing.device_kind(torch.device("cpu")).startswith("cpu ")
+    assert drawing.device_kind(torch.device("mps", 0)) == "mps"
