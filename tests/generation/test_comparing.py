@@ -44,7 +44,7 @@ def test_pictures_that_are_equal_are_told_so_and_nothing_is_written(tmp_path, fo
 def test_share_of_batches_is_drawn_at_random(tmp_path, monkeypatch, share, batches):
     made(tmp_path)
     found = set()
-    for seed in range(8):
+    for seed in range(20):
         calls = []
         monkeypatch.setattr(random, "SystemRandom", lambda seed=seed: random.Random(seed))
         found.add(made(tmp_path, Net(seen=calls.append), verify=share).compared)
