@@ -93,6 +93,13 @@ class Drawing:
             return None if self.condition is None else dict(self.condition(index))
         return {name: self._rows(value, index) for name, value in self.condition.items()}
 
+    def said_of_conditions(self) -> Any:
+        """The conditions as they were given; of a callable, those of some batches from the first to the last."""
+        if not callable(self.condition):
+            return self.condition
+        last = (self.n - 1) // self.batch_size
+        return [self.conditions(self.batch_size * batch) for batch in sorted({last * i // 3 for i in range(4)})]
+
     def _rows(self, value: Any, index: Tensor) -> Any:
         per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n
         return value[index.to(value.device)] if per_sample else value

@@ -3,19 +3,16 @@
 Who draws is none of it: processes may come and go, and the pictures stay the same.
 """
 
-import inspect
 import json
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from gms_fast import solvers
-from gms_fast.assumptions import attribute, unwrapped
+from gms_fast.generation.described import described
 from gms_fast.generation.drawing import Drawing
 from gms_fast.generation.shards import FORMS
 from gms_fast.run import Run
@@ -32,7 +29,6 @@ CLAIMS, MEASURED, WHOLE = "claims", "measured", "measured.safetensors"  # beside
 WAIT, POLL = 60.0, 0.05  # seconds, for a process that writes the file; between two looks
 _NUMBERS = dict.fromkeys(("n", "batch_size", "shard_size"), Integer(1))
 _STORED = Fields({"format": Choice((FORMAT,)), "form": Choice(tuple(FORMS)), **_NUMBERS}, others=Plain())
-_DEPTH = 6  # of objects in objects
 
 
 def of(run: Run, drawing: Drawing, shard_size: int, form: str) -> dict[str, Any]:
@@ -49,7 +45,7 @@ def of(run: Run, drawing: Drawing, shard_size: int, form: str) -> dict[str, Any]
         "model": described(run.model),
         "prediction": [said.prediction, said.moments],
         "clip": None if said.clip is None else list(said.clip),
-        "condition": described(drawing.conditions(0)),
+        "condition": described(drawing.said_of_conditions()),
         "decoder": described(drawing.decoder),
         "solver": of_solver(run.solver),
         "schedule": said.built().described,
@@ -110,44 +106,9 @@ def _write(out: Path, make: Callable[[], dict[str, Any]]) -> None:
             atomic.write_text(out / FILE, json.dumps(make(), indent=1) + "\n")
 
 
-def described(value: Any, depth: int = _DEPTH) -> Any:
-    """A value as JSON that tells it from others: a network by its weights, a function by its name."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, Tensor):
-        return fingerprints.of_tensors([value])
-    if isinstance(value, nn.Module):
-        return _module(unwrapped(value))
-    if isinstance(value, partial):
-        return {"partial": [described(v, depth - 1) for v in (value.func, value.args, value.keywords)]}
-    if inspect.isroutine(value) or isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    if depth == 0:
-        return type(value).__qualname__
-    if isinstance(value, Mapping):
-        return {str(key): described(v, depth - 1) for key, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [described(v, depth - 1) for v in value]
-    inside = {name: described(v, depth - 1) for name, v in getattr(value, "__dict__", {}).items() if name[:1] != "_"}
-    return {type(value).__qualname__: inside}
-
-
 def of_solver(solver: Solver) -> Any:
     """A solver's text, or where it has tables, its kind and options."""
     try:
         return solvers.text_of(solver)
     except ValueError:
         return described(solver)
-
-
-def _module(module: nn.Module) -> dict[str, Any]:
-    """A network by class, weights, and the numbers that it or a wrapper of guidance has as attributes."""
-    tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    plain = (bool, int, float, str, Tensor)
-    numbers = {name: described(v) for name, v in vars(module).items() if name[:1] != "_" and isinstance(v, plain)}
-    numbers = {name: value for name, value in numbers.items() if name not in ("training", "origin")}
-    inner = attribute(module, "unguided")
-    names = [type(module).__qualname__, *([type(unwrapped(inner)).__qualname__] if inner is not None else [])]
-    return {"class": " of ".join(names), "weights": fingerprints.of_named(tensors), "attributes": numbers}

@@ -76,7 +76,7 @@ class Wrapped(torch.nn.Module):
             self.clip = host.clip
         self.sample_shape = host.sample_shape
         self.moments = "raw" if moments == "raw" else "central"
-        self.host, self._said, self._conditions = host, moments, dict(conditions)
+        self.host, self._said, self.conditions = host, moments, dict(conditions)
         learned = moments == _LEARNED or (moments is None and host.learned)
         self._learned = LearnedVariance(self.schedule) if learned and isinstance(self.schedule, schedules.VP) else None
         self.train(getattr(host.network, "training", False))
@@ -89,11 +89,11 @@ class Wrapped(torch.nn.Module):
     @property
     def needed(self) -> tuple[str, ...]:
         """Conditions that each call must give: those that the network depends on and is not given already."""
-        return tuple(self._missing(self._conditions))
+        return tuple(self._missing(self.conditions))
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
         dtype = self.dtype or x.dtype
-        given = {**self._conditions, **condition}
+        given = {**self.conditions, **condition}
         self._check_given(given)
         time = t.to(torch.promote_types(dtype, torch.float32)) if t.is_floating_point() else t
         seen = {name: _for_batch(name, value, len(x), x.device, dtype) for name, value in given.items()}
