@@ -1,4 +1,4 @@
-"""Tables of docs/generation.md, and of docs/scale.md: hours, files and requests by number of GPUs and pictures, and claims that were played."""
+"""Tables of docs/generation.md and docs/scale.md: time, files and requests by number of GPUs, and claims played."""
 
 from itertools import product
 from typing import Any

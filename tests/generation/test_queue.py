@@ -34,6 +34,9 @@ class Owner:
     def clock(self):
         return self.world.now
 
+    def names(self):
+        return set(self.world.claims)
+
     def take(self, name, *, slow=None):
         if name in self.world.claims:
             who, since = self.world.claims[name]
