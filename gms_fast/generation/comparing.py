@@ -21,7 +21,7 @@ def compare(job: Job, share: float, *, progress: bool) -> Report:
         raise FileNotFoundError(f"out: {job.out} holds no shard to compare")
     chosen = random.SystemRandom().sample(batches, math.ceil(share * len(batches)))
     compared = pixels = differing = largest = 0
-    with one_thread(job.device), job.bar(sum(len(i) for _, i in chosen), 0, shown=progress) as bar:
+    with one_thread(job.device), job.bar(sum(len(i) for _, i in chosen), 0, shown=progress) as told:
         for part, indices in sorted(chosen, key=lambda batch: batch[1].start):
             off, device = _difference(job, part, indices)
             compared, pixels = compared + len(indices), pixels + off.numel()
@@ -31,7 +31,7 @@ def compare(job: Job, share: float, *, progress: bool) -> Report:
                     f"shard {job.out / job.shards.name(part)} has other pictures than are drawn here, by up to "
                     f"{largest} grey levels, among samples {indices[0]} to {indices[-1]}"
                 )
-            bar.update(len(indices))
+            told(len(indices))
     return Report(compared=compared, differing=differing / pixels, largest=largest)
 
 

@@ -24,8 +24,8 @@ def fill(job: Job, *, progress: bool) -> Report:
         if job.measured is not None:
             job.measured.begin(claims)
         there = job.samples(job.drawn() if job.shards.kept else job.done())
-        with job.bar(job.samples(job.parts), job.samples(job.done()), shown=progress) as bar:
-            filling = _Filling(job, claims, bar.update)
+        with job.bar(job.samples(job.parts), job.samples(job.done()), shown=progress) as told:
+            filling = _Filling(job, claims, told)
             filling.walk()
             while job.measured is not None and job.rank == 0 and not job.measured.finish(set(job.parts)):
                 filling.walk()

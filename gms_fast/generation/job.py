@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,9 +94,17 @@ class Job:
         """The number of samples in parts."""
         return sum(len(self.cut[part]) for part in parts)
 
-    def bar(self, total: int, initial: int, *, shown: bool) -> "tqdm[Any]":
-        """A progress bar, which the first rank alone shows."""
-        return tqdm(total=total, initial=initial, disable=not shown or self.rank > 0, desc="generate", unit="image")
+    @contextmanager
+    def bar(self, total: int, initial: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
+        """What is to be told of more samples; the first rank alone shows them as a progress bar.
+
+        Others have none: tqdm's lock is that of all forks of a process, and never free again after the kill of one.
+        """
+        if not shown or self.rank > 0:
+            yield lambda samples: None
+            return
+        with tqdm(total=total, initial=initial, desc="generate", unit="image") as bar:
+            yield bar.update
 
     def refuse_strangers(self) -> None:
         """Raise FileExistsError naming files that are not of the run."""

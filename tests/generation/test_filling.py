@@ -1,8 +1,10 @@
 """Filling of a folder: what is broken, what ends early, what fails, and what others leave there."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -10,7 +12,8 @@ import warnings
 
 import pytest
 import torch
-from generated import NAMES, Net, fails_at, made
+from generated import NAMES, Net, fails_at, forked, made, statuses
+from tqdm import tqdm
 
 from bench.faults.kills import content
 from gms_fast.data import load_image
@@ -145,6 +148,36 @@ def test_interrupted_run_has_no_claims(tmp_path):
     assert f"{NAMES[1]}.npz" in seen[-1]
     assert sorted(os.listdir(tmp_path)) == [f"{NAMES[0]}.npz", "run.json"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("claims", "writer"))]
+
+
+# --- what is told ---
+
+
+def test_first_rank_alone_shows_what_is_done(tmp_path, capfd, monkeypatch):
+    made(tmp_path, progress=True)
+    said = capfd.readouterr().err
+    assert "generate" in said
+    assert "21/21" in said
+    made(tmp_path, progress=True, verify=0.5)
+    assert "12/12" in (said := capfd.readouterr().err) or "9/9" in said
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made(tmp_path, progress=True)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": 1.0}])
+def test_process_that_shows_nothing_waits_for_no_lock_of_others(tmp_path, options):
+    """Forks of one process share that of tqdm, which a killed one never gives back."""
+    made(tmp_path)
+
+    def work():
+        tqdm.set_lock(multiprocessing.RLock())
+        dead = forked(lambda: tqdm.get_lock().acquire() and os.kill(os.getpid(), signal.SIGKILL))
+        assert statuses([dead]) == [-9]
+        made(tmp_path, **options)
+
+    assert statuses([forked(work)]) == [0]
 
 
 # --- what fails ---
