@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="processes are forked"),
 ]
 N, SHARDS = 61, 8  # the last of five samples
-SLOW = 0.004  # seconds of a call of the network, so that nobody has done all before others begin
+SLOW = 0.008  # seconds of a call of the network, so that nobody has done all before others begin
 
 
 def drawn(out, form="npz", seen=lambda rows: time.sleep(SLOW), **options):
@@ -90,7 +90,7 @@ def test_many_processes_make_what_one_does(tmp_path, whole, form, count):
     assert content(out) == whole[form]
     reports = said(tmp_path / "x", ranks)
     assert sum(report["drawn"] for report in reports) == N  # nothing twice
-    assert min(report["drawn"] for report in reports) > 0
+    assert max(report["drawn"] for report in reports) < N  # nobody all
     assert sorted(os.listdir(out)) == sorted({name.split("/")[0] for name in whole[form]})
 
 
@@ -210,9 +210,8 @@ def test_two_runs_on_one_folder_at_once_are_told_apart(tmp_path, whole):
     assert content(out) == content(tmp_path / "alone")
 
 
-@pytest.mark.slow(12)
 @pytest.mark.parametrize("form", ["npz", "png"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_processes_killed_at_random_moments_end_with_the_bytes_of_one(tmp_path, whole, monkeypatch, form, seed):
     monkeypatch.setattr(claims, "EXPIRES", 1.0)  # of one that was killed before it had said whose it is
     chance, out, children = random.Random(seed), tmp_path / "out", []
@@ -254,14 +253,14 @@ def torchrun(count, *arguments):
     )
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(30)
 def test_torchrun_makes_what_one_process_does_and_goes_on_with_more(tmp_path):
     from gms_fast.cli import main
 
     io.save(kills.tiny(), tmp_path / "m")
     command = [
-        *("generate", "--model", tmp_path / "m", "--n", 160, "--batch-size", 2, "--shard-size", 4),
-        *("--steps", 100, "--device", "cpu", "--out"),
+        *("generate", "--model", tmp_path / "m", "--n", 60, "--batch-size", 2, "--shard-size", 4),
+        *("--steps", 50, "--device", "cpu", "--out"),
     ]
     out = tmp_path / "out"
     first = torchrun(2, *command, out)
@@ -269,13 +268,13 @@ def test_torchrun_makes_what_one_process_does_and_goes_on_with_more(tmp_path):
     first.terminate()  # which it hands on to its processes
     _, errors = first.communicate(timeout=120)
     assert "gms-fast: terminated; the same command goes on from there" in errors
-    assert 2 <= len(shards(out)) < 40
+    assert 2 <= len(shards(out)) < 15
     assert sorted(os.listdir(out)) == sorted([*shards(out), "run.json"])
     second = torchrun(3, *command, out)
     words, errors = second.communicate(timeout=120)
     assert second.returncode == 0, errors
     [line] = [line for line in words.splitlines() if "drawn here" in line]
-    assert line.startswith("160 images: ")
+    assert line.startswith("60 images: ")
     assert main([str(argument) for argument in (*command, tmp_path / "one")]) == 0
     assert content(out) == content(tmp_path / "one")
     assert main([str(argument) for argument in (*command, out, "--verify", "0.1")]) == 0
