@@ -26,6 +26,8 @@ class Drawing:
     """Pictures of a run by index.
 
     arguments   of `sample`: model, steps, solver and all that is the same for every batch
+    clip        the range that `clip` of the arguments comes to; said from the second batch on, so that no more than one
+                warns of a range that is assumed
     n           number of samples of the run
     batch_size  samples of a batch
     condition   keywords for the network, or what gives them for the indices (B,) of samples
@@ -34,10 +36,16 @@ class Drawing:
     """
 
     def __init__(
-        self, arguments: dict[str, Any], n: int, batch_size: int, condition: Condition, decoder: Decoder | None
+        self,
+        arguments: dict[str, Any],
+        clip: tuple[float, float] | None,
+        n: int,
+        batch_size: int,
+        condition: Condition,
+        decoder: Decoder | None,
     ) -> None:
-        self.arguments, self.n, self.batch_size, self.rows = arguments, n, batch_size, batch_size
-        self.condition, self.decoder = condition, decoder
+        self.arguments, self.clip, self.n, self.batch_size = dict(arguments), clip, n, batch_size
+        self.condition, self.decoder, self.rows = condition, decoder, batch_size
 
     def part(self, indices: range, told: Callable[[int], object] = lambda count: None) -> Tensor:
         """The pictures (N, C, H, W) of samples, grey levels uint8 on the CPU; `told` is told how many more there are.
@@ -124,7 +132,7 @@ class Drawing:
         return grey_levels(self._decoded(self._sampled(start)))
 
     def _sampled(self, start: int, **more: Any) -> Tensor:
-        return sample(
+        x = sample(
             **self.arguments,
             n=self.batch_size,
             sample_offset=start,
@@ -132,6 +140,8 @@ class Drawing:
             batch_size=self.rows,
             **more,
         )
+        self.arguments["clip"] = self.clip
+        return x
 
     def _decoded(self, x: Tensor) -> Tensor:
         """The pictures that samples stand for."""

@@ -109,9 +109,12 @@ def generate(
     state = {"seed": integer("seed", seed), "shape": shape, "device": place, "dtype": dtype or torch.float32}
     arguments = {"model": model, "solver": run.solver, **asked, **state}
 
+    def drawing_by(size: int) -> Drawing:
+        return Drawing(arguments, run.said.clip, n, size, condition, decoder)
+
     def planned(size: int) -> Job:
         """The run with batches of this size."""
-        cut, drawing = _cut(n, size, shard_size), Drawing(arguments, n, size, condition, decoder)
+        cut, drawing = _cut(n, size, shard_size), drawing_by(size)
         said = settings.of(run, drawing, cut.size, form)
         shards = FORMS[form](Path(out), cut, drawing.shape, settings.fingerprint(said))
         measured = None if extractor is None else Measured(Path(out), cut, shards.run, extractor)
@@ -120,7 +123,7 @@ def generate(
     def fitted() -> dict[str, Any]:
         """Settings with the batch size that is fastest here."""
         with one_thread(place):
-            return planned(fastest(lambda size: use(planned(size).drawing.begin, place), limit, n)).settings
+            return planned(fastest(lambda size: use(drawing_by(size).begin, place), limit, n)).settings
 
     if batch_size == "auto":
         limit = free(place) if memory is None else _at_least_one("memory", memory)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _EXCHANGE, _AT_FDCWD = 2, -100  # of Linux's renameat2
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 _LONGEST = 200  # bytes of a name that may grow by a few more
+_PREVIOUS = ".previous"
 _TOKEN = r"\.[0-9a-f]{8}\.partial"
 
 
@@ -162,7 +163,8 @@ def occupied(folder: Path) -> bool:
 
 def visible(folder: Path) -> list[str]:
     """Names in a folder, without what killed writers left."""
-    return [name for name in os.listdir(folder) if not re.fullmatch(rf"\..+{_TOKEN}", name) and name != locks.FILE]
+    hidden = re.compile(rf"\..+({_TOKEN}|{re.escape(_PREVIOUS)})|{re.escape(locks.FILE)}")
+    return [name for name in os.listdir(folder) if not hidden.fullmatch(name)]
 
 
 class _Scratch(io.FileIO):
@@ -254,7 +256,7 @@ def _put(fresh: Path, path: Path) -> None:
 
 
 def _previous(path: Path) -> Path:
-    return path.with_name(f"{_hidden(path)}.previous")
+    return path.with_name(f"{_hidden(path)}{_PREVIOUS}")
 
 
 def _recover(path: Path) -> None:

@@ -1,5 +1,7 @@
 """Drawing by index: conditions, decoders, devices that run out of memory, and whole batches."""
 
+import warnings
+
 import pytest
 import torch
 from generated import SMALL, Net, fails_at, made
@@ -18,7 +20,7 @@ N = SMALL["n"]
 def drawn(model=None, n=N, batch_size=4, condition=None, decoder=None, **options):
     asked = {"steps": 2, "solver": "ddpm", "seed": 0, "shape": None, "device": "cpu", "dtype": torch.float32}
     model = Net() if model is None else model
-    return Drawing({"model": model, **asked, **options}, n, batch_size, condition, decoder)
+    return Drawing({"model": model, **asked, **options}, model.clip, n, batch_size, condition, decoder)
 
 
 class Small:
@@ -237,3 +239,18 @@ def test_a_cpu_computes_with_one_thread_in_the_block():
 def test_kinds_of_devices_have_names():
     assert drawing.device_kind(torch.device("cpu")).startswith("cpu ")
     assert drawing.device_kind(torch.device("mps", 0)) == "mps"
+
+
+def test_range_that_is_assumed_is_warned_of_once(tmp_path):
+    """Of a network that says none, and whose pictures are cut off much."""
+
+    class Far(Net):
+        clip = property(lambda _: (_ for _ in ()).throw(AttributeError("clip")))
+
+        def forward(self, x, t):
+            return super().forward(x, t) - 3
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made(tmp_path, Far())
+    assert len([w for w in caught if "clip" in str(w.message)]) == 1

@@ -219,7 +219,7 @@ def test_run_of_another_version_is_refused(tmp_path, monkeypatch, version):
         ({"decoder": lambda x: x.flatten(1)}, r"what decoder gives must be pictures .*: got torch.float32 \(1, 16\)"),
         ({"decoder": lambda x: x.to(torch.uint8)}, "what decoder gives must be pictures"),
     ],
-    ids=str,
+    ids=lambda value: value[:40] if isinstance(value, str) else ",".join(value),
 )
 def test_bad_argument_is_refused_before_there_is_a_folder(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
