@@ -32,6 +32,11 @@ def status(number: int) -> int:
     return 128 + number
 
 
+def speaks() -> bool:
+    """Tell the process that says for all ranks of torchrun that a signal came to them; without torchrun any does."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 class PutOff:
     """Signals that have come and wait: call it, perhaps with what is to be done before, and they raise."""
 
@@ -119,7 +124,8 @@ def guard() -> None:
     """End the process in one line for a signal that comes before the command begins or after it has ended."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"gms-fast: {WORDS[signal.Signals(number)]}\n".encode())
+        if speaks():
+            os.write(2, f"gms-fast: {WORDS[signal.Signals(number)]}\n".encode())
         os._exit(status(number))
 
     for number in _heard():

@@ -1,6 +1,7 @@
 """The command `gms-fast`: one module per subcommand, each with SUMMARY, `add_arguments` and `run`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -35,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code: 0, or with one line on stderr 2 for bad input, a full disk and the
     like, 130 for Ctrl-C, 143 for SIGTERM.
     """
+    status = _main(argv)
+    if interrupts.is_command():
+        interrupts.ignore()  # its line is said: torchrun sends SIGTERM to those whose own error was another rank's end
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _Parser(prog="gms-fast", description="Gaussian mixture solvers for diffusion models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
@@ -49,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as signal:
             interrupts.ignore()
             number = interrupts.number(signal)
-            print(f"gms-fast: {interrupts.WORDS[number]}{args.kept or args.left}", file=sys.stderr)
+            if args.kept or interrupts.speaks():
+                print(f"gms-fast: {interrupts.WORDS[number]}{args.kept or args.left}", file=sys.stderr)
             return interrupts.status(number)
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
             from_outside = isinstance(error, (OSError, MemoryError)) and not isinstance(error, REFUSALS)
             more = args.kept or (args.left if from_outside else "")
-            print(f"gms-fast: error: {_one_line(error)}{more}", file=sys.stderr)
+            which = "" if interrupts.speaks() else f"rank {os.environ['RANK']}: "
+            print(f"gms-fast: {which}error: {_one_line(error)}{more}", file=sys.stderr)
             return BAD_INPUT
 
 

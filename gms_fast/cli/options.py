@@ -80,16 +80,6 @@ def add_again(parser: argparse.ArgumentParser, what: str) -> None:
     again.add_argument("--force", action="store_true", help=f"delete the {what} in --out and start anew")
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add what training of either stage depends on; the defaults are the recipe of the embedded MNIST model."""
-    add = parser.add_argument
-    add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
-    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help="of the rate (default: cosine)")
-    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
-    add("--flips", action="store_true", help="mirror images at random (wrong for digits)")
-    add("--seed", type=seed, default=0, help="determines everything random (default: 0)")
-
-
 def refuse(args: argparse.Namespace, names: Sequence[str], where: str) -> None:
     """Raise ValueError naming the first of some options that is given, which does not go where it says."""
     for name in names:
@@ -133,7 +123,7 @@ def check_folder(out: Path, *, again: bool) -> None:
 
 
 def device(name: str | None) -> torch.device:
-    """The device of that name, by default CUDA where there is one, of torchrun's ranks that of the rank.
+    """The device of that name, by default CUDA where there is one. "cuda" is that of the rank under torchrun.
 
     Raises ValueError if it cannot be used.
     """
@@ -141,7 +131,7 @@ def device(name: str | None) -> torch.device:
 
     if name is None and not torch.cuda.is_available():
         return torch.device("cpu")
-    if name is None:
+    if name in (None, "cuda"):
         name = f"cuda:{rank}" if (rank := os.environ.get("LOCAL_RANK")) else "cuda"
     try:
         found = torch.device(name)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gms_fast.cli import options
+from gms_fast.cli import learning, options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from gms_fast.models.unet import MomentUNet
 
 SUMMARY = "Train a noise network and its moment heads."
-STAGES, MODEL = ("noise", "heads"), "model"
+STAGES = ("noise", "heads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,42 +31,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-res-blocks", type=options.positive, default=1, help="residual blocks per level (default: 1)")
     add("--attention", type=options.integers, default=(4,), help="downsampling factors with attention (default: 4)")
     add("--schedule", choices=("linear", "cosine"), default="linear", help="noise schedule (default: linear)")
-    add("--batch-size", type=options.positive, default=64, help="images per step (default: 64)")
-    options.add_recipe(parser)
+    learning.add_recipe(parser)
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network (default: float32)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     options.add_again(parser, "run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train both stages and save the merged model. Everything that can be refused is refused before the first step."""
+    """Train both stages and save the merged model. Everything that can be refused is refused before the first step.
+
+    Under torchrun the ranks share the rows of each batch.
+    """
     import torch
 
     from gms_fast import data, io
-    from gms_fast.storage import atomic
-    from gms_fast.storage.locks import locked_folder
-    from gms_fast.training import Settings, train_moment_heads, train_noise_network
+    from gms_fast.training import train_moment_heads, train_noise_network
+    from gms_fast.training.ranks import gathered
 
-    fields = ("batch_size", "lr", "decay", "ema", "flips", "precision", "seed")
-    settings: dict[str, Any] = {name: getattr(args, name) for name in fields}
-    Settings(steps=args.steps, **settings)
+    given = learning.settings(args, args.precision)
     device = options.device(args.device)
     images = data.load(args.data)
     torch.manual_seed(args.seed)
     model = _build(args, images).to(device)
-    options.check_folder(args.out, again=args.resume or args.force)
-    settings["progress"] = sys.stderr.isatty()
-    noise, heads = (args.out / stage for stage in STAGES)
-    with locked_folder(args.out):
-        io.check_target(args.out / MODEL)
-        if args.force:
-            with locked_folder(noise), locked_folder(heads):
-                atomic.clear(args.out, _files())
-        args.left = options.LEFT
-        train_noise_network(model, images, steps=args.steps, out=noise, **settings)
-        train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **settings)
-        io.save(model, args.out / MODEL)
-    print(f"saved {args.out / MODEL}; draw from it with: gms-fast sample --model {args.out / MODEL}")
+    ranks, (noise, heads), saved = gathered(device), (args.out / stage for stage in STAGES), args.out / learning.MODEL
+    with learning.folder(args, ranks, STAGES, (io.WEIGHTS, io.CONFIG), check=io.check_target):
+        train_noise_network(model, images, steps=args.steps, out=noise, **given)
+        train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **given)
+        ranks.by_first(lambda: io.save(model, saved))
+    if ranks.first:
+        print(f"saved {saved}; draw from it with: gms-fast sample --model {saved}")
     return 0
 
 
@@ -96,12 +87,3 @@ def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
         levels = len(args.channel_mult)
         raise ValueError(f"--data must have a side divisible by {model.factor} for {levels} levels: got {height}")
     return model
-
-
-def _files() -> list[str]:
-    """The files of a run, relative to its folder."""
-    from gms_fast import io
-    from gms_fast.training.state import CHECKPOINT, CURVE
-
-    folders = {**dict.fromkeys(STAGES, (CHECKPOINT, CURVE)), MODEL: (io.WEIGHTS, io.CONFIG)}
-    return [f"{folder}/{file}" for folder, files in folders.items() for file in files]

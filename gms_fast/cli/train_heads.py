@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gms_fast.cli import options
+from gms_fast.cli import learning, options
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from gms_fast.models import MomentHeads
 
 SUMMARY = "Train moment heads on a frozen network of diffusers or a released file."
-MODEL = "model"
+STAGE = "heads"
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -33,10 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prediction", help="of such a network: noise, x0, v, flow or edm")
     add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
     add("--data-std", type=float, default=1.0, help="about the data's standard deviation (default: 1)")
-    add("--batch-size", type=options.positive, default=64, help="images per step, of all ranks (default: 64)")
-    options.add_recipe(parser)
+    learning.add_recipe(parser)
     add("--mixed-precision", choices=tuple(PRECISIONS), default="no", help="of the network (default: no)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, with torchrun that of the rank)")
     options.add_again(parser, "run")
 
 
@@ -46,31 +43,23 @@ def run(args: argparse.Namespace) -> int:
     Under torchrun the ranks share the rows of each batch.
     """
     from gms_fast import data
-    from gms_fast.storage.locks import locked_folder
-    from gms_fast.training import Settings, train_moment_heads
+    from gms_fast.models.saved_heads import FILE
+    from gms_fast.training import train_moment_heads
     from gms_fast.training.ranks import gathered
 
-    fields = ("batch_size", "lr", "decay", "ema", "flips", "seed")
-    settings: dict[str, Any] = {name: getattr(args, name) for name in fields}
-    settings["precision"] = PRECISIONS[args.mixed_precision]
-    Settings(steps=args.steps, **settings)
+    given = learning.settings(args, PRECISIONS[args.mixed_precision])
     device = options.device(args.device)
     images = data.load(args.data)
     labels = _labels(args, len(images))
     model = _model(args, device, labels)
-    ranks = gathered(device)
-    ranks.by_first(lambda: options.check_folder(args.out, again=args.resume or args.force))
-    with ranks.alone(lambda: locked_folder(args.out)):
-        if args.force:
-            ranks.by_first(lambda: _clear(args.out))
-        args.left = options.LEFT
-        given = images if labels is None else (images, labels)
-        settings["progress"] = sys.stderr.isatty()
-        train_moment_heads(model, given, steps=args.steps, out=args.out / "heads", **settings)
-        ranks.by_first(lambda: model.save_pretrained(args.out / MODEL))
+    ranks, heads, saved = gathered(device), args.out / STAGE, args.out / learning.MODEL
+    with learning.folder(args, ranks, (STAGE,), (FILE,)):
+        seen = images if labels is None else (images, labels)
+        train_moment_heads(model, seen, steps=args.steps, out=heads, **given)
+        ranks.by_first(lambda: model.save_pretrained(saved))
     if ranks.first:
         classes = "" if labels is None else " --labels 0,1"
-        print(f"saved {args.out / MODEL}; draw from it with: gms-fast sample --model {args.out / MODEL}{classes}")
+        print(f"saved {saved}; draw from it with: gms-fast sample --model {saved}{classes}")
     return 0
 
 
@@ -103,20 +92,3 @@ def _labels(args: argparse.Namespace, n: int) -> Tensor | None:
     if len(labels) != n:
         raise ValueError(f"--labels must be one for each of {n} images: got {len(labels)}")
     return labels
-
-
-def _clear(out: Path) -> None:
-    """Delete the files of a run that nobody else goes on with."""
-    from gms_fast.storage import atomic
-    from gms_fast.storage.locks import locked_folder
-
-    with locked_folder(out / "heads"):
-        atomic.clear(out, _files())
-
-
-def _files() -> list[str]:
-    """The files of a run, relative to its folder."""
-    from gms_fast.models.saved_heads import FILE
-    from gms_fast.training.state import CHECKPOINT, CURVE
-
-    return [f"heads/{CHECKPOINT}", f"heads/{CURVE}", f"{MODEL}/{FILE}"]

@@ -5,9 +5,10 @@ resumed walks through the same batches, times and noise as one that never stoppe
 share the rows of each batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from gms_fast.storage.locks import locked_folder
 from gms_fast.training import batches
 from gms_fast.training.batches import Batches, Encoder, Loaded, Wanted, Whole
 from gms_fast.training.losses import Loss, moment_loss, noise_loss
-from gms_fast.training.noising import noised, seed_of
-from gms_fast.training.ranks import Ranks, gathered
-from gms_fast.training.settings import BATCH_SIZE, Settings
+from gms_fast.training.noising import Noised, noised, seed_of
+from gms_fast.training.ranks import Ranks, gathered, telling
+from gms_fast.training.settings import BATCH_SIZE, Settings, Steering
 from gms_fast.training.state import CHECKPOINT, State
 
 Data = Tensor | tuple[Tensor, Any] | Iterable[Any]
@@ -44,6 +45,7 @@ def train_noise_network(
     checkpoint_every: int = 500,
     progress: bool = True,
     batch_size: int | None = None,
+    micro_batch: int | None = None,
     lr: float = Settings.lr,
     warmup: int = Settings.warmup,
     decay: str = Settings.decay,
@@ -65,6 +67,8 @@ def train_noise_network(
     checkpoint_every  steps between two checkpoints
     progress    whether to show a progress bar on stderr
     batch_size  images per step (64), of all ranks together; None for data that comes in batches
+    micro_batch rows that go through the network at a time, on each rank; None: all. Fewer need less memory for the
+                same result, to rounding, but for a dropout of the network, which draws for each part
     lr          peak learning rate of Adam, reached after `warmup` steps
     decay       "cosine" | "linear" (both to 0 at the last step) | "constant"
     ema         decay of the averaged weights (smaller in the first steps: (1+k)/(10+k))
@@ -74,7 +78,8 @@ def train_noise_network(
     seed        determines everything that is random; an iterable draws from torch's own generator to be included
     Under torchrun, or in a process group, ranks share the rows of each batch: the result is that of one process, to
     rounding, but for a dropout of the network, and any number of ranks goes on from the checkpoint of any other.
-    Raises ValueError for bad settings or data, a truncated checkpoint, or a folder made with another configuration.
+    Raises ValueError for bad settings or data, a truncated checkpoint, or a folder made with another configuration;
+    MemoryError where a GPU is too small for `micro_batch` rows; ConnectionError where another rank has ended.
     """
     if precision == "float16":
         raise ValueError('precision must be "float32" or "bfloat16" for weights that learn: got "float16"')
@@ -92,7 +97,8 @@ def train_noise_network(
         seed=seed,
     )
     stage = {"stage": "noise", "unused": ("normalised",)}
-    _train(model, parameters, data, encoder, noise_loss, stage, run, out, resume, checkpoint_every, progress)
+    steering = Steering(out, resume, checkpoint_every, micro_batch, progress)
+    _train(model, parameters, data, encoder, noise_loss, stage, run, steering)
     return model
 
 
@@ -108,6 +114,7 @@ def train_moment_heads(
     checkpoint_every: int = 500,
     progress: bool = True,
     batch_size: int | None = None,
+    micro_batch: int | None = None,
     lr: float = Settings.lr,
     warmup: int = Settings.warmup,
     decay: str = Settings.decay,
@@ -151,8 +158,8 @@ def train_moment_heads(
     if model.normalised and target != "central":
         raise ValueError(f'target must be "central" for a model with normalised heads: got {target!r}')
     stage = {"stage": "heads", "target": target, "unused": ()}
-    loss = moment_loss(target)
-    state = _train(model, parameters, data, encoder, loss, stage, run, out, resume, checkpoint_every, progress)
+    steering = Steering(out, resume, checkpoint_every, micro_batch, progress)
+    state = _train(model, parameters, data, encoder, moment_loss(target), stage, run, steering)
     model.moments = target
     if isinstance(model, MomentHeads):
         model.record = {**asdict(run), "data": state.configuration["data"], "loss": state.smooth}
@@ -178,14 +185,9 @@ def _train(
     loss_fn: Loss,
     stage: dict[str, Any],
     run: Settings,
-    out: str | Path,
-    resume: bool,
-    checkpoint_every: int,
-    progress: bool,
+    steering: Steering,
 ) -> State:
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1: got {checkpoint_every}")
-    folder, device = Path(out), next(iter(parameters.values())).device
+    folder, device = Path(steering.out), next(iter(parameters.values())).device
     if run.flips and len(model.sample_shape) < 3:
         raise ValueError(f"flips must be False for samples {tuple(model.sample_shape)}, which are no pictures")
     narrow = next((p.dtype for p in parameters.values() if p.dtype not in _LEARN), None)
@@ -202,13 +204,14 @@ def _train(
         "frozen": fingerprints.of_tensors(frozen.values()) if stage["stage"] == "heads" else None,
     }
     ranks = gathered(device)
-    with ranks.alone(lambda: locked_folder(folder)), torch.enable_grad(), _learning_alone(model, parameters):
+    held, narrowed = ranks.alone(lambda: locked_folder(folder)), _learning_alone(model, parameters)
+    with held, telling(), torch.enable_grad(), narrowed:
         learning = ranks.learning(list(parameters.values()))
         state = State(parameters, run, folder / CHECKPOINT, configuration)
-        if (stored := ranks.by_first(lambda: state.stored(resume))) is not None:
+        if (stored := ranks.by_first(lambda: state.stored(steering.resume))) is not None:
             state.take(stored)
         model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
-        _run(_Step(model, source, loss_fn, ranks, learning, device), state, checkpoint_every, progress)
+        _run(_Step(model, source, loss_fn, ranks, learning, steering.micro_batch, device), state, steering)
     state.load_average()
     model.eval()
     return state
@@ -250,11 +253,12 @@ class _Step:
         source: Batches,
         loss_fn: Loss,
         ranks: Ranks,
-        learning: Callable[[Callable[[], Tensor]], Tensor],
+        learning: Callable[[Sequence[Callable[[], Tensor]]], Tensor],
+        at_a_time: int | None,
         device: torch.device,
     ) -> None:
         self.model, self.source, self.loss_fn = model, source, loss_fn
-        self.ranks, self.learning, self.device = ranks, learning, device
+        self.ranks, self.learning, self.at_a_time, self.device = ranks, learning, at_a_time, device
 
     def __call__(self, state: State, signals: interrupts.PutOff) -> tuple[float, bool]:
         run, device, seed = state.run, self.device, seed_of(state.run.seed, state.step)
@@ -266,28 +270,38 @@ class _Step:
             flipped = torch.rand(total, *[1] * (x_0.ndim - 1), generator=generator)[rows] < 0.5
             x_0 = torch.where(flipped, x_0, x_0.flip(-1))
         batch = noised(self.model.schedule, x_0, condition, rows, total, generator, device)
-        share = len(x_0) * self.ranks.count / total  # of the mean over ranks
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed_of(seed, self.ranks.rank) if self.ranks.rank else seed)  # dropout
-            loss = self.learning(lambda: share * self.loss_fn(self.model, batch, getattr(torch, run.precision)))
-        state.update(loss)
-        told = self.ranks.total(torch.stack([loss.detach() / self.ranks.count, loss.new_tensor(float(signals.come))]))
+        loss = state.update(lambda: self._learnt(batch, total, seed, getattr(torch, run.precision)))
+        told = self.ranks.total(torch.stack([loss / self.ranks.count, loss.new_tensor(float(signals.come))]))
         return float(told[0]), bool(told[1] > 0)
 
+    def _learnt(self, batch: Noised, total: int, seed: int, dtype: torch.dtype) -> Tensor:
+        """The loss of this rank's rows out of `total`, a term of the mean over ranks, when its gradients are made."""
+        parts = batch.split(self.at_a_time)
+        try:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(seed_of(seed, self.ranks.rank) if self.ranks.rank else seed)  # dropout
+                return self.learning([partial(self._share, part, total, dtype) for part in parts])
+        except torch.OutOfMemoryError as error:
+            rows = len(parts[0].x_0)
+            small = f"micro_batch must be less than {rows}" if rows > 1 else "the network must be smaller"
+            raise MemoryError(f"{small}: {rows} rows at a time are more than {self.device} has memory for") from error
 
-def _run(step: _Step, state: State, every: int, progress: bool) -> None:
+    def _share(self, part: Noised, total: int, dtype: torch.dtype) -> Tensor:
+        return len(part.x_0) * self.ranks.count / total * self.loss_fn(self.model, part, dtype)
+
+
+def _run(step: _Step, state: State, steering: Steering) -> None:
     """Take all steps, and have a checkpoint every so many, at the end, and where a signal ends them before."""
-    total, stage, first = state.run.steps, state.configuration["stage"], step.ranks.first
-    save = state.save if first else lambda: None
-    bar = tqdm(total=total, initial=state.step, disable=not (progress and first), desc=stage, unit="step")
+    total, stage, shown = state.run.steps, state.configuration["stage"], steering.progress and step.ranks.first
+    bar = tqdm(total=total, initial=state.step, disable=not shown, desc=stage, unit="step")
     with bar, interrupts.put_off() as check:
         while state.step < total:
             loss, stop = step(state, check)
             state.record(loss)
             bar.set_postfix(loss=f"{state.smooth:.4f}", refresh=False)
             bar.update()
-            if stop or state.step % every == 0 or state.step == total:
-                save()
+            if stop or state.step % steering.checkpoint_every == 0 or state.step == total:
+                step.ranks.by_first(state.save)  # a full disk ends all
             if stop:
                 check()
                 raise KeyboardInterrupt  # a signal to another rank

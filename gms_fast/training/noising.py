@@ -23,6 +23,14 @@ class Noised(NamedTuple):
     time: Tensor
     condition: Mapping[str, Tensor]
 
+    def split(self, rows: int | None) -> "list[Noised]":
+        """Parts of at most so many rows, in order; None: the whole."""
+        if rows is None or rows >= len(self.x_0):
+            return [self]
+        condition = {name: value.split(rows) for name, value in self.condition.items()}
+        parts = zip(*(value.split(rows) for value in self[:-1]), strict=True)
+        return [Noised._make((*part, {n: v[k] for n, v in condition.items()})) for k, part in enumerate(parts)]
+
 
 def seed_of(*numbers: int) -> int:
     """32 bits of some numbers, since torch's CPU generator takes no more."""

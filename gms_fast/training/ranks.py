@@ -2,15 +2,23 @@
 
 import atexit
 import os
-from collections.abc import Callable, Iterator
+import re
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
 Made = TypeVar("Made")
+_PATIENCE = 1800.0  # seconds that ranks wait for each other at their start, as torch's do
 
 
 class Ranks:
@@ -52,7 +60,8 @@ class Ranks:
                 said[0] = make()
             except Exception as error:
                 said[1] = error
-        distributed.broadcast_object_list(said)
+        with telling():
+            distributed.broadcast_object_list(said)
         if said[1] is not None:
             raise said[1]
         return said[0]
@@ -63,13 +72,41 @@ class Ranks:
             distributed.all_reduce(numbers)
         return numbers
 
-    def learning(self, weights: list[nn.Parameter]) -> Callable[[Callable[[], Tensor]], Tensor]:
-        """A call of a loss by which gradients of the weights become their means over the ranks.
+    def learning(self, weights: list[nn.Parameter]) -> Callable[[Sequence[Callable[[], Tensor]]], Tensor]:
+        """A call of losses, one after another, that adds to the gradients of the weights; it returns the losses' sum.
 
-        From then on the weights are those of the first rank.
+        What is added are means over the ranks, which meet once a call. From then on the weights are those of the first
+        rank.
         """
-        module = _Called(weights)
-        return module if self.count == 1 else DistributedDataParallel(module)
+        return _alone if self.count == 1 else _Together(weights)
+
+
+def _alone(losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+    return torch.stack([_backward(loss()) for loss in losses]).sum()
+
+
+def _backward(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss.detach()
+
+
+class _Together:
+    """Losses of several ranks. Memory holds one part at a time, and gradients go round with the last one."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        # One kernel gives the gradient of a weight (1, C, 3, 3) other strides along its side of 1: nothing to be slow.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        self._call = DistributedDataParallel(_Called(weights))
+        # Torch puts gradients in other buckets after the first round, and buckets say in which order ranks are added.
+        # With that round made here, a run that goes on adds as one that never stopped.
+        self([lambda: torch.stack([weight.sum() for weight in weights]).sum()])
+        for weight in weights:
+            weight.grad = None
+
+    def __call__(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+        with self._call.no_sync():
+            found = [_backward(self._call(loss)) for loss in losses[:-1]]
+        return torch.stack([*found, _backward(self._call(losses[-1]))]).sum()
 
 
 class _Called(nn.Module):
@@ -92,8 +129,45 @@ def gathered(device: torch.device) -> Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             atexit.register(_end)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        from torch.distributed.rendezvous import rendezvous
+
+        with telling():
+            store, rank, count = next(rendezvous("env://"))
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=_fresh(store, rank, count), rank=rank, world_size=count)
     return Ranks()
+
+
+def _fresh(store: "Store", rank: int, count: int) -> "Store":
+    """A part of the store that these processes alone have written to, when all of them are there.
+
+    A store of torchrun outlives a restart of the ranks, and says where those were that ended (pytorch issue 135712).
+    """
+    from torch.distributed import distributed_c10d
+
+    mine, end = f"gms_fast/{rank}/{secrets.token_hex(8)}", time.monotonic() + _PATIENCE
+    store.set(f"gms_fast/{rank}", mine)
+    known = [f"gms_fast/{k}" for k in range(count)]
+    while time.monotonic() < end:
+        if store.check(known):  # some may be of an earlier start
+            all_of_them = " ".join(store.get(key).decode() for key in known)
+            store.set(f"{all_of_them} {mine}", "seen")
+            if store.check([f"{all_of_them} {name}" for name in all_of_them.split()]):
+                return distributed_c10d.PrefixStore(all_of_them, store)
+        time.sleep(0.02)
+    raise ConnectionError(f"{count} ranks must start within {_PATIENCE} s of each other: some are missing")
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Have an error of the group, as when another rank was killed, raise ConnectionError, which says so in a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+            raise
+        reason = re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]  # without places in sources
+        raise ConnectionError(f"another rank has ended, or cannot be reached: {reason}") from error
 
 
 def _end() -> None:

@@ -1,6 +1,7 @@
 """Settings of a training run: everything it depends on beside the model and the data."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gms_fast.training.rates import learning_rate
 
@@ -45,3 +46,20 @@ class Settings:
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0 .. steps-1."""
         return learning_rate(self.lr, step, self.steps, self.warmup, self.decay)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Arguments that change nothing of a run but rounding, and that may be others when it goes on."""
+
+    out: str | Path
+    resume: bool
+    checkpoint_every: int
+    micro_batch: int | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1: got {self.checkpoint_every}")
+        if self.micro_batch is not None and (not isinstance(self.micro_batch, int) or self.micro_batch < 1):
+            raise ValueError(f"micro_batch must be an integer of at least 1, or None for all: got {self.micro_batch!r}")

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ class State:
         self.curve: list[list[float]] = []
         self._since = time.perf_counter()
 
-    def update(self, loss: Tensor) -> None:
-        """One step down the loss."""
+    def update(self, learn: Callable[[], Tensor]) -> Tensor:
+        """One step down a loss, which `learn` returns when it has made its gradients."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = learn()
         nn.utils.clip_grad_norm_(self.parameters.values(), self.run.clip_norm)
         self.optimiser.param_groups[0]["lr"] = self.run.lr_at(self.step)
         self.optimiser.step()
@@ -41,6 +42,7 @@ class State:
         with torch.no_grad():
             torch._foreach_lerp_([*self.average.values()], [*self.parameters.values()], 1 - decay)
         self.step += 1
+        return loss
 
     def record(self, loss: float) -> None:
         """Keep the loss of a step for the curve. Raises FloatingPointError for one that is not finite."""
