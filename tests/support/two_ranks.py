@@ -18,17 +18,17 @@ LONGEST = 60.0  # seconds until a hanging rank is ended
 QUIET = {"warmup": 4, "progress": False, "lr": 1e-2}
 
 
-def played(scenes, folder):
-    """Have two ranks run each of some functions of this file, by name; [(status, stdout, stderr) of each rank]."""
+def played(scenes, folder, count=2):
+    """Have ranks run each of some functions of this file, by name; [(status, stdout, stderr) of each rank]."""
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folder), *scenes]
+    command = [sys.executable, __file__, str(folder), str(count), *scenes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def _play(scene, folder, count=2):
+def _play(scene, folder, count):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,6 +75,8 @@ def together(out):
         "loader": train(out / "loader", data=loader()),
         "complex": train(out / "complex", head="complex", flips=True),
         "continued": train(out / "one first"),
+        "parts": train(out / "parts", batch_size=7, micro_batch=2),
+        "noise": {"e1": noise_network(out / "noise", micro_batch=3)},
     }
     torch.save(made, out / f"weights {rank()}.pt")
     assert Ranks().count == 2
@@ -92,6 +94,32 @@ def refused(out, kind, options):
         train(out, **options)
     except kind as error:
         print(error)
+
+
+def counted(out):
+    """Say how many times gradients go round in 5 steps of two parts for each rank."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    from gms_fast.training import ranks
+
+    calls = []
+
+    class Counting(ranks.DistributedDataParallel):
+        def __init__(self, module):
+            super().__init__(module)
+            self.register_comm_hook(None, lambda _, bucket: calls.append(0) or allreduce_hook(None, bucket))
+
+    ranks.DistributedDataParallel = Counting
+    train(out / "counted", batch_size=7, micro_batch=2, steps=5)
+    print(len(calls) - 1)  # one is of the start
+
+
+def uninterrupted(out):
+    torch.save(train(out / "uninterrupted"), out / f"uninterrupted {rank()}.pt")
+
+
+def killed_and_gone_on(out):
+    torch.save(train(out / "killed 1"), out / f"gone on {rank()}.pt")
 
 
 def first_killed(out):
@@ -134,7 +162,23 @@ def train(out, steps=50, batch_size=6, **options):
     model = heads(head=options.pop("head", "simple"))
     given = pictures() if data is None else data
     train_moment_heads(model, given, steps=steps, out=out, **{**QUIET, "checkpoint_every": 1000, **batches, **options})
-    return {name: weight.detach().clone() for name, weight in model.head_parameters().items()}
+    return weights(model.heads)
+
+
+def noise_network(out, **options):
+    """What a noise network answers after 40 steps on `out`; some of its weights do nothing, and follow the rounding."""
+    from small_heads import pictures
+    from tiny_networks import outputs, tiny
+
+    from gms_fast.training import train_noise_network
+
+    model = tiny(image_size=4, attention_resolutions=(), head=None)
+    steps = {"steps": 40, "batch_size": 7, "checkpoint_every": 1000}
+    return outputs(train_noise_network(model, pictures(), out=out, **{**QUIET, "lr": 2e-3, **steps, **options}))
+
+
+def weights(model):
+    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
 
 
 def loader():
@@ -168,5 +212,5 @@ if __name__ == "__main__":
     import gms_fast.training  # noqa: F401 - likewise
 
     torch.set_num_threads(1)  # threads do not outlive a fork
-    where, *names = sys.argv[1:]
-    print(json.dumps({name: _play(name, where) for name in names}))
+    where, ranks, *names = sys.argv[1:]
+    print(json.dumps({name: _play(name, where, int(ranks)) for name in names}))

@@ -1,14 +1,20 @@
 """Two processes that train together: one result, one writer, and one end, over gloo on this machine."""
 
+import re
+import threading
+import time
+
 import pytest
 import torch
 import two_ranks
+from torch import distributed
 from two_ranks import loader, train
 
 from gms_fast.storage import checkpoint
+from gms_fast.training import ranks
 from gms_fast.training.ranks import Ranks
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow(30)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow(45)]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +25,7 @@ def played(tmp_path_factory):
         interrupt_at(patch, 20)
         with pytest.raises(KeyboardInterrupt):
             train(folder / "one first", checkpoint_every=8)
-    return folder, two_ranks.played(("together", "first_killed", "second_killed", "signalled"), folder)
+    return folder, two_ranks.played(("together", "first_killed", "second_killed", "signalled", "counted"), folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,7 @@ def assert_near(got, want):
         ("loader", {"data": loader}),  # of batches of 7 and 3 rows
         ("complex", {"head": "complex", "flips": True}),
         ("continued", {}),  # after 16 steps of one
+        ("parts", {"batch_size": 7}),  # of 2 and 1 rows, of 2 and 2
     ],
 )
 def test_two_ranks_end_as_one_process_does(tmp_path, together, name, options):
@@ -74,6 +81,33 @@ def test_two_ranks_end_as_one_process_does(tmp_path, together, name, options):
     assert_near(first, alone)
     start = train(tmp_path / "start", steps=1, **{**options, "lr": 1e-9})
     assert max(float((alone[n] - start[n]).abs().max()) for n in alone) > 0.05  # it has moved
+
+
+def test_noise_network_of_two_ranks_answers_as_that_of_one(tmp_path, together):
+    folder, _ = together
+    first, second = (torch.load(folder / f"weights {rank}.pt")["noise"] for rank in (0, 1))
+    assert torch.equal(first["e1"], second["e1"])
+    assert_near(first, {"e1": two_ranks.noise_network(tmp_path)})
+
+
+def test_gradients_go_round_once_a_step(played):
+    _, found = played
+    assert [(status, out) for status, out, _ in found["counted"]] == [(0, "5\n"), (0, "5\n")]
+
+
+def test_three_ranks_of_which_one_was_killed_go_on_to_the_same_bits(tmp_path):
+    found = two_ranks.played(("uninterrupted", "second_killed", "killed_and_gone_on"), tmp_path, count=3)
+    assert [status for status, *_ in found["second_killed"]] == [1, -9, 1]
+    for rank in range(3):
+        whole, gone_on = (torch.load(tmp_path / f"{name} {rank}.pt") for name in ("uninterrupted", "gone on"))
+        assert all(torch.equal(gone_on[name], weight) for name, weight in whole.items())
+
+
+def test_ranks_that_lost_another_say_so_in_a_line(played):
+    _, found = played
+    for scene, left in (("first_killed", 1), ("second_killed", 0)):
+        _, _, words = found[scene][left]
+        assert re.search(r"ConnectionError\('another rank has ended, or cannot be reached: [^\n]*'\)\n$", words)
 
 
 def test_first_rank_alone_writes(together):
@@ -132,18 +166,52 @@ def test_signal_to_one_rank_ends_both_after_a_checkpoint(played, whole):
 # --- one process ---
 
 
+def test_store_that_says_where_ended_ranks_were_is_not_believed():
+    """As that of torchrun after --max-restarts."""
+    store, found = distributed.HashStore(), {}
+    for rank in (0, 1):
+        store.set(f"gms_fast/{rank}", f"gms_fast/{rank}/old")
+        store.set(f"gms_fast/0/old gms_fast/1/old gms_fast/{rank}/old", "seen")
+
+    def start(rank):
+        found[rank] = ranks._fresh(store, rank, 2)
+        found[rank].set(f"from {rank}", "here")
+
+    threads = [threading.Thread(target=start, args=(rank,)) for rank in (0, 1)]
+    threads[0].start()
+    time.sleep(0.1)
+    assert not found  # rank 1 is missing, whatever the store says
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert found[0].get("from 1") == found[1].get("from 0") == b"here"
+
+
+def test_ranks_that_stay_away_are_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(ranks, "_PATIENCE", 0.1)
+    with pytest.raises(ConnectionError, match=r"2 ranks must start within 0\.1 s of each other: some are missing"):
+        ranks._fresh(distributed.HashStore(), 0, 2)
+
+
+def test_errors_that_are_not_of_the_group_stay_what_they_are():
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2$"), ranks.telling():
+        raise RuntimeError("mat1 and mat2")
+    with pytest.raises(ConnectionError, match=r"reached: Connection closed by peer \[::1\]$"), ranks.telling():
+        raise RuntimeError("[/a/gloo/pair.cc:537] Connection closed by peer [::1]. Perhaps.\nMore")
+
+
 @pytest.mark.parametrize(("total", "count"), [(2, 2), (7, 2), (7, 3), (64, 5)])
 def test_rows_of_all_ranks_are_the_batch(total, count):
-    ranks, found = Ranks(), []
-    for ranks.rank in range(count):
-        ranks.count = count
-        found += range(total)[ranks.rows(total)]
-        assert abs(len(range(total)[ranks.rows(total)]) - total / count) < 1
+    some, found = Ranks(), []
+    for some.rank in range(count):
+        some.count = count
+        found += range(total)[some.rows(total)]
+        assert abs(len(range(total)[some.rows(total)]) - total / count) < 1
     assert found == [*range(total)]
 
 
 def test_process_alone_is_the_first_of_one():
-    ranks = Ranks()
-    assert (ranks.rank, ranks.count, ranks.first) == (0, 1, True)
-    assert ranks.by_first(lambda: 7) == 7
-    assert torch.equal(ranks.total(torch.ones(2)), torch.ones(2))
+    alone = Ranks()
+    assert (alone.rank, alone.count, alone.first) == (0, 1, True)
+    assert alone.by_first(lambda: 7) == 7
+    assert torch.equal(alone.total(torch.ones(2)), torch.ones(2))
