@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 LONGEST = 60.0  # seconds until a hanging rank is ended
+COMMAND = ["--channel-mult", "1", "--attention=", "--batch-size", "7", "--device", "cpu", "--steps", "6", "--head-steps", "4"]
 QUIET = {"warmup": 4, "progress": False, "lr": 1e-2}
 
 
@@ -149,6 +150,31 @@ def signalled(out):
                 train(out / f"signalled {which}", checkpoint_every=8)
             except KeyboardInterrupt as error:
                 print(type(error).__name__)
+
+
+def trained(out):
+    command(out / "x.npy", out / "run")
+
+
+trained_again = trained
+
+
+def trained_where_somebody_is(out):
+    command(out / "x.npy", out / "held")
+
+
+def trained_until_a_signal(out):
+    at_step(3, lambda: rank() != 1 or os.kill(os.getpid(), signal.SIGTERM))
+    command(out / "x.npy", out / "cut")
+
+
+def command(data, out):
+    """The command `train`, and the end of this rank with its status."""
+    from gms_fast import cli
+
+    status = cli.main(["train", "--data", str(data), "--out", str(out), *COMMAND])
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def train(out, steps=50, batch_size=6, **options):
