@@ -49,7 +49,13 @@ def _ops(seed: int, first: int) -> Part:
     return values.cases(seed, first), values.Case.check
 
 
-PARTS = {"files": _files, "writers": _writers, "commands": _commands, "ops": _ops}
+def _ranks(seed: int, first: int) -> Part:
+    from bench.faults import rank_kills
+
+    return rank_kills.cases(seed, first), rank_kills.check
+
+
+PARTS = {"files": _files, "writers": _writers, "commands": _commands, "ranks": _ranks, "ops": _ops}
 
 
 def run(name: str, record: dict[str, Any], seconds: float, count: int | None, keep: Callable[[], None]) -> None:

@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bench.faults import tracing
-from gms_fast import cli, images, interrupts, io, schedules, search, solvers, statistics, training
+from bench.faults import frequent, tracing
+from gms_fast import cli, images, interrupts, io, schedules, solvers, statistics, training
 from gms_fast.measure import work
 from gms_fast.models import MomentUNet, saved_heads
 from gms_fast.quality import matrix
@@ -374,10 +374,7 @@ def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
     interrupts.guard()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
-    work.SECONDS = -1.0
-    for train in (training.train_noise_network, training.train_moment_heads):
-        train.__kwdefaults__["checkpoint_every"] = 1
-    search.ggdm.__kwdefaults__.update(score_every=1, score_samples=8)
+    frequent.keep_all()
     status = 1
     try:
         status = cli.main(arguments)

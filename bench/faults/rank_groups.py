@@ -1,0 +1,153 @@
+"""Groups of processes that run one command together as ranks, as torchrun starts and ends them, but forked at once."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from torch.distributed import TCPStore
+
+from bench.faults import frequent
+from gms_fast import cli, interrupts
+
+GRACE = 5.0  # seconds that ranks have to end when one of them has failed; torchrun gives 30
+LONGEST = 120.0  # seconds that a group may take to end
+ROOT = Path(__file__).parents[2]
+
+
+class End(NamedTuple):
+    """The end of a rank: its status, what it said on stderr, and whether it had to be killed after `GRACE`."""
+
+    status: int
+    words: str
+    hung: bool
+
+
+class Group:
+    """Ranks at work on a command in a folder; files are no larger than so many bytes."""
+
+    def __init__(self, arguments: Sequence[str], folder: str, count: int, largest: int | None = None) -> None:
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun has one too
+        self._words: list[IO[str]] = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115 - until `end`
+        said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": str(count),
+                "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
+        signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the command has its handlers
+        self.children = [os.fork() or _rank(arguments, folder, {**said, "RANK": str(k), "LOCAL_RANK": str(k)},
+                                            self._words[k].fileno(), largest) for k in range(count)]  # fmt: skip
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+        self._ended: dict[int, int] = {}
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long for a rank to end; tell whether one has."""
+        end = time.monotonic() + seconds
+        while not self.poll() and time.monotonic() < end:
+            time.sleep(0.001)
+        return bool(self._ended)
+
+    def begun(self, out: Path) -> bool:
+        """Tell whether one of them holds a lock in a folder; before that torch makes them wait deaf for each other."""
+        said = (json.loads(file.read_text() or "{}") for file in out.rglob(".lock"))
+        return any(lock.get("pid") in self.children for lock in said)
+
+    def poll(self) -> int:
+        """The number of ranks that have ended."""
+        for child in self.children:
+            if child not in self._ended:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    self._ended[child] = os.waitstatus_to_exitcode(status)
+        return len(self._ended)
+
+    def send(self, number: int, ranks: Sequence[int]) -> None:
+        """Send a signal to those of some ranks that are still there."""
+        for rank in ranks:
+            if self.children[rank] not in self._ended:
+                os.kill(self.children[rank], number)
+
+    def end(self) -> list[End]:
+        """Wait for all ranks. If one has failed, the others get SIGTERM as from torchrun, and SIGKILL after a while."""
+        everyone, hung, last, told = range(len(self.children)), [], time.monotonic() + LONGEST, False
+        while self.poll() < len(self.children):
+            if not told and any(self._ended.values()):
+                time.sleep(0.1)  # torchrun looks so often
+                self.poll()
+                self.send(signal.SIGTERM, everyone)
+                last, told = time.monotonic() + GRACE, True
+            if time.monotonic() > last:
+                hung = [child for child in self.children if child not in self._ended]
+                self.send(signal.SIGKILL, everyone)
+            time.sleep(0.002)
+        return [End(self._ended[child], _read(file), child in hung)
+                for child, file in zip(self.children, self._words, strict=True)]  # fmt: skip
+
+
+def _read(file: IO[str]) -> str:
+    """What a rank said, without the lines of torch's own log."""
+    with file:
+        file.seek(0)
+        return "".join(line for line in file if not re.match(r"\[|frame #|<omitting|Exception raised from|\n", line))
+
+
+def _rank(arguments: Sequence[str], folder: str, said: dict[str, str], words: int, largest: int | None) -> int:
+    """Be a rank of the command, with checkpoints as often as there can be; it does not return."""
+    status = 1
+    try:
+        os.environ.update(said)
+        os.chdir(folder)
+        os.dup2(words, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        limit = resource.RLIM_INFINITY if largest is None else largest
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
+        interrupts.guard()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+        frequent.keep_all()
+        status = cli.main(arguments)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+class Torchrun:
+    """Torchrun itself at work on a command, with as many restarts as are asked for."""
+
+    def __init__(self, arguments: Sequence[str], folder: str, count: int, restarts: int) -> None:
+        launch = ["--standalone", "--nproc-per-node", str(count), "--max-restarts", str(restarts)]
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, "-m", frequent.__name__, *arguments]
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        self._words: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until `end`
+        streams = {"stdout": subprocess.DEVNULL, "stderr": self._words}
+        self._agent = subprocess.Popen(command, cwd=folder, env=environment, **streams)
+
+    def working(self, rank: int) -> int | None:
+        """The process of a rank, None while there is none."""
+        with suppress(OSError):  # it may end while it is looked at
+            for child in Path(f"/proc/{self._agent.pid}/task/{self._agent.pid}/children").read_text().split():
+                if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                    return int(child)
+        return None
+
+    def ended(self) -> bool:
+        return self._agent.poll() is not None
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it; status and words."""
+        try:
+            status = self._agent.wait(LONGEST)
+        finally:
+            self._agent.kill()
+        with self._words as words:
+            words.seek(0)
+            return status, words.read()
