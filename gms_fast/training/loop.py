@@ -210,6 +210,7 @@ def _train(
         state = State(parameters, run, folder / CHECKPOINT, configuration)
         if (stored := ranks.by_first(lambda: state.stored(steering.resume))) is not None:
             state.take(stored)
+            ranks.by_first(state.write_curve)
         model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
         _run(_Step(model, source, loss_fn, ranks, learning, steering.micro_batch, device), state, steering)
     state.load_average()

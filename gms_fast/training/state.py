@@ -69,6 +69,10 @@ class State:
             "optimiser": self.optimiser.state_dict(),
         }
         checkpoint.write(self.path, state)
+        self.write_curve()
+
+    def write_curve(self) -> None:
+        """Write the curve alone, which is missing or old where a kill came after the checkpoint."""
         atomic.write_rows(self.path.with_name(CURVE), [["step", "loss", "seconds"], *self.curve])
 
     def stored(self, resume: bool) -> dict[str, Any] | None:

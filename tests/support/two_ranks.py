@@ -15,7 +15,19 @@ from pathlib import Path
 import torch
 
 LONGEST = 60.0  # seconds until a hanging rank is ended
-COMMAND = ["--channel-mult", "1", "--attention=", "--batch-size", "7", "--device", "cpu", "--steps", "6", "--head-steps", "4"]
+COMMAND = [
+    "--channel-mult",
+    "1",
+    "--attention=",
+    "--batch-size",
+    "7",
+    "--device",
+    "cpu",
+    "--steps",
+    "6",
+    "--head-steps",
+    "4",
+]
 QUIET = {"warmup": 4, "progress": False, "lr": 1e-2}
 
 

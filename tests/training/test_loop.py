@@ -249,8 +249,12 @@ def test_run_killed_while_writing_a_checkpoint_goes_on_from_the_one_before(tmp_p
 
 def test_finished_run_is_loaded_without_further_steps(tmp_path, digits, monkeypatch):
     first = weights(train_noise_network(tiny(), digits, steps=3, out=tmp_path, **QUIET))
+    curve = (tmp_path / "curve.csv").read_bytes()
+    (tmp_path / "curve.csv").rename(tmp_path / ".curve.csv.0123abcd.partial")  # killed after the last checkpoint
     monkeypatch.setattr(loop._Step, "__call__", lambda *_: pytest.fail("a finished run took another step"))
     assert_identical(weights(train_noise_network(tiny(), digits, steps=3, out=tmp_path, **QUIET)), first)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.csv"}
+    assert (tmp_path / "curve.csv").read_bytes() == curve
 
 
 # --- what is refused ---
