@@ -47,7 +47,7 @@ class _Filling:
                 writer.wait()
                 return self._seen(job.done())
 
-            for part in Queue(self._order(), look, job.has, job.shards.name, self.claims):
+            for part in Queue(self._order(), look, job.has, job.cut.name, self.claims):
                 writer(part, *self._pictures(part))
 
     def _pictures(self, part: int) -> tuple[Tensor, dict[str, Any] | None]:
@@ -62,7 +62,7 @@ class _Filling:
 
     def _write(self, part: int, pictures: Tensor, said: dict[str, Any] | None) -> None:
         """Write and measure a part, and give up the claim on it, whatever comes of it."""
-        job, name = self.job, self.job.shards.name(part)
+        job, name = self.job, self.job.cut.name(part)
         try:
             if said is not None:
                 job.shards.write(part, pictures, **said)

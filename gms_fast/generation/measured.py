@@ -4,7 +4,6 @@ A process holds its file by a claim. The file of one that has died is taken over
 are never more files than there were processes at once.
 """
 
-import os
 import secrets
 import warnings
 from collections.abc import Callable
@@ -41,9 +40,7 @@ class Measured:
         """Take over the file of a process that has died, if there is one. Raises ValueError for other features."""
         with naming(self.out):
             self.own.parent.mkdir(exist_ok=True)
-        waiting = {
-            name for name in os.listdir(claims.folder) if name.endswith(_SUFFIX)
-        }  # some before their first write
+        waiting = {name for name in claims.names() if name.endswith(_SUFFIX)}  # some before their first write
         for path in sorted({*self._files(), *(self.own.parent / name for name in waiting)}):
             if not claims.take(path.name):
                 continue

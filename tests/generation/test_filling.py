@@ -280,7 +280,7 @@ def test_shard_says_how_it_was_drawn_whatever_comes_before_it_is_written(tmp_pat
 def test_dead_claim_of_a_machine_whose_clock_is_wrong_holds_nothing_up(tmp_path, whole, monkeypatch, mtime, number):
     monkeypatch.setattr(claims, "EXPIRES", 0.3)
     (tmp_path / "claims").mkdir()
-    claim = tmp_path / "claims" / f"{NAMES[number]}.npz"
+    claim = tmp_path / "claims" / NAMES[number]
     claim.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     os.utime(claim, (mtime, mtime))
     (tmp_path / "run.json").write_bytes(whole["npz"]["run.json"])
@@ -295,7 +295,7 @@ def test_claims_that_the_dead_left_on_finished_shards_are_swept(tmp_path, whole)
     made(tmp_path)
     for host in ("elsewhere", socket.gethostname()):
         (tmp_path / "claims").mkdir()
-        (tmp_path / "claims" / f"{NAMES[1]}.npz").write_text(json.dumps({"host": host, "pid": 1}))
+        (tmp_path / "claims" / NAMES[1]).write_text(json.dumps({"host": host, "pid": 1}))
         assert made(tmp_path).there == 21
         assert content(tmp_path) == whole["npz"]
 
