@@ -23,8 +23,9 @@ def add_model(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
     add = parser.add_argument
     add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
     # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
-    size, more = (options.positive_or_auto, "; auto: as is fastest here") if auto else (options.positive, "")
-    add("--batch-size", type=size, default=64, help=f"images at a time; changes no image{more} (default: 64)")
+    said = "changes images by rounding; auto: as is fastest here" if auto else "changes no image"
+    size = options.positive_or_auto if auto else options.positive
+    add("--batch-size", type=size, default=64, help=f"images at a time; {said} (default: 64)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
 

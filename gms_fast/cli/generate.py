@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forms = "arrays, folders of PNGs, or with --features none at all (default: npz)"
     add("--form", choices=("npz", "png", "none"), default="npz", help=forms)
     add("--memory", type=options.finite, metavar="GIB", help="most that batches of --batch-size auto may take")
-    add("--shard-size", type=options.positive, help="images of a shard, whole batches (default: 8 batches)")
+    add("--shard-size", type=options.positive, help="images of a shard, whole batches (default: up to 8)")
     add("--shard", default="1/1", help="K/N: the K-th of N shares alone, for jobs that share no folder (default: 1/1)")
     measured.add_features(parser)
     again = parser.add_mutually_exclusive_group()
@@ -57,8 +57,6 @@ def run(args: argparse.Namespace) -> int:
     model, backend = drawing.model(args)
     asked = options.asked(model, args.labels)
     first = os.environ.get("RANK", "0") == "0"
-    if args.force:
-        _start_anew(args.out)
     args.left = "" if args.verify else LEFT
     start = time.perf_counter()
     report = generate(
@@ -76,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         features=measured.extractor(args) if args.features else None,
         memory=None if args.memory is None else int(args.memory * 2**30),
         verify=args.verify,
+        replace=args.force,
         progress=sys.stderr.isatty(),
     )
     if first:
@@ -101,11 +100,3 @@ def _compared(args: argparse.Namespace, report: Report) -> str:
         return f"{images}: equal to those in {args.out}"
     levels = f"{report.differing:.2%} of pixels differ, by up to {report.largest} grey levels"
     return f"{images}: {levels}, from those in {args.out}, which another kind of device drew"
-
-
-def _start_anew(out: Path) -> None:
-    from gms_fast.generation import clear
-
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("--force is for one process: under torchrun another would go on with what one deletes")
-    clear(out)

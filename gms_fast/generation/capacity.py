@@ -1,7 +1,6 @@
 """The batch size at which a device draws fastest, found by measurement within a limit of memory."""
 
 import os
-import resource
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +11,7 @@ SIZES = tuple(2**i for i in range(3, 13))  # 8 .. 4096
 GAIN = 0.05  # of samples a second that twice the batch must bring
 SECONDS = 30.0  # after which no larger batch is tried
 _REPEATS = 2  # of a measurement, of which the quicker one counts
+_UNKNOWN = 8 << 30  # bytes, where the system does not say what is free
 _OF_FREE = {"cuda": 0.8, "cpu": 0.5}  # of the memory that is free, unless a limit is given
 
 
@@ -22,16 +22,22 @@ class Use(NamedTuple):
     memory: int
 
 
-def fastest(measure: Callable[[int], Use | None], limit: int, most: int) -> int:
+def fastest(measure: Callable[[int], Use | None], limit: int, most: int, multiple: int | None = None) -> int:
     """The smallest batch size whose double brings less than `GAIN`, or does not fit.
 
     measure  the use of a batch of so many samples, or None where memory runs out
     limit    bytes
     most     samples that there are; larger batches than these make no sense
+    multiple of the size that is found, if there is to be one
     Raises ValueError where not even the smallest size fits.
     """
     start, best, chosen = time.monotonic(), 0.0, 0
-    for size in SIZES:
+    sizes = [size for size in SIZES if multiple is None or multiple % size == 0]
+    if not sizes:
+        raise ValueError(
+            f"shard_size must be a multiple of {SIZES[0]} for a batch size that is measured: got {multiple}"
+        )
+    for size in sizes:
         used = measure(size)
         if used is None or used.memory > limit:
             break
@@ -41,7 +47,7 @@ def fastest(measure: Callable[[int], Use | None], limit: int, most: int) -> int:
         if size >= most or 2 * used.memory > limit or time.monotonic() - start > SECONDS:
             break
     if not chosen:
-        raise ValueError(f"memory must be more than a batch of {SIZES[0]} samples needs: got {limit} bytes")
+        raise ValueError(f"memory must be enough for a batch of {SIZES[0]} samples: {limit / 2**30:.3g} GiB are not")
     return chosen
 
 
@@ -68,8 +74,9 @@ def free(device: torch.device) -> int:
         unused, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(_OF_FREE["cuda"] * (unused + held))
+    available = _kib("/proc/meminfo", "MemAvailable")
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return int(_OF_FREE["cpu"] * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks)
+    return _UNKNOWN if available is None else int(_OF_FREE["cpu"] * available * 1024 / ranks)
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -78,17 +85,30 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def _begin(device: torch.device) -> int:
-    """Bytes that are taken before a call, the most that ever were on a CPU."""
+    """Bytes that are taken before a call."""
     if device.type != "cuda":
-        return 0
+        return _resident("VmRSS")
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
 
 
 def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # KiB on Linux
+    """The most bytes that were ever taken."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(name: str) -> int:
+    """Bytes of this process, 0 where the system does not say."""
+    return 1024 * (_kib("/proc/self/status", name) or 0)
+
+
+def _kib(file: str, name: str) -> int | None:
+    """The number of a line of Linux's own files; None elsewhere."""
+    try:
+        with open(file) as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def _wait(device: torch.device) -> None:

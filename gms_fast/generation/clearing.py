@@ -1,12 +1,15 @@
 """Deletion of a run and nothing else from its folder."""
 
 import os
+import time
 from pathlib import Path
 
 from gms_fast.generation import settings
 from gms_fast.generation.shards import FORMS, Cut
 from gms_fast.storage import atomic
-from gms_fast.storage.claims import Claims
+from gms_fast.storage.claims import BEAT, EXPIRES, Claims
+
+_POLL = 0.5  # seconds
 
 
 def clear(out: Path) -> None:
@@ -15,10 +18,18 @@ def clear(out: Path) -> None:
         return
     shards = FORMS[found["form"]](out, Cut(found["n"], found["shard_size"]), (), "")
     with Claims(out / settings.CLAIMS) as claims:
-        if busy := [name for name in sorted(os.listdir(claims.folder)) if not claims.take(name)]:
-            raise BlockingIOError(f"out: {out} is in use by a process that draws {busy[0]}: wait until it ends")
+        _hold_all(out, claims)
         for part in shards.there(os.listdir(out)):
             shards.remove(part)
         statistics = [f"{settings.MEASURED}/{path.name}" for path in (out / settings.MEASURED).glob("*.safetensors")]
         atomic.clear(out, [*statistics, settings.WHOLE])
         atomic.remove(out / settings.FILE)  # last, so that what is left after a kill is known for what it is
+
+
+def _hold_all(out: Path, claims: Claims) -> None:
+    """Take over all claims, those of other machines after a while. Raises BlockingIOError for one that lives."""
+    deadline = time.monotonic() + EXPIRES + BEAT
+    while busy := [name for name in sorted(claims.names()) if not claims.take(name) and not claims.ours(name)]:
+        if time.monotonic() > deadline or any(map(claims.is_here, busy)):
+            raise BlockingIOError(f"out: {out} is in use by a process that draws {busy[0]}: wait until it ends")
+        time.sleep(_POLL)

@@ -25,11 +25,12 @@ def compare(job: Job, share: float, *, progress: bool) -> Report:
         for part, indices in sorted(chosen, key=lambda batch: batch[1].start):
             off, device = _difference(job, part, indices)
             compared, pixels = compared + len(indices), pixels + off.numel()
-            differing, largest = differing + int((off > 0).sum()), max(largest, int(off.max()))
-            if largest and device == device_kind(job.device):
+            differing, worst = differing + int((off > 0).sum()), int(off.max())
+            largest = max(largest, worst)
+            if worst and device == device_kind(job.device):
                 raise ValueError(
                     f"shard {job.out / job.shards.name(part)} has other pictures than are drawn here, by up to "
-                    f"{largest} grey levels, among samples {indices[0]} to {indices[-1]}"
+                    f"{worst} grey levels, among samples {indices[0]} to {indices[-1]}"
                 )
             told(len(indices))
     return Report(compared=compared, differing=differing / pixels, largest=largest)

@@ -1,5 +1,6 @@
 """The making of what is not there yet, together with other processes that do the same."""
 
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from gms_fast.generation.shards import OtherRunError
 from gms_fast.generation.writer import Writer
 from gms_fast.storage.claims import Claims
 
+_LOOK = 5.0  # seconds between two looks at what other processes have done
+
 
 def fill(job: Job, *, progress: bool) -> Report:
     """Make the parts that are not there, until all are, and tell what was done here."""
@@ -25,18 +28,21 @@ def fill(job: Job, *, progress: bool) -> Report:
             job.measured.begin(claims)
         there = job.samples(job.drawn() if job.shards.kept else job.done())
         with job.bar(job.samples(job.parts), job.samples(job.done()), shown=progress) as told:
-            filling = _Filling(job, claims, told)
+            filling = _Filling(job, claims, told if progress and job.rank == 0 else None)
             filling.walk()
             while job.measured is not None and job.rank == 0 and not job.measured.finish(set(job.parts)):
                 filling.walk()
+            if job.measured is not None:
+                job.measured.end(claims)
     return Report(drawn=filling.count, there=there, broken=broken)
 
 
 class _Filling:
     """Walks through the parts that are left; `count` is the number of samples that were drawn on them."""
 
-    def __init__(self, job: Job, claims: Claims, told: Callable[[int], object]) -> None:
-        self.job, self.claims, self.told, self.count, self._shown = job, claims, told, 0, job.samples(job.done())
+    def __init__(self, job: Job, claims: Claims, told: Callable[[int], object] | None) -> None:
+        self.job, self.claims, self.told, self.count = job, claims, told, 0
+        self._shown, self._looked = job.samples(job.done()), time.monotonic()
 
     def walk(self) -> None:
         """Make parts until all are there; each is written while the next is drawn."""
@@ -77,11 +83,17 @@ class _Filling:
         return self.job.parts[first:] + self.job.parts[:first]
 
     def _tell(self, samples: int) -> None:
+        """Show samples that were drawn here, and now and then those of other processes."""
+        if self.told is None:
+            return
         self._shown += samples
         self.told(samples)
+        if time.monotonic() - self._looked > _LOOK:
+            self._seen(self.job.done())
 
     def _seen(self, done: set[int]) -> set[int]:
         """What is done, after the bar was told of what others did."""
+        self._looked = time.monotonic()
         self._tell(max(0, self.job.samples(done) - self._shown))
         return done
 

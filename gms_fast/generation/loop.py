@@ -1,5 +1,6 @@
 """Many samples into a folder: the same bytes from one process or many, that come, go and are killed as they like."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from gms_fast.assumptions import PICTURES, UNSAID, ranged
 from gms_fast.generation import settings
 from gms_fast.generation.capacity import fastest, free, use
+from gms_fast.generation.clearing import clear
 from gms_fast.generation.comparing import compare
 from gms_fast.generation.drawing import Condition, Decoder, Drawing, one_thread
 from gms_fast.generation.filling import fill
@@ -25,7 +27,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments
 
-BATCHES = 8  # of a shard, unless its size is given
+BATCHES, SHARDS = 8, 64  # of a shard at most, unless its size is given; that there are rather than larger ones
 
 
 def generate(
@@ -53,6 +55,7 @@ def generate(
     features: str | Extractor | None = None,
     memory: int | None = None,
     verify: float | None = None,
+    replace: bool = False,
     progress: bool = False,
 ) -> Report:
     """Draw n samples of `gms_fast.sample` into a folder of shards, or go on with a folder that has some of them.
@@ -72,12 +75,13 @@ def generate(
     decoder     callable from samples to pictures (B, C, H, W) in [-1, 1], as of latents
     form        "npz": files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,) and `made`, a checksum and
                 the fingerprint of the run; "png": folders FIRST-LAST of pictures; "none": no pictures
-    shard_size  samples of a shard, a multiple of batch_size (default: 8 batches)
+    shard_size  samples of a shard, a multiple of batch_size (default: up to 8 batches)
     shard       "K/N": the K-th of N equal shares alone, for jobs that have no folder in common
     features    a feature network (`gms_fast.quality.extractors.load`, or its text), statistics of which are kept in
                 `measured.safetensors` for `quality.running.Running.load`; with form "none" nothing else is
     memory      bytes that batches may take, for "auto" (default: 0.8 of a GPU's that is free, half of the host's)
     verify      share of the samples, 0 .. 1, that are drawn again and compared; nothing is written
+    replace     delete the run in the folder first, and no other file; by one process alone
     progress    whether to show a progress bar on stderr, of all processes together
     All other arguments are those of `sample`.
 
@@ -89,6 +93,12 @@ def generate(
         raise ValueError(f"verify must be a share of the samples, more than 0 and at most 1: got {verify}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}: got {form!r}")
+    if replace and verify is not None:
+        raise ValueError("replace must be False where verify is given")
+    if replace and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("replace (--force) is for one process: under torchrun others go on with what one deletes")
+    if memory is not None and batch_size != "auto":
+        raise ValueError(f'memory must be None unless batch_size is "auto": got {memory}')
     if form == "none" and features is None:
         raise ValueError('form must not be "none" without features: nothing would be kept')
     n, share = _at_least_one("n", n), Share.of(shard)
@@ -103,7 +113,7 @@ def generate(
     run = Run.prepare(model, solver=solver, **asked, condition=None, batch_size=None, callback=None)
     if decoder is None and (own := ranged(model, UNSAID)[0]) != PICTURES:
         raise ValueError(f"decoder must make pictures in [-1, 1] of this model's samples, whose range is {own}")
-    place = torch.device(device or device_of(model) or torch.get_default_device())
+    place = _numbered(torch.device(device or device_of(model) or torch.get_default_device()))
     extractor = extractors.load(features) if isinstance(features, str) else features
     extractor = None if extractor is None else extractor.to(place)
     state = {"seed": integer("seed", seed), "shape": shape, "device": place, "dtype": dtype or torch.float32}
@@ -123,17 +133,24 @@ def generate(
     def fitted() -> dict[str, Any]:
         """Settings with the batch size that is fastest here."""
         with one_thread(place):
-            return planned(fastest(lambda size: use(drawing_by(size).begin, place), limit, n)).settings
+            return planned(fastest(lambda size: use(drawing_by(size).begin, place), limit, n, shard_size)).settings
 
-    if batch_size == "auto":
-        limit = free(place) if memory is None else _at_least_one("memory", memory)
-        found = settings.settled(Path(out), fitted if verify is None else None)
-        job = planned(found["batch_size"])
-    else:
-        job = planned(_at_least_one("batch_size", batch_size))
-        found = settings.settled(Path(out), (lambda: job.settings) if verify is None else None)
+    limit = free(place) if memory is None else _at_least_one("memory", memory)
+    job = None if batch_size == "auto" else planned(_at_least_one("batch_size", batch_size))
+    if replace:
+        clear(Path(out))
+    make = fitted if job is None else job.settings.copy
+    found = settings.settled(Path(out), make, new=verify is None, slow=job is None)
+    job = job or planned(found["batch_size"])
     settings.check(Path(out), found, job.settings)
     return fill(job, progress=progress) if verify is None else compare(job, verify, progress=progress)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device by its number, which is the same one in every thread."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _at_least_one(name: str, value: object) -> int:
@@ -145,8 +162,9 @@ def _at_least_one(name: str, value: object) -> int:
 
 
 def _cut(n: int, batch_size: int, shard_size: int | None) -> Cut:
-    """The shards of a run. Raises ValueError for sizes that do not fit."""
-    size = BATCHES * batch_size if shard_size is None else _at_least_one("shard_size", shard_size)
+    """The shards of a run, few batches each where there are few. Raises ValueError for sizes that do not fit."""
+    batches = min(BATCHES, max(1, n // (SHARDS * batch_size)))
+    size = batches * batch_size if shard_size is None else _at_least_one("shard_size", shard_size)
     if size % batch_size:
         raise ValueError(f"shard_size must be a multiple of batch_size = {batch_size}: got {shard_size}")
     return Cut(n, size)

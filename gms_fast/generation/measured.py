@@ -4,6 +4,7 @@ A process holds its file by a claim. The file of one that has died is taken over
 are never more files than there were processes at once.
 """
 
+import os
 import secrets
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gms_fast.generation.capacity import out_of_memory
 from gms_fast.generation.settings import MEASURED, WHOLE
 from gms_fast.generation.shards import Cut
 from gms_fast.quality.extractors import Extractor
@@ -23,23 +25,24 @@ from gms_fast.storage.reading import metadata
 from gms_fast.storage.schema import Fields, Integer, Listed, Text
 
 _SUFFIX = ".safetensors"
-_AT_A_TIME = 256  # pictures that features are made of
-_MOST_PARTS = 1 << 24
+_AT_A_TIME = 256  # pictures that features are made of, or fewer after memory has run out
+_SAID = Fields({"run": Text(64), "parts": Listed(Listed(Integer(0), 2, 2), 1 << 24)})  # first and last of each stretch
 
 
 class Measured:
     """What is measured of the pictures of the run `run` in `out`, cut into parts."""
 
     def __init__(self, out: Path, cut: Cut, run: str, features: Extractor) -> None:
-        self.out, self.cut, self.run, self.features = out, cut, run, features
+        self.out, self.cut, self.run, self.features, self.rows = out, cut, run, features, _AT_A_TIME
         self.own = out / MEASURED / f"{secrets.token_hex(8)}{_SUFFIX}"
         self._running: Running | None = None
-        self._seen: dict[Path, tuple[tuple[int, int], frozenset[int]]] = {}  # files as they were: (time, inode), parts
+        self._seen: dict[Path, tuple[tuple[int, int], set[int]]] = {}  # files as they were: (time, inode), parts
 
     def begin(self, claims: Claims) -> None:
         """Take over the file of a process that has died, if there is one. Raises ValueError for other features."""
         with naming(self.out):
             self.own.parent.mkdir(exist_ok=True)
+        self.done()
         waiting = {name for name in claims.names() if name.endswith(_SUFFIX)}  # some before their first write
         for path in sorted({*self._files(), *(self.own.parent / name for name in waiting)}):
             if not claims.take(path.name):
@@ -51,59 +54,79 @@ class Measured:
         if self._running is None:
             claims.take(self.own.name)
 
+    def end(self, claims: Claims) -> None:
+        """Give up the own claim, and those of processes that have died since `begin`."""
+        for name in claims.names():
+            if name.endswith(_SUFFIX) and (name == self.own.name or claims.take(name)):
+                claims.drop(name)
+
     def done(self) -> set[int]:
-        """The parts that are counted in some file."""
+        """The parts that are counted in some file. Raises ValueError for a file of other features, or another run."""
         return set().union(*map(self._parts, self._files()))
 
     def add(self, part: int, pictures: Tensor, ours: Callable[[], bool]) -> None:
         """Count a part, unless another process has, or has taken it over: `ours` tells."""
-        rows = torch.cat([self.features(some) for some in pictures.split(_AT_A_TIME)])
+        rows = self._features(pictures)
         if part in self.done() or not ours():
             return
-        running = self._running or Running(rows.shape[1], self.features.mark, {"run": self.run, "parts": []})
+        running = self._running or Running(rows.shape[1], self.features.mark)
         running.update(rows, torch.tensor(self.cut[part]))
-        running.said["parts"].append(part)
+        parts = {part, *_parts_in(running.said.get("parts", []))}
+        running.said = {"run": self.run, "parts": _stretches(parts)}
         running.save(self.own)
         self._running = running
 
     def finish(self, parts: set[int]) -> bool:
-        """Put all that is counted into the one file `WHOLE`. False where some of these parts are missing: of a broken
-        file, which is deleted.
+        """Put all that is counted into the one file `WHOLE`. False where some of these parts are missing after all.
 
-        Raises ValueError naming two files that have counted the same part.
+        A file that is broken, or that counts a part which a larger one counts too, is deleted with a warning: a process
+        that stood still while another took over its part may have counted it as well.
         """
-        owners: dict[int, Path] = {}
+        found = [(path, running) for path in self._files() if (running := self._read(path)) is not None]
+        counted = set[int]()
         whole: Running | None = None
-        for path in self._files():
-            if (running := self._read(path)) is None:
+        for path, running in sorted(found, key=lambda pair: -pair[1].count):
+            own = _parts_in(running.said["parts"])
+            if twice := own & counted:
+                _forget(path, f"statistics {path} count {self.cut.name(min(twice))}, as another file does")
                 continue
-            for part in running.said["parts"]:
-                if (other := owners.setdefault(part, path)) is not path:
-                    raise ValueError(f"{path} and {other} have both counted {self.cut.name(part)}: delete one of them")
+            counted |= own
             whole = running if whole is None else Running.merged([whole, running])
-        if whole is None or not parts <= owners.keys():
+        if whole is None or not parts <= counted:
             return False
-        whole.said = {"run": self.run, "parts": len(owners)}
+        whole.said = {"run": self.run, "parts": _stretches(counted)}
         whole.save(self.out / WHOLE)
         return True
+
+    def _features(self, pictures: Tensor) -> Tensor:
+        """Features of pictures, of fewer at a time where memory runs out."""
+        while True:
+            try:
+                return torch.cat([self.features(some) for some in pictures.split(self.rows)])
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.rows == 1:
+                    raise
+            self.rows //= 2
 
     def _files(self) -> list[Path]:
         with naming(self.out):
             return sorted(self.own.parent.glob(f"*{_SUFFIX}"))
 
-    def _parts(self, path: Path) -> frozenset[int]:
+    def _parts(self, path: Path) -> set[int]:
         """The parts that a file counts, which is looked into only where it has changed; none for a broken one."""
         try:
-            seen = path.stat()
-            mark = seen.st_mtime_ns, seen.st_ino
-            if self._seen.get(path, ((0, 0),))[0] != mark:
-                self._seen[path] = (
-                    mark,
-                    frozenset(metadata(tensors.metadata_of(path), {"said": _SAID})["said"]["parts"]),
-                )
+            with path.open("rb") as file:  # file systems of several machines tell the truth to who opens
+                seen = os.fstat(file.fileno())
+            known = self._seen.get(path)
+            if known is None or known[0] != (seen.st_mtime_ns, seen.st_ino):
+                stored = metadata(tensors.metadata_of(path), {"features": Text(), "said": _SAID})
+                known = (seen.st_mtime_ns, seen.st_ino), _parts_in(stored["said"]["parts"])
         except (FileNotFoundError, ValueError, KeyError):
-            return frozenset()
-        return self._seen[path][1]
+            return set()
+        if path not in self._seen:
+            self._refuse_other(path, stored["features"], stored["said"]["run"])
+        self._seen[path] = known
+        return known[1]
 
     def _read(self, path: Path) -> Running | None:
         """The statistics in a file; None for a broken one, which is deleted with a warning."""
@@ -111,16 +134,36 @@ class Measured:
             running = Running.load(path)
             schema.check(f"statistics {path}", running.said, _SAID)
         except ValueError as error:
-            warnings.warn(f"{error}; what it counted is counted anew", stacklevel=5)
-            atomic.remove(path)
+            _forget(path, str(error))
             return None
-        if running.features != self.features.mark:
-            raise ValueError(
-                f"features must be those that {path} has counted, {running.features}: got {self.features.mark}"
-            )
-        if running.said["run"] != self.run:
-            raise ValueError(f"{path} is of the run {running.said['run']}, not of {self.run}")
+        self._refuse_other(path, running.features, running.said["run"])
         return running
 
+    def _refuse_other(self, path: Path, features: str, run: str) -> None:
+        """Raise ValueError for statistics of other features, or of another run."""
+        if features != self.features.mark:
+            said = f"features must be those that {path} has counted, {features}"
+            raise ValueError(f"{said}: got {self.features.mark}. Delete {path.parent} to measure by others")
+        if run != self.run:
+            raise ValueError(f"{path} is of the run {run}, not of {self.run}")
 
-_SAID = Fields({"run": Text(64), "parts": Listed(Integer(0), _MOST_PARTS)})
+
+def _forget(path: Path, why: str) -> None:
+    """Delete a file, whose parts are then counted anew."""
+    warnings.warn(f"{why}; what it counted is counted anew", stacklevel=6)
+    atomic.remove(path)
+
+
+def _stretches(parts: set[int]) -> list[list[int]]:
+    """First and last of each stretch of numbers."""
+    found: list[list[int]] = []
+    for part in sorted(parts):
+        if found and part == found[-1][1] + 1:
+            found[-1][1] = part
+        else:
+            found.append([part, part])
+    return found
+
+
+def _parts_in(stretches: list[list[int]]) -> set[int]:
+    return {part for first, last in stretches for part in range(first, last + 1)}

@@ -44,7 +44,7 @@ class Queue:
     ) -> None:
         self.parts, self.done, self.has, self.name, self.claims = parts, done, has, name, claims
         self.draw = draw or random.Random()
-        self._seconds, self._count = 0.0, 0
+        self._seconds, self._count, self._seen = 0.0, 0, set[int]()
 
     def __iter__(self) -> Iterator[int]:
         for step in self.steps():
@@ -55,25 +55,41 @@ class Queue:
 
     def steps(self) -> Iterator["int | Pause"]:
         """Parts, and pauses that are to be made before the next."""
+        pause = _POLL[0]
         while left := self._left():
-            before, claimed = self._count, self.claims.names()
-            free, place = [part for part in left if self.name(part) not in claimed], 0
-            while free:
-                part = free.pop(place % len(free))
-                if not self.claims.take(self.name(part)):
-                    place = self.draw.randrange(len(free) + 1)  # away from where others are
-                    continue
-                if self.has(part):  # since the look, and perhaps others with it
-                    self.claims.drop(self.name(part))
-                    break
-                yield from self._one(part)
-            if self._count == before:
+            claimed, before = self.claims.names(), self._count
+            if free := [part for part in left if self.name(part) not in claimed]:
+                yield from self._of(free)
+            else:
                 yield from self._watched(left[:_WATCHED])
+            idle = self._count == before
+            if idle and free:  # others were quicker, or a list is that of a while ago
+                yield Pause(pause)
+            pause = min(2 * pause, _POLL[1]) if idle else _POLL[0]
 
     def _left(self) -> list[int]:
-        done = self.done()
+        done = self.done() | self._seen
         self.claims.sweep({self.name(part) for part in self.parts if part in done})
         return [part for part in self.parts if part not in done]
+
+    def _of(self, free: list[int]) -> Iterator[int]:
+        """Those of some parts that nobody else takes, until one is done: then there may be more."""
+        place = 0
+        while free:
+            part = free.pop(place % len(free))
+            if not self.claims.take(self.name(part)):
+                place = self.draw.randrange(len(free) + 1)  # away from where others are
+                continue
+            if self._is_done(part):
+                self.claims.drop(self.name(part))
+                return
+            yield from self._one(part)
+
+    def _is_done(self, part: int) -> bool:
+        """Tell a part that is done, and remember it: a list of files may be that of a while ago."""
+        if self.has(part):
+            self._seen.add(part)
+        return part in self._seen
 
     def _one(self, part: int) -> Iterator[int]:
         """A part that is ours, and the time that it takes."""
@@ -84,11 +100,14 @@ class Queue:
     def _watched(self, parts: Sequence[int]) -> Iterator["int | Pause"]:
         """Pauses until these parts are done, or one that can be taken over."""
         pause = _POLL[0]
-        while parts := [part for part in parts if not self.has(part)]:
+        while parts := [part for part in parts if not self._is_done(part)]:
             for part in parts:
-                if self.claims.take(self.name(part), slow=self._patience()):
+                if not self.claims.take(self.name(part), slow=self._patience()):
+                    continue
+                if not self._is_done(part):
                     yield from self._one(part)
                     return
+                self.claims.drop(self.name(part))
             yield Pause(pause)
             pause = min(2 * pause, _POLL[1])
 

@@ -4,6 +4,7 @@ Who draws is none of it: processes may come and go, and the pictures stay the sa
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,21 +67,21 @@ def stored(out: Path) -> dict[str, Any] | None:
     file = out / FILE
     if not file.exists():
         return None
-    with refusing(f"{file} holds no settings of a run", file):
+    with refusing(f"{file} holds no settings of a run: move it, and the shards beside it", file):
         found = read_json(file)
         schema.check("it", found, _STORED)
     return found
 
 
-def settled(out: Path, make: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
-    """The settings of the run in `out`; those that `make` gives are written where there is none.
+def settled(out: Path, make: Callable[[], dict[str, Any]], *, new: bool = True, slow: bool = False) -> dict[str, Any]:
+    """The settings of the run in `out`; where there is none, those that `make` gives are written.
 
-    One process makes them while others wait. Raises FileExistsError for a folder of others, FileNotFoundError where
-    there is no run and none is to be made.
+    One process makes them while others wait, for as long as it takes if it is slow. Raises FileExistsError for a folder
+    of others, FileNotFoundError where there is no run and none is to be new.
     """
-    deadline = time.monotonic() + WAIT
+    deadline = math.inf if slow else time.monotonic() + WAIT
     while (found := stored(out)) is None:
-        if make is None:
+        if not new:
             raise FileNotFoundError(f"out: {out} holds no {FILE}: nothing was generated there")
         try:
             _write(out, make)

@@ -91,6 +91,10 @@ class Claims:
         """Tell a claim of this process that no other has taken over."""
         return name in self._mine and locks.leads_to(self._mine[name], self.folder / name)
 
+    def is_here(self, name: str) -> bool:
+        """Tell a claim of a process on this machine, of which it is known whether it lives."""
+        return _host(self.folder / name) == socket.gethostname()
+
     def drop(self, name: str) -> None:
         """Give a claim up; one that another process has taken over stays."""
         handle = self._mine.pop(name)

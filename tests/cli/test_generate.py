@@ -195,7 +195,7 @@ def test_force_is_for_one_process(tmp_path, capsys, monkeypatch, command):
     before = kills.content(tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
     capsys.readouterr()
-    assert "--force is for one process" in refusal(capsys, *command, "--force")
+    assert "(--force) is for one process" in refusal(capsys, *command, "--force")
     assert kills.content(tmp_path / "out") == before
 
 

@@ -70,7 +70,7 @@ def test_run_in_which_another_process_draws_is_not_deleted(tmp_path):
     try:
         appears(tmp_path / "draws")
         before = content(out)
-        with pytest.raises(BlockingIOError, match=f"out: {out} is in use by a process that draws {NAMES[0]}.npz: wait"):
+        with pytest.raises(BlockingIOError, match=f"out: {out} is in use by a process that draws {NAMES[0]}: wait"):
             clear(out)
         assert content(out) == before
     finally:
@@ -97,3 +97,19 @@ def test_deletion_that_is_killed_can_be_done_again(tmp_path, monkeypatch):
     assert len(content(tmp_path)) == 2
     clear(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_claim_of_another_machine_is_watched_for_a_while_before_it_counts_for_nothing(tmp_path, monkeypatch):
+    made(tmp_path)
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / NAMES[0]).write_text('{"host": "elsewhere", "pid": 1}')
+    now = [1000.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("gms_fast.generation.clearing.time.sleep", sleep)
+    clear(tmp_path)
+    assert os.listdir(tmp_path) == []
+    assert now[0] > 1060

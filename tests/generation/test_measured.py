@@ -9,7 +9,7 @@ from gms_fast.generation.measured import Measured
 from gms_fast.generation.shards import Cut
 from gms_fast.quality import extractors, running
 from gms_fast.quality.running import Running
-from gms_fast.storage.claims import Claims
+from gms_fast.storage.claims import EXPIRES, Claims
 
 CUT = Cut(21, 8)
 
@@ -110,18 +110,52 @@ def test_broken_file_is_counted_anew(tmp_path):
     assert_same(Running.load(tmp_path / "measured.safetensors"), before)
 
 
-def test_part_that_two_files_have_counted_is_told(tmp_path):
+def test_part_that_two_files_have_counted_is_counted_once(tmp_path):
+    """A process may stand still where it counts, while another takes its part over."""
     with Claims(tmp_path / "claims") as claims:
         measured = opened(tmp_path)
         measured.begin(claims)
         measured.add(0, pictures(0), lambda: True)
         twice = measured.own.with_name("twice.safetensors")
         twice.write_bytes(measured.own.read_bytes())
-        with pytest.raises(ValueError, match=f"have both counted {NAMES[0]}: delete one of them"):
-            measured.finish({0})
-        twice.unlink()
-        assert not measured.finish({0, 1})
-        assert measured.finish({0})
+        measured.add(2, pictures(2), lambda: True)
+        with pytest.warns(UserWarning, match=f"twice.safetensors count {NAMES[0].partition('.')[0]}, as another"):
+            assert not measured.finish({0, 1, 2})
+        assert not twice.exists()
+        assert measured.done() == {0, 2}
+        measured.add(1, pictures(1), lambda: True)
+        assert measured.finish({0, 1, 2})
+    whole = Running.load(tmp_path / "measured.safetensors")
+    assert (whole.count, whole.said) == (21, {"run": "a run", "parts": [[0, 2]]})
+
+
+def test_claim_of_a_machine_that_died_is_gone_at_the_end(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(Claims, "clock", lambda _: now[0])
+    with Claims(tmp_path / "claims") as claims:
+        (tmp_path / "claims" / "dead.safetensors").write_text('{"host": "elsewhere", "pid": 1}')
+        measured = opened(tmp_path)
+        measured.begin(claims)
+        now[0] += EXPIRES + 1
+        measured.end(claims)
+    assert not (tmp_path / "claims").exists()
+
+
+def test_features_are_made_of_fewer_pictures_where_memory_runs_out(tmp_path):
+    rows = []
+
+    def small(x):
+        rows.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.flatten(1)
+
+    made(tmp_path / "a", features=extractors.Extractor("small", "pixels", lambda _: small))
+    made(tmp_path / "b", features="pixels")
+    a, b = (Running.load(tmp_path / name / "measured.safetensors") for name in "ab")
+    assert_same(a, b)
+    assert rows[:8] == [8] * 6 + [4, 2]  # of a shard by 256, 128, .. at a time
+    assert set(rows[8:]) <= {1, 2}
 
 
 def test_other_features_and_other_runs_are_refused(tmp_path):
