@@ -25,8 +25,11 @@ def scale_table(measured: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     calls = rate(measured)
     for costlier, n, gpus in product(COSTLIER, PICTURES, GPUS):
-        seconds = n * CALLS * costlier / calls / gpus
         shards = -(-n // (BATCH * BATCHES))
+        of_a_shard = BATCH * BATCHES * CALLS * costlier / calls
+        seconds = min(
+            of_a_shard * -(-shards // gpus), n * CALLS * costlier / calls
+        )  # whole shards; the last may be less
         size = n * 3 * SIDES[costlier] ** 2
         name = f"{NETWORK}, measured" if costlier == 1 else f"{costlier} times as costly, {SIDES[costlier]} pixels"
         requests = _rate(4 * shards / seconds), _rate(gpus / BEAT)

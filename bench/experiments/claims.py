@@ -9,6 +9,7 @@ operations of the file system, by kind.
 """
 
 import argparse
+import bisect
 import heapq
 import itertools
 import math
@@ -32,6 +33,7 @@ class Case(NamedTuple):
     """Processes that share parts: the seconds of a part, a share of them slow by a factor, hours to a death.
 
     placed  whether each begins at a place of its own, as ranks of one torchrun do
+    lag     seconds that a list of files is old; a look at one file is not
     """
 
     processes: int
@@ -42,16 +44,18 @@ class Case(NamedTuple):
     hours: float
     restart: float = 120.0
     placed: bool = True
+    lag: float = 0.0
 
 
 CASES = {
     "8 processes, nothing goes wrong": Case(8, 800, 60, 0, 1, math.inf),
     "64, one in ten is 4 times as slow": Case(64, 4096, 60, 0.1, 4, math.inf),
     "64, each dies every 2 hours": Case(64, 4096, 60, 0, 1, 2),
-    "512, nothing goes wrong": Case(512, 48828, 60, 0, 1, math.inf),
-    "512 that know nothing of each other": Case(512, 48828, 60, 0, 1, math.inf, placed=False),
-    "512, one in fifty is 4 times as slow, each dies every 6 hours": Case(512, 48828, 60, 0.02, 4, 6),
-    "512, each dies every hour": Case(512, 48828, 60, 0, 1, 1),
+    "512, nothing goes wrong": Case(512, 12288, 60, 0, 1, math.inf),
+    "512, lists are 30 s old": Case(512, 12288, 60, 0, 1, math.inf, lag=30),
+    "512 that know nothing of each other": Case(512, 12288, 60, 0, 1, math.inf, placed=False),
+    "512, one in fifty is 4 times as slow, each dies every 6 hours": Case(512, 12288, 60, 0.02, 4, 6, lag=5),
+    "512, each dies every hour": Case(512, 12288, 60, 0, 1, 1),
     "512 for 256 parts": Case(512, 256, 60, 0, 1, 6),
 }
 
@@ -59,9 +63,11 @@ CASES = {
 class World:
     """Files of claims, parts that are done, and the time, for all processes; `counts` is of operations."""
 
-    def __init__(self) -> None:
-        self.now, self.done, self.counts, self.seconds = 0.0, set[int](), Counter[str](), Counter[int]()
-        self.claims: dict[str, tuple[int, Simulated]] = {}
+    def __init__(self, lag: float) -> None:
+        self.now, self.lag, self.counts, self.seconds = 0.0, lag, Counter[str](), Counter[int]()
+        self.done = set[int]()
+        self.order: list[tuple[float, int]] = []  # in which parts were done
+        self.claims: dict[str, tuple[int, Simulated, float]] = {}
         self.inodes = itertools.count()
 
     def count(self, operation: str) -> None:
@@ -70,7 +76,7 @@ class World:
 
     def listed(self) -> set[int]:
         self.count("list")
-        return set(self.done)
+        return {part for _, part in self.order[: bisect.bisect(self.order, (self.now - self.lag, 1 << 60))]}
 
     def has(self, part: int) -> bool:
         self.count("look")
@@ -79,6 +85,7 @@ class World:
     def write(self, part: int) -> None:
         self.count("write")
         self.done.add(part)
+        self.order.append((self.now, part))
 
 
 class Simulated(Claims):
@@ -96,7 +103,7 @@ class Simulated(Claims):
         if name in self.world.claims:
             return False
         self._mine[name] = next(self.world.inodes)
-        self.world.claims[name] = self._mine[name], self
+        self.world.claims[name] = self._mine[name], self, self.world.now
         self._seen.pop(name, None)
         return True
 
@@ -104,7 +111,7 @@ class Simulated(Claims):
         self.world.count("look")
         if name not in self.world.claims:
             return None
-        inode, owner = self.world.claims[name]
+        inode, owner, _ = self.world.claims[name]
         return Look(inode, int(min(self.world.now, owner.died) // BEAT), dead=False)
 
     def _remove(self, name: str) -> None:
@@ -117,14 +124,15 @@ class Simulated(Claims):
 
     def names(self) -> set[str]:
         self.world.count("list")
-        return set(self.world.claims)
+        old = self.world.now - self.world.lag
+        return {name for name, (_, _, made) in self.world.claims.items() if made <= old}
 
 
 class Played:
     """A case that is played through, event by event."""
 
     def __init__(self, case: Case, seed: int) -> None:
-        self.case, self.draw, self.world = case, random.Random(seed), World()
+        self.case, self.draw, self.world = case, random.Random(seed), World(case.lag)
         self.slow = set(self.draw.sample(range(case.processes), round(case.slow_share * case.processes)))
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.drawn, self.deaths, self.last, self.order = 0, 0, 0.0, itertools.count()
