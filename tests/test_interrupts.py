@@ -79,6 +79,32 @@ def test_handlers_are_those_of_before(monkeypatch):
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
 
 
+def test_a_signal_is_not_lost_in_the_end_of_an_object():
+    class Ending:
+        def __del__(self):
+            self.close()
+
+        def close(self):
+            send(signal.SIGTERM)
+
+    with pytest.raises(interrupts.Terminated), interrupts.raised():
+        ending = Ending()
+        del ending
+        time.sleep(5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "speaks"),
+    [({}, True), ({"RANK": "1"}, True), *[({"RANK": str(k), "WORLD_SIZE": "2"}, k == 0) for k in (0, 1)]],
+)
+def test_first_rank_of_torchrun_speaks_for_all(monkeypatch, environment, speaks):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert interrupts.speaks() == speaks
+
+
 def test_other_threads_put_nothing_off():
     seen = []
 

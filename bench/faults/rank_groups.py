@@ -1,5 +1,6 @@
 """Groups of processes that run one command together as ranks, as torchrun starts and ends them, but forked at once."""
 
+import faulthandler
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from bench.faults import frequent
 from gms_fast import cli, interrupts
 
 GRACE = 5.0  # seconds that ranks have to end when one of them has failed; torchrun gives 30
-LONGEST = 120.0  # seconds that a group may take to end
+LONGEST = 60.0  # seconds that a group may take to end
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,9 +37,9 @@ class Group:
     """Ranks at work on a command in a folder; files are no larger than so many bytes."""
 
     def __init__(self, arguments: Sequence[str], folder: str, count: int, largest: int | None = None) -> None:
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun has one too
+        self._store, port = _store()
         self._words: list[IO[str]] = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115 - until `end`
-        said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": str(count),
+        said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count),
                 "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
         signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the command has its handlers
         self.children = [os.fork() or _rank(arguments, folder, {**said, "RANK": str(k), "LOCAL_RANK": str(k)},
@@ -84,10 +85,33 @@ class Group:
                 last, told = time.monotonic() + GRACE, True
             if time.monotonic() > last:
                 hung = [child for child in self.children if child not in self._ended]
+                self.send(signal.SIGUSR1, everyone)
+                time.sleep(0.5)  # they say where they are
                 self.send(signal.SIGKILL, everyone)
             time.sleep(0.002)
+        os.kill(self._store, signal.SIGKILL)
+        os.waitpid(self._store, 0)
         return [End(self._ended[child], _read(file), child in hung)
                 for child, file in zip(self.children, self._words, strict=True)]  # fmt: skip
+
+
+def _store() -> tuple[int, str]:
+    """A process with a store by which ranks find each other, as torchrun's agent is one, and its port.
+
+    Here its threads would not outlive the forks.
+    """
+    there, here = os.pipe()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(here, str(store.port).encode())
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(0)
+    port = os.read(there, 99).decode()
+    os.close(there)
+    os.close(here)
+    return child, port
 
 
 def _read(file: IO[str]) -> str:
@@ -109,6 +133,7 @@ def _rank(arguments: Sequence[str], folder: str, said: dict[str, str], words: in
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
         interrupts.guard()
+        faulthandler.register(signal.SIGUSR1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
         frequent.keep_all()
         status = cli.main(arguments)

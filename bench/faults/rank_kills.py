@@ -202,7 +202,7 @@ def _look(ends: list[End], start: Start, begun: bool) -> None:
     for rank, (status, words, hung) in enumerate(ends):
         assert not (hung and begun), f"rank {rank} outlives the others: {ends}"
         assert status in fine, f"rank {rank} ends with status {status} by {start.end or 'itself'}: {ends}"
-        assert re.fullmatch(r"(gms-fast: [^\n]+\n)?", words), f"rank {rank} says {words!r}"
+        assert hung or re.fullmatch(r"(gms-fast: [^\n]+\n)?", words), f"rank {rank} says {words!r}"
     if start.end in (FULL, VANISHED) and ends[FIRST].status:
         assert re.match("gms-fast: error: (File too large|No such file)", ends[FIRST].words), f"no clear word: {ends}"
 
