@@ -87,10 +87,12 @@ def test_a_signal_is_not_lost_in_the_end_of_an_object():
         def close(self):
             send(signal.SIGTERM)
 
-    with pytest.raises(interrupts.Terminated), interrupts.raised():
-        ending = Ending()
-        del ending
+    def walk():
+        Ending()  # it ends at once
         time.sleep(5)
+
+    with pytest.raises(interrupts.Terminated), interrupts.raised():
+        walk()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,15 @@
 
     torchrun --standalone --nproc-per-node 2 -m bench.faults.frequent train --data x.npy --out run
 
-Forks call `keep_all` and the command themselves.
+Forks `be` the command.
 """
 
+import os
+import resource
+import signal
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from gms_fast import cli, interrupts, search, training
 from gms_fast.measure import work
@@ -17,6 +22,27 @@ def keep_all() -> None:
     for train in (training.train_noise_network, training.train_moment_heads):
         train.__kwdefaults__["checkpoint_every"] = 1
     search.ggdm.__kwdefaults__.update(score_every=1, score_samples=8)
+
+
+def be(arguments: Sequence[str], folder: str, words: int, largest: int | None = None) -> NoReturn:
+    """Be the command in this fork: in a folder, with its words in a file, and no larger files than so many bytes."""
+    status = 1
+    try:
+        os.chdir(folder)
+        limit = resource.RLIM_INFINITY if largest is None else largest
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        os.dup2(words, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
+        interrupts.guard()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+        keep_all()
+        status = cli.main(arguments)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

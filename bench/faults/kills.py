@@ -11,10 +11,8 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ import numpy as np
 import torch
 
 from bench.faults import frequent, tracing
-from gms_fast import cli, images, interrupts, io, schedules, solvers, statistics, training
+from gms_fast import images, interrupts, io, schedules, solvers, statistics, training
 from gms_fast.measure import work
 from gms_fast.models import MomentUNet, saved_heads
 from gms_fast.quality import matrix
@@ -318,7 +316,8 @@ def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str =
     signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the command has its handlers
     child = os.fork()
     if child == 0:
-        _command((*command.arguments, *again), folder, words, int(amount) if kind == FULL else resource.RLIM_INFINITY)
+        os.setpgid(0, 0)
+        frequent.be((*command.arguments, *again), folder, words, int(amount) if kind == FULL else None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
     with suppress(OSError):  # whoever of the two comes first
         os.setpgid(child, child)
@@ -362,27 +361,6 @@ def _vanish(out: Path) -> None:
     if out.is_dir():
         out.rename(out.with_name("away"))
         shutil.rmtree(out.with_name("away"))
-
-
-def _command(arguments: tuple[str, ...], folder: str, words: int, largest: int) -> None:
-    """Be the command, with checkpoints as often as there can be, its words in a pipe, and no larger files than so."""
-    os.setpgid(0, 0)
-    os.chdir(folder)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-    os.dup2(words, 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
-    interrupts.guard()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
-    frequent.keep_all()
-    status = 1
-    try:
-        status = cli.main(arguments)
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
 
 
 def _ends(child: int, seconds: float) -> tuple[int] | None:

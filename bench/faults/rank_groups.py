@@ -4,7 +4,6 @@ import faulthandler
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -13,12 +12,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, NoReturn
 
 from torch.distributed import TCPStore
 
 from bench.faults import frequent
-from gms_fast import cli, interrupts
+from gms_fast import interrupts
 
 GRACE = 5.0  # seconds that ranks have to end when one of them has failed; torchrun gives 30
 LONGEST = 60.0  # seconds that a group may take to end
@@ -121,27 +120,11 @@ def _read(file: IO[str]) -> str:
         return "".join(line for line in file if not re.match(r"\[|frame #|<omitting|Exception raised from|\n", line))
 
 
-def _rank(arguments: Sequence[str], folder: str, said: dict[str, str], words: int, largest: int | None) -> int:
-    """Be a rank of the command, with checkpoints as often as there can be; it does not return."""
-    status = 1
-    try:
-        os.environ.update(said)
-        os.chdir(folder)
-        os.dup2(words, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        limit = resource.RLIM_INFINITY if largest is None else largest
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
-        interrupts.guard()
-        faulthandler.register(signal.SIGUSR1)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
-        frequent.keep_all()
-        status = cli.main(arguments)
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+def _rank(arguments: Sequence[str], folder: str, said: dict[str, str], words: int, largest: int | None) -> NoReturn:
+    """Be a rank of the command; it does not return."""
+    os.environ.update(said)
+    faulthandler.register(signal.SIGUSR1, file=words)
+    frequent.be(arguments, folder, words, largest)
 
 
 class Torchrun:
