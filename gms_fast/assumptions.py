@@ -137,11 +137,11 @@ def _warn_of_training(model: object) -> None:
             return
 
 
-def missing(model: object, name: str) -> str:
-    """The error of an attribute that must be there or be given."""
+def missing(model: object, name: str, argument: str | None = None) -> str:
+    """The error of an attribute that must be there, or be given as the argument, by its own name unless by another."""
     hidden = _hidden(model, name, _FITS[name])
     hint = f"; the {type(hidden[0]).__name__} in it has {hidden[1]!r}" if hidden else ""
-    return f"{name} must be given: this model has no attribute `{name}`{hint}"
+    return f"{argument or name} must be given: this model has no attribute `{name}`{hint}"
 
 
 @dataclass(frozen=True, kw_only=True)

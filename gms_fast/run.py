@@ -99,7 +99,7 @@ class Run:
             raise ValueError(f"n must be a non-negative integer: got {n}")
         shape = shape if shape is not None else attribute(self.model, "sample_shape")
         if shape is None:
-            raise ValueError(missing(self.model, "sample_shape").replace("sample_shape must", "shape must", 1))
+            raise ValueError(missing(self.model, "sample_shape", "shape"))
         described = _described_state(n, shape, dtype, device)
         check_samples(draws, n)
         x = initial(self.walk, draws, described.shape, device, dtype)

@@ -80,7 +80,7 @@ class Drawing:
         model = self.arguments["model"]
         given = self.arguments["shape"] or attribute(model, "sample_shape")
         if given is None:
-            raise ValueError(missing(model, "sample_shape").replace("sample_shape must", "shape must", 1))
+            raise ValueError(missing(model, "sample_shape", "shape"))
         x = torch.zeros((1, *given), dtype=self.arguments["dtype"], device=self.arguments["device"])
         return tuple(self._decoded(x).shape[1:])
 
