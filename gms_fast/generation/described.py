@@ -1,16 +1,21 @@
-"""Objects as JSON that tells them from others: networks by weights, functions by name and by what they hold.
+"""Objects as JSON that tells them from others: networks by layers and weights, functions by code and what they hold.
 
-What changes no picture is left out: wrappers of torch, the folder that a network was loaded from, private attributes.
+What changes no picture is left out: wrappers of torch, the folder that a network was loaded from, devices; and of what
+torch and this package have, which go by their versions, code and private attributes. Not seen: lists, and what a
+function finds in other modules than its own. A counter that a network of somebody else keeps makes it another one.
 """
 
+import dataclasses
 import enum
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Set
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Set
 from functools import partial
 from pathlib import PurePath
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +25,8 @@ from torch import Tensor, nn
 from gms_fast.assumptions import attribute, unwrapped
 from gms_fast.storage import fingerprints
 
-_DEPTH = 6  # of objects in objects
+_DEPTH, _INNER_DEPTH = 6, 2  # of objects in objects; in layers within a network
+_LONG = 200  # characters of an attribute that is told in full
 _NUMBERS = (bool, int, float, str)
 _HELD = (
     *_NUMBERS,
@@ -30,16 +36,25 @@ _HELD = (
     tuple,
     partial,
     FunctionType,
+    BuiltinFunctionType,
     MethodType,
+    Namespace,
+    SimpleNamespace,
+    enum.Enum,
     torch.dtype,
 )  # told of others
-_ELSEWHERE = ("training", "origin", "name_or_path", "unguided")
-_COMPILED = "_orig_mod."
+_ELSEWHERE = ("origin", "name_or_path", "source")  # said of where a network is from
+_OF_TORCH = {*vars(nn.Module()), "_is_torch_compile"} - {"training"}
+_KNOWN = ("torch", "gms_fast")  # by their versions
+_COMPILED = "_orig_mod"
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:\d+)?")
 
 
 def described(value: Any, depth: int = _DEPTH) -> Any:
     """A value as JSON; of objects no more than `depth` inside of each other."""
-    if isinstance(value, (enum.Enum, PurePath, torch.dtype, complex)):
+    if isinstance(value, torch.device) or (isinstance(value, str) and _DEVICE.fullmatch(value)):
+        return "a device"
+    if isinstance(value, (enum.Enum, PurePath, torch.dtype, complex, slice)):
         return str(value)
     if isinstance(value, np.generic):
         value = value.item()
@@ -51,6 +66,8 @@ def described(value: Any, depth: int = _DEPTH) -> Any:
         return [str(value.dtype), fingerprints.of_tensors([value])]
     if isinstance(value, (bytes, np.ndarray)):
         return _array(np.asarray(value))
+    if isinstance(value, CodeType):
+        return _code(value)
     if isinstance(value, type) or depth == 0:
         return (value if isinstance(value, type) else type(value)).__qualname__
     return _composed(value, depth - 1)
@@ -63,18 +80,16 @@ def _composed(value: Any, depth: int) -> Any:
     if isinstance(value, partial):
         return {"partial": [described(v, depth) for v in (value.func, value.args, value.keywords)]}
     if isinstance(value, MethodType):
-        return {"method": value.__func__.__qualname__, "of": described(value.__self__, depth)}
+        return {"method": described(value.__func__, depth + 1), "of": described(value.__self__, depth)}
     if inspect.isroutine(value):
-        name, held = f"{value.__module__}.{value.__qualname__}", _closed_over(value)
-        return {"function": name, "holds": _each(held, depth)} if held else name
+        return _function(value, depth)
     if isinstance(value, Mapping):
         return _each(value, depth)
     if isinstance(value, (tuple, list)):
         return [described(v, depth) for v in value]
     if isinstance(value, Set):
         return sorted(json.dumps(described(v, depth)) for v in value)
-    inside = {name: v for name, v in getattr(value, "__dict__", {}).items() if name[:1] != "_"}
-    return {type(value).__qualname__: _each(inside, depth)}
+    return _object(value, depth)
 
 
 def _each(values: Mapping[Any, Any], depth: int) -> dict[str, Any]:
@@ -84,38 +99,166 @@ def _each(values: Mapping[Any, Any], depth: int) -> dict[str, Any]:
 def _array(array: np.ndarray) -> Any:
     if array.dtype.hasobject:
         return described(array.tolist())
-    return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+    return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:16]]
 
 
-def _closed_over(function: Any) -> dict[str, Any]:
-    """Networks, tensors, numbers and the like that a function takes from around it; lists may be but its notes."""
+def _known(value: Any) -> bool:
+    """Tell what is of torch or of this package, and goes by its version."""
+    return str(getattr(value, "__module__", None)).partition(".")[0] in _KNOWN
+
+
+def _tells(value: Any) -> bool:
+    """Tell values that pictures may depend on from such as notes, bars and loggers."""
+    if isinstance(value, (*_HELD, nn.Module)) or dataclasses.is_dataclass(value):
+        return True
+    return any(isinstance(part, nn.Module) for part in getattr(value, "__dict__", {}).values())
+
+
+def _object(value: Any, depth: int) -> dict[str, Any]:
+    """An object of no kind that is known, by its attributes and, where it is called, the code of that."""
+    kind, inside = type(value), getattr(value, "__dict__", {})
+    private = not _known(kind)
+    told = {name: v for name, v in inside.items() if name[:1] != "_" or (private and _plain(v))}
+    found = {kind.__qualname__: _each(told, depth)}
+    if private and isinstance(call := kind.__call__, FunctionType):
+        found["code"] = _function(call, depth)
+    return found
+
+
+# --- functions ---
+
+
+def _function(function: Any, depth: int) -> Any:
+    """A function by its name, its code, and what it takes from around it."""
+    function = getattr(function, "_torchdynamo_orig_callable", function)
+    name = f"{function.__module__}.{function.__qualname__}"
     if not isinstance(function, FunctionType):
-        return {}
-    try:
-        found = inspect.getclosurevars(function)
-    except ValueError:  # of a name that has no value yet
-        return {}
-    near = {name: v for name, v in found.nonlocals.items() if isinstance(v, (*_HELD, nn.Module))}
-    far = {name: v for name, v in found.globals.items() if isinstance(v, (*_NUMBERS, Tensor, nn.Module))}
-    return {**far, **near}
+        return name
+    found: dict[str, Any] = {"function": name}
+    if not _known(function):
+        found["code"] = fingerprints.of_values([_written(part, depth) for part in _called(function)])
+    if held := _each(_closed_over(function), depth):
+        found["holds"] = held
+    return found if len(found) > 1 else name
+
+
+def _called(function: FunctionType) -> list[FunctionType]:
+    """The function, and those of its module that it calls, and they call."""
+    found = [function]
+    for each in found:
+        for called in map(each.__globals__.get, _names(each.__code__)):
+            if isinstance(called, FunctionType) and called.__module__ == function.__module__ and called not in found:
+                found.append(called)
+    return found
+
+
+def _written(function: FunctionType, depth: int) -> list[Any]:
+    """A function's code, its defaults, and what it holds."""
+    defaults = described([function.__defaults__, function.__kwdefaults__], depth + 2)
+    return [_code(function.__code__), defaults, _each(_closed_over(function), depth)]
+
+
+def _code(code: CodeType) -> str:
+    """16 digits of code, whatever file and line it stands in."""
+    return fingerprints.of_values(code.co_code.hex(), code.co_names, [described(v) for v in code.co_consts])
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names of globals, and attributes, in a function and those in it."""
+    yield from code.co_names
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            yield from _names(value)
+
+
+def _closed_over(function: FunctionType) -> dict[str, Any]:
+    """Networks, tensors, numbers and the like that a function takes from around it; lists may be but its notes."""
+    around = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    far = {name: v for name, v in around.items() if _tells(v) and not inspect.isroutine(v) and not isinstance(v, type)}
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    near = {name: cell.cell_contents for name, cell in cells if cell != CellType()}  # which has no value yet
+    return {**far, **{name: v for name, v in near.items() if _tells(v)}}
+
+
+# --- networks ---
 
 
 def _module(module: nn.Module, depth: int) -> dict[str, Any]:
-    """A network by what it is, and its weights."""
-    tensors = {name.replace(_COMPILED, ""): v for name, v in module.state_dict().items() if isinstance(v, Tensor)}
-    return {**_own(module, depth), "weights": fingerprints.of_named(tensors)}
+    """A network by what it is, its layers, and its weights."""
+    state = {**dict(module.named_buffers()), **module.state_dict()}  # some buffers are no part of the state
+    tensors = {_uncompiled(name): v for name, v in state.items() if isinstance(v, Tensor)}
+    return {**_own(module, depth), **_layers(module, depth), "weights": fingerprints.of_named(tensors)}
+
+
+def _uncompiled(name: str) -> str:
+    """The name of a weight or a layer that it has where nothing is compiled."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def _layers(module: nn.Module, depth: int) -> dict[str, str]:
+    """16 digits of the layers inside, if there are any."""
+    network, inner = {*module.modules()}, min(depth, _INNER_DEPTH)
+    inside = {
+        _uncompiled(name): _told(part, network, inner)
+        for name, part in module.named_modules()
+        if part is not module and unwrapped(part) is part
+    }
+    return {"layers": fingerprints.of_values(sorted(inside.items()))} if inside else {}
 
 
 def _own(module: nn.Module, depth: int) -> dict[str, Any]:
     """A network's class and attributes, as of guidance scales and conditions, and those of the one that it guides."""
-    public = {name: v for name, v in vars(module).items() if name[:1] != "_" and name not in _ELSEWHERE}
-    held = {
-        name: v for name, v in public.items() if isinstance(v, _HELD) and getattr(v, "__self__", None) is not module
-    }
-    told = _each(held, depth)
-    found = {"class": type(module).__qualname__, "attributes": told}
+    found = _told(module, {module}, depth)
+    found["attributes"] = {name: _short(value) for name, value in found["attributes"].items()}
     if (inner := attribute(module, "unguided")) is None:
         return found
     inner = unwrapped(inner)
     guides = _own(inner, depth - 1) if isinstance(inner, nn.Module) and depth else described(inner, depth)
     return {**found, "guides": guides}
+
+
+def _told(module: nn.Module, network: set[nn.Module], depth: int) -> dict[str, Any]:
+    """A layer's class, attributes and code, without the weights and layers in it; methods of its network by name."""
+    private = not _known(type(module))
+    held = {
+        name: v.__qualname__ if isinstance(v, MethodType) and _is_in(v.__self__, network) else v
+        for name, v in vars(module).items()
+        if _counts(name, v, private)
+    }
+    if config := _config(module):
+        held["config"] = config
+    found = {"class": type(module).__qualname__, "attributes": _each(held, depth)}
+    if shown := module.extra_repr():
+        found["shown"] = shown
+    if private and isinstance(forward := inspect.unwrap(type(module).forward), FunctionType):
+        found["code"] = _code(forward.__code__)
+    return found
+
+
+def _is_in(owner: Any, network: set[nn.Module]) -> bool:
+    return isinstance(owner, nn.Module) and owner in network
+
+
+def _counts(name: str, value: Any, private: bool) -> bool:
+    """Tell attributes that pictures may depend on."""
+    if name in _OF_TORCH or name == "unguided":
+        return False
+    if name.lstrip("_") in _ELSEWHERE and isinstance(value, (str, Mapping)):
+        return False
+    return private and _plain(value) if name[:1] == "_" else isinstance(value, _HELD)
+
+
+def _plain(value: Any) -> bool:
+    """Tell numbers, text, and tuples of these."""
+    return all(map(_plain, value)) if isinstance(value, tuple) else isinstance(value, _NUMBERS)
+
+
+def _config(module: nn.Module) -> dict[str, Any]:
+    """The configuration that a network of a library keeps, without notes of the library itself."""
+    config = getattr(module, "config", None)
+    return {k: v for k, v in config.items() if str(k)[:1] != "_"} if isinstance(config, Mapping) else {}
+
+
+def _short(value: Any) -> Any:
+    """A description, or of a long one 16 digits."""
+    return value if len(json.dumps(value)) <= _LONG else fingerprints.of_values(value)

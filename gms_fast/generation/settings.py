@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gms_fast import solvers
+from gms_fast.generation.arithmetic import arithmetic
 from gms_fast.generation.described import described
 from gms_fast.generation.drawing import Drawing
 from gms_fast.generation.shards import FORMS
@@ -53,6 +54,7 @@ def of(run: Run, drawing: Drawing, shard_size: int, form: str) -> dict[str, Any]
         "times": [step.t for step in (*run.walk.steps, run.walk.last)],
         "denoise": run.walk.denoise,
         "dtype": str(arguments["dtype"]),
+        "arithmetic": arithmetic(arguments["device"]),
         "versions": {"gms_fast": __version__, "torch": torch.__version__},
     }
 

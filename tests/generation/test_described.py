@@ -3,6 +3,11 @@
 import enum
 import functools
 import json
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +75,59 @@ def bound(label):
     return wrap(functools.partial(made(UNetModel, num_classes=3), y=torch.tensor([label])), schedule=VPLinear())
 
 
+class Lambda(nn.Module):
+    """A network that keeps what it is given as private."""
+
+    def __init__(self, **inside):
+        super().__init__()
+        for name, value in inside.items():
+            setattr(self, f"_{name}", value)
+
+    def forward(self, x, t):
+        return x
+
+
+class Sine(nn.Module):
+    def forward(self, x, t):
+        return x.sin()
+
+
+def renamed(forward):
+    return type("Sine", (nn.Module,), {"forward": forward})()
+
+
 def filled(network):
     nn.init.zeros_(network.weight)
     return network
+
+
+def within(*layers):
+    return nn.Sequential(nn.Identity(), *layers)
+
+
+def dropping():
+    model = within(nn.Dropout(0.5)).eval()
+    model[1].train()
+    return model
+
+
+def configured(**config):
+    model = Net()
+    model.__class__ = type("Configured", (Net,), {"config": property(lambda _: config)})
+    return model
+
+
+def buffered(value):
+    model = nn.Sequential(nn.Identity())
+    model[0].register_buffer("table", torch.tensor([value]), persistent=False)
+    return model
+
+
+def functions_of(number):
+    """The functions of a module whose inner one has a number in its code."""
+    found = {"__name__": "a_module"}
+    exec(f"def inner(z): return z / {number}\ndef outer(z): return inner(z)", found)
+    return found
 
 
 PAIRS = {
@@ -120,6 +175,32 @@ PAIRS = {
     "scales inside": (guided(model=guided(2.0)), guided(model=guided(3.0))),
     "scales of classifiers": (led(1.0), led(2.0)),
     "classifiers": (led(by=module_level), led(by=another)),
+    "numbers in code": (lambda z: z / 0.18215, lambda z: z / 0.13025),
+    "numbers in code in code": (lambda z: (lambda y: y / 2)(z), lambda z: (lambda y: y / 3)(z)),
+    "names in code": (lambda z: z.sin(), lambda z: z.cos()),
+    "operations": (lambda z: z + 2, lambda z: z - 2),
+    "sets in code": (lambda z: z in {"a", "b"}, lambda z: z in {"a", "c"}),
+    "defaults": (lambda z, by=2: z / by, lambda z, by=3: z / by),
+    "defaults by name": (lambda z, *, by=2: z / by, lambda z, *, by=3: z / by),
+    "functions that are called": (functions_of(1)["outer"], functions_of(2)["outer"]),
+    "numbers of namespaces": (closure(Namespace(scale=1)), closure(Namespace(scale=2))),
+    "networks of pipelines": (closure(Held(vae=Net(0))), closure(Held(vae=Net(1)))),
+    "private numbers of objects": (Held(_scale=1.0), Held(_scale=2.0)),
+    "functions that networks hold": (changed(act=torch.tanh), changed(act=torch.sin)),
+    "slopes": (within(nn.LeakyReLU(0.1)), within(nn.LeakyReLU(0.9))),
+    "slopes of the outermost": (nn.LeakyReLU(0.1), nn.LeakyReLU(0.9)),
+    "layers": (within(nn.LeakyReLU(0.1)), within(nn.Sigmoid())),
+    "code of layers": (within(Sine()), within(renamed(lambda self, x, t: x.cos()))),
+    "private numbers": (Lambda(w=2.0), Lambda(w=3.0)),
+    "private numbers inside": (within(Lambda(w=2.0)), within(Lambda(w=3.0))),
+    "private tuples inside": (within(Lambda(w=(1, 2.0))), within(Lambda(w=(1, 3.0)))),
+    "public numbers inside": (within(changed(gain=1.0)), within(changed(gain=2.0))),
+    "configurations": (configured(freq_shift=0), configured(freq_shift=1)),
+    "configurations inside": (within(configured(freq_shift=0)), within(configured(freq_shift=1))),
+    "buffers that are not saved": (buffered(0.0), buffered(1.0)),
+    "modes": (Net().train(), Net().eval()),
+    "modes inside": (within(nn.Dropout(0.5)).eval(), dropping()),
+    "guided modes": (guided(model=within(nn.Dropout(0.5)).eval()), guided(model=dropping())),
     "classifier networks": (led(by=nn.Linear(2, 2)), led(by=filled(nn.Linear(2, 2)))),
 }
 
@@ -136,18 +217,85 @@ def test_network_that_was_loaded_from_another_folder_is_the_same(tmp_path):
         io.save(tiny(), tmp_path / name)
     one, other = (io.load(tmp_path / name) for name in "ab")
     assert one.origin != other.origin
-    assert described(one) == described(other) == described(tiny())
+    assert described(one) == described(other) == described(tiny().eval())
     assert described(tiny(1)) != described(one)
 
 
 @pytest.mark.parametrize(
     "wrap",
-    [nn.DataParallel, lambda model: torch.compile(model, backend="eager"), lambda model: model.train().eval()],
+    [nn.DataParallel, lambda model: torch.compile(model, backend="eager"), lambda model: model.eval().train()],
     ids=["parallel", "compiled", "trained"],
 )
 def test_wrappers_that_change_nothing_are_not_seen(wrap):
     assert described(wrap(Net())) == described(Net())
     assert described(wrap(guided())) == described(guided())
+
+
+EQUAL = {
+    "functions": lambda: lambda z: z / 0.18215,
+    "functions that are called": lambda: functions_of(1)["outer"],
+    "sets in code": lambda: lambda z: z in {"a", "b", "c"},
+    "layers": lambda: within(nn.LeakyReLU(0.1), Lambda(w=2.0), buffered(1.0)),
+    "pipelines": lambda: closure(Held(vae=Net())),
+}
+EQUAL_PAIRS = {
+    "notes of a library": (configured(_name_or_path="a", size=1), configured(_name_or_path="b", size=1)),
+    "places": (changed(origin="a", _name_or_path="c"), changed(origin="b", _name_or_path="d")),
+    "places inside": (within(changed(source={"path": "a"})), within(changed(source={"path": "b"}))),
+    "devices": (changed(device="cpu"), changed(device="cuda:1")),
+    "devices inside": (within(Lambda(device="cuda:0")), within(Lambda(device="cuda:1"))),
+    "devices in code": (lambda z: z.to("cuda:0"), lambda z: z.to("cpu")),
+    "devices in closures": (closure("cuda"), closure("cpu")),
+    "compiled functions": (torch.compile(module_level, backend="eager"), module_level),
+    "compiled layers": (within(torch.compile(Net(), backend="eager")), within(Net())),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_what_is_made_twice_is_the_same(name):
+    assert described(EQUAL[name]()) == described(EQUAL[name]())
+
+
+@pytest.mark.parametrize("name", EQUAL_PAIRS)
+def test_what_changes_no_picture_is_not_seen(name):
+    one, other = (described(value) for value in EQUAL_PAIRS[name])
+    assert one == other
+
+
+def test_description_of_many_layers_is_short_and_soon_made():
+    many = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.SiLU()) for _ in range(300)))
+    for layer in many:
+        layer.whole = many.forward  # of which each tells the name alone
+    assert len(json.dumps(described(many))) < 300
+    assert {*described(many)} == {"class", "attributes", "layers", "weights"}
+
+
+def test_description_does_not_depend_on_the_hash_of_text():
+    """As the order of sets in code does."""
+    said = "from gms_fast.generation.described import described; print(described(lambda z: z in {'a', 'b', 'c', 'd'}))"
+    command, paths = [sys.executable, "-P", "-c", said], {"PYTHONPATH": os.pathsep.join(sys.path)}
+    found = [
+        subprocess.run(command, env={**os.environ, **paths, "PYTHONHASHSEED": seed}, capture_output=True, check=True)
+        for seed in "12"
+    ]
+    assert found[0].stdout == found[1].stdout != b""
+
+
+def test_network_of_diffusers_whose_configuration_was_edited_is_another(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    sizes = {"sample_size": 8, "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    network = diffusers.UNet2DModel(**sizes, **kinds).eval()
+    network.save_pretrained(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    one, other = (described(diffusers.UNet2DModel.from_pretrained(tmp_path / name)) for name in "ab")
+    assert one == other == described(network)
+    for key, value in {"freq_shift": 1, "flip_sin_to_cos": False}.items():
+        file = tmp_path / "b" / "config.json"
+        file.write_text(json.dumps({**json.loads((tmp_path / "a" / "config.json").read_text()), key: value}))
+        edited = described(diffusers.UNet2DModel.from_pretrained(tmp_path / "b"))
+        assert edited["weights"] == one["weights"]
+        assert edited["layers"] != one["layers"]
 
 
 def test_compiled_network_that_is_guided_is_the_same():
