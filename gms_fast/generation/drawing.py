@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Drawing:
                 warns of a range that is assumed
     n           number of samples of the run
     batch_size  samples of a batch
-    condition   keywords for the network, or what gives them for the indices (B,) of samples
+    condition   keywords for the network that `check_condition` lets pass, or what gives them for indices (B,)
     decoder     what makes pictures of samples
     rows        samples that the network sees at a time: a batch, or less after memory has run out
     """
@@ -97,18 +98,40 @@ class Drawing:
     def conditions(self, start: int) -> dict[str, Any] | None:
         """Keywords for the batch of samples from `start` on."""
         index = torch.arange(start, start + self.batch_size).clamp(max=self.n - 1)
-        if self.condition is None or callable(self.condition):
-            return None if self.condition is None else dict(self.condition(index))
-        return {name: self._rows(value, index) for name, value in self.condition.items()}
+        if callable(self.condition):
+            return check_condition(self.arguments["model"], self.condition(index), len(index))
+        return None if self.condition is None else self._rows(self.condition, index)
 
     def said_of_conditions(self) -> Any:
-        """The conditions as they were given; of a callable, those of some batches from the first to the last."""
+        """The conditions as they were given; a callable, and those that it gives from the first batch to the last."""
         if not callable(self.condition):
             return self.condition
         last = (self.n - 1) // self.batch_size
-        return [self.conditions(self.batch_size * batch) for batch in sorted({last * i // 3 for i in range(4)})]
+        some = sorted({last * i // 3 for i in range(4)})
+        return [self.condition, *(self.conditions(self.batch_size * batch) for batch in some)]
+
+    @torch.no_grad()
+    def try_condition(self) -> None:
+        """Ask the network once, if there is a condition: one that it refuses is an error before there is a folder.
+
+        It is asked for a whole batch: one that is compiled could compute otherwise after it has seen other sizes.
+        """
+
+        def end(*_: object) -> None:
+            raise StopIteration
+
+        if self.condition is None:
+            return
+        asked = {**self.arguments, "clip": self.clip}
+        try:
+            Drawing(asked, self.clip, self.n, self.batch_size, self.condition, None)._sampled(0, callback=end)
+        except RuntimeError as error:
+            if not out_of_memory(error):  # for which there are smaller parts of a batch
+                raise
 
     def _rows(self, value: Any, index: Tensor) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self._rows(part, index) for name, part in value.items()}
         per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n
         return value[index.to(value.device)] if per_sample else value
 
@@ -153,6 +176,31 @@ class Drawing:
                 f"{what} must be pictures (N, 1, H, W) or (N, 3, H, W) of floats: got {x.dtype} {tuple(x.shape)}"
             )
         return x
+
+
+def check_condition(model: object, condition: Any, n: int) -> dict[str, Any]:
+    """The keywords of n samples. Raises TypeError or ValueError naming `condition` for what can be none of this model.
+
+    Tensors must have n rows, 1 row or no axis; what the model says that it needs (`needed`) must be there.
+    """
+    given = {} if condition is None else condition
+    if not isinstance(given, Mapping):
+        raise TypeError(f"condition must be a dict of keywords for the model: got {type(given).__name__}")
+    _check_rows("condition", given, n)
+    for name in attribute(model, "needed", ()):
+        if given.get(name) is None:
+            raise ValueError(f"condition must give {name}, without which the model is not to be called: got none")
+    return dict(given)
+
+
+def _check_rows(name: str, value: Any, n: int) -> None:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_rows(f"{name}[{key!r}]", part, n)
+    elif isinstance(value, (list, np.ndarray)):
+        raise TypeError(f"{name} must be a tensor: got {type(value).__name__}")
+    elif isinstance(value, Tensor) and value.ndim and len(value) not in (1, n):
+        raise ValueError(f"{name} must have a row for each of {n} samples, or 1 for all: got {tuple(value.shape)}")
 
 
 @contextmanager

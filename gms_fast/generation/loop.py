@@ -13,7 +13,7 @@ from gms_fast.generation import settings
 from gms_fast.generation.capacity import fastest, free, use
 from gms_fast.generation.clearing import clear
 from gms_fast.generation.comparing import compare
-from gms_fast.generation.drawing import Condition, Decoder, Drawing, one_thread
+from gms_fast.generation.drawing import Condition, Decoder, Drawing, check_condition, one_thread
 from gms_fast.generation.filling import fill
 from gms_fast.generation.job import Job, Report, Share
 from gms_fast.generation.measured import Measured
@@ -113,6 +113,8 @@ def generate(
     run = Run.prepare(model, solver=solver, **asked, condition=None, batch_size=None, callback=None)
     if decoder is None and (own := ranged(model, UNSAID)[0]) != PICTURES:
         raise ValueError(f"decoder must make pictures in [-1, 1] of this model's samples, whose range is {own}")
+    if not callable(condition):
+        check_condition(model, condition, n)
     place = _numbered(torch.device(device or device_of(model) or torch.get_default_device()))
     extractor = extractors.load(features) if isinstance(features, str) else features
     extractor = None if extractor is None else extractor.to(place)
@@ -137,6 +139,8 @@ def generate(
 
     limit = free(place) if memory is None else _at_least_one("memory", memory)
     job = None if batch_size == "auto" else planned(_at_least_one("batch_size", batch_size))
+    if job is not None and verify is None and settings.stored(Path(out)) is None:
+        job.drawing.try_condition()
     if replace:
         clear(Path(out))
     make = fitted if job is None else job.settings.copy

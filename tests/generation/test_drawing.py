@@ -102,6 +102,80 @@ def test_callable_is_given_the_indices_of_whole_batches():
     assert asked == [[16, 17, 18, 19], [20, 20, 20, 20]]
 
 
+def test_conditions_inside_of_others_go_with_their_samples():
+    seen = []
+
+    class Nested(Net):
+        def forward(self, x, t, added):
+            seen.append(added["brightness"].shape)
+            return super().forward(x, t, added["brightness"])
+
+    got = drawn(Nested(), condition={"added": {"brightness": brightness()}}).part(range(N))
+    assert torch.equal(got, want(brightness()))
+    assert {*seen} == {(4,)}
+
+
+REFUSED = {
+    "rows": (
+        {"brightness": torch.zeros(20)},
+        ValueError,
+        r"condition\['brightness'\] must have a row for each of 21",
+    ),
+    "rows inside": ({"a": {"b": torch.zeros(4)}}, ValueError, r"condition\['a'\]\['b'\] must have .* 21 .* got \(4,\)"),
+    "none": ({"brightness": torch.zeros(0)}, ValueError, "condition"),
+    "list": ({"brightness": [0.0] * N}, TypeError, r"condition\['brightness'\] must be a tensor: got list"),
+    "array": ({"brightness": brightness().numpy()}, TypeError, "must be a tensor: got ndarray"),
+    "tensor": (brightness(), TypeError, "condition must be a dict of keywords for the model: got Tensor"),
+    "rows of a callable": (
+        lambda i: {"brightness": torch.zeros(21)},
+        ValueError,
+        r"condition\['brightness'\] .* 4 ",
+    ),
+    "list of a callable": (
+        lambda i: {"brightness": [0.0] * len(i)},
+        TypeError,
+        "must be a tensor: got list",
+    ),
+    "tensor of a callable": (lambda i: i / 21, TypeError, "condition must be a dict of keywords .*: got Tensor"),
+    "keyword": ({"colour": torch.zeros(N)}, TypeError, "colour"),
+    "values": ({"brightness": torch.zeros(N, 2)}, RuntimeError, "must match the size"),
+}
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_bad_condition_is_refused_before_there_is_a_folder(tmp_path, which):
+    condition, error, message = REFUSED[which]
+    with pytest.raises(error, match=message):
+        made(tmp_path / "x", condition=condition)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("condition", [{"brightness": torch.tensor(0.3)}, {"brightness": torch.zeros(1)}])
+def test_condition_without_rows_is_of_all(tmp_path, condition):
+    assert made(tmp_path, condition=condition).drawn == N
+
+
+@pytest.mark.parametrize("condition", [None, {"colour": torch.zeros(N)}, {"brightness": None}, lambda index: {}])
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+def test_condition_that_the_network_needs_must_be_given(tmp_path, condition, batch_size):
+    model = Net()
+    model.needed = ("brightness",)
+    with pytest.raises(ValueError, match="condition must give brightness, without which the model is not to be called"):
+        made(tmp_path / "x", model, condition=condition, batch_size=batch_size, shard_size=None)
+    assert not (tmp_path / "x" / "run.json").exists()
+
+
+def test_network_is_tried_with_a_condition_in_a_new_folder_alone(tmp_path):
+    condition, rows = {"brightness": brightness()}, []
+    made(tmp_path, Net(seen=rows.append), condition=condition)
+    assert rows == [4] * (1 + 3 * 6)
+    made(tmp_path, Net(seen=fails_at(0)), condition=condition)
+
+
+def test_condition_is_tried_also_where_memory_runs_out(tmp_path):
+    assert made(tmp_path, Net(seen=Small(2)), condition={"brightness": brightness()}).drawn == N
+
+
 def test_condition_that_a_network_does_not_take_is_an_error():
     with pytest.raises(TypeError, match="colour"):
         drawn(condition={"colour": torch.zeros(N)}).part(range(N))
