@@ -55,7 +55,20 @@ def _ranks(seed: int, first: int) -> Part:
     return rank_kills.cases(seed, first), rank_kills.check
 
 
-PARTS = {"files": _files, "writers": _writers, "commands": _commands, "ranks": _ranks, "ops": _ops}
+def _generation(seed: int, first: int) -> Part:
+    from bench.faults import generation_kills
+
+    return generation_kills.cases(seed, first), generation_kills.check
+
+
+PARTS = {
+    "files": _files,
+    "writers": _writers,
+    "commands": _commands,
+    "ranks": _ranks,
+    "generation": _generation,
+    "ops": _ops,
+}
 
 
 def run(name: str, record: dict[str, Any], seconds: float, count: int | None, keep: Callable[[], None]) -> None:

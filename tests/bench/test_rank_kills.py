@@ -1,10 +1,9 @@
 """Ranks that are killed, and go on as others: the short form of the bench."""
 
-import subprocess
 import sys
 
 import pytest
-from places import ROOT
+from without_threads import alone
 
 from bench.faults import rank_kills
 from bench.faults.kills import FULL, VANISHED
@@ -20,12 +19,6 @@ ENDED = [
     ("train-heads", [Start(3, 0, ONE, 0.5, 0), Start(3, 0, VANISHED, 0.7), Start(3, 0, ONE, 0.8, 2), Start(3)]),
     ("train-heads", [Start(2, 0, SECOND, 0.6), Start(1, 2)]),
 ]
-
-
-def alone(code):
-    """Run code in a process without threads, which do not outlive a fork."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch; torch.set_num_threads(1)\n{code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_ranks_ended_halfway_go_on_to_the_same_result():

@@ -170,3 +170,41 @@ def test_claims_that_the_dead_left_on_what_is_done_are_swept(world):
     world.done, world.claims = {0}, {"0": ("dead", 0.0)}
     assert [*process(world, [0, 1])] == [1]
     assert world.claims == {}
+
+
+def test_list_that_is_that_of_a_while_ago_is_not_asked_over_and_over(world):
+    """As file systems of several machines give it."""
+    world.done, look = {0, 1}, world.look
+    world.look = lambda: look() if world.now > 30 else set()
+    assert [*process(world, [0, 1])] == []
+    assert world.looks < 10
+    world.done = {0}
+    world.now = 0.0
+    assert [*process(world, [0, 1])] == [1]
+
+
+def test_part_that_was_just_finished_is_no_reason_to_wait_for_others(world):
+    """One that is done since the list was made, parts that others have, and many that nobody has."""
+    world.claims = {str(part): ("other", 0.0) for part in range(8)}
+    world.events = [(1000.0, lambda: world.done.update(range(8)))]
+    found, look = process(world, [*range(8), 8, *range(9, 20)]), world.look
+    world.look = lambda: look() - {8}
+    world.done = {8}
+    assert [next(found) for _ in range(11)] == [*range(9, 20)]
+    assert world.now < 20
+
+
+def test_part_that_is_finished_while_it_is_taken_over_is_not_done_again(world):
+    world.claims = {"1": ("other", 0.0)}
+    taken = Owner.take
+
+    def take(self, name, *, slow=None):
+        got = taken(self, name, slow=slow)
+        if got and name == "1":
+            world.done.add(1)
+        return got
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Owner, "take", take)
+        assert [*process(world, [0, 1])] == [0]
+    assert world.claims.keys() <= {"1"}
