@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gms_fast import shards
 from gms_fast.storage import arrays
-from gms_fast.storage.reading import LITTLE, most, refusing
+from gms_fast.storage.reading import LITTLE, below, most, refusing
 from gms_fast.storage.schema import Integer, argument, short
 
 if TYPE_CHECKING:
@@ -121,9 +121,10 @@ def load_labels(source: str | Path) -> Tensor:
 def image_files(folder: Path, *, inside: bool = True) -> list[Path]:
     """The images of a folder, by their suffixes, in the order of their names; inside: those of folders in it too.
 
-    Raises ValueError naming a folder without any.
+    Hidden ones, and those of hidden folders in it, are none. Raises ValueError naming a folder without any.
     """
-    found = sorted(p for p in folder.glob("**/*" if inside else "*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    places = below(folder) if inside else itertools.takewhile(lambda p: p.parent == folder, below(folder))
+    found = sorted(p for p in places if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ValueError(f"folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
@@ -253,7 +254,7 @@ def _of_shards(folder: Path) -> bool:
     """Tell a folder of shards from one of pictures. Raises ValueError for both in one."""
     if not (found := shards.files(folder)):
         return False
-    if picture := next((p for p in folder.glob("**/*") if p.suffix.lower() in IMAGE_SUFFIXES), None):
+    if picture := next((p for p in below(folder) if p.suffix.lower() in IMAGE_SUFFIXES), None):
         raise ValueError(f"folder {folder} must hold shards or pictures: got {found[0].name} and {picture.name}")
     return True
 

@@ -48,12 +48,12 @@ def save_image(x: Tensor, path: str | Path) -> None:
     """Write one image (C, H, W), C = 1 or 3, in [-1, 1] (clipped to it), pixel for pixel; the rest as `save_images`."""
     if x.ndim != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f"x must be (1, H, W) or (3, H, W): got {tuple(x.shape)}")
-    save_levels(as_bytes(x), path)
+    _write(_picture(as_bytes(x)), path)
 
 
-def save_levels(pixels: Tensor, path: str | Path) -> None:
-    """Write one image of grey levels (C, H, W), uint8 on the CPU, C = 1 or 3; the rest as `save_images`."""
-    _write(_picture(pixels), path)
+def encoded(pixels: Tensor, suffix: str) -> memoryview:
+    """The file of one image of grey levels (C, H, W), uint8 on the CPU, C = 1 or 3, in the format of a suffix."""
+    return _encoded(_picture(pixels), suffix)
 
 
 def as_bytes(x: Tensor) -> Tensor:
@@ -72,8 +72,13 @@ def _picture(pixels: Tensor) -> Image.Image:
 
 
 def _write(picture: Image.Image, path: str | Path) -> None:
-    encoded, form = io.BytesIO(), Image.registered_extensions().get(Path(path).suffix.lower())
-    if form is None:
+    suffix = Path(path).suffix.lower()
+    if suffix not in Image.registered_extensions():
         raise ValueError(f"path must end as pictures do, in .png for instance: got {path}")
-    picture.save(encoded, form)
-    atomic.write_bytes(path, encoded.getbuffer())
+    atomic.write_bytes(path, _encoded(picture, suffix))
+
+
+def _encoded(picture: Image.Image, suffix: str) -> memoryview:
+    file = io.BytesIO()
+    picture.save(file, Image.registered_extensions()[suffix])
+    return file.getbuffer()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gms_fast.storage import arrays
-from gms_fast.storage.reading import refusing
+from gms_fast.storage.reading import below, refusing
 from gms_fast.storage.schema import short
 
 SUFFIX = ".npz"
@@ -15,7 +15,7 @@ _IMAGES, _INDEX = "images", "index"
 
 def files(folder: Path) -> list[Path]:
     """The shards of a folder and of those in it, in the order of their names."""
-    return sorted(folder.glob(f"**/*{SUFFIX}"))
+    return sorted(file for file in below(folder) if file.suffix == SUFFIX)
 
 
 def count(folder: Path) -> int:
@@ -23,16 +23,18 @@ def count(folder: Path) -> int:
 
     Raises ValueError naming the shard that cannot be read, and unless every number from 0 on is there once.
     """
-    numbers = {file: _index(file, _members(file, [_INDEX])) for file in files(folder)}
-    together = np.sort(np.concatenate(list(numbers.values())))
-    if len(twice := np.flatnonzero(np.diff(together) == 0)):
-        number = together[twice[0]]
-        places = [file.name for file, index in numbers.items() if number in index]
+    runs = {file: _runs(_index(file, _members(file, [_INDEX]))) for file in files(folder)}
+    together = np.concatenate(list(runs.values()))
+    first, last = together[np.argsort(together[:, 0], kind="stable")].T
+    begins = np.concatenate([[0], np.maximum.accumulate(last)[:-1] + 1])  # what each is to begin with
+    if len(twice := np.flatnonzero(first < begins)):
+        number = first[twice[0]]
+        places = [file.name for file, run in runs.items() if ((run[:, 0] <= number) & (number <= run[:, 1])).any()]
         raise ValueError(f"folder {folder} must hold every picture once: {number} is twice in {', '.join(places[:2])}")
-    if len(gaps := np.flatnonzero(together != np.arange(len(together)))):
-        gone = int(together[-1]) + 1 - len(together)
-        raise ValueError(f"folder {folder} must hold every picture: {gone} are missing, {gaps[0]} the first")
-    return len(together)
+    if len(gaps := np.flatnonzero(first > begins)):
+        gone = int((first - begins).sum())
+        raise ValueError(f"folder {folder} must hold every picture: {gone} are missing, {begins[gaps[0]]} the first")
+    return int(last[-1]) + 1
 
 
 def each(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -47,15 +49,25 @@ def each(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield images, index
 
 
-def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, C, H, W) uint8 and their numbers (n,) int64. Raises ValueError naming a file that is no shard."""
-    found = _members(file, [_IMAGES, _INDEX])
+def read(file: Path, *more: str) -> tuple[np.ndarray, ...]:
+    """Images (n, C, H, W) uint8, their numbers (n,) int64, and `more` arrays of these names.
+
+    Raises ValueError naming a file that is no shard, or has none of them.
+    """
+    found = _members(file, [_IMAGES, _INDEX, *more])
     index, images = _index(file, found), found[_IMAGES]
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"shard {file}: images must be (n, C, H, W) uint8: got {images.dtype} {images.shape}")
     if len(images) != len(index):
         raise ValueError(f"shard {file} holds {len(images)} images, but {len(index)} numbers")
-    return images, index
+    return images, index, *(found[name] for name in more)
+
+
+def _runs(index: np.ndarray) -> np.ndarray:
+    """Numbers as runs of consecutive ones, (r, 2): the first and the last of each. A shard of a run has one."""
+    numbers = np.sort(index)
+    breaks = np.flatnonzero(np.diff(numbers) != 1)
+    return np.stack([numbers[np.append(0, breaks + 1)], numbers[np.append(breaks, -1)]], 1)
 
 
 def _index(file: Path, found: dict[str, np.ndarray]) -> np.ndarray:
@@ -69,7 +81,7 @@ def _members(file: Path, names: list[str]) -> dict[str, np.ndarray]:
     """These arrays of a shard."""
 
     def choose(inside: list[str]) -> list[str]:
-        if missing := [name for name in (_IMAGES, _INDEX) if name not in inside]:
+        if missing := [name for name in dict.fromkeys([_IMAGES, _INDEX, *names]) if name not in inside]:
             raise ValueError(f"it holds {short(inside)}, wanted {missing[0]}")
         return names
 

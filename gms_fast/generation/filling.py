@@ -24,6 +24,7 @@ def fill(job: Job, *, progress: bool) -> Report:
     broken = _remove_broken(job)
     _warn_of_idleness(job)
     with one_thread(job.device), Claims(job.out / CLAIMS) as claims:
+        job.shards.sweep(claims.held)
         if job.measured is not None:
             job.measured.begin(claims)
         there = job.samples(job.drawn() if job.shards.kept else job.done())
@@ -34,6 +35,7 @@ def fill(job: Job, *, progress: bool) -> Report:
                 filling.walk()
             if job.measured is not None:
                 job.measured.end(claims)
+        job.shards.sweep(claims.held)
     return Report(drawn=filling.count, there=there, broken=broken)
 
 
@@ -71,11 +73,22 @@ class _Filling:
         job, name = self.job, self.job.cut.name(part)
         try:
             if said is not None:
-                job.shards.write(part, pictures, **said)
+                self._keep(part, pictures, said)
             if job.measured is not None:
                 job.measured.add(part, pictures, lambda: self.claims.ours(name))
         finally:
             self.claims.drop(name)
+
+    def _keep(self, part: int, pictures: Tensor, said: dict[str, Any]) -> None:
+        """Write a part, unless a process that took it for that of a slow one has; it may also sweep our scratch."""
+        shards = self.job.shards
+        if shards.has(part):
+            return
+        try:
+            shards.write(part, pictures, **said)
+        except FileNotFoundError:
+            if not shards.has(part):
+                raise
 
     def _order(self) -> list[int]:
         """The parts, each rank beginning at a place of its own."""

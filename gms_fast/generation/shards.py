@@ -5,9 +5,11 @@ A shard is `FIRST-LAST.npz` with `images` (N, C, H, W) uint8, `index` (N,) int64
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,15 @@ import torch
 from torch import Tensor
 
 from gms_fast import images
+from gms_fast import shards as files
 from gms_fast.data import load_image
-from gms_fast.storage import arrays, atomic, schema
+from gms_fast.storage import atomic, schema
 from gms_fast.storage.reading import json_value, read_bytes, refusing
 from gms_fast.storage.schema import Fields, Integer, Text
 
 MADE = "made.json"
 _DIGITS = 9
+_NAME = re.compile(rf"(\d{{{_DIGITS},}}-\d{{{_DIGITS},}})({re.escape(files.SUFFIX)})?")
 
 
 class OtherRunError(ValueError):
@@ -89,10 +93,8 @@ class Shards:
                 raise OtherRunError(f"shard {path} is of the run {made['run']}, not of {self.run}")
             if index != list(indices) or (made["first"], made["count"]) != (indices[0], len(indices)):
                 raise ValueError(f"it has other samples than {indices[0]} to {indices[-1]}")
-            if pictures.dtype != torch.uint8 or tuple(pictures.shape) != (len(indices), *self.shape):
-                raise ValueError(
-                    f"it has {pictures.dtype} {tuple(pictures.shape)}, wanted {len(indices)} of {self.shape}"
-                )
+            if tuple(pictures.shape) != (len(indices), *self.shape):
+                raise ValueError(f"it has pictures {tuple(pictures.shape)}, wanted {len(indices)} of {self.shape}")
             if made["sha256"] != _digest(pictures):
                 raise ValueError("its pictures have another checksum than it says")
         return pictures, made
@@ -100,6 +102,10 @@ class Shards:
     def remove(self, part: int) -> None:
         """Delete a shard, if it is there. Raises FileExistsError for a folder with files of others."""
         raise NotImplementedError
+
+    def sweep(self, claimed: Callable[[str], bool]) -> None:
+        """Remove what killed writers left of shards, but for those whose FIRST-LAST is claimed: they are at work."""
+        atomic.sweep(self.folder, lambda name: (found := _NAME.fullmatch(name)) is not None and not claimed(found[1]))
 
     def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None:
         raise NotImplementedError
@@ -111,30 +117,29 @@ class Shards:
 class Arrays(Shards):
     """Shards that are `.npz` files."""
 
-    suffix = ".npz"
+    suffix = files.SUFFIX
 
     def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None:
         said = np.frombuffer(made.encode(), np.uint8)
         index = np.arange(indices.start, indices.stop, dtype=np.int64)
-        with atomic.writing(path) as file:
+        with atomic.writing(path, swept=False) as file:
             np.savez(file, images=pictures.numpy(), index=index, made=said)
 
     def _read(self, path: Path, indices: range) -> tuple[Tensor, list[int], bytes]:
-        found = arrays.read_npz(path)
-        return torch.from_numpy(found["images"]), found["index"].tolist(), found["made"].tobytes()
+        pictures, index, made = files.read(path, "made")
+        return torch.from_numpy(pictures), index.tolist(), made.tobytes()
 
     def remove(self, part: int) -> None:
-        atomic.remove(self.folder / self.name(part))
+        atomic.remove(self.folder / self.name(part), swept=False)
 
 
 class Pictures(Shards):
     """Shards that are folders of PNGs."""
 
     def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None:
-        with atomic.writing_folder(path, parents=False) as folder:
-            for i, picture in zip(indices, pictures, strict=True):
-                images.save_levels(picture, folder / self._file(i))
-            atomic.write_text(folder / MADE, made)
+        with atomic.writing_folder(path, parents=False, swept=False) as folder:
+            drawn = ((self._file(i), images.encoded(x, ".png")) for i, x in zip(indices, pictures, strict=True))
+            atomic.write_inside(folder, itertools.chain(drawn, [(MADE, made.encode())]))
 
     def _read(self, path: Path, indices: range) -> tuple[Tensor, list[int], bytes]:
         if (found := set(os.listdir(path))) != {MADE, *map(self._file, indices)}:
@@ -146,13 +151,11 @@ class Pictures(Shards):
         return f"{index:0{_DIGITS}d}.png"
 
     def remove(self, part: int) -> None:
-        path, files = self.folder / self.name(part), [MADE, *map(self._file, self.cut[part])]
+        path, ours = self.folder / self.name(part), [MADE, *map(self._file, self.cut[part])]
         with suppress(FileNotFoundError):  # another process is quicker
-            if strange := sorted({*atomic.visible(path)}.difference(files)):
+            if strange := sorted({*atomic.visible(path)}.difference(ours)):
                 raise FileExistsError(f"shard {path} holds files of others ({', '.join(strange[:3])}): move them")
-            for file in files:
-                atomic.remove(path / file)
-            path.rmdir()
+            atomic.remove_folder(path)
 
 
 class Nowhere(Shards):

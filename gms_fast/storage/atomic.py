@@ -2,8 +2,8 @@
 
 A writer fills a scratch file or folder beside its target, brings it to the disk, and gives it the target's name in one
 step of the file system, so that a kill at any moment leaves the old content or the new. Scratch that a kill leaves is
-removed by the next write to the same target. It is told from that of a writer at work by a lock that dies with its
-process. Modes follow the umask, and a link at the target stays one.
+removed by the next write to the same target, or by `sweep` for many targets at once. It is told from that of a writer
+at work by a lock that dies with its process. Modes follow the umask, and a link at the target stays one.
 """
 
 import csv
@@ -15,7 +15,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,23 +28,27 @@ if TYPE_CHECKING:
 
 _EXCHANGE, _AT_FDCWD = 2, -100  # of Linux's renameat2
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+_SYNCED = 8  # files at a time
 _LONGEST = 200  # bytes of a name that may grow by a few more
 _PREVIOUS = ".previous"
 _TOKEN = r"\.[0-9a-f]{8}\.partial"
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}  # by a folder that another process has put there meanwhile
 
 
 @contextmanager
-def writing(path: str | Path, *, parents: bool = False) -> Iterator[BinaryIO]:
+def writing(path: str | Path, *, parents: bool = False, swept: bool = True) -> Iterator[BinaryIO]:
     """A file to write bytes to, which takes the place of `path` when the block ends without an error.
 
     parents  make the folders on the way. A run does not: one that vanished while it ran is an error
+    swept    remove what killed writers of `path` left, for which its folder is listed; False where `sweep` does it
     Raises OSError naming `path`; what was there stays then.
     """
     path = _target(path)
     with locks.naming(path):
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        if swept:
+            _sweep(path)
         scratch, handle = _new_file(path)
         file = _Scratch(handle)
         try:
@@ -68,13 +73,15 @@ def writing(path: str | Path, *, parents: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def writing_folder(path: str | Path, *, parents: bool = True) -> Iterator[Path]:
-    """An empty folder, to be filled by `writing`, which takes the place of `path` when the block ends without an error.
+def writing_folder(path: str | Path, *, parents: bool = True, swept: bool = True) -> Iterator[Path]:
+    """An empty folder, which takes the place of `path` when the block ends without an error; to be filled by `writing`,
+    or faster by `write_inside`.
 
     Where the file system can exchange two names there is no moment without either. Elsewhere the old folder bears
-    another name for a moment, under which `present` finds it, and the next write sets it right.
+    another name for a moment, under which `present` finds it, and the next write sets it right. Of processes that write
+    one folder at the same time each succeeds, and the last stays.
 
-    parents  make the folders on the way. Raises OSError naming `path`
+    parents, swept  as `writing` takes them. Raises OSError naming `path`
     """
     path = _target(path)
     if path.is_dir() and Path.cwd().is_relative_to(path):
@@ -83,7 +90,8 @@ def writing_folder(path: str | Path, *, parents: bool = True) -> Iterator[Path]:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path)
-        _sweep(path)
+        if swept:
+            _sweep(path)
         scratch, handle = _new_folder(path)
         try:
             yield scratch
@@ -105,6 +113,17 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write a file of text as a whole."""
     write_bytes(path, text.encode())
+
+
+def write_inside(folder: Path, files: Iterable[tuple[str, "ReadableBuffer"]]) -> None:
+    """Write new files, by name, into a folder that `writing_folder` gives. Raises OSError.
+
+    Nobody looks there yet, so that none needs scratch. They are brought to the disk together: a file system does that
+    for many at a time in little more than it takes for one.
+    """
+    paths = [_new_inside(folder / name, data) for name, data in files]
+    with ThreadPoolExecutor(_SYNCED) as threads:
+        list(threads.map(_sync_file, paths))
 
 
 def write_rows(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
@@ -139,12 +158,33 @@ def present(path: str | Path) -> Path:
     return path if path.exists() or not previous.is_dir() else previous
 
 
-def remove(path: str | Path) -> None:
-    """Delete a file, and what killed writers of it left; nothing may be there."""
+def remove(path: str | Path, *, swept: bool = True) -> None:
+    """Delete a file, and, `swept`, what killed writers of it left; nothing may be there."""
     path = _target(path)
     path.unlink(missing_ok=True)
-    if path.parent.is_dir():
+    if swept and path.parent.is_dir():
         _sweep(path)
+
+
+def remove_folder(path: str | Path) -> None:
+    """Delete a folder and all in it, of which nobody sees a half; nothing may be there. A kill leaves scratch."""
+    path = _target(path)
+    scratch = _scratch(path)
+    with suppress(FileNotFoundError), locks.naming(path):
+        os.rename(path, scratch)
+    shutil.rmtree(scratch, ignore_errors=True)  # a sweep may be quicker
+
+
+def sweep(folder: Path, dead: Callable[[str], bool]) -> None:
+    """Remove from a folder the scratch that killed writers left of those targets that are `dead`, by their names.
+
+    It is asked of each after its scratch was seen: a claim that is made before a write, and given up after it, tells of
+    a writer at work on another machine, whose locks may not be seen here.
+    """
+    found = re.compile(rf"\.(.+){_TOKEN}")
+    for name in os.listdir(folder):
+        if (match := found.fullmatch(name)) and dead(match[1]):
+            _discard(folder / name)
 
 
 def clear(folder: Path, files: Iterable[str]) -> None:
@@ -214,7 +254,10 @@ def _new_folder(path: Path) -> tuple[Path, int | None]:
         os.mkdir(scratch)
         if not locks.there_are():
             return scratch, None
-        handle = os.open(scratch, os.O_RDONLY)
+        try:
+            handle = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:  # another writer took it for left behind; where its folder is gone, mkdir says so
+            continue
         if locks.hold(handle, scratch):
             return scratch, handle
         os.close(handle)
@@ -224,11 +267,27 @@ def _sweep(path: Path) -> None:
     """Remove scratch for `path` whose writer is dead."""
     ours = re.compile(re.escape(_hidden(path)) + _TOKEN)
     for scratch in (path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)):
-        with locks.abandoned(scratch) as free:
-            if free and scratch.is_dir():
-                shutil.rmtree(scratch, ignore_errors=True)
-            elif free:
-                scratch.unlink(missing_ok=True)
+        _discard(scratch)
+
+
+def _discard(scratch: Path) -> None:
+    """Remove scratch, unless its writer lives."""
+    with locks.abandoned(scratch) as free:
+        if free and scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        elif free:
+            scratch.unlink(missing_ok=True)
+
+
+def _new_inside(path: Path, data: "ReadableBuffer") -> Path:
+    with path.open("xb") as file:
+        file.write(data)
+    return path
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows brings no file to the disk that is open for reading alone
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:
@@ -246,13 +305,27 @@ def _sync(path: Path) -> None:
 
 
 def _put(fresh: Path, path: Path) -> None:
-    """Give `fresh` the name `path`; a folder that had it is then called `fresh`."""
-    if not path.exists():
-        os.rename(fresh, path)
-    elif not _exchange(fresh, path):
-        os.rename(path, _previous(path))
-        os.rename(fresh, path)
-        os.rename(_previous(path), fresh)
+    """Give `fresh` the name `path`; a folder that had it is then called `fresh`, and is to be deleted."""
+    while not _placed(fresh, path):
+        pass  # another process has put a folder there, or removed one, between two of the calls
+
+
+def _placed(fresh: Path, path: Path) -> bool:
+    try:
+        if not path.exists():
+            os.rename(fresh, path)
+        elif not _exchange(fresh, path):
+            previous = _previous(path)
+            shutil.rmtree(previous, ignore_errors=True)  # of another process, that has put `path` there since
+            os.rename(path, previous)
+            os.rename(fresh, path)
+            with suppress(FileNotFoundError):
+                os.rename(previous, fresh)
+    except OSError as error:
+        if error.errno in _TAKEN or (error.errno == errno.ENOENT and fresh.exists()):
+            return False
+        raise
+    return True
 
 
 def _previous(path: Path) -> Path:
@@ -263,9 +336,13 @@ def _recover(path: Path) -> None:
     """Undo, or end, what a kill left of `_put`."""
     previous = _previous(path)
     if previous.is_dir() and not path.exists():
-        os.rename(previous, path)
+        try:
+            os.rename(previous, path)
+        except OSError as error:  # the writer whose `_put` this is was not killed
+            if error.errno not in (*_TAKEN, errno.ENOENT):
+                raise
     elif previous.is_dir():
-        shutil.rmtree(previous)
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

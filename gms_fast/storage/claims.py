@@ -73,6 +73,10 @@ class Claims:
         except FileNotFoundError:  # a process that ended has removed it, empty
             return set()
 
+    def held(self, name: str) -> bool:
+        """Tell a part on which somebody has a claim, dead or alive."""
+        return (self.folder / name).exists()
+
     def take(self, name: str, *, slow: float | None = None) -> bool:
         """Claim a part, and tell whether it is ours now: nobody has a claim on it but a dead process.
 
@@ -98,11 +102,12 @@ class Claims:
     def drop(self, name: str) -> None:
         """Give a claim up; one that another process has taken over stays."""
         handle = self._mine.pop(name)
-        try:
-            if locks.leads_to(handle, self.folder / name):
+        with os.fdopen(handle) as file:
+            ours = locks.leads_to(handle, self.folder / name)
+            if not locks.there_are():
+                file.close()  # Windows removes no open file; elsewhere its lock is held until it is gone
+            if ours:
                 self._remove(name)
-        finally:
-            os.close(handle)
 
     def sweep(self, done: set[str]) -> None:
         """Remove claims on parts that are done, which dead processes have left."""
@@ -126,21 +131,26 @@ class Claims:
         """Make the file of a claim; False where there is one."""
         file = self.folder / name
         try:
-            handle = self._new(file)
+            handle = _nameless(file)
+            if handle is None:
+                handle = self._named(file)
         except FileExistsError:
             return False
+        self._mine[name] = handle
+        self._seen.pop(name, None)
+        return True
+
+    def _named(self, file: Path) -> int:
+        """A claim whose name is there before it says anything; a process that is killed in between leaves it so."""
+        handle = self._new(file)
         try:
-            locks.hold(handle, file)
-            with locks.naming(file):
-                os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+            _fill(handle, file)
         except BaseException:
             os.close(handle)
             with suppress(OSError):
                 os.unlink(file)
             raise
-        self._mine[name] = handle
-        self._seen.pop(name, None)
-        return True
+        return handle
 
     def _new(self, file: Path) -> int:
         """An empty file that was not there, in a folder that a process which ended may have removed."""
@@ -163,14 +173,52 @@ class Claims:
         return Look(found.st_ino, found.st_mtime_ns, dead)
 
     def _remove(self, name: str) -> None:
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(self.folder / name)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            if locks.there_are():
+                raise  # Windows removes no file that a process has open, which then lives
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
-            for handle in list(self._mine.values()):
-                with suppress(OSError):
-                    os.utime(handle)
+            for name, handle in self._mine.copy().items():
+                with suppress(Exception):  # a beat that fails costs time, and a heart that stops all claims
+                    self._touch(name, handle)
+
+    def _touch(self, name: str, handle: int) -> None:
+        if os.utime in os.supports_fd:
+            os.utime(handle)
+        elif self.ours(name):
+            os.utime(self.folder / name)
+
+
+def _nameless(file: Path) -> int | None:
+    """A claim that gets its name when it is written and locked, so that no kill leaves one that says nothing.
+
+    None where the system has no files without a name, or something else is in the way. Raises FileExistsError.
+    """
+    try:
+        handle = os.open(file.parent, os.O_RDWR | os.O_TMPFILE, 0o666)
+    except (AttributeError, OSError):
+        return None
+    try:
+        _fill(handle, file)
+        os.link(f"/proc/self/fd/{handle}", file, src_dir_fd=handle, follow_symlinks=True)  # the first has it follow
+    except BaseException as error:
+        os.close(handle)
+        if isinstance(error, FileExistsError) or not isinstance(error, OSError):
+            raise
+        return None
+    return handle
+
+
+def _fill(handle: int, file: Path) -> None:
+    """Lock a claim and write into it."""
+    locks.hold(handle, file)
+    with locks.naming(file):
+        os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
 
 
 def _host(file: Path) -> str | None:

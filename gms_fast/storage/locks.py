@@ -4,6 +4,7 @@ They are those of `flock`, which file systems shared by several machines may or 
 them (Windows) locks nothing.
 """
 
+import errno
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]  # a module, or None on Windows
 
 FILE = ".lock"
+_GONE = {errno.ENOENT, getattr(errno, "ESTALE", errno.ENOENT)}  # ESTALE: by another client of NFS
 _LONGEST = 1 << 10  # bytes read of what a lock file says
 
 
@@ -114,9 +116,12 @@ def hold(handle: int, path: Path) -> bool:
 
 
 def leads_to(handle: int, path: Path) -> bool:
+    """Tell a path of the file that is open from one of another file, or of none."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
         return False
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,13 @@ _REASON = 300  # characters of a library's message
 def most(size: int, times: int) -> int:
     """Bytes that a compressed file of so many bytes may hold, of a kind that reaches so many times its size."""
     return max(LITTLE, times * size)
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """The files of a folder, then of those in it, but for hidden ones and those of hidden folders, as scratch is."""
+    for inner, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(inner, name) for name in files if not name.startswith("."))
 
 
 @contextmanager

@@ -128,6 +128,7 @@ def test_claim_of_a_process_that_was_killed_is_free_at_once_here(tmp_path):
 def test_claim_that_is_being_made_is_not_kept_from_its_lock_by_who_looks(tmp_path, monkeypatch):
     """To try a lock is to hold it for a moment, in which its owner would go without."""
     tried, held = [], locks.hold
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)  # a file system whose files have names from the start
     with Claims(tmp_path) as one, Claims(tmp_path) as other:
 
         def hold(handle, path):
