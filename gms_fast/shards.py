@@ -1,6 +1,7 @@
 """Shards of pictures: files `.npz` with `images` (n, C, H, W) uint8 and `index` (n,), the number of each, from 0 on."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def count(folder: Path) -> int:
 
     Raises ValueError naming the shard that cannot be read, and unless every number from 0 on is there once.
     """
-    runs = {file: _runs(_index(file, _members(file, [_INDEX]))) for file in files(folder)}
+    runs = {file: _numbers(file) for file in files(folder)}
     together = np.concatenate(list(runs.values()))
     first, last = together[np.argsort(together[:, 0], kind="stable")].T
     begins = np.concatenate([[0], np.maximum.accumulate(last)[:-1] + 1])  # what each is to begin with
@@ -49,18 +50,34 @@ def each(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield images, index
 
 
-def read(file: Path, *more: str) -> tuple[np.ndarray, ...]:
-    """Images (n, C, H, W) uint8, their numbers (n,) int64, and `more` arrays of these names.
+def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, C, H, W) uint8 and their numbers (n,) int64. Raises ValueError naming a file that is no shard."""
+    with _refusing(file):
+        images, index = contents(file)
+    return images, index
 
-    Raises ValueError naming a file that is no shard, or has none of them.
+
+def contents(file: Path, *more: str) -> tuple[np.ndarray, ...]:
+    """Images and numbers as `read` has them, and more arrays of these names.
+
+    Raises ValueError saying what is wrong with the file, but not with which; and what numpy and zipfile do.
     """
     found = _members(file, [_IMAGES, _INDEX, *more])
-    index, images = _index(file, found), found[_IMAGES]
+    index, images = _index(found), found[_IMAGES]
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"shard {file}: images must be (n, C, H, W) uint8: got {images.dtype} {images.shape}")
+        raise ValueError(f"its images must be (n, C, H, W) uint8: got {images.dtype} {images.shape}")
     if len(images) != len(index):
-        raise ValueError(f"shard {file} holds {len(images)} images, but {len(index)} numbers")
+        raise ValueError(f"it holds {len(images)} images, but {len(index)} numbers")
     return images, index, *(found[name] for name in more)
+
+
+def _numbers(file: Path) -> np.ndarray:
+    with _refusing(file):
+        return _runs(_index(_members(file, [_INDEX])))
+
+
+def _refusing(file: Path) -> AbstractContextManager[None]:
+    return refusing(f"shard {file} cannot be read", file)
 
 
 def _runs(index: np.ndarray) -> np.ndarray:
@@ -70,10 +87,10 @@ def _runs(index: np.ndarray) -> np.ndarray:
     return np.stack([numbers[np.append(0, breaks + 1)], numbers[np.append(breaks, -1)]], 1)
 
 
-def _index(file: Path, found: dict[str, np.ndarray]) -> np.ndarray:
+def _index(found: dict[str, np.ndarray]) -> np.ndarray:
     index = found[_INDEX]
     if index.dtype != np.int64 or index.ndim != 1 or not len(index) or index.min() < 0:
-        raise ValueError(f"shard {file}: index must be (n,) int64, 0 or more: got {short(index)}")
+        raise ValueError(f"its index must be (n,) int64, 0 or more: got {short(index)}")
     return index
 
 
@@ -85,8 +102,7 @@ def _members(file: Path, names: list[str]) -> dict[str, np.ndarray]:
             raise ValueError(f"it holds {short(inside)}, wanted {missing[0]}")
         return names
 
-    with refusing(f"shard {file} cannot be read", file):
-        found = arrays.read_npz(file, choose)
-        if len(found) != len(names):
-            raise ValueError("it holds text, wanted numbers")
+    found = arrays.read_npz(file, choose)
+    if len(found) != len(names):
+        raise ValueError("it holds text, wanted numbers")
     return found

@@ -289,6 +289,8 @@ def test_load_image_refuses_other_files_in_one_error(tmp_path):
 def test_image_files_are_those_of_a_folder_and_of_folders_in_it(tmp_path):
     write_images(tmp_path, GREY)
     write_images(tmp_path / "inner", GREY, ".JPG")
+    write_images(tmp_path / ".hidden.0123abcd.partial", GREY)
+    (tmp_path / ".x.png").touch()
     assert [p.name for p in data.image_files(tmp_path)] == ["0.png", "1.png", "0.JPG", "1.JPG"]
     assert [p.name for p in data.image_files(tmp_path, inside=False)] == ["0.png", "1.png"]
 

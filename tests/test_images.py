@@ -36,6 +36,12 @@ def test_grid_refuses_what_cannot_be_shown(shape):
         images.grid(torch.zeros(1, 1, 8, 8), columns=0)
 
 
+def test_file_of_an_image_is_that_which_is_saved(tmp_path):
+    levels = torch.arange(24, dtype=torch.uint8).reshape(1, 4, 6)
+    images.save_image(levels / 127.5 - 1, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes() == images.encoded(levels, ".png")
+
+
 def test_an_image_alone_is_written_pixel_for_pixel(tmp_path):
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     images.save_image(torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1, tmp_path / "x.png")

@@ -75,8 +75,11 @@ def test_two_shards_are_in_memory_at_most(tmp_path, monkeypatch):
         ([range(10), range(11, 20)], "must hold every picture: 1 are missing, 10 the first"),
         ([range(3, 10), range(15, 20)], "must hold every picture: 8 are missing, 0 the first"),
         ([range(10), range(9, 20)], r"must hold every picture once: 9 is twice in 000.npz, 001.npz"),
+        ([range(2, 10), range(2), range(20, 30), range(4, 6)], r"once: 4 is twice in 000.npz, 003.npz"),
+        ([[0, 3, 5, 9], [1, 2, 8], [4, 5]], r"once: 5 is twice in 000.npz, 002.npz"),
+        ([[9, 0, 3], [7, 1]], "must hold every picture: 5 are missing, 2 the first"),
         ([[0, 1, 1]], "must hold every picture once: 1 is twice in 000.npz"),
-        ([[0, -1]], r"shard .*000.npz: index must be \(n,\) int64, 0 or more"),
+        ([[0, -1]], r"shard .*000.npz cannot be read: its index must be \(n,\) int64, 0 or more"),
     ],
 )
 def test_missing_and_double_pictures_are_refused_before_any_is_read(tmp_path, parts, message):
@@ -91,12 +94,18 @@ def test_missing_and_double_pictures_are_refused_before_any_is_read(tmp_path, pa
     [
         ({"index": None}, r"shard .*x.npz cannot be read: it holds \['images'\], wanted index"),
         ({"images": None}, r"shard .*x.npz cannot be read: it holds \['index'\], wanted images"),
-        ({"images": PIXELS[:2]}, r"shard .*x.npz holds 2 images, but 4 numbers"),
-        ({"images": PIXELS[:4] / 255}, r"shard .*x.npz: images must be \(n, C, H, W\) uint8: got float64"),
-        ({"images": PIXELS[:4, 0]}, r"shard .*x.npz: images must be \(n, C, H, W\) uint8: got uint8 \(4, 4, 5\)"),
+        ({"images": PIXELS[:2]}, r"shard .*x.npz cannot be read: it holds 2 images, but 4 numbers"),
+        (
+            {"images": PIXELS[:4] / 255},
+            r"shard .*x.npz cannot be read: its images must be \(n, C, H, W\) uint8: got float64",
+        ),
+        (
+            {"images": PIXELS[:4, 0]},
+            r"shard .*x.npz cannot be read: its images must be \(n, C, H, W\) uint8: got uint8 \(4",
+        ),
         ({"images": np.array(["text"])}, r"shard .*x.npz cannot be read: it holds text, wanted numbers"),
-        ({"index": np.arange(4.0)}, r"shard .*x.npz: index must be \(n,\) int64"),
-        ({"index": np.arange(4)[None]}, r"shard .*x.npz: index must be \(n,\) int64"),
+        ({"index": np.arange(4.0)}, r"shard .*x.npz cannot be read: its index must be \(n,\) int64"),
+        ({"index": np.arange(4)[None]}, r"shard .*x.npz cannot be read: its index must be \(n,\) int64"),
     ],
 )
 def test_files_that_are_no_shards_are_refused_by_name(tmp_path, change, message):
@@ -123,3 +132,19 @@ def test_shards_and_pictures_in_one_folder_are_refused(tmp_path):
     for read in (data.load, data.stream):
         with pytest.raises(ValueError, match=r"must hold shards or pictures: got 000\.npz and a\.png"):
             read(folder)
+
+
+def test_hidden_files_and_folders_are_no_shards(tmp_path):
+    """As a writer that was killed leaves them."""
+    folder = write(tmp_path / "s", [range(10)])
+    write(folder / ".000.0123abcd.partial", [range(10)])
+    (folder / ".001.npz").touch()
+    Image.fromarray(PIXELS[0, 0]).save(folder / ".000.0123abcd.partial" / "a.png")
+    assert [file.name for file in shards.files(folder)] == ["000.npz"]
+    assert len(data.load(folder)) == data.stream(folder).count == 10
+
+
+def test_numbers_of_many_pictures_are_known_by_few(tmp_path):
+    folder = write(tmp_path / "s", [range(1000, 3000), range(1000), [3001, 3000, 3003, 3002, 3005]])
+    assert shards._numbers(folder / "000.npz").tolist() == [[1000, 2999]]
+    assert shards._numbers(folder / "002.npz").tolist() == [[3000, 3003], [3005, 3005]]

@@ -126,7 +126,7 @@ class Arrays(Shards):
             np.savez(file, images=pictures.numpy(), index=index, made=said)
 
     def _read(self, path: Path, indices: range) -> tuple[Tensor, list[int], bytes]:
-        pictures, index, made = files.read(path, "made")
+        pictures, index, made = files.contents(path, "made")
         return torch.from_numpy(pictures), index.tolist(), made.tobytes()
 
     def remove(self, part: int) -> None:

@@ -131,7 +131,7 @@ class Claims:
         """Make the file of a claim; False where there is one."""
         file = self.folder / name
         try:
-            handle = _nameless(file)
+            handle = self._nameless(file)
             if handle is None:
                 handle = self._named(file)
         except FileExistsError:
@@ -140,9 +140,28 @@ class Claims:
         self._seen.pop(name, None)
         return True
 
+    def _nameless(self, file: Path) -> int | None:
+        """A claim that gets its name when it is written and locked, so that no kill leaves one that says nothing.
+
+        None where the system has no files without a name, or something else is in the way. Raises FileExistsError.
+        """
+        try:
+            handle = self._opened(self.folder, os.O_TMPFILE)
+        except (AttributeError, OSError):
+            return None
+        try:
+            _fill(handle, file)
+            os.link(f"/proc/self/fd/{handle}", file, src_dir_fd=handle, follow_symlinks=True)  # the first has it follow
+        except BaseException as error:
+            os.close(handle)
+            if isinstance(error, FileExistsError) or not isinstance(error, OSError):
+                raise
+            return None
+        return handle
+
     def _named(self, file: Path) -> int:
         """A claim whose name is there before it says anything; a process that is killed in between leaves it so."""
-        handle = self._new(file)
+        handle = self._opened(file, os.O_CREAT | os.O_EXCL)
         try:
             _fill(handle, file)
         except BaseException:
@@ -152,11 +171,11 @@ class Claims:
             raise
         return handle
 
-    def _new(self, file: Path) -> int:
-        """An empty file that was not there, in a folder that a process which ended may have removed."""
+    def _opened(self, path: Path, flags: int) -> int:
+        """A new file in the folder, which a process that ended may have removed."""
         while True:
             with suppress(FileNotFoundError):
-                return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                return os.open(path, os.O_RDWR | flags, 0o666)
             self.folder.mkdir(exist_ok=True)
 
     def _look(self, name: str) -> Look | None:
@@ -192,26 +211,6 @@ class Claims:
             os.utime(handle)
         elif self.ours(name):
             os.utime(self.folder / name)
-
-
-def _nameless(file: Path) -> int | None:
-    """A claim that gets its name when it is written and locked, so that no kill leaves one that says nothing.
-
-    None where the system has no files without a name, or something else is in the way. Raises FileExistsError.
-    """
-    try:
-        handle = os.open(file.parent, os.O_RDWR | os.O_TMPFILE, 0o666)
-    except (AttributeError, OSError):
-        return None
-    try:
-        _fill(handle, file)
-        os.link(f"/proc/self/fd/{handle}", file, src_dir_fd=handle, follow_symlinks=True)  # the first has it follow
-    except BaseException as error:
-        os.close(handle)
-        if isinstance(error, FileExistsError) or not isinstance(error, OSError):
-            raise
-        return None
-    return handle
 
 
 def _fill(handle: int, file: Path) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bench.faults.kills import content
 from gms_fast.data import load_image
-from gms_fast.generation import Report, drawing, filling
+from gms_fast.generation import Report, drawing, filling, shards
 from gms_fast.images import save_image
 from gms_fast.storage import atomic, claims
 
@@ -185,14 +185,17 @@ def test_process_that_shows_nothing_waits_for_no_lock_of_others(tmp_path, option
 
 def full_at(monkeypatch, name):
     """A disk on which a file of that name has no place."""
-    writing = atomic.writing
 
-    def written(path, **options):
-        if name in str(path):
-            raise OSError(28, "No space left on device", str(path))
-        return writing(path, **options)
+    def full(writing):
+        def written(path, *rest, **options):
+            if name in str(path):
+                raise OSError(28, "No space left on device", str(path))
+            return writing(path, *rest, **options)
 
-    monkeypatch.setattr(atomic, "writing", written)
+        return written
+
+    for writer in ("writing", "write_inside"):
+        monkeypatch.setattr(atomic, writer, full(getattr(atomic, writer)))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -273,6 +276,49 @@ def test_shard_says_how_it_was_drawn_whatever_comes_before_it_is_written(tmp_pat
 
 
 # --- what others leave ---
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("when", ["start", "end"])
+def test_scratch_of_killed_writers_is_gone_at_the_end_though_their_shards_are_there(tmp_path, whole, form, when):
+    """Of the dead whose claims are there too, it is when these are."""
+    made(tmp_path, form=form)
+    (tmp_path / f".{NAMES[1]}.0123abcd.partial").mkdir()
+    (tmp_path / f".{NAMES[1]}.0123abcd.partial" / "000000008.png").touch()
+    (tmp_path / f".{NAMES[0]}.npz.0123abcd.partial").touch()
+    if when == "end":
+        (tmp_path / "claims").mkdir()
+        (tmp_path / "claims" / NAMES[1]).write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert made(tmp_path, form=form).there == 21
+    assert sorted(os.listdir(tmp_path)) == sorted({name.split("/")[0] for name in whole[form]})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_shard_that_a_quick_process_has_written_is_not_written_again(tmp_path, whole, monkeypatch, form, when):
+    """Nor is it an error where that process has swept the scratch of this one."""
+    made(tmp_path / "other", form=form)
+    kind, wrote, calls = shards.FORMS[form], [], iter(range(8))
+    write, name = kind.write, f"{NAMES[1]}{kind.suffix}"
+
+    def finish():
+        os.rename(tmp_path / "other" / name, tmp_path / "out" / name)
+
+    def late(self, part, pictures, **said):
+        wrote.append(part)
+        if part == 1:
+            finish()
+            raise FileNotFoundError(2, "No such file or directory")
+        write(self, part, pictures, **said)
+
+    def seen(rows):
+        if when == "before" and next(calls, None) == 7:
+            finish()
+
+    monkeypatch.setattr(kind, "write", late)
+    assert made(tmp_path / "out", Net(seen=seen), form=form).drawn == 21
+    assert wrote == ([0, 2] if when == "before" else [0, 1, 2])
+    assert content(tmp_path / "out") == whole[form]
 
 
 @pytest.mark.parametrize("mtime", [0, 4e9], ids=["1970", "future"])

@@ -268,3 +268,38 @@ def test_a_folder_with_litter_alone_is_free(tmp_path):
     assert not atomic.occupied(tmp_path)
     (tmp_path / "x.partial").touch()
     assert atomic.occupied(tmp_path)
+
+
+# --- scratch of many targets ---
+
+
+def test_sweep_takes_scratch_of_the_dead_alone(tmp_path):
+    for name in (".x.0123abcd.partial", ".y.0123abcd.partial", ".x.partial"):
+        (tmp_path / name).touch()
+    (tmp_path / ".z.0123abcd.partial").mkdir()
+    (tmp_path / ".z.0123abcd.partial" / "inner").touch()
+    with atomic.writing(tmp_path / "x") as file, atomic.writing_folder(tmp_path / "z", swept=False):
+        file.write(b"new")
+        atomic.sweep(tmp_path, lambda name: name in ("x", "z"))
+        assert len(names(tmp_path)) == 4
+    assert names(tmp_path) == {"x", "z", ".y.0123abcd.partial", ".x.partial"}
+
+
+def test_writes_to_a_folder_of_many_files_need_not_list_it(tmp_path, monkeypatch):
+    (tmp_path / LEFT).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", lambda *_: pytest.fail("it is listed"))
+        for _ in range(2):
+            with atomic.writing(tmp_path / "x", swept=False) as file:
+                file.write(b"new")
+            with atomic.writing_folder(tmp_path / "y", swept=False):
+                pass
+        atomic.remove(tmp_path / "x", swept=False)
+    assert names(tmp_path) == {LEFT, "y"}
+
+
+def test_files_inside_are_new_ones(tmp_path):
+    atomic.write_inside(tmp_path, [("a", b"one")])
+    with pytest.raises(FileExistsError, match="a"):
+        atomic.write_inside(tmp_path, [("a", b"two")])
+    assert (tmp_path / "a").read_bytes() == b"one"

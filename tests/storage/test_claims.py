@@ -1,5 +1,6 @@
 """Claims on parts of work: one process has each, until it ends or has said nothing for too long."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from contextlib import nullcontext, suppress
 import pytest
 from generated import appears, forked, statuses
 
+from bench.faults import tracing
 from gms_fast.storage import claims, locks
 from gms_fast.storage.claims import BEAT, EXPIRES, Claims
 
@@ -271,3 +273,98 @@ def test_claim_of_another_host_that_this_machine_sees_locked_beats_it_not(tmp_pa
         assert not mine.take("x")
         clock[0] += EXPIRES + 1
         assert mine.take("x")
+
+
+def test_no_kill_leaves_a_claim_that_says_nothing(tmp_path, clock):
+    """Wherever it ends a process between two of its system calls."""
+    if not tracing.available() or not hasattr(os, "O_TMPFILE"):
+        pytest.skip("processes cannot be traced here")
+
+    def take():
+        Claims(tmp_path / "c").take("x")
+
+    calls = 0
+    while tracing.killed(take, calls):
+        with Claims(tmp_path / "c") as mine:
+            assert mine.take("x"), f"after {calls} calls there is a claim that says nothing"
+            assert os.listdir(tmp_path / "c") == ["x"]
+        calls += 1
+    assert calls > 5
+
+
+def test_claims_where_no_file_is_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    test_part_is_taken_once_and_free_when_it_is_dropped(tmp_path)
+
+
+def test_claim_that_another_machine_removed_is_no_longer_ours(tmp_path, monkeypatch):
+    """Its handle is stale on NFS."""
+    fstat = os.fstat
+
+    def stale(handle):
+        if handle in mine._mine.values() or handle in gone:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return fstat(handle)
+
+    with Claims(tmp_path / "c") as mine:
+        assert mine.take("x")
+        gone = [*mine._mine.values()]
+        monkeypatch.setattr(os, "fstat", stale)
+        assert not mine.ours("x")
+        mine.drop("x")
+        assert os.listdir(tmp_path / "c") == ["x"]  # it is that of another by now
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="open files are known by /proc")
+def test_claims_of_a_system_that_removes_no_open_file_and_touches_none_by_handle(tmp_path, monkeypatch, clock):
+    """As Windows is."""
+    unlink, utime, beats = os.unlink, os.utime, []
+
+    def refusing(path, **options):
+        found = os.stat(path)
+        for handle in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(f"/proc/self/fd/{handle}"), found):
+                    raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    def by_path(path, *rest):
+        beats.append(path)
+        if isinstance(path, int):
+            raise TypeError("path should be a path")
+        utime(path, *rest)
+
+    for owner, name, value in ((locks, "fcntl", None), (os, "unlink", refusing), (os, "utime", by_path)):
+        monkeypatch.setattr(owner, name, value)
+    monkeypatch.setattr(os, "supports_fd", set())
+    with Claims(tmp_path / "c") as one, Claims(tmp_path / "c") as other:
+        assert one.take("x")
+        assert not other.take("x")
+        one._touch("x", one._mine["x"])
+        assert beats == [tmp_path / "c" / "x"]
+        clock[0] += EXPIRES + 1
+        assert not other.take("x")  # nobody can take it from a process that lives
+        other.sweep({"x"})
+        one.drop("x")
+        assert other.take("x")
+        one._mine["gone"] = other._mine["x"]
+        one._touch("gone", one._mine.pop("gone"))
+        assert len(beats) == 1  # of claims that are not ours none is touched
+    assert not (tmp_path / "c").exists()
+
+
+def test_heart_goes_on_after_any_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT", 0.01)
+    beats = []
+
+    def fail(name, handle):
+        beats.append(name)
+        raise [OSError(5, "Input/output error"), TypeError("no handle"), NotImplementedError][len(beats) % 3]
+
+    with Claims(tmp_path / "c") as mine:
+        monkeypatch.setattr(mine, "_touch", fail)
+        mine.take("x")
+        end = time.monotonic() + 30
+        while len(beats) < 9:
+            assert time.monotonic() < end, "it has stopped"
+            time.sleep(0.01)
