@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from bench.faults import frequent, tracing
-from gms_fast import images, interrupts, io, schedules, solvers, statistics, training
+from bench.faults.writers import WRITERS, tiny
+from gms_fast import images, interrupts, io
 from gms_fast.measure import work
-from gms_fast.models import MomentUNet, saved_heads
+from gms_fast.models import saved_heads
 from gms_fast.quality import matrix
-from gms_fast.solvers import GGDMTable
 from gms_fast.storage import atomic, checkpoint, fingerprints, tensors
-from gms_fast.training.state import CHECKPOINT, State
+from gms_fast.training.state import CHECKPOINT
 
 FULL, VANISHED, PART = "full disk", "vanished folder", r"\.part(-\d+)?(\.\w+)?$"  # it ends names that early ends leave
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -42,59 +42,7 @@ LONGEST = 120.0  # seconds that a command may take to end
 Content = dict[str, bytes]
 
 
-def tiny(seed: int = 0) -> MomentUNet:
-    """A network as small as they get."""
-    torch.manual_seed(seed)
-    size = {"image_size": 4, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
-    return MomentUNet(**size, attention_resolutions=(), head="simple", moments="central")
-
-
 # --- writers ---
-
-
-def _gaussian(path: Path, value: int) -> None:
-    statistics.Gaussian(torch.full((3,), float(value)), torch.eye(3), torch.ones(3)).save(path)
-
-
-def _empirical(path: Path, value: int) -> None:
-    lam, curves = torch.linspace(-2, 2, 3, dtype=torch.float64), torch.full((3, 2), float(value))
-    statistics.EmpiricalModel(schedules.build("edm"), lam, curves, curves, curves).save(path)
-
-
-def _table(path: Path, value: int) -> None:
-    GGDMTable.of(solvers.build("ddim"), schedules.build("linear"), [900.0 + value, 400.0]).save(path)
-
-
-def _trained(path: Path, value: int) -> None:
-    state = State({"w": torch.nn.Parameter(torch.zeros(2))}, training.Settings(steps=2), path, {})
-    state.step = value
-    state.save()
-
-
-def _record(path: Path, value: int) -> None:
-    """A line that is there already is not written again, as a matrix that goes on does not."""
-    if not value:
-        atomic.write_text(path, "")
-        return
-    matrix._mend(path.parent)
-    if not path.read_text():
-        atomic.append_line(path, "{}")
-
-
-WRITERS: dict[str, Callable[[Path, int], None]] = {  # each writes at the path one of two contents, 0 and 1
-    "model": lambda path, value: io.save(tiny(value), path),
-    "model, where names cannot be exchanged": lambda path, value: io.save(tiny(value), path),
-    "x.safetensors": lambda path, value: tensors.write(path, {"x": torch.full((9,), float(value))}, {"is": "x"}),
-    "gaussian.safetensors": _gaussian,
-    "empirical.safetensors": _empirical,
-    "table.safetensors": _table,
-    "state.pt": lambda path, value: checkpoint.write(path, {"step": value}),
-    "checkpoint.pt": _trained,
-    "x.png": lambda path, value: images.save_images(torch.full((1, 1, 4, 4), float(value)), path),
-    "x.json": lambda path, value: atomic.write_text(path, json.dumps(value)),
-    "curve.csv": lambda path, value: atomic.write_rows(path, [[value]]),
-    matrix.RECORDS: _record,
-}
 
 
 def content(path: Path) -> Content:

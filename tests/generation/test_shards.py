@@ -4,15 +4,17 @@ import io
 import json
 import os
 import shutil
+import sys
 import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from generated import NAMES, made
+from generated import NAMES, forked, made, statuses
 from PIL import Image
 
+from bench.faults import tracing
 from gms_fast.generation.shards import FORMS, Cut, OtherRunError
 
 SHAPE = (3, 5, 4)
@@ -240,6 +242,42 @@ def test_broken_picture_shard_is_removed_with_all_that_is_of_it(tmp_path):
     shards.remove(0)
     assert os.listdir(tmp_path) == []
     shards.remove(0)  # another process was quicker
+
+
+def test_no_kill_leaves_half_a_picture_shard_while_it_is_removed(tmp_path):
+    if not tracing.available():
+        pytest.skip("processes cannot be traced here")
+    shards, calls = FORMS["png"](tmp_path, Cut(4, 4), SHAPE, "some run"), 0
+    shards.write(0, pictures(4))
+    while tracing.killed(lambda: shards.remove(0), calls):
+        if shards.has(0):
+            assert torch.equal(shards.read(0)[0], pictures(4))
+        shards.sweep(lambda name: False)
+        assert set(os.listdir(tmp_path)) <= {shards.name(0)}
+        shards.write(0, pictures(4))
+        calls += 1
+    assert calls > 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+def test_processes_that_write_and_remove_one_shard_all_succeed(shards):
+    def work():
+        for _ in range(30):
+            shards.write(0, pictures(4))
+            shards.remove(0)
+            shards.sweep(lambda name: False)
+
+    assert statuses([forked(work) for _ in range(3)]) == [0] * 3
+    assert os.listdir(shards.folder) == []
+
+
+def test_scratch_of_shards_is_swept_but_for_claimed_ones(shards):
+    """Of the name of any shard, as one may be left of a run that was cut otherwise; and of no other file."""
+    left = [f".{name}.0123abcd.partial" for name in (shards.name(0), shards.name(1), "000000000-000000008", "run.json")]
+    for name in left:
+        (shards.folder / name).mkdir()
+    shards.sweep(lambda name: name == shards.cut.name(1))
+    assert sorted(os.listdir(shards.folder)) == sorted([left[1], left[3]])
 
 
 def test_picture_shard_that_holds_a_file_of_others_is_not_removed(tmp_path):
