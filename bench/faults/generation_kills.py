@@ -136,11 +136,13 @@ def _started(folder: str, case: Case) -> None:
         group = Group(COMMANDS[case.command], folder, start.count, most)
         _act(group, start, seconds, out)
         _look(group.end(), start)
-        if case.command in ("npz", "measured") and out.is_dir():
-            assert start.end == VANISHED or done <= set(os.listdir(out)), f"shards are lost after {start}"
-            done = {file.name for file in shards.files(out)}
+        there = set(os.listdir(out)) if out.is_dir() else set()
+        assert start.end == VANISHED or done <= there, f"shards are lost after {start}"
+        done = set()
+        if case.command in ("npz", "measured") and there:
             for file in shards.files(out):
                 shards.read(file)
+                done.add(file.name)
 
 
 def _act(group: Group, start: Start, seconds: float, out: Path) -> None:
