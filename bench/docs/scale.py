@@ -3,7 +3,7 @@
 from itertools import product
 from typing import Any
 
-from gms_fast.generation.loop import BATCHES
+from gms_fast.generation.loop import cut_of
 from gms_fast.storage.claims import BEAT
 
 CALLS, BATCH, COSTLIER = 11, 256, (1, 100)  # of a sample by ten steps; of a rank; times the measured network
@@ -25,11 +25,11 @@ def scale_table(measured: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     calls = rate(measured)
     for costlier, n, gpus in product(COSTLIER, PICTURES, GPUS):
-        shards = -(-n // (BATCH * BATCHES))
-        of_a_shard = BATCH * BATCHES * CALLS * costlier / calls
+        cut = cut_of(n, BATCH, None)
+        shards, of_one = len(cut), cut.size * CALLS * costlier / calls
         seconds = min(
-            of_a_shard * -(-shards // gpus), n * CALLS * costlier / calls
-        )  # whole shards; the last may be less
+            of_one * -(-shards // gpus), n * CALLS * costlier / calls
+        )  # whole shards, the last one may be less
         size = n * 3 * SIDES[costlier] ** 2
         name = f"{NETWORK}, measured" if costlier == 1 else f"{costlier} times as costly, {SIDES[costlier]} pixels"
         requests = _rate(4 * shards / seconds), _rate(gpus / BEAT)

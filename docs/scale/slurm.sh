@@ -10,5 +10,5 @@
 #SBATCH --signal=TERM@60
 
 # Every node has a torchrun of its own: ranks share nothing but the folder, so that a node may come late or fail alone.
-srun --kill-on-bad-exit=0 torchrun --standalone --nproc-per-node 8 --max-restarts 100 -m gms_fast -- \
+srun --kill-on-bad-exit=0 --cpus-per-task=64 torchrun --standalone --nproc-per-node 8 --max-restarts 100 -m gms_fast -- \
     generate --model /shared/model --n 1000000 --batch-size 256 --out /shared/pictures

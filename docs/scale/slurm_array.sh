@@ -9,4 +9,4 @@
 
 torchrun --standalone --nproc-per-node 1 -m gms_fast -- \
     generate --model "$HOME/model" --n 1000000 --batch-size 256 --shard "$SLURM_ARRAY_TASK_ID/64" --out /local/pictures
-rsync --archive /local/pictures/ storage:/pictures/
+rsync --archive --exclude measured --exclude measured.safetensors /local/pictures/ storage:/pictures/

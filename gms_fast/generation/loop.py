@@ -126,7 +126,7 @@ def generate(
 
     def planned(size: int) -> Job:
         """The run with batches of this size."""
-        cut, drawing = _cut(n, size, shard_size), drawing_by(size)
+        cut, drawing = cut_of(n, size, shard_size), drawing_by(size)
         said = settings.of(run, drawing, cut.size, form)
         shards = FORMS[form](Path(out), cut, drawing.shape, settings.fingerprint(said))
         measured = None if extractor is None else Measured(Path(out), cut, shards.run, extractor)
@@ -165,7 +165,7 @@ def _at_least_one(name: str, value: object) -> int:
     return number
 
 
-def _cut(n: int, batch_size: int, shard_size: int | None) -> Cut:
+def cut_of(n: int, batch_size: int, shard_size: int | None) -> Cut:
     """The shards of a run, few batches each where there are few. Raises ValueError for sizes that do not fit."""
     batches = min(BATCHES, max(1, n // (SHARDS * batch_size)))
     size = batches * batch_size if shard_size is None else _at_least_one("shard_size", shard_size)
