@@ -13,6 +13,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Set
+from contextvars import ContextVar
 from functools import partial
 from pathlib import PurePath
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, SimpleNamespace
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from gms_fast.assumptions import attribute, unwrapped
 from gms_fast.storage import fingerprints
 
-_DEPTH, _INNER_DEPTH = 6, 2  # of objects in objects; in layers within a network
+_DEPTH = 6  # of objects in objects
 _LONG = 200  # characters of an attribute that is told in full
 _NUMBERS = (bool, int, float, str)
 _HELD = (
@@ -47,6 +48,7 @@ _ELSEWHERE = ("origin", "name_or_path", "source")  # said of where a network is 
 _OF_TORCH = {*vars(nn.Module()), "_is_torch_compile"} - {"training"}
 _KNOWN = ("torch", "gms_fast")  # by their versions
 _COMPILED = "_orig_mod"
+_WITHIN: ContextVar[dict[nn.Module, str]] = ContextVar("_WITHIN", default={})  # noqa: B039 - it is never changed
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:\d+)?")
 
 
@@ -183,11 +185,21 @@ def _closed_over(function: FunctionType) -> dict[str, Any]:
 # --- networks ---
 
 
-def _module(module: nn.Module, depth: int) -> dict[str, Any]:
-    """A network by what it is, its layers, and its weights."""
+def _module(module: nn.Module, depth: int) -> Any:
+    """A network by what it is, its layers, and its weights; a layer of one that is being described by its name."""
+    within = _WITHIN.get()
+    if module in within:
+        return {"layer": within[module]}
+    names = {part: _uncompiled(name) for name, part in module.named_modules() if unwrapped(part) is part}
     state = {**dict(module.named_buffers()), **module.state_dict()}  # some buffers are no part of the state
-    tensors = {_uncompiled(name): v for name, v in state.items() if isinstance(v, Tensor)}
-    return {**_own(module, depth), **_layers(module, depth), "weights": fingerprints.of_named(tensors)}
+    weights = fingerprints.of_named({_uncompiled(name): v for name, v in state.items() if isinstance(v, Tensor)})
+    token = _WITHIN.set({**within, **names})
+    try:
+        layers = sorted((name, _told(part, depth)) for part, name in names.items() if part is not module)
+        inside = {"layers": fingerprints.of_values(layers)} if layers else {}
+        return {**_own(module, depth), **inside, "weights": weights}
+    finally:
+        _WITHIN.reset(token)
 
 
 def _uncompiled(name: str) -> str:
@@ -195,20 +207,9 @@ def _uncompiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 
-def _layers(module: nn.Module, depth: int) -> dict[str, str]:
-    """16 digits of the layers inside, if there are any."""
-    network, inner = {*module.modules()}, min(depth, _INNER_DEPTH)
-    inside = {
-        _uncompiled(name): _told(part, network, inner)
-        for name, part in module.named_modules()
-        if part is not module and unwrapped(part) is part
-    }
-    return {"layers": fingerprints.of_values(sorted(inside.items()))} if inside else {}
-
-
 def _own(module: nn.Module, depth: int) -> dict[str, Any]:
     """A network's class and attributes, as of guidance scales and conditions, and those of the one that it guides."""
-    found = _told(module, {module}, depth)
+    found = _told(module, depth)
     found["attributes"] = {name: _short(value) for name, value in found["attributes"].items()}
     if (inner := attribute(module, "unguided")) is None:
         return found
@@ -217,14 +218,10 @@ def _own(module: nn.Module, depth: int) -> dict[str, Any]:
     return {**found, "guides": guides}
 
 
-def _told(module: nn.Module, network: set[nn.Module], depth: int) -> dict[str, Any]:
-    """A layer's class, attributes and code, without the weights and layers in it; methods of its network by name."""
+def _told(module: nn.Module, depth: int) -> dict[str, Any]:
+    """A layer's class, attributes and code, without the weights and layers in it."""
     private = not _known(type(module))
-    held = {
-        name: v.__qualname__ if isinstance(v, MethodType) and _is_in(v.__self__, network) else v
-        for name, v in vars(module).items()
-        if _counts(name, v, private)
-    }
+    held = {name: v for name, v in vars(module).items() if _counts(name, v, private)}
     if config := _config(module):
         held["config"] = config
     found = {"class": type(module).__qualname__, "attributes": _each(held, depth)}
@@ -233,10 +230,6 @@ def _told(module: nn.Module, network: set[nn.Module], depth: int) -> dict[str, A
     if private and isinstance(forward := inspect.unwrap(type(module).forward), FunctionType):
         found["code"] = _code(forward.__code__)
     return found
-
-
-def _is_in(owner: Any, network: set[nn.Module]) -> bool:
-    return isinstance(owner, nn.Module) and owner in network
 
 
 def _counts(name: str, value: Any, private: bool) -> bool:

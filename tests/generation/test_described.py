@@ -111,6 +111,14 @@ def dropping():
     return model
 
 
+def calling(number):
+    """A network whose function calls one of its layers."""
+    model = within(nn.ReLU(), nn.ReLU())
+    inner = model[1 + number]
+    model.act = lambda x: inner(x)
+    return model
+
+
 def configured(**config):
     model = Net()
     model.__class__ = type("Configured", (Net,), {"config": property(lambda _: config)})
@@ -197,6 +205,8 @@ PAIRS = {
     "public numbers inside": (within(changed(gain=1.0)), within(changed(gain=2.0))),
     "configurations": (configured(freq_shift=0), configured(freq_shift=1)),
     "configurations inside": (within(configured(freq_shift=0)), within(configured(freq_shift=1))),
+    "configurations deep inside": (within(configured(a=[[1], [(2, 3)]])), within(configured(a=[[1], [(2, 4)]]))),
+    "layers that are called": (calling(0), calling(1)),
     "buffers that are not saved": (buffered(0.0), buffered(1.0)),
     "modes": (Net().train(), Net().eval()),
     "modes inside": (within(nn.Dropout(0.5)).eval(), dropping()),
@@ -265,7 +275,7 @@ def test_what_changes_no_picture_is_not_seen(name):
 def test_description_of_many_layers_is_short_and_soon_made():
     many = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.SiLU()) for _ in range(300)))
     for layer in many:
-        layer.whole = many.forward  # of which each tells the name alone
+        layer.whole, layer.act = many.forward, lambda x: many(x)  # which is not described anew for each
     assert len(json.dumps(described(many))) < 300
     assert {*described(many)} == {"class", "attributes", "layers", "weights"}
 
