@@ -1,22 +1,20 @@
 """Objects as JSON that tells them from others: networks by layers and weights, functions by code and what they hold.
 
 What changes no picture is left out: wrappers of torch, the folder that a network was loaded from, devices; and of what
-torch and this package have, which go by their versions, code and private attributes. Not seen: lists, and what a
-function finds in other modules than its own. A counter that a network of somebody else keeps makes it another one.
+torch and this package have, which go by their versions, code and private attributes. Not seen: lists, and functions
+that a function calls in other modules than its own. A counter that a network of others keeps makes it another one.
 """
 
-import dataclasses
 import enum
 import hashlib
 import inspect
 import json
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Set
 from contextvars import ContextVar
 from functools import partial
 from pathlib import PurePath
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, SimpleNamespace
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,8 +37,6 @@ _HELD = (
     FunctionType,
     BuiltinFunctionType,
     MethodType,
-    Namespace,
-    SimpleNamespace,
     enum.Enum,
     torch.dtype,
 )  # told of others
@@ -111,16 +107,18 @@ def _known(value: Any) -> bool:
 
 def _tells(value: Any) -> bool:
     """Tell values that pictures may depend on from such as notes, bars and loggers."""
-    if isinstance(value, (*_HELD, nn.Module)) or dataclasses.is_dataclass(value):
-        return True
-    return any(isinstance(part, nn.Module) for part in getattr(value, "__dict__", {}).values())
+    return isinstance(value, (*_HELD, nn.Module)) or any(isinstance(v, nn.Module) for v in _inside(value).values())
+
+
+def _inside(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(value, "__dict__", {})
+    return {} if isinstance(value, (type, ModuleType)) else found
 
 
 def _object(value: Any, depth: int) -> dict[str, Any]:
     """An object of no kind that is known, by its attributes and, where it is called, the code of that."""
-    kind, inside = type(value), getattr(value, "__dict__", {})
-    private = not _known(kind)
-    told = {name: v for name, v in inside.items() if name[:1] != "_" or (private and _plain(v))}
+    kind, private = type(value), not _known(type(value))
+    told = {name: v for name, v in _inside(value).items() if name[:1] != "_" or (private and _plain(v))}
     found = {kind.__qualname__: _each(told, depth)}
     if private and isinstance(call := kind.__call__, FunctionType):
         found["code"] = _function(call, depth)
@@ -174,12 +172,24 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
-    """Networks, tensors, numbers and the like that a function takes from around it; lists may be but its notes."""
-    around = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
-    far = {name: v for name, v in around.items() if _tells(v) and not inspect.isroutine(v) and not isinstance(v, type)}
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    """Networks, tensors, numbers and the like that a function takes from around it; lists may be but its notes.
+
+    Of objects, as arguments of a command, and of modules of numbers it is the attributes that are named in its code.
+    """
+    code, names = function.__code__, {*_names(function.__code__)}
+    far = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     near = {name: cell.cell_contents for name, cell in cells if cell != CellType()}  # which has no value yet
-    return {**far, **{name: v for name, v in near.items() if _tells(v)}}
+    found = {name: v for name, v in far.items() if not inspect.isroutine(v)} | near
+    told = {name: v if _tells(v) else _named(v, names) for name, v in sorted(found.items()) if not isinstance(v, type)}
+    return {name: v for name, v in told.items() if v is not None}
+
+
+def _named(value: Any, names: set[str]) -> dict[str, Any] | None:
+    """The attributes of an object, or numbers of a module, that have one of the names."""
+    tells = _plain if isinstance(value, ModuleType) else _tells
+    found = {name: v for name, v in getattr(value, "__dict__", {}).items() if name in names and tells(v)}
+    return found or None
 
 
 # --- networks ---

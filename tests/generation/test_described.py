@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from argparse import Namespace
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def buffered(value):
     return model
 
 
+def scaled(by):
+    return lambda z: z / by.scale
+
+
+def module_of(**numbers):
+    module = types.ModuleType("of_numbers")
+    vars(module).update(numbers)
+    return module
+
+
 def functions_of(number):
     """The functions of a module whose inner one has a number in its code."""
     found = {"__name__": "a_module"}
@@ -191,7 +202,8 @@ PAIRS = {
     "defaults": (lambda z, by=2: z / by, lambda z, by=3: z / by),
     "defaults by name": (lambda z, *, by=2: z / by, lambda z, *, by=3: z / by),
     "functions that are called": (functions_of(1)["outer"], functions_of(2)["outer"]),
-    "numbers of namespaces": (closure(Namespace(scale=1)), closure(Namespace(scale=2))),
+    "arguments that are named": (scaled(Namespace(scale=1)), scaled(Namespace(scale=2))),
+    "numbers of modules": (scaled(module_of(scale=1)), scaled(module_of(scale=2))),
     "networks of pipelines": (closure(Held(vae=Net(0))), closure(Held(vae=Net(1)))),
     "private numbers of objects": (Held(_scale=1.0), Held(_scale=2.0)),
     "functions that networks hold": (changed(act=torch.tanh), changed(act=torch.sin)),
@@ -256,6 +268,7 @@ EQUAL_PAIRS = {
     "devices inside": (within(Lambda(device="cuda:0")), within(Lambda(device="cuda:1"))),
     "devices in code": (lambda z: z.to("cuda:0"), lambda z: z.to("cpu")),
     "devices in closures": (closure("cuda"), closure("cpu")),
+    "arguments that are not named": (scaled(Namespace(scale=1, out="a")), scaled(Namespace(scale=1, out="b"))),
     "compiled functions": (torch.compile(module_level, backend="eager"), module_level),
     "compiled layers": (within(torch.compile(Net(), backend="eager")), within(Net())),
 }
