@@ -22,6 +22,7 @@ import torch
 from bench.faults import kills
 from bench.faults.kills import FULL, VANISHED, Content
 from bench.faults.rank_groups import End, Group, Torchrun
+from bench.faults.rank_kills import Case
 from gms_fast import shards
 from gms_fast.generation.settings import CLAIMS, FILE, MEASURED, WHOLE
 from gms_fast.quality import extractors, running
@@ -52,15 +53,6 @@ class Start(NamedTuple):
     end: str = ""
     when: float = 0.0
     which: int = 0
-
-
-class Case(NamedTuple):
-    """A command, its starts, of which the last goes through, and whether torchrun is there to start it again."""
-
-    number: int
-    command: str
-    starts: list[Start]
-    torchrun: bool = False
 
 
 def cases(seed: int, first: int = 0) -> Iterator[Case]:

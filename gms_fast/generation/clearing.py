@@ -23,6 +23,7 @@ def clear(out: Path) -> None:
             shards.remove(part)
         statistics = [f"{settings.MEASURED}/{path.name}" for path in (out / settings.MEASURED).glob("*.safetensors")]
         atomic.clear(out, [*statistics, settings.WHOLE])
+        shards.sweep(lambda name: False)
         atomic.remove(out / settings.FILE)  # last, so that what is left after a kill is known for what it is
 
 
