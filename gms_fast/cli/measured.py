@@ -68,6 +68,7 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError("--reference must be given with --samples")
     if args.out:
         options.check_file(args.out, (".json",), overwrite=args.force)
+    args.samples, args.reference = _place(args.samples), _place(args.reference)
     samples, reference, name = _both(args)
     if args.inception and samples.width != INCEPTION:
         raise ValueError(f"--inception must be said of {INCEPTION} features, those of its pool3: got {samples.width}")
@@ -83,6 +84,15 @@ def evaluate(args: argparse.Namespace) -> int:
             args.out, json.dumps({**sets, "features": features, "called": called, **found}, indent=1) + "\n"
         )
     return 0
+
+
+def _place(source: str) -> str:
+    """The source itself; of a folder of generation without pictures its file of statistics."""
+    from gms_fast.generation import settings
+
+    whole = Path(source, settings.WHOLE)
+    run = settings.stored(Path(source)) if whole.is_file() else None
+    return source if run is None or run["form"] != "none" else str(whole)
 
 
 def _both(args: argparse.Namespace) -> tuple[Running, Running, str]:

@@ -70,8 +70,8 @@ def generate(
     batch_size  samples that are drawn at a time. It changes no sample but by the network's rounding. Where memory runs
                 out, the network sees half as many at a time. "auto": that at which this device draws fastest within
                 `memory`; `run.json` keeps it
-    condition   keywords for the network: tensors of n rows go with their samples, those of one row to each; or a callable
-                (B,) indices -> keywords of B rows
+    condition   keywords for the network: tensors of n rows go with their samples, those of one row to each; or a
+                callable (B,) indices -> keywords of B rows
     decoder     callable from samples to pictures (B, C, H, W) in [-1, 1], as of latents
     form        "npz": files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,) and `made`, a checksum and
                 the fingerprint of the run; "png": folders FIRST-LAST of pictures; "none": no pictures

@@ -145,3 +145,27 @@ def test_missing_pictures_are_no_sample(folder, tmp_path, capsys):
     (tmp_path / "2.npz").write_bytes((folder / "drawn" / "2.npz").read_bytes())
     refused = refusal(capsys, "evaluate", "--samples", tmp_path, "--reference", "digits", "--features", "digits")
     assert "must hold every picture: 1198 are missing, 0 the first" in refused
+
+
+def test_folder_of_generation_without_pictures_is_its_statistics(tmp_path, capsys):
+    for form in ("none", "npz"):
+        drawn = (
+            "--model",
+            "digits",
+            "--n",
+            70,
+            "--steps",
+            1,
+            "--solver",
+            "ddim",
+            "--features",
+            "pixels",
+            "--form",
+            form,
+        )
+        assert run("generate", *drawn, "--out", tmp_path / form) == 0
+        said = ("--reference", "digits", "--features", "pixels", "--out", tmp_path / f"{form}.json")
+        assert run("evaluate", "--samples", tmp_path / form, *said) == 0
+    none, npz = (json.loads((tmp_path / f"{form}.json").read_text()) for form in ("none", "npz"))
+    assert none["frechet"] == pytest.approx(npz["frechet"], rel=1e-9)
+    assert f"70 of {tmp_path / 'none' / 'measured.safetensors'}" in capsys.readouterr().out
