@@ -15,6 +15,8 @@ from bench.faults import kills
 from gms_fast import io
 from gms_fast.cli import main, options, statistics
 from gms_fast.measure import work
+from gms_fast.models import MomentUNet
+from gms_fast.statistics import load_gaussian
 from gms_fast.storage import locks
 
 FOLDERS = ("train", "train-heads", "search", "evaluate", "edit into a folder")  # that write to a folder
@@ -107,7 +109,7 @@ def test_statistics_that_are_finished_are_done_again_at_once(here, capsys, monke
     first, said = (here / "x.safetensors").read_bytes(), capsys.readouterr().out
     assert main([*command]) == 2
     assert "already exists; delete it or choose another file" in capsys.readouterr().err
-    monkeypatch.setattr(kills.MomentUNet, "forward", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(MomentUNet, "forward", lambda *_: pytest.fail("it was measured again"))
     assert main([*command, "--resume"]) == 0
     assert capsys.readouterr().out == said
     assert (here / "x.safetensors").read_bytes() == first
@@ -140,7 +142,7 @@ def test_statistics_that_are_to_be_replaced_stay_until_they_are(here, capsys, mo
 def test_statistics_that_were_to_be_replaced_go_on(here, capsys, monkeypatch):
     assert main([*GAUSSIAN]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(kills.MomentUNet, "forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(MomentUNet, "forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main([*GAUSSIAN, "--seed", "1", "--force"]) == 130
     assert main([*GAUSSIAN, "--seed", "1", "--resume"]) == 0
     resumed = (here / "x.safetensors").read_bytes()
@@ -178,7 +180,7 @@ def test_evaluate_replaces_records_that_are_damaged(here, capsys):
 
 
 def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypatch):
-    forward, calls = kills.MomentUNet.forward, []
+    forward, calls = MomentUNet.forward, []
     batch = statistics.STEPS + 1  # calls
 
     def counted(*args):
@@ -187,7 +189,7 @@ def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypa
             raise KeyboardInterrupt
         return forward(*args)
 
-    monkeypatch.setattr(kills.MomentUNet, "forward", counted)
+    monkeypatch.setattr(MomentUNet, "forward", counted)
     assert main([*GAUSSIAN]) == 130
     assert capsys.readouterr().err == f"gms-fast: interrupted{options.LEFT}\n"
     with safe_open(work.partial(here / "x.safetensors"), "pt") as file:
@@ -202,9 +204,9 @@ def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypa
 
 def test_statistics_of_another_batch_size_go_on_from_the_same_samples(here):
     assert main([*GAUSSIAN]) == 0
-    whole = kills.statistics.load_gaussian("x.safetensors")
+    whole = load_gaussian("x.safetensors")
     assert main([*GAUSSIAN, "--batch-size", "4", "--force"]) == 0
-    torch.testing.assert_close(kills.statistics.load_gaussian("x.safetensors").mean, whole.mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(load_gaussian("x.safetensors").mean, whole.mean, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("train", 16), ("train-heads", 9)])
