@@ -33,7 +33,7 @@ def status(number: int) -> int:
 
 
 def speaks() -> bool:
-    """Tell the process that says for all ranks of torchrun that a signal came to them; without torchrun any does."""
+    """Tell the process that speaks for all ranks of torchrun; without torchrun any does."""
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 

@@ -20,7 +20,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def count(folder: Path) -> int:
-    """How many pictures the shards of a folder hold; only the numbers are read.
+    """The number of pictures that the shards of a folder hold; only their indices are read.
 
     Raises ValueError naming the shard that cannot be read, and unless every number from 0 on is there once.
     """

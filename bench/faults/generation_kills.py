@@ -186,7 +186,7 @@ def _restarted(folder: str, case: Case) -> None:
 
 
 def _of_ranks(words: str) -> str:
-    """What ranks say, among the words of torchrun."""
+    """The lines of ranks, among the words of torchrun."""
     return "; ".join(line for line in words.splitlines() if line.startswith("gms-fast"))
 
 

@@ -114,7 +114,7 @@ def _store() -> tuple[int, str]:
 
 
 def _read(file: IO[str]) -> str:
-    """What a rank said, without the lines of torch's own log."""
+    """The words of a rank, without the lines of torch's own log."""
     with file:
         file.seek(0)
         return "".join(line for line in file if not re.match(r"\[|frame #|<omitting|Exception raised from|\n", line))

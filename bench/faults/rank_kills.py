@@ -51,7 +51,7 @@ class Command(NamedTuple):
 
 
 def _answers(out: Path) -> list[torch.Tensor]:
-    """What a trained model answers; some weights of it do nothing, and follow the rounding."""
+    """Answers of a trained model; some weights of it do nothing, and follow the rounding."""
     model, generator = io.load(out / "model"), torch.Generator().manual_seed(0)
     with torch.no_grad():
         return list(model(torch.randn(8, *model.sample_shape, generator=generator), torch.linspace(10, 990, 8)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gms_fast import interrupts
 from gms_fast.cli import drawing, measured, options
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
 
     model, backend = drawing.model(args)
     asked = options.asked(model, args.labels)
-    first = os.environ.get("RANK", "0") == "0"
     args.left = "" if args.verify else LEFT
     start = time.perf_counter()
     report = generate(
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         replace=args.force,
         progress=sys.stderr.isatty(),
     )
-    if first:
+    if interrupts.speaks():
         print(_compared(args, report) if args.verify else _made(args, report, time.perf_counter() - start, backend))
     return 0
 

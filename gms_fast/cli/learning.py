@@ -1,4 +1,4 @@
-"""What the commands that train share: options, settings, and a folder that ranks of torchrun hold together."""
+"""Common parts of the commands that train: options, settings, and a folder that ranks of torchrun hold together."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from gms_fast.ops import dispatch
 
 
 def arithmetic(device: torch.device) -> dict[str, str]:
-    """What differs from the ordinary on a device; on a GPU also the precision of its products, which torch chooses.
+    """Settings that differ from the ordinary on a device; on a GPU also the precision of products, which torch chooses.
 
     Of the backends of the ops the plain one alone is named: the others give the same bits.
     """

@@ -1,5 +1,6 @@
 """A second drawing of some samples, held against what is there."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -22,8 +23,7 @@ def compare(job: Job, share: float, *, progress: bool) -> Report:
     chosen = random.SystemRandom().sample(batches, math.ceil(share * len(batches)))
     compared = pixels = differing = largest = 0
     with one_thread(job.device), job.bar(sum(len(i) for _, i in chosen), 0, shown=progress) as told:
-        for part, indices in sorted(chosen, key=lambda batch: batch[1].start):
-            off, device = _difference(job, part, indices)
+        for part, indices, off, device in _differences(job, chosen):
             compared, pixels = compared + len(indices), pixels + off.numel()
             differing, worst = differing + int((off > 0).sum()), int(off.max())
             largest = max(largest, worst)
@@ -44,9 +44,14 @@ def _batches(job: Job) -> Iterator[tuple[int, range]]:
         yield from ((part, indices[i : i + size]) for i in range(0, len(indices), size))
 
 
-def _difference(job: Job, part: int, indices: range) -> tuple[Tensor, object]:
-    """(difference in grey levels from pictures drawn here in the same way, device that drew those there)."""
-    kept, made = job.shards.read(part)
-    job.drawing.rows = made.get("network_rows", job.drawing.batch_size)
-    there = kept[indices.start - job.cut[part].start :][: len(indices)]
-    return (there.int() - job.drawing.part(indices).int()).abs(), made.get("device")
+def _differences(job: Job, batches: list[tuple[int, range]]) -> Iterator[tuple[int, range, Tensor, object]]:
+    """(part, indices, difference in grey levels from pictures drawn here in the same way, device that drew those there)
+    of batches, in order; each shard is read once.
+    """
+    in_order = sorted(batches, key=lambda batch: batch[1].start)
+    for part, some in itertools.groupby(in_order, key=lambda batch: batch[0]):
+        kept, made = job.shards.read(part)
+        job.drawing.rows = made.get("network_rows", job.drawing.batch_size)
+        for _, indices in some:
+            there = kept[indices.start - job.cut[part].start :][: len(indices)]
+            yield part, indices, (there.int() - job.drawing.part(indices).int()).abs(), made.get("device")

@@ -72,7 +72,7 @@ def described(value: Any, depth: int = _DEPTH) -> Any:
 
 
 def _composed(value: Any, depth: int) -> Any:
-    """What holds other values."""
+    """The description of a value that holds others."""
     if isinstance(value, nn.Module):
         return _module(unwrapped(value), depth)
     if isinstance(value, partial):

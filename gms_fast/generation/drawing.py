@@ -88,12 +88,7 @@ class Drawing:
     @torch.no_grad()
     def begin(self) -> None:
         """Take the first two steps of a batch, to measure them."""
-
-        def end(step: int, *_: object) -> None:
-            if step:
-                raise StopIteration
-
-        self._decoded(self._sampled(0, callback=end))
+        self._decoded(self._sampled(0, callback=_ending(1)))
 
     def conditions(self, start: int) -> dict[str, Any] | None:
         """Keywords for the batch of samples from `start` on."""
@@ -116,15 +111,11 @@ class Drawing:
 
         It is asked for a whole batch: one that is compiled could compute otherwise after it has seen other sizes.
         """
-
-        def end(*_: object) -> None:
-            raise StopIteration
-
         if self.condition is None:
             return
         asked = {**self.arguments, "clip": self.clip}
         try:
-            Drawing(asked, self.clip, self.n, self.batch_size, self.condition, None)._sampled(0, callback=end)
+            Drawing(asked, self.clip, self.n, self.batch_size, self.condition, None)._sampled(0, callback=_ending(0))
         except RuntimeError as error:
             if not out_of_memory(error):  # for which there are smaller parts of a batch
                 raise
@@ -176,6 +167,16 @@ class Drawing:
                 f"{what} must be pictures (N, 1, H, W) or (N, 3, H, W) of floats: got {x.dtype} {tuple(x.shape)}"
             )
         return x
+
+
+def _ending(last: int) -> Callable[..., None]:
+    """A callback that ends a run before it takes the step of that number."""
+
+    def end(step: int, *_: object) -> None:
+        if step >= last:
+            raise StopIteration
+
+    return end
 
 
 def check_condition(model: object, condition: Any, n: int) -> dict[str, Any]:

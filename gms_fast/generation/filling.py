@@ -28,8 +28,9 @@ def fill(job: Job, *, progress: bool) -> Report:
         if job.measured is not None:
             job.measured.begin(claims)
         there = job.samples(job.drawn() if job.shards.kept else job.done())
-        with job.bar(job.samples(job.parts), job.samples(job.done()), shown=progress) as told:
-            filling = _Filling(job, claims, told if progress and job.rank == 0 else None)
+        done = job.samples(job.done())
+        with job.bar(job.samples(job.parts), done, shown=progress) as told:
+            filling = _Filling(job, claims, told if progress and job.rank == 0 else None, done)
             filling.walk()
             while job.measured is not None and job.rank == 0 and not job.measured.finish(set(job.parts)):
                 filling.walk()
@@ -42,9 +43,9 @@ def fill(job: Job, *, progress: bool) -> Report:
 class _Filling:
     """Walks through the parts that are left; `count` is the number of samples that were drawn on them."""
 
-    def __init__(self, job: Job, claims: Claims, told: Callable[[int], object] | None) -> None:
+    def __init__(self, job: Job, claims: Claims, told: Callable[[int], object] | None, shown: int) -> None:
         self.job, self.claims, self.told, self.count = job, claims, told, 0
-        self._shown, self._looked = job.samples(job.done()), time.monotonic()
+        self._shown, self._looked = shown, time.monotonic()
 
     def walk(self) -> None:
         """Make parts until all are there; each is written while the next is drawn."""
@@ -105,7 +106,7 @@ class _Filling:
             self._seen(self.job.done())
 
     def _seen(self, done: set[int]) -> set[int]:
-        """What is done, after the bar was told of what others did."""
+        """The parts that are done, after the bar was told of those of others."""
         self._looked = time.monotonic()
         self._tell(max(0, self.job.samples(done) - self._shown))
         return done

@@ -96,7 +96,7 @@ class Job:
 
     @contextmanager
     def bar(self, total: int, initial: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-        """What is to be told of more samples; the first rank alone shows them as a progress bar.
+        """A callable to be told of more samples; the first rank alone shows them as a progress bar.
 
         Others have none: tqdm's lock is that of all forks of a process, and never free again after the kill of one.
         """

@@ -30,7 +30,7 @@ _SAID = Fields({"run": Text(64), "parts": Listed(Listed(Integer(0), 2, 2), 1 << 
 
 
 class Measured:
-    """What is measured of the pictures of the run `run` in `out`, cut into parts."""
+    """Statistics of the pictures of the run `run` in `out`, cut into parts."""
 
     def __init__(self, out: Path, cut: Cut, run: str, features: Extractor) -> None:
         self.out, self.cut, self.run, self.features, self.rows = out, cut, run, features, _AT_A_TIME

@@ -125,7 +125,7 @@ class Running:
 
     @classmethod
     def load(cls, path: str | Path) -> "Running":
-        """What `save` wrote, to the bit. Raises ValueError naming the file and what is wrong with it."""
+        """Statistics that `save` wrote, to the bit. Raises ValueError naming the file and what is wrong with it."""
         found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
         with refusing(f"statistics {path} make no sense", path):
             known = metadata(stored, _METADATA)

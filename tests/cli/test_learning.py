@@ -1,4 +1,4 @@
-"""What the commands that train share: their options, and ranks of torchrun that act as one command."""
+"""Common parts of the commands that train: their options, and ranks of torchrun that act as one command."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def played(folder):
-    """What two ranks of `train` say and how they end, by scene: (status, stdout, stderr) of each."""
+    """Words and ends of two ranks of `train`, by scene: (status, stdout, stderr) of each."""
     with locked_folder(folder / "held"):
         scenes = ("trained", "trained_again", "trained_where_somebody_is", "trained_until_a_signal")
         return two_ranks.played(scenes, folder)

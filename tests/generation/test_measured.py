@@ -1,4 +1,4 @@
-"""What is measured of a run's pictures: each part once, whoever counts it, and the same as from the pictures."""
+"""Statistics of a run's pictures: each part once, whoever counts it, and the same as from the pictures."""
 
 import numpy as np
 import pytest

@@ -40,7 +40,7 @@ def made(out, model=None, **options):
 
 
 def fails_at(call, error=None):
-    """What a network is to be told its rows by, to fail at a call of that number, 0 the first."""
+    """A callable for a network to tell its rows to, which fails at a call of that number, 0 the first."""
     calls = iter(range(call))
 
     def seen(rows):

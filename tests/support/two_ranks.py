@@ -204,7 +204,7 @@ def train(out, steps=50, batch_size=6, **options):
 
 
 def noise_network(out, **options):
-    """What a noise network answers after 40 steps on `out`; some of its weights do nothing, and follow the rounding."""
+    """Answers of a noise network after 40 steps on `out`; some of its weights do nothing, and follow the rounding."""
     from small_heads import pictures
     from tiny_networks import outputs, tiny
 
