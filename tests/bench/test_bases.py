@@ -1,7 +1,11 @@
 """The experiment on moments in another basis: bases are orthonormal, and a rotated cloud is the same law."""
 
+import json
+import statistics
+
 import pytest
 import torch
+from places import ROOT
 
 import gms_fast
 from bench.experiments import bases
@@ -130,3 +134,31 @@ def test_rows_are_scored_as_cells_are_and_shown(monkeypatch, capsys):
     assert lines[0] == "| solver | basis | 3 calls |"
     assert [line.split("|")[1].strip() for line in lines[2:]] == [bases.REAL, "GMS", bases.TOGETHER]
     assert " ±" in lines[3]
+
+
+def committed(solver, basis, calls, measure="frechet"):
+    """The mean over the ranges of the committed record."""
+    records = json.loads((ROOT / "bench" / "results" / "bases.json").read_text())["records"]
+    found = [r[measure] for r in records if (r["solver"], r["basis"], r["calls"]) == (solver, basis, calls)]
+    assert len(found) == 3
+    return statistics.fmean(found)
+
+
+def test_committed_record_is_of_a_commit_and_complete():
+    record = json.loads((ROOT / "bench" / "results" / "bases.json").read_text())
+    assert "dirty" not in record["environment"]["commit"]
+    assert {(r["solver"], r["basis"]) for r in record["records"]} == {*bases.ROWS, (bases.REAL, "")}
+
+
+def test_local_bases_take_a_third_at_five_calls_and_the_covariance_most():
+    pixels, haar, dct, eigenvectors = (committed("GMS", name, 5) for name in NAMES)
+    assert max(haar, dct) < 0.7 * pixels
+    assert min(haar, dct) > 0.6 * pixels
+    assert eigenvectors < 0.25 * pixels
+
+
+@pytest.mark.parametrize("calls", [3, 5, 10, 20])
+def test_no_basis_beats_the_covariance_alone_or_behind_it(calls):
+    alone = committed(bases.TOGETHER, bases.PIXELS, calls)
+    rivals = [row for row in bases.ROWS if row[0] != "SN-DDPM" and row != (bases.TOGETHER, bases.PIXELS)]
+    assert alone < min(committed(*row, calls) for row in rivals)
