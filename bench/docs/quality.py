@@ -1,18 +1,20 @@
 """From the committed quality matrix to docs/quality.md: `python -m bench.docs.quality [--check]`.
 
 Rewrites every table between `<!-- begin GROUP MODEL MEASURE -->` and `<!-- end -->`, and draws docs/quality/; of group
-stroke those of `.. MEASURE CALLS -->`, at so many network calls. Reads bench/results/quality/ only. --check writes
-nothing and fails where a table is out of date.
+stroke those of `.. MEASURE CALLS -->`, at so many network calls. Reads bench/results/quality/, and of group bases
+bench/results/bases.json. --check writes nothing and fails where a table is out of date.
 """
 
 import argparse
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from bench.experiments import bases
 from bench.experiments.quality import extra_calls
 from bench.records.checkout import RESULTS, ROOT
 from gms_fast.quality import matrix, report
@@ -72,7 +74,13 @@ def records(group: str, model: str) -> list[dict]:
 
 def page(text: str) -> str:
     """The text with every table made anew."""
-    return BLOCK.sub(lambda m: f"{m[1]}{report.table(block(m[2], m[3], m[5]), m[4])}\n{m[6]}", text)
+    return BLOCK.sub(lambda m: f"{m[1]}{table(m[2], m[3], m[4], m[5])}\n{m[6]}", text)
+
+
+def table(group: str, model: str, measure: str, calls: str | None) -> str:
+    if group == "bases":
+        return bases.table(json.loads((RESULTS / "bases.json").read_text())["records"], measure)
+    return report.table(block(group, model, calls), measure)
 
 
 def block(group: str, model: str, calls: str | None) -> list[dict]:
