@@ -1,0 +1,116 @@
+"""Solvers with and without a jump, as choices for a network: the tables that they take, and what suits them."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gms_fast.run import origin_of
+from gms_fast.schedules import Schedule
+from gms_fast.solvers import Solver
+from gms_fast.solvers.text import COVARIANCE, CURVES, LEARNED, Table, build, spelled
+from gms_fast.storage.embedded import named
+from gms_fast.tables import EmpiricalModel, Gaussian, GGDMTable
+
+_KINDS: dict[type, Table] = {Gaussian: COVARIANCE, EmpiricalModel: CURVES, GGDMTable: LEARNED}
+
+
+class Choice(NamedTuple):
+    """A solver, behind a jump to `level` if there is one, whose steps then lie on `spacing`."""
+
+    kind: str
+    options: tuple[str, ...] = ()
+    level: float | None = None
+    spacing: str = ""
+
+    def text(self, names: Mapping[Table, str]) -> str:
+        """The solver's text, with these names of its tables."""
+        own = spelled(self.kind, [*_named(self.kind, names), *self.options])
+        if self.level is None:
+            return own
+        jump = [*_named("teleport", names), f"until={self.level:g}", f"spacing={self.spacing}"]
+        return spelled("teleport", jump, own)
+
+
+_TAKES = {
+    "teleport": [("statistics", COVARIANCE)],
+    "dpm-solver-v3": [("statistics", CURVES)],
+    "ggdm": [("table", LEARNED)],
+}
+V3, TRUSTED = Choice("dpm-solver-v3"), Choice("dpm-solver-v3", ("trust=-2",))
+ER_SDE, MIXTURE, LEARNED_TABLE = Choice("er-sde"), Choice("gms"), Choice("ggdm")
+BEHIND = (TRUSTED, ER_SDE, Choice("dpm-solver++", ("denoise=False",)), MIXTURE)
+
+
+def _named(kind: str, names: Mapping[Table, str]) -> list[str]:
+    """The option that names the table of a solver."""
+    return [f"{option}={names[table]}" for option, table in _TAKES.get(kind, ()) if table in names]
+
+
+class Known(NamedTuple):
+    """The tables at hand, names of those that do not lie beside the model, and how often the network is to be called.
+
+    level  the standard deviation of the data along its first eigenvector, where it is known
+    """
+
+    tables: dict[Table, Any]
+    names: dict[Table, str]
+    schedule: Schedule
+    calls: int
+
+    @property
+    def level(self) -> float | None:
+        found = self.tables.get(COVARIANCE)
+        return None if found is None else math.sqrt(float(found.eigenvalues[0]))
+
+    def behind(self, choice: Choice, factor: float, spacing: str) -> Choice:
+        """The choice behind a jump to so many times that level, which is said in two digits."""
+        return choice._replace(level=float(f"{factor * (self.level or 0):.2g}"), spacing=spacing)
+
+    def solver(self, choice: Choice) -> tuple[Solver, int]:
+        """(the solver, its steps). Raises ValueError where a table is missing, or no steps come to so many calls."""
+        if any(table not in self.tables for _, table in _TAKES.get(choice.kind, ())):
+            raise ValueError(f"{choice.kind} needs a table that is not there")
+        load = {table: lambda _, found=found: found for table, found in self.tables.items()}
+        made = build(choice.text(dict.fromkeys(self.tables, "given")), load=load)
+        for steps in (self.calls, self.calls - 1):
+            if steps > 0 and made.calls(self.schedule, made.times(self.schedule, steps)) == self.calls:
+                return made, steps
+        raise ValueError(f"{choice.kind} has no number of steps that takes {self.calls} calls")
+
+
+def known_of(model: object, statistics: Any, schedule: Schedule, calls: int) -> Known:
+    """The tables that are given, and those that lie beside the model.
+
+    Raises TypeError for what is no table, FileNotFoundError for a name beside which there is none.
+    """
+    found, names = _beside(origin_of(model), calls), {}
+    if isinstance(statistics, (str, Path)):
+        if not (own := _beside(str(statistics), calls)):
+            raise FileNotFoundError(f"statistics must be tables or where some lie: none are beside {str(statistics)!r}")
+        found, names = found | own, {table: _name(str(statistics), table, calls) for table in own}
+    else:
+        for given in statistics if isinstance(statistics, (tuple, list)) else (statistics,):
+            table = next((t for kind, t in _KINDS.items() if isinstance(given, kind)), None)
+            if table is None:
+                kinds = ", ".join(kind.__name__ for kind in _KINDS)
+                raise TypeError(f"statistics must be of {kinds}, or a model's name: got {type(given).__name__}")
+            found[table] = given
+    return Known(found, names, schedule, calls)
+
+
+def _beside(origin: str | None, calls: int) -> dict[Table, Any]:
+    """The tables beside a model of that name or in that folder."""
+    if origin is None:
+        return {}
+    files = {table: table.file.format(steps=calls) for table in _KINDS.values()}
+    places = {table: named(origin, file) or Path(origin, file) for table, file in files.items()}
+    return {table: table.load(place) for table, place in places.items() if place.is_file()}
+
+
+def _name(origin: str, table: Table, calls: int) -> str:
+    """The name of a table beside a model, as solvers take it."""
+    file = table.file.format(steps=calls)
+    if named(origin, file) is None:
+        return str(Path(origin, file))
+    return f"{origin}/{calls}" if table is LEARNED else origin
