@@ -188,7 +188,7 @@ def sample_teleport(
     """Gaussian teleportation: the noisiest levels are skipped without a call of the model.
 
     statistics  Gaussian statistics of the data, or the file of them
-    until       sigma/alpha >= 1 where the model takes over
+    until       sigma/alpha >= 1 where the model takes over; default: `then.reach` times `statistics.spread`
     skip        in place of `until`: the share of the steps to skip, in (0, 1)
     then        the solver from there on, or its text
     """

@@ -1,6 +1,5 @@
 """Solvers with and without a jump, as choices for a network: the tables that they take, and what suits them."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +60,7 @@ class Known(NamedTuple):
     @property
     def level(self) -> float | None:
         found = self.tables.get(COVARIANCE)
-        return None if found is None else math.sqrt(float(found.eigenvalues[0]))
+        return None if found is None else found.spread
 
     def behind(self, choice: Choice, factor: float, spacing: str) -> Choice:
         """The choice behind a jump to so many times that level, which is said in two digits."""

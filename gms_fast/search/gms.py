@@ -27,7 +27,6 @@ from gms_fast.search.ddss import HELD_OUT, TRAINED
 from gms_fast.search.distance import distances
 from gms_fast.search.features import Features, described, pixels, seen
 from gms_fast.solvers import GMS
-from gms_fast.solvers.gms import SWITCH
 from gms_fast.storage import atomic, fingerprints, schema
 from gms_fast.storage.configuration import check_same
 from gms_fast.storage.locks import locked_file
@@ -69,7 +68,7 @@ class Numbers:
         if name == "weight":
             odds = self.solver.weight / (1 - self.solver.weight) * math.exp(power)
             return odds / (1 + odds)
-        first = SWITCH if name == "switch" and self.solver.switch is None else getattr(self.solver, name)
+        first = self.solver.level if name == "switch" else getattr(self.solver, name)
         return first * math.exp(power)
 
 

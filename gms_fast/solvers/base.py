@@ -54,6 +54,7 @@ class Solver(Identified, ABC):
     linear          whether the plan of a step is (weights, std) of the state and the last data estimates
     known_steps     number of leading steps that need no network call; `known` supplies their estimate
     rises           whether its times may lead to more noise
+    reach           sigma/alpha down to which a `Teleport` had best go for it, in units of the data's `spread`
     counted_from    `step_offset` of its steps, which are then counted wherever a run begins; None: as the loop has it
     """
 
@@ -63,6 +64,7 @@ class Solver(Identified, ABC):
     linear: bool = False
     known_steps: int = 0
     rises: bool = False
+    reach: float = 2.3  # docs/quality.md
     counted_from: int | None = None
 
     @property

@@ -19,8 +19,6 @@ from gms_fast.solvers.base import Solver, TimeStep, bounded_last_step, check_cli
 from gms_fast.steps import StepCoefficients
 from gms_fast.tables import Gaussian
 
-SWITCH = 3.0  # sigma/alpha: docs/quality.md
-
 
 @dataclass(frozen=True, kw_only=True)
 class GMS(Solver):
@@ -34,8 +32,8 @@ class GMS(Solver):
     covariance  Gaussian statistics of the data. While sigma_t/alpha_t > `switch`, x_s = A x_t + B E[x_0|x_t] plus noise
                 with the covariance that x_s has given x_t where x_0 is that Gaussian (`Gaussian.step_noise`), elements
                 together; afterwards the mixture, element by element. The network gives all moments at the first step
-    switch      sigma_t/alpha_t, default 3; with 0 every step is drawn so, from a network of any kind, without moment
-                heads, at a loss of precision
+    switch      sigma_t/alpha_t, default 0.75 `covariance.spread`; with 0 every step is drawn so, from a network of any
+                kind, without moment heads, at a loss of precision
     iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
     clip_pixel  grey levels of noise that the last step, then Gaussian, may leave in a picture (1 suits the cosine
                 schedule); None draws it like every other step
@@ -54,6 +52,7 @@ class GMS(Solver):
     lr: float = DEFAULT.lr
     eps: float = DEFAULT.eps
     clip_pixel: float | None = 2
+    reach = 0.75
 
     def __post_init__(self) -> None:
         check_choice("fit", self.fit, FITS)
@@ -80,22 +79,22 @@ class GMS(Solver):
 
     @property
     def moments_needed(self) -> int:  # type: ignore[override]
-        if self._level == 0:
+        if self.level == 0:
             return 1
         return 2 if self.fit == "gaussian" else 3
 
     @property
-    def _level(self) -> float:
-        """The level down to which elements are drawn together."""
+    def level(self) -> float:
+        """sigma/alpha down to which elements are drawn together."""
         if self.covariance is None:
             return math.inf
-        return SWITCH if self.switch is None else self.switch
+        return self.reach * self.covariance.spread if self.switch is None else self.switch
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
         """Of each step, whether its elements are drawn together."""
         if len(times) < 2:
             return []
-        together = [math.exp(-float(lam)) > self._level for lam in schedule.log_snr(times[:-1])]
+        together = [math.exp(-float(lam)) > self.level for lam in schedule.log_snr(times[:-1])]
         if not together[0]:
             schedule.check_signal(times[0], type(self).__name__)
         return together
@@ -109,13 +108,13 @@ class GMS(Solver):
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> None:
         together = [step.numbers for step in steps]
-        if self.covariance is None or self._level == 0 or torch.compiler.is_compiling():
+        if self.covariance is None or self.level == 0 or torch.compiler.is_compiling():
             return
         if all(together) or not any(together):
             first, last = (step.coefficients.ratio for step in (steps[0], steps[-1]))
             kind = "together: switch=0 says so, and needs no heads" if all(together) else "by itself"
             warnings.warn(
-                f"switch = {self._level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
+                f"switch = {self.level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
                 f"all draw every element {kind}",
                 stacklevel=5,  # whoever called `sample`
             )

@@ -25,7 +25,7 @@ class Teleport(Solver):
 
     statistics  of the data: `gms_fast.statistics.gaussian`, or `load_gaussian` of an embedded model
     until       sigma/alpha >= 1 where the network takes over. `steps` steps, that many calls, go from there on; of
-                explicit `timesteps` those noisier are skipped
+                explicit `timesteps` those noisier are skipped. Default: `then.reach` times `statistics.spread`
     then        a Solver; it starts with no history
     spacing     grid of `sample(steps=..)`, as in `Schedule.grid`; None: that of `then`
     skip        in place of `until`: the share of the steps to skip, in (0, 1); there are as many calls less
@@ -48,14 +48,21 @@ class Teleport(Solver):
         if not isinstance(self.statistics, Gaussian):
             got = type(self.statistics).__name__
             raise TypeError(f"statistics must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
-        if (self.until is None) == (self.skip is None):
-            raise ValueError(f"until or skip must be given, one of them: got {self.until!r} and {self.skip!r}")
+        if self.until is not None and self.skip is not None:
+            raise ValueError(f"until must not be given with skip: got {self.until!r} and {self.skip!r}")
         if self.until is not None and not (_is_number(self.until) and 1 <= self.until < math.inf):
             raise ValueError(f"until must be sigma/alpha >= 1; for a share of the steps give skip: got {self.until!r}")
         if self.skip is not None and not (_is_number(self.skip) and 0 < self.skip < 1):
             raise ValueError(f"skip must be a share of the steps, in (0, 1): got {self.skip!r}")
         if not isinstance(self.then, Solver) or isinstance(self.then, Teleport):
             raise TypeError(f"then must be a solver, such as DPMSolverPP(): got {type(self.then).__name__}")
+
+    @property
+    def level(self) -> float | None:
+        """sigma/alpha where the jump ends; None where `skip` says so."""
+        if self.skip is not None:
+            return None
+        return max(1.0, self.then.reach * self.statistics.spread) if self.until is None else self.until
 
     @property
     def moments_needed(self) -> int:  # type: ignore[override]
@@ -70,7 +77,7 @@ class Teleport(Solver):
 
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:  # type: ignore[override]
         """[T, then's times from where the jump ends]."""
-        until, skip = self.until, self.skip
+        until, skip = self.level, self.skip
         if until is not None and isinstance(wanted, int):
             _check_level(until, schedule, schedule.t_max, schedule.t_min)
             arrival = float(schedule.inverse_log_snr(-math.log(until)))

@@ -98,6 +98,11 @@ class Gaussian(Identified):
         along = float(self.eigenvalues.sum())
         return along / (along + self.residual * (self.mean.numel() - self.rank))
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation along the first eigenvector, sqrt(lambda_1)."""
+        return math.sqrt(max(float(self.eigenvalues.max()), self.residual))
+
     def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu) for x (B, *), sigma > 0."""
         mean = self._mean(x)

@@ -32,7 +32,8 @@ def test_the_origin_is_where_it_begins():
     assert numbers.names == ["weight", "switch", "clip_pixel"]
     got, same = numbers(np.zeros(len(numbers)))
     assert got == times
-    assert (same.weight, same.switch, same.clip_pixel) == pytest.approx((0.3, 3.0, 1.5))
+    assert (same.weight, same.switch, same.clip_pixel) == pytest.approx((0.3, solver.level, 1.5))
+    assert solver.level == pytest.approx(0.75 * COVARIANCE.spread)
 
 
 def test_points_are_times_and_options():

@@ -150,6 +150,18 @@ def test_before_dpm_solver_v3_from_any_schedule(schedule):
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("then", "times"), [(DDIM(), 2.3), (GMS(), 0.75)])
+def test_by_itself_a_jump_ends_at_a_level_of_the_data(then, times):
+    """In units of the largest standard deviation, so that data of another unit has the same steps; never below 1."""
+    wide, narrow = (Gaussian(torch.zeros(3), torch.eye(3), torch.tensor([v, 1.0, 0.1])) for v in (16.0, 0.01))
+    assert Teleport(wide, then=then).level == pytest.approx(4 * times)
+    assert Teleport(narrow, then=then).level == pytest.approx(max(1, times))
+    assert Teleport(wide, 7, then).level == 7
+    assert Teleport(wide, then=then, skip=0.5).level is None
+    got, want = (Teleport(wide, level, then).times(VPLinear(), 4) for level in (None, 4 * times))
+    assert got == want
+
+
 UNITS = gaussian(torch.rand(30, D))  # of [0, 1]
 IMAGES = gaussian(torch.rand(30, 2, 2, 2) * 2 - 1)
 
@@ -165,8 +177,7 @@ IMAGES = gaussian(torch.rand(30, 2, 2, 2) * 2 - 1)
         (lambda: Teleport(KNOWN, 5.0, Teleport(KNOWN, 3.0, DDIM())), TypeError, "then must be a solver"),
         (lambda: Teleport(KNOWN, 500.0, DDIM()), ValueError, "until must lie between .*0.01 and 157: got 500"),
         (lambda: Teleport(KNOWN, 0.5, DDIM()), ValueError, "for a share of the steps give skip: got 0.5"),
-        (lambda: Teleport(KNOWN, then=DDIM()), ValueError, "until or skip must be given, one of them"),
-        (lambda: Teleport(KNOWN, 5, DDIM(), skip=0.5), ValueError, "until or skip must be given, one of them"),
+        (lambda: Teleport(KNOWN, 5, DDIM(), skip=0.5), ValueError, "until must not be given with skip: got 5 and 0.5"),
         (lambda: Teleport(KNOWN, skip=1.5, then=DDIM()), ValueError, "skip must be a share of the steps"),
         (lambda: Teleport(KNOWN, skip=0.05, then=DDIM()), ValueError, "skip = 0.05 must skip at least one of 5 steps"),
         (lambda: Teleport(KNOWN, skip=0.95, then=DDIM()), ValueError, "skip = 0.95 .* leave one: it skips 5"),
