@@ -104,15 +104,20 @@ def _stacked(files: list[Path], size: int) -> Iterator[_Pair]:
 
 
 def load_labels(source: str | Path) -> Tensor:
-    """Class labels (N,) int64 of a named data set, in the order of `load`, or of a `.npy` file of integers."""
+    """Class labels (N,) int64, in the order of `load`.
+
+    source  a named data set, a `.npy` file of integers, or a `.npz` file with such an array named `labels`
+    Raises ValueError naming the file that cannot be read, FileNotFoundError where nothing is there.
+    """
     if str(source) in _LABELS:
         return torch.from_numpy(_LABELS[str(source)]().astype(np.int64))
     path = Path(source)
-    if path.suffix != ".npy":
-        raise ValueError(f"labels must be one of {', '.join(sorted(_LABELS))}, or a .npy file: got {str(source)!r}")
+    if path.suffix not in (".npy", ".npz"):
+        wanted = ", ".join(sorted(_LABELS))
+        raise ValueError(f"labels must be one of {wanted}, or a .npy or .npz file: got {str(source)!r}")
     if not path.exists():
         raise FileNotFoundError(f"labels file {path} does not exist")
-    found = _read_array(path)
+    found = _read_array(path, "labels", _named_labels)
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise ValueError(f"{path}: labels must be integers (N,): got {found.dtype} {found.shape}")
     return torch.from_numpy(found.astype(np.int64))
@@ -194,13 +199,14 @@ _NAMED = {
 _LABELS = {"mnist5k": lambda: _mnist5k()[1], "digits": lambda: _digits()[1]}
 
 
-def _read_array(path: Path) -> np.ndarray:
+def _read_array(path: Path, wanted: str, choose: Callable[[list[str]], list[str]]) -> np.ndarray:
+    """The array of a `.npy` file, or the one of a `.npz` file that `choose` takes of its names."""
     with refusing(f"data file {path} cannot be read", path):
         if path.suffix == ".npy":
             return arrays.read_npy(path)
-        found = arrays.read_npz(path, _images)
+        found = arrays.read_npz(path, choose)
         if len(found) != 1:
-            raise ValueError("it holds text, wanted images")
+            raise ValueError(f"it holds text, wanted {wanted}")
         return next(iter(found.values()))
 
 
@@ -211,6 +217,13 @@ def _images(keys: list[str]) -> list[str]:
     return ["images" if "images" in keys else keys[0]]
 
 
+def _named_labels(keys: list[str]) -> list[str]:
+    """The array of labels among those of a file: a lone one of another name may be images."""
+    if "labels" not in keys:
+        raise ValueError(f"it holds {short(keys)}; name one of them 'labels'")
+    return ["labels"]
+
+
 def _array_of(path: Path) -> np.ndarray:
     """The images of an array file, laid out."""
     if path.suffix not in (".npy", ".npz"):
@@ -218,7 +231,7 @@ def _array_of(path: Path) -> np.ndarray:
         raise ValueError(f"data must be one of {wanted}, a .npy or .npz file or a folder of images: got {path}")
     if not path.exists():
         raise FileNotFoundError(f"data file {path} does not exist")
-    return _laid_out(_read_array(path), str(path))
+    return _laid_out(_read_array(path, "images", _images), str(path))
 
 
 def _laid_out(array: np.ndarray, name: str) -> np.ndarray:

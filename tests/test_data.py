@@ -55,8 +55,37 @@ def test_load_says_which_package_a_named_data_set_needs(monkeypatch, name):
 
 
 def test_load_labels_refuses_data_without_labels():
-    with pytest.raises(ValueError, match=r"labels must be one of digits, mnist5k, or a \.npy file: got 'cifar'"):
+    message = r"labels must be one of digits, mnist5k, or a \.npy or \.npz file: got 'cifar'"
+    with pytest.raises(ValueError, match=message):
         data.load_labels("cifar")
+    with pytest.raises(FileNotFoundError, match=r"labels file gone\.npz does not exist"):
+        data.load_labels("gone.npz")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_load_labels_reads_those_beside_images(tmp_path, dtype):
+    np.savez(tmp_path / "x.npz", images=GREY, labels=np.array([3, 1], dtype))
+    np.save(tmp_path / "x.npy", np.array([3, 1], dtype))
+    for name in ("x.npz", "x.npy"):
+        labels = data.load_labels(tmp_path / name)
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({"images": GREY}, r" cannot be read: .*it holds \['images'\]; name one of them 'labels'"),
+        ({"images": GREY, "labels": np.array(["cat", "dog"])}, " cannot be read: .*it holds text, wanted labels"),
+        ({"labels": np.array([{}], dtype=object)}, " cannot be read: .*pickled objects"),
+        ({"labels": np.zeros(2)}, r": labels must be integers \(N,\): got float64 \(2,\)"),
+        ({"labels": np.zeros((2, 10), np.uint8)}, r": labels must be integers \(N,\): got uint8 \(2, 10\)"),
+    ],
+)
+def test_load_labels_refuses_arrays_that_are_none(tmp_path, held, message):
+    np.savez(tmp_path / "x.npz", **held)
+    with pytest.raises(ValueError, match=rf"x\.npz{message}"):
+        data.load_labels(tmp_path / "x.npz")
 
 
 def test_load_reads_every_layout_of_an_array(tmp_path):

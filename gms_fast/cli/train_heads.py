@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--network", required=True, help="folder of a network or pipeline of diffusers, or a released file")
     add("--data", required=True, help="mnist5k, digits, a .npy or .npz file or a folder of images")
-    add("--labels", help="classes of the images, for a network that asks for them: mnist5k, digits or a .npy file")
+    add("--labels", help="classes of the images, where a network asks for them: mnist5k, digits, a .npy or .npz file")
     add("--out", type=Path, required=True, help="folder for the run; the heads go to its subfolder model")
     add("--steps", type=options.positive, default=4000, help="optimiser steps (default: 4000)")
     add("--features", help="module whose input the heads read (default: known for networks of diffusers)")
