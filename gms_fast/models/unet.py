@@ -253,8 +253,9 @@ def _forms(head: object) -> tuple[str | None, str | None]:
 class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
 
-    Call: x (B, C, H, W), network times t (B,), of a network with classes y (B,) or (1,) -> `NoiseMoments` of the shape of
-    x, or the noise alone where `head` is None. H and W must be divisible by 2^(levels-1). `clip` is the data range.
+    Call: x (B, C, H, W), network times t (B,), and y (B,) or (1,) of a network with classes -> `NoiseMoments` of the
+    shape of x, or the noise alone where `head` is None. H and W must be divisible by 2^(levels-1). `clip` is the data
+    range.
 
     image_size          side of the training images (sets `sample_shape`)
     in_channels         C
@@ -269,9 +270,9 @@ class MomentUNet(nn.Module):
                         every t, the second made positive. `forward` scales them back. Needs moments = "central"
     schedule            the schedule the network was trained with; asked at 1000 t/T, as improved-diffusion's networks
                         are, unless it says otherwise
-    num_classes         K of a network with classes y = 0 .. K-1, whose embedding (`label_emb`, K + 1 rows) is added to that
-                        of the time; K itself, `no_class`, stands for none of them, as for classifier-free guidance. A
-                        released file has no such row: there K is its last class. None: without classes
+    num_classes         K of a network with classes y = 0 .. K-1, whose embedding (`label_emb`, K + 1 rows) is added to
+                        that of the time; K itself, `no_class`, stands for none of them, as for classifier-free
+                        guidance. A released file has no such row: there K is its last class. None: without classes
     Raises ValueError naming the argument that is of another type or out of range (`ARGUMENTS`).
     """
 

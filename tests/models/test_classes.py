@@ -123,7 +123,7 @@ def test_bad_classes_are_refused(y, message):
 
 
 def test_number_of_classes_is_looked_at():
-    with pytest.raises(ValueError, match="num_classes must be an integer from 1 .*: got 0"):
+    with pytest.raises(ValueError, match=r"num_classes must be an integer from 1 .*: got 0"):
         network(0)
 
 

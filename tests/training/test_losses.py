@@ -160,7 +160,7 @@ def test_loss_of_plain_heads_is_that_of_powers_of_the_noise(target):
 def test_noise_loss_is_the_mean_square_of_what_is_left_of_the_noise():
     model = MomentUNet(**{**TINY, "image_size": 4}, attention_resolutions=(), head=None)  # which gives 0 at first
     batch = batch_of(model.schedule, pictures())
-    assert float(losses.noise_loss(model, batch, torch.float32)) == pytest.approx(float(batch.eps.square().mean()))
+    assert float(losses.noise_loss()(model, batch, torch.float32)) == pytest.approx(float(batch.eps.square().mean()))
 
 
 # --- the network ---
