@@ -32,7 +32,6 @@ from gms_fast.training.state import CHECKPOINT, State
 
 Data = Tensor | tuple[Tensor, Any] | Iterable[Any]
 Model = MomentUNet | MomentHeads
-_READ = 16  # steps after which a GPU is waited for, to read losses and signals
 _LEARN = (torch.float32, torch.float64)  # dtypes in which small steps are not lost
 
 
@@ -334,11 +333,16 @@ class _Step:
         return len(part.x_0) * self.ranks.count / total * self.loss_fn(self.model, part, dtype)
 
 
+def _read_after(device: torch.device) -> int:
+    """Steps after which losses and signals are read, for which a GPU is waited for."""
+    return 16 if device.type == "cuda" else 1
+
+
 def _run(step: _Step, state: State, steering: Steering) -> None:
     """Take all steps, and have a checkpoint every so many, at the end, and where a signal ends them before."""
     total, stage, shown = state.run.steps, state.configuration["stage"], steering.progress and step.ranks.first
     bar = tqdm(total=total, initial=state.step, disable=not shown, desc=stage, unit="step")
-    every, unread = _READ if step.device.type == "cuda" else 1, list[Tensor]()
+    every, unread = _read_after(step.device), list[Tensor]()
     with bar, interrupts.put_off() as check:
         while state.step < total:
             unread.append(step(state, check))

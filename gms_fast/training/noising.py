@@ -43,11 +43,16 @@ def times(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
 
     Levels without noise or without signal, at which there is nothing to learn, are left out.
     """
-    whole = schedule.whole_times
+    whole = _telling(schedule)
     if whole is None:
         return schedule.spaced(torch.rand(n, generator=generator).double() * (1 - 2 * _HALF) + _HALF)
-    whole = whole[(schedule.alpha(whole) > 0) & (schedule.sigma(whole) > 0)]
     return whole[torch.randint(len(whole), (n,), generator=generator)]
+
+
+def _telling(schedule: Schedule) -> Tensor | None:
+    """The times of a discrete schedule with signal and noise; None for a continuous one."""
+    whole = schedule.whole_times
+    return None if whole is None else whole[(schedule.alpha(whole) > 0) & (schedule.sigma(whole) > 0)]
 
 
 def log_normal_times(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
@@ -59,7 +64,7 @@ def log_normal_times(schedule: Schedule, n: int, generator: torch.Generator) -> 
     ends = schedule.log_snr([schedule.t_max, schedule.t_min]).tolist()
     level = -(mean + std * torch.randn(n, generator=generator).double())
     t = schedule.inverse_log_snr(level.clamp(*ends))
-    whole = schedule.whole_times
+    whole = _telling(schedule)
     return t if whole is None else t.round().clamp(float(whole.min()), float(whole.max()))
 
 
