@@ -1,8 +1,8 @@
 """Loss weights of the noise network on 8x8 digits: `python -m bench.experiments.loss_weights [--out FILE]`.
 
 The network of bench.assets.heads is trained with each of the weights of `train_noise_network` and several seeds, on all
-but every fifth digit, for the same number of steps, then its heads alike. Judged by the feature Frechet distance of
-samples at equal network calls, and by the mean square error of the noise on the digits left out, by level.
+but every fifth digit, for the same number of steps. Judged by the feature Frechet distance of samples at equal network
+calls, and by the mean square error of the noise on the digits left out, by level.
 Interrupted, the same command goes on.
 """
 
@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.assets.heads import KINDS, NETWORK
-from bench.experiments.quality import BEST, at_calls
+from bench.assets.heads import NETWORK
+from bench.experiments.quality import at_calls
 from bench.records.checkout import RESULTS
 from bench.records.record import environment, save
 from gms_fast import data, io
 from gms_fast.models import MomentUNet
 from gms_fast.quality import matrix
 from gms_fast.quality.cells import CONTROLS
-from gms_fast.training import train_moment_heads, train_noise_network
+from gms_fast.training import train_noise_network
 from gms_fast.training.losses import WEIGHTS
 
-SOLVERS = {"dpm-solver++:denoise=False": ["0.7"], BEST: ["angle"]}
+SOLVERS = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["0.7"]}  # without noise and with
 CALLS, SAMPLES = (10, 20), 1000
 LEVELS = (10, 50, 100, 200, 350, 500, 700, 900)  # times out of 1000
 SETTINGS: dict[str, Any] = {"batch_size": 64, "lr": 1e-3}
@@ -39,16 +39,15 @@ def split() -> tuple[Tensor, Tensor]:
     return images[order != 0], images[order == 0]
 
 
-def train(weights: str, seed: int, steps: tuple[int, int], out: Path) -> Path:
-    """The folder of a trained network with its heads."""
-    saved, (noise, heads) = out / "model", steps
+def train(weights: str, seed: int, steps: int, out: Path) -> Path:
+    """The folder of a trained network."""
+    saved = out / "model"
     if saved.is_dir():
         return saved
     torch.manual_seed(seed)
-    model, (images, _) = MomentUNet(**NETWORK, **KINDS["normalised"]), split()
+    model, (images, _) = MomentUNet(**NETWORK, head=None), split()
     settings = SETTINGS | {"seed": seed, "progress": sys.stderr.isatty()}
-    train_noise_network(model, images, steps=noise, out=out / "noise", weights=weights, **settings)
-    train_moment_heads(model, images, steps=heads, out=out / "heads", target="central", **settings)
+    train_noise_network(model, images, steps=steps, out=out / "noise", weights=weights, **settings)
     io.save(model, saved)
     return saved
 
@@ -89,18 +88,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "loss_weights.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/loss_weights"))
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1500, help="of the noise network")
-    parser.add_argument("--head-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
-    steps, folders = (args.steps, args.head_steps), dict[str, list[Path]]()
+    folders = dict[str, list[Path]]()
     for seed in range(args.seeds):
         for weights in WEIGHTS:
-            folders.setdefault(weights, []).append(train(weights, seed, steps, args.runs / f"{weights}-{seed}"))
+            folders.setdefault(weights, []).append(train(weights, seed, args.steps, args.runs / f"{weights}-{seed}"))
     found = judged(folders, args.runs / "quality")
     for weights, each in found.items():
         print(weights, {key: round(mean(values), 3) for key, values in each["frechet"].items()})
         print(" " * len(weights), {t: round(mean(values), 4) for t, values in each["error"].items()})
-    record = {"environment": environment(), "steps": args.steps, "head_steps": args.head_steps, "samples": SAMPLES}
+    record = {"environment": environment(), "steps": args.steps, "samples": SAMPLES}
     save(args.out, record | {"weights": found})
 
 

@@ -120,8 +120,8 @@ class Pointwise(nn.Conv1d):
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T/sqrt(C)) v; torch's fast kernel for CPUs has no second derivatives and no forward mode."""
-    if q.is_cpu and (torch.is_grad_enabled() or _transformed()) and not torch.compiler.is_compiling():
+    """softmax(q k^T/sqrt(C)) v; torch's fast kernels have no forward mode, that for CPUs no second derivatives."""
+    if _transformed() or (q.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()):
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
     return nn.functional.scaled_dot_product_attention(q, k, v)
 
