@@ -1,7 +1,7 @@
 """Train a network of small colour pictures in minutes of a GPU: `python -m bench.assets.colour --data FILE --out OUT`.
 
-FILE is an .npz of `images` and `labels`: for the quality matrix the training pictures of CIFAR-10 (JPEG 75). OUT/model is
-then what `gms_fast.load` takes: a class-conditional network with moment heads, and beside it all that solvers take.
+FILE is an .npz of `images` and `labels`: for the quality matrix the training pictures of CIFAR-10 (JPEG 75). OUT/model
+is then what `gms_fast.load` takes: a class-conditional network with moment heads, and beside it all that solvers take.
 
 plan     times a few steps on the device, and plans as many as go into --minutes; the rate falls to 0 with the last one
 noise    the noise network, with a checkpoint every minute
@@ -74,7 +74,7 @@ TOY = Size(
     batch=4,
     warmup=1,
     timed=(1, 1, 2),
-    curves={"N": 2, "samples": 2, "batch_size": 2},
+    curves={"N": 12, "samples": 2, "batch_size": 2},
     tables={5: {"iterations": 1, "batch_size": 4, "chunk": 4, "score_samples": 4}},
     drawn=1,
 )
@@ -263,8 +263,8 @@ class Run:
 
 CARD = """# Model card: {name}
 
-A class-conditional noise network (y = 0 .. 9, 10 for no class) with heads for the second and third central noise moment,
-for 32x32 colour pictures in [-1, 1].
+A class-conditional noise network (y = 0 .. 9, 10 for no class) with heads for the second and third central noise
+moment, for 32x32 colour pictures in [-1, 1].
 
 | | |
 |---|---|
@@ -286,9 +286,9 @@ for 32x32 colour pictures in [-1, 1].
 |---|---|
 {seconds}
 ## Licence
-The weights and statistics come under the package's LICENSE (MIT). The pictures they were made from are not here: CIFAR-10
-was collected by A. Krizhevsky, V. Nair and G. Hinton (*Learning Multiple Layers of Features from Tiny Images*, 2009),
-without terms of a licence. They had been stored as JPEG of quality 75, so figures are not those of CIFAR-10 itself.
+The weights and statistics come under the package's LICENSE (MIT). The pictures they were made from are not here:
+CIFAR-10 was collected by A. Krizhevsky, V. Nair and G. Hinton (*Learning Multiple Layers of Features from Tiny Images*,
+2009), without terms of a licence. They had been stored as JPEG of quality 75, so figures are not those of CIFAR-10.
 """
 
 
