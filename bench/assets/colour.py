@@ -64,7 +64,7 @@ FULL = Size(
     timed=(4, 8, 40),
     curves={"N": 120, "samples": 512, "batch_size": 128},
     tables={
-        5: {"iterations": 120, "batch_size": 200, "chunk": 200, "rematerialise": False},
+        5: {"iterations": 120, "batch_size": 200, "chunk": 200},
         10: {"iterations": 60, "batch_size": 200, "chunk": 100, "lr": 3e-3, "kernel": "linear"},
     },
     drawn=8,

@@ -116,7 +116,7 @@ class Wanted:
         if missing := [name for name in self.needed if name not in given]:
             raise ValueError(f"data must be (images, condition) with {missing[0]}: {self.name} depends on it")
         if self.none is not None:
-            check_classes(given[self.needed[0]], rows, self.none)
+            check_classes(given[self.needed[0]].cpu(), rows, self.none)  # before a GPU fails by them
         return dict(given)
 
     def dropped(self, condition: Condition, rows: Tensor) -> Condition:

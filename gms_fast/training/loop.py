@@ -227,6 +227,7 @@ def _train(
         "frozen": fingerprints.of_tensors(frozen.values()) if stage["stage"] == "heads" else None,
     }
     ranks = gathered(device)
+    _laid_out(model, run, device)
     held, narrowed = ranks.alone(lambda: locked_folder(folder)), _learning_alone(model, parameters)
     with held, telling(), torch.enable_grad(), narrowed:
         learning = ranks.learning(list(parameters.values()))
@@ -237,7 +238,6 @@ def _train(
         model.train(stage["stage"] == "noise")  # a frozen network keeps its dropout off
         drawn = log_normal_times if stage.get("weights") == "edm" else times
         loss_fn = torch.compile(loss_fn) if steering.compile else loss_fn
-        _laid_out(model, run, device)
         _run(_Step(model, source, loss_fn, drawn, ranks, learning, steering, device), state, steering)
     state.load_average()
     model.eval()

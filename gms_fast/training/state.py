@@ -109,6 +109,8 @@ class State:
         self._copy(state["weights"], self.parameters)
         self._copy(state["average"], self.average)
         self.optimiser.load_state_dict(state["optimiser"])
+        for p, kept in self.optimiser.state.items():  # laid out like the weights, as one kernel for all wants them
+            kept |= {name: torch.empty_like(p).copy_(kept[name]) for name in ("exp_avg", "exp_avg_sq")}
 
     def load_average(self) -> None:
         """Give the model the averaged weights."""
