@@ -1,21 +1,25 @@
 """The colour script: a dry run at toy size, its ends and goings on, and the cells of the quality matrix it feeds."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 
 import gms_fast
 from bench.assets import colour
 from bench.experiments import quality
 from gms_fast import io
 from gms_fast.quality import cells, subjects
-from gms_fast.training import loop
+from gms_fast.storage import checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow(30)]
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +32,13 @@ def file(tmp_path_factory):
     return path
 
 
+def arguments(file, out, *options):
+    return ["--data", str(file), "--out", str(out), "--toy", "--minutes", "0.01", "--device", "cpu", *options]
+
+
 def command(file, out, *options):
     with pytest.MonkeyPatch.context() as patch:
-        given = ["--data", str(file), "--out", str(out), "--toy", "--minutes", "0.01", "--device", "cpu", *options]
-        patch.setattr(sys, "argv", ["colour", *given])
+        patch.setattr(sys, "argv", ["colour", *arguments(file, out, *options)])
         colour.main()
 
 
@@ -75,26 +82,50 @@ def test_the_same_command_finds_all_of_it_done(finished, file, capsys):
         command(file, finished, "--minutes", "3")
 
 
-@pytest.mark.parametrize(("stage", "at"), [("noise", 1), ("heads", 0)])
-def test_a_run_that_was_ended_goes_on_to_the_same_weights(tmp_path, finished, file, stage, at):
-    run, step = json.loads((finished / "run.json").read_text()), loop._Step.__call__
-    tmp_path.joinpath("run").mkdir()
-    planned = {**run, "seconds": {}, "ended": ["plan"]}  # as many steps, whatever the machine does meanwhile
-    (tmp_path / "run" / "run.json").write_text(json.dumps(planned))
+KILLED = """
+import os, signal, sys
+from bench.assets import colour
+from gms_fast.training import loop
 
-    def ended(self, state, signals):
-        if (state.configuration["stage"], state.step) == (stage, at):
-            raise KeyboardInterrupt
-        return step(self, state, signals)
+at, step, own = (sys.argv.pop(1), int(sys.argv.pop(1))), loop._Step.__call__, colour.Run.settings.fget
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Step, "__call__", ended)
-        with pytest.raises(KeyboardInterrupt):
-            command(file, tmp_path / "run")
-    assert stage not in json.loads((tmp_path / "run" / "run.json").read_text())["ended"]
-    command(file, tmp_path / "run")
-    got, want = (io.load(out / "model").state_dict() for out in (tmp_path / "run", finished))
-    assert [name for name in want if not torch.equal(got[name], want[name])] == []
+def called(self, state, signals):
+    if (state.configuration["stage"], state.step) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, state, signals)
+
+loop._Step.__call__ = called
+colour.Run.settings = property(lambda self: {**own(self), "checkpoint_seconds": 1e-9})
+colour.main()
+"""
+
+
+def begun(out):
+    """A folder with a plan, of as many steps whatever the machine does meanwhile."""
+    plan = {"noise": {"steps": 6, "seconds": 0.1}, "heads": {"steps": 3, "seconds": 0.1}}
+    out.mkdir(parents=True)
+    known = {"minutes": 0.01, "toy": True, "plan": plan, "seconds": {}, "ended": ["plan"]}
+    (out / "run.json").write_text(json.dumps(known))
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory):
+    out = begun(tmp_path_factory.mktemp("whole") / "run")
+    command(file, out)
+    return io.load(out / "model").state_dict()
+
+
+@pytest.mark.parametrize(("stage", "at"), [("noise", 4), ("heads", 2)])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, whole, file, stage, at):
+    out = begun(tmp_path / "run")
+    kill = [sys.executable, "-c", KILLED, stage, str(at), *arguments(file, out)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(kill, env=env, cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    assert checkpoint.read(out / stage / "checkpoint.pt")["step"] == at
+    command(file, out)
+    got = io.load(out / "model").state_dict()
+    assert [name for name in whole if not torch.equal(got[name], whole[name])] == []
 
 
 # --- group cifar10 of the quality matrix ---
