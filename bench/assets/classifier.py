@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gms_fast import data
 from gms_fast.quality import classifier
-from gms_fast.quality.classifier import SIDES, DigitClassifier
+from gms_fast.quality.classifier import DigitClassifier
 from gms_fast.search import features
 from gms_fast.storage import tensors as stored
 
@@ -44,7 +44,7 @@ def train(kind: type[nn.Module], images: Tensor, labels: Tensor, epochs: int, se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("data", nargs="*", default=data.names(), choices=data.names())
     parser.add_argument("--search", action="store_true", help="those of gms_fast.search")
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()

@@ -19,7 +19,7 @@ SUMMARY = "Measure how good a model's samples are, by solver, time grid and numb
 TABLES = "tables.md"
 DEFAULTS = {"model": "mnist", "steps": (5, 10, 20), "n": 1000, "ranges": 3}
 OF_MODELS = (*DEFAULTS, "data", "schedule", "solver", "grid", "workers", "resume")
-OF_SAMPLES = ("reference", "features", "feature_input", "feature_channels", "inception", "batch_size", "device")
+OF_SAMPLES = ("reference", "feature_input", "feature_channels", "inception", "batch_size", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         help="embedded name, folder, checkpoint, or exact-digits, ... (default: mnist)",
     )
-    add("--data", help="real data: mnist5k, digits, a file or folder (default: what an embedded model was trained on)")
+    real = "mnist5k, digits, or a file or folder, to be seen through --features mnist5k, digits or cifar10"
+    add("--data", help=f"real data: {real} (default: what an embedded model was trained on)")
     add("--schedule", choices=("linear", "cosine"), help="of a model with exact moments (default: linear)")
     add("--solver", action="append", help="like gms or gms:fit=free; repeat for more (default: gms, sn-ddpm)")
     add(
@@ -89,7 +90,7 @@ def _model(args: argparse.Namespace) -> int:
             for r in range(args.ranges)
         ),
     ]
-    matrix.check(cells, args.n, args.data, args.schedule)
+    matrix.check(cells, args.n, args.data, args.schedule, args.features)
     options.check_folder(args.out, again=args.resume or args.force)
     args.left = options.LEFT
     records = matrix.run(
@@ -98,6 +99,7 @@ def _model(args: argparse.Namespace) -> int:
         n=args.n,
         data=args.data,
         schedule=args.schedule,
+        features=args.features,
         workers=args.workers,
         replace=_files(args.out) if args.force else (),
         progress=sys.stderr.isatty(),

@@ -27,8 +27,8 @@ def add_features(add: argparse._ActionsContainer) -> None:
     """Add the options that name a feature network."""
     add.add_argument(
         "--features",
-        help="pixels, mnist5k, digits, package.module:attribute of a torch module, or a file of TorchScript or "
-        "torch.export; a path or file runs its code: name only what you trust",
+        help="pixels, mnist5k, digits, cifar10, package.module:attribute of a torch module, or a file of TorchScript "
+        "or torch.export; a path or file runs its code: name only what you trust",
     )
     add.add_argument(
         "--feature-input",

@@ -136,7 +136,7 @@ def _first(cell: Cell, subject: Subject, solver: Solver) -> float | None:
 def check(cell: Cell, n: int, subject: Subject) -> None:
     """Raise ValueError for a solver, grid, steps or strength that is none, for too few samples or real data to measure,
     and for strokes of what is no picture."""
-    least = max(measures.LEAST, classifier.FEATURES + 1 if subject.features else 0)
+    least = max(measures.LEAST, _classifier(subject.features).width + 1 if subject.features else 0)
     if n < least:
         raise ValueError(f"n must be at least {least} samples for these measures: got {n}")
     for name, real in (("reference", subject.reference), ("control", subject.control)):
@@ -182,17 +182,19 @@ def faithful(cell: Cell, x: Tensor, subject: Subject) -> dict[str, float]:
 
 
 @lru_cache(maxsize=2)
-def _classifier(data: str) -> classifier.DigitClassifier:
-    return classifier.load(data)
+def _classifier(name: str) -> classifier.Classifier:
+    return classifier.load(name)
 
 
 def _real_features(subject: Subject) -> Tensor:
     return _classifier(subject.features).features(subject.reference)
 
 
-def evaluate(cell: Cell, n: int, data: str | None = None, schedule: str | None = None) -> dict[str, Any]:
+def evaluate(
+    cell: Cell, n: int, data: str | None = None, schedule: str | None = None, features: str | None = None
+) -> dict[str, Any]:
     """The record of a cell: its fields, network calls, seconds, measures, and for images the first `SHOWN` samples."""
-    subject = subjects.build(cell.model, data, schedule)
+    subject = subjects.build(cell.model, data, schedule, features)
     start = time.perf_counter()
     x, calls = samples(cell, subject, n)
     seconds = time.perf_counter() - start

@@ -1,6 +1,7 @@
-"""Digit classifiers whose last hidden layer gives the features of Frechet and kernel distance, precision and recall.
+"""Classifiers whose last hidden layer gives the features of Frechet and kernel distance, precision and recall.
 
-They see digits only, so their distances are not the FID of the literature. `bench/assets/classifier.py` trains them.
+They see pictures like those they were trained on, digits or small photographs, so their distances are not the FID of
+the literature. `bench/assets/classifier.py` and `bench/assets/colour_classifier.py` train them.
 """
 
 from importlib import resources
@@ -11,36 +12,34 @@ from torch import Tensor, nn
 
 from gms_fast.storage import tensors
 
-SIDES = {"mnist5k": 28, "digits": 8}  # data set: side of its images
-FEATURES = 64
+SHAPES = {"mnist5k": (1, 28, 28), "digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # name: shape of a picture
 WEIGHTS = Path(str(resources.files("gms_fast.quality") / "classifiers"))
 _AT_A_TIME = 500
 
 
-class DigitClassifier(nn.Module):
-    """Two 3x3 convolutions, each with ReLU and pooling, a hidden layer of `FEATURES`, ten classes.
+class Classifier(nn.Module):
+    """A hidden layer `hidden` of `width` numbers, and ten classes `classes` of them.
 
-    Call: images (N, 1, side, side) in [-1, 1] -> logits (N, 10).
+    Call: images (N, *shape) in [-1, 1] -> logits (N, 10).
     """
 
-    def __init__(self, side: int) -> None:
+    width: int
+    hidden: nn.Module
+    classes: nn.Module
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.side = side
-        self.hidden = nn.Sequential(
-            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(64 * (side // 4) ** 2, FEATURES), nn.ReLU()),
-        )
-        self.classes = nn.Sequential(nn.Dropout(0.4), nn.Linear(FEATURES, 10))
+        self.shape = shape
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classes(self.hidden(images))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(N, FEATURES) of images (N, 1, side, side). Raises ValueError for another shape."""
-        if images.ndim != 4 or tuple(images.shape[1:]) != (1, self.side, self.side):
-            raise ValueError(f"images must be (N, 1, {self.side}, {self.side}): got {tuple(images.shape)}")
+        """(N, width) of images (N, *shape). Raises ValueError for another shape."""
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"images must be (N, {wanted}): got {tuple(images.shape)}")
         return torch.cat([self.hidden(part) for part in images.float().split(_AT_A_TIME)])
 
     @torch.no_grad()
@@ -49,10 +48,61 @@ class DigitClassifier(nn.Module):
         return self.classes(features).softmax(1).amax(1)
 
 
-def load(data: str) -> DigitClassifier:
-    """The classifier of a data set, in eval mode. Raises ValueError where there is none."""
-    if data not in SIDES:
-        raise ValueError(f"there are classifiers for {', '.join(SIDES)}: got {data!r}")
-    net = DigitClassifier(SIDES[data])
-    tensors.load_into(net, WEIGHTS / f"{data}.safetensors")
+class DigitClassifier(Classifier):
+    """Two 3x3 convolutions, each with ReLU and pooling, a hidden layer of 64, for grey pictures (1, side, side)."""
+
+    width = 64
+
+    def __init__(self, side: int) -> None:
+        super().__init__((1, side, side))
+        self.hidden = nn.Sequential(
+            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(64 * (side // 4) ** 2, self.width), nn.ReLU()),
+        )
+        self.classes = nn.Sequential(nn.Dropout(0.4), nn.Linear(self.width, 10))
+
+
+class ColourClassifier(Classifier):
+    """Seven 3x3 convolutions with batch norm and ReLU, and the mean over places, for pictures (3, 32, 32).
+
+    The channels are 32, 64 at half the side and 128 at a quarter, where a pair of convolutions is residual (He and
+    others, arXiv 1512.03385).
+    """
+
+    width = 128
+
+    def __init__(self) -> None:
+        super().__init__((3, 32, 32))
+        self.hidden = nn.Sequential(
+            _convolution(3, 32),
+            *(_convolution(32, 64, stride=2), _Residual(64)),
+            *(_convolution(64, self.width, stride=2), _Residual(self.width)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+        self.classes = nn.Linear(self.width, 10)
+
+
+class _Residual(nn.Module):
+    """x + f(x), f two convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def _convolution(given: int, made: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(given, made, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(made), nn.ReLU())
+
+
+def load(name: str) -> Classifier:
+    """The classifier of a name of `SHAPES`, in eval mode. Raises ValueError where there is none."""
+    if name not in SHAPES:
+        raise ValueError(f"there are classifiers for {', '.join(SHAPES)}: got {name!r}")
+    net = ColourClassifier() if name == "cifar10" else DigitClassifier(SHAPES[name][-1])
+    tensors.load_into(net, WEIGHTS / f"{name}.safetensors")
     return net.requires_grad_(False).eval()

@@ -24,7 +24,7 @@ from gms_fast.storage.schema import Choice, Optional, argument, short
 
 INPUTS = ("[-1,1]", "[0,1]", "uint8")
 PIXELS = "pixels"
-_WANTED = f"{PIXELS}, {', '.join(classifier.SIDES)}, package.module:attribute or a TorchScript or torch.export file"
+_WANTED = f"{PIXELS}, {', '.join(classifier.SHAPES)}, package.module:attribute or a TorchScript or torch.export file"
 
 _ASK = "return_features"  # by which the Inception of StyleGAN and EDM gives features in place of classes
 
@@ -94,10 +94,10 @@ def load(
 ) -> Extractor:
     """The feature network of a text.
 
-    text      "pixels"; "mnist5k" or "digits", the classifiers of `quality.classifier`; "package.module:attribute", a
-              torch module, or a class or function that makes one without arguments; a file of TorchScript (asked for
-              `return_features` where it knows that word, as StyleGAN's Inception does), or of `torch.export.save` with
-              a batch of any size. See the module for what they run
+    text      "pixels"; "mnist5k", "digits" or "cifar10", the classifiers of `quality.classifier`;
+              "package.module:attribute", a torch module, or a class or function that makes one without arguments; a
+              file of TorchScript (asked for `return_features` where it knows that word, as StyleGAN's Inception does),
+              or of `torch.export.save` with a batch of any size. See the module for what they run
     input     what a network of yours takes: "[-1,1]" (default), "[0,1]" or "uint8", as the Inception files of StyleGAN
               and EDM do. Nothing can tell, and a wrong one gives wrong features without an error
     channels  3 to repeat grey images for a network of three; default: as they are
@@ -107,7 +107,7 @@ def load(
     text = str(text)
     argument("input", input, Optional(Choice(INPUTS)))
     argument("channels", channels, Optional(Choice((3,))))
-    if text == PIXELS or text in classifier.SIDES:
+    if text == PIXELS or text in classifier.SHAPES:
         if input is not None or channels is not None:
             raise ValueError(f"input and channels must not be given with {text}, whose input is known")
         return _built_in(text).to(device)

@@ -47,7 +47,7 @@ _SETTINGS = Fields(
         "schedule": Optional(Text()),
         "sources": Text(),
     },
-    {"inputs": Fields({}, others=Text())},
+    {"features": Optional(Text()), "inputs": Fields({}, others=Text())},
 )
 _NOT_HASHED = ("cli", "training", "quality/report.py", "__pycache__")
 
@@ -77,6 +77,7 @@ def run(
     n: dict[str, int] | int,
     data: str | None = None,
     schedule: str | None = None,
+    features: str | None = None,
     workers: int | None = None,
     progress: bool = True,
     origin: str = "",
@@ -86,6 +87,7 @@ def run(
 
     n        samples of a cell, or that for each model
     data     real data of models that are not embedded
+    features  classifier that sees samples and data (`subjects.build`): to be named where data is a file or folder
     workers  processes, each with one thread; default: one a processor
     origin   a commit, for instance: kept with each record
     replace  files in `out` to be deleted first
@@ -93,9 +95,10 @@ def run(
     Interrupted, it keeps what is done: the same call goes on from there.
     """
     cells, out = list(dict.fromkeys(cells)), Path(out)
-    check(cells, n, data, schedule)
+    check(cells, n, data, schedule, features)
     paths = [subjects.split(cell.model)[0] for cell in cells] + ([data] if data else [])
-    settings = {"n": n, "data": data, "schedule": schedule, "sources": sources(), "inputs": inputs(paths)}
+    said = {"data": data, "schedule": schedule, "features": features}
+    settings = {"n": n, **said, "sources": sources(), "inputs": inputs(paths)}
     with locked_folder(out):
         atomic.clear(out, replace)
         _settle(out, settings)
@@ -103,7 +106,7 @@ def run(
         done = {cell_of(record): record for record in read(out)}
         todo = [cell for cell in cells if cell not in done]
         bar = tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell")
-        with bar, closing(_results(todo, n, data, schedule, workers or os.cpu_count() or 1)) as results:
+        with bar, closing(_results(todo, n, said, workers or os.cpu_count() or 1)) as results:
             for cell, result in results:
                 done[cell] = result["record"] | {"origin": origin}
                 _append(out, done[cell], result["shown"])
@@ -111,10 +114,12 @@ def run(
     return [done[cell] for cell in cells]
 
 
-def check(cells: Iterable[Cell], n: dict[str, int] | int, data: str | None, schedule: str | None) -> None:
+def check(
+    cells: Iterable[Cell], n: dict[str, int] | int, data: str | None, schedule: str | None, features: str | None = None
+) -> None:
     """Raise ValueError for a cell that could not be evaluated, naming what is wrong with it."""
     for cell in sorted(cells, key=lambda c: c.model):  # by model: few of them are kept in memory
-        cells_check(cell, _count(n, cell.model), subjects.build(cell.model, data, schedule))
+        cells_check(cell, _count(n, cell.model), subjects.build(cell.model, data, schedule, features))
 
 
 def _count(n: dict[str, int] | int, model: str) -> int:
@@ -189,7 +194,7 @@ def _append(out: Path, record: dict[str, Any], shown: np.ndarray | None) -> None
     atomic.append_line(out / RECORDS, json.dumps(record))
 
 
-def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | None, workers: int) -> Results:
+def _results(todo: Sequence[Cell], n: Any, said: dict[str, Any], workers: int) -> Results:
     """(cell, result) as they come; what has not been finished is dropped when the caller stops."""
     if not todo:
         return
@@ -198,7 +203,7 @@ def _results(todo: Sequence[Cell], n: Any, data: str | None, schedule: str | Non
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_begin, initargs=(theirs,))
     try:
         with interrupts.blocked():
-            jobs = {pool.submit(evaluate, c, _count(n, c.model), data, schedule): c for c in todo}
+            jobs = {pool.submit(evaluate, c, _count(n, c.model), **said): c for c in todo}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
     except BaseException:

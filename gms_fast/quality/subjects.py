@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gms_fast import data, editing, io, schedules
 from gms_fast.models import GaussianMixture1D, PointCloud
-from gms_fast.quality.classifier import SIDES
+from gms_fast.quality.classifier import SHAPES
 
+REFERENCE = 4000  # samples at most: distances of all pairs are taken, anew in each cell
 BANDWIDTH = 0.1  # of the noise that makes a density of the data points
 ROUNDED = "@bfloat16"
 _REAL = 1 << 31  # seeds of real samples start here; torch takes 32 bits of a seed
@@ -27,7 +28,7 @@ class Subject:
     model      for `gms_fast.sample`
     reference  (R, *shape) real samples
     control    (N, *shape) other real samples; None: they are drawn from the model as need be
-    features   data set of the classifier that sees the samples, or None
+    features   name of the classifier that sees the samples (`classifier.SHAPES`), or None
     clip, dtype  for `gms_fast.sample`
     classes    of a network that asks for them; samples then take turns
     """
@@ -77,24 +78,28 @@ def names() -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def build(model: str, source: str | None = None, schedule: str | None = None) -> Subject:
+def build(model: str, source: str | None = None, schedule: str | None = None, features: str | None = None) -> Subject:
     """The subject of a name, or of whatever `gms_fast.load` takes with the real data of `gms_fast.data.load`.
 
     model     "...@bfloat16": a learned model whose outputs are rounded to bfloat16
     schedule  of a model with exact moments; a learned one has its own
-    Real data is split in two: a reference and a control. Raises ValueError where data or shapes are missing or differ.
+    features  a name of `classifier.SHAPES`, for real data of that shape. None: those of a data set that has a name,
+              and none for pictures of a file or folder
+    Real data is split in two: a reference, of `REFERENCE` samples at most, and a control. Raises ValueError where data
+    or shapes are missing or differ.
     """
     noise = None if schedule is None else schedules.build(schedule)
-    if source is not None and model in set(names()) - LEARNED.keys():
-        raise ValueError(f"data is for learned models; {model} has its own: got {source!r}")
+    for said, given in (("data is", source), ("features are", features)):
+        if given is not None and model in set(names()) - LEARNED.keys():
+            raise ValueError(f"{said} for learned models; {model} has its own: got {given!r}")
     if model in ("mixture-1d", "eight"):
         exact = _mixture(noise) if model == "mixture-1d" else PointCloud(torch.tensor(EIGHT), 0.05, schedule=noise)
         return Subject(
-            exact, _drawn(exact, 100_000 if model == "mixture-1d" else 4000), None, None, None, torch.float64
+            exact, _drawn(exact, 100_000 if model == "mixture-1d" else REFERENCE), None, None, None, torch.float64
         )
     if model in DATA_OF_EXACT:
         exact = PointCloud(data.load(DATA_OF_EXACT[model]), BANDWIDTH, schedule=noise)
-        return Subject(exact, _drawn(exact, 4000), None, DATA_OF_EXACT[model], None, torch.float64)
+        return Subject(exact, _drawn(exact, REFERENCE), None, DATA_OF_EXACT[model], None, torch.float64)
     if schedule is not None:
         raise ValueError(f"schedule is for exact models; {model} was trained with its own: got {schedule!r}")
     model, precision = split(model)
@@ -109,13 +114,23 @@ def build(model: str, source: str | None = None, schedule: str | None = None) ->
         raise ValueError(f"data must be {tuple(network.sample_shape)} for model {model}: got {tuple(real.shape[1:])}")
     real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
     half = len(real) // 2
+    seen = _features(features, source, tuple(real.shape[1:]))
     asked = tuple(getattr(network, "needed", ()))
     if len(asked) > 1:
         raise ValueError(f"model must depend on classes at most: {model} asks for {', '.join(asked)}")
     classes = int(data.load_labels(source).max()) + 1 if asked else 0
-    return Subject(
-        network, real[:half], real[half:], source if source in SIDES else None, (-1.0, 1.0), torch.float32, classes
-    )
+    return Subject(network, real[:half][:REFERENCE], real[half:], seen, (-1.0, 1.0), torch.float32, classes)
+
+
+def _features(name: str | None, source: str, shape: tuple[int, ...]) -> str | None:
+    """The name of the classifier for pictures of a shape; that of a data set sees it without being named."""
+    if name is None:
+        return source if source in data.names() else None
+    if name not in SHAPES:
+        raise ValueError(f"features must be one of {', '.join(SHAPES)}: got {name!r}")
+    if SHAPES[name] != shape:
+        raise ValueError(f"features must be for pictures {shape}: {name} sees {SHAPES[name]}")
+    return name
 
 
 def _mixture(schedule: Any) -> GaussianMixture1D:

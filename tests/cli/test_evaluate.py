@@ -61,6 +61,11 @@ def test_evaluate_force_deletes_its_own_files_only(tmp_path, capsys):
         (("--model", "digits", "--n", "60"), "n must be at least 65 samples"),
         (("--model", "mnist", "--data", "digits"), "data must be (1, 28, 28) for model mnist: got (1, 8, 8)"),
         (("--model", "nothing-there"), "nothing is at nothing-there"),
+        (
+            ("--model", "digits", "--features", "cifar10"),
+            "features must be for pictures (1, 8, 8): cifar10 sees (3, 32,",
+        ),
+        (("--features", "digits"), "features are for learned models; mixture-1d has its own: got 'digits'"),
     ],
 )
 def test_evaluate_refuses_bad_input_in_one_line(tmp_path, capsys, options, named):

@@ -106,7 +106,7 @@ def test_only_what_the_user_says_is_inceptions_is_called_fid(folder, capsys, mon
         (("--features", "pixels"), "reference must be of the same features: features: 'pixels' here, 'digits "),
         (("--features", "mnist5k"), "reference must be of the same features: features: 'mnist5k "),
         (("--features", "digits", "--feature-input", "uint8"), "input and channels must not be given with digits"),
-        (("--features", "inception"), "features must be pixels, mnist5k, digits, "),
+        (("--features", "inception"), "features must be pixels, mnist5k, digits, cifar10, "),
         ((), "--features must be given, unless --samples and --reference are both .safetensors files"),
         (("--features", "digits", "--steps", "5"), "--steps does not go with --samples"),
         (("--features", "digits", "--n", "50"), "--n does not go with --samples"),
@@ -124,7 +124,7 @@ def test_bad_input_is_refused_in_one_line(folder, capsys, options, named):
 
 def test_options_of_the_other_mode_are_refused(folder, tmp_path, capsys):
     assert "--reference must be given with --samples" in refusal(capsys, "evaluate", "--samples", folder / "drawn")
-    for option in ("--reference", "--features", "--device"):
+    for option in ("--reference", "--feature-input", "--device"):
         assert f"{option} does not go without --samples" in refusal(
             capsys, "evaluate", option, "cpu", "--out", tmp_path / "x"
         )

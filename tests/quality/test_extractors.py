@@ -38,7 +38,7 @@ def test_built_in_features_are_those_of_the_classifier():
     assert found.mark.startswith("digits ")
     assert extractors.load("pixels").mark == "pixels"
     assert torch.equal(extractors.load("pixels")(images), images.flatten(1))
-    assert len({extractors.load(name).mark for name in ("pixels", "digits", "mnist5k")}) == 3
+    assert len({extractors.load(name).mark for name in ("pixels", *classifier.SHAPES)}) == 4
 
 
 @pytest.mark.parametrize("name", ["scripted.pt", "traced.pt", "frozen.pt", "exported.pt2"])
@@ -128,7 +128,7 @@ def test_import_paths_give_modules_and_what_makes_them():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("inception", "features must be pixels, mnist5k, digits, package.module:attribute or .*: got 'inception'"),
+        ("inception", "features must be pixels, mnist5k, digits, cifar10, package.module:.* or .*: got 'inception'"),
         ("gone.pt", "features must be pixels, .*: got 'gone.pt'"),
         ("nothing.there:net", "features nothing.there:net cannot be loaded: No module named 'nothing'"),
         ("torch.nn:Nothing", "features torch.nn:Nothing cannot be loaded: module 'torch.nn' has no attribute"),

@@ -107,7 +107,7 @@ def test_too_little_real_data_is_refused(tmp_path):
     np.save(tmp_path / "few.npy", data.load("digits")[:120, 0].numpy())
     subject = subjects.build("digits", str(tmp_path / "few.npy"))
     assert subject.features is None  # not known to be digits
-    subject = dataclasses.replace(subject, features="digits")
+    subject = subjects.build("digits", str(tmp_path / "few.npy"), None, "digits")
     with pytest.raises(
         ValueError, match="data must hold at least 130 samples, half of them as reference: got 60 there"
     ):
@@ -161,6 +161,17 @@ def test_records_of_another_configuration_are_not_mixed(first, monkeypatch, chan
     with pytest.raises(ValueError, match=message):
         run(first, CELLS[:2], **change)
     assert (first / matrix.RECORDS).read_text() == before
+
+
+def test_other_features_are_another_configuration(first):
+    """A folder of before features could be named has none of them."""
+    file = first / matrix.SETTINGS
+    settings = json.loads(file.read_text())
+    assert settings.pop("features") is None
+    file.write_text(json.dumps(settings))
+    matrix._settle(first, settings | {"features": None})
+    with pytest.raises(ValueError, match="features is None there and 'digits' here"):
+        matrix._settle(first, settings | {"features": "digits"})
 
 
 def test_a_model_trained_anew_is_another_configuration(tmp_path):
