@@ -42,7 +42,7 @@ NAME = "CIFAR-10 (JPEG 75)"
 PEAK = 989e12  # dense bfloat16 operations of an H100 or H200 in a second
 SHARES = (0.10, 0.15, 0.25, 0.35, 0.40)  # of it that a network may reach
 HEADS = 1 / 8  # of the time of the noise network
-WEIGHTS = "uniform"  # of the loss: bench/results/loss_weights.json
+WEIGHTS = "min-snr"  # of the loss: bench/results/loss_weights.json
 
 
 class Size(NamedTuple):
