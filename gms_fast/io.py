@@ -55,6 +55,7 @@ class Overrides(TypedDict, total=False):
     moments: str
     normalised: bool
     schedule: Schedule | str | dict[str, object] | None
+    num_classes: int | None
 
 
 def embedded() -> list[str]:

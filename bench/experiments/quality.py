@@ -1,4 +1,4 @@
-"""The quality matrix: `python -m bench.experiments.quality [GROUP ...] [--quick] [--heads OUT] [--out FOLDER]`.
+"""The quality matrix: `python -m bench.experiments.quality [GROUP ...] [--quick] [--heads OUT] [--out FOLDER] ..`.
 
 Runs the groups of the quality matrix, each in its own folder: records.jsonl, tables.md and plots. Interrupted, the same
 command goes on. docs/quality.md reads the results that are committed under bench/results/quality/.
@@ -15,6 +15,7 @@ stroke   stroke synthesis at equal network calls, by strength: realism against d
 ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
 heads    kinds of moment heads and noise schedules, trained by bench.assets.heads into --heads
 strangers  moment heads on networks of diffusers: bench.assets.strangers, then gms-fast train-heads into --heads
+cifar10  a network of colour pictures with all that solvers take, by bench.assets.colour in --heads; pictures in --data
 --quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
 """
 
@@ -66,7 +67,23 @@ OTHER = {
     "strangers": {"data": "digits"},
     "cosine": {"schedule": "cosine"},
 }  # group: real data or schedule of its own
-FEWER = {"stroke": 500}  # samples of the cells of a group, where they are not those of N
+OWN = {"stroke": 500, "cifar10": 10_000}  # samples of the cells of a group, where they are not those of N
+BY_FOLDER = ("heads", "strangers", "cifar10")  # groups of what is trained first
+COLOUR = {  # solver: its grid; tables are those beside the model
+    "ddpm": ["0.5"],
+    "sn-ddpm": ["0.5"],
+    "ddim": ["0.5"],
+    f"gms:fit=adan,component=sample,moments=released,eps={1e-8 * 3072 * 100:g}": ["uniform"],  # 100 samples a call
+    FITS[1]: ["angle"],
+    BEST: ["angle"],
+    f"{BEST},switch=3": ["angle"],
+    f"teleport:until=10 then {BEST}": ["angle"],
+    "er-sde": ["0.7"],
+    "dpm-solver++:denoise=False": ["0.7"],
+    "unipc": ["0.7"],
+    "dpm-solver-v3:trust=-2": ["0.7"],
+}
+COLOUR_CALLS, LEARNED_CALLS = (5, 10, 20, 25, 50), (5, 10)
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
 
@@ -151,6 +168,13 @@ def strangers(model: str) -> list[Cell]:
     return [*cells(model, ["ddpm", "sn-ddpm", "ddim", BEST], ["0.5", "angle"], (5, 10))]
 
 
+def colours(model: str) -> list[Cell]:
+    """All solvers at equal calls, and the learned tables that there are; samples of one range."""
+    learned = [c for k in LEARNED_CALLS for c in at_calls(model, {"ggdm": ["default"]}, [k])]
+    found = [*at_calls(model, COLOUR, COLOUR_CALLS), *learned]
+    return [c for c in dict.fromkeys(found) if c.range == 0]
+
+
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
     """The cells of each group, in the order they are run."""
     trained = sorted(heads.glob("*/model")) if heads else []
@@ -192,6 +216,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
         ],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
         "strangers": [cell for folder in trained for cell in strangers(str(folder))],
+        "cifar10": [cell for folder in trained for cell in colours(str(folder))],
         "heads": [cell for folder in trained for cell in cells(str(folder), ["sn-ddpm", BEST], ["0.5"], (5, 10))],
     }
 
@@ -214,24 +239,30 @@ def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", help="names as above (default: all but heads and strangers)")
+    parser.add_argument("groups", nargs="*", help=f"names as above (default: all but {', '.join(BY_FOLDER)})")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--heads", type=Path, help="what bench.assets.heads or gms-fast train-heads wrote")
+    parser.add_argument(
+        "--heads", type=Path, help="what bench.assets.heads or gms-fast train-heads wrote: NAME/model in it"
+    )
+    parser.add_argument("--data", help="of group cifar10: .npz of images and labels")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
     args = parser.parse_args()
     known = groups(args.heads)
     if unknown := set(args.groups) - set(known):
         raise SystemExit(f"groups must be some of {', '.join(known)}: got {', '.join(sorted(unknown))}")
-    if {"heads", "strangers"} & set(args.groups) and not known["heads"]:
+    if set(BY_FOLDER) & set(args.groups) and not known["heads"]:
         raise SystemExit("heads: --heads must name a folder with heads, FOLDER/NAME/model each")
+    if "cifar10" in args.groups and args.data is None:
+        raise SystemExit("cifar10: --data must name the file of its pictures")
     if args.quick:
         n = {"mixture-1d": 5000, "eight": 500, "exact-digits": 300, "digits": 300}
         run("quick", quick(), args.out / "quick", n, workers=args.workers)
         return
-    for name in args.groups or [g for g in known if g not in ("heads", "strangers")]:
-        n = {c.model: FEWER.get(name) or N.get(c.model, N["digits"]) for c in known[name]}
-        run(name, known[name], args.out / name, n, workers=args.workers, **OTHER.get(name, {}))
+    for name in args.groups or [g for g in known if g not in BY_FOLDER]:
+        n = {c.model: OWN.get(name) or N.get(c.model, N["digits"]) for c in known[name]}
+        other = {"data": args.data, "features": "cifar10"} if name == "cifar10" else OTHER.get(name, {})
+        run(name, known[name], args.out / name, n, workers=args.workers, **other)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gms_fast.cli import options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gms_fast.training.ranks import Ranks
 
 MODEL = "model"
@@ -44,6 +46,18 @@ def settings(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     given: dict[str, Any] = {**{name: getattr(args, name) for name in fields}, "precision": precision}
     Settings(steps=args.steps, **given)
     return {**given, "micro_batch": args.micro_batch, "progress": sys.stderr.isatty()}
+
+
+def labels(args: argparse.Namespace, n: int) -> Tensor | None:
+    """Classes of n images, if --labels says where they are."""
+    from gms_fast import data
+
+    if args.labels is None:
+        return None
+    found = data.load_labels(args.labels)
+    if len(found) != n:
+        raise ValueError(f"--labels must be one for each of {n} images: got {len(found)}")
+    return found
 
 
 @contextmanager

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 SUMMARY = "Train a noise network and its moment heads."
 STAGES = ("noise", "heads")
+DROPPED = 0.1  # of labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train`; the defaults are the recipe of the embedded MNIST model."""
     add = parser.add_argument
     add("--data", required=True, help="mnist5k, digits, a .npy or .npz file or a folder of images")
+    add("--labels", help="classes of the images, for a network of them: mnist5k, digits, a .npy file or a .npz file's")
+    add("--label-dropout", type=float, help="share of images shown without their class, for guidance (default: 0.1)")
     add("--out", type=Path, required=True, help="folder for the run; the model goes to its subfolder model")
     add("--steps", type=options.positive, default=12000, help="steps for the noise network (default: 12000)")
     add("--head-steps", type=options.positive, default=4000, help="steps for the heads (default: 4000)")
@@ -44,25 +47,33 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from gms_fast import data, io
-    from gms_fast.training import train_moment_heads, train_noise_network
+    from gms_fast.training import Settings, train_moment_heads, train_noise_network
     from gms_fast.training.ranks import gathered
 
     given = learning.settings(args, args.precision)
     device = options.device(args.device)
     images = data.load(args.data)
+    labels = learning.labels(args, len(images))
+    if labels is None:
+        options.refuse(args, ("label_dropout",), "without --labels")
+    else:
+        given["label_dropout"] = DROPPED if args.label_dropout is None else args.label_dropout
+        Settings(steps=args.steps, label_dropout=given["label_dropout"])
     torch.manual_seed(args.seed)
-    model = _build(args, images).to(device)
+    model = _build(args, images, labels).to(device)
+    seen = images if labels is None else (images, labels)
     ranks, (noise, heads), saved = gathered(device), (args.out / stage for stage in STAGES), args.out / learning.MODEL
     with learning.folder(args, ranks, STAGES, (io.WEIGHTS, io.CONFIG), check=io.check_target):
-        train_noise_network(model, images, steps=args.steps, out=noise, **given)
-        train_moment_heads(model, images, steps=args.head_steps, out=heads, target=args.target, **given)
+        train_noise_network(model, seen, steps=args.steps, out=noise, **given)
+        train_moment_heads(model, seen, steps=args.head_steps, out=heads, target=args.target, **given)
         ranks.by_first(lambda: io.save(model, saved))
     if ranks.first:
-        print(f"saved {saved}; draw from it with: gms-fast sample --model {saved}")
+        classes = "" if labels is None else " --labels 0,1"
+        print(f"saved {saved}; draw from it with: gms-fast sample --model {saved}{classes}")
     return 0
 
 
-def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
+def _build(args: argparse.Namespace, images: Tensor, labels: Tensor | None) -> MomentUNet:
     from gms_fast import schedules
     from gms_fast.models.unet import MomentUNet
 
@@ -82,6 +93,7 @@ def _build(args: argparse.Namespace, images: Tensor) -> MomentUNet:
         moments=args.target,
         normalised=args.target == "central",
         schedule=schedules.build(args.schedule),
+        num_classes=None if labels is None else int(labels.max()) + 1,
     )
     if height % model.factor:
         levels = len(args.channel_mult)

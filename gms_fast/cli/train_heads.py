@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     given = learning.settings(args, PRECISIONS[args.mixed_precision])
     device = options.device(args.device)
     images = data.load(args.data)
-    labels = _labels(args, len(images))
+    labels = learning.labels(args, len(images))
     model = _model(args, device, labels)
     ranks, heads, saved = gathered(device), args.out / STAGE, args.out / learning.MODEL
     with learning.folder(args, ranks, (STAGE,), (FILE,)):
@@ -81,14 +81,3 @@ def _model(args: argparse.Namespace, device: torch.device, labels: Tensor | None
         data_std=args.data_std,
         condition=None if asked is None or labels is None else {asked: labels[:1].to(device)},
     )
-
-
-def _labels(args: argparse.Namespace, n: int) -> Tensor | None:
-    from gms_fast import data
-
-    if args.labels is None:
-        return None
-    labels = data.load_labels(args.labels)
-    if len(labels) != n:
-        raise ValueError(f"--labels must be one for each of {n} images: got {len(labels)}")
-    return labels

@@ -15,6 +15,7 @@ from gms_fast.storage.reading import refusing
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
 CONTAINERS = ("ema_model", "ema", "state_dict", "model", "sd")
+LABELS = "label_emb.weight"
 ELSEWHERE = "build the network with its own code and use gms_fast.models.wrap"
 FOREIGN = {  # a module that other networks have, and whose they are
     r"model\.diffusion_model": "a latent diffusion model",
@@ -100,13 +101,12 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         "use_scale_shift_norm": embedded == 2 * widths[0],
         "head": _heads(weights),
         "out_channels": out_channels,
+        "num_classes": _shape(weights, LABELS, 2)[0] - 1 if LABELS in weights else None,
     }
 
 
 def _refuse_foreign(weights: dict[str, Tensor]) -> None:
     """Raise ValueError saying what the weights seem to be of, if it is no network that `MomentUNet` can be."""
-    if label := next((name for name in weights if name.startswith("label_emb.")), None):
-        raise ValueError(f"class-conditional: {label} is not supported by MomentUNet; {ELSEWHERE}(network, y=labels)")
     for module, kind in FOREIGN.items():
         if found := next((name for name in weights if re.search(rf"(^|\.){module}\.", name)), None):
             raise ValueError(f"seems to be of {kind}, by its {found}: {ELSEWHERE}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from gms_fast.models.classes import check_classes
 from gms_fast.models.level_table import LevelTable
 from gms_fast.models.normalised import moments as normalised_moments
 from gms_fast.schedules import Schedule, VPLinear, rescaled
@@ -37,6 +38,7 @@ ARGUMENTS = {  # of `MomentUNet`, but for the schedule: what each must be by its
     "out_channels": Optional(_COUNT),
     "moments": Choice(("raw", "central")),
     "normalised": Flag(),
+    "num_classes": Optional(_COUNT),
 }
 
 
@@ -118,8 +120,8 @@ class Pointwise(nn.Conv1d):
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T/sqrt(C)) v; torch's fast kernel for CPUs has no second derivatives and no forward mode."""
-    if q.is_cpu and (torch.is_grad_enabled() or _transformed()) and not torch.compiler.is_compiling():
+    """softmax(q k^T/sqrt(C)) v; torch's fast kernels have no forward mode, that for CPUs no second derivatives."""
+    if _transformed() or (q.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()):
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
     return nn.functional.scaled_dot_product_attention(q, k, v)
 
@@ -251,8 +253,9 @@ def _forms(head: object) -> tuple[str | None, str | None]:
 class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
 
-    Call: x (B, C, H, W), network times t (B,) -> `NoiseMoments` of that shape, or the noise alone where `head`
-    is None. H and W must be divisible by 2^(levels-1). `clip` is the data range.
+    Call: x (B, C, H, W), network times t (B,), and y (B,) or (1,) of a network with classes -> `NoiseMoments` of the
+    shape of x, or the noise alone where `head` is None. H and W must be divisible by 2^(levels-1). `clip` is the data
+    range.
 
     image_size          side of the training images (sets `sample_shape`)
     in_channels         C
@@ -267,6 +270,9 @@ class MomentUNet(nn.Module):
                         every t, the second made positive. `forward` scales them back. Needs moments = "central"
     schedule            the schedule the network was trained with; asked at 1000 t/T, as improved-diffusion's networks
                         are, unless it says otherwise
+    num_classes         K of a network with classes y = 0 .. K-1, whose embedding (`label_emb`, K + 1 rows) is added to
+                        that of the time; K itself, `no_class`, stands for none of them, as for classifier-free
+                        guidance. A released file has no such row: there K is its last class. None: without classes
     Raises ValueError naming the argument that is of another type or out of range (`ARGUMENTS`).
     """
 
@@ -275,6 +281,7 @@ class MomentUNet(nn.Module):
     prediction = "noise"
     clip = (-1.0, 1.0)
     data_std = 1.0  # of normalised heads
+    needed: tuple[str, ...]  # conditions of a network with classes; others have no such attribute
 
     def __init__(
         self,
@@ -293,6 +300,7 @@ class MomentUNet(nn.Module):
         moments: str = "raw",
         normalised: bool = False,
         schedule: Schedule | None = None,
+        num_classes: int | None = None,
     ) -> None:
         given = locals()
         second, third = _forms(head)
@@ -314,6 +322,8 @@ class MomentUNet(nn.Module):
             "head": list(head) if isinstance(head, (list, tuple)) else head,
             "out_channels": out_channels,
         }
+        if num_classes is None:
+            del self.config["num_classes"]
         self.sample_shape = (in_channels, image_size, image_size)
         self.schedule = schedule
         self.moments = moments
@@ -322,6 +332,9 @@ class MomentUNet(nn.Module):
 
         emb = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        if num_classes is not None:
+            self.label_emb, self.needed = nn.Embedding(num_classes + 1, emb), ("y",)
 
         def res(cin: int, cout: int) -> ResBlock:
             return ResBlock(cin, cout, emb, dropout, use_scale_shift_norm)
@@ -367,6 +380,11 @@ class MomentUNet(nn.Module):
         return bool(self.config["normalised"])
 
     @property
+    def no_class(self) -> int | None:
+        """The value of y that stands for no class; None of a network without classes."""
+        return self.config.get("num_classes")
+
+    @property
     def has_heads(self) -> bool:
         return self.out2 is not None
 
@@ -374,13 +392,13 @@ class MomentUNet(nn.Module):
         """The parameters of the heads, by name."""
         return {name: weight for name, weight in self.named_parameters() if name.startswith(("out2.", "out3."))}
 
-    def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features before the output convolution (B, model_channels, H, W), and the time embedding (B, 4x as many)."""
         if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"x must be (B, {self.in_channels}, H, W) with H and W divisible by {self.factor}: got {tuple(x.shape)}"
             )
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
+        emb = self._embedding(x, t, y)
         h, skips = x, []
         for block in self.input_blocks:
             h = block(h, emb)
@@ -389,6 +407,18 @@ class MomentUNet(nn.Module):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         return h, emb
+
+    def _embedding(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """The embedding of time and class, (B, 4 model_channels)."""
+        emb: Tensor = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
+        if self.no_class is None:
+            if y is not None:
+                raise ValueError("y must not be given: the network was made without num_classes")
+            return emb
+        if y is None:
+            raise ValueError('y must be given, as sample(model, condition={"y": ..}): MomentUNet depends on it')
+        check_classes(y, len(x), self.no_class)
+        return emb + self.label_emb(y.to(x.device).long())
 
     def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:
         """The second and third moment from the features of `features`, in the heads' own units.
@@ -400,17 +430,17 @@ class MomentUNet(nn.Module):
         second, third = self.out2(h, emb), None if self.out3 is None else self.out3(h, emb)
         return (nn.functional.softplus(second) if self.normalised else second), third
 
-    def observed(self, x: Tensor, t: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def observed(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """E[eps|x_t], and what `heads` reads."""
-        h, emb = self.features(x, t)
+        h, emb = self.features(x, t, y)
         return self.out(h)[:, : self.in_channels], (h, emb)
 
-    def first_moment(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[eps|x_t] alone, without the work of the heads."""
-        return self.observed(x, t)[0]
+    def first_moment(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """E[eps|x_t] alone, without the work of the heads; the condition as for a call."""
+        return self.observed(x, t, **condition)[0]
 
-    def forward(self, x: Tensor, t: Tensor) -> NoiseMoments | Tensor:
-        e1, seen = self.observed(x, t)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> NoiseMoments | Tensor:
+        e1, seen = self.observed(x, t, y)
         if not self.has_heads:
             return e1
         second, third = self.heads(*seen)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gms_fast import interrupts
+from gms_fast.models.classes import check_classes
 from gms_fast.storage import fingerprints
-from gms_fast.training.noising import seed_of
+from gms_fast.training.noising import seed_of, sent
 
 Condition = dict[str, Tensor]
 Batch = tuple[Tensor, Condition]
@@ -36,6 +37,7 @@ class Wanted:
     std     about the standard deviation of data without a range, or None
     needed  conditions without which the network is not to be called
     takes   whether it takes any
+    none    the class that stands for none, of a network with classes that has one
     """
 
     def __init__(self, model: Any) -> None:
@@ -45,13 +47,16 @@ class Wanted:
         self.std: float = model.data_std
         self.needed: tuple[str, ...] = tuple(getattr(model, "needed", ()))
         self.takes = hasattr(model, "needed")
+        self.none: int | None = getattr(getattr(model, "bare", model), "no_class", None)
 
     def images(self, images: Tensor) -> Tensor:
-        """The images as float32. Raises ValueError for others than are wanted."""
+        """The images as float32, or bytes as they are, where they lie. Raises ValueError for others than are wanted."""
         if not isinstance(images, Tensor) or tuple(images.shape[1:]) != self.shape or not len(images):
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"data must be (N, {', '.join(map(str, self.shape))}) for this model: got {got}")
-        images = images.float().cpu()  # where the noise is drawn
+        if images.dtype == torch.uint8 and self.clip is not None:
+            return images
+        images = images.float()
         low, high = (float(v) for v in images.aminmax()) if bool(images.isfinite().all()) else (-torch.inf, torch.inf)
         lo, hi = self.clip or (-3e38, 3e38)
         if not lo <= low <= high <= hi:
@@ -59,8 +64,17 @@ class Wanted:
             raise ValueError(f"data must be finite and lie in {of}")
         return images
 
+    def floating(self, images: Tensor) -> Tensor:
+        """Images of `images` as float32: of bytes, 0 .. 255 stand for the range of the data."""
+        if images.dtype != torch.uint8:
+            return images
+        lo, hi = self.clip or (0, 255)
+        return images.float() / (255 / (hi - lo)) + lo
+
     def scale(self, images: Tensor) -> None:
         """Raise ValueError for images in another unit than the model's, as far as all of them tell."""
+        if images.dtype == torch.uint8:
+            return
         if self.clip is None:
             std = float(images.std())
             if std and not self.std / 4 < std < self.std * 4:
@@ -101,14 +115,34 @@ class Wanted:
             raise ValueError(f"data must be images alone: {self.name} takes no {next(iter(given))}")
         if missing := [name for name in self.needed if name not in given]:
             raise ValueError(f"data must be (images, condition) with {missing[0]}: {self.name} depends on it")
+        if self.none is not None:
+            check_classes(given[self.needed[0]].cpu(), rows, self.none)  # before a GPU fails by them
         return dict(given)
+
+    def dropped(self, condition: Condition, rows: Tensor) -> Condition:
+        """The condition without the class of some rows (N,), True for those."""
+        name = self.needed[0]
+        y = condition[name].long()
+        return {**condition, name: torch.where(sent(rows, y.device), self.none or 0, y)}
 
 
 class Whole:
-    """Tensors, of which every step takes rows at random. raw: what the images were before an encoder."""
+    """Tensors, of which every step takes rows at random, where they lie.
 
-    def __init__(self, images: Tensor, condition: Condition, size: int, raw: Tensor | None = None) -> None:
-        self.images, self._condition, self.size = images, condition, size
+    floating  what makes float32 of the images of a batch
+    raw       what the images were before an encoder
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        condition: Condition,
+        size: int,
+        floating: Callable[[Tensor], Tensor] = lambda images: images,
+        raw: Tensor | None = None,
+    ) -> None:
+        self.images, self._condition, self.size, self._floating = images, condition, size, floating
+        self._devices = {value.device for value in condition.values()}
         told = images if raw is None else raw  # an encoder may differ from card to card
         self.fingerprint = fingerprints.of_tensors([told, *condition.values()])
 
@@ -116,8 +150,9 @@ class Whole:
         chosen = torch.randint(len(self.images), (self.size,), generator=generator)
 
         def some(rows: slice) -> Batch:
-            taken = chosen[rows]
-            return self.images[taken], {name: value[taken] for name, value in self._condition.items()}
+            taken = {of: sent(chosen[rows], of) for of in {self.images.device, *self._devices}}
+            condition = {name: value[taken[value.device]] for name, value in self._condition.items()}
+            return self._floating(self.images[taken[self.images.device]]), condition
 
         return self.size, some
 
@@ -184,6 +219,7 @@ class Loaded:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self._seed, step, 2))
             images = self._wanted.images(images if self._encoder is None else _encoded(images, self._encoder))
+            images = self._wanted.floating(images)
         return images, self._wanted.condition(given, len(images))
 
 

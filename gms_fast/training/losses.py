@@ -10,13 +10,39 @@ from gms_fast import prediction
 from gms_fast.models.normalised import deviation
 from gms_fast.training.noising import Noised
 
+_GAMMA, _DATA_STD = 5.0, 0.5
 Loss = Callable[[Any, Noised, torch.dtype], Tensor]
 
 
-def noise_loss(model: Any, batch: Noised, dtype: torch.dtype) -> Tensor:
-    """Stage 1: mean of (e1 - eps)^2, a scalar. dtype: of the network's arithmetic, of which float32 is plain."""
-    with _autocast(batch, dtype):
-        return (model.first_moment(batch.x_t, batch.time).float() - batch.eps).square().mean()
+def noise_loss(weights: str = "uniform") -> Loss:
+    """Stage 1: mean of w (e1 - eps)^2, a scalar, by name of the weights w (`WEIGHTS`)."""
+    weight = WEIGHTS[weights]
+
+    def loss(model: Any, batch: Noised, dtype: torch.dtype) -> Tensor:
+        with _autocast(batch, dtype):
+            away = (model.first_moment(batch.x_t, batch.time, **batch.condition).float() - batch.eps).square()
+        return away.mean() if weight is None else (weight(batch.alpha, batch.sigma) * away).mean()
+
+    return loss
+
+
+def min_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """min(SNR, 5)/SNR with SNR = alpha^2/sigma^2: min(SNR, 5) of the error of x_0, for that of the noise.
+
+    Source: Hang et al. 2023 (arXiv 2303.09556).
+    """
+    return (_GAMMA * (sigma / alpha) ** 2).clamp(max=1)
+
+
+def edm(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """(r^2 + s^2)/(r s)^2 of the error of x_0, r = sigma/alpha and s = 0.5, for that of the noise: 1 + (r/s)^2.
+
+    Meant for levels that are log-normal (`noising.log_normal_times`). Source: Karras et al. 2022 (arXiv 2206.00364).
+    """
+    return 1 + (sigma / alpha / _DATA_STD) ** 2
+
+
+WEIGHTS = {"uniform": None, "min-snr": min_snr, "edm": edm}
 
 
 def moment_loss(target: str) -> Loss:

@@ -1,6 +1,6 @@
 """Noised batches at random levels of a schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gms_fast.schedules import Schedule
 
+_LOG_NORMAL = (-1.2, 1.2)  # mean and standard deviation of log(sigma/alpha) in EDM's training
 _HALF = 2.0**-25  # of a step of float32 in [0.5, 1): keeps random numbers off both ends of [0, 1]
 
 
@@ -42,11 +43,36 @@ def times(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
 
     Levels without noise or without signal, at which there is nothing to learn, are left out.
     """
-    whole = schedule.whole_times
+    whole = _telling(schedule)
     if whole is None:
         return schedule.spaced(torch.rand(n, generator=generator).double() * (1 - 2 * _HALF) + _HALF)
-    whole = whole[(schedule.alpha(whole) > 0) & (schedule.sigma(whole) > 0)]
     return whole[torch.randint(len(whole), (n,), generator=generator)]
+
+
+def _telling(schedule: Schedule) -> Tensor | None:
+    """The times of a discrete schedule with signal and noise; None for a continuous one."""
+    whole = schedule.whole_times
+    return None if whole is None else whole[(schedule.alpha(whole) > 0) & (schedule.sigma(whole) > 0)]
+
+
+def log_normal_times(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
+    """n random times with log(sigma/alpha) ~ N(-1.2, 1.2^2), as EDM draws its levels, the nearest that there are.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), table 1.
+    """
+    mean, std = _LOG_NORMAL
+    ends = schedule.log_snr([schedule.t_max, schedule.t_min]).tolist()
+    level = -(mean + std * torch.randn(n, generator=generator).double())
+    t = schedule.inverse_log_snr(level.clamp(*ends))
+    whole = _telling(schedule)
+    return t if whole is None else t.round().clamp(float(whole.min()), float(whole.max()))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. What comes from the host waits for no work that a GPU still has."""
+    if device.type != "cuda" or not tensor.is_cpu:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def noised(
@@ -57,18 +83,20 @@ def noised(
     total: int,
     generator: torch.Generator,
     device: torch.device,
+    drawn: Callable[[Schedule, int, torch.Generator], Tensor] = times,
 ) -> Noised:
     """Noised `rows` of a batch of `total`: x_0 and condition are those rows, times and noise are drawn for all."""
-    t = times(schedule, total, generator)[rows]
-    eps = torch.randn(total, *x_0.shape[1:], generator=generator)[rows]
-    alpha, sigma = (f(t).float().view(-1, *[1] * (x_0.ndim - 1)) for f in (schedule.alpha, schedule.sigma))
-    x_t = alpha * x_0 + sigma * eps
+    t = drawn(schedule, total, generator)[rows]
+    eps = sent(torch.randn(total, *x_0.shape[1:], generator=generator)[rows], device)
+    levels = (f(t).float().view(-1, *[1] * (x_0.ndim - 1)) for f in (schedule.alpha, schedule.sigma))
+    alpha, sigma = (sent(level, device) for level in levels)
+    x_0 = sent(x_0, device)
     return Noised(
-        x_0=x_0.to(device),
-        eps=eps.to(device),
-        alpha=alpha.to(device),
-        sigma=sigma.to(device),
-        x_t=x_t.to(device),
-        time=schedule.network_time(t).float().to(device),
-        condition={name: value.to(device) for name, value in condition.items()},
+        x_0=x_0,
+        eps=eps,
+        alpha=alpha,
+        sigma=sigma,
+        x_t=alpha * x_0 + sigma * eps,
+        time=sent(schedule.network_time(t).float(), device),
+        condition={name: sent(value, device) for name, value in condition.items()},
     )

@@ -1,7 +1,8 @@
 """Settings of a training run: everything it depends on beside the model and the data."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gms_fast.training.rates import learning_rate
 
@@ -21,6 +22,7 @@ class Settings:
     ema: float = 0.999
     clip_norm: float = 1.0
     flips: bool = False
+    label_dropout: float = 0.0
     precision: str = "float32"
     seed: int = 0
 
@@ -40,8 +42,14 @@ class Settings:
             raise ValueError(f"clip_norm must be positive: got {self.clip_norm}")
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie in [0, 2^31): got {self.seed}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1): got {self.ema}")
+        for name in ("ema", "label_dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must lie in [0, 1): got {value}")
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The settings by name, without those that are younger than some checkpoints and change nothing."""
+        return {name: value for name, value in asdict(self).items() if name != "label_dropout" or value}
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0 .. steps-1."""
@@ -55,11 +63,15 @@ class Steering:
     out: str | Path
     resume: bool
     checkpoint_every: int
+    checkpoint_seconds: float | None
     micro_batch: int | None
+    compile: bool
     progress: bool
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be at least 1: got {self.checkpoint_every}")
+        if self.checkpoint_seconds is not None and not self.checkpoint_seconds > 0:
+            raise ValueError(f"checkpoint_seconds must be positive, or None: got {self.checkpoint_seconds}")
         if self.micro_batch is not None and (not isinstance(self.micro_batch, int) or self.micro_batch < 1):
             raise ValueError(f"micro_batch must be an integer of at least 1, or None for all: got {self.micro_batch!r}")

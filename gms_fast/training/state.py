@@ -26,10 +26,11 @@ class State:
     ) -> None:
         self.run, self.parameters, self.path, self.configuration = run, parameters, path, configuration
         self.average = {n: p.detach().clone() for n, p in parameters.items()}
-        self.optimiser = torch.optim.Adam(parameters.values(), lr=run.lr)
+        fused = True if all(p.is_cuda for p in parameters.values()) else None  # one kernel for all weights
+        self.optimiser = torch.optim.Adam(parameters.values(), lr=run.lr, fused=fused)
         self.step, self.smooth, self.seconds = 0, float("nan"), 0.0
         self.curve: list[list[float]] = []
-        self._since = time.perf_counter()
+        self._since = self._saved = time.perf_counter()
 
     def update(self, learn: Callable[[], Tensor]) -> Tensor:
         """One step down a loss, which `learn` returns when it has made its gradients."""
@@ -44,17 +45,20 @@ class State:
         self.step += 1
         return loss
 
-    def record(self, loss: float) -> None:
+    @property
+    def unsaved(self) -> float:
+        """Seconds since the last checkpoint, or the beginning."""
+        return time.perf_counter() - self._saved
+
+    def record(self, loss: float, step: int) -> None:
         """Keep the loss of a step for the curve. Raises FloatingPointError for one that is not finite."""
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"training diverged: loss is {loss} at step {self.step}; start again with a lower lr"
-            )
+            raise FloatingPointError(f"training diverged: loss is {loss} at step {step}; start again with a lower lr")
         self.smooth = loss if math.isnan(self.smooth) else 0.99 * self.smooth + 0.01 * loss
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        if self.step % 50 == 0 or self.step == self.run.steps:
-            self.curve.append([self.step, round(self.smooth, 6), round(self.seconds, 1)])
+        if step % 50 == 0 or step == self.run.steps:
+            self.curve.append([step, round(self.smooth, 6), round(self.seconds, 1)])
 
     def save(self) -> None:
         """Write the checkpoint and the curve."""
@@ -70,6 +74,7 @@ class State:
         }
         checkpoint.write(self.path, state)
         self.write_curve()
+        self._saved = time.perf_counter()
 
     def write_curve(self) -> None:
         """Write the curve alone, which is missing or old where a kill came after the checkpoint."""
@@ -104,6 +109,8 @@ class State:
         self._copy(state["weights"], self.parameters)
         self._copy(state["average"], self.average)
         self.optimiser.load_state_dict(state["optimiser"])
+        for p, kept in self.optimiser.state.items():  # laid out like the weights, as one kernel for all wants them
+            kept |= {name: torch.empty_like(p).copy_(kept[name]) for name in ("exp_avg", "exp_avg_sq")}
 
     def load_average(self) -> None:
         """Give the model the averaged weights."""

@@ -21,6 +21,7 @@ ANY_KEYWORDS = {
     "gms_fast.guidance.ClassifierFree.outputs",
     "gms_fast.models.moment_heads.MomentHeads.first_moment",
     "gms_fast.models.moment_heads.MomentHeads.observed",
+    "gms_fast.models.unet.MomentUNet.first_moment",
     "gms_fast.models.jacobian_variance.JacobianVariance.first_moment",
 }  # typed; and those of a network that is not ours
 

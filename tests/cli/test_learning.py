@@ -85,7 +85,7 @@ def test_gpu_that_is_too_small_is_told_by_option_and_way_on(tmp_path, capsys, fo
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("gms_fast.training.loop.noise_loss", full)
+    monkeypatch.setattr("gms_fast.training.loop.noise_loss", lambda _: full)
     said = refusal(capsys, "train", "--data", folder / "x.npy", "--out", tmp_path / "run", *two_ranks.COMMAND)
     assert f"micro_batch must be less than 7: 7 rows at a time are more than cpu has memory for{LEFT}" in said
 

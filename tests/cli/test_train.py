@@ -5,9 +5,11 @@ import pytest
 import torch
 from commands import refusal, run
 
+import gms_fast
 from gms_fast import io
 from gms_fast.cli import train
 from gms_fast.models.unet import MomentUNet
+from gms_fast.storage import checkpoint
 from gms_fast.training import loop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,3 +127,41 @@ def test_train_defaults_are_the_recipe_of_the_embedded_model(tmp_path, monkeypat
         "seed": 0,
         "out": tmp_path / "run" / train.STAGES[0],
     }
+
+
+@pytest.fixture
+def classes(tmp_path):
+    np.save(tmp_path / "y.npy", np.arange(16) % 3)
+    return tmp_path / "y.npy"
+
+
+def test_train_with_labels_makes_a_network_with_classes(tmp_path, capsys, pictures, classes):
+    out, command = tmp_path / "run", ("train", "--data", pictures, *SHORT, "--labels", classes)
+    assert run(*command, "--out", out) == 0
+    assert f"gms-fast sample --model {out / 'model'} --labels 0,1" in capsys.readouterr().out
+    model = io.load(out / "model")
+    assert (model.no_class, model.needed) == (3, ("y",))
+    known = [checkpoint.read(out / stage / "checkpoint.pt")["configuration"] for stage in train.STAGES]
+    assert [each["label_dropout"] for each in known] == [0.1, 0.1]
+    drawn = ("sample", "--model", out / "model", "--device", "cpu", "--steps", 2, "--n", 4, "--out", tmp_path / "x.npz")
+    assert "--labels must be given for a network with classes" in refusal(capsys, *drawn)
+    assert run(*drawn, "--labels", "1,3") == 0
+    with np.load(tmp_path / "x.npz") as arrays:
+        wanted = gms_fast.sample(model, 2, n=4, condition={"y": torch.tensor([1, 3, 1, 3])}).clamp(-1, 1)
+        np.testing.assert_allclose(arrays["images"], wanted.numpy(), rtol=0, atol=1e-5)
+    capsys.readouterr()
+    assert "y must lie in 0 .. 2, or be 3 for no class: got 4 .. 4" in refusal(
+        capsys, *drawn, "--force", "--labels", "4"
+    )
+    folder = ("generate", "--model", out / "model", "--device", "cpu", "--steps", 2, "--n", 5, "--out", tmp_path / "g")
+    assert run(*folder, "--labels", "0,2") == 0
+
+
+def test_train_refuses_labels_that_do_not_fit(tmp_path, capsys, pictures, classes):
+    command = ("train", "--data", pictures, "--out", tmp_path / "run", *SHORT)
+    assert "--label-dropout does not go without --labels" in refusal(capsys, *command, "--label-dropout", 0.1)
+    said = refusal(capsys, *command, "--labels", classes, "--label-dropout", 1)
+    assert "label_dropout must lie in [0, 1): got 1.0" in said
+    np.save(classes, np.arange(4))
+    assert "--labels must be one for each of 16 images: got 4" in refusal(capsys, *command, "--labels", classes)
+    assert not (tmp_path / "run").exists()

@@ -209,13 +209,21 @@ def test_released_truncated_file_is_named(tmp_path, weights, suffix, keep):
         io.load(file)
 
 
-@pytest.mark.parametrize("more", [{}, {"output_blocks.2.1.in_layers.0.weight": torch.ones(32)}], ids=len)
-def test_class_conditional_files_are_refused_by_name(tmp_path, weights, more):
-    """Those of guided-diffusion, whose residual blocks also change the resolution, too."""
-    torch.save(weights | more | {"label_emb.weight": torch.zeros(10, 128)}, tmp_path / "released.pt")
-    with pytest.raises(
-        ValueError, match=r"class-conditional: label_emb\.weight is not .*models\.wrap\(network, y=labels"
-    ):
+def test_class_conditional_files_are_read(tmp_path, weights, vectors):
+    """They have a row for each class and none for no class: the last one takes its place."""
+    rows = torch.zeros(10, 4 * released.architecture(weights)["model_channels"])
+    torch.save(weights | {released.LABELS: rows}, tmp_path / "released.pt")
+    model = io.load(tmp_path / "released.pt", **KNOWN)
+    assert (model.no_class, model.needed) == (9, ("y",))
+    with torch.no_grad():
+        got = model(vectors["x"], vectors["t"], torch.tensor([9]))
+    torch.testing.assert_close(got.e1, vectors["e1"], atol=1e-4, rtol=0)
+
+
+def test_class_conditional_files_of_guided_diffusion_are_refused_by_name(tmp_path, weights):
+    more = {"output_blocks.2.1.in_layers.0.weight": torch.ones(32), released.LABELS: torch.zeros(10, 128)}
+    torch.save(weights | more, tmp_path / "released.pt")
+    with pytest.raises(ValueError, match=r"seems to be of a guided-diffusion U-Net"):
         io.load(tmp_path / "released.pt", **KNOWN)
 
 

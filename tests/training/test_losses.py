@@ -160,7 +160,24 @@ def test_loss_of_plain_heads_is_that_of_powers_of_the_noise(target):
 def test_noise_loss_is_the_mean_square_of_what_is_left_of_the_noise():
     model = MomentUNet(**{**TINY, "image_size": 4}, attention_resolutions=(), head=None)  # which gives 0 at first
     batch = batch_of(model.schedule, pictures())
-    assert float(losses.noise_loss(model, batch, torch.float32)) == pytest.approx(float(batch.eps.square().mean()))
+    assert float(losses.noise_loss()(model, batch, torch.float32)) == pytest.approx(float(batch.eps.square().mean()))
+
+
+@pytest.mark.parametrize(("name", "of_data"), [("min-snr", lambda snr: min(snr, 5)), ("edm", lambda snr: snr + 4)])
+def test_weights_are_those_of_the_error_of_the_data(name, of_data):
+    """(m - x_0)^2 = (eps - e1)^2/SNR: min(SNR, 5) by Hang et al., (r^2 + s^2)/(r s)^2 = SNR + 4 by EDM, s = 0.5."""
+    for alpha, sigma in ((0.99, 0.02), (0.8, 0.6), (0.3, 0.95), (0.006, 1.0)):
+        snr, pair = (alpha / sigma) ** 2, (torch.tensor(v, dtype=torch.float64) for v in (alpha, sigma))
+        assert float(losses.WEIGHTS[name](*pair)) == pytest.approx(of_data(snr) / snr)
+
+
+def test_noise_loss_has_its_weights():
+    model = MomentUNet(**{**TINY, "image_size": 4}, attention_resolutions=(), head=None)
+    batch = batch_of(model.schedule, pictures())
+    weight = losses.min_snr(batch.alpha, batch.sigma)
+    assert 0 < weight.min() < 0.1 < 1 == weight.max()
+    found = losses.noise_loss("min-snr")(model, batch, torch.float32)
+    assert float(found) == pytest.approx(float((weight * batch.eps.square()).mean()))
 
 
 # --- the network ---

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gms_fast.schedules import EDM, VP, Flow, Levels, VPContinuous, VPContinuousCosine, VPCosine, VPLinear
-from gms_fast.training.noising import noised, times
+from gms_fast.training.noising import log_normal_times, noised, sent, times
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,6 +62,28 @@ def test_random_numbers_at_their_ends_give_signal_and_noise(monkeypatch, name):
     assert ((t >= schedule.t_min) & (t <= schedule.t_max)).all()
     for level in (schedule.alpha(t).float(), schedule.sigma(t).float()):
         assert (level > 0).all()
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), EDM(), VPContinuous()], ids=repr)
+def test_levels_as_of_edm_are_log_normal(schedule):
+    t = log_normal_times(schedule, DRAWS, generator())
+    ratio = (schedule.sigma(t) / schedule.alpha(t)).log()
+    assert float(ratio.mean()) == pytest.approx(-1.2, abs=4 * 1.2 / DRAWS**0.5 + 0.01)  # whole times, and ends
+    assert float(ratio.std()) == pytest.approx(1.2, abs=0.03)
+    if schedule.whole_times is not None:
+        assert set(t.tolist()) <= set(schedule.whole_times.tolist())
+
+
+@pytest.mark.parametrize("schedule", [WITHOUT_SIGNAL, Levels([1.0, 1.0, 0.5], [0.0, 0.4, 0.9]), Flow()], ids=repr)
+def test_levels_as_of_edm_have_signal_and_noise(schedule):
+    t = log_normal_times(schedule, DRAWS, generator())
+    assert (schedule.alpha(t) > 0).all()
+    assert (schedule.sigma(t) > 0).all()
+
+
+def test_tensors_are_sent_as_they_are():
+    x = torch.arange(3)
+    assert sent(x, torch.device("cpu")) is x
 
 
 @pytest.mark.parametrize("schedule", [VPLinear(rescale_time=True, T=50), EDM(), Flow(time_scale=1000.0)], ids=repr)

@@ -1,0 +1,20 @@
+"""Classes that a network takes as y, one for each sample."""
+
+import torch
+from torch import Tensor
+
+
+def check_classes(y: object, rows: int, num_classes: int) -> None:
+    """Raise ValueError unless y holds integers (rows,) or (1,) in 0 .. num_classes, the last of which is no class.
+
+    Values on a GPU are not looked at: it would be waited for.
+    """
+    whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if not isinstance(y, Tensor) or not whole or y.ndim != 1 or len(y) not in (1, rows):
+        got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must be integers, ({rows},), a class for each sample: got {got}")
+    if torch.compiler.is_compiling() or not y.is_cpu or not len(y):
+        return
+    low, high = (int(v) for v in y.aminmax())
+    if low < 0 or high > num_classes:
+        raise ValueError(f"y must lie in 0 .. {num_classes - 1}, or be {num_classes} for no class: got {low} .. {high}")
