@@ -76,8 +76,8 @@ COLOUR = {  # solver: its grid; tables are those beside the model
     f"gms:fit=adan,component=sample,moments=released,eps={1e-8 * 3072 * 100:g}": ["uniform"],  # 100 samples a call
     FITS[1]: ["angle"],
     BEST: ["angle"],
-    f"{BEST},switch=3": ["angle"],
-    f"teleport:until=10 then {BEST}": ["angle"],
+    f"{BEST},switch=none": ["angle"],
+    f"teleport then {BEST}": ["angle"],
     "er-sde": ["0.7"],
     "dpm-solver++:denoise=False": ["0.7"],
     "unipc": ["0.7"],
@@ -245,6 +245,7 @@ def main() -> None:
         "--heads", type=Path, help="what bench.assets.heads or gms-fast train-heads wrote: NAME/model in it"
     )
     parser.add_argument("--data", help="of group cifar10: .npz of images and labels")
+    parser.add_argument("--device", help="of group cifar10, where networks draw (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
     args = parser.parse_args()
@@ -261,7 +262,11 @@ def main() -> None:
         return
     for name in args.groups or [g for g in known if g not in BY_FOLDER]:
         n = {c.model: OWN.get(name) or N.get(c.model, N["digits"]) for c in known[name]}
-        other = {"data": args.data, "features": "cifar10"} if name == "cifar10" else OTHER.get(name, {})
+        other = (
+            {"data": args.data, "features": "cifar10", "device": args.device}
+            if name == "cifar10"
+            else OTHER.get(name, {})
+        )
         run(name, known[name], args.out / name, n, workers=args.workers, **other)
 
 

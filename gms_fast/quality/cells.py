@@ -88,7 +88,7 @@ def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
     draw, calls = _drawer(cell, subject)
     size = _AT_A_TIME if subject.control is not None else n
     parts = [draw(min(size, n - start), cell.range * n + start) for start in range(0, n, size)]
-    return torch.cat(parts), calls
+    return torch.cat(parts).cpu(), calls
 
 
 def _solver(cell: Cell) -> Solver:
@@ -191,10 +191,20 @@ def _real_features(subject: Subject) -> Tensor:
 
 
 def evaluate(
-    cell: Cell, n: int, data: str | None = None, schedule: str | None = None, features: str | None = None
+    cell: Cell,
+    n: int,
+    data: str | None = None,
+    schedule: str | None = None,
+    features: str | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
-    """The record of a cell: its fields, network calls, seconds, measures, and for images the first `SHOWN` samples."""
+    """The record of a cell: its fields, network calls, seconds, measures, and for images the first `SHOWN` samples.
+
+    device  where a network draws, from noise and by solvers of this package; measures are taken on the CPU
+    """
     subject = subjects.build(cell.model, data, schedule, features)
+    if device is not None:
+        subject = replace(subject, model=subject.model.to(device))
     start = time.perf_counter()
     x, calls = samples(cell, subject, n)
     seconds = time.perf_counter() - start

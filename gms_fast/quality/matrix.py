@@ -78,6 +78,7 @@ def run(
     data: str | None = None,
     schedule: str | None = None,
     features: str | None = None,
+    device: str | None = None,
     workers: int | None = None,
     progress: bool = True,
     origin: str = "",
@@ -88,6 +89,7 @@ def run(
     n        samples of a cell, or that for each model
     data     real data of models that are not embedded
     features  classifier that sees samples and data (`subjects.build`): to be named where data is a file or folder
+    device   where networks draw, as `cells.evaluate` says; default: the CPU
     workers  processes, each with one thread; default: one a processor
     origin   a commit, for instance: kept with each record
     replace  files in `out` to be deleted first
@@ -106,7 +108,7 @@ def run(
         done = {cell_of(record): record for record in read(out)}
         todo = [cell for cell in cells if cell not in done]
         bar = tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell")
-        with bar, closing(_results(todo, n, said, workers or os.cpu_count() or 1)) as results:
+        with bar, closing(_results(todo, n, {**said, "device": device}, workers or os.cpu_count() or 1)) as results:
             for cell, result in results:
                 done[cell] = result["record"] | {"origin": origin}
                 _append(out, done[cell], result["shown"])

@@ -108,3 +108,12 @@ def test_an_open_grid_begins_at_the_strength_too():
 def test_a_bad_strength_is_refused(cell, message):
     with pytest.raises(ValueError, match=message):
         cells.check(cell, 100, subjects.build(cell.model))
+
+
+def test_a_network_draws_on_the_device_that_is_named():
+    """What it draws is measured on the CPU, so that records say nothing of the device."""
+    cell = Cell("digits", "ddim", "uniform", 1)
+    plain, named = (cells.evaluate(cell, 100, device=device)["record"] for device in (None, "cpu"))
+    assert {**plain, "seconds": 0} == {**named, "seconds": 0}
+    with pytest.raises(RuntimeError, match="nowhere"):
+        cells.evaluate(cell, 100, device="nowhere")
