@@ -12,6 +12,7 @@ calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3
 gaussian what the mean and covariance of the data bring, at equal network calls: teleport, GMS with covariance
 ends     multistep solvers on grids that end in a jump of noise levels and on others, with low orders there and without
 stroke   stroke synthesis at equal network calls, by strength: realism against distance to the strokes; half an hour
+best     GMS at the settings that a search found and at its defaults with statistics, and what is recommended
 ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
 heads    kinds of moment heads and noise schedules, trained by bench.assets.heads into --heads
 strangers  moment heads on networks of diffusers: bench.assets.strangers, then gms-fast train-heads into --heads
@@ -84,6 +85,28 @@ COLOUR = {  # solver: its grid; tables are those beside the model
     "dpm-solver-v3:trust=-2": ["0.7"],
 }
 COLOUR_CALLS, LEARNED_CALLS = (5, 10, 20, 25, 50), (5, 10)
+_JUMP = "teleport:statistics={},until={} then {}"
+SETTLED = {  # model: calls: what bench.experiments.settings found for GMS, and its grid
+    "digits": {
+        5: (_JUMP.format("digits", 1.5, "gms:component=sample,covariance=digits,switch=1.2"), "uniform"),
+        10: (_JUMP.format("digits", 3, "gms"), "angle"),
+    },
+    "mnist": {5: (_JUMP.format("mnist", 3, "gms"), "1.5"), 10: (_JUMP.format("mnist", 3, "gms"), "1.2")},
+}
+_V3 = "dpm-solver-v3:statistics={},trust=-2"
+RECOMMENDED = {  # likewise what `gms_fast.recommend` chooses: bench.experiments.recommend
+    "digits": {
+        3: (_JUMP.format("digits", 2, _V3.format("digits")), "1.2"),
+        5: ("dpm-solver-v3:statistics=digits", "0.7"),
+        10: (_V3.format("digits"), "0.7"),
+        20: (_JUMP.format("digits", 3.8, "er-sde"), "1.2"),
+    },
+    "mnist": {
+        3: (_JUMP.format("mnist", 5.5, _V3.format("mnist")), "1.2"),
+        5: (_JUMP.format("mnist", 20, _V3.format("mnist")), "1.2"),
+        10: ("ggdm:table=mnist/10", "default"),
+    },
+}
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
 
 
@@ -146,6 +169,22 @@ def with_gaussian(model: str) -> list[Cell]:
         v3, ahead = {v: ["0.7"] for v in V3}, after(20, V3, grid)
         late = v3 | ahead | {BEST: ["angle"], f"{BEST},covariance=STATISTICS,switch=3": ["angle"]}
         found += [*at_calls(model, ahead, (3, 5, 10)), *at_calls(model, late, (20,))]
+    return list(dict.fromkeys(found))
+
+
+def best(model: str) -> list[Cell]:
+    """GMS at its searched settings and at its defaults with statistics, beside SN-DDPM; and what is recommended."""
+    both = {
+        "sn-ddpm": ["angle"],
+        f"{BEST},covariance=STATISTICS": ["angle"],
+        f"teleport:statistics=STATISTICS then {BEST}": ["1.2"],
+    }
+    found = at_calls(model, both, (5, 10))
+    for calls, (text, grid) in SETTLED[model].items():
+        gaussian = f"{text.split(' then ')[0]} then sn-ddpm"
+        found += at_calls(model, {text: [grid], gaussian: [grid]}, [calls])
+    for calls, (text, grid) in RECOMMENDED[model].items():
+        found += at_calls(model, {text: [grid]}, [calls])
     return list(dict.fromkeys(found))
 
 
@@ -214,6 +253,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
             *strokes("digits", ["uniform", "angle"], (0.2, 0.4, 0.6, 0.8), STEPS),
             *strokes("mnist", ["uniform"], (0.3, 0.5, 0.7), (5, 10)),  # a first look at 5 calls found "angle" worse
         ],
+        "best": [c for model in SETTLED for c in best(model)],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
         "strangers": [cell for folder in trained for cell in strangers(str(folder))],
         "cifar10": [cell for folder in trained for cell in colours(str(folder))],
