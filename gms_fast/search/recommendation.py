@@ -75,6 +75,7 @@ def recommend(
     schedule: Schedule | str | None = None,
     prediction: str | None = None,
     clip: tuple[float, float] | str | None = UNSAID,
+    condition: dict[str, Any] | None = None,
     samples: int = 800,
     batch_size: int = 100,
     seed: int = 0,
@@ -94,6 +95,7 @@ def recommend(
     data        real samples (M, *shape) in the units of the network, best some that it was not trained on
     features    callable (N, *shape) -> (N, D), or pixels; `gms_fast.search.load_features` for digits
     schedule, prediction, clip  as in `gms_fast.sample`
+    condition   keywords for the network; tensors of `samples` rows go with their samples
     samples     of the candidates that are tried to the end
     Takes some 10 `samples` `calls` rows through the network. Raises ValueError or TypeError naming the argument.
     """
@@ -110,7 +112,12 @@ def recommend(
     if positive("samples", samples) < _LEAST:
         raise ValueError(f"samples must be at least {_LEAST}: got {samples}")
     options: dict[str, Any] = {"schedule": schedule, "prediction": prediction, "clip": said.clip, "shape": shape}
-    draw = partial(sample, model, **options, seed=seed, device=device)
+
+    def draw(start: int, n: int, solver: Solver, steps: int) -> Tensor:
+        own = {name: _part(value, samples, start, n) for name, value in (condition or {}).items()}
+        where: dict[str, Any] = {"n": n, "sample_offset": start, "condition": own or None}
+        return sample(model, steps, solver=solver, seed=seed, device=device, **where, **options)
+
     with torch.no_grad(), frozen(model, see):
         look = partial(seen, see)
         distance = _Distance(torch.cat([look(part.to(device)) for part in data.split(batch_size)]))
@@ -155,7 +162,7 @@ def _suitable(known: Known, draw: Callable[..., Tensor]) -> Iterator[tuple[Choic
 
 def _has_moments(draw: Callable[..., Tensor]) -> bool:
     try:
-        draw(steps=1, solver=GMS(), n=1)
+        draw(0, 1, GMS(), 1)
     except ValueError:  # too few moments; what else is wrong, other solvers will say
         return False
     return True
@@ -196,7 +203,13 @@ def _extend(
     """Draw more of a candidate, until there are so many."""
     for start in range(sum(map(len, one.features)), samples, batch_size):
         n = min(batch_size, samples - start)
-        one.features.append(look(draw(steps=one.steps, solver=one.solver, n=n, sample_offset=start)))
+        one.features.append(look(draw(start, n, one.solver, one.steps)))
+
+
+def _part(value: Any, samples: int, start: int, n: int) -> Any:
+    """The rows of a condition that go with some samples."""
+    rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == samples
+    return value[start : start + n] if rows else value
 
 
 def _rounds(

@@ -11,6 +11,7 @@ from places import ROOT
 from scipy.stats import ttest_ind
 
 from bench.docs import quality
+from bench.experiments.quality import RECOMMENDED, SETTLED, extra_calls
 from gms_fast.quality import matrix, report
 
 RESULTS = ROOT / "bench" / "results" / "quality"
@@ -269,3 +270,33 @@ def test_learned_tables_beat_what_they_began_as(calls, measure):
     began = values("ggdm", "mnist", "unip", "open 0.7", calls - 1, measure)
     learned = values("ggdm", "mnist", f"ggdm:table=mnist/{calls}", "default", calls, measure)
     assert statistics.fmean(learned) < statistics.fmean(began)
+
+
+def all_rows(model, calls):
+    """Mean feature distance of every row of the matrix at so many calls, of any group of the learned networks."""
+    found = {}
+    for group in ("calls", "gaussian", "ggdm", "best"):
+        for r in matrix.read(RESULTS / group):
+            if r["model"] == model and r["calls"] == calls and r["solver"] not in quality.CONTROLS:
+                found.setdefault((group, r["solver"], r["grid"]), []).append(r["frechet"])
+    return {key: statistics.fmean(v) for key, v in found.items() if len(v) == 3}
+
+
+@pytest.mark.parametrize(("calls", "most"), [(5, 30), (10, 14)])
+def test_gms_at_its_best_settings(calls, most):
+    """What was asked of the search, on ranges that it has not seen: no less precise than SN-DDPM at as many calls."""
+    solver, grid = SETTLED["mnist"][calls]
+    assert spread("best", "mnist", solver, grid, calls - 1, "frechet")[0] <= most
+    precision, error = spread("best", "mnist", solver, grid, calls - 1, "precision")
+    rival, other = spread("best", "mnist", "sn-ddpm", "angle", calls - 1, "precision")
+    assert precision > rival - max(error, other)
+
+
+@pytest.mark.parametrize("model", ["digits", "mnist"])
+@pytest.mark.parametrize("calls", [3, 5, 10, 20])
+def test_what_is_recommended_is_near_the_best_row(model, calls):
+    rows = all_rows(model, calls)
+    solver, grid = RECOMMENDED[model][calls]
+    steps = calls - extra_calls(solver)
+    found, error = spread("best", model, solver, grid, steps, "frechet")
+    assert found <= 1.1 * min(rows.values()) + error

@@ -108,6 +108,25 @@ def test_a_network_without_moments_is_not_tried_with_gms(cloud, drawn):
     assert {t.text for t in found.trials} == {"er-sde", "dpm-solver++:denoise=False"}
 
 
+def test_rows_of_a_condition_go_with_their_samples(cloud, drawn):
+    class Shifted:
+        """A network that asks for a shift of each sample."""
+
+        schedule, sample_shape, clip = cloud.schedule, (4,), None
+
+        def __call__(self, x, t, shift):
+            alpha = self.schedule.alpha(t).to(x).view(-1, 1)
+            return cloud(x - alpha * shift, t)
+
+    shift = torch.linspace(0, 5, 400).view(-1, 1).expand(-1, 4).clone()
+    options = {"samples": 400, "progress": False}
+    moved = gms_fast.recommend(
+        Shifted(), (), 4, data=drawn[:400].float() + shift, condition={"shift": shift}, **options
+    )
+    still = gms_fast.recommend(Shifted(), (), 4, data=drawn[:400].float() + shift, condition={"shift": 0}, **options)
+    assert moved.trials[0].distance < 0.1 * still.trials[0].distance
+
+
 def test_distance_is_that_of_all_features_where_they_are_few(drawn):
     from gms_fast.quality.measures import frechet_distance
 
