@@ -30,7 +30,7 @@ from gms_fast.types import NoiseMoments
 LEVELS = (100, 50, 30, 20, 14, 10, 7, 5, 4, 3, 2, 1.5, 1, 0.5)  # sigma/alpha
 STREAM = 3  # of the noise of `gms_fast.statistics.pilot`
 CALLS, RANGES, IMAGES, AT_ONCE = (3, 5, 10), 3, 400, 100
-N = {"digits": 800, "mnist": 300}
+N = {"digits": 800, "mnist": 150}
 UNTIL = {"digits": (5, "uniform"), "mnist": (10, 1.2)}  # as in group gaussian of the matrix
 GMS_UNTIL = 3
 TAILS = ("er-sde", "dpm-solver++:denoise=False", "gms")
