@@ -19,6 +19,7 @@ GAUSSIAN = Fit("gaussian")
 @dataclass(frozen=True, kw_only=True)
 class _Gaussian(Solver):
     clip_pixel: float | None = 2
+    reach = 0.75
 
     def __post_init__(self) -> None:
         check_clip_pixel(self.clip_pixel)

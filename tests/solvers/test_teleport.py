@@ -150,7 +150,7 @@ def test_before_dpm_solver_v3_from_any_schedule(schedule):
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("then", "times"), [(DDIM(), 2.3), (GMS(), 0.75)])
+@pytest.mark.parametrize(("then", "times"), [(DDIM(), 2.3), (GMS(), 0.75), (SNDDPM(), 0.75)])
 def test_by_itself_a_jump_ends_at_a_level_of_the_data(then, times):
     """In units of the largest standard deviation, so that data of another unit has the same steps; never below 1."""
     wide, narrow = (Gaussian(torch.zeros(3), torch.eye(3), torch.tensor([v, 1.0, 0.1])) for v in (16.0, 0.01))
