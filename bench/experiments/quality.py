@@ -105,6 +105,7 @@ RECOMMENDED = {  # likewise what `gms_fast.recommend` chooses: bench.experiments
         3: (_JUMP.format("mnist", 5.5, _V3.format("mnist")), "1.2"),
         5: (_JUMP.format("mnist", 20, _V3.format("mnist")), "1.2"),
         10: ("ggdm:table=mnist/10", "default"),
+        20: (_JUMP.format("mnist", 3.2, "gms"), "1.2"),
     },
 }
 NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
