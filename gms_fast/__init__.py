@@ -41,8 +41,8 @@ if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing 
     from gms_fast.io import save as save
     from gms_fast.ops.dispatch import backends as backends
     from gms_fast.ops.dispatch import set_backend as set_backend
+    from gms_fast.recommendation import recommend as recommend
     from gms_fast.sampling import sample as sample
-    from gms_fast.search import recommend as recommend
     from gms_fast.solvers import Solver as Solver
     from gms_fast.stepping import Stepper as Stepper
     from gms_fast.steps import StepCoefficients as StepCoefficients
@@ -84,7 +84,7 @@ _PLACES = {
     "generate": "generation",
     "graphed": "graphing",
     "load": "io",
-    "recommend": "search",
+    "recommend": "recommendation",
     "sample": "sampling",
     "save": "io",
     "set_backend": "ops.dispatch",

@@ -56,6 +56,7 @@ class Overrides(TypedDict, total=False):
     normalised: bool
     schedule: Schedule | str | dict[str, object] | None
     num_classes: int | None
+    null_class: bool
 
 
 def embedded() -> list[str]:
@@ -266,6 +267,8 @@ def _check_agreement(said: dict[str, Any], seen: dict[str, Any]) -> None:
     Of it follows how large the network is, which is therefore checked before one is built.
     """
     factors = [2**i for i in range(len(seen["channel_mult"]))]
+    if seen["num_classes"] and said.get("null_class", True):  # weights cannot tell a row for no class from others
+        seen = {**seen, "num_classes": seen["num_classes"] - 1, "null_class": True}
     for key, value in seen.items():
         got = said.get(key, _DEFAULTS[key])
         if key == "attention_resolutions":  # the others have no effect

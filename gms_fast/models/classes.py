@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-def check_classes(y: object, rows: int, num_classes: int) -> None:
-    """Raise ValueError unless y holds integers (rows,) or (1,) in 0 .. num_classes, the last of which is no class.
+def check_classes(y: object, rows: int, num_classes: int, no_class: int | None) -> None:
+    """Raise ValueError unless y holds integers (rows,) or (1,) in 0 .. num_classes - 1, or `no_class` if there is one.
 
     Values on a GPU are not looked at: it would be waited for.
     """
@@ -16,5 +16,6 @@ def check_classes(y: object, rows: int, num_classes: int) -> None:
     if torch.compiler.is_compiling() or not y.is_cpu or not len(y):
         return
     low, high = (int(v) for v in y.aminmax())
-    if low < 0 or high > num_classes:
-        raise ValueError(f"y must lie in 0 .. {num_classes - 1}, or be {num_classes} for no class: got {low} .. {high}")
+    if low < 0 or high >= num_classes + (no_class is not None):
+        none = "" if no_class is None else f", or be {no_class} for no class"
+        raise ValueError(f"y must lie in 0 .. {num_classes - 1}{none}: got {low} .. {high}")

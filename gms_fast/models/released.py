@@ -101,7 +101,8 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         "use_scale_shift_norm": embedded == 2 * widths[0],
         "head": _heads(weights),
         "out_channels": out_channels,
-        "num_classes": _shape(weights, LABELS, 2)[0] - 1 if LABELS in weights else None,
+        "num_classes": _shape(weights, LABELS, 2)[0] if LABELS in weights else None,
+        "null_class": LABELS not in weights,
     }
 
 

@@ -39,6 +39,7 @@ ARGUMENTS = {  # of `MomentUNet`, but for the schedule: what each must be by its
     "moments": Choice(("raw", "central")),
     "normalised": Flag(),
     "num_classes": Optional(_COUNT),
+    "null_class": Flag(),
 }
 
 
@@ -272,7 +273,8 @@ class MomentUNet(nn.Module):
                         are, unless it says otherwise
     num_classes         K of a network with classes y = 0 .. K-1, whose embedding (`label_emb`, K + 1 rows) is added to
                         that of the time; K itself, `no_class`, stands for none of them, as for classifier-free
-                        guidance. A released file has no such row: there K is its last class. None: without classes
+                        guidance. None: without classes
+    null_class          whether there is that row; files of others have none
     Raises ValueError naming the argument that is of another type or out of range (`ARGUMENTS`).
     """
 
@@ -301,6 +303,7 @@ class MomentUNet(nn.Module):
         normalised: bool = False,
         schedule: Schedule | None = None,
         num_classes: int | None = None,
+        null_class: bool = True,
     ) -> None:
         given = locals()
         second, third = _forms(head)
@@ -324,6 +327,8 @@ class MomentUNet(nn.Module):
         }
         if num_classes is None:
             del self.config["num_classes"]
+        if null_class:
+            del self.config["null_class"]
         self.sample_shape = (in_channels, image_size, image_size)
         self.schedule = schedule
         self.moments = moments
@@ -334,7 +339,7 @@ class MomentUNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
 
         if num_classes is not None:
-            self.label_emb, self.needed = nn.Embedding(num_classes + 1, emb), ("y",)
+            self.label_emb, self.needed = nn.Embedding(num_classes + null_class, emb), ("y",)
 
         def res(cin: int, cout: int) -> ResBlock:
             return ResBlock(cin, cout, emb, dropout, use_scale_shift_norm)
@@ -381,8 +386,8 @@ class MomentUNet(nn.Module):
 
     @property
     def no_class(self) -> int | None:
-        """The value of y that stands for no class; None of a network without classes."""
-        return self.config.get("num_classes")
+        """The value of y that stands for no class; None of a network without one."""
+        return self.config.get("num_classes") if self.config.get("null_class", True) else None
 
     @property
     def has_heads(self) -> bool:
@@ -411,13 +416,13 @@ class MomentUNet(nn.Module):
     def _embedding(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """The embedding of time and class, (B, 4 model_channels)."""
         emb: Tensor = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
-        if self.no_class is None:
+        if "num_classes" not in self.config:
             if y is not None:
                 raise ValueError("y must not be given: the network was made without num_classes")
             return emb
         if y is None:
             raise ValueError('y must be given, as sample(model, condition={"y": ..}): MomentUNet depends on it')
-        check_classes(y, len(x), self.no_class)
+        check_classes(y, len(x), self.config["num_classes"], self.no_class)
         return emb + self.label_emb(y.to(x.device).long())
 
     def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,5 @@
 """Learning the sampler itself: `ggdm` differentiates a distance between samples and data through all of its steps, to
 the few hundred numbers of its table (Watson et al. 2022, arXiv 2202.05830); `gms` finds the few that GMS has.
-`recommend` chooses among the solvers that there are.
 """
 
 from gms_fast.search.ddss import Settings as Settings
@@ -10,6 +9,3 @@ from gms_fast.search.distance import Units as Units
 from gms_fast.search.features import DigitFeatures as DigitFeatures
 from gms_fast.search.features import load_features as load_features
 from gms_fast.search.gms import gms as gms
-from gms_fast.search.recommendation import Recommendation as Recommendation
-from gms_fast.search.recommendation import Trial as Trial
-from gms_fast.search.recommendation import recommend as recommend

@@ -25,7 +25,8 @@ class Teleport(Solver):
 
     statistics  of the data: `gms_fast.statistics.gaussian`, or `load_gaussian` of an embedded model
     until       sigma/alpha >= 1 where the network takes over. `steps` steps, that many calls, go from there on; of
-                explicit `timesteps` those noisier are skipped. Default: `then.reach` times `statistics.spread`
+                explicit `timesteps` those noisier are skipped. Default: `then.reach` times `statistics.spread`, the
+                `switch` of a GMS with `covariance` too: for both, give one of them
     then        a Solver; it starts with no history
     spacing     grid of `sample(steps=..)`, as in `Schedule.grid`; None: that of `then`
     skip        in place of `until`: the share of the steps to skip, in (0, 1); there are as many calls less
@@ -158,7 +159,7 @@ def _check_level(until: float, schedule: Schedule, first: float, last: float) ->
     high, low = _ratio(schedule, first), _ratio(schedule, last)
     if not low < until < high:
         levels = f"the last and the first sigma/alpha, {low:.3g} and {high:.3g}"
-        raise ValueError(f"until must lie between {levels}: got {until:g}")
+        raise ValueError(f"until must lie between {levels}: got {until:g}; by itself it is then.reach x data's spread")
 
 
 def _ratio(schedule: Schedule, t: float) -> float:

@@ -46,6 +46,7 @@ class Gaussian(Identified):
     range         smallest and largest value of the data, its unit; None where unknown: then only the mean can show that
                   the unit is another
     count         how many samples it was made of; None where unknown
+    spread        sqrt of the largest variance: the standard deviation along the first eigenvector
     Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
     """
 
@@ -55,6 +56,7 @@ class Gaussian(Identified):
     residual: float = 0.0
     range: tuple[float, float] | None = field(default=None, kw_only=True)
     count: int | None = field(default=None, kw_only=True)
+    spread: float = field(init=False, repr=False)
     _limits: tuple[float, float] = field(init=False, repr=False)
     _copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -81,6 +83,7 @@ class Gaussian(Identified):
         _check_orthonormal(self.eigenvectors)
         limits = self.range or (float(self.mean.min()), float(self.mean.max()))
         object.__setattr__(self, "_limits", limits)
+        object.__setattr__(self, "spread", math.sqrt(max(float(self.eigenvalues.max()), self.residual)))
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -97,11 +100,6 @@ class Gaussian(Identified):
         """Share of the trace of Sigma that lies along the eigenvectors."""
         along = float(self.eigenvalues.sum())
         return along / (along + self.residual * (self.mean.numel() - self.rank))
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation along the first eigenvector, sqrt(lambda_1)."""
-        return math.sqrt(max(float(self.eigenvalues.max()), self.residual))
 
     def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu) for x (B, *), sigma > 0."""

@@ -74,6 +74,8 @@ class Wanted:
     def scale(self, images: Tensor) -> None:
         """Raise ValueError for images in another unit than the model's, as far as all of them tell."""
         if images.dtype == torch.uint8:
+            if int(images.max()) <= 1:
+                raise ValueError("data must be bytes of 0 .. 255, or floating point: all of its bytes are 0 or 1")
             return
         if self.clip is None:
             std = float(images.std())
@@ -116,7 +118,7 @@ class Wanted:
         if missing := [name for name in self.needed if name not in given]:
             raise ValueError(f"data must be (images, condition) with {missing[0]}: {self.name} depends on it")
         if self.none is not None:
-            check_classes(given[self.needed[0]].cpu(), rows, self.none)  # before a GPU fails by them
+            check_classes(given[self.needed[0]].cpu(), rows, self.none, self.none)  # before a GPU fails by them
         return dict(given)
 
     def dropped(self, condition: Condition, rows: Tensor) -> Condition:

@@ -76,7 +76,8 @@ def train_noise_network(
     batch_size  images per step (64), of all ranks together; None for data that comes in batches
     micro_batch rows that go through the network at a time, on each rank; None: all. Fewer need less memory for the
                 same result, to rounding, but for a dropout of the network, which draws for each part
-    compile     whether torch.compile makes the network's step, for the same result, to rounding
+    compile     whether torch.compile makes the network's step, for the same result, to rounding, but for a dropout of
+                the network
     lr          peak learning rate of Adam, reached after `warmup` steps
     decay       "cosine" | "linear" (both to 0 at the last step) | "constant"
     ema         decay of the averaged weights (smaller in the first steps: (1+k)/(10+k))

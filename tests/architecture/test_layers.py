@@ -49,6 +49,7 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
 DOWNWARDS = (  # a room may import those of its own line and of the lines below
     ("cli", "integrations", "__main__", "__init__"),
     ("generation",),
+    ("recommendation",),
     ("search", "quality", "training", "measure", "statistics"),
     ("editing",),
     ("graphing", "sampling", "stepping", "run"),

@@ -31,6 +31,8 @@ SOLVERS = {
     "heun": "heun",
     "ggdm": solvers.GGDM(TABLE),
     "gms with covariance": solvers.GMS(covariance=GAUSSIAN, switch=3),
+    "gms with covariance, by itself": solvers.GMS(covariance=GAUSSIAN),
+    "teleport, by itself": solvers.Teleport(GAUSSIAN, then=solvers.ERSDE()),
     "teleport": solvers.Teleport(GAUSSIAN, 5.0, solvers.DPMSolverPP()),
     "teleport, direct": solvers.Teleport(GAUSSIAN, skip=0.2, then=solvers.ERSDE(), direct=True),
 }

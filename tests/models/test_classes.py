@@ -73,8 +73,9 @@ def test_saved_network_keeps_its_classes(tmp_path):
     again = io.load(tmp_path / "model")
     assert (again.no_class, again.needed) == (3, ("y",))
     assert torch.equal(again(x, t, y).e1, model(x, t, y).e1)
+    seen = {**model.config, "num_classes": None, "null_class": True}
     with pytest.raises(ValueError, match="num_classes is 3, but None by the weights"):
-        io._check_agreement({**model.config}, {**model.config, "num_classes": None})
+        io._check_agreement({**model.config}, seen)
 
 
 @torch.no_grad()
@@ -119,7 +120,7 @@ def test_bad_classes_are_refused(y, message):
         network()(*given(), y)
     if y is not None:
         with pytest.raises(ValueError, match=message):
-            check_classes(y, 4, 3)
+            check_classes(y, 4, 3, 3)
 
 
 def test_number_of_classes_is_looked_at():
@@ -132,3 +133,16 @@ def test_network_with_classes_compiles_into_one_graph():
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         assert torch.equal(compiled(x, t, y), model(x, t, y))
+
+
+def test_files_of_others_have_no_class_for_none(tmp_path):
+    """The last row of a released file is its last class: nothing may guide away from it, or be trained over it."""
+    model, (x, t) = network(3, null_class=False), given()
+    torch.save(model.state_dict(), tmp_path / "released.pt")
+    found = io.load(tmp_path / "released.pt", image_size=8, moments="central", normalised=False)
+    assert (found.no_class, found.needed, found.config["num_classes"]) == (None, ("y",), 3)
+    assert found(x, t, torch.tensor([0, 1, 2, 2])).e1.isfinite().all()
+    with pytest.raises(ValueError, match=r"y must lie in 0 \.\. 2: got 0 \.\. 3"):
+        found(x, t, torch.tensor([0, 1, 2, 3]))
+    io.save(found, tmp_path / "model")
+    assert io.load(tmp_path / "model").no_class is None

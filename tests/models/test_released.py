@@ -210,11 +210,11 @@ def test_released_truncated_file_is_named(tmp_path, weights, suffix, keep):
 
 
 def test_class_conditional_files_are_read(tmp_path, weights, vectors):
-    """They have a row for each class and none for no class: the last one takes its place."""
+    """They have a row for each class and none for no class."""
     rows = torch.zeros(10, 4 * released.architecture(weights)["model_channels"])
     torch.save(weights | {released.LABELS: rows}, tmp_path / "released.pt")
     model = io.load(tmp_path / "released.pt", **KNOWN)
-    assert (model.no_class, model.needed) == (9, ("y",))
+    assert (model.no_class, model.config["num_classes"], model.needed) == (None, 10, ("y",))
     with torch.no_grad():
         got = model(vectors["x"], vectors["t"], torch.tensor([9]))
     torch.testing.assert_close(got.e1, vectors["e1"], atol=1e-4, rtol=0)

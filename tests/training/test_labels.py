@@ -141,9 +141,14 @@ def test_bytes_are_the_pictures_that_they_stand_for(tmp_path):
 
 
 def test_compiled_step_is_the_same_to_rounding(tmp_path):
-    plain, compiled = (weights(trained(tmp_path / str(c), compile=c, steps=3, weights="edm")) for c in (False, True))
-    for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-3)  # of Adam, whose first steps are signs
+    """By the losses of the first steps, which other weights of the loss or another seed change by a tenth and more."""
+    curves = {}
+    for name, options in {"plain": {}, "compiled": {"compile": True}, "other": {"seed": 1}}.items():
+        trained(tmp_path / name, steps=3, weights="edm", **options)
+        state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        curves[name] = state["smooth"]
+    assert curves["compiled"] == pytest.approx(curves["plain"], rel=1e-4)
+    assert curves["other"] != pytest.approx(curves["plain"], rel=1e-3)
 
 
 def test_checkpoints_by_seconds(tmp_path, monkeypatch):

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from gms_fast.run import origin_of
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
@@ -11,6 +14,7 @@ from gms_fast.solvers.text import COVARIANCE, CURVES, LEARNED, Table, build, spe
 from gms_fast.storage.embedded import named
 from gms_fast.tables import EmpiricalModel, Gaussian, GGDMTable
 
+GIVEN = "given"  # the name of a table that lies nowhere
 _KINDS: dict[type, Table] = {Gaussian: COVARIANCE, EmpiricalModel: CURVES, GGDMTable: LEARNED}
 
 
@@ -47,10 +51,7 @@ def _named(kind: str, names: Mapping[Table, str]) -> list[str]:
 
 
 class Known(NamedTuple):
-    """The tables at hand, names of those that do not lie beside the model, and how often the network is to be called.
-
-    level  the standard deviation of the data along its first eigenvector, where it is known
-    """
+    """The tables at hand, names of those that do not lie beside the model, and the calls of the network."""
 
     tables: dict[Table, Any]
     names: dict[Table, str]
@@ -58,20 +59,21 @@ class Known(NamedTuple):
     calls: int
 
     @property
-    def level(self) -> float | None:
+    def spread(self) -> float | None:
+        """That of the data's Gaussian, where there is one."""
         found = self.tables.get(COVARIANCE)
         return None if found is None else found.spread
 
     def behind(self, choice: Choice, factor: float, spacing: str) -> Choice:
-        """The choice behind a jump to so many times that level, which is said in two digits."""
-        return choice._replace(level=float(f"{factor * (self.level or 0):.2g}"), spacing=spacing)
+        """The choice behind a jump to so many times the spread, said in two digits, or to 1 where that is less."""
+        return choice._replace(level=max(1.0, float(f"{factor * (self.spread or 0):.2g}")), spacing=spacing)
 
     def solver(self, choice: Choice) -> tuple[Solver, int]:
         """(the solver, its steps). Raises ValueError where a table is missing, or no steps come to so many calls."""
         if any(table not in self.tables for _, table in _TAKES.get(choice.kind, ())):
             raise ValueError(f"{choice.kind} needs a table that is not there")
         load = {table: lambda _, found=found: found for table, found in self.tables.items()}
-        made = build(choice.text(dict.fromkeys(self.tables, "given")), load=load)
+        made = build(choice.text(dict.fromkeys(self.tables, GIVEN)), load=load)
         for steps in (self.calls, self.calls - 1):
             if steps > 0 and made.calls(self.schedule, made.times(self.schedule, steps)) == self.calls:
                 return made, steps
@@ -94,8 +96,17 @@ def known_of(model: object, statistics: Any, schedule: Schedule, calls: int) -> 
             if table is None:
                 kinds = ", ".join(kind.__name__ for kind in _KINDS)
                 raise TypeError(f"statistics must be of {kinds}, or a model's name: got {type(given).__name__}")
-            found[table] = given
+            if not _equal(found.get(table), given):
+                found[table], names[table] = given, GIVEN
     return Known(found, names, schedule, calls)
+
+
+def _equal(known: Any, given: Any) -> bool:
+    """Tell whether a table is the one that is known already."""
+    if type(known) is not type(given):
+        return False
+    tensors = [name for name, value in vars(known).items() if isinstance(value, Tensor)]
+    return all(torch.equal(getattr(known, name), getattr(given, name)) for name in tensors)
 
 
 def _beside(origin: str | None, calls: int) -> dict[Table, Any]:

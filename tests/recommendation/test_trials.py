@@ -8,7 +8,7 @@ import torch
 import gms_fast
 from gms_fast import search, solvers, statistics
 from gms_fast.models import PointCloud
-from gms_fast.search.recommendation import _Distance
+from gms_fast.recommendation.trials import _Distance
 from gms_fast.storage.embedded import named
 
 CLUSTERS = torch.randn(6, 4, generator=torch.Generator().manual_seed(3)).double() / 2
@@ -87,7 +87,37 @@ def test_tables_decide_which_solvers_there_are(cloud, drawn):
     table = solvers.GGDMTable.of(solvers.UniP(), cloud.schedule, [float(t) for t in cloud.schedule.timesteps(10)][:-1])
     assert gms_fast.recommend(cloud, (gaussian, table), table.steps + 1).text.endswith("then er-sde")
     curves = statistics.load("digits")
-    assert gms_fast.recommend(gms_fast.load("digits"), curves, 5).solver.then.statistics is curves
+    found = gms_fast.recommend(gms_fast.load("digits"), curves, 5)
+    assert torch.equal(found.solver.then.statistics.lam, curves.lam)
+
+
+def test_a_table_that_lies_nowhere_is_not_taken_for_the_one_beside_the_model():
+    own = statistics.gaussian(gms_fast.data.load("digits")[:300])
+    found = gms_fast.recommend(gms_fast.load("digits"), own, 3)
+    assert found.text.startswith("teleport:statistics=given,until=")
+    assert found.solver.statistics is own
+    with pytest.raises(FileNotFoundError, match="given"):
+        gms_fast.sample(gms_fast.load("digits"), 3, solver=found.text)
+
+
+def test_where_no_jump_fits_the_reason_is_true():
+    wide = statistics.Gaussian(torch.zeros(1, 8, 8), torch.eye(64)[:, :1], torch.tensor([1e6]), range=(-1, 1))
+    found = gms_fast.recommend(gms_fast.load("digits"), wide, 5)
+    assert found.text == "dpm-solver-v3:trust=-2"
+    assert "without a jump" in found.reason
+    narrow = statistics.Gaussian(torch.zeros(1, 8, 8), torch.eye(64)[:, :1], torch.tensor([1e-3]), range=(-1, 1))
+    assert gms_fast.recommend(gms_fast.load("digits"), narrow, 5).solver.until == 1
+
+
+def test_candidates_that_fail_are_left_and_others_go_on(cloud, drawn):
+    """Without signal at its first time, "noise" says nothing of x_0: only jumps can be drawn."""
+    flow = PointCloud(CLUSTERS, 0.1, schedule=gms_fast.schedules.Flow())
+    options = {"data": drawn.float(), "samples": 400, "clip": None, "progress": False}
+    found = gms_fast.recommend(flow, statistics.gaussian(drawn), 3, **options)
+    assert found.trials
+    assert all(t.text.startswith("teleport") and math.isfinite(t.distance) for t in found.trials)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        gms_fast.recommend(lambda x, t: x * torch.nan, (), 3, schedule=cloud.schedule, prediction="noise", **options)
 
 
 def test_learned_tables_are_found_by_their_calls():
@@ -141,9 +171,11 @@ def test_distance_is_that_of_all_features_where_they_are_few(drawn):
         ({"statistics": "nothing"}, FileNotFoundError, "none are beside 'nothing'"),
         ({"features": search.features.pixels}, ValueError, "data must be given with features"),
         ({"data": torch.zeros(10, 3)}, ValueError, r"data must be \(N, 1, 8, 8\)"),
-        ({"data": torch.randn(40, 1, 8, 8), "samples": 20}, ValueError, "samples must be at least 400"),
-        ({"data": torch.randn(40, 1, 8, 8), "features": 3}, TypeError, "features must be callable"),
-        ({"data": torch.randn(40, 1, 8, 8), "batch_size": 0}, ValueError, "batch_size must be an integer"),
+        ({"data": torch.randn(40, 1, 8, 8)}, ValueError, "data must be at least 50 samples: got 40"),
+        ({"data": torch.randn(60, 1, 8, 8), "samples": 20}, ValueError, "samples must be at least 400"),
+        ({"data": torch.randn(60, 1, 8, 8), "features": 3}, TypeError, "features must be callable"),
+        ({"data": torch.randn(60, 1, 8, 8), "batch_size": 0}, ValueError, "batch_size must be an integer"),
+        ({"data": torch.randn(60, 1, 8, 8), "condition": torch.ones(3)}, TypeError, "condition must be keywords"),
         ({"statistics": "mnist"}, ValueError, "shape"),
     ],
 )

@@ -13,16 +13,16 @@ from tqdm import tqdm
 
 from gms_fast.assumptions import UNSAID, attribute, describe
 from gms_fast.quality import measures
+from gms_fast.recommendation.choices import BEHIND, ER_SDE, LEARNED_TABLE, TRUSTED, V3, Choice, Known, known_of
 from gms_fast.sampling import sample
 from gms_fast.schedules import Schedule
 from gms_fast.search.checks import check_data, check_features, device_of, frozen, positive
-from gms_fast.search.choices import BEHIND, ER_SDE, LEARNED_TABLE, TRUSTED, V3, Choice, Known, known_of
 from gms_fast.search.features import Features, pixels, seen
-from gms_fast.solvers import GMS, Solver
+from gms_fast.solvers import Solver
 from gms_fast.solvers.text import Table
 from gms_fast.types import NoiseMoments
 
-_LEVELS = (0.7, 1.2, 2.3, 4.4)  # where jumps end, in units of `Known.level`
+_LEVELS = (0.7, 1.2, 2.3, 4.4)  # where jumps end, in units of `Known.spread`
 _SPACINGS = ("uniform", "0.7", "1.2")
 _SHARES = (8, 4, 2, 1)  # of the samples that each round looks at; of its candidates one in three goes on
 _COMPONENTS = 24
@@ -47,7 +47,7 @@ class Trial(NamedTuple):
 class Recommendation(NamedTuple):
     """A solver for a number of network calls: `gms_fast.sample(model, found.steps, solver=found.solver)`.
 
-    text    of the solver; tables without a name in it are those beside the model
+    text    of the solver; tables without a name in it are those beside the model, and "given" is one that lies nowhere
     solver  the same, ready
     steps   for `gms_fast.sample`
     reason  why this one
@@ -76,7 +76,7 @@ def recommend(
     prediction: str | None = None,
     clip: tuple[float, float] | str | None = UNSAID,
     condition: dict[str, Any] | None = None,
-    samples: int = 800,
+    samples: int = 1600,
     batch_size: int = 100,
     seed: int = 0,
     progress: bool = True,
@@ -96,8 +96,8 @@ def recommend(
     features    callable (N, *shape) -> (N, D), or pixels; `gms_fast.search.load_features` for digits
     schedule, prediction, clip  as in `gms_fast.sample`
     condition   keywords for the network; tensors of `samples` rows go with their samples
-    samples     of the candidates that are tried to the end
-    Takes some 10 `samples` `calls` rows through the network. Raises ValueError or TypeError naming the argument.
+    samples     of the candidates that are tried to the end; the first round has an eighth of them
+    Takes some 11 `samples` `calls` rows through the network. Raises ValueError or TypeError naming the argument.
     """
     said = describe(model, schedule, prediction, clip)
     known = known_of(model, statistics, said.built(), positive("calls", calls))
@@ -106,6 +106,10 @@ def recommend(
             raise ValueError("data must be given with features: without it nothing is tried")
         return _preferred(known, model, said.clip)
     shape, device = check_data(model, data), device_of(model, data)
+    if len(data) < measures.LEAST:
+        raise ValueError(f"data must be at least {measures.LEAST} samples: got {len(data)}")
+    if condition is not None and not isinstance(condition, dict):
+        raise TypeError(f"condition must be keywords for the network, or None: got {type(condition).__name__}")
     see = pixels if features is None else features
     check_features(see, shape, device, torch.float32)
     batch_size = positive("batch_size", batch_size)
@@ -121,7 +125,8 @@ def recommend(
     with torch.no_grad(), frozen(model, see):
         look = partial(seen, see)
         distance = _Distance(torch.cat([look(part.to(device)) for part in data.split(batch_size)]))
-        drawn = [_Drawn(choice, solver, steps) for choice, solver, steps in _suitable(known, draw)]
+        suitable = _suitable(known, lambda solver: solver.check(model, shape, said.clip))
+        drawn = [_Drawn(choice, solver, steps) for choice, solver, steps in suitable]
         trials = _rounds(drawn, partial(_extend, draw, look, batch_size), distance, samples, known.names, progress)
     best = next(one for one in drawn if one.choice.text(known.names) == trials[0].text)
     reason = f"nearest to the data of {len(drawn)} that were tried"
@@ -134,12 +139,12 @@ def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Re
     """
     far = "1.2" if known.calls > 3 else "uniform"
     ranked = [(LEARNED_TABLE, "a table learned for so many calls, which pays from 10 on")] if known.calls >= 10 else []
-    if known.level is not None:
+    if known.spread is not None:
         ranked += [
             (known.behind(TRUSTED, 4.4 if known.calls > 3 else 2.3, far), "nearest to the data in few calls"),
             (known.behind(ER_SDE, 2.3, "uniform"), "nearest without statistics of the network"),
         ]
-    ranked += [(TRUSTED, "nearest without a Gaussian of the data"), (ER_SDE, "nearest without any statistics")]
+    ranked += [(TRUSTED, "nearest without a jump"), (ER_SDE, "nearest without a jump or statistics of the network")]
     for choice, reason in ranked:  # noqa: B007 - it is that of the first which can be built
         with suppress(ValueError):
             solver, steps = known.solver(choice)
@@ -149,23 +154,21 @@ def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Re
     return Recommendation(choice.text(known.names), solver, steps, f"{reason}, on digits (docs/quality.md)", ())
 
 
-def _suitable(known: Known, draw: Callable[..., Tensor]) -> Iterator[tuple[Choice, Solver, int]]:
-    """The candidates, their solvers and steps: solvers by themselves, then behind jumps."""
-    among = BEHIND if _has_moments(draw) else [choice for choice in BEHIND if choice.kind != "gms"]
-    choices = [LEARNED_TABLE, V3, *among]
-    if known.level is not None:
-        choices += [known.behind(*given) for given in product(among, _LEVELS, _SPACINGS)]
-    for choice in choices:
+def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[Choice, Solver, int]]:
+    """The candidates, their solvers and steps: solvers by themselves, then behind jumps.
+
+    Raises ValueError for tables of another model or other data.
+    """
+    choices = [LEARNED_TABLE, V3, *BEHIND]
+    if known.spread is not None:
+        choices += [known.behind(*given) for given in product(BEHIND, _LEVELS, _SPACINGS)]
+    for choice in dict.fromkeys(choices):
+        made = None
         with suppress(ValueError):
-            yield choice, *known.solver(choice)
-
-
-def _has_moments(draw: Callable[..., Tensor]) -> bool:
-    try:
-        draw(0, 1, GMS(), 1)
-    except ValueError:  # too few moments; what else is wrong, other solvers will say
-        return False
-    return True
+            made = known.solver(choice)
+        if made is not None:
+            check(made[0])
+            yield choice, *made
 
 
 class _Distance:
@@ -191,6 +194,7 @@ class _Drawn:
     def __init__(self, choice: Choice, solver: Solver, steps: int) -> None:
         self.choice, self.solver, self.steps = choice, solver, steps
         self.features: list[Tensor] = []
+        self.failed: ValueError | None = None
 
     def trial(self, names: Mapping[Table, str], distance: Callable[[Tensor], float]) -> Trial:
         features = torch.cat(self.features)
@@ -203,7 +207,11 @@ def _extend(
     """Draw more of a candidate, until there are so many."""
     for start in range(sum(map(len, one.features)), samples, batch_size):
         n = min(batch_size, samples - start)
-        one.features.append(look(draw(start, n, one.solver, one.steps)))
+        try:
+            one.features.append(look(draw(start, n, one.solver, one.steps)))
+        except ValueError as error:  # too few moments, no signal at the first time, a step that goes beyond all numbers
+            one.failed = error
+            return
 
 
 def _part(value: Any, samples: int, start: int, n: int) -> Any:
@@ -225,6 +233,9 @@ def _rounds(
     for share in _SHARES:
         for one in tqdm(left, disable=not progress, desc=f"{samples // share} samples", unit="solver"):
             extend(one, samples // share)
+        failed, left = [one.failed for one in left if one.failed], [one for one in left if not one.failed]
+        if failed and not left:
+            raise failed[0]
         ranked = sorted(((one.trial(names, distance), one) for one in left), key=lambda pair: pair[0].distance)
         going = len(ranked) if share == 1 else max(2, math.ceil(len(ranked) / 3))
         ended = [trial for trial, _ in ranked[0 if share == 1 else going :]] + ended
