@@ -137,11 +137,10 @@ def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Re
     """The choice of docs/quality.md among those whose tables are at hand. Raises ValueError where these are not of the
     model.
     """
-    far = "1.2" if known.calls > 3 else "uniform"
     ranked = [(LEARNED_TABLE, "a table learned for so many calls, which pays from 10 on")] if known.calls >= 10 else []
     if known.spread is not None:
         ranked += [
-            (known.behind(TRUSTED, 4.4 if known.calls > 3 else 2.3, far), "nearest to the data in few calls"),
+            (known.behind(TRUSTED, 4.4 if known.calls > 3 else 1.2, "1.2"), "nearest to the data in few calls"),
             (known.behind(ER_SDE, 2.3, "uniform"), "nearest without statistics of the network"),
         ]
     ranked += [(TRUSTED, "nearest without a jump"), (ER_SDE, "nearest without a jump or statistics of the network")]

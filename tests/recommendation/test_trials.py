@@ -77,7 +77,7 @@ def test_the_text_makes_the_same_solver_where_tables_lie_beside_the_model():
 def test_levels_are_in_units_of_the_data():
     known = statistics.load_gaussian("digits")
     found = gms_fast.recommend(gms_fast.load("digits"), known, 3)
-    assert found.solver.until == pytest.approx(2.3 * math.sqrt(float(known.eigenvalues[0])), rel=0.05)
+    assert found.solver.until == pytest.approx(1.2 * math.sqrt(float(known.eigenvalues[0])), rel=0.05)
 
 
 def test_tables_decide_which_solvers_there_are(cloud, drawn):
