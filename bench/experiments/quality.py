@@ -94,7 +94,7 @@ SETTLED = {  # model: calls: what bench.experiments.settings found for GMS, and 
     "mnist": {5: (_JUMP.format("mnist", 3, "gms"), "1.5"), 10: (_JUMP.format("mnist", 3, "gms"), "1.2")},
 }
 _V3 = "dpm-solver-v3:statistics={},trust=-2"
-RECOMMENDED = {  # likewise what `gms_fast.recommend` chooses: bench.experiments.recommend
+RECOMMENDED = {  # likewise what `gms_fast.recommend` chose (docs/quality.md says from how many samples)
     "digits": {
         3: (_JUMP.format("digits", 2, _V3.format("digits")), "1.2"),
         5: ("dpm-solver-v3:statistics=digits", "0.7"),

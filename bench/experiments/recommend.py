@@ -25,9 +25,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, samples in SAMPLES.items():
         subject = subjects.build(name)
-        options = {"data": subject.control, "features": classifier.load(subject.features).hidden, "samples": samples}
+        seen = {"data": subject.control, "features": classifier.load(subject.features).hidden}
+        options = {**seen, "samples": samples, "seed": SEED, "progress": sys.stderr.isatty()}
         for calls in args.calls:
-            options |= {"seed": SEED, "progress": sys.stderr.isatty()}
             chosen = gms_fast.recommend(subject.model, name, calls, **options)
             without = gms_fast.recommend(subject.model, name, calls)
             print(f"{name}, {calls} calls: {chosen}\n  without data: {without.text}", flush=True)

@@ -2,7 +2,7 @@
 
 Level of the jump by grid first, and covariance without a jump; then, at the best of these, one setting after the other:
 covariance behind the jump, fit and component, the bound of the last step. Each time what has the least feature Frechet
-distance over `N` samples of range `RANGE` stays. The quality matrix (group `settings`) judges on other ranges. Writes
+distance over `N` samples of range `RANGE` stays. The quality matrix (group `best`) judges on other ranges. Writes
 bench/results/settings.json: all that was tried, and what was found. Interrupted, the same command goes on.
 """
 

@@ -1,6 +1,8 @@
 """Solvers with and without a jump, as choices for a network: the tables that they take, and what suits them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,16 +70,19 @@ class Known(NamedTuple):
         """The choice behind a jump to so many times the spread, said in two digits, or to 1 where that is less."""
         return choice._replace(level=max(1.0, float(f"{factor * (self.spread or 0):.2g}")), spacing=spacing)
 
-    def solver(self, choice: Choice) -> tuple[Solver, int]:
-        """(the solver, its steps). Raises ValueError where a table is missing, or no steps come to so many calls."""
+    def solver(self, choice: Choice) -> tuple[Solver, int] | None:
+        """(the solver, its steps); None where a table is missing, a jump lies outside the schedule, or no number of
+        steps comes to so many calls.
+        """
         if any(table not in self.tables for _, table in _TAKES.get(choice.kind, ())):
-            raise ValueError(f"{choice.kind} needs a table that is not there")
+            return None
         load = {table: lambda _, found=found: found for table, found in self.tables.items()}
         made = build(choice.text(dict.fromkeys(self.tables, GIVEN)), load=load)
-        for steps in (self.calls, self.calls - 1):
-            if steps > 0 and made.calls(self.schedule, made.times(self.schedule, steps)) == self.calls:
-                return made, steps
-        raise ValueError(f"{choice.kind} has no number of steps that takes {self.calls} calls")
+        with suppress(ValueError):  # of times that there are not
+            for steps in (self.calls, self.calls - 1):
+                if steps > 0 and made.calls(self.schedule, made.times(self.schedule, steps)) == self.calls:
+                    return made, steps
+        return None
 
 
 def known_of(model: object, statistics: Any, schedule: Schedule, calls: int) -> Known:
@@ -105,8 +110,12 @@ def _equal(known: Any, given: Any) -> bool:
     """Tell whether a table is the one that is known already."""
     if type(known) is not type(given):
         return False
-    tensors = [name for name, value in vars(known).items() if isinstance(value, Tensor)]
-    return all(torch.equal(getattr(known, name), getattr(given, name)) for name in tensors)
+    pairs = [(getattr(known, field.name), getattr(given, field.name)) for field in fields(known) if field.init]
+    return all(_same(a, b) for a, b in pairs if not isinstance(a, Schedule))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else type(a) is type(b) and a == b
 
 
 def _beside(origin: str | None, calls: int) -> dict[Table, Any]:

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -126,11 +125,11 @@ def recommend(
         look = partial(seen, see)
         distance = _Distance(torch.cat([look(part.to(device)) for part in data.split(batch_size)]))
         suitable = _suitable(known, lambda solver: solver.check(model, shape, said.clip))
-        drawn = [_Drawn(choice, solver, steps) for choice, solver, steps in suitable]
-        trials = _rounds(drawn, partial(_extend, draw, look, batch_size), distance, samples, known.names, progress)
-    best = next(one for one in drawn if one.choice.text(known.names) == trials[0].text)
-    reason = f"nearest to the data of {len(drawn)} that were tried"
-    return Recommendation(trials[0].text, best.solver, best.steps, reason, tuple(trials))
+        drawn = [_Drawn(choice, solver, steps) for choice, solver, steps in suitable] or _none(known)
+        ended = _rounds(drawn, partial(_extend, draw, look, batch_size), distance, samples, known.names, progress)
+    (nearest, best), seen_by = ended[0], "pixels" if features is None else "features"
+    reason = f"nearest to the data, by its {seen_by}, of {len(drawn)} that were tried"
+    return Recommendation(nearest.text, best.solver, best.steps, reason, tuple(trial for trial, _ in ended))
 
 
 def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Recommendation:
@@ -144,13 +143,15 @@ def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Re
             (known.behind(ER_SDE, 2.3, "uniform"), "nearest without statistics of the network"),
         ]
     ranked += [(TRUSTED, "nearest without a jump"), (ER_SDE, "nearest without a jump or statistics of the network")]
-    for choice, reason in ranked:  # noqa: B007 - it is that of the first which can be built
-        with suppress(ValueError):
-            solver, steps = known.solver(choice)
-            break
+    suitable = ((choice, reason, made) for choice, reason in ranked if (made := known.solver(choice)))
+    choice, reason, (solver, steps) = next(suitable, None) or _none(known)
     if (shape := attribute(model, "sample_shape")) is not None:
         solver.check(model, shape, clip)
     return Recommendation(choice.text(known.names), solver, steps, f"{reason}, on digits (docs/quality.md)", ())
+
+
+def _none(known: Known) -> NoReturn:
+    raise ValueError(f"calls must be fewer than the times of the schedule: got {known.calls}")
 
 
 def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[Choice, Solver, int]]:
@@ -162,10 +163,7 @@ def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[C
     if known.spread is not None:
         choices += [known.behind(*given) for given in product(BEHIND, _LEVELS, _SPACINGS)]
     for choice in dict.fromkeys(choices):
-        made = None
-        with suppress(ValueError):
-            made = known.solver(choice)
-        if made is not None:
+        if made := known.solver(choice):
             check(made[0])
             yield choice, *made
 
@@ -226,9 +224,9 @@ def _rounds(
     samples: int,
     names: Mapping[Table, str],
     progress: bool,
-) -> list[Trial]:
+) -> list[tuple[Trial, _Drawn]]:
     """All candidates as far as each came, the best first."""
-    left, ended = drawn, list[Trial]()
+    left, ended = drawn, list[tuple[Trial, _Drawn]]()
     for share in _SHARES:
         for one in tqdm(left, disable=not progress, desc=f"{samples // share} samples", unit="solver"):
             extend(one, samples // share)
@@ -237,6 +235,6 @@ def _rounds(
             raise failed[0]
         ranked = sorted(((one.trial(names, distance), one) for one in left), key=lambda pair: pair[0].distance)
         going = len(ranked) if share == 1 else max(2, math.ceil(len(ranked) / 3))
-        ended = [trial for trial, _ in ranked[0 if share == 1 else going :]] + ended
+        ended = ranked[0 if share == 1 else going :] + ended
         left = [one for _, one in ranked[:going]]
     return ended

@@ -95,6 +95,9 @@ def test_a_table_that_lies_nowhere_is_not_taken_for_the_one_beside_the_model():
     own = statistics.gaussian(gms_fast.data.load("digits")[:300])
     found = gms_fast.recommend(gms_fast.load("digits"), own, 3)
     assert found.text.startswith("teleport:statistics=given,until=")
+    beside = statistics.load_gaussian("digits")
+    other = statistics.Gaussian(beside.mean, beside.eigenvectors, beside.eigenvalues, beside.residual + 0.01)
+    assert "given" in gms_fast.recommend(gms_fast.load("digits"), other, 3).text
     assert found.solver.statistics is own
     with pytest.raises(FileNotFoundError, match="given"):
         gms_fast.sample(gms_fast.load("digits"), 3, solver=found.text)
@@ -166,6 +169,7 @@ def test_distance_is_that_of_all_features_where_they_are_few(drawn):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"calls": 5000}, ValueError, "calls must be fewer than the times of the schedule: got 5000"),
         ({"calls": 0}, ValueError, "calls must be an integer of at least 1"),
         ({"statistics": 3}, TypeError, "statistics must be of Gaussian, EmpiricalModel, GGDMTable, or a model's name"),
         ({"statistics": "nothing"}, FileNotFoundError, "none are beside 'nothing'"),
