@@ -1,4 +1,4 @@
-"""Who may import whom, what solvers may not do, and that an op has the same name at every level; read with `ast`."""
+"""Imports between rooms, what solvers may not do, and that an op has the same name at every level; read with `ast`."""
 
 import ast
 

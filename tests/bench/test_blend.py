@@ -49,7 +49,7 @@ def test_weights_of_least_error_are_nearer_than_either(subject, monkeypatch):
 
 @pytest.mark.skipif(not RESULT.exists(), reason="the experiment has not been run")
 def test_behind_a_jump_the_blend_brings_nothing_beyond_the_spread():
-    """Why there is none in the package."""
+    """The reason why there is none in the package."""
     for model in json.loads(RESULT.read_text())["models"].values():
         rows = {(r["solver"], r["start"], r["calls"], r["denoiser"]): r["frechet"] for r in model["rows"]}
         jumped = [key[:3] for key in rows if key[1:] == ("teleport", key[2], "network")]

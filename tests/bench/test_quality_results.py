@@ -284,7 +284,7 @@ def all_rows(model, calls):
 
 @pytest.mark.parametrize(("calls", "most"), [(5, 30), (10, 14)])
 def test_gms_at_its_best_settings(calls, most):
-    """What was asked of the search, on ranges that it has not seen: no less precise than SN-DDPM at as many calls."""
+    """Targets of the search, on ranges that it has not seen: no less precise than SN-DDPM at as many calls."""
     solver, grid = SETTLED["mnist"][calls]
     assert spread("best", "mnist", solver, grid, calls - 1, "frechet")[0] <= most
     precision, error = spread("best", "mnist", solver, grid, calls - 1, "precision")

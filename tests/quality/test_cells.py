@@ -111,7 +111,7 @@ def test_a_bad_strength_is_refused(cell, message):
 
 
 def test_a_network_draws_on_the_device_that_is_named():
-    """What it draws is measured on the CPU, so that records say nothing of the device."""
+    """Samples are measured on the CPU, so that records say nothing of the device."""
     cell = Cell("digits", "ddim", "uniform", 1)
     plain, named = (cells.evaluate(cell, 100, device=device)["record"] for device in (None, "cpu"))
     assert {**plain, "seconds": 0} == {**named, "seconds": 0}

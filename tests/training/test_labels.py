@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ended_runs import train_until
 from tiny_networks import TINY
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -53,17 +54,8 @@ def test_classes_make_a_difference(tmp_path):
 
 
 def test_a_run_that_goes_on_drops_the_same_labels(tmp_path, monkeypatch):
-    whole, step = weights(trained(tmp_path / "whole", flips=True)), loop._Step.__call__
-
-    def stopped(self, state, signals):
-        if state.step == 5:
-            raise KeyboardInterrupt
-        return step(self, state, signals)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Step, "__call__", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "cut", flips=True)
+    whole = weights(trained(tmp_path / "whole", flips=True))
+    train_until(5, monkeypatch, trained, tmp_path / "cut", flips=True)
     assert_same(weights(trained(tmp_path / "cut", flips=True)), whole)
 
 

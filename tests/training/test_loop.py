@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ended_runs import train_until
 
 from gms_fast import data
 from gms_fast.models.unet import MomentUNet
@@ -49,21 +50,6 @@ def weights(model):
 def assert_identical(got, want):
     assert got.keys() == want.keys()
     assert [n for n in want if not torch.equal(got[n], want[n])] == []
-
-
-def train_until(step, monkeypatch, train, *args, **options):
-    """Run `train` until it is interrupted before the given step."""
-    original = loop._Step.__call__
-
-    def interrupted(self, state, signals):
-        if state.step == step:
-            raise KeyboardInterrupt
-        return original(self, state, signals)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Step, "__call__", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(*args, **options)
 
 
 # --- what is learned ---
@@ -216,7 +202,7 @@ def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path,
 
 KILLED = """
 import os, signal, sys, torch
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 import test_loop as tests
 torch.set_num_threads(1)
 from gms_fast.storage import checkpoint
@@ -234,7 +220,8 @@ tests.train_noise_network(tests.tiny(), tests.data.load("digits")[:64], steps=12
 
 
 def test_run_killed_while_writing_a_checkpoint_goes_on_from_the_one_before(tmp_path, digits):
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(Path(__file__).parent)]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(here), str(here.parent / "support")]
     root = str(Path(loop.__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)

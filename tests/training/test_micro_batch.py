@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ended_runs import train_until
 from small_heads import Small, pictures
 from two_ranks import noise_network, train, weights
 
@@ -73,19 +74,7 @@ def test_conditions_are_split_with_their_rows():
 
 
 def test_a_run_goes_on_with_other_parts(tmp_path, whole, monkeypatch):
-    from gms_fast.training import loop
-
-    step = loop._Step.__call__
-
-    def stopped(self, state, signals):
-        if state.step == 20:
-            raise KeyboardInterrupt
-        return step(self, state, signals)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Step, "__call__", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, micro_batch=2, checkpoint_every=8)
+    train_until(20, monkeypatch, train, tmp_path, micro_batch=2, checkpoint_every=8)
     assert_near(train(tmp_path, micro_batch=5), whole[0])
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 import two_ranks
+from ended_runs import interrupt_at
 from torch import distributed
 from two_ranks import loader, train
 
@@ -40,19 +41,6 @@ def together(played):
 def whole(tmp_path_factory):
     """The result of a run of one process that nothing ends."""
     return train(tmp_path_factory.mktemp("whole"))
-
-
-def interrupt_at(patch, step):
-    from gms_fast.training import loop
-
-    taken = loop._Step.__call__
-
-    def called(self, state, signals):
-        if state.step == step:
-            raise KeyboardInterrupt
-        return taken(self, state, signals)
-
-    patch.setattr(loop._Step, "__call__", called)
 
 
 def assert_near(got, want):
