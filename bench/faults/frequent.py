@@ -5,6 +5,7 @@
 Forks `be` the command.
 """
 
+import gc
 import os
 import resource
 import signal
@@ -41,6 +42,7 @@ def be(arguments: Sequence[str], folder: str, words: int, largest: int | None = 
     except BaseException as error:
         print(repr(error), file=sys.stderr)
     finally:
+        gc.collect()  # semaphores of a pool that an exception held: a process that is no fork frees all at its end
         sys.stderr.flush()
         os._exit(status)
 
