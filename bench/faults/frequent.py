@@ -5,12 +5,12 @@
 Forks `be` the command.
 """
 
-import gc
 import os
 import resource
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing import util
 from typing import NoReturn
 
 from gms_fast import cli, interrupts, search, training
@@ -42,7 +42,7 @@ def be(arguments: Sequence[str], folder: str, words: int, largest: int | None = 
     except BaseException as error:
         print(repr(error), file=sys.stderr)
     finally:
-        gc.collect()  # semaphores of a pool that an exception held: a process that is no fork frees all at its end
+        util._run_finalizers(0)  # of semaphores of a pool that an exception holds: Python does so at its end
         sys.stderr.flush()
         os._exit(status)
 
