@@ -17,6 +17,16 @@ from gms_fast.storage import arrays
 from gms_fast.storage.reading import LITTLE, below, most, refusing
 from gms_fast.storage.schema import Integer, argument, short
 
+__all__ = [
+    "Stream",
+    "image_files",
+    "load",
+    "load_image",
+    "load_labels",
+    "names",
+    "stream",
+]
+
 if TYPE_CHECKING:
     from PIL import Image
 

@@ -23,6 +23,11 @@ from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
+__all__ = [
+    "Classifier",
+    "ClassifierFree",
+]
+
 Condition = Tensor | Mapping[str, Any] | None
 _SCALARS = (bool, int, float, str, type(None))
 

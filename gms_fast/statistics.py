@@ -14,3 +14,14 @@ from gms_fast.tables.empirical import load as load
 from gms_fast.tables.gaussian import Gaussian as Gaussian
 from gms_fast.tables.gaussian import load_gaussian as load_gaussian
 from gms_fast.tables.origin import fingerprint as fingerprint
+
+__all__ = [
+    "EmpiricalModel",
+    "Gaussian",
+    "Pilot",
+    "empirical_model",
+    "gaussian",
+    "load",
+    "load_gaussian",
+    "pilot",
+]

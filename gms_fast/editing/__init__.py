@@ -9,3 +9,15 @@ from gms_fast.editing.repaint import Inpainting as Inpainting
 from gms_fast.editing.start import noised as noised
 from gms_fast.editing.start import timesteps as timesteps
 from gms_fast.editing.stroke import stroke as stroke
+
+__all__ = [
+    "Inpainting",
+    "Inversion",
+    "inpaint",
+    "interpolate",
+    "invert",
+    "noised",
+    "paint",
+    "stroke",
+    "timesteps",
+]

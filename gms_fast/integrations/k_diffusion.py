@@ -33,6 +33,20 @@ from gms_fast.tables import EmpiricalModel, Gaussian
 from gms_fast.tables.empirical import load as load_curves
 from gms_fast.tables.gaussian import load_gaussian
 
+__all__ = [
+    "sample_dpm_solver_v3",
+    "sample_dpmpp_2m",
+    "sample_dpmpp_2m_sde",
+    "sample_dpmpp_3m_sde",
+    "sample_er_sde",
+    "sample_euler",
+    "sample_euler_ancestral",
+    "sample_gms",
+    "sample_heun",
+    "sample_teleport",
+    "sample_unipc",
+]
+
 ExtraArgs = dict[str, Any] | None
 Kept = TypeVar("Kept")
 

@@ -6,3 +6,12 @@ from gms_fast.models.jacobian_variance import JacobianVariance as JacobianVarian
 from gms_fast.models.moment_heads import MomentHeads as MomentHeads
 from gms_fast.models.unet import MomentUNet as MomentUNet
 from gms_fast.models.wrap import wrap as wrap
+
+__all__ = [
+    "GaussianMixture1D",
+    "JacobianVariance",
+    "MomentHeads",
+    "MomentUNet",
+    "PointCloud",
+    "wrap",
+]

@@ -25,6 +25,16 @@ from gms_fast.steps import StepCoefficients
 from gms_fast.types import Mixture
 from gms_fast.types import as_range as as_range
 
+__all__ = [
+    "affine_noise",
+    "fit_mixture",
+    "gms_step",
+    "linear_step",
+    "philox_normal",
+    "philox_uniform",
+    "sample_mixture",
+]
+
 Seed = int | Sequence[int] | Tensor
 _INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),

@@ -18,6 +18,21 @@ from gms_fast.schedules.hosts import from_diffusers as from_diffusers
 from gms_fast.schedules.levels import Levels as Levels
 from gms_fast.storage.schema import short
 
+__all__ = [
+    "EDM",
+    "Flow",
+    "Levels",
+    "Schedule",
+    "VP",
+    "VPContinuous",
+    "VPContinuousCosine",
+    "VPCosine",
+    "VPLinear",
+    "build",
+    "from_diffusers",
+    "names",
+]
+
 _BY_NAME = {k.__name__: k for k in (VP, VPLinear, VPCosine, VPContinuous, VPContinuousCosine, EDM, Flow, Levels)}
 _ALIASES = {
     "linear": "VPLinear",

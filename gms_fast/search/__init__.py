@@ -9,3 +9,13 @@ from gms_fast.search.distance import Units as Units
 from gms_fast.search.features import DigitFeatures as DigitFeatures
 from gms_fast.search.features import load_features as load_features
 from gms_fast.search.gms import gms as gms
+
+__all__ = [
+    "DigitFeatures",
+    "KernelDistance",
+    "Settings",
+    "Units",
+    "ggdm",
+    "gms",
+    "load_features",
+]

@@ -21,3 +21,26 @@ from gms_fast.solvers.unip import UniP as UniP
 from gms_fast.solvers.unip import UniPC as UniPC
 from gms_fast.tables import GGDMTable as GGDMTable
 from gms_fast.tables import load_table as load_table
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DPMSolverPP",
+    "DPMSolverV3",
+    "ERSDE",
+    "Euler",
+    "GGDM",
+    "GGDMTable",
+    "GMS",
+    "Heun",
+    "SNDDPM",
+    "Solver",
+    "Teleport",
+    "TimeStep",
+    "UniP",
+    "UniPC",
+    "build",
+    "load_table",
+    "names",
+    "text_of",
+]

@@ -3,3 +3,9 @@
 from gms_fast.training.loop import train_moment_heads as train_moment_heads
 from gms_fast.training.loop import train_noise_network as train_noise_network
 from gms_fast.training.settings import Settings as Settings
+
+__all__ = [
+    "Settings",
+    "train_moment_heads",
+    "train_noise_network",
+]

@@ -16,3 +16,15 @@ from gms_fast.integrations.diffusers.named import UniPCScheduler as UniPCSchedul
 from gms_fast.integrations.diffusers.pipeline import GMSPipeline as GMSPipeline  # noqa: E402
 from gms_fast.integrations.diffusers.pipeline import MomentUNetModel as MomentUNetModel  # noqa: E402
 from gms_fast.integrations.diffusers.schedulers import SolverScheduler as SolverScheduler  # noqa: E402
+
+__all__ = [
+    "DPMSolverV3Scheduler",
+    "ERSDEScheduler",
+    "GGDMScheduler",
+    "GMSPipeline",
+    "GMSScheduler",
+    "MomentUNetModel",
+    "SolverScheduler",
+    "TeleportScheduler",
+    "UniPCScheduler",
+]
