@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: sample test lint setup bench clean
+.PHONY: sample test lint setup bench docs clean
 setup: .venv/built
 
 .venv/installed: requirements.txt constraints.txt locks/install.py $(wildcard locks/*.txt)
@@ -37,5 +37,8 @@ bench: setup
 	$(BIN)/python -m bench.gpu.predict --out bench/results/h200_predicted.json
 	$(BIN)/python -m bench.docs.readme
 
+docs: setup  # into site/; a warning or a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+
 clean:
-	rm -rf .venv build *.egg-info gms_fast/_C*.so
+	rm -rf .venv build site *.egg-info gms_fast/_C*.so

@@ -139,11 +139,11 @@ def wasserstein_table() -> str:
     return "\n".join(line for line in lines if line.startswith("|"))
 
 
-BLOCKS = {
+BLOCKS = {"bench/results/gms_step_cpu.json": cpu_table, "bench/results/wasserstein.md": wasserstein_table}
+OF_SPEED = {
     "bench/results/gms_step_cpu.json": cpu_table,
     "bench/results/loop_cpu.json": lambda: loop_table(load("loop_cpu.json")),
     "bench/results/gpu.json": gpu_table,
-    "bench/results/wasserstein.md": wasserstein_table,
 }
 OF_DIFFUSERS = {"bench/results/schedulers_cpu.json": lambda: loop_table(load("schedulers_cpu.json"), STEP, STEPS)}
 OF_HEADS = {"bench/results/any_network.json": lambda: any_network.table(load("any_network.json"))}
@@ -158,6 +158,7 @@ OF_SCALE = {
 }
 PAGES = {
     README: BLOCKS,
+    ROOT / "docs" / "speed.md": OF_SPEED,
     ROOT / "docs" / "diffusers.md": OF_DIFFUSERS,
     ROOT / "docs" / "heads.md": OF_HEADS,
     ROOT / "docs" / "editing.md": OF_EDITING,

@@ -1,0 +1,45 @@
+"""Hooks of the site: formulas become MathML, and `<!-- help: NAME -->` the help text of a command."""
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+NUMBER = re.compile(r"\\tag\{(\w+)\}\s*$")
+HELP = re.compile(r"<!-- help: ([\w-]+) -->")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put in the help texts that a page asks for."""
+    return HELP.sub(lambda found: f"```text\n{help_of(found[1])}```", markdown)
+
+
+def help_of(command: str) -> str:
+    """Return the help text of a subcommand of gms-fast, 88 columns wide."""
+    import argparse
+    import functools
+
+    from gms_fast.cli import COMMANDS
+
+    module = COMMANDS[command]
+    wide = functools.partial(argparse.HelpFormatter, width=88)
+    parser = argparse.ArgumentParser(f"gms-fast {command}", description=module.SUMMARY, formatter_class=wide)
+    module.add_arguments(parser)
+    return parser.format_help()
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Replace each formula by MathML, which browsers draw without a script."""
+    return FORMULA.sub(lambda found: formula(html.unescape(found[2]).strip(), block=found[1] == "div"), content)
+
+
+def formula(latex: str, *, block: bool) -> str:
+    """Convert one formula; the number of a `\\tag` stands at its right."""
+    number = NUMBER.search(latex)
+    drawn = convert(NUMBER.sub("", latex), display="block" if block else "inline")
+    if not block:
+        return drawn
+    side = f'<span class="equation-number">({number[1]})</span>' if number else ""
+    return f'<div class="equation">{drawn}{side}</div>'
