@@ -8,6 +8,7 @@ from places import ROOT
 FOLDER = ROOT / "docs" / "mathematics"
 PAGES = sorted(FOLDER.glob("*.md"))
 NOTATION = ROOT / "docs" / "notation.md"
+DECISIONS = ROOT / "docs" / "decisions.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -20,7 +21,7 @@ def test_programs_check_the_equations(page):
         exec(compile(program, str(page), "exec"), scope)
 
 
-@pytest.mark.parametrize("page", [*PAGES, NOTATION], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, NOTATION, DECISIONS], ids=lambda page: page.stem)
 def test_links_resolve(page):
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         target, _, anchor = link.partition("#")
