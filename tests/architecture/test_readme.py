@@ -36,7 +36,7 @@ def test_solvers_and_predictions_are_those_of_the_package():
 
 def test_equations_cited_in_the_code_exist():
     """Every "eq. N" or "eqs. N-M" in the code stands in docs/notation.md."""
-    defined = {int(n) for n in re.findall(r"\((\d+)\)$", (ROOT / "docs" / "notation.md").read_text(), re.M)}
+    defined = {int(n) for n in re.findall(r"^\\tag\{(\d+)\}$", (ROOT / "docs" / "notation.md").read_text(), re.M)}
     for folder, pattern in (("gms_fast", "*.py"), ("csrc", "*.h"), ("kernels", "*.py")):
         for file in (ROOT / folder).rglob(pattern):
             for cited in re.findall(r"eqs?\. (\d+(?:-\d+)?)", file.read_text()):
