@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its examples run, the files it names are there, and the way of a seed is as short as it says."""
+"""Pages for developers: examples run, named files exist, and a seed passes through as few files as they say."""
 
 import re
 import traceback
@@ -12,10 +12,11 @@ from gms_fast import prediction
 from gms_fast.ops import native
 
 PACKAGE = Path(gms_fast.__file__).resolve().parent
-TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", TEXT, re.DOTALL))
+ARCHITECTURE, EXTEND = ((ROOT / "docs" / name).read_text() for name in ("architecture.md", "extend.md"))
+TEXT = (ROOT / "CONTRIBUTING.md").read_text() + ARCHITECTURE + EXTEND
+EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", EXTEND, re.DOTALL))
 WAY = re.findall(
-    r"^\| (`[^|]*) \| `([^|]*)` \|$", TEXT.partition("## From a seed")[2].partition("## A solver")[0], re.MULTILINE
+    r"^\| (`[^|]*) \| `([^|]*)` \|$", ARCHITECTURE.partition("## From a seed")[2].partition("## Rules")[0], re.MULTILINE
 )
 
 
@@ -28,7 +29,7 @@ def test_example_runs(name, monkeypatch, one_thread):
     monkeypatch.setattr(prediction, "TO_DATA", dict(prediction.TO_DATA))
     monkeypatch.setattr(prediction, "TO_NOISE", dict(prediction.TO_NOISE))
     said: dict = {}
-    exec(compile(EXAMPLES[name], f"CONTRIBUTING.md, {name}", "exec"), said)
+    exec(compile(EXAMPLES[name], f"docs/extend.md, {name}", "exec"), said)
     assert name == "op" or said["x"].isfinite().all()
 
 
