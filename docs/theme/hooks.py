@@ -1,14 +1,25 @@
-"""Hooks of the site: formulas become MathML, and `<!-- help: NAME -->` the help text of a command."""
+"""Hooks of the site: formulas as MathML, help texts of commands, and pictures from elsewhere."""
 
 import html
 import re
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+BORROWED = {"graph.png": "integrations/comfyui/graph.png"}  # pictures of pages that lie elsewhere and are put in here
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 NUMBER = re.compile(r"\\tag\{(\w+)\}\s*$")
 HELP = re.compile(r"<!-- help: ([\w-]+) -->")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pictures that lie outside the pages' folder."""
+    for name, place in BORROWED.items():
+        files.append(File.generated(config, name, abs_src_path=place))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
