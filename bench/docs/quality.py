@@ -22,7 +22,7 @@ BLOCKS: dict[str, Callable[[str], str]] = {
     "summary": summary,  # a small table, by its name
     "group": quality_tables.group,  # all tables of a group of the matrix, by its name
     "file": quality_tables.file,  # all tables of bench/results/NAME.md
-    "part": lambda words: quality_tables.part(*words.split(" | ")),  # rows of one of them: NAME | TITLE | ROW | ..
+    "part": lambda words: quality_tables.part(*words.split("; ")),  # rows of one of them: NAME; TITLE; ROW; ..
     "settings": lambda _: quality_tables.settings(),
 }
 

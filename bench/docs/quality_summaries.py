@@ -14,7 +14,7 @@ LAST = "dpm-solver++:denoise=False"
 
 
 class Row(NamedTuple):
-    """A solver on a time grid, or on one of several, in a group of the matrix; its text form has MODEL for the model."""
+    """A solver on one or several time grids, in a group of the matrix; its text form has MODEL for the model."""
 
     group: str
     solver: str
@@ -85,31 +85,8 @@ def jump(until: float | None, then: str) -> str:
     return f"teleport:statistics=MODEL{'' if until is None else f',until={until:g}'} then {then}"
 
 
-BOTH = (*by_calls("digits", (5, 10), words="8x8, "), *by_calls("mnist", (5, 10), words="28x28, "))
 UNET, DIT = (f"runs/strangers/heads/{network}/model" for network in ("unet", "dit"))
 SUMMARIES = {
-    "calls": Summary(
-        BOTH,
-        (
-            Row("calls", "real"),
-            Row("calls", GMS, "angle"),
-            Row("calls", "ddim", "0.5"),
-            Row("calls", LAST, "0.7"),
-            *(Row("calls", "er-sde", grid) for grid in ("0.7", "uniform")),
-            Row("calls", V3, "0.7"),
-        ),
-    ),
-    "one dimension": Summary(
-        tuple(Column(f"K = {k}", "mixture-1d", k + 1, "wasserstein") for k in (3, 5, 10, 20)),
-        tuple(
-            Row("exact", solver, "0.5")
-            for solver in (
-                *("ddim", "sn-ddpm"),
-                "gms:fit=adan,component=sample,moments=released,eps=0.0005",
-                *("gms:fit=exact,component=element", GMS),
-            )
-        ),
-    ),
     "ends": Summary(
         (
             *by_calls("digits", (6, 11), words="8x8, "),
@@ -117,13 +94,6 @@ SUMMARIES = {
             *by_calls("mnist", (11,), words="28x28, "),
         ),
         tuple(Row("ends", solver, grid) for solver in ("unip", "dpm-solver++") for grid in ("uniform", "quadratic")),
-    ),
-    "covariance": Summary(
-        (*BOTH, *by_calls("mnist", (5, 10), "precision", "28x28, precision, ")),
-        (
-            Row("gaussian", GMS, "angle"),
-            *(Row("gaussian", f"{GMS},covariance=MODEL,switch={level}", "angle") for level in (3, 1.5, 0)),
-        ),
     ),
     "best of GMS": Summary(
         (*by_calls("mnist", (5, 10)), *by_calls("mnist", (5, 10), "precision", "precision, ")),
@@ -159,8 +129,8 @@ CHOICES = {  # what is at hand: (number of network evaluations, row) of what to 
     ),
     "network statistics": tuple((k, Row("gaussian", V3, "0.7")) for k in (3, 5, 10, 20)),
     "data statistics": tuple((k, Row("gaussian", jump(10, "er-sde"), "1.2")) for k in (3, 5, 10)),
-    "time for a search": tuple((k, Row("ggdm", "ggdm:table=MODEL/CALLS", "default")) for k in (5, 10)),
-    "neither": (
+    "a learned table": tuple((k, Row("ggdm", "ggdm:table=MODEL/CALLS", "default")) for k in (5, 10)),
+    "no statistics, no moment heads": (
         (3, Row("gaussian", LAST, "0.7")),
         (5, Row("gaussian", "er-sde", "uniform")),
         (10, Row("gaussian", LAST, "0.7")),
@@ -186,7 +156,8 @@ def _choice(row: Row | None, calls: int) -> str:
     if row is None:
         return ""
     solver = name(row.solver).replace(" (trust -2)", "")
-    return f"{solver}: **{statistics.fmean(_values(row, Column('', 'mnist', calls))):.3g}**"
+    mean, _, _ = figure(_values(row, Column("", "mnist", calls))).partition(" ")
+    return f"{solver}: **{mean}**"
 
 
 def summary(words: str) -> str:
