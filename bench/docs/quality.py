@@ -1,4 +1,4 @@
-"""From the committed quality matrix to docs/quality.md, its appendices and pictures: `python -m bench.docs.quality`.
+"""Show the committed quality matrix in docs/quality.md: `python -m bench.docs.quality`.
 
 Rewrites every block between `<!-- begin KIND WORDS -->` and `<!-- end -->` of docs/quality.md and docs/quality/*.md,
 and draws docs/quality/*.png. The kinds of blocks are the keys of `BLOCKS`. Reads bench/results/ only. --check writes

@@ -53,7 +53,7 @@ GRIDS = ("uniform", "0.7", "0.5", "0.4", "angle")
 
 
 class Plot(NamedTuple):
-    """A picture: how it is drawn into a figure, from which records, and its height in inches."""
+    """A plot: the function that draws it, the records it shows, and its height in inches."""
 
     draw: Callable[..., None]
     of: tuple[tuple[str, str], ...]  # group and model of the records
@@ -69,14 +69,17 @@ def _lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of(found: Records, solver: str, model: str) -> Records:
-    """Return the records of one solver, given with MODEL for the model, whether or not its last step is bounded."""
+    """Return the records of one solver, given with MODEL for the model.
+
+    The last step may be bounded or not: data that has noise of its own is drawn without the bound.
+    """
     text = solver.replace("MODEL", model)
     bounded = f"{text}{',' if ':' in text.split(' then ')[-1] else ':'}clip_pixel=None"
     return [r for r in found if r["solver"] in (text, bounded)]
 
 
 def _best(found: Records, measure: str) -> dict[int, tuple[float, float]]:
-    """Return mean and spread by number of network evaluations, each on the grid that is best there."""
+    """Return mean and spread by number of network evaluations, on the best grid of each."""
     groups = defaultdict(list)
     for r in found:
         groups[r["calls"], r["grid"]].append(r[measure])
@@ -88,7 +91,7 @@ def _best(found: Records, measure: str) -> dict[int, tuple[float, float]]:
 
 
 def _curves(axes: Any, found: Records, model: str, curves: Sequence[Curve], measure: str = "frechet") -> None:
-    """Draw a measure of some solvers against network evaluations, side by side, and the level of real data."""
+    """Draw a measure of some solvers against network evaluations, and that of real data."""
     calls = sorted({r["calls"] for r in found if r["calls"] and any(_of([r], s, model) for s, _, _ in curves)})
     apart = (calls[-1] / calls[0]) ** 0.007
     for i, (solver, name, look) in enumerate(curves):
@@ -108,7 +111,7 @@ def _level(axes: Any, found: Records, control: str, text: str, measure: str = "f
 
 
 def _side_by_side(figure: Any, found: list[Records], curves: Sequence[Curve], columns: int) -> None:
-    """Draw a panel a model, with one legend."""
+    """Draw a panel for each model, with one legend."""
     models = list(dict.fromkeys(own[0]["model"] for own in found))
     axes = figure.subplots(1, len(models))
     for panel, model in zip(axes, models, strict=True):
@@ -154,7 +157,7 @@ def grids(figure: Any, found: list[Records]) -> None:
 
 
 def teleport(figure: Any, found: list[Records]) -> None:
-    """Draw solvers by themselves and after a teleport: a row a model, a column a solver."""
+    """Draw solvers by themselves and after a teleport: rows are models, columns solvers."""
     solvers = [s for s in BEHIND if all(_of(own, s, own[0]["model"]) for own in found)]
     axes = figure.subplots(len(found), len(solvers), sharex=True, sharey="row", squeeze=False)
     for i, own in enumerate(found):
@@ -168,7 +171,7 @@ def teleport(figure: Any, found: list[Records]) -> None:
 
 
 def _compared(found: Records, solver: str, model: str) -> Iterable[Curve]:
-    """Return the curves of a panel: a solver by itself, after teleports, and with the covariance of the data."""
+    """Return the curves of a panel: by itself, after teleports, with the data's covariance."""
     untils = {parse(r["solver"])[1]["until"] for r in found if r["solver"].startswith("teleport")}
     jumps = [f"teleport:statistics=MODEL,until={u:g} then {solver}" for u in sorted(untils)]
     there = [jump for jump in jumps if _of(found, jump, model)]
@@ -179,9 +182,9 @@ def _compared(found: Records, solver: str, model: str) -> Iterable[Curve]:
 
 
 def strokes(figure: Any, found: list[Records]) -> None:
-    """Draw realism against distance to the strokes: a panel a number of network evaluations, a curve a solver.
+    """Draw realism against distance to the strokes: a curve for each solver.
 
-    Each curve goes from strength to strength, on the grid that is best in the geometric mean over the strengths.
+    Each panel is a number of network evaluations. Each curve goes from strength to strength, on the grid that is best in the geometric mean over the strengths.
     """
     parts = report.at_calls(found[0])
     axes = figure.subplots(1, len(parts), sharey=True)
@@ -198,7 +201,7 @@ def strokes(figure: Any, found: list[Records]) -> None:
 
 
 def _by_strength(panel: Any, own: Records, name: str, look: style.Look) -> None:
-    """Draw the curve of a solver, with the strengths beside the points of ER-SDE."""
+    """Draw the curve of a solver, with the strengths above the points of ER-SDE."""
     grids = {r["grid"] for r in own}
     best = min(grids, key=lambda g: statistics.geometric_mean(r["frechet"] for r in own if r["grid"] == g))
     strengths = sorted({r["strength"] for r in own})
@@ -210,7 +213,7 @@ def _by_strength(panel: Any, own: Records, name: str, look: style.Look) -> None:
     for strength, across in zip(strengths, x, strict=True):
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
         if shown:
-            panel.annotate(f"{strength:g}", (across, 1.0), (0, 4), ha="center", color=look.colour, fontsize=10, **place)
+            panel.annotate(f"{strength:g}", (across, 1.0), (0, 4), ha="center", color=look.colour, fontsize=9, **place)
 
 
 PLOTS = {

@@ -14,7 +14,11 @@ LAST = "dpm-solver++:denoise=False"
 
 
 class Row(NamedTuple):
-    """A solver on one or several time grids, in a group of the matrix; its text form has MODEL for the model."""
+    """A row of a table: a solver on one or several time grids, in a group of the matrix.
+
+    `solver` is its text form, with MODEL for the model and CALLS for the number of evaluations; `grid` is one grid, or
+    several separated by "|", of which each column has at most one.
+    """
 
     group: str
     solver: str
@@ -27,7 +31,7 @@ class Row(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A measure of samples of one model by so many network evaluations."""
+    """A column of a table: a measure of one model at a number of network evaluations."""
 
     heading: str
     model: str
@@ -36,7 +40,7 @@ class Column(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Rows and columns of a table."""
+    """A table by its columns and rows."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -76,7 +80,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def by_calls(model: str, calls: Sequence[int], measure: str = "frechet", words: str = "") -> tuple[Column, ...]:
-    """Return a column a number of network evaluations."""
+    """Return a column for each number of network evaluations."""
     return tuple(Column(f"{words}{k} NFE", model, k, measure) for k in calls)
 
 
@@ -145,7 +149,7 @@ CHOICES = {  # what is at hand: (number of network evaluations, row) of what to 
 
 
 def choices() -> str:
-    """Return what to take by what is at hand and number of network evaluations, with feature distances."""
+    """Return the solver to take, by what is at hand and number of network evaluations."""
     calls = (3, 5, 10, 20)
     rows = [[have, *(_choice(dict(chosen).get(k), k) for k in calls)] for have, chosen in CHOICES.items()]
     return _markdown(["you have", *(f"{k} NFE" for k in calls)], rows)

@@ -1,4 +1,4 @@
-"""Tables of the quality appendices: all measures of a group of the matrix, and tables of other result files."""
+"""Tables of the quality appendices: groups of the matrix, and other result files."""
 
 import json
 import re
@@ -53,12 +53,12 @@ def records(group: str, model: str | None = None) -> list[dict]:
 
 
 def parts(found: Records) -> dict[str, Records]:
-    """Split the records of a model by number of network evaluations where strengths make the columns."""
+    """Split records with strengths by their number of network evaluations."""
     return {f" at {calls} NFE": part for calls, part in report.at_calls(found).items()} or {"": found}
 
 
 def table(found: Records, measure: str) -> str:
-    """Return one measure as Markdown, with the names of `solver_names` and the number of network evaluations."""
+    """Return one measure as Markdown, with readable names and numbers of evaluations."""
     named = [r | {"solver": _name(r["solver"]), "grid": solver_names.grid(r["grid"])} for r in found]
     text = report.table(named, measure).replace("`", "")
     head, rest = text.split("\n", 1)
@@ -86,7 +86,7 @@ def _code(texts: set[str]) -> str:
 
 
 def group(name: str) -> str:
-    """Return all the tables of a group: a heading a model, a heading a measure."""
+    """Return all the tables of a group, under headings by model and measure."""
     found = records(name)
     origins = ", ".join(sorted({r["origin"] for r in found}))
     lines = [
@@ -114,14 +114,14 @@ def _model(own: Records) -> list[str]:
 
 
 def file(name: str) -> str:
-    """Return the tables of bench/results/NAME.md under headings, with the names of `solver_names`."""
+    """Return the tables of bench/results/NAME.md under headings, with readable names."""
     text = (RESULTS / f"{name}.md").read_text().strip()
     text = re.sub(r"^<!-- (.*) -->", rf"Records: `bench/results/{name}.json` (\1).", text)
     return re.sub(r"^\*\*(.*)\*\*$", lambda m: f"## {m[1][0].upper()}{m[1][1:]}", readable(text), flags=re.MULTILINE)
 
 
 def readable(text: str) -> str:
-    """Put names in place of solvers' text forms, and words in place of the records' names of models and measures."""
+    """Replace text forms of solvers, and names of models and measures, by readable ones."""
     text = re.sub(r"`((?:sn-)?dd[pi]m\b[^`]*)`", lambda m: solver_names.name(m[1]), text)
     text = re.sub(r"\b(\d+) calls\b", r"\1 NFE", text)
     text = re.sub(
@@ -134,7 +134,10 @@ def readable(text: str) -> str:
 
 
 def part(name: str, title: str, *rows: str) -> str:
-    """Return rows, given by how they begin, of the table under a title of bench/results/NAME.md."""
+    """Return the table under a title of bench/results/NAME.md, cut down to some rows.
+
+    Rows are given by their first cells.
+    """
     text = (RESULTS / f"{name}.md").read_text()
     lines = text.partition(f"**{title}**\n\n")[2].partition("\n\n")[0].strip().splitlines()
     chosen = [next(line for line in lines if line.startswith(f"| {row} |")) for row in rows]

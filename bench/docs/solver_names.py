@@ -62,7 +62,7 @@ def grid(text: str) -> str:
 
 
 def general(solver: str, model: str) -> str:
-    """Return the text form with MODEL in place of the name of the model whose tables a solver takes."""
+    """Return the text form of a solver with MODEL for the model whose tables it takes."""
     for option in TABLES:
         solver = solver.replace(f"{option}={model}", f"{option}=MODEL")
     return solver

@@ -1,7 +1,7 @@
-"""One style for the plots of the documentation: sizes, colours that the colour-blind tell apart, and how they are kept.
+"""Style of the plots in the documentation.
 
-Colours are those of Okabe and Ito (2008); each comes with a marker and a line style of its own, so that no curve is
-told by its colour alone.
+Colours are those of Okabe and Ito (2008); each comes with a marker and a line style, so that no curve
+is told apart by its colour alone. A PNG keeps a fingerprint of its inputs: stale pictures are found without drawing.
 """
 
 import hashlib
@@ -61,7 +61,10 @@ RULES = {
 
 
 def drawn(draw: Callable[..., None], file: Path, inputs: object, *, height: float, **options: Any) -> None:
-    """Draw a figure by `draw(figure)` in this style and keep it, with the fingerprint of its inputs."""
+    """Draw a figure by `draw(figure, **options)` in this style, and save it as PNG.
+
+    `inputs` is what the picture shows; the PNG keeps its fingerprint. `height` is in inches.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -98,7 +101,7 @@ def level(axes: Any, value: float, text: str) -> None:
 
 
 def log_scale(axes: Any, which: str, ticks: Sequence[float] = ()) -> None:
-    """Make the axis "x" or "y" logarithmic, with plain numbers at these ticks, or at some of each decade."""
+    """Make the axis "x" or "y" logarithmic, with plain numbers at its ticks."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set(**{f"{which}scale": "log"})
