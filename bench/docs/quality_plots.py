@@ -184,7 +184,8 @@ def _compared(found: Records, solver: str, model: str) -> Iterable[Curve]:
 def strokes(figure: Any, found: list[Records]) -> None:
     """Draw realism against distance to the strokes: a curve for each solver.
 
-    Each panel is a number of network evaluations. Each curve goes from strength to strength, on the grid that is best in the geometric mean over the strengths.
+    Each panel is a number of network evaluations. Each curve goes from strength to strength, on the grid that is best
+    in the geometric mean over the strengths.
     """
     parts = report.at_calls(found[0])
     axes = figure.subplots(1, len(parts), sharey=True)

@@ -1,6 +1,7 @@
 """Show the committed results in the README and other pages: `python -m bench.docs.readme`.
 
-Draws docs/roofline.png too. Reads bench/results/ only. --check writes nothing and fails where the README or the picture is out of date.
+Draws docs/roofline.png too. Reads bench/results/ only. --check writes nothing and fails where a page or the picture is
+out of date.
 """
 
 import argparse
