@@ -102,7 +102,7 @@ def group(name: str) -> str:
 
 
 def _model(own: Records) -> list[str]:
-    counts = " or ".join(str(n) for n in sorted({r["n"] for r in own}))
+    counts = " or ".join(f"{n:,}" for n in sorted({r["n"] for r in own}))
     lines = [f"## {MODELS[own[0]['model']]}", f"{len({r['range'] for r in own})} ranges of {counts} samples."]
     for measure, heading in MEASURES.items():
         if any(measure in r for r in own):
