@@ -1,4 +1,4 @@
-"""docs/quality.md and its appendices: they show the committed records, name them readably, and link to what exists."""
+"""Tests of docs/quality.md and its appendices against the committed records."""
 
 import re
 from collections import defaultdict
@@ -116,7 +116,7 @@ def test_tables_of_strokes_are_at_the_evaluations_they_name():
 
 
 def test_tables_show_what_the_records_hold():
-    """A cell of a table with names, and the same cell of a summary, against the records themselves."""
+    """A cell of a table, and the same cell of a summary, against the records."""
     found = quality_tables.records("calls", "mnist")
     values = [r["frechet"] for r in found if r["solver"].endswith("trust=-2") and r["calls"] == 5]
     mean, spread = report.spread(values)
@@ -149,7 +149,7 @@ def figures(texts):
 
 
 def test_figures_of_the_prose_stand_in_a_table():
-    """Every decimal outside the tables is that of a table of the appendices, rounded, but for those of `BESIDE`."""
+    """Decimals of the prose are those of tables, rounded, except for those in `BESIDE`."""
     shown = figures(block for path in APPENDICES for block in COMMENT.findall(path.read_text()))
     for path in quality.pages():
         prose = re.sub(r"`[^`]*`|```.*?```", "", COMMENT.sub("", path.read_text()), flags=re.DOTALL)
