@@ -1,4 +1,7 @@
-"""Draws integrations/comfyui/graph.png, a graph with a sampler of gms_fast: `python -m bench.docs.comfyui_graph`."""
+"""Draw integrations/comfyui/graph.png: `python -m bench.docs.comfyui_graph`.
+
+The picture shows a graph of ComfyUI with a sampler of gms_fast.
+"""
 
 import argparse
 import io
@@ -48,7 +51,7 @@ def main() -> None:
 
 
 def encoded() -> bytes:
-    """The picture as a PNG."""
+    """Return the picture as a PNG."""
     image = Image.new("RGB", (WIDTH, HEIGHT), BACK)
     draw = ImageDraw.Draw(image)
     for link in LINKS:
@@ -80,7 +83,7 @@ def _node(draw: ImageDraw.ImageDraw, title: str) -> None:
 
 
 def _link(draw: ImageDraw.ImageDraw, source: str, target: str, kind: str) -> None:
-    """A cubic from an output to an input, level at both ends; nodes stand before it."""
+    """Draw a cubic from an output to an input, level at both ends and behind the nodes."""
     (x0, y0), (x1, y1) = _output(source, kind), _input(target, kind)
     reach = max(60, (x1 - x0) // 2)
     places = []

@@ -1,6 +1,6 @@
-"""Runs the commands of docs/editing.md, and keeps their strips in docs/editing/: `python -m bench.docs.editing`.
+"""Run the commands of docs/editing.md: `python -m bench.docs.editing`.
 
-Their pictures are digits of mnist5k, those of numbers `GUIDES`.
+Their strips are kept in docs/editing/. Their pictures are the digits `GUIDES` of mnist5k.
 """
 
 import argparse
@@ -21,12 +21,12 @@ GUIDES = (7, 1203, 2510, 4020)
 
 
 def commands() -> list[list[str]]:
-    """The words of each command on the page, after the program's name."""
+    """Return the words of each command on the page, after the program's name."""
     return [shlex.split(line)[1:] for line in re.findall(r"^gms-fast edit .*$", PAGE.read_text(), re.MULTILINE)]
 
 
 def prepare(folder: Path) -> None:
-    """Write what the commands read: guides/0.png .., and mask.png, white in its lower half."""
+    """Write the inputs of the commands: guides/0.png .., and mask.png, white in its lower half."""
     (folder / "guides").mkdir()
     for i, image in enumerate(data.load("mnist5k")[[*GUIDES]]):
         images.save_image(image, folder / "guides" / f"{i}.png")

@@ -1,4 +1,7 @@
-"""Tables of times over diffusers': of loops (`bench.speed.loop`) and of steps (`bench.speed.schedulers`)."""
+"""Tables of times relative to diffusers.
+
+Times of loops are from `bench.speed.loop`, those of steps from `bench.speed.schedulers`.
+"""
 
 from collections.abc import Sequence
 
@@ -9,7 +12,7 @@ STEPS = ("DDIM", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)", "UniPC-2", "DDPM", 
 
 
 def loop_table(result: dict, head: str = LOOP, shown: Sequence[str] = LOOPS) -> str:
-    """A row a state, a column a solver: our median time over diffusers'."""
+    """Return our median time over that of diffusers: rows are states, columns solvers."""
     medians = {(row["name"], row["state"]): row["ratio"][1] for row in result["rows"] if "ratio" in row}
     lines = [f"| {head} | {' | '.join(shown)} |", "|---" * (1 + len(shown)) + "|"]
     for state in dict.fromkeys(row["state"] for row in result["rows"]):

@@ -1,15 +1,14 @@
-"""From the committed results to the README's tables and docs/roofline.png: `python -m bench.docs.readme [--check]`.
+"""Show the committed results in the README and other pages: `python -m bench.docs.readme`.
 
-Reads bench/results/ only. --check writes nothing and fails where the README or the picture is out of date.
+Draws docs/roofline.png too. Reads bench/results/ only. --check writes nothing and fails where a page or the picture is
+out of date.
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 
-from PIL import Image
-
+from bench.docs import style
 from bench.docs.loop_table import STEP, STEPS, loop_table
 from bench.docs.roofline import draw, points
 from bench.docs.scale import claims_table, generation_table, scale_table
@@ -38,7 +37,7 @@ made from the machine code (`python -m bench.gpu.predict`), not measured."""
 
 
 def load(name: str) -> dict:
-    """A committed result, {} if there is none."""
+    """Return a committed result, {} if there is none."""
     file = RESULTS / name
     return json.loads(file.read_text()) if file.exists() else {}
 
@@ -75,37 +74,37 @@ def gpu_table() -> str:
 
 
 def _measured(backend: dict) -> dict[str, str]:
-    """The table's cell of each target that the backend measured."""
+    """Return the cell of each target that the backend measured."""
     bars = {bar["name"]: bar for bar in backend.get("bars", [])}
     return {t.name: _cell(t.form, bars[t.name]) for t in TARGETS.values() if t.name in bars}
 
 
 def _cell(form: str, bar: dict) -> str:
-    """A figure, what bounds it if not the GPU, and its commit if it was kept from an earlier run."""
+    """Return a figure, its bound if not the GPU, and the commit of a figure from an earlier run."""
     bound = " (bound by the host)" if "bound by" in bar else ""
     kept = f" (commit {bar['commit']})" if "commit" in bar else ""
     return form.format(bar["value"]) + bound + kept
 
 
 def _predicted(rows: list[dict], backend: str) -> dict[str, str]:
-    """The same of each target that `bench.gpu.predict` foretells."""
+    """Return the cell of each target that `bench.gpu.predict` predicts."""
     shares = {row["name"]: row["of_copy"] for row in _of(rows, backend)}
     return {t.name: t.form.format(shares[t.predicted]) for t in TARGETS.values() if t.predicted in shares}
 
 
 def _of(rows: list[dict], backend: str) -> list[dict]:
-    """The predictions for a backend; those that name none are for Triton."""
+    """Return the predictions for a backend; those that name none are for Triton."""
     return [row for row in rows if row.get("backend", "triton") == backend]
 
 
 def _device(gpu: dict) -> str:
-    """The GPU that was measured; empty if none is named."""
+    """Return the name of the measured GPU; empty if none is named."""
     named = (gpu.get(b, {}).get("environment", {}).get("gpu") for b in BACKENDS)
     return gpu.get("gpu") or next(filter(None, named), "")
 
 
 def _source(gpu: dict) -> str:
-    """A line on the source of the figures, and on which are missing."""
+    """Return a line on the source of the figures, and on missing ones."""
     if not gpu:
         return NO_GPU
     places = [gpu.get(b, {}).get("environment", {}) for b in BACKENDS]
@@ -124,7 +123,7 @@ def _source(gpu: dict) -> str:
 
 
 def _missing(backend: dict) -> list[str]:
-    """Parts of a backend, and cases of parts, that were skipped or failed."""
+    """Return parts of a backend, and cases of parts, that were skipped or failed."""
     if "parts" not in backend:
         return ["as a whole"]
     found = []
@@ -168,7 +167,7 @@ PAGES = {
 
 
 def page(text: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
-    """The text with every block between its markers made anew."""
+    """Return the text with every block between its markers made anew."""
     for name, make in blocks.items():
         begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
         before, found, rest = text.partition(begin)
@@ -180,7 +179,7 @@ def page(text: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
 
 
 def panels() -> list[dict[str, object]]:
-    """Panels of docs/roofline.png: the CPU, and each GPU backend, measured or predicted."""
+    """Return the panels of docs/roofline.png: the CPU and each GPU backend."""
     results = [load(f"{op}_cpu.json") for op in OPS]
     cpu = {
         "title": f"CPU, {results[0]['environment']['threads']} threads, 128x3x32x32 (in cache)",
@@ -192,7 +191,7 @@ def panels() -> list[dict[str, object]]:
 
 
 def _gpu_panel(backend: str) -> dict[str, object] | None:
-    """Measured where there is a measurement, else predicted; None without either."""
+    """Return a panel, measured if there is a measurement, else predicted; None without either."""
     gpu = load("gpu.json")
     parts = gpu.get(backend, {}).get("parts", {}).values()
     stream = [part for part in parts if "rows" in part and part.get("shape") == "stream"]
@@ -209,13 +208,9 @@ def _gpu_panel(backend: str) -> dict[str, object] | None:
     }
 
 
-def fingerprint(shown: object) -> str:
-    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
-
-
 def out_of_date() -> list[str]:
-    """The files that do not show the committed results."""
-    current = PICTURE.exists() and Image.open(PICTURE).text.get("Inputs") == fingerprint(panels())
+    """Return the files that do not show the committed results."""
+    current = style.current(PICTURE, panels())
     texts = {file: file.read_text() for file in PAGES}
     fresh = {file.name: page(text, PAGES[file]) == text for file, text in texts.items()}
     return [name for name, good in {**fresh, PICTURE.name: current}.items() if not good]
@@ -231,7 +226,7 @@ def main() -> None:
         return
     for file, blocks in PAGES.items():
         atomic.write_text(file, page(file.read_text(), blocks))
-    draw(panels(), PICTURE, fingerprint(panels()))
+    draw(panels(), PICTURE)
 
 
 if __name__ == "__main__":

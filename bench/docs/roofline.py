@@ -1,15 +1,15 @@
-"""Draws docs/roofline.png from the committed results; run by `readme`.
+"""Draw docs/roofline.png from the committed results; run by `readme`.
 
 Across: operations per byte that an op must move. Up: operations in the time of copying one byte, a ratio of two times
 of one run, so that the copy's bandwidth is the line y = x on every machine. The flat roof, where it was measured, is a
 float32 matrix product. Filled points are measured, hollow ones predicted (`bench.gpu.predict`).
 """
 
-import io
 import math
 from pathlib import Path
+from typing import Any
 
-from gms_fast.storage import atomic
+from bench.docs import style
 
 # Operations an element, counted in csrc/gms: an fma is two, any other arithmetic, comparison, selection or bit
 # operation one. What is the same for a whole sample or step is not counted.
@@ -43,13 +43,22 @@ OPERATIONS = {
     "affine_noise, terms: 2": 7 + NORMAL,
     "affine_noise, terms: 3": 9 + NORMAL,
 }
-STYLE = {"gms_step": ("#1b6ca8", "o"), "sample_mixture": ("#c8553d", "s"), "fit_mixture": ("#588157", "D")}
-STYLE |= {"philox": ("#7b4b94", "^"), "affine_noise": ("#b58900", "v")}
+MARKERS = ("o", "s", "^", "D", "v", "X")  # of the cases of an op, in the order of OPERATIONS
+COLOURS = {  # op: colour; with the markers no two cases look alike
+    "gms_step": style.VERMILION.colour,
+    "sample_mixture": style.BLACK.colour,
+    "fit_mixture": style.GREEN.colour,
+    "philox": style.BLUE.colour,
+    "affine_noise": style.ORANGE.colour,
+}
 Places = dict[str, tuple[float, float]]
 
 
 def points(rows: list[dict], *, narrow: bool) -> Places:
-    """Places of the rows whose operations are counted; `narrow` keeps bfloat16, the same work on fewer bytes."""
+    """Return the places of the rows whose operations are counted.
+
+    `narrow` keeps the rows in bfloat16: the same work on fewer bytes.
+    """
     places = {}
     for row in rows:
         name = row["name"].removesuffix(", float32")
@@ -60,92 +69,77 @@ def points(rows: list[dict], *, narrow: bool) -> Places:
     return places
 
 
-def draw(panels: list[dict[str, object]], file: Path, inputs: str) -> None:
-    """Panels side by side: {"title", "ridge", "measured" and "predicted": places}; `inputs` is kept in the PNG."""
-    import matplotlib as mpl
+def draw(panels: list[dict[str, object]], file: Path) -> None:
+    """Draw panels side by side: {"title", "ridge", "measured" and "predicted": places}."""
+    style.drawn(_panels, file, panels, height=6.2, panels=panels)
 
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.6), layout="constrained")
-    figure.suptitle("Arithmetic and memory: how near each op comes to what the machine can do", fontsize=12)
+def _panels(figure: Any, panels: list[dict[str, object]]) -> None:
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         places = panel["predicted"] | panel["measured"]
         _roofs(axis, panel["ridge"], places)
-        _markers(axis, panel["predicted"], hollow=True)
-        _markers(axis, panel["measured"], hollow=False)
-        _labels(axis, places)
-        axis.set_title(panel["title"], fontsize=10.5)
-        axis.set_xlabel("operations per byte that must be moved")
+        _points(axis, panel["predicted"], hollow=True)
+        _points(axis, panel["measured"], hollow=False)
+        axis.set(title=panel["title"], xlabel="operations per byte that must be moved")
+        axis.title.set_fontsize(10.5)
     axes[0].set_ylabel("operations in the time of copying one byte")
-    figure.legend(handles=_legend(plt, panels), loc="outside lower center", ncols=7, frameon=False, fontsize=9.5)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=150, metadata={"Inputs": inputs, "Software": None})
-    atomic.write_bytes(file, encoded.getbuffer())
+    _legend(figure, panels)
 
 
-def _roofs(axis, ridge: float | None, places: Places) -> None:
+def _roofs(axis: Any, ridge: float | None, places: Places) -> None:
+    """Draw the bandwidth of a copy, y = x, and the roof of a matrix product if measured."""
     x, y = zip(*places.values(), strict=True)
-    left, right = min(*x, ridge or 2.0) / 4, max(100.0, 2 * max(x))
-    low, high = min(1.0, min(y) / 3), 3 * max(*y, ridge or 0)
+    left, right = min(x) / 2, 2 * max(*x, ridge or 0)
+    low, high = min(y) / 2, 1.6 * max(*y, ridge or 0)
     top = ridge or right
-    grey = {"color": "#444444", "linewidth": 1.4, "zorder": 1}
-    axis.plot([left / 10, top, right], [left / 10, top, top], **grey)
-    axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, high))
-    axis.grid(which="major", color="#e8e8e8", linewidth=0.7, zorder=0)
-    text = {"fontsize": 9, "color": "#444444"}
-    start, above = 1.2 * max(left, low), 1.25
+    axis.plot([left / 10, top, right], [left / 10, top, top], color=style.GREY, linewidth=1.6, zorder=1)
+    axis.set(xlim=(left, right), ylim=(low, high))
+    for which in "xy":
+        style.log_scale(axis, which)
+    text = {"fontsize": 9.5, "color": style.GREY}
+    start, above = 1.15 * max(left, low), 1.2
     angle = math.degrees(math.atan(above))  # of y = x in the logarithm, at a point above it
     along = {"rotation": angle, "transform_rotates_text": True, "rotation_mode": "anchor"}
     axis.text(start, above * start, "a copy's bandwidth", **along, **text)
     if ridge:
-        axis.text(right * 0.9, ridge * 1.12, "float32 matrix product", ha="right", **text)
+        axis.text(1.05 * ridge, 1.03 * ridge, "matrix product", va="bottom", **text)
 
 
-def _style(name: str) -> tuple[str, str]:
-    return next(style for op, style in STYLE.items() if name.startswith(op))
+def _case(name: str) -> str:
+    """Return the case of a row: its name without the narrower dtypes."""
+    return name.split(", bfloat16")[0]
 
 
-def _markers(axis, places: Places, hollow: bool) -> None:
-    for name, place in places.items():
-        colour, marker = _style(name)
-        face = "white" if hollow else colour
-        axis.plot(*place, marker, color=colour, markerfacecolor=face, markersize=7, markeredgewidth=1.5, zorder=3)
+def _look(case: str) -> dict[str, str]:
+    """Return colour and marker of a case."""
+    op = next(op for op in COLOURS if case.startswith(op))
+    of_op = [c for c in OPERATIONS if c.startswith(op)]
+    return {"color": COLOURS[op], "marker": MARKERS[of_op.index(case)]}
 
 
-def _labels(axis, places: Places) -> None:
-    """One for each op and fit, in the margin; a line joins the dtypes of one, narrower ones to the right."""
-    ends: Places = {}
-    for name in {name.split(", bfloat16")[0] for name in places}:
-        chain = sorted(place for other, place in places.items() if other.split(", bfloat16")[0] == name)
-        axis.plot(*zip(*chain, strict=True), color=_style(name)[0], linewidth=0.8, zorder=2)
-        ends[name] = chain[-1]
-    names = sorted(ends, key=lambda name: ends[name][1])
-    line = {"arrowstyle": "-", "color": "#c4c4c4", "linewidth": 0.8, "shrinkB": 5, "relpos": (0, 0.5)}
-    margin = 1.12 * axis.get_xlim()[1]
-    for name, height in zip(names, _apart(axis, [ends[name][1] for name in names]), strict=True):
-        text = {"fontsize": 9, "color": _style(name)[0], "va": "center"}
-        axis.annotate(name, ends[name], (margin, height), arrowprops=line, annotation_clip=False, **text)
-    if len(ends) < len(places):
-        note = "joined, from the left: float32, bfloat16\nmoments, output too, state too"
-        axis.text(0.97, 0.03, note, transform=axis.transAxes, ha="right", fontsize=8.5, color="#444444")
+def _points(axis: Any, places: Places, hollow: bool) -> None:
+    """Draw the rows; a line joins the dtypes of a case, narrower ones to the right and smaller."""
+    for case in dict.fromkeys(map(_case, places)):
+        chain = sorted(place for name, place in places.items() if _case(name) == case)
+        look = _look(case)
+        axis.plot(*zip(*chain, strict=True), color=look["color"], linewidth=0.9, zorder=2)
+        for i, place in enumerate(chain):
+            face = "white" if hollow else look["color"]
+            edge = look["color"] if hollow else "white"
+            mark = {"markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": 1 if hollow else 0.5}
+            axis.plot(*place, markersize=9 - 1.5 * i, zorder=3, **mark, **look)
 
 
-def _apart(axis, heights: list[float]) -> list[float]:
-    """Ascending heights, moved apart by one line of text each."""
-    low, high = axis.get_ylim()
-    gap = (high / low) ** 0.045
-    for _ in range(200):
-        for i in range(len(heights) - 1):
-            missing = gap * heights[i] / heights[i + 1]
-            if missing > 1:
-                heights[i], heights[i + 1] = heights[i] / missing**0.5, heights[i + 1] * missing**0.5
-    return heights
+def _legend(figure: Any, panels: list[dict[str, object]]) -> None:
+    """Name the cases below the panels, an op a column."""
+    from matplotlib.lines import Line2D
 
-
-def _legend(plt, panels: list[dict[str, object]]) -> list:
-    shown = [name for panel in panels for name in (*panel["measured"], *panel["predicted"])]
-    ops = {op: style for op, style in STYLE.items() if any(name.startswith(op) for name in shown)}
-    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="", label=op) for op, (c, m) in ops.items()]
-    hollow = plt.Line2D([], [], color="#666666", marker="o", linestyle="", markerfacecolor="white", label="predicted")
-    return [*handles, hollow] if any(panel["predicted"] for panel in panels) else handles
+    shown = {_case(name) for panel in panels for name in (*panel["measured"], *panel["predicted"])}
+    handles = [Line2D([], [], linestyle="", label=case, **_look(case)) for case in OPERATIONS if case in shown]
+    note = (
+        "joined, in the GPU's panels, from the left: float32; bfloat16 moments; bfloat16 output too; bfloat16 state too"
+    )
+    if any(panel["predicted"] for panel in panels):
+        note += "; hollow: predicted"
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, title=note, title_fontsize=10)

@@ -1,4 +1,7 @@
-"""Tables of docs/generation.md and docs/scale.md: time, files and requests by number of GPUs, and claims played."""
+"""Tables of docs/generation.md and docs/scale.md.
+
+They show time, files and requests by number of GPUs, and simulated claims.
+"""
 
 from itertools import product
 from typing import Any
@@ -14,13 +17,13 @@ COLUMNS = ("hours", "of ideal", "drawn twice", "deaths", "create / s", "look / s
 
 
 def rate(measured: dict[str, Any]) -> float:
-    """Calls of the network for one sample, a second."""
+    """Return the number of network evaluations in a second, each of one sample."""
     row = next(row for row in measured["rows"] if row["network"] == NETWORK)
     return row["size"][0] / row["ms"]["the network alone"] * 1000
 
 
 def scale_table(measured: dict[str, Any]) -> str:
-    """Rows by cost of the network, number of pictures and of GPUs."""
+    """Return a row for each cost of the network, number of pictures and number of GPUs."""
     header = ("network", "pictures", "GPUs", "time", "shards", "on disk", "claims", "beats")
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     calls = rate(measured)
@@ -39,7 +42,7 @@ def scale_table(measured: dict[str, Any]) -> str:
 
 
 def claims_table(played: dict[str, Any]) -> str:
-    """Rows by case of `bench.experiments.claims`."""
+    """Return a row for each case of `bench.experiments.claims`."""
     lines = [f"| case | parts | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
     for name, row in played["rows"].items():
         cells = [_cell(column, row[column]) for column in COLUMNS]
@@ -49,7 +52,7 @@ def claims_table(played: dict[str, Any]) -> str:
 
 
 def generation_table(measured: dict[str, Any]) -> str:
-    """The network's share of the time, and memory by number of pictures, of `bench.speed.generation`."""
+    """Return the tables of `bench.speed.generation`: share of the network, and memory."""
     lines = ["| one process, two cores | the network's share of the time |", "|---|---|"]
     for name, (least, middle, most) in measured["share"].items():
         lines.append(f"| {name} | {middle:.1%} ({least:.1%} to {most:.1%}) |")

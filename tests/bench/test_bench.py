@@ -23,7 +23,7 @@ SCRIPTS = {  # by the names that `python -m` takes
     for file in sorted(BENCH.rglob("*.py"))
     if "__main__" in file.read_text()
 }
-NAMING = ("*.md", "docs/*.md", "gms_fast/**/*.md", "gms_fast/**/*.py", "bench/*.md", "bench/**/*.py", "Makefile")
+NAMING = ("*.md", "docs/**/*.md", "gms_fast/**/*.md", "gms_fast/**/*.py", "bench/*.md", "bench/**/*.py", "Makefile")
 TEXTS = {file: file.read_text() for pattern in NAMING for file in BENCH.parent.glob(pattern)}
 COMMAND = re.compile(r"python -m (bench(?:\.\w+)+)(?![.\w])([^`|&#;\n]*)")
 OPS = ["gms_step", "sample_mixture", "fit_mixture", "philox", "affine_noise"]

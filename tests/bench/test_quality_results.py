@@ -10,9 +10,10 @@ import pytest
 from places import ROOT
 from scipy.stats import ttest_ind
 
-from bench.docs import quality
+from bench.docs import quality_tables
 from bench.experiments.quality import RECOMMENDED, SETTLED, extra_calls
 from gms_fast.quality import matrix, report
+from gms_fast.quality.cells import CONTROLS
 
 RESULTS = ROOT / "bench" / "results" / "quality"
 DEFAULT = "gms:fit=free,component=element"
@@ -66,26 +67,9 @@ def test_committed_records_are_of_one_commit_and_say_which(group):
     assert {r["solver"] for r in records} >= {*controls, *rows.get(group, {DEFAULT, "sn-ddpm"})}
 
 
-def test_page_shows_the_committed_records():
-    text = quality.PAGE.read_text()
-    assert len(quality.BLOCK.findall(text)) >= 8
-    assert quality.page(text) == text
-
-
-def test_tables_of_strokes_are_at_the_calls_they_name():
-    """In all of them the same strokes; strengths are the columns."""
-    tables = {calls: report.table(quality.block("stroke", "digits", calls), "frechet") for calls in ("5", "10")}
-    heads = {table.splitlines()[0] for table in tables.values()}
-    assert heads == {"| solver | grid | strength 0.2 | strength 0.4 | strength 0.6 | strength 0.8 |"}
-    assert tables["5"] != tables["10"]
-    strokes = [line for table in tables.values() for line in table.splitlines() if line.startswith("| *the strokes* |")]
-    assert len(strokes) == 2
-    assert len(set(strokes)) == 1
-
-
 def test_strokes_are_compared_at_equal_calls_and_lose_faithfulness_with_strength():
     for model, calls in (("digits", (5, 10, 20)), ("mnist", (5, 10))):
-        parts = report.at_calls(quality.records("stroke", model))
+        parts = report.at_calls(quality_tables.records("stroke", model))
         assert tuple(parts) == calls
         for part in parts.values():
             drawn = [r for r in part if "strength" in r]
@@ -277,7 +261,7 @@ def all_rows(model, calls):
     found = {}
     for group in ("calls", "gaussian", "ggdm", "best"):
         for r in matrix.read(RESULTS / group):
-            if r["model"] == model and r["calls"] == calls and r["solver"] not in quality.CONTROLS:
+            if r["model"] == model and r["calls"] == calls and r["solver"] not in CONTROLS:
                 found.setdefault((group, r["solver"], r["grid"]), []).append(r["frechet"])
     return {key: statistics.fmean(v) for key, v in found.items() if len(v) == 3}
 
@@ -296,7 +280,7 @@ def test_gms_at_its_best_settings(calls, most):
     ("model", "calls"), [*(("digits", k) for k in (3, 5, 10, 20)), *(("mnist", k) for k in (3, 5, 10))]
 )
 def test_what_is_recommended_is_near_the_best_row(model, calls):
-    """Within 10 % and the spread. Of 28x28 digits at 20 calls docs/quality.md says why it was not."""
+    """Within 10 % and the spread. Of 28x28 digits at 20 calls docs/quality/appendix-best.md says why it was not."""
     rows = all_rows(model, calls)
     solver, grid = RECOMMENDED[model][calls]
     steps = calls - extra_calls(solver)
