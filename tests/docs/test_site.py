@@ -1,0 +1,73 @@
+"""The site: it builds without a warning, and its reference has every public name once."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+from public import public
+
+DOCS = ROOT / "docs"
+REFERENCE = {page.name: page.read_text() for page in (DOCS / "reference").glob("*.md")}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as `make docs` builds it."""
+    pytest.importorskip("mkdocs_jupyter")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-P", "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert not re.findall(r"^(?:WARNING|ERROR).*", ran.stderr, re.MULTILINE), ran.stderr
+    return folder
+
+
+@pytest.mark.slow(60)
+def test_it_builds_without_a_warning(site):
+    assert (site / "index.html").is_file()
+
+
+@pytest.mark.slow(60)
+def test_no_page_asks_another_server(site):
+    """Fonts, scripts and formulas come with the site."""
+    asked = r'<(?:script|img|iframe)[^>]*\ssrc="(https?:[^"]*)|<link[^>]*rel="stylesheet"[^>]*href="(https?:[^"]*)'
+    assert not [page for page in site.rglob("*.html") if re.search(asked, page.read_text())]
+
+
+@pytest.mark.slow(60)
+def test_formulas_are_drawn(site):
+    page = (site / "mathematics" / "gms" / "index.html").read_text()
+    assert page.count("<math ") > 20
+    assert "arithmatex" not in page
+    assert "(5)</span>" in page
+
+
+@pytest.mark.slow(60)
+def test_help_texts_are_put_in(site):
+    page = (site / "commands" / "index.html").read_text()
+    assert "<!-- help" not in page
+    assert page.count("usage: gms-fast") == len(re.findall("<!-- help", (DOCS / "commands.md").read_text()))
+
+
+def test_commands_are_all_listed():
+    from gms_fast.cli import COMMANDS
+
+    assert re.findall(r"<!-- help: ([\w-]+) -->", (DOCS / "commands.md").read_text()) == list(COMMANDS)
+
+
+def test_every_public_name_is_in_the_reference_once():
+    named = [name for text in REFERENCE.values() for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
+    assert len(named) == len(set(named))
+    places = public()
+    shown = {id(places[name]) for name in named}
+    assert {name for name, value in places.items() if id(value) not in shown} == set()
+    assert len(shown) == len(named)
+
+
+def test_the_index_of_the_reference_links_to_every_name():
+    named = {name for text in REFERENCE.values() for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    assert named == set(re.findall(r"\]\[(gms_fast\.[\w.]+)\]", REFERENCE["index.md"]))
