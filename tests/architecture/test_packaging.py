@@ -146,7 +146,7 @@ def check_contents(wheel: Path, installed: set[Path]) -> None:
 
 
 def check_needed(wheel: Path, module: str, folder: Path) -> None:
-    """Compare the libraries that a module needs with those of every system; auditwheel copies OpenMP's when publishing."""
+    """Compare the libraries a module needs with those of every system; auditwheel adds OpenMP's to published wheels."""
     if shutil.which("readelf") is None:
         return
     with zipfile.ZipFile(wheel) as archive:
