@@ -1,4 +1,4 @@
-"""The source distribution is the checkout, wheels made of it draw digits, and all that they hold has its licence."""
+"""Distributions: the source one contains the checkout, wheels built from it draw digits, and all files have a licence."""
 
 import fnmatch
 import os
@@ -42,7 +42,7 @@ def test_weights_come_with_the_licence_of_themselves_and_of_their_data(folder):
 
 
 def noticed() -> dict[str, str]:
-    """Patterns of shipped files in NOTICE, and the images that they were made from."""
+    """Return the patterns of shipped files in NOTICE, with the images that they were made from."""
     section = (ROOT / "NOTICE").read_text().partition("\n1. ")[2].partition("\n2. ")[0]
     rows = [re.split(r"  +", line.strip()) for line in section.splitlines() if line.startswith("    ")]
     return {pattern: images for pattern, _, images in rows}
@@ -50,7 +50,7 @@ def noticed() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Files that an installation copies, without the compiled module."""
+    """Return the files that an installation copies, without the compiled module."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(folder)], cwd=ROOT, check=True)
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
@@ -85,7 +85,7 @@ def test_version_and_date_are_the_same_everywhere():
 
 
 def test_source_distribution_holds_the_checkout_and_nothing_else(sdist):
-    """Of files that git does not know it has only what setuptools writes; PKG-INFO and setup.cfg among them."""
+    """Of files unknown to git it has only those of setuptools, such as PKG-INFO and setup.cfg."""
     with tarfile.open(sdist) as tar:
         files = {str(PurePosixPath(*Path(member.name).parts[1:])) for member in tar if member.isfile()}
     written = {name for name in files if name.startswith("gms_fast.egg-info/")} | {"PKG-INFO", "setup.cfg"}
@@ -95,7 +95,7 @@ def test_source_distribution_holds_the_checkout_and_nothing_else(sdist):
 @pytest.mark.slow(200)
 @pytest.mark.skipif(not native.available, reason="no compiled module was asked for (GMS_FAST_PURE=1)")
 def test_compiled_wheel_of_the_source_distribution_draws_digits(sdist, installed, tmp_path):
-    """All about it in one test: to build it takes minutes."""
+    """One test checks everything, because the build takes minutes."""
     wheel = built(sdist, "compiled", tmp_path)
     assert wheel.name.startswith(f"gms_fast-{__version__}-cp3{sys.version_info.minor}-")
     (module,) = modules(wheel)
@@ -114,7 +114,7 @@ def test_pure_wheel_of_the_source_distribution_draws_digits(sdist, installed, tm
 
 
 def built(sdist: Path, kind: str, folder: Path) -> Path:
-    """The wheel of a source distribution, without a network."""
+    """Build the wheel of a source distribution without a network."""
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     given = {"GMS_FAST_CUDA": "0", "GMS_FAST_PURE": str(int(kind == "pure")), "PATH": tools}
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
@@ -125,7 +125,7 @@ def built(sdist: Path, kind: str, folder: Path) -> Path:
 
 
 def modules(wheel: Path) -> list[str]:
-    """Compiled modules of a wheel."""
+    """Return the names of the compiled modules in a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
 
@@ -178,7 +178,7 @@ def check_drawing(wheel: Path, kind: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """The source distribution, made where leftovers of builds lie about."""
+    """Build the source distribution in a folder with leftovers of builds."""
     folder, tracked = tmp_path_factory.mktemp("checkout"), committed()
     for name in (*tracked, *LEFTOVERS):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def sdist(tmp_path_factory):
 
 
 def committed() -> set[str]:
-    """Files of this checkout that git knows and that are still there."""
+    """Return the existing files of this checkout that git knows."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

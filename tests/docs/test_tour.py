@@ -1,4 +1,4 @@
-"""The tour: a notebook that runs, stored clean and with its pictures."""
+"""Tour notebook: it runs, and is stored clean and with its pictures."""
 
 import ast
 import base64
