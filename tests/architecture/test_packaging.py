@@ -1,4 +1,4 @@
-"""Distributions: the source one contains the checkout, wheels built from it draw digits, and all files have a licence."""
+"""Distributions: the source one contains the checkout, wheels of it draw digits, and all files have a licence."""
 
 import fnmatch
 import os
@@ -82,6 +82,18 @@ def test_version_and_date_are_the_same_everywhere():
     citation = dict(re.findall(r"^(version|date-released): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
     assert {"version": __version__, "date-released": heading[2]} == citation
     assert heading[1] == __version__
+
+
+def test_workflows_run_the_commands_of_the_readme_and_publish_from_tags_alone():
+    ci, wheels = ((ROOT / ".github" / "workflows" / f"{name}.yml").read_text() for name in ("ci", "wheels"))
+    commands = re.findall(r"^make \w+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert commands
+    assert all(f"- run: {command}\n" in ci for command in commands)
+    used = re.findall(r"uses: (\S+)", ci + wheels)
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d[\d.]*", action) for action in used), used
+    before, publish = wheels.split("\n  publish:\n")
+    assert "id-token" not in before + ci
+    assert publish.startswith("    if: github.event_name == 'push' && github.ref_type == 'tag'\n")
 
 
 def test_source_distribution_holds_the_checkout_and_nothing_else(sdist):
