@@ -11,7 +11,7 @@ from places import ROOT
 TOUR = ROOT / "docs" / "tour.ipynb"
 NOTEBOOK = json.loads(TOUR.read_text())
 CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
-PICTURES = ("digits-code", "pixel-plot", "exact-plot", "strokes-plot")
+PICTURES = ("digits-plot", "pixel-plot", "exact-plot", "strokes-plot")
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"}
 PLACE = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|usr|opt|mnt)\b|[A-Z]:\\\\")  # of one machine
 
@@ -54,10 +54,7 @@ def test_links_lead_to_pages_of_the_documentation():
 
 
 def test_digits_are_drawn_in_three_lines():
-    lines = next(text(cell) for cell in CODE if cell["id"] == "digits-code").splitlines()
-    imported = next(text(cell) for cell in CODE if cell["id"] == "set-up")
-    assert "import gms_fast" in imported
-    assert [type(node) for node in ast.parse("\n".join(lines[:2])).body] == [ast.Assign, ast.Assign]
+    assert [type(node) for node in ast.parse(text(CODE[0])).body] == [ast.Import, ast.Assign, ast.Assign]
 
 
 @pytest.mark.slow(60)
