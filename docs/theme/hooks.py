@@ -12,6 +12,7 @@ BORROWED = {"graph.png": "integrations/comfyui/graph.png"}  # pictures of pages 
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 NUMBER = re.compile(r"\\tag\{(\w+)\}\s*$")
+LINK = re.compile(r'href="([\w-]+)\.md(#[^"]*)?"')
 HELP = re.compile(r"<!-- help: ([\w-]+) -->")
 
 
@@ -41,8 +42,10 @@ def help_of(command: str) -> str:
     return parser.format_help()
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Replace each formula by MathML, which browsers draw without a script."""
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Replace each formula by MathML, which browsers draw without a script, and mend the links of notebooks."""
+    if page.file.src_uri.endswith(".ipynb"):  # mkdocs knows the links of Markdown alone
+        content = LINK.sub(r'href="../\1/\2"', content)
     return FORMULA.sub(lambda found: formula(html.unescape(found[2]).strip(), block=found[1] == "div"), content)
 
 
