@@ -171,7 +171,7 @@ def test_pictures_are_fitted_where_asked(here, capsys):
     assert run(*command, "--resize") == 0
 
 
-# --- what is refused ---
+# --- bad input ---
 
 SAMPLE = ("guides/a.png", *SHORT)
 
@@ -214,7 +214,7 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("invert", *SAMPLE, "--noise", "x.npy"), "--noise must end in .npz: got x.npy"),
         (("invert", *SAMPLE, "--noise", "old.npz"), "--noise old.npz exists: choose another file or add --force"),
         (("invert", *SAMPLE, "--n", "2"), "--n"),
-        (("invert", *SAMPLE, "--solver", "gms"), "solver must be one that can be inverted"),
+        (("invert", *SAMPLE, "--solver", "gms"), "solver must be invertible"),
         (("interpolate", "guides", *SHORT, "--n", "1"), "--n: must be an integer of at least 2: got '1'"),
     ],
 )

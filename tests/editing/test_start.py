@@ -1,4 +1,4 @@
-"""The start of an edit: levels of noise by share, time and level, and the pictures that are taken."""
+"""Start of an edit: noise levels by share, time and level, and the accepted images."""
 
 import math
 
@@ -137,7 +137,7 @@ def test_bad_pictures_are_refused(case):
 
 
 def test_pictures_from_0_to_1_are_asked_about():
-    with pytest.warns(UserWarning, match=r"image lies in \[0, 1\] where the model's range is \[-1, 1\]"):
+    with pytest.warns(UserWarning, match=r"image lies in \[0, 1\] but the model's range is \[-1, 1\]"):
         editing.noised(Model(sample_shape=(3, 4, 4), clip=(-1.0, 1.0)), (PICTURES + 1) / 2, strength=0.5)
 
 

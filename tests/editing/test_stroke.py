@@ -1,4 +1,4 @@
-"""Stroke synthesis: nothing at strength 0, `sample` at 1, and the closed form of Gaussian data in between."""
+"""Strokes: strength 0 changes nothing, 1 equals `sample`, Gaussian data have a closed form."""
 
 import gaussian_field
 import pytest
@@ -38,10 +38,10 @@ def level(schedule, strength):
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_exact_steps_give_the_posterior_of_the_noised_guide(name, strength):
-    """Steps that draw x_s from its law given x_t end, in any number, in x_0 from its law given x_t.
+    """Draw x_s exactly given x_t: any number of steps gives x_0 from its law given x_t.
 
-    E[x_0|x_t] = mu + K (x_t - alpha mu) and its covariance P, K = alpha C/(alpha^2 C + sigma^2), with x_t of mean
-    alpha g and variance sigma^2. What is drawn is E[x_0|x] at the last level: its covariance lacks that of x_0 there.
+    E[x_0|x_t] = mu + K (x_t - alpha mu) with K = alpha C/(alpha^2 C + sigma^2). Its covariance is P, and x_t has mean
+    alpha g and variance sigma^2. The result is E[x_0|x] at the last level, so its covariance lacks that of x_0 there.
     """
     schedule, n = SCHEDULES[name], 2000
     model, guide = Field(schedule=schedule), gaussian_field.PICTURE
@@ -62,7 +62,7 @@ def test_exact_steps_give_the_posterior_of_the_noised_guide(name, strength):
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "levels"])
 def test_the_flow_from_the_noised_guide_is_that_of_gaussian_data(name, strength):
-    """x_0 = mu + sqrt(lam/(alpha^2 lam + sigma^2)) (x_t - alpha mu) along each eigenvector, of variance lam."""
+    """x_0 = mu + sqrt(lam/(alpha^2 lam + sigma^2)) (x_t - alpha mu) per eigenvector."""
     schedule = SCHEDULES[name]
     model, guide = Field(schedule=schedule), gaussian_field.PICTURE
     x_t = editing.noised(model, guide, strength=strength, n=4, seed=3).flatten(1)
@@ -124,7 +124,7 @@ def test_split_batches_and_seeds_of_samples_give_the_same_bits(solver):
 
 
 def test_noise_is_apart_from_that_of_samples_and_new_at_each_repeat():
-    """A picture drawn with a seed and edited with it gets new noise: in the guide, in the steps, and again."""
+    """Check that an image drawn with a seed gets new noise from it: in guide, steps and passes."""
     seen = []
     network = Model(lambda x, t: seen.append(x) or 0 * x, sample_shape=(1, 4, 4), clip=None)
     drawn = gms_fast.sample(network, 3, n=1, seed=1, solver="ddpm", callback=lambda *_: None)
@@ -172,7 +172,7 @@ def test_conditions_reach_the_network():
 
 
 def test_guidance_leads_edits():
-    """Scale w of outputs y_u and y_c: the edit is that of a network which says y_u + w (y_c - y_u)."""
+    """With scale w, the edit equals that of a network that returns y_u + w (y_c - y_u)."""
 
     def network(x, t, label):
         return 0.1 * x * label.reshape(-1, 1, 1, 1)
@@ -210,7 +210,7 @@ BAD = {
         "solver must go from more noise to less: got Inversion",
     ),
     "repeats": ({"repeats": 0}, ValueError, "repeats must be at least 1: got 0"),
-    "n": ({"n": 2}, ValueError, "n must be at least 1, and of several images their number, 3: got 2"),
+    "n": ({"n": 2}, ValueError, "n must be 3, the number of images: got 2"),
     "steps": ({"steps": 0}, ValueError, "steps must be at least 1: got 0"),
     "solver": ({"solver": "no"}, ValueError, "solver must be a Solver or one of"),
 }
