@@ -56,9 +56,8 @@ def inpaint(
         mask: 1 where the image is redrawn, 0 where it is known. Bool or float in [0, 1], shape (H, W), (1, H, W) or
             (n, 1, H, W); for data other than (C, H, W) any shape that broadcasts to the state. A value m in between is
             the strength with which a pixel may change: the pixel stays known until the run reaches the noise level of
-                m,
-            rounded down to a level of the run. A mask k times as high and wide as the latents is reduced to their size.
-            A latent then counts as known where all of its pixels are known.
+            m, rounded down to a level of the run. A mask k times as high and wide as the latents is reduced to their
+            size. A latent then counts as known where all of its pixels are known.
         steps: Number of steps K >= 1 from the noise level of `strength` on.
         solver: A `Solver` or its text, as in [`sample`][gms_fast.sample]. GGDM and Teleport need strength 1; Teleport
             is refused in any case.
