@@ -260,7 +260,7 @@ def pictures(
         raise ValueError(f"{name} must be ({one}) or (n, {one}): got {tuple(image.shape)}; resize it, or give shape=")
     wanted_rows = len(rows) if n is None else integer("n", n)
     if wanted_rows < 1 or len(rows) not in (1, wanted_rows):
-        wanted = "at least 1" if len(rows) == 1 else f"{len(rows)}, the number of {name}s"
+        wanted = f"{len(rows)}, the number of {name}s" if len(rows) > 1 else "at least 1"
         raise ValueError(f"n must be {wanted}: got {n}")
     rows = rows.detach().to(device or device_of(model) or rows.device, dtype or rows.dtype)
     limits, _ = ranged(model, clip)

@@ -155,7 +155,7 @@ BAD = {
     ),
     "range": (2 * LOWER, ValueError, r"mask must lie in \[0, 1\], 1 where the image is redrawn: got 0 .. 2"),
     "nan": (LOWER / 0, ValueError, r"mask must lie in \[0, 1\]"),
-    "size": (torch.ones(3, 4), ValueError, r"mask must be \(4, 4\), \(1, 4, 4\) or \(3, 1, 4, 4\), or so many times"),
+    "size": (torch.ones(3, 4), ValueError, r"mask must be \(4, 4\), \(1, 4, 4\) or \(3, 1, 4, 4\), or a whole multiple"),
     "channels": (torch.ones(3, 3, 4, 4), ValueError, r"mask must be .*: got \(3, 3, 4, 4\)"),
     "rows": (torch.ones(2, 1, 4, 4), ValueError, r"mask must be .*: got \(2, 1, 4, 4\)"),
     "one number": (torch.tensor(1.0), ValueError, r"mask must be .*: got \(\)"),
