@@ -53,7 +53,7 @@ class Call(NamedTuple):
         if self.extra_args is not None and not isinstance(self.extra_args, dict):
             raise TypeError(f"extra_args must be a dict, or None: got {type(self.extra_args).__name__}")
         if not a_tensor("x", self.x).is_floating_point() or self.x.ndim < 2:
-            raise TypeError(f"x must be a floating-point tensor (B, *): got {tuple(self.x.shape)} {self.x.dtype}")
+            raise TypeError(f"x must be (B, *), floating point: got {tuple(self.x.shape)} {self.x.dtype}")
         if not 0 <= number("s_noise", self.s_noise) < math.inf:
             raise ValueError(f"s_noise must be finite and not negative: got {self.s_noise!r}")
         return _falling(a_tensor("sigmas", self.sigmas))
@@ -84,7 +84,7 @@ def _falling(sigmas: Tensor) -> list[float]:
     values: list[float] = as_float64(sigmas).tolist() if sigmas.ndim == 1 and sigmas.is_floating_point() else []
     if not values or not all(0 <= v < math.inf for v in values) or any(a < b for a, b in pairwise(values)):
         got = listed(values) if values else f"{tuple(sigmas.shape)} {sigmas.dtype}"
-        raise ValueError(f"sigmas must be floating point (K+1,), finite, falling and not negative: got {got}")
+        raise ValueError(f"sigmas must be (K+1,), floating point, finite, falling and not negative: got {got}")
     return values
 
 

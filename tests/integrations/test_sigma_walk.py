@@ -210,7 +210,7 @@ WRONG = {
     "sigmas of two dimensions": ({"sigmas": SIGMAS[None]}, r"sigmas must be \(K\+1,\).*got \(1, 11\)"),
     "sigmas integers": ({"sigmas": torch.tensor([2, 1])}, r"sigmas must .*floating point.*int64"),
     "sigmas no tensor": ({"sigmas": [2.0, 1.0]}, "sigmas must be a tensor"),
-    "x integers": ({"x": torch.ones(SHAPE, dtype=torch.int64)}, r"x must be a floating-point tensor \(B, \*\)"),
+    "x integers": ({"x": torch.ones(SHAPE, dtype=torch.int64)}, r"x must be \(B, \*\), floating point"),
     "x without samples": ({"x": torch.ones(())}, r"x must be \(B, \*\)"),
     "x no tensor": ({"x": [1.0]}, "x must be a tensor"),
     "seeds too few": ({"seed": [1, 2]}, "seed must be one integer or one per sample, 3 of them: got 2"),
