@@ -100,7 +100,7 @@ def test_broken_shard_is_made_anew(tmp_path, capsys, command):
     assert run(*command) == 0
     before = kills.content(tmp_path / "out")
     (tmp_path / "out" / NAMES[1]).write_bytes(b"half")
-    with pytest.warns(UserWarning, match="is made anew"):
+    with pytest.warns(UserWarning, match="it will be drawn again"):
         assert run(*command) == 0
     assert kills.content(tmp_path / "out") == before
 
@@ -145,7 +145,7 @@ def test_another_run_is_refused_in_one_line(capsys, command, options, named):
     ("options", "named"),
     [
         (("--shard", "3/2"), "shard must be K/N with K from 1 to N, as 3/8: got '3/2'"),
-        (("--shard", "1/9"), "shard must be of at most 2, one for each shard file: got 1/9"),
+        (("--shard", "1/9"), "shard must have N at most 2, the number of shard files: got 1/9"),
         (("--shard-size", 3), "shard_size must be a multiple of batch_size = 2: got 3"),
         (("--n", 0), "--n: must be an integer of at least 1: got '0'"),
         (("--form", "gif"), "--form"),
@@ -185,7 +185,7 @@ def test_files_of_others_are_never_touched(tmp_path, capsys, command):
     assert run(*command) == 0
     (tmp_path / "thesis.tex").rename(out / "thesis.tex")
     capsys.readouterr()
-    assert "holds files of others (thesis.tex): choose another folder, or move them" in refusal(capsys, *command)
+    assert "holds other files (thesis.tex): choose another folder, or move them" in refusal(capsys, *command)
     assert (out / "thesis.tex").read_text() == "mine"
     assert len(os.listdir(out)) == 4
 
@@ -195,7 +195,7 @@ def test_force_is_for_one_process(tmp_path, capsys, monkeypatch, command):
     before = kills.content(tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
     capsys.readouterr()
-    assert "(--force) is for one process" in refusal(capsys, *command, "--force")
+    assert "(--force) must not be given under torchrun" in refusal(capsys, *command, "--force")
     assert kills.content(tmp_path / "out") == before
 
 

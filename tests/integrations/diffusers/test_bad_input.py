@@ -119,7 +119,7 @@ REFUSED = {
         lambda: ERSDEScheduler().set_timesteps(),
         "exactly one of num_inference_steps, timesteps and sigmas must be given",
     ),
-    "both said": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3], sigmas=[1.0]), "must be given, one of them"),
+    "both said": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3], sigmas=[1.0]), "exactly one of"),
     "no step": (lambda: ERSDEScheduler().set_timesteps(0), "num_inference_steps must be at least 1: got 0"),
     "times that rise": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3, 9]), "timesteps must fall"),
     "begin": (lambda: (s := ready(), s.set_begin_index(9), step(s)), r"begin_index must lie in \[0, 5\): got 9"),
