@@ -1,4 +1,4 @@
-"""The command `evaluate`."""
+"""Command `evaluate`."""
 
 import pytest
 from commands import refusal, run

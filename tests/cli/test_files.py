@@ -1,4 +1,4 @@
-"""Files of every command: two runs on one output, a full disk, folders that cannot be written to, and going on."""
+"""Files of every command: concurrent runs, full disks, unwritable folders, and resuming."""
 
 import os
 import resource
@@ -25,7 +25,7 @@ PREPARED = ["guides", "tiny", "x.npy"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The folder that commands run in, with a model and data for them."""
+    """Working folder of commands, with a model and data."""
     kills._prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path

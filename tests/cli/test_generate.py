@@ -1,4 +1,4 @@
-"""The command `generate`: what it writes and prints, how it goes on, and how it refuses."""
+"""Command `generate`: files, output, resuming, and errors."""
 
 import os
 import re
@@ -24,7 +24,7 @@ NAMES = ["000000000-000000003.npz", "000000004-000000006.npz"]
 
 @pytest.fixture
 def command(model, tmp_path):
-    """Seven images, two at a time, four in a shard: four calls of the network for each two."""
+    """Seven images, two at a time, four in a shard: four network calls per two images."""
     small = ("--n", 7, "--batch-size", 2, "--shard-size", 4, "--steps", 3, "--seed", 3, "--device", "cpu")
     return ("generate", "--model", model, *small, "--out", tmp_path / "out")
 
@@ -106,7 +106,7 @@ def test_broken_shard_is_made_anew(tmp_path, capsys, command):
 
 
 def test_model_that_changed_in_between_is_refused_until_told(tmp_path, capsys):
-    """Its folder is the same, and what is in it is not."""
+    """Change the weights in the same folder."""
     io.save(kills.tiny(), tmp_path / "m")
     command = ("generate", "--model", tmp_path / "m", "--n", 3, "--steps", 2, "--out", tmp_path / "out")
     assert run(*command) == 0
@@ -153,7 +153,7 @@ def test_another_run_is_refused_in_one_line(capsys, command, options, named):
         (("--verify", 0), "verify must be a share of the samples"),
         (("--verify", "nan"), "--verify"),
         (("--verify", "--force"), "not allowed with"),
-        (("--labels", "1,2"), "--labels must be given for a network with classes, and for no other"),
+        (("--labels", "1,2"), "--labels must be given for a network with classes, and only then"),
         (("--labels", "cat"), "--labels"),
         (("--model", "gone"), "nothing is at gone"),
         (("--solver", "magic"), "magic"),
@@ -225,7 +225,7 @@ def test_images_take_turns_through_labels(tmp_path, capsys, monkeypatch):
 
 
 def test_full_disk_is_one_line_and_the_command_goes_on(tmp_path, command):
-    """A limit to the size of files stands for the disk: less than the settings, and less than a shard."""
+    """Limit the size of files below the settings, and below a shard."""
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))\n"
     code = f"{limited}import sys; from gms_fast.cli import main; sys.exit(main(sys.argv[1:]))"
     out, command = tmp_path / "out", (*command, "--n", 32, "--shard-size", 16)

@@ -1,4 +1,4 @@
-"""Common parts of the commands that train: their options, and ranks of torchrun that act as one command."""
+"""Commands that train: common options, and ranks of torchrun that act as one command."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def played(folder):
-    """Words and ends of two ranks of `train`, by scene: (status, stdout, stderr) of each."""
+    """Output and exit codes of two ranks of `train`, by scene: (status, stdout, stderr) of each."""
     with locked_folder(folder / "held"):
         scenes = ("trained", "trained_again", "trained_where_somebody_is", "trained_until_a_signal")
         return two_ranks.played(scenes, folder)
@@ -41,7 +41,7 @@ def whole(folder):
 
 
 def assert_near(got, want):
-    """Compare answers; ten steps leave hundreds of roundings to each."""
+    """Compare results; ten steps leave hundreds of roundings in each."""
     for found, wanted in zip(outputs(got), outputs(want), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
@@ -56,7 +56,7 @@ def test_ranks_make_one_model_and_say_so_once(folder, played, whole):
 
 
 def test_ranks_are_refused_in_a_line_each(folder, played):
-    said = f"error: --out {folder / 'run'} is not empty: add --resume to continue it or --force to start anew\n"
+    said = f"error: --out {folder / 'run'} is not empty: add --resume to continue it or --force to start again\n"
     assert played["trained_again"] == [[2, "", f"gms-fast: {said}"], [2, "", f"gms-fast: rank 1: {said}"]]
 
 

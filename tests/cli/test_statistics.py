@@ -1,4 +1,4 @@
-"""The command `statistics`."""
+"""Command `statistics`."""
 
 import numpy as np
 import pytest
@@ -84,9 +84,9 @@ def test_command_measures_the_gaussian_of_data_and_of_samples(saved, tmp_path, c
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--gaussian", "--nodes", "3"), "--nodes does not go with --gaussian"),
-        (("--rank", "3"), "--rank does not go without --gaussian"),
-        ((), "--data must say what the model was trained on"),
+        (("--gaussian", "--nodes", "3"), "--nodes must not be given with --gaussian"),
+        (("--rank", "3"), "--rank must not be given without --gaussian"),
+        ((), "--data must name the training data of the model"),
         (("--gaussian", "--data", "digits", "--rank", "65"), "rank must be at most 64"),
     ],
 )
