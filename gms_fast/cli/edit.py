@@ -44,9 +44,8 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Edit]) -> None:
     add("--guidance", type=options.finite, metavar="SCALE", help=guidance)
     unconditional = "number of the class that means no class; required with --guidance"
     add("--unconditional", type=options.seed, metavar="LABEL", help=unconditional)
-    out = (
-        f"file ({', '.join(strips.SUFFIXES)}) for a strip, one row per picture, or folder for the strip and each result"
-    )
+    suffixes = ", ".join(strips.SUFFIXES)
+    out = f"file ({suffixes}) for a strip with one row per picture, or folder for the strip and each result"
     add("--out", type=Path, default=Path("edited.png"), help=f"{out} (default: edited.png)")
     add("--force", action="store_true", help="overwrite existing output files")
 

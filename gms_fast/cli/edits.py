@@ -33,7 +33,7 @@ class Edit:
         self.args, self.rows = args, pictures
         self.before, self.after = [pictures], list[Any]()
         self.batches: list[Tensor] = []
-        self.noise: list[Tensor] = []  # of the kind that keeps it
+        self.noise: list[Tensor] = []  # x_T of each batch, for --noise
 
     @property
     def count(self) -> int:

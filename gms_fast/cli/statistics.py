@@ -24,14 +24,14 @@ SUMMARY = (
     "teleport and gms. With --features: feature statistics of data, a reference for gms-fast evaluate."
 )
 MODEL = "mnist"
-STEPS = 20  # of the samples that stand for data: docs/quality.md
+STEPS = 20  # solver steps of samples that replace data: docs/quality.md
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
-ONLY = {  # options of one kind of statistics
+ONLY = {  # options for only one kind of statistics
     "gaussian": ("rank", "flips"),
     "empirical": ("nodes", "window"),
     "features": ("feature_input", "feature_channels"),
 }
-OF_MODELS = ("gaussian", "model", "samples", "seed", "half", "resume")  # of two kinds, or their choice
+OF_MODELS = ("gaussian", "model", "samples", "seed", "half", "resume")  # options that --features excludes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,8 +59,7 @@ def inpaint(
             m, rounded down to a level of the run. A mask k times as high and wide as the latents is reduced to their
             size. A latent then counts as known where all of its pixels are known.
         steps: Number of steps K >= 1 from the noise level of `strength` on.
-        solver: A `Solver` or its text, as in [`sample`][gms_fast.sample]. GGDM and Teleport need strength 1; Teleport
-            is refused in any case.
+        solver: A `Solver` or its text, as in [`sample`][gms_fast.sample]. GGDM needs strength 1; Teleport is refused.
         n: Number of results for one image; by default the number of images.
         resample: Number r >= 1 of passes over each step. Between two passes the state goes back to the step's start, so
             that the new part fits the known part. Costs r times the network evaluations.

@@ -309,7 +309,7 @@ def on_circle(first: Tensor, second: Tensor, shares: Tensor) -> Tensor:
     wide = torch.promote_types(first.dtype, torch.float32)
     a, b = first.to(wide), second.to(wide)
     u, v = (x / x.norm().clamp(min=torch.finfo(wide).tiny) for x in (a, b))
-    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small ones, where acos is not
+    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small angles, unlike acos
     angle = angle.clamp(1e-4, math.pi - 1e-3)
     s = shares.to(a.device, wide).view(-1, *[1] * a.ndim)
     return ((((1 - s) * angle).sin() * a + (s * angle).sin() * b) / angle.sin()).to(first.dtype)

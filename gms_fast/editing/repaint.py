@@ -219,7 +219,7 @@ class Inpainting(Solver):
         """Return the steps of the solver, its initial state, and its current state."""
         if len(self.image) != len(x):
             raise ValueError(f"image must hold {len(x)} images, one for each sample: got {len(self.image)}")
-        own = {step.numbers.number: step for step in steps if step.numbers.number is not None}  # the last of each
+        own = {step.numbers.number: step for step in steps if step.numbers.number is not None}  # last pass
         walk = [
             step._replace(i=i, numbers=step.numbers.numbers, is_last=i == len(own) - 1)
             for i, step in enumerate(own.values())

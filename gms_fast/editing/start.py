@@ -29,7 +29,7 @@ class Start(NamedTuple):
     """Starting point of an edit.
 
     Args:
-        solver: The solver that goes on from here.
+        solver: The solver that takes the steps from here.
         times: Its times; empty if there is no noise.
         alpha: Signal factor at the first time.
         sigma: Noise level at the first time.

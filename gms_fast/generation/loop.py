@@ -27,7 +27,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments
 
-BATCHES, SHARDS = 8, 64  # by default at most 8 batches in a shard, and fewer until there are 64 shards
+BATCHES, SHARDS = 8, 64  # by default up to 8 batches in a shard, fewer if that makes less than 64 shards
 
 
 def generate(
@@ -123,7 +123,7 @@ def generate(
         >>> report = gms_fast.generate(model, "digits", n=20, batch_size=8, steps=5)
         >>> report.drawn
         20
-        >>> gms_fast.generate(model, "digits", n=20, batch_size=8, steps=5).there  # resumes: nothing left to draw
+        >>> gms_fast.generate(model, "digits", n=20, batch_size=8, steps=5).there  # nothing left to draw
         20
         >>> gms_fast.generate(model, "digits", n=20, batch_size=8, steps=5, verify=0.5).largest
         0

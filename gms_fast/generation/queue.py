@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gms_fast.storage.claims import Claims
 
-PATIENCE, LEAST = 3.0, 5.0  # a claim counts as slow after this multiple of a part's time here, and these seconds
+PATIENCE, LEAST = 3.0, 5.0  # a claim is slow after 3 times a part's mean time here, and at least 5 seconds
 _POLL = (0.05, 5.0)  # seconds between two looks, growing from the first to the second
 _WATCHED = 8  # claimed parts that an idle process watches
 

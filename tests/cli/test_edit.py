@@ -204,7 +204,7 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke", *SAMPLE, "--labels", "1"), "--labels must be given for a network with classes"),
         (("stroke", *SAMPLE, "--guidance", "nan"), "--guidance: must be a finite number: got 'nan'"),
         (("stroke", *SAMPLE, "--guidance", "2"), "--guidance and --unconditional must be given together"),
-        (("stroke", *SAMPLE, "--guidance", "2", "--unconditional", "3"), "--guidance must be of a network that asks"),
+        (("stroke", *SAMPLE, "--guidance", "2", "--unconditional", "3"), "--guidance needs a network with classes"),
         (("inpaint", *SAMPLE), "--mask"),
         (("inpaint", *SAMPLE, "--mask", "gone.png"), "No such file or directory: gone.png"),
         (("inpaint", *SAMPLE, "--mask", "white.png"), "--mask must be black or grey somewhere"),

@@ -19,7 +19,7 @@ from gms_fast.models import MomentUNet
 from gms_fast.statistics import load_gaussian
 from gms_fast.storage import locks
 
-FOLDERS = ("train", "train-heads", "search", "evaluate", "edit into a folder")  # that write to a folder
+FOLDERS = ("train", "train-heads", "search", "evaluate", "edit into a folder")  # commands that write to a folder
 PREPARED = ["guides", "tiny", "x.npy"]
 
 
@@ -181,7 +181,7 @@ def test_evaluate_replaces_records_that_are_damaged(here, capsys):
 
 def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypatch):
     forward, calls = MomentUNet.forward, []
-    batch = statistics.STEPS + 1  # calls
+    batch = statistics.STEPS + 1  # network calls
 
     def counted(*args):
         calls.append(1)

@@ -73,7 +73,7 @@ def test_signal_to_a_rank_is_told_by_the_first_and_leaves_a_checkpoint(folder, p
 
 @pytest.mark.parametrize("options", [("--micro-batch", 2), ("--micro-batch", 2, "--resume")])
 def test_rows_at_a_time_change_the_rounding_alone(tmp_path, folder, whole, options):
-    assert_near(alone(folder, tmp_path / "run", *options), whole)  # --resume takes a new folder too
+    assert_near(alone(folder, tmp_path / "run", *options), whole)  # --resume accepts a new folder too
 
 
 def test_rows_at_a_time_are_at_least_one(tmp_path, capsys, folder):

@@ -77,7 +77,7 @@ def test_command_measures_the_gaussian_of_data_and_of_samples(saved, tmp_path, c
     assert main([*options, "--samples", "5", "--out", str(out)]) == 2
     assert "already exists; delete it or choose another file" in capsys.readouterr().err
     assert main([*options, "--samples", "5", "--batch-size", "2", "--out", str(out), "--force"]) == 0
-    x = gms_fast.sample(io.load(saved / "tiny"), 20, solver="dpm-solver++", n=5, batch_size=2)  # rounds as it does
+    x = gms_fast.sample(io.load(saved / "tiny"), 20, solver="dpm-solver++", n=5, batch_size=2)  # rounds in the same way
     torch.testing.assert_close(Gaussian.load(out).mean, x.double().mean(0), rtol=0, atol=1e-5)
 
 

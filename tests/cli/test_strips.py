@@ -32,7 +32,7 @@ def stays(before, folder):
     return sorted(after.keys() - before.keys())
 
 
-# --- files of the user ---
+# --- the user's files ---
 
 
 def test_pictures_named_as_parts_stay(here):
@@ -77,7 +77,7 @@ def test_noise_replaces_no_picture(here, capsys):
     assert stays(before, here) == []
 
 
-# --- what cannot be written ---
+# --- write errors ---
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def assert_identical(got, want):
     assert [name for name in want if not torch.equal(got[name], want[name])] == []
 
 
-# --- what is made ---
+# --- results ---
 
 
 def test_heads_of_a_saved_unet_draw(tmp_path, capsys, unet, pictures):
@@ -149,7 +149,7 @@ def test_images_of_classes_take_turns(tmp_path, capsys, dit, colours, classes):
     )
 
 
-# --- stopping and going on ---
+# --- interruption and resuming ---
 
 
 def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, unet, pictures, monkeypatch):
@@ -188,7 +188,7 @@ def test_force_deletes_its_own_files_only(tmp_path, unet, pictures):
     assert any(not torch.equal(first[name], value) for name, value in weights(out / "model").items())
 
 
-# --- what is refused ---
+# --- bad input ---
 
 
 @pytest.mark.parametrize(

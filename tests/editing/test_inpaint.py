@@ -52,7 +52,7 @@ def test_unknown_pixels_have_the_law_that_known_ones_give_them(schedule):
 
     Without the return to the step's start the law is missed: known pixels are noised anew at every level, too late.
     """
-    assert max(unknown_part(schedule, 10, 400)) < 4.5  # standard errors, of 8 means and 36 covariances
+    assert max(unknown_part(schedule, 10, 400)) < 4.5  # standard errors of 8 means and 36 covariances
     assert max(unknown_part(schedule, 1, 400)) > 4.5
 
 
@@ -155,7 +155,7 @@ BAD = {
     ),
     "range": (2 * LOWER, ValueError, r"mask must lie in \[0, 1\], 1 where the image is redrawn: got 0 .. 2"),
     "nan": (LOWER / 0, ValueError, r"mask must lie in \[0, 1\]"),
-    "size": (torch.ones(3, 4), ValueError, r"mask must be \(4, 4\), \(1, 4, 4\) or \(3, 1, 4, 4\), or a whole multiple"),
+    "size": (torch.ones(3, 4), ValueError, r"mask must be \(4, 4\), \(1, 4, 4\) or \(3, 1, 4, 4\), or a whole"),
     "channels": (torch.ones(3, 3, 4, 4), ValueError, r"mask must be .*: got \(3, 3, 4, 4\)"),
     "rows": (torch.ones(2, 1, 4, 4), ValueError, r"mask must be .*: got \(2, 1, 4, 4\)"),
     "one number": (torch.tensor(1.0), ValueError, r"mask must be .*: got \(\)"),
@@ -200,7 +200,9 @@ def test_what_a_seed_drew_is_made_anew_with_new_noise():
     drawn = gms_fast.sample(model, 10, n=300, seed=1, solver="ddpm", dtype=torch.float64)
     again = editing.inpaint(model, drawn, LOWER, steps=10, seed=1, solver="ddpm")
     parts = torch.stack([drawn[:, 0, 3, 3], again[:, 0, 3, 3]])
-    assert abs(float(torch.corrcoef(parts)[0, 1])) < 0.5 + 4 / math.sqrt(300)  # by the known half alone, not by noise
+    assert abs(float(torch.corrcoef(parts)[0, 1])) < 0.5 + 4 / math.sqrt(
+        300
+    )  # from the known half only, not from noise
 
 
 @pytest.mark.parametrize("resample", [1, 3])
@@ -235,7 +237,7 @@ def test_every_repetition_draws_new_noise(strength, monkeypatch):
     monkeypatch.setattr(repaint.fused, "affine_noise", watched)
     model = toy()
     editing.inpaint(model, PICTURES, LOWER, solver="ddpm", steps=3, resample=3, strength=strength)
-    assert len(counters) == len(set(counters)) == 3 * 3 + 3 * 2  # known pixels, and ways back
+    assert len(counters) == len(set(counters)) == 3 * 3 + 3 * 2  # noise of known pixels and of returns
     own, counters[:] = list(counters), []
     times = editing.timesteps(model, 3, solver="ddpm", strength=strength)
     solver = editing.Inpainting(image=PICTURES, mask=LOWER[None, None], then=solvers.DDPM(), resample=3)

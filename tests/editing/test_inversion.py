@@ -34,7 +34,7 @@ def test_the_error_falls_with_the_order_of_the_solver(name, solver):
     model = Field(schedule=SCHEDULES[name])
     errors = [float(there_and_back(model, PICTURE, k, solver).square().mean().sqrt()) for k in (40, 80)]
     slope = math.log2(errors[0] / errors[1])
-    assert slope > ORDERS[solver] - 0.25, errors  # of even orders the errors there and back cancel in part
+    assert slope > ORDERS[solver] - 0.25, errors  # for even orders, errors of both directions partly cancel
     assert errors[1] < (0.05, 0.005)[ORDERS[solver] - 1]
 
 

@@ -19,7 +19,7 @@ def inpainting(then, resample=2, **given):
 
 def test_steps_of_one_call_and_of_two():
     assert list(_units([9, 5, 2])) == [[9], [5]]
-    assert list(_units([9, 5, 5, 2, 2])) == [[9, 5], [5, 2]]  # Heun's
+    assert list(_units([9, 5, 5, 2, 2])) == [[9, 5], [5, 2]]  # Heun's steps
     assert list(_units([9, 5, 5, 0])) == [[9, 5], [5]]
     assert list(_units([9])) == []
 
@@ -38,7 +38,7 @@ def test_the_plan_says_where_known_pixels_are_put():
     schedule = schedules.VPLinear()
     solver = inpainting("ddim")
     times = solver.times(schedule, [999, 500, 0])
-    assert times == [999, 999, 500, 500, 0, 0]  # each step twice, and the last call
+    assert times == [999, 999, 500, 500, 0, 0]  # each step twice, plus the last evaluation
     first, second, *_, before, last = solver.plan(schedule, times)
     alpha, sigma = float(schedule.alpha(500)), float(schedule.sigma(500))
     assert first.arrival[:2] == second.arrival[:2] == (alpha, sigma)
@@ -48,7 +48,7 @@ def test_the_plan_says_where_known_pixels_are_put():
     assert second.arrival.back is None
     assert before.arrival[:2] == (float(schedule.alpha(0)), float(schedule.sigma(0)))
     assert (last.number, last.arrival[:2], last.arrival.back) == (None, (1.0, 0.0), None)
-    assert 0 < last.arrival.share < 1e-30  # mask 0 alone
+    assert 0 < last.arrival.share < 1e-30  # only mask 0
 
 
 def test_without_a_last_call_the_last_step_ends_at_the_picture():

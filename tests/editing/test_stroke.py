@@ -55,7 +55,7 @@ def test_exact_steps_give_the_posterior_of_the_noised_guide(name, strength):
     covariance = C - alpha * K @ C + sigma**2 * K @ K.T
     off = gaussian_field.in_errors(x, mean, covariance)
     least = float(schedule.sigma(editing.timesteps(model, steps, strength=strength, solver=solver)[-1]))
-    assert off[0] < 5, off  # standard errors, of 16 means; 136 covariances
+    assert off[0] < 5, off  # standard errors of 16 means; 136 covariances
     assert off[1] < 5 + least**2 / float(covariance.diag().min()) * n**0.5, off
 
 
@@ -73,7 +73,7 @@ def test_the_flow_from_the_noised_guide_is_that_of_gaussian_data(name, strength)
     off = [editing.stroke(model, guide, steps=k, **given).flatten(1) - wanted for k in (20, 40)]
     coarse, fine = (float(error.abs().max()) for error in off)
     assert fine < 0.02
-    assert coarse > 3 * fine  # order 2: by 4, as the steps get short
+    assert coarse > 3 * fine  # order 2: a factor of 4 for short steps
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -97,7 +97,7 @@ def test_it_is_the_loop_from_the_noised_guide():
     times = editing.timesteps(model, 5, **start)
     guide = editing.noised(model, PICTURES, strength=0.4, seed=[4, 5, 6])
     assert torch.equal(x, gms_fast.sample(model, timesteps=times, solver="er-sde", x_T=guide, seed=[4, 5, 6]))
-    assert times[0] == 400  # of 999, a whole one
+    assert times[0] == 400  # 0.4 of 999, rounded to a whole time
     assert len(times) == 6
     stepper = gms_fast.Stepper("er-sde", model.schedule, timesteps=times, clip=model.clip, seed=[4, 5, 6])
     for i, t in enumerate(stepper.network_times):
@@ -129,7 +129,7 @@ def test_noise_is_apart_from_that_of_samples_and_new_at_each_repeat():
     network = Model(lambda x, t: seen.append(x) or 0 * x, sample_shape=(1, 4, 4), clip=None)
     drawn = gms_fast.sample(network, 3, n=1, seed=1, solver="ddpm", callback=lambda *_: None)
     edited = editing.noised(network, 0 * drawn, strength=0.999, seed=1) / seen[0]
-    assert edited.std() > 0.1 * edited.abs().mean()  # else it were the same noise
+    assert edited.std() > 0.1 * edited.abs().mean()  # otherwise the noise would be the same
     seen.clear()
     editing.stroke(network, 0 * drawn, strength=0.5, steps=2, solver="ddpm", repeats=2, seed=1)
     alpha = float(network.schedule.alpha(500.0))
@@ -194,7 +194,9 @@ def test_models_of_one_element_are_edited_too():
     few, many = (
         editing.stroke(model, guide, strength=s, steps=10, shape=(1,), clip=None, solver="gms") for s in (0.05, 0.9)
     )
-    assert (few > 0).double().mean() > 0.95 > (many > 0).double().mean()  # the other mode is far at little noise
+    assert (
+        (few > 0).double().mean() > 0.95 > (many > 0).double().mean()
+    )  # at little noise the other mode is out of reach
 
 
 BAD = {

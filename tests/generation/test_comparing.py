@@ -49,7 +49,7 @@ def test_share_of_batches_is_drawn_at_random(tmp_path, monkeypatch, share, batch
         monkeypatch.setattr(random, "SystemRandom", lambda seed=seed: random.Random(seed))
         found.add(made(tmp_path, Net(seen=calls.append), verify=share).compared)
         assert len(calls) == 3 * batches
-    assert found == ({21} if batches == 6 else {4 * batches, 4 * batches - 3})  # the last batch is one sample
+    assert found == ({21} if batches == 6 else {4 * batches, 4 * batches - 3})  # the last batch has one sample
 
 
 def test_state_of_random_is_not_that_of_the_choice(tmp_path):

@@ -288,7 +288,7 @@ def test_what_changes_no_picture_is_not_seen(name):
 def test_description_of_many_layers_is_short_and_soon_made():
     many = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.SiLU()) for _ in range(300)))
     for layer in many:
-        layer.whole, layer.act = many.forward, lambda x: many(x)  # which is not described anew for each
+        layer.whole, layer.act = many.forward, lambda x: many(x)  # described only once
     assert len(json.dumps(described(many))) < 300
     assert {*described(many)} == {"class", "attributes", "layers", "weights"}
 

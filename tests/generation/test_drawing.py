@@ -224,7 +224,7 @@ def test_network_is_asked_with_half_the_rows_where_memory_runs_out(most):
     assert torch.equal(got.part(range(N)), drawn().part(range(N)))
     assert got.rows == {3: 2, 2: 2, 1: 1}[most]
     assert small.rows[: small.rows.index(got.rows)] == [4, 2][: small.rows.index(got.rows)]
-    assert set(small.rows[small.rows.index(got.rows) :]) == {got.rows}  # it is not tried again
+    assert set(small.rows[small.rows.index(got.rows) :]) == {got.rows}  # no further attempt with more rows
 
 
 @pytest.mark.parametrize("most", [3, 1])
@@ -254,7 +254,7 @@ def test_part_whose_memory_runs_out_halfway_is_drawn_anew_with_equal_rows():
     got = drawn(Net(seen=seen))
     assert torch.equal(got.part(range(8), told.append), drawn().part(range(8)))
     assert small.rows[:5] == [4] * 5
-    assert small.rows[5:] == [2] * (6 + 2 * 6)  # the second batch, and both
+    assert small.rows[5:] == [2] * (6 + 2 * 6)  # the second batch, then both again
     assert (got.rows, sum(told)) == (2, 8)
 
 

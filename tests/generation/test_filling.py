@@ -50,7 +50,7 @@ def spoiled(folder):
     return shard
 
 
-# --- what is broken ---
+# --- broken shards ---
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -116,7 +116,7 @@ def test_each_rank_looks_at_a_share_of_what_is_there(tmp_path, monkeypatch, rank
         assert made(tmp_path).broken == (rank == 0)
 
 
-# --- what ends early ---
+# --- early ends ---
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -150,7 +150,7 @@ def test_interrupted_run_has_no_claims(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("claims", "writer"))]
 
 
-# --- what is told ---
+# --- progress ---
 
 
 def test_first_rank_alone_shows_what_is_done(tmp_path, capfd, monkeypatch):
@@ -180,7 +180,7 @@ def test_process_that_shows_nothing_waits_for_no_lock_of_others(tmp_path, option
     assert statuses([forked(work)]) == [0]
 
 
-# --- what fails ---
+# --- failures ---
 
 
 def full_at(monkeypatch, name):
@@ -275,7 +275,7 @@ def test_shard_says_how_it_was_drawn_whatever_comes_before_it_is_written(tmp_pat
     assert said == [False, True, True]
 
 
-# --- what others leave ---
+# --- leftovers of other processes ---
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -40,7 +40,7 @@ def test_pictures_are_those_of_sample(one):
     batches = [gms_fast.sample(Net(), **asked, n=4, sample_offset=i) for i in range(0, 21, 4)]
     assert torch.equal(drawn(one), torch.cat([grey_levels(x) for x in batches])[:21])
     whole = grey_levels(gms_fast.sample(Net(), **asked, n=21))
-    assert (drawn(one).int() - whole.int()).abs().max() <= 1  # a network may round otherwise in other batches
+    assert (drawn(one).int() - whole.int()).abs().max() <= 1  # a network may round differently in other batches
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_shares_in_two_folders_are_the_whole_in_one(tmp_path, form):
     assert [report.drawn for report in reports] == [13, 8]
     together = {**content(tmp_path / "1"), **content(tmp_path / "2")}
     assert together == content(tmp_path / "whole")
-    assert len(content(tmp_path / "1").keys() & content(tmp_path / "2").keys()) == 1  # of the settings
+    assert len(content(tmp_path / "1").keys() & content(tmp_path / "2").keys()) == 1  # the settings
 
 
 def test_shares_in_one_folder_are_the_whole(tmp_path, one):
@@ -111,7 +111,7 @@ def test_shares_in_one_folder_are_the_whole(tmp_path, one):
     assert content(tmp_path) == content(one)
 
 
-# --- going on ---
+# --- resuming ---
 
 
 def test_the_same_call_again_draws_nothing(one):

@@ -154,7 +154,7 @@ def test_features_are_made_of_fewer_pictures_where_memory_runs_out(tmp_path):
     made(tmp_path / "b", features="pixels")
     a, b = (Running.load(tmp_path / name / "measured.safetensors") for name in "ab")
     assert_same(a, b)
-    assert rows[:8] == [8] * 6 + [4, 2]  # of a shard by 256, 128, .. at a time
+    assert rows[:8] == [8] * 6 + [4, 2]  # one shard, by 256, 128, .. at a time
     assert set(rows[8:]) <= {1, 2}
 
 

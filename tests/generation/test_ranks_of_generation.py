@@ -22,13 +22,13 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(sys.platform == "win32", reason="processes are forked"),
 ]
-N, SHARDS = 61, 8  # the last of five samples
-SLOW = 0.008  # seconds of a call of the network, so that nobody has done all before others begin
+N, SHARDS = 61, 8  # the last shard has five samples
+SLOW = 0.008  # seconds per network call, so that no process finishes before others start
 
 
 def drawn(out, form="npz", seen=lambda rows: time.sleep(SLOW), **options):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of broken shards and of ranks that are idle
+        warnings.simplefilter("ignore")  # about broken shards and idle ranks
         return made(out, Net(seen=seen), form=form, n=N, **options)
 
 
@@ -89,8 +89,8 @@ def test_many_processes_make_what_one_does(tmp_path, whole, form, count):
     assert statuses(children) == [0] * count
     assert content(out) == whole[form]
     reports = said(tmp_path / "x", ranks)
-    assert sum(report["drawn"] for report in reports) == N  # nothing twice
-    assert max(report["drawn"] for report in reports) < N  # nobody all
+    assert sum(report["drawn"] for report in reports) == N  # no sample twice
+    assert max(report["drawn"] for report in reports) < N  # no process drew all
     assert sorted(os.listdir(out)) == sorted({name.split("/")[0] for name in whole[form]})
 
 
@@ -213,7 +213,7 @@ def test_two_runs_on_one_folder_at_once_are_told_apart(tmp_path, whole):
 @pytest.mark.parametrize("form", ["npz", "png"])
 @pytest.mark.parametrize("seed", range(3))
 def test_processes_killed_at_random_moments_end_with_the_bytes_of_one(tmp_path, whole, monkeypatch, form, seed):
-    monkeypatch.setattr(claims, "EXPIRES", 1.0)  # of one that was killed before it had said whose it is
+    monkeypatch.setattr(claims, "EXPIRES", 1.0)  # a claim without an owner, since its process was killed
     chance, out, children = random.Random(seed), tmp_path / "out", []
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
@@ -265,7 +265,7 @@ def test_torchrun_makes_what_one_process_does_and_goes_on_with_more(tmp_path):
     out = tmp_path / "out"
     first = torchrun(2, *command, out)
     waited_for(lambda: len(shards(out)) >= 2)
-    first.terminate()  # which it hands on to its processes
+    first.terminate()  # it forwards the signal to its processes
     _, errors = first.communicate(timeout=120)
     assert "gms-fast: terminated; the same command goes on from there" in errors
     assert 2 <= len(shards(out)) < 15

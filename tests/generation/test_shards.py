@@ -88,7 +88,7 @@ def test_shard_of_another_run_is_told_from_a_broken_one(shards, shape):
         shards.read(0)
 
 
-# --- broken ones, npz ---
+# --- broken npz shards ---
 
 
 def changed(path, **arrays):
@@ -138,7 +138,7 @@ def twice(path):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the second name
+        warnings.simplefilter("ignore")  # about the duplicate name
         archive.writestr("images.npy", buffer.getvalue())
 
 
@@ -190,7 +190,7 @@ def test_broken_array_shard_is_found_out_and_named(tmp_path, how):
     assert "\n" not in str(error.value)
 
 
-# --- broken ones, PNG ---
+# --- broken PNG shards ---
 
 
 def painted(path, mode="RGB", size=(4, 5)):

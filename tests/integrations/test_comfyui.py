@@ -113,7 +113,7 @@ def test_node_has_what_comfyui_looks_for(nodes, name):
     for kind, *rest in node.INPUT_TYPES()["required"].values():
         assert isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN")
         assert isinstance(kind, list) or "default" in rest[0]
-    json.dumps(node.INPUT_TYPES())  # the browser gets it so
+    json.dumps(node.INPUT_TYPES())  # as the browser receives it
 
 
 @each_node

@@ -254,7 +254,7 @@ def test_er_sde_is_the_expansion_with_200_points(order, phi):
 def test_v3_without_shape_is_dpmpp_at_the_nodes():
     """With l = 1 and s = b = 0, expect DPM-Solver++; at order 1 that is Euler's step."""
     nodes = torch.cat([NODES[[0, 100, 300, 500, 700]].neg().exp(), torch.zeros(1, dtype=torch.float64)])
-    plain, near = KNOWN.degenerate(), nodes * 1.001  # not the nodes themselves, but nearest to them
+    plain, near = KNOWN.degenerate(), nodes * 1.001  # near the nodes, but not equal to them
     options = {"statistics": plain, "order": 1, "corrector": None}
     made = run("sample_dpm_solver_v3", Denoiser(), start(nodes), near, **options)
     want = stepped(euler, start(nodes), sigmas=nodes)
@@ -265,7 +265,7 @@ def test_v3_without_shape_is_dpmpp_at_the_nodes():
 @each_sampler
 def test_flow_is_the_same_run_of_a_scaled_state(name):
     """Check that x/(1 - sigma) is the state at sigma/(1 - sigma) of a model without scale."""
-    levels = torch.cat([NODES[::80].neg().exp(), SIGMAS[-1:]])  # of the statistics too
+    levels = torch.cat([NODES[::80].neg().exp(), SIGMAS[-1:]])  # levels of the statistics
     plain, flow = (
         run(name, Denoiser(flow=is_flow), start(sigmas), sigmas, noise_sampler=Noise())
         for is_flow, sigmas in ((False, levels), (True, levels / (1 + levels)))
@@ -283,7 +283,9 @@ def test_flow_starts_from_noise_alone(name):
     near = torch.tensor([1 - 1e-9, 0.9, 0.0], dtype=torch.float64)
     made = [run(name, Denoiser(flow=True), start(sigmas), s, noise_sampler=Noise()) for s in (sigmas, near)]
     assert [float(s[0]) for s in model.sigmas] == [1.0, 0.9]
-    torch.testing.assert_close(*made, rtol=0, atol=1e-7)  # the level moves by 1e-9, what is kept by less than 100 of it
+    torch.testing.assert_close(
+        *made, rtol=0, atol=1e-7
+    )  # the level moves by 1e-9, the kept state by less than 100 times that
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -311,7 +313,7 @@ def test_noise_is_scaled(name, given):
         for s in (0.0, 1.0, 2.0)
     )
     assert not torch.equal(none, one)
-    # counters draw with the precision of float32, and here once within the step, once before it
+    # counter-based noise has float32 precision; here it is drawn in the step and before it
     torch.testing.assert_close(two - none, 2 * (one - none), rtol=0, atol=1e-12 if given else 1e-6)
 
 

@@ -49,7 +49,7 @@ def run(name, seed=7, x=None, sigmas=SIGMAS, model=None, **options):
 
 @each_noisy
 def test_sample_does_not_depend_on_the_batch(name):
-    bits = {"rtol": 0, "atol": 1e-5 if name == "gms" else 0}  # a covariance's products round by their size
+    bits = {"rtol": 0, "atol": 1e-5 if name == "gms" else 0}  # products with a covariance round by batch size
     whole, x = run(name), start()
     torch.testing.assert_close(run(name, x=x[:2].contiguous()), whole[:2], **bits)
     alone = torch.cat([run(name, seed, x=x[i : i + 1].contiguous()) for i, seed in enumerate((4, 5, 6))])
@@ -91,7 +91,7 @@ def test_levels_of_a_run_draw_noise_of_their_own(name):
     drawn = [run(name, sigmas=SIGMAS[i : i + 2]) - run(name, sigmas=SIGMAS[i : i + 2], s_noise=0.0) for i in range(4)]
     units = [z / z.std() for z in drawn]
     correlations = torch.corrcoef(torch.stack([u.flatten() for u in units])).fill_diagonal_(0)
-    assert float(correlations.abs().max()) < 5 / 96**0.5  # of 96 independent draws: five standard deviations
+    assert float(correlations.abs().max()) < 5 / 96**0.5  # five standard deviations for 96 independent draws
 
 
 @each_sampler
@@ -191,7 +191,7 @@ def test_nothing_is_read_while_it_walks(name):
         run(name, model=model)
         before = reads.counted
         torch.ones(()).item()
-    assert counted[1] == counted[-1]  # v3's tables are made at the first step
+    assert counted[1] == counted[-1]  # v3 builds its tables in the first step
     assert reads.counted == before + 1
 
 

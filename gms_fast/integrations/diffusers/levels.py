@@ -11,7 +11,7 @@ import torch
 
 from gms_fast.schedules import Levels, hosts
 
-SPACINGS = ("linspace", "leading", "trailing")  # of diffusers
+SPACINGS = ("linspace", "leading", "trailing")  # known to diffusers
 _VP = (
     "DDIMScheduler",
     "DDPMScheduler",

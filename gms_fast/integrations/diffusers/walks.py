@@ -150,7 +150,7 @@ def _visited(solver: Solver, training: Schedule, visited: Levels, rests: bool) -
 
 def _grid(solver: Solver, schedule: Schedule, spacing: str, calls: int) -> dict[str, Any]:
     """Return a time grid of this package with `calls` network calls, as arguments of `Stepper`."""
-    for steps in range(calls, max(calls - 2, 0), -1):  # one less where the last call removes the last noise
+    for steps in range(calls, max(calls - 2, 0), -1):  # one step fewer if the last call only removes noise
         wanted = steps if spacing == "solver" else schedule.timesteps(steps, spacing)
         times = solver.times(schedule, wanted)
         if solver.calls(schedule, times) == calls:

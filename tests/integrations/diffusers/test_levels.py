@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 LATENTS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD = {**LATENTS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 DPM, UNIPC, FLOW = "DPMSolverMultistep", "UniPCMultistep", "FlowMatchEulerDiscrete"
-FEW, MANY = 10, 20  # below and above the 15 calls from which the last steps keep their order
+FEW, MANY = 10, 20  # below and above 15 calls, from which on the last steps keep their order
 
 SAME = {
     "DDIM": ("DDIM", {**LATENTS, "clip_sample": False}, "ddim", {}),

@@ -259,7 +259,7 @@ def test_eta_of_a_pipeline_is_that_of_ddim():
 def test_noise_is_added_at_the_level_of_a_time():
     ours, theirs = ERSDEScheduler(**LATENTS), diffusers.DDIMScheduler(**LATENTS)
     x, z = normals(3, 4, 8, 8), normals(3, 4, 8, 8, seed=1)
-    times = torch.tensor([3, 500, 999])  # of a training, before and after a grid is chosen
+    times = torch.tensor([3, 500, 999])  # training times, before and after set_timesteps
     for _ in range(2):
         assert apart(ours.add_noise(x, z, times), theirs.add_noise(x, z, times)) < 1e-5
         assert apart(ours.get_velocity(x, z, times), theirs.get_velocity(x, z, times)) < 1e-5
@@ -326,7 +326,7 @@ def test_jump_costs_no_call_and_happens_before_the_first():
     scheduler.set_timesteps(10)
     assert scheduler.timesteps[0] < 999
     x, t = normals(4, 1, 28, 28), scheduler.timesteps[0]
-    seen = scheduler.scale_model_input(torch.cat([x, x]), t)  # as guidance asks twice
+    seen = scheduler.scale_model_input(torch.cat([x, x]), t)  # guidance calls twice
     assert torch.equal(seen[:4], seen[4:])
     assert apart(seen[:4], x) > 0.01
     (alpha, sigma), known = scheduler._walk.levels[0], gms_fast.statistics.load_gaussian("mnist")
