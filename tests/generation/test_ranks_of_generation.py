@@ -162,7 +162,7 @@ def test_interrupted_process_leaves_its_part_to_the_others_at_once(tmp_path, who
 
 
 def test_part_of_a_process_that_is_stopped_is_done_by_another(tmp_path, whole, monkeypatch):
-    """The stopped process holds its lock; when it continues, it writes the same bytes or nothing."""
+    """The stopped process holds its lock; later it writes the same bytes or nothing."""
     monkeypatch.setattr(queue, "LEAST", 0.1)
     monkeypatch.setattr(queue, "_POLL", (0.01, 0.05))
     out = tmp_path / "out"

@@ -283,9 +283,8 @@ def test_flow_starts_from_noise_alone(name):
     near = torch.tensor([1 - 1e-9, 0.9, 0.0], dtype=torch.float64)
     made = [run(name, Denoiser(flow=True), start(sigmas), s, noise_sampler=Noise()) for s in (sigmas, near)]
     assert [float(s[0]) for s in model.sigmas] == [1.0, 0.9]
-    torch.testing.assert_close(
-        *made, rtol=0, atol=1e-7
-    )  # the level moves by 1e-9, the kept state by less than 100 times that
+    # the level moves by 1e-9, the kept state by less than 100 times that
+    torch.testing.assert_close(*made, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", NOISY)
