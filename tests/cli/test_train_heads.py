@@ -119,7 +119,7 @@ def test_heads_of_a_network_with_classes_are_trained_on_labels(tmp_path, capsys,
     out = tmp_path / "run"
     command = ("train-heads", "--network", dit, "--data", colours, "--out", out, *SHORT)
     assert "--labels must be given for a network with classes" in refusal(capsys, *command)
-    assert "this asks for class_labels" in refusal(capsys, *command)
+    assert "this one needs class_labels" in refusal(capsys, *command)
     assert not out.exists()
     assert run(*command, "--labels", classes) == 0
     model = io.load(out / "model")
@@ -144,7 +144,7 @@ def test_images_of_classes_take_turns(tmp_path, capsys, dit, colours, classes):
     wanted = gms_fast.sample(model, 2, n=5, condition={"class_labels": labels}).clamp(-1, 1)
     torch.testing.assert_close(drawn, wanted)
     capsys.readouterr()
-    assert "for no other: this asks for no condition" in refusal(
+    assert "only then: this one needs no condition" in refusal(
         capsys, "sample", "--model", "digits", "--labels", "1", "--out", tmp_path / "y.png"
     )
 
