@@ -1,9 +1,11 @@
 """Descriptions of objects as JSON: networks by weights, functions by code and data.
 
-Two objects with the same description give the same images. Details that do not change images are left out: wrappers of
-torch, the folder of a network, devices. Objects of torch and of this package are described by their versions, without
-code and private attributes. Lists are not described, and neither are functions that a function calls in other modules.
-A counter that a foreign network changes makes its description differ.
+Objects with equal descriptions are taken to give the same images. Details that do not change images are left out:
+wrappers of torch, the folder of a network, devices. Objects of torch and of this package are described by their
+versions, without code and private attributes.
+
+Known gaps: lists, and functions that a function calls in other modules, are not described. A foreign network that
+counts its calls gets another description with each call.
 """
 
 import enum

@@ -42,10 +42,11 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     Args:
         solver: Text of the solver, such as "er-sde:order=2" (see `gms_fast.solvers.text`). The named schedulers, such
             as [`ERSDEScheduler`][gms_fast.ERSDEScheduler], have the options of their solver instead.
-        levels: Name of the diffusers class whose noise levels and times are used. None chooses by solver: DDIMScheduler
-            for "ddim", DDPMScheduler for "ddpm" and "sn-ddpm", UniPCMultistepScheduler for "unip" and "unipc",
-            EulerDiscreteScheduler for "euler", HeunDiscreteScheduler for "heun", FlowMatchEulerDiscreteScheduler for
-            prediction_type "flow_prediction" without use_flow_sigmas, else DPMSolverMultistepScheduler.
+        levels: Name of the diffusers class whose noise levels and times are used. None takes
+            FlowMatchEulerDiscreteScheduler for prediction_type "flow_prediction" without use_flow_sigmas. Otherwise it
+            depends on the solver: DDIMScheduler for "ddim", DDPMScheduler for "ddpm" and "sn-ddpm",
+            UniPCMultistepScheduler for "unip" and "unipc", EulerDiscreteScheduler for "euler", HeunDiscreteScheduler
+            for "heun", and DPMSolverMultistepScheduler for all others.
         grid: Time grid of this package instead of a diffusers one: "solver" (the solver's own), "uniform", "quadratic",
             "log-snr", "karras" or "angle".
         network_moments: Meaning of outputs with 2C or 3C channels: "raw" (default) for E[eps^k|x_t], "central" for
