@@ -1,4 +1,4 @@
-"""The command `gms-fast`: one module per subcommand, each with SUMMARY, `add_arguments` and `run`."""
+"""Command line `gms-fast`: a module with SUMMARY, `add_arguments`, `run` per subcommand."""
 
 import argparse
 import os
@@ -26,30 +26,36 @@ REFUSALS = (FileExistsError, BlockingIOError)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Leaves reporting to `main`, so that every mistake reads the same."""
+    """Argument parser that leaves error messages to `main`, so that all of them look the same."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code: 0, or with one line on stderr 2 for bad input, a full disk and the
-    like, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run one subcommand and return its exit code.
+
+    The code is 0 on success. With one line on stderr it is 2 for bad input, a full disk and similar errors, 130 for
+    Ctrl-C and 143 for SIGTERM.
     """
     status = _main(argv)
     if interrupts.is_command():
-        interrupts.ignore()  # its line is said: torchrun sends SIGTERM to those whose own error was another rank's end
+        interrupts.ignore()  # already reported: torchrun sends SIGTERM to ranks that failed because another one ended
     return status
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = _Parser(prog="gms-fast", description="Gaussian mixture solvers for diffusion models.")
+    """Parse the arguments, run the subcommand, and report errors in one line."""
+    parser = _Parser(
+        prog="gms-fast",
+        description="Few-step samplers for diffusion models. `gms-fast COMMAND --help` lists the options of a command.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         command.set_defaults(run=module.run)
         module.add_arguments(command)
-    args = argparse.Namespace(kept="", left="")  # what to say of work that is kept, and how to go on after an end
+    args = argparse.Namespace(kept="", left="")  # messages: which results are kept, and how to resume
     with interrupts.raised():
         try:
             parser.parse_args(_without_separator(sys.argv[1:] if argv is None else argv), args)
@@ -69,11 +75,12 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _without_separator(argv: Sequence[str]) -> Sequence[str]:
-    """The arguments behind `--`, by which torchrun is kept from reading them; some versions of Python hand it on."""
+    """Drop a leading `--`: it shields arguments from torchrun, and some Python versions keep it."""
     return argv[1:] if argv[:1] == ["--"] else argv
 
 
 def _one_line(error: Exception) -> str:
+    """Return an error's message in one line."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.strerror}: {error.filename}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

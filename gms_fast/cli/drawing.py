@@ -1,4 +1,4 @@
-"""Parts of commands that draw: the model, the count of its calls, and keeping what is drawn at an early end."""
+"""Common parts of the commands that draw: the model, its call count, and partial results."""
 
 from __future__ import annotations
 
@@ -19,30 +19,33 @@ AGAIN = "the same command with --force draws them all"
 
 
 def add_model(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
-    """Add the options of `model`, and the size of batches; auto: also that by measurement."""
+    """Add the options of `model` and --batch-size; with `auto` the batch size may be measured."""
     add = parser.add_argument
-    add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
+    add("--model", default="mnist", help=options.MODEL)
     # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
-    said = "changes images by rounding; auto: as is fastest here" if auto else "changes no image"
+    measured = '; "auto" measures the fastest size; images depend on it by rounding only'
+    said = measured if auto else "; the images do not depend on it"
     size = options.positive_or_auto if auto else options.positive
-    add("--batch-size", type=size, default=64, help=f"images at a time; {said} (default: 64)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add(
+        "--batch-size", type=size, default=64, metavar="B", help=f"number of images drawn at a time{said} (default: 64)"
+    )
+    add("--device", help=options.DEVICE)
 
 
 def model(args: argparse.Namespace) -> tuple[MomentUNet | MomentHeads, str]:
-    """The model that a command asks for, on its device, and the backend that draws there."""
+    """Return the model of a command, on its device, and the backend that draws there."""
     import gms_fast
 
     device = options.device(args.device)
     chosen = gms_fast.backends()["chosen"]
     backend = chosen.get(device.type, chosen["other"])
     if backend is None:
-        raise ValueError(f"--device {device}: the backend that is forced does not run there")
+        raise ValueError(f"--device {device}: the backend that was set does not run there; choose another device")
     return gms_fast.load(args.model).to(device), backend
 
 
 class Calls:
-    """The number of a model's calls in the block; `then` is told each."""
+    """Counter of a model's calls in the block; `then` is called with each number."""
 
     def __init__(self, model: MomentUNet | MomentHeads) -> None:
         self.number = 0
@@ -62,7 +65,7 @@ class Calls:
 
 @contextmanager
 def kept(args: argparse.Namespace, keep: Callable[[], str]) -> Iterator[None]:
-    """A block that draws; `keep` writes what is drawn where it ends early, and returns what is to be said of it."""
+    """Run a block that draws; if it ends early, `keep` writes the results and returns a message."""
     import torch
 
     try:
@@ -77,7 +80,7 @@ def kept(args: argparse.Namespace, keep: Callable[[], str]) -> Iterator[None]:
 
 
 def spare(path: Path, suffix: str = "") -> Path:
-    """A name beside `path` at which nothing is: NAME.part, NAME.part-2, .., each with the suffix that it has."""
+    """Return an unused name beside `path`: NAME.part, NAME.part-2, .., with its suffix."""
     stem = path.name.removesuffix(suffix)
     ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     found = (path.with_name(f"{stem}.part{end}{suffix}") for end in ends)
@@ -85,17 +88,17 @@ def spare(path: Path, suffix: str = "") -> Path:
 
 
 def counted(count: int, noun: str) -> str:
-    """As "1 picture", or "2 pictures"."""
+    """Return text like "1 picture" or "2 pictures"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def whole(count: int, noun: str) -> str:
-    """As "all 6 pictures are", or "the picture is"."""
+    """Return text like "all 6 pictures are" or "the picture is"."""
     return f"the {noun} is" if count == 1 else f"all {count} {noun}s are"
 
 
 def share(done: int, count: int, noun: str, of: str = "") -> str:
-    """As "2 of 6 pictures, the first ones, are", or "1 of 6 pictures, the first one, is"; of all of them as `whole`."""
+    """Return text like "2 of 6 pictures, the first ones, are", or `whole` if all are done."""
     if done == count:
         return whole(count, noun)
     first, verb = ("one", "is") if done == 1 else ("ones", "are")

@@ -1,4 +1,4 @@
-"""`gms-fast edit`: change pictures by a trained model, and write the results beside what they came from."""
+"""`gms-fast edit`: edit pictures with a trained model, and show them with their results."""
 
 from __future__ import annotations
 
@@ -33,21 +33,25 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Edit]) -> None:
     add = parser.add_argument
     guides.add_arguments(parser)
     kind.add(parser)
-    level = "how much noise is added: 0 to 1, or t=500 (a time), or level=2.5 (sigma/alpha)"
+    level = "noise level: a share from 0 (none) to 1 (all), a time such as t=500, or sigma/alpha such as level=2.5"
     add("--strength", default=kind.strength, help=f"{level} (default: {kind.strength})")
-    add("--steps", type=options.positive, default=kind.steps, help=f"solver steps (default: {kind.steps})")
-    add("--solver", default=kind.solver, help=f"like er-sde:order=2, see gms-fast info (default: {kind.solver})")
+    steps = "number of solver steps from that noise level on, at least 1"
+    add("--steps", type=options.positive, default=kind.steps, metavar="K", help=f"{steps} (default: {kind.steps})")
+    add("--solver", default=kind.solver, help=f"{options.SOLVER} (default: {kind.solver})")
     drawing.add_model(parser)
-    add("--labels", type=options.classes, help="classes that pictures take in turn, as 0,1,2, where a network asks")
-    add("--guidance", type=options.finite, metavar="SCALE", help="of classifier-free guidance (default: none)")
-    add("--unconditional", type=options.seed, metavar="LABEL", help="the class that stands for none, with --guidance")
-    out = f"{' or '.join(strips.SUFFIXES)}: a strip, a row for each picture; a folder: all results too"
+    add("--labels", type=options.classes, help=options.LABELS.replace("images", "pictures"))
+    guidance = "scale of classifier-free guidance, for a network with classes (default: no guidance)"
+    add("--guidance", type=options.finite, metavar="SCALE", help=guidance)
+    unconditional = "number of the class that means no class; required with --guidance"
+    add("--unconditional", type=options.seed, metavar="LABEL", help=unconditional)
+    suffixes = ", ".join(strips.SUFFIXES)
+    out = f"file ({suffixes}) for a strip with one row per picture, or folder for the strip and each result"
     add("--out", type=Path, default=Path("edited.png"), help=f"{out} (default: edited.png)")
-    add("--force", action="store_true", help="overwrite what is there")
+    add("--force", action="store_true", help="overwrite existing output files")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, draw, write, and say how long it took. What is drawn is kept, however the drawing ends."""
+    """Read, draw, write, and report the time. Finished results are kept even after an early end."""
     from gms_fast import editing, solvers
     from gms_fast.storage import locks
 
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     asked = options.asked(model, args.labels)
     guided = _guided(model, asked, args)
     solver = solvers.build(args.solver, origin=model.origin, steps=args.steps)
-    editing.timesteps(model, args.steps, strength=args.strength, solver=solver)  # which refuses what cannot be
+    editing.timesteps(model, args.steps, strength=args.strength, solver=solver)  # raises for bad combinations
     edit = KINDS[args.kind](args, guides.read(files, guides.shape_of(model), resize=args.resize))
     noise = nullcontext() if args.noise is None else locks.locked_file(args.noise)
     with strips.held(target), noise:
@@ -78,16 +82,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(target: Target, files: list[Path], args: argparse.Namespace) -> None:
-    """Raise ValueError or OSError unless all that is written may be."""
+    """Raise ValueError or OSError unless all output files may be written."""
     strips.check(target, [*files, *filter(None, [args.mask])], overwrite=args.force)
     if args.noise is not None:
         options.check_file(args.noise, NOISE, overwrite=args.force, name="--noise")
         if any(file.resolve() == args.noise.resolve() for file in files):
-            raise ValueError(f"--noise must not replace a picture that is read: got {args.noise}")
+            raise ValueError(f"--noise must not replace an input picture: got {args.noise}")
 
 
 def _guided(model: MomentUNet | MomentHeads, asked: str | None, args: argparse.Namespace) -> Callable[..., Any]:
-    """The model, with guidance around it where that is wanted."""
+    """Return the model, with classifier-free guidance if it is requested."""
     import torch
 
     from gms_fast.guidance import ClassifierFree
@@ -97,12 +101,12 @@ def _guided(model: MomentUNet | MomentHeads, asked: str | None, args: argparse.N
     if args.guidance is None:
         return model
     if asked is None:
-        raise ValueError(f"--guidance must be of a network that asks for classes: {args.model} does not")
+        raise ValueError(f"--guidance needs a network with classes: {args.model} has none")
     return ClassifierFree(model, unconditional={asked: torch.tensor([args.unconditional])}, scale=args.guidance)
 
 
 def _draw(edit: Edit, model: Callable[..., Any], solver: Solver, asked: str | None, calls: drawing.Calls) -> None:
-    """Append all results to edit.batches, (B, C, H, W) float32 in [-1, 1] on the CPU each."""
+    """Append all results to edit.batches, each (B, C, H, W) float32 in [-1, 1] on the CPU."""
     import torch
     from tqdm import tqdm
 
@@ -124,10 +128,10 @@ def _draw(edit: Edit, model: Callable[..., Any], solver: Solver, asked: str | No
 
 
 def _keep(edit: Edit, target: Target, calls: int) -> str:
-    """Write what is drawn, if anything is, beside files that are there, and return what is to be said of it."""
+    """Write finished results beside existing files, and return the message about them."""
     if not edit.batches:
         of = drawing.counted(edit.count, "picture")
-        return f"; none of {of} was finished" if calls else ""  # else something was refused
+        return f"; none of {of} was finished" if calls else ""  # without a call the input was bad
     noise = edit.args.noise
     if noise is not None and noise.exists():
         noise = drawing.spare(noise, noise.suffix)
@@ -140,7 +144,7 @@ def _keep(edit: Edit, target: Target, calls: int) -> str:
 
 
 def _write(edit: Edit, target: Target, noise: Path | None) -> None:
-    """Write x_T, where that is wanted, and the results that are there. What is written counts as kept if more fails."""
+    """Write x_T, if requested, and the results; if one file fails, earlier ones are kept."""
     import numpy as np
     import torch
 
@@ -158,7 +162,7 @@ def _write(edit: Edit, target: Target, noise: Path | None) -> None:
 
 
 def _written(edit: Edit, target: Target, written: list[Path]) -> str:
-    """A line of what could be written."""
+    """Return the message about files that could be written."""
     noise = [f"x_T is in {file}" for file in written if file.suffix.lower() in NOISE]
     pictures = len(written) - len(noise)
     share = f"none of {drawing.counted(edit.count, 'picture')} is written"

@@ -1,4 +1,4 @@
-"""The kinds of edits that `gms-fast edit` knows: the options of each, what it draws, and what is shown beside that."""
+"""Kinds of `gms-fast edit`: their options, what they draw, and what the strip shows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 
 class Edit:
-    """Results of one kind: args.n of each picture, result j of picture i the sample i n + j of its seed.
+    """Results of one kind of edit: args.n for each picture.
 
-    rows           what is edited (N, C, H, W)
-    before, after  columns of the strip beside the results
-    batches        what is drawn so far
+    Result j of picture i is sample i n + j of the seed.
+
+    Attributes:
+        rows: Pictures to edit (N, C, H, W).
+        before: Columns of the strip before the results.
+        after: Columns of the strip after the results.
+        batches: Results drawn so far.
+        noise: x_T of the kind that keeps it.
     """
 
     summary = ""
@@ -28,58 +33,58 @@ class Edit:
         self.args, self.rows = args, pictures
         self.before, self.after = [pictures], list[Any]()
         self.batches: list[Tensor] = []
-        self.noise: list[Tensor] = []  # of the kind that keeps it
+        self.noise: list[Tensor] = []  # x_T of each batch, for --noise
 
     @property
     def count(self) -> int:
-        """Results in all."""
+        """Number of results."""
         return len(self.before[0]) * int(self.args.n)
 
     @classmethod
     def add(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the options that not all kinds have."""
+        """Add the options that only some kinds have."""
         parser.set_defaults(mask=None, noise=None)
         add = parser.add_argument
-        add("--n", type=options.positive, default=cls.n, help=f"results of each picture (default: {cls.n})")
-        add("--seed", type=options.seed, default=0, help="determines the results (default: 0)")
+        add("--n", type=options.positive, default=cls.n, help=f"number of results per picture (default: {cls.n})")
+        add("--seed", type=options.seed, default=0, help=options.SEED)
 
     @classmethod
     def stems(cls, files: list[Path]) -> list[str]:
-        """Names of what is edited, by which files of results are named."""
+        """Return names of the edited pictures, for the files of results."""
         return [file.stem for file in files]
 
     def parts(self) -> Iterator[tuple[int, Tensor]]:
-        """A row for each result, in batches, each with the index of its first result."""
+        """Yield batches with one row per result, each with the index of its first result."""
         rows, size = self.rows.repeat_interleave(self.args.n, 0), self.args.batch_size
         return ((start, rows[start : start + size]) for start in range(0, len(rows), size))
 
     def labels(self, start: int, count: int) -> list[int]:
-        """Classes of results: those of their pictures."""
+        """Return the classes of results: those of their pictures."""
         given = self.args.labels
         return [given[k // self.args.n % len(given)] for k in range(start, start + count)]
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
-        """Results of a batch; same: arguments that all kinds have."""
+        """Return the results of a batch; `same` holds arguments that all kinds share."""
         from gms_fast import editing
 
         return editing.stroke(model, rows, seed=self.args.seed, sample_offset=start, **same)
 
     def said(self) -> str:
-        """A line on the results, if there is something to say of them."""
+        """Return a line about the results, if there is one."""
         return ""
 
 
 class Stroke(Edit):
     """Stroke synthesis."""
 
-    summary = "Make a picture of a drawing, or of any guide: noise it, and draw from there."
+    summary = "Turn a drawing or any other guide into a picture: noise it, and sample from there (SDEdit)."
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
         super().__init__(args, pictures)
         painting = {"colours": args.colours, "brush": args.brush}
         chosen = {name: value for name, value in painting.items() if value is not None}
         if chosen and not args.paint:
-            raise ValueError(f"--{' and --'.join(chosen)} must come with --paint")
+            raise ValueError(f"--{' and --'.join(chosen)} must be given together with --paint")
         if args.paint:
             from gms_fast import editing
 
@@ -90,10 +95,12 @@ class Stroke(Edit):
     def add(cls, parser: argparse.ArgumentParser) -> None:
         super().add(parser)
         add = parser.add_argument
-        add("--repeats", type=options.positive, default=1, help="times, each from the last result (default: 1)")
-        add("--paint", action="store_true", help="make a drawing of few colours of each picture first")
-        add("--colours", type=options.positive, help="of such a drawing (default: 6)")
-        add("--brush", type=options.finite, help="its width, a share of the shorter side (default: 0.1)")
+        repeats = "number of passes, each starting from the previous result (default: 1)"
+        add("--repeats", type=options.positive, default=1, metavar="R", help=repeats)
+        add("--paint", action="store_true", help="first repaint each picture with a wide brush and few colours")
+        add("--colours", type=options.positive, metavar="N", help="colours of --paint, 1 to 256 (default: 6)")
+        brush = "width of the brush of --paint, as a share of the shorter side, above 0, up to 1 (default: 0.1)"
+        add("--brush", type=options.finite, metavar="SHARE", help=brush)
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
         return super().draw(model, rows, start, repeats=self.args.repeats, **same)
@@ -102,14 +109,14 @@ class Stroke(Edit):
 class Vary(Edit):
     """Variations."""
 
-    summary = "Draw variations of a picture: noise it several times, and draw from there."
+    summary = "Draw variations of a picture: noise it several times, and sample from there."
     n, strength = 8, "0.4"
 
 
 class Inpaint(Edit):
     """Inpainting."""
 
-    summary = "Make a part of a picture anew, and keep the rest as it is."
+    summary = "Redraw a part of a picture, and keep the rest exactly (RePaint)."
     strength = "1"
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
@@ -121,10 +128,13 @@ class Inpaint(Edit):
     def add(cls, parser: argparse.ArgumentParser) -> None:
         super().add(parser)
         add = parser.add_argument
-        wanted = "white: made anew, black: kept, grey: how far a pixel may change; near black and white, where JPEG or "
-        wanted += "--resize blur, counts as such"
+        wanted = "picture of the mask: white is redrawn, black is kept, lighter grey may change more; in JPEG "
+        wanted += "files and with --resize, nearly black and nearly white count as black and white"
         add("--mask", type=Path, required=True, metavar="PICTURE", help=wanted)
-        add("--resample", type=options.positive, default=1, help="times that each step is taken (default: 1)")
+        resample = (
+            "passes over each step, so that the new part fits the rest; multiplies the network calls (default: 1)"
+        )
+        add("--resample", type=options.positive, default=1, metavar="R", help=resample)
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
         from gms_fast import editing
@@ -136,15 +146,15 @@ class Inpaint(Edit):
 
 
 class Invert(Edit):
-    """Inversion, and the way back."""
+    """Inversion, followed by sampling back."""
 
-    summary = "Find the noise that a picture is drawn from, draw from it, and say how near that comes."
+    summary = "Find the noise from which a picture is drawn, sample from it, and report the reconstruction error."
     steps, solver, strength = 50, "dpm-solver++", "1"
 
     @classmethod
     def add(cls, parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(n=1, mask=None)
-        parser.add_argument("--noise", type=Path, metavar="FILE.npz", help="file to keep the noise in, as x_T")
+        parser.add_argument("--noise", type=Path, metavar="FILE.npz", help="file to write the noise to, as array x_T")
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
         import gms_fast
@@ -170,7 +180,7 @@ class Invert(Edit):
 class Interpolate(Edit):
     """Interpolation."""
 
-    summary = "Draw pictures on the way from one picture to another."
+    summary = "Interpolate between two pictures through their inverted noises."
     n, steps, solver, strength = 7, 50, "dpm-solver++", "1"
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
@@ -181,7 +191,7 @@ class Interpolate(Edit):
     def add(cls, parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(mask=None, noise=None)
         parser.add_argument(
-            "--n", type=options.several, default=cls.n, help=f"pictures on the way, with both ends (default: {cls.n})"
+            "--n", type=options.several, default=cls.n, help=f"number of results, ends included (default: {cls.n})"
         )
 
     @classmethod

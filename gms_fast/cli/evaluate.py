@@ -1,6 +1,6 @@
-"""`gms-fast evaluate`: draw with several solvers, measure the samples against real data, write tables and plots.
+"""`gms-fast evaluate`: tables and plots that compare solvers' samples with real data.
 
-With --samples: measure samples that are there.
+With --samples it measures existing samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gms_fast.cli import measured, options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUMMARY = "Measure how good a model's samples are, by solver, time grid and number of steps, or samples that are there."
+SUMMARY = "Measure the quality of a model's samples by solver, time grid and number of steps, or of existing samples."
 TABLES = "tables.md"
 DEFAULTS = {"model": "mnist", "steps": (5, 10, 20), "n": 1000, "ranges": 3}
 OF_MODELS = (*DEFAULTS, "data", "schedule", "solver", "grid", "workers", "resume")
@@ -25,48 +25,58 @@ OF_SAMPLES = ("reference", "feature_input", "feature_channels", "inception", "ba
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast evaluate`."""
     add = parser.add_argument
+    exact = "exact-digits or exact-mnist5k (exact moments of a data set)"
     add(
         "--model",
-        help="embedded name, folder, checkpoint, or exact-digits, ... (default: mnist)",
+        help=f"embedded model (mnist or digits), saved folder, released checkpoint, or {exact} (default: mnist)",
     )
-    real = "mnist5k, digits, or a file or folder, to be seen through --features mnist5k, digits or cifar10"
-    add("--data", help=f"real data: {real} (default: what an embedded model was trained on)")
-    add("--schedule", choices=("linear", "cosine"), help="of a model with exact moments (default: linear)")
-    add("--solver", action="append", help="like gms or gms:fit=free; repeat for more (default: gms, sn-ddpm)")
+    real = "mnist5k, digits, or a file or folder, which needs --features mnist5k, digits or cifar10"
+    add("--data", help=f"real data to compare with: {real} (default: the training data of an embedded model)")
+    add("--schedule", choices=("linear", "cosine"), help="noise schedule of an exact model (default: linear)")
+    add("--solver", action="append", help="solver such as gms or gms:fit=free; may be repeated (default: gms, sn-ddpm)")
+    grid = "time grid: default (the solver's own), angle, uniform, log-snr, or an exponent; may be repeated"
+    add("--grid", action="append", help=f"{grid} (default: default)")
     add(
-        "--grid",
-        action="append",
-        help="default, angle, uniform, log-snr or an exponent; repeat for more (default: default)",
+        "--steps",
+        type=options.integers,
+        metavar="K,..",
+        help="numbers of steps, separated by commas (default: 5,10,20)",
     )
-    add("--steps", type=options.integers, help="numbers of steps (default: 5,10,20)")
-    add("--n", type=options.positive, help="samples of each (default: 1000)")
-    add("--ranges", type=options.positive, help="ranges of n samples, for the spread (default: 3)")
-    add("--workers", type=options.positive, help="processes (default: one a processor)")
-    add("--out", type=Path, help="folder for records, tables and plots; with --samples a file .json, or nothing")
+    add("--n", type=options.positive, help="number of samples in each measurement (default: 1000)")
+    ranges = "number of measurements of each case, with other samples, for the spread (default: 3)"
+    add("--ranges", type=options.positive, metavar="R", help=ranges)
+    add("--workers", type=options.positive, metavar="W", help="number of processes (default: one per processor)")
+    add(
+        "--out",
+        type=Path,
+        help="folder for records, tables and plots (required); with --samples an optional .json file",
+    )
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue in --out")
-    again.add_argument("--force", action="store_true", help="delete the records in --out and start anew")
-    _add_samples(parser.add_argument_group("of samples that are there, in place of a model"))
+    again.add_argument("--resume", action="store_true", help="continue the measurement in --out")
+    again.add_argument("--force", action="store_true", help="delete the records in --out and start again")
+    _add_samples(parser.add_argument_group("options for existing samples, instead of a model"))
 
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--samples", help="folder of shards or pictures, an array file, or statistics of features, .safetensors")
-    add("--reference", help="real data, of the same kinds or a data set; statistics: gms-fast statistics --features")
+    add("--samples", help="samples: folder of shards or images, array file, or feature statistics (.safetensors)")
+    reference = "real data: the same kinds of files, a data set, or statistics from gms-fast statistics --features"
+    add("--reference", help=f"{reference} (required with --samples)")
     measured.add_features(group)
-    add("--inception", action="store_true", help="the features are the published Inception's: call the result FID")
-    add("--batch-size", type=options.positive, help=f"pictures at a time (default: {measured.BATCH})")
-    add("--device", help="of the feature network: cpu, cuda, ... (default: cuda if there is one)")
+    add("--inception", action="store_true", help="confirm that the features are the published Inception's: report FID")
+    batch = f"images that the feature network sees at a time (default: {measured.BATCH})"
+    add("--batch-size", type=options.positive, metavar="B", help=batch)
+    add("--device", help=f"of the feature network; {options.DEVICE}")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate a model, and say where the tables are, or samples, and print their distances."""
+    """Evaluate a model and print the tables' file, or measure samples and print distances."""
     if args.samples is not None:
         options.refuse(args, OF_MODELS, "with --samples")
         return measured.evaluate(args)
     options.refuse(args, OF_SAMPLES, "without --samples")
     if args.out is None:
-        raise ValueError("--out must be given for a model")
+        raise ValueError("--out must be given to evaluate a model: got none")
     for name, value in DEFAULTS.items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     return _model(args)
@@ -111,12 +121,12 @@ def _model(args: argparse.Namespace) -> int:
 
 
 def _files(out: Path) -> Iterator[str]:
-    """The files of a run, relative to its folder."""
+    """Yield the files of a run, relative to its folder."""
     from gms_fast.quality import matrix, report
 
     try:
         records = matrix.read(out)
-    except ValueError:  # damaged ones are what it is to be rid of
+    except ValueError:  # damaged records are deleted too
         records = []
     pictures = {f"{matrix.IMAGES}/{matrix.picture(cell)}" for cell in map(matrix.cell_of, records)}
     yield from (matrix.SETTINGS, matrix.RECORDS, TABLES, *(f"{m}.png" for m in report.LABELS), *pictures)

@@ -1,4 +1,4 @@
-"""`gms-fast generate`: many images into a folder, by one process or many, to be gone on with at any time."""
+"""`gms-fast generate`: many images into a folder, by one or many processes; can be resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gms_fast.generation import Report
 
-SUMMARY = "Draw many images into a folder of shards, alone, under torchrun or as jobs of a cluster; go on after an end."
+SUMMARY = "Draw many images into a folder of shards: in one process, under torchrun or in cluster jobs; can be resumed."
 LEFT = "; the same command goes on from there"
 VERIFY = 0.01
 
@@ -24,18 +24,21 @@ VERIFY = 0.01
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast generate`."""
     add = parser.add_argument
-    add("--n", type=options.positive, required=True, help="number of images")
-    add("--out", type=Path, required=True, help="folder; one with a part of these images is gone on with")
-    add("--steps", type=options.positive, default=10, help="solver steps (default: 10)")
-    add("--solver", default="gms", help="as of gms-fast sample (default: gms)")
-    add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
+    add("--n", type=options.positive, required=True, help="number of images in the whole run")
+    add("--out", type=Path, required=True, help="folder of the run; a folder with a part of this run is completed")
+    add("--steps", type=options.positive, default=10, metavar="K", help="number of solver steps (default: 10)")
+    add("--solver", default="gms", help=f"{options.SOLVER} (default: gms)")
+    add("--seed", type=options.seed, default=0, help=options.SEED)
     drawing.add_model(parser, auto=True)
-    add("--labels", type=options.classes, help="classes that images take turns through, as 0,1,2, where a network asks")
-    forms = "arrays, folders of PNGs, or with --features none at all (default: npz)"
+    add("--labels", type=options.classes, help=options.LABELS)
+    forms = "npz: arrays, png: folders of PNGs, none: no images, only statistics of --features (default: npz)"
     add("--form", choices=("npz", "png", "none"), default="npz", help=forms)
-    add("--memory", type=options.finite, metavar="GIB", help="most that batches of --batch-size auto may take")
-    add("--shard-size", type=options.positive, help="images of a shard, whole batches (default: up to 8)")
-    add("--shard", default="1/1", help="K/N: the K-th of N shares alone, for jobs that share no folder (default: 1/1)")
+    memory = "GiB that batches of --batch-size auto may take (default: 0.8 of a GPU's free memory, half of the host's)"
+    add("--memory", type=options.finite, metavar="GIB", help=memory)
+    size = "images in a shard, a multiple of --batch-size (default: up to 8 batches)"
+    add("--shard-size", type=options.positive, metavar="N", help=size)
+    shard = "draw only the K-th of N shares, for jobs without a common folder (default: 1/1)"
+    add("--shard", default="1/1", metavar="K/N", help=shard)
     measured.add_features(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
@@ -44,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.finite,
         const=VERIFY,
         metavar="SHARE",
-        help=f"draw a share of the images again and compare them; writes nothing (default share: {VERIFY})",
+        help=f"draw this share of the images again, in (0, 1], and compare; write nothing (without SHARE: {VERIFY})",
     )
-    again.add_argument("--force", action="store_true", help="delete the run in --out and start anew")
+    again.add_argument("--force", action="store_true", help="delete the run in --out and start again")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw what is not there, and say how long it took."""
+    """Draw the missing images, and report the time."""
     from gms_fast import solvers
     from gms_fast.generation import generate
 
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _turns(labels: tuple[int, ...], index: Tensor) -> Tensor:
-    """The classes of samples by index."""
+    """Return the classes of samples by index."""
     import torch
 
     return torch.tensor(labels)[index % len(labels)]

@@ -1,4 +1,4 @@
-"""The pictures that `gms-fast edit` is given: their files, as the model takes them, and a mask."""
+"""Input pictures of `gms-fast edit`: their files, tensors and masks."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLACK, WHITE = 40, 215  # grey levels: below the first a blurred mask is black, above the second white
-COMPRESSED = (".jpg", ".jpeg", ".webp")  # files that blur both, at a quality of 75 by up to 37 levels
-SIZE = "add --resize to have it fitted (cut to the ratio of the sides, then resampled)"
+BLACK, WHITE = 40, 215  # grey levels: a blurred mask is black below the first and white above the second
+COMPRESSED = (".jpg", ".jpeg", ".webp")  # files that blur black and white, at quality 75 by up to 37 levels
+SIZE = "add --resize to fit it (cropped to the aspect ratio, then resampled)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the pictures, and what is done with those of another size."""
+    """Add the pictures, and the option to resize them."""
     add = parser.add_argument
-    wanted = "PNG, JPEG, BMP or WebP files, or folders of them"
+    wanted = "picture to edit (PNG, JPEG, BMP or WebP file), or folder of pictures"
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help=wanted)
-    add("--resize", action="store_true", help="cut and resample what has another size than the model's pictures")
+    add("--resize", action="store_true", help="crop and resample pictures of another size to the model's")
 
 
 def files(paths: list[Path]) -> list[Path]:
-    """The files of pictures, those of folders in the order of their names; folders in folders are left alone."""
+    """Return the files of pictures, those in folders by name; subfolders are skipped."""
     from gms_fast import data
 
     return [file for path in paths for file in (data.image_files(path, inside=False) if path.is_dir() else [path])]
 
 
 def shape_of(model: object) -> tuple[int, int, int]:
-    """(C, H, W) of a model of pictures."""
+    """Return (C, H, W) of a model of pictures."""
     from gms_fast.assumptions import attribute
 
     shape = attribute(model, "sample_shape")
@@ -41,7 +41,7 @@ def shape_of(model: object) -> tuple[int, int, int]:
 
 
 def read(paths: list[Path], shape: tuple[int, int, int], *, resize: bool) -> Tensor:
-    """The pictures (N, *shape), float32 in [-1, 1]."""
+    """Read pictures as (N, *shape), float32 in [-1, 1]."""
     import torch
 
     from gms_fast import data
@@ -58,9 +58,9 @@ def read(paths: list[Path], shape: tuple[int, int, int], *, resize: bool) -> Ten
 
 
 def mask(path: Path, size: tuple[int, int], *, resize: bool) -> Tensor:
-    """(1, H, W) in [0, 1], of that (H, W): 1, white, is made anew.
+    """Read a mask as (1, H, W) in [0, 1] of a given (H, W); white is 1 and redrawn.
 
-    Of compressed and resampled files what is nearly black or white is so.
+    In compressed and resampled files nearly black is 0 and nearly white is 1.
     """
     from gms_fast.images import as_bytes
 
@@ -69,7 +69,7 @@ def mask(path: Path, size: tuple[int, int], *, resize: bool) -> Tensor:
     if resize or path.suffix.lower() in COMPRESSED:
         found = found.masked_fill(levels < BLACK, 0).masked_fill(levels > WHITE, 1)
     if found.max() == 0:
-        raise ValueError(f"--mask must be white or grey somewhere, where the picture is made anew: {path} is black")
+        raise ValueError(f"--mask must be white or grey somewhere, where the picture is redrawn: {path} is black")
     if found.min() == 1:
         raise ValueError(f"--mask must be black or grey somewhere, where the picture is kept: {path} is white")
     return found

@@ -1,4 +1,4 @@
-"""`gms-fast info`: what this installation consists of and can do."""
+"""`gms-fast info`: versions, hardware and contents of this installation."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ SUMMARY = "Show versions, backends, solvers, schedules and embedded models."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`gms-fast info` has no options."""
+    """Add nothing: `gms-fast info` has no options."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def _chosen(by_device: dict[str, str | None]) -> str:
 
 
 def _triton() -> str:
-    """Its version; a triton for ROCm or XPU is a package of another name."""
+    """Return triton's version; for ROCm and XPU the package has another name."""
     try:
         import triton
     except ImportError:

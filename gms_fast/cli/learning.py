@@ -1,4 +1,4 @@
-"""Common parts of the commands that train: options, settings, and a folder that ranks of torchrun hold together."""
+"""Common parts of the commands that train: options, settings, and a folder for all ranks."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ if TYPE_CHECKING:
     from gms_fast.training.ranks import Ranks
 
 MODEL = "model"
+DATA = "training images: mnist5k, digits, a .npy or .npz file, or a folder of images"
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add what training of either stage depends on; the defaults are the recipe of the embedded MNIST model."""
+    """Add the options of training in either stage, by default the recipe of the MNIST model."""
     add = parser.add_argument
-    add("--batch-size", type=options.positive, default=64, help="images per step, of all ranks (default: 64)")
-    add(
-        "--micro-batch",
-        type=options.positive,
-        metavar="ROWS",
-        help="images that go through the network at a time, where memory is short (default: all of a rank's)",
-    )
-    add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
-    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help="of the rate (default: cosine)")
-    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
-    add("--flips", action="store_true", help="mirror images at random (wrong for digits)")
-    add("--seed", type=options.seed, default=0, help="determines everything random (default: 0)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, with torchrun that of the rank)")
+    batch = "images in an optimiser step, over all ranks (default: 64)"
+    add("--batch-size", type=options.positive, default=64, metavar="B", help=batch)
+    micro = "images that pass through the network at a time, to save memory (default: all images of a rank)"
+    add("--micro-batch", type=options.positive, metavar="ROWS", help=micro)
+    add("--lr", type=float, default=1e-3, help="peak learning rate, above 0 (default: 1e-3)")
+    decay = "decay of the learning rate after its warm-up (default: cosine)"
+    add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help=decay)
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights, from 0 to below 1 (default: 0.999)")
+    add("--flips", action="store_true", help="mirror images at random (wrong for digits and text)")
+    add("--seed", type=options.seed, default=0, help=options.SEED)
+    add("--device", help=f"{options.DEVICE[:-1]}; under torchrun that of the rank)")
 
 
 def settings(args: argparse.Namespace, precision: str) -> dict[str, Any]:
-    """Arguments of the training functions, but for the steps. Raises ValueError for those that cannot work."""
+    """Return the arguments of the training functions except the steps.
+
+    Raises ValueError for values that cannot work.
+    """
     from gms_fast.training import Settings
 
     fields = ("batch_size", "lr", "decay", "ema", "flips", "seed")
@@ -49,7 +51,7 @@ def settings(args: argparse.Namespace, precision: str) -> dict[str, Any]:
 
 
 def labels(args: argparse.Namespace, n: int) -> Tensor | None:
-    """Classes of n images, if --labels says where they are."""
+    """Load the classes of n images, if --labels is given."""
     from gms_fast import data
 
     if args.labels is None:
@@ -68,10 +70,9 @@ def folder(
     files: Sequence[str],
     check: Callable[[Path], None] = lambda _: None,
 ) -> Iterator[None]:
-    """Hold --out for all ranks and nobody else; with --force it is emptied of an earlier run.
+    """Hold --out for all ranks and nobody else; with --force, delete an earlier run in it.
 
-    files  of the model that is saved in the end
-    check  raises where it cannot be saved
+    `files` are those of the model saved at the end. `check` raises an error if it cannot be saved.
     """
     from gms_fast.storage.locks import locked_folder
 
@@ -88,14 +89,15 @@ def folder(
 
 
 def _check(args: argparse.Namespace) -> None:
+    """Raise an error unless the run may write to --out."""
     if args.force and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        raise ValueError("--force must not be given with torchrun's --max-restarts, since each start would delete what "
-                         "it is to go on from: give --resume, which a new folder takes too")  # fmt: skip
+        raise ValueError("--force must not be given with torchrun's --max-restarts: each restart would delete the run; "
+                         "give --resume, which accepts a new folder too")  # fmt: skip
     options.check_folder(args.out, again=args.resume or args.force)
 
 
 def _clear(out: Path, stages: Sequence[str], files: Sequence[str]) -> None:
-    """Delete the files of a run that nobody else goes on with."""
+    """Delete the files of a run that no other process is using."""
     from gms_fast.storage import atomic
     from gms_fast.storage.locks import locked_folder
     from gms_fast.training.state import CHECKPOINT, CURVE

@@ -1,6 +1,7 @@
-"""Samples that are there: `gms-fast evaluate --samples`, and the reference of `gms-fast statistics --features`.
+"""Existing samples: `evaluate --samples`, and the reference of `statistics --features`.
 
-Only what a user says is Inception's is called FID, and of 50,000 samples alone without their number.
+The result is called FID only if the user says that the features are Inception's. It is called FID without the number of
+samples only for 50,000 samples.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ def add_features(add: argparse._ActionsContainer) -> None:
     """Add the options that name a feature network."""
     add.add_argument(
         "--features",
-        help="pixels, mnist5k, digits, cifar10, package.module:attribute of a torch module, or a file of TorchScript "
-        "or torch.export; a path or file runs its code: name only what you trust",
+        help="feature network: pixels, mnist5k, digits, cifar10, a torch module as package.module:attribute, or a file "
+        "of TorchScript or torch.export. A module or file runs its code: use only those you trust",
     )
     add.add_argument(
         "--feature-input",
-        help="of a network of yours: [-1,1], [0,1] or uint8, as of the Inception of StyleGAN and EDM (default: [-1,1])",
+        help="input of your own feature network: [-1,1], [0,1], or uint8 as for the Inception of StyleGAN and EDM "
+        "(default: [-1,1])",
     )
-    add.add_argument("--feature-channels", type=int, choices=(3,), help="repeat grey pictures to three channels")
+    channels = "3 repeats grey images to three channels, for your own feature network"
+    add.add_argument("--feature-channels", type=int, choices=(3,), help=channels)
 
 
 def extractor(args: argparse.Namespace) -> Extractor:
-    """The feature network of the options, on its device."""
+    """Return the feature network of the options, on its device."""
     from gms_fast.quality import extractors
 
     device = options.device(args.device)
@@ -46,7 +49,7 @@ def extractor(args: argparse.Namespace) -> Extractor:
 
 
 def write_reference(args: argparse.Namespace) -> int:
-    """Measure the data of `gms-fast statistics --features`, write the file, and say where."""
+    """Measure the data of `gms-fast statistics --features`, write the file, and print its name."""
     from gms_fast.storage.locks import locked_file
 
     if args.data is None:
@@ -71,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> int:
     args.samples, args.reference = _place(args.samples), _place(args.reference)
     samples, reference, name = _both(args)
     if args.inception and samples.width != INCEPTION:
-        raise ValueError(f"--inception must be said of {INCEPTION} features, those of its pool3: got {samples.width}")
+        raise ValueError(f"--inception needs the {INCEPTION} features of Inception's pool3: got {samples.width}")
     called, found = _called(args.inception, name, samples.count), compared(samples, reference)
     _show(args, samples, reference, called, found)
     if args.out:
@@ -87,7 +90,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _place(source: str) -> str:
-    """The source itself; of a folder of generation without pictures its file of statistics."""
+    """Return the source itself, or the statistics file of a generation folder without images."""
     from gms_fast.generation import settings
 
     whole = Path(source, settings.WHOLE)
@@ -96,7 +99,7 @@ def _place(source: str) -> str:
 
 
 def _both(args: argparse.Namespace) -> tuple[Running, Running, str]:
-    """Statistics of samples and reference, and the name of their features; what is stored is compared first."""
+    """Return statistics of samples and reference, and the name of their features."""
     from gms_fast.quality.running import Running
 
     paths = (args.samples, args.reference)
@@ -119,7 +122,7 @@ def _measured(source: str, network: Extractor, args: argparse.Namespace) -> Runn
 
 
 def _called(inception: bool, name: str, count: int) -> str:
-    """The name of the distance."""
+    """Return the name of the distance."""
     if not inception:
         return f"Frechet distance (features: {name})"
     return "FID" if count == PUBLISHED else f"FID of {count:,} samples"

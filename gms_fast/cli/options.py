@@ -1,4 +1,4 @@
-"""Kinds of command-line values that several subcommands share."""
+"""Types and checks of command-line values that several subcommands share."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ if TYPE_CHECKING:
 
     import torch
 
-LEFT = "; the same command with --resume goes on from there"  # by which a command says how to go on after its end
+LEFT = "; the same command with --resume goes on from there"  # message after an early end
+MODEL = "embedded model (mnist or digits), folder of a saved model, or file of a released checkpoint (default: mnist)"
+DEVICE = "device of torch: cpu, cuda, cuda:1, mps, .. (default: cuda if available, else cpu)"
+SEED = "integer from 0 to 2147483647 that determines all random numbers (default: 0)"
+LABELS = "class numbers for a network with classes, separated by commas, such as 0,1,2; images take them in turn"
+SOLVER = (
+    'solver, with options after a colon: gms, er-sde:order=2 or "teleport:until=10 then er-sde"; gms-fast info lists '
+)
+SOLVER += "the names"
 
 
 def positive(text: str) -> int:
-    """An integer of at least 1."""
+    """Parse an integer >= 1."""
     return _at_least(1, text)
 
 
 def positive_or_auto(text: str) -> int | str:
-    """An integer of at least 1, or "auto"."""
+    """Parse an integer >= 1, or "auto"."""
     return text if text == "auto" else positive(text)
 
 
 def several(text: str) -> int:
-    """An integer of at least 2."""
+    """Parse an integer >= 2."""
     return _at_least(2, text)
 
 
@@ -41,32 +49,32 @@ def _at_least(least: int, text: str) -> int:
 
 
 def finite(text: str) -> float:
-    """A number that is neither infinite nor none."""
+    """Parse a finite number."""
     with suppress(ValueError):
         if math.isfinite(value := float(text)):
             return value
-    raise argparse.ArgumentTypeError(f"must be a number that is finite: got {text!r}")
+    raise argparse.ArgumentTypeError(f"must be a finite number: got {text!r}")
 
 
 def seed(text: str) -> int:
-    """An integer in 0 .. 2^31 - 1: what every generator in use takes."""
+    """Parse an integer in 0 .. 2^31 - 1, the range of all random generators in use."""
     if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"must be an integer from 0 to {2**31 - 1}: got {text!r}")
     return int(text)
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Positive integers separated by commas; nothing is the empty tuple."""
+    """Parse positive integers separated by commas; empty text gives an empty tuple."""
     return tuple(positive(part.strip()) for part in text.split(",")) if text.strip() else ()
 
 
 def classes(text: str) -> tuple[int, ...]:
-    """Numbers of classes, 0 or more, separated by commas."""
+    """Parse class numbers >= 0 separated by commas."""
     return tuple(seed(part.strip()) for part in text.split(","))
 
 
 def spacing(text: str) -> str | float:
-    """A grid of times: a name, or an exponent."""
+    """Parse a time grid: a name, or an exponent."""
     try:
         return float(text)
     except ValueError:
@@ -74,35 +82,35 @@ def spacing(text: str) -> str | float:
 
 
 def add_again(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --resume and --force, of which one may be given, for the `what` in --out."""
+    """Add --resume and --force, which exclude each other, for the `what` in --out."""
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help=f"continue the {what} in --out")
-    again.add_argument("--force", action="store_true", help=f"delete the {what} in --out and start anew")
+    again.add_argument("--resume", action="store_true", help=f"continue an interrupted {what} in --out")
+    again.add_argument("--force", action="store_true", help=f"delete the {what} in --out and start again")
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], where: str) -> None:
-    """Raise ValueError naming the first of some options that is given, which does not go where it says."""
+    """Raise ValueError naming the first of these options that is given but not allowed here."""
     for name in names:
         if getattr(args, name) is not None and getattr(args, name) is not False:
-            raise ValueError(f"--{name.replace('_', '-')} does not go {where}")
+            raise ValueError(f"--{name.replace('_', '-')} must not be given {where}")
 
 
 def asked(network: object, labels: object) -> str | None:
-    """The condition that labels are of a network, None for a network without.
+    """Return the name of the condition that labels set; None for a network without one.
 
-    Raises ValueError where a network wants them and they are not given, or the other way round.
+    Raises ValueError if labels are needed and missing, or given and not needed.
     """
     needed: tuple[str, ...] = tuple(getattr(network, "needed", ()))
     if len(needed) != (labels is not None):
         asks = ", ".join(needed) or "no condition"
-        raise ValueError(f"--labels must be given for a network with classes, and for no other: this asks for {asks}")
+        raise ValueError(f"--labels must be given for a network with classes, and only then: this one needs {asks}")
     return needed[0] if needed else None
 
 
 def check_file(out: Path, suffixes: Sequence[str], *, overwrite: bool, name: str = "--out", hint: str = "") -> None:
-    """Raise ValueError or OSError unless a command may write the file `out`, one of those that end so, in any case.
+    """Raise ValueError or OSError unless a command may write the file `out` with such a suffix.
 
-    hint  what is to be said of another ending
+    `hint` is added to the message about another suffix.
     """
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"{name} must end in {' or '.join(suffixes)}: got {out}{hint}")
@@ -115,17 +123,17 @@ def check_file(out: Path, suffixes: Sequence[str], *, overwrite: bool, name: str
 
 
 def check_folder(out: Path, *, again: bool) -> None:
-    """Raise FileExistsError unless a run may write to the folder `out`; again: one that resumes or replaces another."""
+    """Raise FileExistsError unless a run may write to `out`; `again` allows an earlier run."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out} is a file: a folder is wanted")
     if not again and out.exists() and atomic.occupied(out):
-        raise FileExistsError(f"--out {out} is not empty: add --resume to continue it or --force to start anew")
+        raise FileExistsError(f"--out {out} is not empty: add --resume to continue it or --force to start again")
 
 
 def device(name: str | None) -> torch.device:
-    """The device of that name, by default CUDA where there is one. "cuda" is that of the rank under torchrun.
+    """Return the device of a name, by default CUDA if there is one.
 
-    Raises ValueError if it cannot be used.
+    Under torchrun "cuda" is the device of the rank. Raises ValueError if the device cannot be used.
     """
     import torch
 
@@ -138,11 +146,11 @@ def device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f'--device must be like "cpu", "cuda", "cuda:1" or "mps": got {name!r}') from error
     if found.type == "meta":
-        raise ValueError(f"--device must be one whose tensors hold numbers: got {name!r}")
+        raise ValueError(f"--device must not be meta, whose tensors hold no numbers: got {name!r}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name} is not there: {torch.cuda.device_count()} CUDA devices found")
+        raise ValueError(f"--device {name} is not available: {torch.cuda.device_count()} CUDA devices found")
     try:
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, ImportError) as error:  # which list all that this torch is built for
-        raise ValueError(f"--device {name} is not there: torch {torch.__version__} finds no such device") from error
+    except (RuntimeError, AssertionError, ImportError) as error:  # their text lists everything torch is built for
+        raise ValueError(f"--device {name} is not available: torch {torch.__version__} finds no such device") from error
     return found

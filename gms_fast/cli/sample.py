@@ -23,22 +23,19 @@ SUFFIXES = (".png", ".npz")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast sample`."""
     add = parser.add_argument
-    add("--steps", type=options.positive, default=10, help="solver steps (default: 10)")
+    add("--steps", type=options.positive, default=10, metavar="K", help="number of solver steps (default: 10)")
     add("--n", type=options.positive, default=64, help="number of images (default: 64)")
-    add(
-        "--solver",
-        default="gms",
-        help='like gms, er-sde:order=2 or "teleport:until=10 then er-sde"; see gms-fast info (default: gms)',
-    )
-    add("--seed", type=options.seed, default=0, help="determines the images (default: 0)")
+    add("--solver", default="gms", help=f"{options.SOLVER} (default: gms)")
+    add("--seed", type=options.seed, default=0, help=options.SEED)
     drawing.add_model(parser)
-    add("--labels", type=options.classes, help="classes that images take turns through, as 0,1,2, where a network asks")
-    add("--out", type=Path, default=Path("samples.png"), help=".png: a grid, .npz: arrays (default: samples.png)")
-    add("--force", action="store_true", help="overwrite --out")
+    add("--labels", type=options.classes, help=options.LABELS)
+    out = "output file: .png for a grid of the images, .npz for arrays (default: samples.png)"
+    add("--out", type=Path, default=Path("samples.png"), help=out)
+    add("--force", action="store_true", help="overwrite an existing --out")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, write, and say how long it took and what did the work. What is drawn is kept, however the drawing ends."""
+    """Draw, write, and report. Finished images are kept even after an early end."""
     from gms_fast import solvers
     from gms_fast.storage.locks import locked_file
 
@@ -68,7 +65,7 @@ def _draw(
     args: argparse.Namespace,
     batches: list[Tensor],
 ) -> None:
-    """Append to `batches` args.n images on the CPU, (B, C, H, W) float32 in [-1, 1] each."""
+    """Append args.n images to `batches`, each (B, C, H, W) float32 in [-1, 1] on the CPU."""
     import torch
     from tqdm import tqdm
 
@@ -94,7 +91,7 @@ def _draw(
 
 
 def _keep(batches: list[Tensor], args: argparse.Namespace) -> str:
-    """Write what is drawn, if anything is, to args.out, or beside a file there, and return what is to be said of it."""
+    """Write finished images to args.out, or beside a file there, and return the message."""
     if not batches:
         return f"; none of {drawing.counted(args.n, 'image')} was finished"
     out = drawing.spare(args.out, args.out.suffix) if args.out.exists() else args.out
@@ -105,7 +102,7 @@ def _keep(batches: list[Tensor], args: argparse.Namespace) -> str:
 
 
 def _write(batches: list[Tensor], args: argparse.Namespace, out: Path) -> None:
-    """Write the images, as a whole."""
+    """Write the images atomically."""
     import numpy as np
     import torch
 

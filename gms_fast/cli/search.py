@@ -1,4 +1,4 @@
-"""`gms-fast search`: learn the sampler itself, a table of few numbers for so many network calls."""
+"""`gms-fast search`: learn a sampler, a small table for a fixed number of network calls."""
 
 from __future__ import annotations
 
@@ -13,37 +13,50 @@ from gms_fast.cli import options
 if TYPE_CHECKING:
     from gms_fast.search.features import DigitFeatures
 
-SUMMARY = "Learn a table for solver ggdm: the best sampler of so many calls of a network that stays as it is."
+SUMMARY = "Learn a table for the solver ggdm: the best sampler with a fixed number of calls of a frozen network."
 VARIANTS = ("ggdm", "pred", "time", "constrained")
 STARTS = ("ddim", "dpm-solver++", "unip")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `gms-fast search`; the defaults are the recipe of the embedded table for 5 calls."""
+    """Add the options of `gms-fast search`, by default the recipe of the embedded 5-call table."""
     add = parser.add_argument
-    add("--model", default="mnist", help="embedded name, saved folder or released checkpoint (default: mnist)")
-    add("--data", required=True, help="what it was trained on: mnist5k, digits, a file or folder of images")
-    add("--out", type=Path, required=True, help="folder for the table, its checkpoint and the curve of scores")
-    add("--steps", type=options.positive, default=5, help="network calls of the sampler (default: 5)")
-    add("--features", help="what samples are seen through: mnist5k, digits or pixels (default: --data, else pixels)")
-    add("--initial", choices=STARTS, default="unip", help="solver to begin as (default: unip)")
-    add("--spacing", type=options.spacing, default=0.7, help="grid of its times, a name or exponent (default: 0.7)")
-    add("--variant", choices=VARIANTS, default="time", help="what is learned (default: time)")
+    add("--model", default="mnist", help=options.MODEL)
+    data = "training data of the model: mnist5k, digits, an array file or a folder of images"
+    add("--data", required=True, help=data)
+    add("--out", type=Path, required=True, help="folder for the table, its checkpoint and the score curve")
+    add("--steps", type=options.positive, default=5, metavar="K", help="network calls of the sampler (default: 5)")
+    features = "features in which samples and data are compared: mnist5k, digits or pixels"
+    add("--features", help=f"{features} (default: those of --data, else pixels)")
+    add("--initial", choices=STARTS, default="unip", help="solver whose steps the search starts from (default: unip)")
+    spacing = "initial time grid: a name such as log-snr, or an exponent (default: 0.7)"
+    add("--spacing", type=options.spacing, default=0.7, help=spacing)
+    variant = (
+        "learned numbers: ggdm (weights of past states), pred (also weights of the data estimate), time (also the "
+    )
+    variant += "times), constrained (like ggdm, with the schedule's marginals) (default: time)"
+    add("--variant", choices=VARIANTS, default="time", help=variant)
     add("--stochastic", action="store_true", help="learn the noise of each step too")
-    add("--kernel", choices=("cubic", "linear"), default="cubic", help="of the distance (default: cubic)")
-    add("--iterations", type=options.positive, default=120, help="steps of Adam at most (default: 120)")
-    add("--batch-size", type=options.positive, default=192, help="samples of a step (default: 192)")
-    add("--lr", type=float, default=1e-2, help="peak learning rate (default: 1e-2)")
-    add("--patience", type=options.positive, default=12, help="scores without progress that end it (default: 12)")
-    add("--chunk", type=options.positive, default=32, help="samples the network sees at a time (default: 32)")
-    add("--keep-activations", action="store_true", help="a third less time, for the memory of all steps")
-    add("--seed", type=options.seed, default=0, help="determines everything random (default: 0)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    kernel = "kernel of the distance between samples and data (default: cubic)"
+    add("--kernel", choices=("cubic", "linear"), default="cubic", help=kernel)
+    iterations = "largest number of optimiser steps (default: 120)"
+    add("--iterations", type=options.positive, default=120, metavar="N", help=iterations)
+    batch = "samples in an optimiser step, at least 2 (default: 192)"
+    add("--batch-size", type=options.positive, default=192, metavar="B", help=batch)
+    add("--lr", type=float, default=1e-2, help="peak learning rate, above 0 (default: 1e-2)")
+    patience = "end after this number of scores without a new best (default: 12)"
+    add("--patience", type=options.positive, default=12, metavar="N", help=patience)
+    chunk = "samples that the network sees at a time (default: 32)"
+    add("--chunk", type=options.positive, default=32, metavar="N", help=chunk)
+    keep = "keep the activations of all steps: a third less time, but memory for all steps"
+    add("--keep-activations", action="store_true", help=keep)
+    add("--seed", type=options.seed, default=0, help=options.SEED)
+    add("--device", help=options.DEVICE)
     options.add_again(parser, "search")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Learn, and say what came of it."""
+    """Learn the table, and report its score."""
     import gms_fast
     from gms_fast import data, search
     from gms_fast.search import ddss
@@ -81,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _features(args: argparse.Namespace) -> DigitFeatures | None:
-    """The features that `--features` names; None stands for the pixels."""
+    """Return the features of --features; None stands for pixels."""
     from gms_fast import search
     from gms_fast.search.features import NAMES
 

@@ -1,4 +1,4 @@
-"""`gms-fast statistics`: what DPM-Solver-v3 wants to know about a network, the Gaussian of its data, or features."""
+"""`gms-fast statistics`: statistics for DPM-Solver-v3, a Gaussian of the data, or features."""
 
 from __future__ import annotations
 
@@ -20,44 +20,52 @@ if TYPE_CHECKING:
     from gms_fast.models.unet import MomentUNet
 
 SUMMARY = (
-    "Measure a model's statistics for DPM-Solver-v3, with --gaussian those of its data for teleport and gms, or with "
-    "--features those that evaluate takes for a reference."
+    "Measure a model's statistics for the solver dpm-solver-v3. With --gaussian: mean and covariance of its data, for "
+    "teleport and gms. With --features: feature statistics of data, a reference for gms-fast evaluate."
 )
 MODEL = "mnist"
-STEPS = 20  # of the samples that stand for data: docs/quality.md
+STEPS = 20  # solver steps of samples that replace data: docs/quality.md
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
-ONLY = {  # options of one kind of statistics
+ONLY = {  # options for only one kind of statistics
     "gaussian": ("rank", "flips"),
     "empirical": ("nodes", "window"),
     "features": ("feature_input", "feature_channels"),
 }
-OF_MODELS = ("gaussian", "model", "samples", "seed", "half", "resume")  # of two kinds, or their choice
+OF_MODELS = ("gaussian", "model", "samples", "seed", "half", "resume")  # options that --features excludes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast statistics`."""
     add = parser.add_argument
-    add("--gaussian", action="store_true", help="mean and covariance of the data instead, for Teleport and GMS")
-    add("--model", help="embedded name, saved folder or released checkpoint (default: mnist)")
-    add("--data", help="what it was trained on: mnist5k, digits, a file or folder of images (--gaussian: or samples)")
-    add("--out", type=Path, required=True, help="file for the statistics, .safetensors")
-    add("--samples", type=options.positive, help="images averaged at every level (default: 1024), or drawn (4000)")
-    add("--batch-size", type=options.positive, help="images at a time; changes no result (default: 64, features: 256)")
-    add("--seed", type=options.seed, help="determines noise, probes and samples (default: 0)")
-    add("--half", action="store_true", help="store what is large in half precision")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--nodes", type=options.positive, help="intervals of the grid of noise levels (default: 120)")
-    add("--window", type=float, help="of the smoothing of dl/dlambda, in lambda (default: 0.1)")
-    add("--rank", type=options.positive, help="--gaussian: eigenvectors to keep (default: all)")
-    add("--flips", action="store_true", help="--gaussian: count each image mirrored too")
+    add("--gaussian", action="store_true", help="measure mean and covariance of the data, for teleport and gms")
+    add("--model", help=options.MODEL)
+    data = "training data of the model: mnist5k, digits, an array file or a folder of images"
+    add("--data", help=f"{data} (required unless --gaussian, which otherwise takes samples of the model)")
+    add("--out", type=Path, required=True, help="output file, .safetensors")
+    samples = (
+        "number of images to average at every noise level (default: 1024); with --gaussian and without --data, of "
+    )
+    samples += "samples to draw (default: 4000)"
+    add("--samples", type=options.positive, metavar="N", help=samples)
+    batch = "images at a time; the result does not depend on it (default: 64, with --features 256)"
+    add("--batch-size", type=options.positive, metavar="B", help=batch)
+    add("--seed", type=options.seed, help=options.SEED)
+    add("--half", action="store_true", help="store large tensors in half precision")
+    add("--device", help=options.DEVICE)
+    nodes = "number of intervals of the grid of noise levels, at least 2 (default: 120)"
+    add("--nodes", type=options.positive, metavar="N", help=nodes)
+    window = "width of the moving average of dl/dlambda, in lambda = log(alpha/sigma), at least 0 (default: 0.1)"
+    add("--window", type=float, help=window)
+    add("--rank", type=options.positive, help="with --gaussian: number of eigenvectors to keep (default: all)")
+    add("--flips", action="store_true", help="with --gaussian: also count the mirror image of each image")
     measured.add_features(parser)
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue what an interrupted command left beside --out")
-    again.add_argument("--force", action="store_true", help="start anew, and replace --out")
+    again.add_argument("--resume", action="store_true", help="continue from the file that an interrupted run left")
+    again.add_argument("--force", action="store_true", help="start again, and replace --out")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write, and say where."""
+    """Measure, write, and report the file."""
     kind = "features" if args.features else "gaussian" if args.gaussian else "empirical"
     for other, names in ONLY.items():
         if other != kind:
@@ -68,18 +76,19 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors: got {args.out}")
     if args.gaussian and args.data and args.samples:
-        raise ValueError("--samples does not go with --data and --gaussian, which takes all of the data")
+        raise ValueError("--samples must not be given with --gaussian and --data: all of the data is used")
     args.samples, args.batch_size, args.seed = args.samples or SAMPLES[kind], args.batch_size or 64, args.seed or 0
     return _gaussian(args) if args.gaussian else _empirical(args)
 
 
 def _empirical(args: argparse.Namespace) -> int:
+    """Measure the empirical model statistics for DPM-Solver-v3."""
     from gms_fast import data, io
     from gms_fast.measure import empirical as measure
     from gms_fast.statistics import empirical_model
 
     if args.data is None:
-        raise ValueError("--data must say what the model was trained on")
+        raise ValueError("--data must name the training data of the model: got none")
     given = {
         "N": args.nodes or 120,
         "samples": args.samples,
@@ -109,6 +118,7 @@ def _empirical(args: argparse.Namespace) -> int:
 
 
 def _gaussian(args: argparse.Namespace) -> int:
+    """Measure mean and covariance of the data, or of samples of the model."""
     import torch
 
     import gms_fast
@@ -120,7 +130,7 @@ def _gaussian(args: argparse.Namespace) -> int:
     options.device(args.device)
     most = args.samples * (1 + args.flips) - 1
     if args.data is None and args.rank and args.rank > most:
-        raise ValueError(f"--rank must be at most {most}, all that --samples {args.samples} can have: got {args.rank}")
+        raise ValueError(f"--rank must be at most {most} with --samples {args.samples}: got {args.rank}")
     source = data.load(args.data) if args.data else gms_fast.load(args.model or MODEL)
     images = isinstance(source, torch.Tensor)
     if images and args.model:
@@ -149,7 +159,7 @@ def _dtype(args: argparse.Namespace) -> torch.dtype:
 
 
 def _origin(args: argparse.Namespace, source: Tensor | MomentUNet) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All that the samples depend on, and all that their Gaussian depends on beside them."""
+    """Return what the samples depend on, and what else their Gaussian depends on."""
     import torch
 
     from gms_fast import statistics
@@ -163,7 +173,7 @@ def _origin(args: argparse.Namespace, source: Tensor | MomentUNet) -> tuple[dict
 
 
 def _samples(args: argparse.Namespace, model: MomentUNet, work: Work) -> Iterator[Tensor]:
-    """Batches of samples of the model, which stand for its data; those that `work` has are not drawn again."""
+    """Yield batches of the model's samples as its data; samples in `work` are not drawn again."""
     import torch
 
     import gms_fast

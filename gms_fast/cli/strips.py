@@ -1,4 +1,4 @@
-"""The files that `gms-fast edit` writes: a strip of guides and results, or a folder of both."""
+"""Output files of `gms-fast edit`: a strip of pictures and results, or a folder of both."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 STRIP = "strip.png"
-HINT = " (a name with another ending is taken for a file: for a folder, make it first)"
+HINT = " (a name with a suffix means a file; create the folder first to use it as a folder)"
 
 
 class Target(NamedTuple):
-    """The place of results: the strip `out`, or the folder `out` with a file of these names for each."""
+    """Place of the results: the strip `out`, or the folder `out` with one file per name."""
 
     out: Path
     names: list[str]
 
     @property
     def files(self) -> list[Path]:
-        """All files that are written; the strip is the last."""
+        """All files to write; the strip is the last."""
         return [*(self.out / name for name in self.names), self.out / STRIP] if self.names else [self.out]
 
     def freed(self) -> Target:
-        """Itself, or where one of its files exists the same beside it, at a new name; a folder is made."""
+        """Return itself, or if one of its files exists a new place beside it; folders are created."""
         if not any(file.exists() for file in self.files):
             return self
         out = drawing.spare(self.out, "" if self.names else self.out.suffix)
@@ -40,7 +40,7 @@ class Target(NamedTuple):
 
 
 def target(out: Path, stems: list[str], n: int) -> Target:
-    """The target of n results of each guide, of guides of these names."""
+    """Return the target of n results for each picture, with the pictures' names."""
     if out.suffix and not out.is_dir():
         return Target(out, [])
     digits = len(str(n - 1))
@@ -48,16 +48,16 @@ def target(out: Path, stems: list[str], n: int) -> Target:
     names = [f"{stem}{end}.png" for stem in stems for end in ends]
     for name, times in Counter([*names, STRIP]).items():
         if times > 1:
-            raise ValueError(f"pictures must have names that tell results apart in --out {out}: {name} is there twice")
+            raise ValueError(f"pictures must have different names for their results in --out {out}: got {name} twice")
     return Target(out.resolve() if out.name in ("", "..") else out, names)
 
 
 def check(target: Target, inputs: list[Path], *, overwrite: bool) -> None:
-    """Raise ValueError or OSError unless a command may write there; what it reads stays in any case."""
+    """Raise ValueError or OSError unless the command may write there; inputs are never replaced."""
     out, read = target.out, {path.resolve() for path in inputs}
     for file in target.files:
         if file.resolve() in read:
-            raise ValueError(f"--out must not replace a picture that is read: got {file}")
+            raise ValueError(f"--out must not replace an input picture: got {file}")
     if not target.names:
         options.check_file(out, SUFFIXES, overwrite=overwrite, hint=HINT)
         return
@@ -67,14 +67,14 @@ def check(target: Target, inputs: list[Path], *, overwrite: bool) -> None:
         raise FileExistsError(f"--out {out} is a file: a folder is wanted, or a name in {' or '.join(SUFFIXES)}")
     for file in target.files:
         if file.is_dir():
-            raise FileExistsError(f"--out: {file} is a folder, and a picture is to be written there")
+            raise FileExistsError(f"--out: {file} is a folder, but a picture must be written there")
         if file.exists() and not overwrite:
             raise FileExistsError(f"--out: {file} exists: choose another folder or add --force")
 
 
 @contextmanager
 def held(target: Target) -> Iterator[None]:
-    """Hold the output alone. A folder is made for it, and goes again if nothing was written."""
+    """Lock the output for this process; a folder is created, and removed if it stays empty."""
     from gms_fast.storage import locks
 
     if not target.names:
@@ -94,9 +94,9 @@ def held(target: Target) -> Iterator[None]:
 def write(
     target: Target, results: Tensor, n: int, before: list[Tensor], after: list[Tensor], written: list[Path]
 ) -> None:
-    """Write the first results, n of each guide, in the strip between the columns `before` and `after`, (N, *) each.
+    """Write the results, n per picture, and the strip with the columns `before` and `after`.
 
-    written  gets each file when it is there
+    The columns are (N, C, H, W) each. `written` receives each file once it is complete.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""`gms-fast train`: a noise network, then heads for its higher moments, then a folder for `gms_fast.load`."""
+"""`gms-fast train`: a noise network, heads for its higher moments, and a folder to load."""
 
 from __future__ import annotations
 
@@ -15,32 +15,42 @@ if TYPE_CHECKING:
 
 SUMMARY = "Train a noise network and its moment heads."
 STAGES = ("noise", "heads")
-DROPPED = 0.1  # of labels
+DROPPED = 0.1  # default share of labels to drop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `gms-fast train`; the defaults are the recipe of the embedded MNIST model."""
+    """Add the options of `gms-fast train`, by default the recipe of the embedded MNIST model."""
     add = parser.add_argument
-    add("--data", required=True, help="mnist5k, digits, a .npy or .npz file or a folder of images")
-    add("--labels", help="classes of the images, for a network of them: mnist5k, digits, a .npy file or a .npz file's")
-    add("--label-dropout", type=float, help="share of images shown without their class, for guidance (default: 0.1)")
-    add("--out", type=Path, required=True, help="folder for the run; the model goes to its subfolder model")
-    add("--steps", type=options.positive, default=12000, help="steps for the noise network (default: 12000)")
-    add("--head-steps", type=options.positive, default=4000, help="steps for the heads (default: 4000)")
-    add("--target", choices=("central", "raw"), default="central", help="moments to learn (default: central)")
+    add("--data", required=True, help=learning.DATA)
+    labels = "classes of the images, to train a network with classes: mnist5k, digits, or a .npy or .npz file"
+    add("--labels", help=labels)
+    dropout = "share of images trained without their class, from 0 to below 1, for guidance (default: 0.1)"
+    add("--label-dropout", type=float, metavar="SHARE", help=dropout)
+    add("--out", type=Path, required=True, help="folder of the run; the model is saved in its subfolder model")
+    steps = "optimiser steps of the noise network (default: 12000)"
+    add("--steps", type=options.positive, default=12000, metavar="N", help=steps)
+    heads = "optimiser steps of the moment heads (default: 4000)"
+    add("--head-steps", type=options.positive, default=4000, metavar="N", help=heads)
+    target = "moments to learn: central, about the mean, or raw (default: central)"
+    add("--target", choices=("central", "raw"), default="central", help=target)
     add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
-    add("--model-channels", type=options.positive, default=32, help="width, a multiple of 32 (default: 32)")
-    add("--channel-mult", type=options.integers, default=(1, 2, 3), help="width factor per level (default: 1,2,3)")
-    add("--num-res-blocks", type=options.positive, default=1, help="residual blocks per level (default: 1)")
-    add("--attention", type=options.integers, default=(4,), help="downsampling factors with attention (default: 4)")
+    width = "channels of the first level, a multiple of 32 (default: 32)"
+    add("--model-channels", type=options.positive, default=32, metavar="C", help=width)
+    factors = "channel factor of each level, separated by commas (default: 1,2,3)"
+    add("--channel-mult", type=options.integers, default=(1, 2, 3), metavar="F,..", help=factors)
+    blocks = "residual blocks per level (default: 1)"
+    add("--num-res-blocks", type=options.positive, default=1, metavar="N", help=blocks)
+    attention = "downsampling factors of the levels with attention, separated by commas (default: 4)"
+    add("--attention", type=options.integers, default=(4,), metavar="F,..", help=attention)
     add("--schedule", choices=("linear", "cosine"), default="linear", help="noise schedule (default: linear)")
     learning.add_recipe(parser)
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network (default: float32)")
+    precision = "arithmetic of the network; weights and losses stay float32 (default: float32)"
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help=precision)
     options.add_again(parser, "run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train both stages and save the merged model. Everything that can be refused is refused before the first step.
+    """Train both stages and save the merged model. All checks come before the first step.
 
     Under torchrun the ranks share the rows of each batch.
     """

@@ -1,4 +1,4 @@
-"""`gms-fast train-heads`: heads for the higher moments of the noise, on a network that somebody else trained."""
+"""`gms-fast train-heads`: heads for higher noise moments, on an existing network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gms_fast.models import MomentHeads
 
-SUMMARY = "Train moment heads on a frozen network of diffusers or a released file."
+SUMMARY = "Train moment heads on a frozen network: one of diffusers, or a released checkpoint."
 STAGE = "heads"
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -22,23 +22,29 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train-heads`."""
     add = parser.add_argument
-    add("--network", required=True, help="folder of a network or pipeline of diffusers, or a released file")
-    add("--data", required=True, help="mnist5k, digits, a .npy or .npz file or a folder of images")
-    add("--labels", help="classes of the images, where a network asks for them: mnist5k, digits, a .npy or .npz file")
-    add("--out", type=Path, required=True, help="folder for the run; the heads go to its subfolder model")
-    add("--steps", type=options.positive, default=4000, help="optimiser steps (default: 4000)")
-    add("--features", help="module whose input the heads read (default: known for networks of diffusers)")
-    add("--schedule", help="of a network without a scheduler: linear, cosine, vp, edm, flow, ...")
-    add("--prediction", help="of such a network: noise, x0, v, flow or edm")
+    network = "folder of a diffusers network or pipeline, or file of a released checkpoint"
+    add("--network", required=True, help=network)
+    add("--data", required=True, help=learning.DATA)
+    labels = "classes of the images, required by a network with classes: mnist5k, digits, or a .npy or .npz file"
+    add("--labels", help=labels)
+    add("--out", type=Path, required=True, help="folder of the run; the heads are saved in its subfolder model")
+    add("--steps", type=options.positive, default=4000, metavar="N", help="optimiser steps (default: 4000)")
+    features = "name of the module whose input the heads read (default: known for diffusers networks)"
+    add("--features", metavar="MODULE", help=features)
+    add("--schedule", help="noise schedule of a network without a scheduler: linear, cosine, vp, edm, flow, ..")
+    prediction = "meaning of the output of a network without a scheduler: noise, x0, v, flow or edm"
+    add("--prediction", help=prediction)
     add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
-    add("--data-std", type=float, default=1.0, help="about the data's standard deviation (default: 1)")
+    std = "rough standard deviation of the data, above 0 (default: 1)"
+    add("--data-std", type=float, default=1.0, metavar="STD", help=std)
     learning.add_recipe(parser)
-    add("--mixed-precision", choices=tuple(PRECISIONS), default="no", help="of the network (default: no)")
+    precision = "arithmetic of the frozen network: float32 (no), bf16 or fp16 (default: no)"
+    add("--mixed-precision", choices=tuple(PRECISIONS), default="no", help=precision)
     options.add_again(parser, "run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train the heads and save them. Everything that can be refused is refused before the first step.
+    """Train the heads and save them. All checks come before the first step.
 
     Under torchrun the ranks share the rows of each batch.
     """
@@ -71,7 +77,7 @@ def _model(args: argparse.Namespace, device: torch.device, labels: Tensor | None
 
     network = io.network(args.network, schedule=args.schedule, prediction=args.prediction).to(device)
     if isinstance(network, MomentHeads):
-        raise ValueError(f"--network must be a network without heads: {args.network} has them")
+        raise ValueError(f"--network must be a network without heads: {args.network} already has some")
     asked = options.asked(network, labels)
     torch.manual_seed(args.seed)
     return MomentHeads(

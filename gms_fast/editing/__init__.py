@@ -1,4 +1,4 @@
-"""Editing of pictures with a model: stroke synthesis, image to image, inpainting, and inversion to x_T."""
+"""Image editing with a diffusion model: strokes, image to image, inpainting, inversion."""
 
 from gms_fast.editing.inpaint import inpaint as inpaint
 from gms_fast.editing.inversion import Inversion as Inversion

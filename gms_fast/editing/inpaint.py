@@ -1,4 +1,4 @@
-"""Inpainting with any solver, by what `gms_fast.editing.repaint` does to its steps."""
+"""Inpainting with any solver, built on the steps of `gms_fast.editing.repaint`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,24 +43,62 @@ def inpaint(
     progress: bool = False,
     callback: Callable[[int, float, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
-    """Make a part of a picture anew: wherever a step ends, known pixels are alpha_s image + sigma_s z with new noise.
+    """Redraw a part of an image with any solver and keep the rest exactly (RePaint).
 
-    image     (n, *) or one of it, such as (C, H, W), floating point in the model's range; or latents
-    mask      1 where the picture is made anew, 0 where it is known, which comes back exactly. Bool or float, (H, W),
-              (1, H, W) or (n, 1, H, W); of data other than (C, H, W), anything that broadcasts to the state. In between
-              it is the strength with which a pixel may change, as in `stroke`: it is known until the run has come down
-              to that noise level, rounded down to one that is visited. A mask k times as high and wide as latents is
-              shrunk to them: one is known where all of its pixels are
-    steps     K from the level of `strength` on
-    resample  r: every step is done r times, with the way back to its beginning in between (RePaint), so that what is
-              made fits what is known; r times the network calls
-    strength  how much noise the run starts from, as in `stroke`; below 1 what is made anew resembles what was there
+    Wherever a step ends, known pixels are replaced by alpha_s image + sigma_s z with new noise z.
+    The noise is counter-based. It is independent of the noise that [`sample`][gms_fast.sample] and
+    [`stroke`][gms_fast.editing.stroke] draw from the same seed.
 
-    The other arguments are those of `stroke`. All noise is counter-based, and apart from all that `sample` and `stroke`
-    draw. A callback sees each repetition as steps of its own; where it ends the run, known pixels are still noisy.
+    Args:
+        model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
+        image: Images (n, C, H, W) or one (C, H, W), floating point, in the model's data range. Latents and data of
+            other shapes (n, *) work too.
+        mask: 1 where the image is redrawn, 0 where it is known. Bool or float in [0, 1], shape (H, W), (1, H, W) or
+            (n, 1, H, W); for data other than (C, H, W) any shape that broadcasts to the state. A value m in between is
+            the strength with which a pixel may change: the pixel stays known until the run reaches the noise level of
+            m, rounded down to a level of the run. A mask k times as high and wide as the latents is reduced to their
+            size. A latent then counts as known where all of its pixels are known.
+        steps: Number of steps K >= 1 from the noise level of `strength` on.
+        solver: A `Solver` or its text, as in [`sample`][gms_fast.sample]. GGDM needs strength 1; Teleport is refused.
+        n: Number of results for one image; by default the number of images.
+        resample: Number r >= 1 of passes over each step. Between two passes the state goes back to the step's start, so
+            that the new part fits the known part. Costs r times the network evaluations.
+        strength: Noise level at which the run starts, as in [`stroke`][gms_fast.editing.stroke]. Below 1 the redrawn
+            part resembles the original.
+        shape: Shape of one sample; by default the model's `sample_shape`.
+        schedule: As in [`sample`][gms_fast.sample].
+        prediction: As in [`sample`][gms_fast.sample].
+        seed: As in [`sample`][gms_fast.sample].
+        sample_offset: As in [`sample`][gms_fast.sample].
+        clip: As in [`sample`][gms_fast.sample].
+        denoise: As in [`sample`][gms_fast.sample].
+        condition: As in [`sample`][gms_fast.sample].
+        batch_size: As in [`sample`][gms_fast.sample].
+        device: Device of the state; by default the model's.
+        dtype: Data type of the state; by default the image's.
+        progress: As in [`sample`][gms_fast.sample].
+        callback: As in [`sample`][gms_fast.sample]. It sees every pass over a step as a step of its own. If it ends the
+            run, known pixels are still noisy.
 
-    Returns (n, *). Raises ValueError or TypeError naming the argument before the model is called: as `stroke`, and for
-    a mask of another size, outside [0, 1], or that covers all or nothing.
+    Returns:
+        Tensor (n, C, H, W), or (n, *): the edited images. Pixels with mask 0 equal the input.
+
+    Raises:
+        ValueError: If an argument has a wrong value, before the model is called. Examples are a mask of another size,
+            outside [0, 1] or the same everywhere, and all cases of [`stroke`][gms_fast.editing.stroke].
+        TypeError: If `mask` or `image` has a wrong type.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> image = gms_fast.sample(model, 5, n=2)
+        >>> mask = torch.zeros(8, 8)
+        >>> mask[:, 4:] = 1  # redraw the right half
+        >>> edited = gms_fast.editing.inpaint(model, image, mask, steps=5, resample=2, seed=1)
+        >>> torch.equal(edited[..., :4], image[..., :4])
+        True
+
+    References:
+        Lugmayr et al. 2022, arXiv 2201.09865.
     """
     start = begin(model, schedule, solver, strength, steps)
     x = pictures(model, image, n=n, shape=shape, clip=clip, device=device, dtype=dtype)
@@ -68,7 +106,7 @@ def inpaint(
     inpainting = Inpainting(image=x, mask=free, then=start.solver, resample=resample)
     if start.sigma == 0:
         return x.clone()
-    guide = torch.where(free < 1, x, 0.0) if start.whole else x  # of all noise nothing is left
+    guide = torch.where(free < 1, x, 0.0) if start.whole else x  # all noise: nothing of the guide may be left
     return sample(
         model,
         solver=inpainting,
@@ -88,7 +126,10 @@ def inpaint(
 
 
 def mask_of(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask for a state (n, *), as numbers that broadcast to it. Raises TypeError or ValueError naming it."""
+    """Convert a mask to numbers that broadcast to a state (n, *).
+
+    Raises TypeError or ValueError naming `mask`.
+    """
     if not isinstance(mask, Tensor) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a tensor of bools or of floats in [0, 1]: got {got}")
@@ -96,37 +137,37 @@ def mask_of(mask: Tensor, x: Tensor) -> Tensor:
     wide = _of_picture(wide, x) if x.ndim == 4 else _of_data(wide, x)
     if not recorded(wide):
         shrunk = wide.ndim == 4 and wide.shape[-2:] != mask.shape[-2:]
-        _check(wide, f", shrunk to {tuple(x.shape[2:])}," if shrunk else "")
+        _check(wide, f", reduced to {tuple(x.shape[2:])}," if shrunk else "")
     return wide
 
 
 def _of_picture(mask: Tensor, x: Tensor) -> Tensor:
-    """(n, 1, H, W) or (1, 1, H, W), shrunk where it is a whole number of times as large as x."""
+    """Reshape a mask to (n or 1, 1, H, W), and reduce a whole multiple of x's size to it."""
     rows = mask[(None,) * (4 - mask.ndim)] if 2 <= mask.ndim < 4 else mask
     height, width = x.shape[2:]
     fits = rows.ndim == 4 and rows.shape[1] == 1 and len(rows) in (1, len(x)) and min(rows.shape[2:]) > 0
     if not fits or rows.shape[2] % height or rows.shape[3] % width:
         wanted = f"({height}, {width}), (1, {height}, {width}) or ({len(x)}, 1, {height}, {width})"
-        raise ValueError(f"mask must be {wanted}, or so many times as high and wide: got {tuple(mask.shape)}")
+        raise ValueError(f"mask must be {wanted}, or a whole multiple of that size: got {tuple(mask.shape)}")
     factors = rows.shape[2] // height, rows.shape[3] // width
     return rows if factors == (1, 1) else max_pool2d(rows, factors)
 
 
 def _of_data(mask: Tensor, x: Tensor) -> Tensor:
+    """Broadcast a mask to data that are not images."""
     if not broadcasts(mask.shape, x.shape):
         raise ValueError(f"mask must broadcast to {tuple(x.shape)}: got {tuple(mask.shape)}")
     return torch.broadcast_to(mask, x.shape)
 
 
 def _check(mask: Tensor, shrunk: str) -> None:
+    """Check that every mask lies in [0, 1] and is neither 0 nor 1 everywhere."""
     low, high = (end.tolist() for end in mask.flatten(1).aminmax(dim=1))
     for i, (least, most) in enumerate(zip(low, high, strict=True)):
         which = (f" of sample {i}" if len(low) > 1 else "") + shrunk
         if not 0 <= least <= most <= 1:
-            raise ValueError(
-                f"mask{which} must lie in [0, 1], 1 where the picture is made anew: got {least:g} .. {most:g}"
-            )
+            raise ValueError(f"mask{which} must lie in [0, 1], 1 where the image is redrawn: got {least:g} .. {most:g}")
         if most == 0:
-            raise ValueError(f"mask{which} must not be 0 everywhere: nothing would be made anew")
+            raise ValueError(f"mask{which} must not be 0 everywhere: nothing would be redrawn")
         if least == 1:
-            raise ValueError(f"mask{which} must not be 1 everywhere: nothing would be known; that is gms_fast.sample")
+            raise ValueError(f"mask{which} must not be 1 everywhere: nothing would be known; use gms_fast.sample")

@@ -1,6 +1,6 @@
-"""Inversion: a deterministic solver's way in the other direction, from a picture to the x_T that it is drawn from.
+"""Inversion: a deterministic solver run backwards, from an image to its x_T.
 
-Song et al., ICLR 2021 (arXiv 2010.02502), section 4.3, for DDIM.
+Song et al. 2021, arXiv 2010.02502, section 4.3, describe it for DDIM.
 """
 
 import math
@@ -28,17 +28,33 @@ _KINDS = (DDIM, Euler, Heun, DPMSolverPP, UniP)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inversion(Solver):
-    """The steps of a deterministic solver from the least noise to the most.
+    """Reversed deterministic solver: its steps run from the least noise to the most.
 
-    Formulas of the probability flow hold in both directions. `gms_fast.editing.invert` is the way to call it; as a
-    solver it serves `gms_fast.graphed` too.
+    The formulas of the probability flow hold in both directions. Use [`invert`][gms_fast.editing.invert] for images. As
+    a solver, this class also works with [`graphed`][gms_fast.graphed].
 
-    then  the solver
-
-    Its times are those of the solver in reverse. It begins at x = alpha image at the first one with noise, t, whose
-    noise one call more adds that the solver's last call would remove:
+    Its times are those of `then` in reverse. The run begins at x = alpha image at t, the first time with noise. One
+    additional network evaluation there adds the noise that the solver's last evaluation would remove:
 
         x_t = alpha_t image + sigma_t e(alpha_t image) = 2 x - alpha_t E[x_0|x]
+
+    Args:
+        then: The solver to reverse: DDIM, Euler, Heun, DPMSolverPP or UniP, without noise.
+
+    Raises:
+        ValueError: If `then` cannot be inverted. `times` and `plan` also raise it: for a solver that draws noise, and
+            for a level with alpha = 0 where `then` works in log(alpha/sigma).
+
+    Examples:
+        >>> from gms_fast.solvers import DDIM
+        >>> inverse = gms_fast.editing.Inversion(then=DDIM())
+        >>> model = gms_fast.load("digits")
+        >>> times = inverse.times(model.schedule, 5)
+        >>> times[0] < times[-1]
+        True
+
+    References:
+        Song et al. 2021, arXiv 2010.02502.
     """
 
     then: Solver
@@ -48,7 +64,7 @@ class Inversion(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.then, _KINDS):
             names = ", ".join(kind.__name__ for kind in _KINDS)
-            raise ValueError(f"solver must be one that can be inverted, {names}: got {type(self.then).__name__}")
+            raise ValueError(f"solver must be invertible, one of {names}: got {type(self.then).__name__}")
 
     def times(
         self,
@@ -58,7 +74,20 @@ class Inversion(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Those of the solver in reverse, without a time of no noise, the first one twice."""
+        """Return the solver's times in reverse: only those with noise, the first one twice.
+
+        Args:
+            schedule: Noise schedule.
+            wanted: Number of steps, or the times themselves.
+            t_max: Noisiest time of the grid; by default the schedule's.
+            spacing: Grid, as in `Schedule.timesteps`; by default the solver's own.
+
+        Returns:
+            List of times, least noise first.
+
+        Raises:
+            ValueError: If the solver draws noise.
+        """
         times = self.then.times(schedule, wanted, t_max=t_max, spacing=spacing)
         if any(std > 0 for _, std in self.then.plan(schedule, times)):
             raise ValueError(f"solver must be deterministic to be inverted: {self.then} draws noise")
@@ -71,17 +100,18 @@ class Inversion(Solver):
         return [((2.0, -float(schedule.alpha(times[0]))), 0.0), *self.then.plan(schedule, times[1:])]
 
     def _check_signal(self, schedule: Schedule, t: float) -> None:
+        """Raise ValueError if the last time t has alpha = 0, which the solver cannot reach."""
         if not float(schedule.alpha(t)) > 0:
             raise ValueError(
                 f"strength must lead to alpha > 0 for {self.then.name}: {schedule!r} has alpha = 0 at t = {t:g}; "
-                f"{schedule.later_start}, or take ddim or heun"
+                f"{schedule.later_start}, or use ddim or heun"
             )
 
     def ending(self, denoise: bool) -> "Inversion":
         return self
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[tuple[TimeStep, ...], Any]:
-        """(steps of the solver, its state)."""
+        """Return the steps of the solver and its state."""
         own = tuple(step._replace(i=step.i - 1) for step in steps[1:])
         return own, self.then.start(x, own)
 
@@ -116,24 +146,52 @@ def invert(
     progress: bool = False,
     callback: Callable[[int, float, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
-    """The x_T from which a deterministic solver draws a picture, by its own steps in the other direction.
+    """Find the noise x_T from which a deterministic solver draws an image.
 
-        x_T = invert(model, image, steps=50, solver="ddim")
-        again = gms_fast.sample(model, 50, solver="ddim", x_T=x_T)  # the picture, up to an error of the solver's order
+    The solver's steps run in the other direction, from x_0 up to the noisiest time. Sampling from the result with the
+    same solver gives the image back, up to an error of the solver's order.
 
-    image     (n, *) or one of it, such as (C, H, W), floating point in the model's range
-    steps     K, with as many network calls as the solver takes on the way back
-    solver    "ddim" or "euler", of order 1; "heun", 2, with two calls a step; "dpm-solver++" or "unip", of their order.
-              The default loses least (docs/editing.md), but cannot reach a level without signal
-    strength  the noise level to stop at, as in `stroke`; 1 is all. From there `editing.timesteps` leads back
+    Args:
+        model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
+        image: Images (n, C, H, W) or one (C, H, W), floating point, in the model's data range.
+        steps: Number of steps K >= 1. Costs as many network evaluations as the solver takes on the way back.
+        solver: "ddim" or "euler" (order 1), "heun" (order 2, two evaluations a step), "dpm-solver++" or "unip" (of
+            their own order), or such a `Solver`. The default has the smallest error (docs/editing.md), but cannot reach
+            a level with alpha = 0.
+        strength: Noise level at which to stop, as in [`stroke`][gms_fast.editing.stroke]; 1 is the noisiest. Sample
+            back from a lower level with the times of [`timesteps`][gms_fast.editing.timesteps].
+        shape: Shape of one sample; by default the model's `sample_shape`.
+        schedule: As in [`sample`][gms_fast.sample].
+        prediction: As in [`sample`][gms_fast.sample].
+        clip: As in [`sample`][gms_fast.sample]. Sample back with the same value.
+        condition: As in [`sample`][gms_fast.sample].
+        batch_size: As in [`sample`][gms_fast.sample].
+        device: Device of the state; by default the model's.
+        dtype: Data type of the state; by default the image's.
+        progress: As in [`sample`][gms_fast.sample].
+        callback: As in [`sample`][gms_fast.sample].
 
-    The other arguments are those of `sample`; the way back wants the same `clip`.
+    Returns:
+        Tensor (n, C, H, W): x_T, or the state at the noise level of `strength`.
 
-    Returns (n, *). Raises ValueError or TypeError naming the argument before the model is called: as `stroke`, and for
-    a solver that draws noise or that has no reverse.
+    Raises:
+        ValueError: If `solver` draws noise or cannot be inverted, or if an argument is wrong as in
+            [`stroke`][gms_fast.editing.stroke]. Raised before the model is called.
+        TypeError: If an argument has a wrong type.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> image = gms_fast.sample(model, 5, n=2)
+        >>> x_T = gms_fast.editing.invert(model, image, steps=20)
+        >>> again = gms_fast.sample(model, 20, solver="dpm-solver++", x_T=x_T)
+        >>> bool((again - image).abs().mean() < 0.1)
+        True
+
+    References:
+        Song et al. 2021, arXiv 2010.02502.
     """
     start = begin(model, schedule, solver, strength, steps)
-    Inversion(then=start.solver)  # which refuses what has no reverse
+    Inversion(then=start.solver)  # raises for solvers that cannot be inverted
     x = pictures(model, image, n=None, shape=shape, clip=clip, device=device, dtype=dtype)
     return _inverted(
         start,
@@ -150,7 +208,7 @@ def invert(
 
 
 def _inverted(start: Start, x: Tensor, **run: Any) -> Tensor:
-    """Pictures taken to a start of the way back; run: arguments of `sample`."""
+    """Invert images with the solver of a start; `run` holds further arguments of `sample`."""
     if start.sigma == 0:
         return x.clone()
     inverse = Inversion(then=start.solver)
@@ -177,15 +235,46 @@ def interpolate(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """n pictures on the way from one to another: both inverted, and drawn from points on the great circle between.
+    """Interpolate between two images along the great circle between their inverted noises.
 
-        x_T(s) = (sin((1 - s) w) x_T' + sin(s w) x_T'')/sin w,   s = 0 .. 1, w the angle between x_T' and x_T''
+    Both images are inverted, and n samples are drawn from the points
 
-    first, second  one picture each, such as (C, H, W)
-    condition      its tensors have one row, for all, or two, of which each picture takes that of the nearer end
+        x_T(s) = (sin((1 - s) w) x_T' + sin(s w) x_T'')/sin w,   s = 0 .. 1, w the angle between x_T' and x_T''.
 
-    The other arguments are those of `invert`. Returns (n, *), the first and last of which are the two pictures as
-    inversion gives them back. Raises as `invert` does.
+    Args:
+        model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
+        first: One image, such as (C, H, W), in the model's data range.
+        second: One image of the same size.
+        n: Number of results >= 2, both ends included.
+        steps: Number of steps K >= 1 of the solver, in each direction.
+        solver: A deterministic solver, as in [`invert`][gms_fast.editing.invert].
+        strength: Noise level at which to interpolate, as in [`invert`][gms_fast.editing.invert].
+        shape: Shape of one sample; by default the model's `sample_shape`.
+        schedule: As in [`sample`][gms_fast.sample].
+        prediction: As in [`sample`][gms_fast.sample].
+        clip: As in [`sample`][gms_fast.sample].
+        condition: Keywords for the network. Tensors have one row for all results, or two rows; each result then takes
+            the row of its nearer end.
+        batch_size: As in [`sample`][gms_fast.sample].
+        device: Device of the state; by default the model's.
+        dtype: Data type of the state; by default the image's.
+        progress: As in [`sample`][gms_fast.sample].
+
+    Returns:
+        Tensor (n, C, H, W). The first and the last are reconstructions of the two images.
+
+    Raises:
+        ValueError: If `n` < 2 or the images differ in size, and in all cases of [`invert`][gms_fast.editing.invert].
+        TypeError: If an argument has a wrong type.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> first, second = gms_fast.sample(model, 5, n=2)
+        >>> gms_fast.editing.interpolate(model, first, second, n=5, steps=10).shape
+        torch.Size([5, 1, 8, 8])
+
+    References:
+        Song et al. 2021, arXiv 2010.02502, section 5.3.
     """
     if integer("n", n) < 2:
         raise ValueError(f"n must be at least 2: got {n}")
@@ -195,7 +284,7 @@ def interpolate(
     ends = {name: pictures(model, x, name=name, **given) for name, x in (("first", first), ("second", second))}
     for name, x in ends.items():
         if len(x) != 1 or x.shape != ends["first"].shape:
-            raise ValueError(f"{name} must be one picture, of the size of both: got {tuple(x.shape)}")
+            raise ValueError(f"{name} must be one image, of the same size as the other: got {tuple(x.shape)}")
     run: dict[str, Any] = {"model": model, "schedule": schedule, "prediction": prediction, "clip": clip}
     run |= {"batch_size": batch_size, "progress": progress}
     shares = torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
@@ -207,7 +296,7 @@ def interpolate(
 
 
 def _nearer(condition: Any, shares: Tensor) -> Any:
-    """A condition for points on the way: of tensors the one row, or of two that of the nearer end."""
+    """Expand a condition to the points of the path: one row, or that of the nearer end."""
     if isinstance(condition, dict):
         return {name: _nearer(part, shares) for name, part in condition.items()}
     if isinstance(condition, Tensor) and condition.ndim and len(condition) in (1, 2):
@@ -216,11 +305,11 @@ def _nearer(condition: Any, shares: Tensor) -> Any:
 
 
 def on_circle(first: Tensor, second: Tensor, shares: Tensor) -> Tensor:
-    """Points (n, *) on the great circle from one state to another, at shares (n,) of the way."""
+    """Points (n, *) on the great circle between two states, at shares (n,) of the path."""
     wide = torch.promote_types(first.dtype, torch.float32)
     a, b = first.to(wide), second.to(wide)
     u, v = (x / x.norm().clamp(min=torch.finfo(wide).tiny) for x in (a, b))
-    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small ones, where acos is not
+    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small angles, unlike acos
     angle = angle.clamp(1e-4, math.pi - 1e-3)
     s = shares.to(a.device, wide).view(-1, *[1] * a.ndim)
     return ((((1 - s) * angle).sin() * a + (s * angle).sin() * b) / angle.sin()).to(first.dtype)

@@ -1,4 +1,4 @@
-"""Strokes in place of pictures: guides for `stroke`, as SDEdit makes them (Meng et al., arXiv 2108.01073, appendix)."""
+"""Stroke paintings of images: guides for `stroke`, as in SDEdit (arXiv 2108.01073)."""
 
 import numpy as np
 import torch
@@ -8,28 +8,47 @@ from torch import Tensor
 from gms_fast.images import as_bytes
 from gms_fast.plan import integer
 
-_SLACK = 1 / 255  # what rounding to bytes may take a picture beyond its range
+_SLACK = 1 / 255  # rounding to bytes may take an image this far outside its range
 
 
 def paint(images: Tensor, *, colours: int = 6, brush: float = 0.1) -> Tensor:
-    """Repaint pictures with a wide brush and few colours.
+    """Repaint images with a wide brush and few colours, as guides for `stroke`.
 
-    images   (N, C, H, W) in [-1, 1], C = 1 or 3
-    colours  1 .. 256, chosen for each picture by median cut, without dithering
-    brush    width of the brush as a share of the shorter side, in (0, 1]: an odd number of pixels, at least 3
+    Colour images go through a median filter as wide as the brush. It removes lines thinner than half the brush. Grey
+    images are treated as drawings: of the pixels under the brush, the quartile farther from the paper counts, so lines
+    get thicker instead. The paper is the median of the image. The ink is lighter than the paper if the image reaches
+    farther above the paper than below it. At 8x8 the brush of 3 pixels is a third of a digit.
 
-    Colour pictures go through a median filter as wide as the brush, which leaves no line thinner than half of it. Grey
-    pictures are taken for drawings, and of a brush's pixels the quartile farther from the paper counts, which makes
-    lines thicker instead: the paper is the median of the picture, the ink is lighter if the picture reaches farther up
-    from there than down. At 8x8 the 3 pixels are a third of a digit.
+    Args:
+        images: Tensor (N, C, H, W), floating point in [-1, 1], C = 1 or 3.
+        colours: Number of colours, 1 .. 256, chosen for each image by median cut, without dithering.
+        brush: Width of the brush as a share of the shorter side, in (0, 1]. It is rounded to an odd number of pixels,
+            at least 3.
 
-    Returns (N, C, H, W) of the same dtype and device, on the 256 levels of bytes. Raises TypeError or ValueError.
+    Returns:
+        Tensor (N, C, H, W) of the same dtype and device, on the 256 levels of bytes.
+
+    Raises:
+        ValueError: If `images` has another shape or range, or `colours` or `brush` is outside its range.
+        TypeError: If `images` is not a floating-point tensor, or `colours` not an integer.
+
+    Examples:
+        >>> images = gms_fast.data.load("digits")[:4]
+        >>> guides = gms_fast.editing.paint(images, colours=2, brush=0.3)
+        >>> len(guides[0].unique()) <= 2
+        True
+        >>> model = gms_fast.load("digits")
+        >>> gms_fast.editing.stroke(model, guides, steps=5).shape
+        torch.Size([4, 1, 8, 8])
+
+    References:
+        Meng et al. 2022, arXiv 2108.01073.
     """
     _check(images)
     if not 1 <= integer("colours", colours) <= 256:
         raise ValueError(f"colours must lie in 1 .. 256: got {colours}")
     if not 0 < brush <= 1:
-        raise ValueError(f"brush must be a share of the side, in (0, 1]: got {brush}")
+        raise ValueError(f"brush must be a share of the shorter side, in (0, 1]: got {brush}")
     pixels = as_bytes(images).permute(0, 2, 3, 1).numpy()
     width = max(3, 2 * round((brush * min(images.shape[2:]) - 1) / 2) + 1)
     painted = np.stack([_painted(p, colours, width) for p in pixels])
@@ -37,18 +56,19 @@ def paint(images: Tensor, *, colours: int = 6, brush: float = 0.1) -> Tensor:
 
 
 def _check(images: Tensor) -> None:
+    """Check that images are floating point, (N, 1 or 3, H, W), and in [-1, 1]."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a floating-point tensor (bytes b are b/127.5 - 1): got {got}")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
-        raise ValueError(f"images must be (N, 1, H, W) or (N, 3, H, W), none of them 0: got {tuple(images.shape)}")
+        raise ValueError(f"images must be (N, 1, H, W) or (N, 3, H, W), not empty: got {tuple(images.shape)}")
     low, high = (float(end) for end in images.aminmax())
-    if not (low >= -1 - _SLACK and high <= 1 + _SLACK):  # NaN is neither
+    if not (low >= -1 - _SLACK and high <= 1 + _SLACK):  # also catches NaN
         raise ValueError(f"images must lie in [-1, 1]: got {low:g} .. {high:g}")
 
 
 def _painted(pixels: np.ndarray, colours: int, width: int) -> np.ndarray:
-    """One picture (H, W, C) of bytes, painted."""
+    """Paint one image (H, W, C) of bytes."""
     grey = pixels.shape[2] == 1
     picture = Image.fromarray(pixels[..., 0] if grey else pixels)
     brushed = picture.filter(ImageFilter.RankFilter(width, _rank(pixels, width) if grey else width * width // 2))
@@ -57,7 +77,7 @@ def _painted(pixels: np.ndarray, colours: int, width: int) -> np.ndarray:
 
 
 def _rank(drawing: np.ndarray, width: int) -> int:
-    """The place, among a brush's pixels by lightness, of that which counts."""
+    """Rank, by lightness, of the pixel under the brush that counts."""
     low, paper, high = np.quantile(drawing, (0, 0.5, 1))
     quarter = (width * width - 1) // 4
     return width * width - 1 - quarter if high - paper >= paper - low else quarter

@@ -1,4 +1,4 @@
-"""RePaint: Lugmayr et al., CVPR 2022 (arXiv 2201.09865). Where a step ends, known pixels are noised to its level."""
+"""RePaint: known pixels are noised to the level where each step ends (arXiv 2201.09865)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,23 @@ from gms_fast.schedules import Schedule
 from gms_fast.solvers import GGDM
 from gms_fast.solvers.base import Solver, TimeStep
 
-COUNTED_FROM = 1 << 28  # step_offset: the noise of edits is not that which the picture may be drawn from
-_KNOWN, _BACK = 1 << 26, 1 << 27  # added to a step's counter, for the noise of known pixels and of the way back
+COUNTED_FROM = 1 << 28  # step_offset that keeps the noise of edits apart from the noise that drew the image
+_KNOWN, _BACK = 1 << 26, 1 << 27  # added to a step's counter: noise of known pixels, noise of the return
 _COUNTERS = 1 << 32
 
 
 class Back(NamedTuple):
-    """The way back to more noise: x_t = scale x_s + std z."""
+    """Return to a higher noise level: x_t = scale x_s + std z."""
 
     scale: float
     std: float
 
 
 class Arrival(NamedTuple):
-    """The level where a step ends: elements are known there, alpha image + sigma z, where mask < share, which is the
-    share of the noise where the step began.
+    """Noise level where a step ends, and the known elements there.
+
+    Elements with mask < share become alpha image + sigma z. `share` is the strength (`Schedule.share`) of the noise
+    level where the step began. `back` is the return to that level, if there is one.
     """
 
     alpha: float
@@ -39,10 +41,13 @@ class Arrival(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A network call: that of a solver's own, of this number, or the last one, which removes the noise (None).
+    """Network evaluation of an inpainting run.
 
-    anew     whether the solver begins here without history
-    arrival  where the step ends; None in the middle of one that takes two calls
+    Args:
+        number: Index of the solver's own evaluation; None for the final one, which removes the remaining noise.
+        numbers: The solver's plan for this step.
+        anew: True if the solver starts here without history.
+        arrival: Noise level where the step ends; None in the middle of a step with two evaluations.
     """
 
     number: int | None
@@ -53,23 +58,41 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inpainting(Solver):
-    """A solver's walk with known pixels: wherever a step ends, they are put to
+    """Solver with known pixels: another solver's steps, after each of which they are reset.
 
-        alpha_s image + sigma_s z
+    Wherever a step ends, known pixels are set to alpha_s image + sigma_s z with new noise z. After the last step they
+    are set to the image. Use [`inpaint`][gms_fast.editing.inpaint] for images. As a solver, this class also works with
+    [`graphed`][gms_fast.graphed] and [`Stepper`][gms_fast.Stepper].
 
-    with new noise, and after the last step to the image. `gms_fast.editing.inpaint` is the way to call it; as a
-    solver it serves `gms_fast.graphed` and `Stepper` too.
+    With `resample` > 1 every step starts without history, because the earlier estimates do not belong to the path of
+    the new state. Multistep solvers then take steps of order 1.
 
-    image     (n, *) like the state
-    mask      (n, 1, H, W), (1, 1, H, W), or like the image: m in [0, 1] is the strength with which an element may
-              change. Until the run has come down to the noise level of that strength (`Schedule.share`), rounded down
-              to one that is visited, it is known
-    then      the solver
-    resample  r: each step is done r times, the first r - 1 of them followed by the way back to where it began,
-              x_t = (alpha_t/alpha_s) x_s + noise, so that unknown pixels fit the known ones. r times the network calls
+    Args:
+        image: Known data (n, *), shaped like the state, floating point.
+        mask: Tensor (n, 1, H, W), (1, 1, H, W) or shaped like the image, floating point: 0 known, 1 redrawn. A value m
+            in between is the strength with which an element may change. It stays known until the run reaches the noise
+            level of that strength (`Schedule.share`), rounded down to a level of the run.
+        then: The solver that takes the steps.
+        resample: Number r >= 1 of passes over each step. After each of the first r - 1 passes the state returns to the
+            step's start, x_t = (alpha_t/alpha_s) x_s + noise, so that unknown pixels fit the known ones. Costs r times
+            the network evaluations.
 
-    With r > 1 every step begins without history, so that multistep solvers take steps of order 1: what lies behind is
-    not on the way that the state came.
+    Raises:
+        ValueError: If `then` skips network evaluations or rises in noise, or if `resample` < 1, or > 1 with GGDM.
+        TypeError: If `image` or `mask` is not a floating-point tensor (raised by `check`).
+
+    Examples:
+        >>> from gms_fast.solvers import DPMSolverPP
+        >>> model = gms_fast.load("digits")
+        >>> image, mask = torch.zeros(2, 1, 8, 8), torch.ones(1, 1, 8, 8)
+        >>> mask[..., :4] = 0
+        >>> solver = gms_fast.editing.Inpainting(image=image, mask=mask, then=DPMSolverPP())
+        >>> x = gms_fast.sample(model, 5, n=2, solver=solver)
+        >>> torch.equal(x[..., :4], image[..., :4])
+        True
+
+    References:
+        Lugmayr et al. 2022, arXiv 2201.09865.
     """
 
     image: Tensor
@@ -83,9 +106,9 @@ class Inpainting(Solver):
 
     def __post_init__(self) -> None:
         if not isinstance(self.then, Solver) or self.then.rises or self.then.known_steps:
-            raise ValueError(f"solver must be one that asks the network at every step: got {type(self.then).__name__}")
+            raise ValueError(f"solver must call the network at every step: got {type(self.then).__name__}")
         if self.resample != 1 and isinstance(self.then, GGDM):
-            raise ValueError(f"resample must be 1 for GGDM, which goes through its table once: got {self.resample!r}")
+            raise ValueError(f"resample must be 1 for GGDM, whose table has one pass: got {self.resample!r}")
         if isinstance(self.resample, bool) or not isinstance(self.resample, int) or self.resample < 1:
             raise ValueError(f"resample must be an integer of at least 1: got {self.resample!r}")
 
@@ -108,17 +131,27 @@ class Inpainting(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Those of the solver, each as often as the network is asked there."""
+        """Return the solver's times, each repeated once per network evaluation at it.
+
+        Args:
+            schedule: Noise schedule.
+            wanted: Number of steps, or the times themselves.
+            t_max: Noisiest time of the grid; by default the schedule's.
+            spacing: Grid, as in `Schedule.timesteps`; by default the solver's own.
+
+        Returns:
+            List of times, noisiest first.
+        """
         times = self.then.times(schedule, wanted, t_max=t_max, spacing=spacing)
         asked = [t for unit in _units(times) for t in unit * self.resample]
         return [*asked, *times[-1:] * (1 + self._cleans(schedule, times))]
 
     def _cleans(self, schedule: Schedule, times: Sequence[float]) -> bool:
-        """Tell a walk whose last call removes what noise is left."""
+        """Test if the last network evaluation removes remaining noise."""
         return float(schedule.sigma(times[-1])) > 0 and (self.then.denoise or len(set(times)) == 1)
 
     def _own(self, schedule: Schedule, times: Sequence[float]) -> list[float]:
-        """The solver's own times, of which `times` are made."""
+        """Recover the solver's own times from the repeated `times`."""
         return _once(list(times[:-1] if self._cleans(schedule, times) else times), self.resample)
 
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
@@ -142,11 +175,11 @@ class Inpainting(Solver):
         ]
         if self._cleans(schedule, times):
             return [*calls, Call(None, None, False, Arrival(1.0, 0.0, _LEAST, None))]
-        *others, last = calls  # which ends at the picture itself, as it is without noise
+        *others, last = calls  # the last one ends at the image itself, without noise
         return [*others, last._replace(arrival=Arrival(1.0, 0.0, levels.known(places[-1].begun), None))]
 
     def _numbers(self, schedule: Schedule, own: list[float]) -> list[Any]:
-        """The numbers of the solver, step by step where each begins without history."""
+        """Plan of the solver; with `resample` > 1 every step is planned without history."""
         numbers, begun = list(self.then.plan(schedule, own)), 0
         for unit in _units(own) if self.resample > 1 else ():
             end = begun + len(unit)
@@ -183,10 +216,10 @@ class Inpainting(Solver):
         self.then.check(model, shape, clip)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[TimeStep], Any, Any]:
-        """(steps of the solver, its state there, and that now)."""
+        """Return the steps of the solver, its initial state, and its current state."""
         if len(self.image) != len(x):
-            raise ValueError(f"image must be {len(x)} pictures, as many as there are samples: got {len(self.image)}")
-        own = {step.numbers.number: step for step in steps if step.numbers.number is not None}  # the last of each
+            raise ValueError(f"image must hold {len(x)} images, one for each sample: got {len(self.image)}")
+        own = {step.numbers.number: step for step in steps if step.numbers.number is not None}  # last pass
         walk = [
             step._replace(i=i, numbers=step.numbers.numbers, is_last=i == len(own) - 1)
             for i, step in enumerate(own.values())
@@ -206,7 +239,7 @@ class Inpainting(Solver):
         return x, (walk, begun, own)
 
     def _arrived(self, x: Tensor, to: Arrival, draws: Draws) -> Tensor:
-        """x with what is known there, and back from there if that is the way."""
+        """Reset the known elements of x, then return to the step's start if required."""
         known = self.image.to(x.dtype)
         if to.sigma > 0:
             known = fused.affine_noise(known, (), (to.alpha,), to.sigma, _apart(draws, _KNOWN))
@@ -216,20 +249,23 @@ class Inpainting(Solver):
         return fused.affine_noise(x, (), (to.back.scale,), to.back.std, _apart(draws, _BACK))
 
 
-_LEAST = torch.finfo(torch.float32).tiny  # share at which mask 0 alone is known
+_LEAST = torch.finfo(torch.float32).tiny  # share below which only mask 0 is known
 
 
 def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    """Tell a shape that may stand for another, larger one."""
+    """Test if a shape broadcasts to another one."""
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
 class _Place(NamedTuple):
-    """A network call of a walk, as one of the solver's own.
+    """Network evaluation of the run, in terms of the solver's own evaluations.
 
-    number, begun  of this call and of that where its step begins
-    first, ends    whether a step begins and ends here
-    again          whether the way goes back from there
+    Args:
+        number: Index of the solver's evaluation.
+        begun: Index of the evaluation where its step begins.
+        first: True if a step begins here.
+        ends: True if a step ends here.
+        again: True if the state returns to the step's start afterwards.
     """
 
     number: int
@@ -240,6 +276,7 @@ class _Place(NamedTuple):
 
 
 def _places(times: Sequence[float], resample: int) -> Iterator[_Place]:
+    """Yield the evaluations of a run with `resample` passes over each step."""
     begun = 0
     for unit in _units(times):
         for left in range(resample - 1, -1, -1):
@@ -250,7 +287,7 @@ def _places(times: Sequence[float], resample: int) -> Iterator[_Place]:
 
 
 def _units(times: Sequence[float]) -> Iterator[list[float]]:
-    """The times at which the network is asked in one step: two where a step is corrected at the time where it ends."""
+    """Yield the evaluation times of each step: two times if a step is corrected where it ends."""
     unit: list[float] = []
     for i, t in enumerate(times[:-1]):
         unit.append(t)
@@ -260,7 +297,7 @@ def _units(times: Sequence[float]) -> Iterator[list[float]]:
 
 
 def _once(times: list[float], resample: int) -> list[float]:
-    """The times of which `resample` units each are `times`."""
+    """Undo the repetition: return the times whose units, each `resample` times, make up `times`."""
     found, i = [], 0
     while i < len(times) - 1:
         size = next(k for k in (1, 2) if times[i : i + k] * resample == times[i : i + k * resample])
@@ -270,7 +307,7 @@ def _once(times: list[float], resample: int) -> list[float]:
 
 
 class _Levels(NamedTuple):
-    """alpha, sigma and the share of the noise at each of a solver's own calls."""
+    """alpha, sigma and share of the noise at each of a solver's own evaluations."""
 
     alpha: list[float]
     sigma: list[float]
@@ -278,21 +315,22 @@ class _Levels(NamedTuple):
 
     @classmethod
     def along(cls, schedule: Schedule, times: Sequence[float], asked: Sequence[float]) -> "_Levels":
+        """Read the levels of a schedule: alpha and sigma at `asked`, shares at `times`."""
         return cls(schedule.alpha(asked).tolist(), schedule.sigma(asked).tolist(), schedule.share(times).tolist())
 
     def known(self, begun: int) -> float:
-        """The share below which masks are known where a step ends that began at this call."""
+        """Share below which masks are known at the end of a step that began at this evaluation."""
         return max(self.share[begun], _LEAST)
 
     def arrival(self, place: _Place) -> Arrival:
-        """The arrival where a step ends, with the way back if there is one."""
+        """Arrival at the end of a step, with the return to its start if there is one."""
         alpha, sigma, back = self.alpha[place.number + 1], self.sigma[place.number + 1], None
         if place.again:
             scale = self.alpha[place.begun] / alpha
             added = self.sigma[place.begun] ** 2 - (scale * sigma) ** 2
             if added < 0:
                 raise ValueError(
-                    "resample must be 1 where churn ends a step with more noise than it began with: take less churn, "
+                    "resample must be 1 where churn ends a step with more noise than it began with: use less churn "
                     "or fewer steps"
                 )
             back = Back(scale, math.sqrt(added))
@@ -300,5 +338,5 @@ class _Levels(NamedTuple):
 
 
 def _apart(draws: Draws, offset: int) -> Draws:
-    """Draws of the same step for another purpose."""
+    """Draws of the same step with an offset counter, for another purpose."""
     return draws._replace(step=(draws.step + offset) % _COUNTERS, component="element", z=None, u=None)

@@ -1,4 +1,4 @@
-"""The start of an edit: how much noise, at which times it is removed, and the pictures that it is added to."""
+"""Start of an edit: the noise level, the times from there on, and the images to be noised."""
 
 import math
 import warnings
@@ -17,8 +17,8 @@ from gms_fast.run import origin_of
 from gms_fast.schedules import Schedule
 from gms_fast.solvers import GGDM, Solver, Teleport
 
-GUIDE = 6  # stream of the noise that is added to pictures
-_BOUND = (GGDM, Teleport)  # solvers that begin where all is noise
+GUIDE = 6  # stream of the noise that is added to images
+_BOUND = (GGDM, Teleport)  # solvers that must start from pure noise
 _UNITS = ("share", "t", "level")
 
 Strength = float | str
@@ -26,13 +26,15 @@ Model = Callable[..., Any]
 
 
 class Start(NamedTuple):
-    """A start of a run.
+    """Starting point of an edit.
 
-    solver        the solver that goes on from there
-    times         its times, none without noise
-    alpha, sigma  at the first of them
-    least         alpha at the last of them that has noise
-    whole         whether nothing of a picture is left at the first
+    Args:
+        solver: The solver that takes the steps from here.
+        times: Its times; empty if there is no noise.
+        alpha: Signal factor at the first time.
+        sigma: Noise level at the first time.
+        least: alpha at the last time that has noise.
+        whole: True if nothing of the image is left at the first time.
     """
 
     solver: Solver
@@ -51,19 +53,41 @@ def timesteps(
     solver: str | Solver = "gms",
     schedule: Schedule | str | None = None,
 ) -> list[float]:
-    """The times that an edit visits: `steps` steps of the solver's grid from the noise level of `strength` on.
+    """Return the times of an edit: a solver's grid from the noise level of `strength` on.
 
-    strength  the share of the way from no noise, 0, to all noise, 1, on the schedule's own grid: with VP the share of
-              its time. Or "t=500", a time of the schedule, or "level=2.5", a noise level sigma/alpha
+    Together with [`noised`][gms_fast.editing.noised] they are the `timesteps=` and `x_T=` of
+    [`sample`][gms_fast.sample], [`graphed`][gms_fast.graphed] and [`Stepper`][gms_fast.Stepper].
 
-    With `noised` they serve `sample`, `graphed` and `Stepper`, as timesteps= and x_T=; at strength 0 there are none.
-    Raises ValueError for a strength outside the schedule, and for a solver that cannot start in the middle.
+    Args:
+        model: Model whose schedule and origin are read.
+        steps: Number of steps K >= 1. A schedule of whole times may have fewer left; a warning then tells how many.
+        strength: Noise level at which the edit starts. A number in [0, 1] is the share of the way from no noise (0) to
+            all noise (1) on the schedule's own grid; for VP that is the share of its time. "t=500" is a time of the
+            schedule, "level=2.5" a noise level sigma/alpha.
+        solver: A `Solver` or its text, as in [`sample`][gms_fast.sample].
+        schedule: As in [`sample`][gms_fast.sample].
+
+    Returns:
+        List of times, noisiest first: K + 1 of them for most solvers. It is empty at strength 0.
+
+    Raises:
+        ValueError: If `strength` is outside the schedule, or if `solver` cannot start in the middle (GGDM, Teleport).
+        TypeError: If `strength` is neither a number nor such text.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> times = gms_fast.editing.timesteps(model, 5, strength=0.5, solver="ddim")
+        >>> len(times), times[0] < model.schedule.t_max
+        (6, True)
+        >>> x_T = gms_fast.editing.noised(model, torch.zeros(1, 8, 8), strength=0.5, n=4)
+        >>> gms_fast.sample(model, solver="ddim", timesteps=times, x_T=x_T).shape
+        torch.Size([4, 1, 8, 8])
     """
     return begin(model, schedule, solver, strength, steps).times
 
 
 def begin(model: Model, schedule: Schedule | str | None, solver: str | Solver, strength: Strength, steps: int) -> Start:
-    """The start of an edit of that strength."""
+    """Return the start of an edit of a given strength."""
     found, own = scheduled(model, schedule)
     solver = solvers.build(solver, origin=origin_of(model), steps=steps)
     if solver.rises:
@@ -75,6 +99,7 @@ def begin(model: Model, schedule: Schedule | str | None, solver: str | Solver, s
 
 
 def _same(value: Any) -> Any:
+    """Return the value unchanged: outside torch.compile nothing needs to be packed."""
     return value
 
 
@@ -82,7 +107,7 @@ def _same(value: Any) -> Any:
 def _begin(
     schedule: Any, own: Any, solver: Any, strength: Strength, steps: int
 ) -> tuple[tuple[float, ...], float, float, float, bool]:
-    """Of a `Start` all but the solver, from packed objects."""
+    """Compute the fields of a `Start` except the solver, from packed objects."""
     schedule, own, solver = map(constants.unpack, (schedule, own, solver))
     schedule = schedules.build(schedule).asked_like(own)
     t = time_of(schedule, strength)
@@ -95,24 +120,24 @@ def _begin(
 
 
 def _from(t: float, schedule: Schedule, solver: Solver, steps: int, strength: Strength) -> list[float]:
-    """The solver's times from t on, as many as there are."""
+    """Return the solver's times from t on, at most `steps` steps."""
     if isinstance(solver, _BOUND):
         name = type(solver).__name__
-        raise ValueError(f"solver must be one that can start in the middle, or strength 1: {name} starts at all noise")
+        raise ValueError(f"solver must be one that can start in the middle, or strength 1: {name} starts at pure noise")
     if schedule.whole_times is not None and (left := int((schedule.whole_times < t).sum())) < steps:
         warnings.warn(
             f"strength {strength} leaves {left} steps instead of {steps}: from t = {t:g} on {schedule!r} has no more "
             "whole times",
-            stacklevel=6,  # whoever called `stroke`
+            stacklevel=6,  # the caller of `stroke`
         )
         steps = left
     return [t] if t <= schedule.t_min else solver.times(schedule, steps, t_max=t)
 
 
 def time_of(schedule: Schedule, strength: Strength) -> float | None:
-    """The time of a strength; None without noise.
+    """Return the time of a strength; None if it has no noise.
 
-    Raises ValueError for a strength outside the schedule, TypeError for what is none.
+    Raises ValueError for a strength outside the schedule, TypeError for another type.
     """
     unit, value = _parsed(strength)
     whole = schedule.whole_times is not None
@@ -137,7 +162,7 @@ def time_of(schedule: Schedule, strength: Strength) -> float | None:
 
 
 def _parsed(strength: Strength) -> tuple[str, float]:
-    """(one of `_UNITS`, number)."""
+    """Split a strength into one of `_UNITS` and a number."""
     unit, number = ("", strength) if not isinstance(strength, str) else strength.rpartition("=")[::2]
     unit = unit.strip() or "share"
     try:
@@ -164,9 +189,36 @@ def noised(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """alpha image + sigma z at the noise level of `strength`: the state that `stroke` starts from.
+    """Add noise to images: alpha image + sigma z at the noise level of `strength`.
 
-    Arguments as of `stroke`. z is a function of (seed, sample, element), the same at every strength.
+    This is the state from which [`stroke`][gms_fast.editing.stroke] starts. z is a function of (seed, sample, element)
+    and the same at every strength.
+
+    Args:
+        model: Callable `(x, t)` whose schedule, device and data range are read; it is not called.
+        image: Images (n, C, H, W) or one (C, H, W), floating point, in the model's data range.
+        strength: Noise level, as in [`timesteps`][gms_fast.editing.timesteps].
+        n: Number of results for one image; by default the number of images.
+        shape: Shape of one sample; by default the model's `sample_shape`.
+        schedule: As in [`sample`][gms_fast.sample].
+        seed: As in [`sample`][gms_fast.sample].
+        sample_offset: As in [`sample`][gms_fast.sample].
+        clip: Data range to which the images are clamped, as in [`sample`][gms_fast.sample].
+        device: Device of the result; by default the model's.
+        dtype: Data type of the result; by default the image's.
+
+    Returns:
+        Tensor (n, C, H, W): the noisy state.
+
+    Raises:
+        ValueError: If `strength` is outside the schedule, or `image` has a wrong shape or range.
+        TypeError: If `image` is not a floating-point tensor, or `strength` neither a number nor such text.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> x = gms_fast.editing.noised(model, torch.zeros(1, 8, 8), strength="level=1", n=1000)
+        >>> bool((x.std() - 0.5**0.5).abs() < 0.02)  # VP: sigma = sqrt(1/2) at sigma/alpha = 1
+        True
     """
     start = begin(model, schedule, "ddim", strength, 1)
     rows = pictures(model, image, n=n, shape=shape, clip=clip, device=device, dtype=dtype)
@@ -174,7 +226,7 @@ def noised(
 
 
 def with_noise(rows: Tensor, alpha: float, sigma: float, seed: ops.Seed, sample_offset: int, index: int = 0) -> Tensor:
-    """alpha x_0 + sigma z; another index, another z."""
+    """Return alpha x_0 + sigma z; another index gives another z."""
     z = ops.philox_normal(
         rows.shape, seed=seed, sample_offset=sample_offset, step=index, stream=GUIDE,
         device=rows.device, dtype=rows.dtype,
@@ -193,7 +245,10 @@ def pictures(
     dtype: torch.dtype | None,
     name: str = "image",
 ) -> Tensor:
-    """The pictures to edit, (n, *shape), where the model is. Raises TypeError or ValueError naming the argument."""
+    """Prepare the images to edit: (n, *shape), on the model's device.
+
+    Raises TypeError or ValueError naming the argument.
+    """
     if not isinstance(image, Tensor) or image.dtype not in ARITHMETIC:
         got = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
         wanted = "a floating-point tensor in the model's range (of bytes b: b/127.5 - 1)"
@@ -202,10 +257,11 @@ def pictures(
     rows = image[None] if image.ndim == (3 if shape is None else len(shape)) else image
     if rows.ndim == 0 or (shape is not None and tuple(rows.shape[1:]) != tuple(shape)):
         one = ", ".join(map(str, shape or ("*",)))
-        raise ValueError(f"{name} must be ({one}) or (n, {one}): got {tuple(image.shape)}; resize it, or say shape=")
+        raise ValueError(f"{name} must be ({one}) or (n, {one}): got {tuple(image.shape)}; resize it, or give shape=")
     wanted_rows = len(rows) if n is None else integer("n", n)
     if wanted_rows < 1 or len(rows) not in (1, wanted_rows):
-        raise ValueError(f"n must be at least 1, and of several {name}s their number, {len(rows)}: got {n}")
+        wanted = f"{len(rows)}, the number of {name}s" if len(rows) > 1 else "at least 1"
+        raise ValueError(f"n must be {wanted}: got {n}")
     rows = rows.detach().to(device or device_of(model) or rows.device, dtype or rows.dtype)
     limits, _ = ranged(model, clip)
     if not recorded(rows):
@@ -215,7 +271,10 @@ def pictures(
 
 
 def check_range(rows: Tensor, limits: tuple[float, float] | None, name: str) -> None:
-    """Raise ValueError for pictures that are not finite, or farther outside the range than rounding to bytes takes."""
+    """Raise ValueError for images that are not finite or outside the data range.
+
+    Rounding to bytes is tolerated. Images in [0, 1] for a range of [-1, 1] give a warning.
+    """
     low, high = (float(end) for end in rows.aminmax()) if rows.numel() else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} must be finite: it holds NaN or infinity")
@@ -224,6 +283,6 @@ def check_range(rows: Tensor, limits: tuple[float, float] | None, name: str) -> 
     slack = (limits[1] - limits[0]) / 510
     if low < limits[0] - slack or high > limits[1] + slack:
         wanted, got = f"[{limits[0]:g}, {limits[1]:g}]", f"{low:g} .. {high:g}"
-        raise ValueError(f"{name} must lie in the data range {wanted}: got {got}; rescale it, or say clip=")
+        raise ValueError(f"{name} must lie in the data range {wanted}: got {got}; rescale it, or give clip=")
     if limits == (-1.0, 1.0) and 0 <= low < high <= 1:
-        warnings.warn(f"{name} lies in [0, 1] where the model's range is [-1, 1]: is 2 {name} - 1 meant?", stacklevel=5)
+        warnings.warn(f"{name} lies in [0, 1] but the model's range is [-1, 1]: is 2 {name} - 1 meant?", stacklevel=5)

@@ -1,4 +1,4 @@
-"""SDEdit: Meng et al., ICLR 2022 (arXiv 2108.01073). Stroke synthesis, image to image, and variations of a picture."""
+"""SDEdit: stroke synthesis, image to image and variations (arXiv 2108.01073)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments
 
-_REPEATED = 1 << 27  # `step_offset` of the second repetition and of those behind it
+_REPEATED = 1 << 27  # `step_offset` of the second and later passes
 
 Callback = Callable[[int, float, Tensor, Tensor], Tensor | None]
 
@@ -45,25 +45,58 @@ def stroke(
     progress: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Noise a guide to a level, and sample from there: x_t = alpha_t image + sigma_t z, then `steps` steps of a solver.
+    """Noise an image to some level and sample from there (SDEdit).
 
-    image     (n, *) or one of it, such as (C, H, W), floating point in the model's range
-    strength  how much noise: the share of the way from none, 0, to all, 1, on the schedule's own grid (with VP the
-              share of its time); or "t=500", a time of the schedule, or "level=2.5", a noise level sigma/alpha. 0 gives
-              the guide back, clipped to the data range; of 1 nothing of it is left, and the result is that of `sample`
-    steps     K from that level on: K + 1 network calls, K for solvers without a last call
-    n         number of results, of one picture; default: as many as there are pictures
-    repeats   how often all this is done, each time with the last result as the guide and with new noise; once at
-              strength 1. A callback counts the steps of each anew, and StopIteration ends all. denoise=False is of the
-              last one
+    The state x_t = alpha_t image + sigma_t z is followed by `steps` steps of a solver. With a `condition` this is image
+    to image. With n > 1 it draws variations of an image.
 
-    With a `condition` this is image to image, with n > 1 variation of a picture. The other arguments are those of
-    `sample`; device and dtype are by default the model's and the picture's. The noise of the guide is counter-based
-    too, and apart from all noise that `sample` draws: a picture drawn with a seed is edited with new noise. An edit of
-    an edit wants another seed.
+    The noise of the guide is counter-based. It is independent of all noise that [`sample`][gms_fast.sample] draws, so
+    an image drawn with a seed is edited with new noise from the same seed. To edit an edit, use another seed.
 
-    Returns (n, *). Raises ValueError or TypeError naming the argument before the model is called: for a picture of
-    another shape or range, a strength outside the schedule, a solver that cannot start in the middle (GGDM, Teleport).
+    Args:
+        model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
+        image: Guides (n, C, H, W) or one (C, H, W), floating point, in the model's data range.
+        strength: Noise level at which the edit starts. A number in [0, 1] is the share of the way from no noise (0) to
+            all noise (1) on the schedule's own grid; for VP that is the share of its time. "t=500" is a time of the
+            schedule, "level=2.5" a noise level sigma/alpha. 0 returns the guide, clipped to the data range. At 1
+            nothing of the guide is left, and the result equals that of [`sample`][gms_fast.sample].
+        steps: Number of steps K >= 1 from that level on. Costs K + 1 network evaluations, K for solvers without a final
+            evaluation.
+        solver: As in [`sample`][gms_fast.sample]. GGDM and Teleport need strength 1.
+        n: Number of results for one image; by default the number of images.
+        repeats: Number of passes >= 1. Each takes the last result as the guide and draws new noise. At strength 1 there
+            is one pass. `denoise=False` applies to the last pass.
+        shape: Shape of one sample; by default the model's `sample_shape`.
+        schedule: As in [`sample`][gms_fast.sample].
+        prediction: As in [`sample`][gms_fast.sample].
+        seed: As in [`sample`][gms_fast.sample].
+        sample_offset: As in [`sample`][gms_fast.sample].
+        clip: As in [`sample`][gms_fast.sample].
+        denoise: As in [`sample`][gms_fast.sample].
+        condition: As in [`sample`][gms_fast.sample].
+        batch_size: As in [`sample`][gms_fast.sample].
+        device: Device of the state; by default the model's.
+        dtype: Data type of the state; by default the image's.
+        progress: As in [`sample`][gms_fast.sample].
+        callback: As in [`sample`][gms_fast.sample]. It counts the steps of every pass from 0; StopIteration ends all
+            passes.
+
+    Returns:
+        Tensor (n, C, H, W): the edited images.
+
+    Raises:
+        ValueError: If an argument has a wrong value, before the model is called. Examples are an image of another shape
+            or range, a strength outside the schedule, or a solver that cannot start in the middle (GGDM, Teleport).
+        TypeError: If an argument has a wrong type.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> guide = gms_fast.editing.paint(gms_fast.data.load("digits")[:1])
+        >>> gms_fast.editing.stroke(model, guide, strength=0.4, steps=5, n=8).shape  # eight variations
+        torch.Size([8, 1, 8, 8])
+
+    References:
+        Meng et al. 2022, arXiv 2108.01073.
     """
     if integer("repeats", repeats) < 1:
         raise ValueError(f"repeats must be at least 1: got {repeats}")
@@ -100,7 +133,7 @@ def stroke(
 
 
 class _Told:
-    """A callback that notes whether it has ended the run."""
+    """Callback wrapper that records if the callback ended the run."""
 
     def __init__(self, callback: Callback) -> None:
         self.callback, self.stopped = callback, False

@@ -1,4 +1,4 @@
-"""Many samples into a folder, by one process or many (docs/generation.md)."""
+"""Generation of many samples into a folder, by one or many processes (docs/generation.md)."""
 
 from gms_fast.generation.clearing import clear as clear
 from gms_fast.generation.job import Report as Report

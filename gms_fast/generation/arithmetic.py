@@ -1,4 +1,4 @@
-"""Arithmetic of a process: the settings of torch and of the ops that change the last bits of pictures, or more."""
+"""Arithmetic settings of torch and the ops that change images, by their last bits or more."""
 
 from typing import Any
 
@@ -8,9 +8,10 @@ from gms_fast.ops import dispatch
 
 
 def arithmetic(device: torch.device) -> dict[str, str]:
-    """Settings that differ from the ordinary on a device; on a GPU also the precision of products, which torch chooses.
+    """Return the settings that differ from the defaults on a device.
 
-    Of the backends of the ops the plain one alone is named: the others give the same bits.
+    On a GPU the precision of products is always included, because torch chooses it. Of the backends of the ops only the
+    plain one is named: the others give the same bits.
     """
     kind, found = device.type, {}
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -24,9 +25,9 @@ def arithmetic(device: torch.device) -> dict[str, str]:
 
 
 def _precision(backend: Any) -> str:
-    """ "tf32" or "ieee", asked in the way that goes whichever of its two ways the precision was set in."""
+    """Return "tf32" or "ieee", through whichever of torch's two interfaces it was set."""
     said = getattr(backend, "fp32_precision", None)
-    if said is None:  # of torch before 2.9
+    if said is None:  # torch before 2.9
         return "tf32" if backend.allow_tf32 else "ieee"
     if said == "none":
         said = getattr(torch.backends, "fp32_precision", said)

@@ -1,4 +1,4 @@
-"""The batch size at which a device draws fastest, found by measurement within a limit of memory."""
+"""Measurement of the fastest batch size of a device within a memory limit."""
 
 import os
 import time
@@ -8,35 +8,36 @@ from typing import NamedTuple
 import torch
 
 SIZES = tuple(2**i for i in range(3, 13))  # 8 .. 4096
-GAIN = 0.05  # of samples a second that twice the batch must bring
-SECONDS = 30.0  # after which no larger batch is tried
-_REPEATS = 2  # of a measurement, of which the quicker one counts
-_UNKNOWN = 8 << 30  # bytes, where the system does not say what is free
-_OF_FREE = {"cuda": 0.8, "cpu": 0.5}  # of the memory that is free, unless a limit is given
+GAIN = 0.05  # gain in samples per second that twice the batch must bring
+SECONDS = 30.0  # no larger batch is tried after this time
+_REPEATS = 2  # measurements of each size; the quicker one counts
+_UNKNOWN = 8 << 30  # bytes, if the system does not report its free memory
+_OF_FREE = {"cuda": 0.8, "cpu": 0.5}  # default limit, as a share of the free memory
 
 
 class Use(NamedTuple):
-    """Seconds that a batch takes, and bytes that it needs at most."""
+    """Time of a batch in seconds, and its peak memory in bytes."""
 
     seconds: float
     memory: int
 
 
 def fastest(measure: Callable[[int], Use | None], limit: int, most: int, multiple: int | None = None) -> int:
-    """The smallest batch size whose double brings less than `GAIN`, or does not fit.
+    """Return the smallest batch size whose double gains less than `GAIN`, or does not fit.
 
-    measure  the use of a batch of so many samples, or None where memory runs out
-    limit    bytes
-    most     samples that there are; larger batches than these make no sense
-    multiple of the size that is found, if there is to be one
-    Raises ValueError where not even the smallest size fits.
+    Args:
+        measure: Returns the use of a batch of a given size, or None if memory runs out.
+        limit: Memory limit in bytes.
+        most: Number of samples in total; larger batches are not tried.
+        multiple: Number that the batch size must divide, if there is one.
+
+    Raises:
+        ValueError: If not even the smallest size fits.
     """
     start, best, chosen = time.monotonic(), 0.0, 0
     sizes = [size for size in SIZES if multiple is None or multiple % size == 0]
     if not sizes:
-        raise ValueError(
-            f"shard_size must be a multiple of {SIZES[0]} for a batch size that is measured: got {multiple}"
-        )
+        raise ValueError(f"shard_size must be a multiple of {SIZES[0]} with batch_size auto: got {multiple}")
     for size in sizes:
         used = measure(size)
         if used is None or used.memory > limit:
@@ -47,12 +48,12 @@ def fastest(measure: Callable[[int], Use | None], limit: int, most: int, multipl
         if size >= most or 2 * used.memory > limit or time.monotonic() - start > SECONDS:
             break
     if not chosen:
-        raise ValueError(f"memory must be enough for a batch of {SIZES[0]} samples: {limit / 2**30:.3g} GiB are not")
+        raise ValueError(f"memory must suffice for a batch of {SIZES[0]} samples: got {limit / 2**30:.3g} GiB")
     return chosen
 
 
 def use(draw: Callable[[], object], device: torch.device) -> Use | None:
-    """The use of a call; None where memory runs out."""
+    """Measure a call; return None if memory runs out."""
     seconds = []
     before = _begin(device)
     for _ in range(_REPEATS):
@@ -69,7 +70,7 @@ def use(draw: Callable[[], object], device: torch.device) -> Use | None:
 
 
 def free(device: torch.device) -> int:
-    """Bytes of memory that batches may take unless a limit is given."""
+    """Return the bytes of memory that batches may take by default."""
     if device.type == "cuda":
         unused, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -80,12 +81,12 @@ def free(device: torch.device) -> int:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Tell errors by which torch says that memory has run out: it has a class for GPUs alone."""
+    """Recognise torch's out-of-memory errors; only those of GPUs have a class of their own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _begin(device: torch.device) -> int:
-    """Bytes that are taken before a call."""
+    """Return the bytes in use before a call."""
     if device.type != "cuda":
         return _resident("VmRSS")
     torch.cuda.reset_peak_memory_stats(device)
@@ -93,17 +94,17 @@ def _begin(device: torch.device) -> int:
 
 
 def _peak(device: torch.device) -> int:
-    """The most bytes that were ever taken."""
+    """Return the peak of bytes in use."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
 
 
 def _resident(name: str) -> int:
-    """Bytes of this process, 0 where the system does not say."""
+    """Return the bytes of this process, 0 if the system does not report them."""
     return 1024 * (_kib("/proc/self/status", name) or 0)
 
 
 def _kib(file: str, name: str) -> int | None:
-    """The number of a line of Linux's own files; None elsewhere."""
+    """Return the number in a line of a Linux status file; None on other systems."""
     try:
         with open(file) as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

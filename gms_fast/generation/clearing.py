@@ -1,4 +1,4 @@
-"""Deletion of a run and nothing else from its folder."""
+"""Deletion of a run, and of nothing else, from its folder."""
 
 import os
 import time
@@ -13,7 +13,10 @@ _POLL = 0.5  # seconds
 
 
 def clear(out: Path) -> None:
-    """Delete the run in a folder, if there is one. Raises BlockingIOError while another process draws there."""
+    """Delete the run in a folder, if there is one.
+
+    Raises BlockingIOError if another process is drawing there.
+    """
     if (found := settings.stored(out)) is None:
         return
     shards = FORMS[found["form"]](out, Cut(found["n"], found["shard_size"]), (), "")
@@ -24,11 +27,14 @@ def clear(out: Path) -> None:
         statistics = [f"{settings.MEASURED}/{path.name}" for path in (out / settings.MEASURED).glob("*.safetensors")]
         atomic.clear(out, [*statistics, settings.WHOLE])
         shards.sweep(lambda name: False)
-        atomic.remove(out / settings.FILE)  # last, so that what is left after a kill is known for what it is
+        atomic.remove(out / settings.FILE)  # last, so that what a kill leaves is still known as a run
 
 
 def _hold_all(out: Path, claims: Claims) -> None:
-    """Take over all claims, those of other machines after a while. Raises BlockingIOError for one that lives."""
+    """Take over all claims; those of other machines after they expire.
+
+    Raises BlockingIOError for a live claim.
+    """
     deadline = time.monotonic() + EXPIRES + BEAT
     while busy := [name for name in sorted(claims.names()) if not claims.take(name) and not claims.ours(name)]:
         if time.monotonic() > deadline or any(map(claims.is_here, busy)):

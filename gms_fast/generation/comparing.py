@@ -1,4 +1,4 @@
-"""A second drawing of some samples, held against what is there."""
+"""Verification of a run: some samples are drawn again and compared with the stored ones."""
 
 import itertools
 import math
@@ -12,9 +12,9 @@ from gms_fast.generation.job import Job, Report
 
 
 def compare(job: Job, share: float, *, progress: bool) -> Report:
-    """Draw a share of the samples again, batches chosen at random, and compare them with what is there.
+    """Draw a share of the samples again, in random batches, and compare them.
 
-    Raises ValueError naming a shard that differs though a device of this kind has drawn it.
+    Raises ValueError naming a shard that differs although the same kind of device drew it.
     """
     job.refuse_strangers()
     batches = list(_batches(job))
@@ -29,15 +29,15 @@ def compare(job: Job, share: float, *, progress: bool) -> Report:
             largest = max(largest, worst)
             if worst and device == device_kind(job.device):
                 raise ValueError(
-                    f"shard {job.out / job.shards.name(part)} has other pictures than are drawn here, by up to "
-                    f"{worst} grey levels, among samples {indices[0]} to {indices[-1]}"
+                    f"shard {job.out / job.shards.name(part)} differs from the images drawn here by up to {worst} grey "
+                    f"levels, among samples {indices[0]} to {indices[-1]}"
                 )
             told(len(indices))
     return Report(compared=compared, differing=differing / pixels, largest=largest)
 
 
 def _batches(job: Job) -> Iterator[tuple[int, range]]:
-    """(part, indices) of every batch that is there."""
+    """Yield (part, indices) of every stored batch."""
     size = job.drawing.batch_size
     for part in sorted(job.drawn()) if job.shards.kept else ():
         indices = job.cut[part]
@@ -45,8 +45,10 @@ def _batches(job: Job) -> Iterator[tuple[int, range]]:
 
 
 def _differences(job: Job, batches: list[tuple[int, range]]) -> Iterator[tuple[int, range, Tensor, object]]:
-    """(part, indices, difference in grey levels from pictures drawn here in the same way, device that drew those there)
-    of batches, in order; each shard is read once.
+    """Yield (part, indices, difference in grey levels, device) of batches, in order.
+
+    The difference is between the stored images and images drawn here in the same way. The device is the one that drew
+    the stored ones. Each shard is read once.
     """
     in_order = sorted(batches, key=lambda batch: batch[1].start)
     for part, some in itertools.groupby(in_order, key=lambda batch: batch[0]):

@@ -1,8 +1,11 @@
-"""Objects as JSON that tells them from others: networks by layers and weights, functions by code and what they hold.
+"""Descriptions of objects as JSON: networks by weights, functions by code and data.
 
-What changes no picture is left out: wrappers of torch, the folder that a network was loaded from, devices; and of what
-torch and this package have, which go by their versions, code and private attributes. Not seen: lists, and functions
-that a function calls in other modules than its own. A counter that a network of others keeps makes it another one.
+Objects with equal descriptions are taken to give the same images. Details that do not change images are left out:
+wrappers of torch, the folder of a network, devices. Objects of torch and of this package are described by their
+versions, without code and private attributes.
+
+Known gaps: lists, and functions that a function calls in other modules, are not described. A foreign network that
+counts its calls gets another description with each call.
 """
 
 import enum
@@ -24,8 +27,8 @@ from torch import Tensor, nn
 from gms_fast.assumptions import attribute, unwrapped
 from gms_fast.storage import fingerprints
 
-_DEPTH = 6  # of objects in objects
-_LONG = 200  # characters of an attribute that is told in full
+_DEPTH = 6  # levels of objects in objects
+_LONG = 200  # characters up to which an attribute is described in full
 _NUMBERS = (bool, int, float, str)
 _HELD = (
     *_NUMBERS,
@@ -39,17 +42,17 @@ _HELD = (
     MethodType,
     enum.Enum,
     torch.dtype,
-)  # told of others
-_ELSEWHERE = ("origin", "name_or_path", "source")  # said of where a network is from
+)  # attributes of these types are described
+_ELSEWHERE = ("origin", "name_or_path", "source")  # attributes that tell where a network is from
 _OF_TORCH = {*vars(nn.Module()), "_is_torch_compile"} - {"training"}
-_KNOWN = ("torch", "gms_fast")  # by their versions
+_KNOWN = ("torch", "gms_fast")  # packages described by their versions
 _COMPILED = "_orig_mod"
-_WITHIN: ContextVar[dict[nn.Module, str]] = ContextVar("_WITHIN", default={})  # noqa: B039 - it is never changed
+_WITHIN: ContextVar[dict[nn.Module, str]] = ContextVar("_WITHIN", default={})  # noqa: B039 - never changed
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:\d+)?")
 
 
 def described(value: Any, depth: int = _DEPTH) -> Any:
-    """A value as JSON; of objects no more than `depth` inside of each other."""
+    """Describe a value as JSON, with objects nested at most `depth` deep."""
     if isinstance(value, torch.device) or (isinstance(value, str) and _DEVICE.fullmatch(value)):
         return "a device"
     if isinstance(value, (enum.Enum, PurePath, torch.dtype, complex, slice)):
@@ -72,7 +75,7 @@ def described(value: Any, depth: int = _DEPTH) -> Any:
 
 
 def _composed(value: Any, depth: int) -> Any:
-    """The description of a value that holds others."""
+    """Describe a value that holds other values."""
     if isinstance(value, nn.Module):
         return _module(unwrapped(value), depth)
     if isinstance(value, partial):
@@ -91,32 +94,35 @@ def _composed(value: Any, depth: int) -> Any:
 
 
 def _each(values: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    """Describe each value of a mapping."""
     return {str(name): described(value, depth) for name, value in values.items()}
 
 
 def _array(array: np.ndarray) -> Any:
+    """Describe an array by type, shape and checksum."""
     if array.dtype.hasobject:
         return described(array.tolist())
     return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:16]]
 
 
 def _known(value: Any) -> bool:
-    """Tell what is of torch or of this package, and goes by its version."""
+    """True for objects of torch or of this package, which their version describes."""
     return str(getattr(value, "__module__", None)).partition(".")[0] in _KNOWN
 
 
 def _tells(value: Any) -> bool:
-    """Tell values that pictures may depend on from such as notes, bars and loggers."""
+    """True for values that images may depend on, unlike notes, bars and loggers."""
     return isinstance(value, (*_HELD, nn.Module)) or any(isinstance(v, nn.Module) for v in _inside(value).values())
 
 
 def _inside(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object."""
     found: dict[str, Any] = getattr(value, "__dict__", {})
     return {} if isinstance(value, (type, ModuleType)) else found
 
 
 def _object(value: Any, depth: int) -> dict[str, Any]:
-    """An object of no kind that is known, by its attributes and, where it is called, the code of that."""
+    """Describe an object of an unknown kind by its attributes and the code of `__call__`."""
     kind, private = type(value), not _known(type(value))
     told = {name: v for name, v in _inside(value).items() if name[:1] != "_" or (private and _plain(v))}
     found = {kind.__qualname__: _each(told, depth)}
@@ -129,7 +135,7 @@ def _object(value: Any, depth: int) -> dict[str, Any]:
 
 
 def _function(function: Any, depth: int) -> Any:
-    """A function by its name, its code, and what it takes from around it."""
+    """Describe a function by name, code, and the values that it takes from outside."""
     function = getattr(function, "_torchdynamo_orig_callable", function)
     name = f"{function.__module__}.{function.__qualname__}"
     if not isinstance(function, FunctionType):
@@ -143,7 +149,7 @@ def _function(function: Any, depth: int) -> Any:
 
 
 def _called(function: FunctionType) -> list[FunctionType]:
-    """The function, and those of its module that it calls, and they call."""
+    """Return the function and those of its own module that it calls, directly or not."""
     found = [function]
     for each in found:
         for called in map(each.__globals__.get, _names(each.__code__)):
@@ -153,18 +159,18 @@ def _called(function: FunctionType) -> list[FunctionType]:
 
 
 def _written(function: FunctionType, depth: int) -> list[Any]:
-    """A function's code, its defaults, and what it holds."""
+    """Describe a function's code, defaults and outside values."""
     defaults = described([function.__defaults__, function.__kwdefaults__], depth + 2)
     return [_code(function.__code__), defaults, _each(_closed_over(function), depth)]
 
 
 def _code(code: CodeType) -> str:
-    """16 digits of code, whatever file and line it stands in."""
+    """Return 16 digits of code, independent of file and line."""
     return fingerprints.of_values(code.co_code.hex(), code.co_names, [described(v) for v in code.co_consts])
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names of globals, and attributes, in a function and those in it."""
+    """Yield the names of globals and attributes in a function and its inner functions."""
     yield from code.co_names
     for value in code.co_consts:
         if isinstance(value, CodeType):
@@ -172,21 +178,22 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
-    """Networks, tensors, numbers and the like that a function takes from around it; lists may be but its notes.
+    """Describe the networks, tensors and numbers that a function takes from outside.
 
-    Of objects, as arguments of a command, and of modules of numbers it is the attributes that are named in its code.
+    Lists are skipped, as they may hold notes. Of other objects, such as parsed arguments, and of modules only the
+    attributes named in the code count.
     """
     code, names = function.__code__, {*_names(function.__code__)}
     far = {name: function.__globals__[name] for name in names if name in function.__globals__}
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-    near = {name: cell.cell_contents for name, cell in cells if cell != CellType()}  # which has no value yet
+    near = {name: cell.cell_contents for name, cell in cells if cell != CellType()}  # an empty cell has no value yet
     found = {name: v for name, v in far.items() if not inspect.isroutine(v)} | near
     told = {name: v if _tells(v) else _named(v, names) for name, v in sorted(found.items()) if not isinstance(v, type)}
     return {name: v for name, v in told.items() if v is not None}
 
 
 def _named(value: Any, names: set[str]) -> dict[str, Any] | None:
-    """The attributes of an object, or numbers of a module, that have one of the names."""
+    """Return the attributes of an object, or the numbers of a module, with one of these names."""
     tells = _plain if isinstance(value, ModuleType) else _tells
     found = {name: v for name, v in getattr(value, "__dict__", {}).items() if name in names and tells(v)}
     return found or None
@@ -196,12 +203,12 @@ def _named(value: Any, names: set[str]) -> dict[str, Any] | None:
 
 
 def _module(module: nn.Module, depth: int) -> Any:
-    """A network by what it is, its layers, and its weights; a layer of one that is being described by its name."""
+    """Describe a network by class, layers and weights; one of its own layers by its name."""
     within = _WITHIN.get()
     if module in within:
         return {"layer": within[module]}
     names = {part: _uncompiled(name) for name, part in module.named_modules() if unwrapped(part) is part}
-    state = {**dict(module.named_buffers()), **module.state_dict()}  # some buffers are no part of the state
+    state = {**dict(module.named_buffers()), **module.state_dict()}  # some buffers are not in the state dict
     weights = fingerprints.of_named({_uncompiled(name): v for name, v in state.items() if isinstance(v, Tensor)})
     token = _WITHIN.set({**within, **names})
     try:
@@ -213,12 +220,12 @@ def _module(module: nn.Module, depth: int) -> Any:
 
 
 def _uncompiled(name: str) -> str:
-    """The name of a weight or a layer that it has where nothing is compiled."""
+    """Remove the parts of a weight's or layer's name that torch.compile adds."""
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 
 def _own(module: nn.Module, depth: int) -> dict[str, Any]:
-    """A network's class and attributes, as of guidance scales and conditions, and those of the one that it guides."""
+    """Describe a network's class and attributes, and the network that it guides."""
     found = _told(module, depth)
     found["attributes"] = {name: _short(value) for name, value in found["attributes"].items()}
     if (inner := attribute(module, "unguided")) is None:
@@ -229,7 +236,7 @@ def _own(module: nn.Module, depth: int) -> dict[str, Any]:
 
 
 def _told(module: nn.Module, depth: int) -> dict[str, Any]:
-    """A layer's class, attributes and code, without the weights and layers in it."""
+    """Describe a layer's class, attributes and code, without its weights and inner layers."""
     private = not _known(type(module))
     held = {name: v for name, v in vars(module).items() if _counts(name, v, private)}
     if config := _config(module):
@@ -243,7 +250,7 @@ def _told(module: nn.Module, depth: int) -> dict[str, Any]:
 
 
 def _counts(name: str, value: Any, private: bool) -> bool:
-    """Tell attributes that pictures may depend on."""
+    """True for attributes that images may depend on."""
     if name in _OF_TORCH or name == "unguided":
         return False
     if name.lstrip("_") in _ELSEWHERE and isinstance(value, (str, Mapping)):
@@ -252,16 +259,16 @@ def _counts(name: str, value: Any, private: bool) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    """Tell numbers, text, and tuples of these."""
+    """True for numbers, text and tuples of these."""
     return all(map(_plain, value)) if isinstance(value, tuple) else isinstance(value, _NUMBERS)
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
-    """The configuration that a network of a library keeps, without notes of the library itself."""
+    """Return the configuration that a library's network keeps, without the library's own notes."""
     config = getattr(module, "config", None)
     return {k: v for k, v in config.items() if str(k)[:1] != "_"} if isinstance(config, Mapping) else {}
 
 
 def _short(value: Any) -> Any:
-    """A description, or of a long one 16 digits."""
+    """Return a description, or 16 digits of a long one."""
     return value if len(json.dumps(value)) <= _LONG else fingerprints.of_values(value)

@@ -1,8 +1,8 @@
-"""Drawing of parts: batch by batch, always whole ones, so that every sample is computed among the same neighbours.
+"""Drawing of samples by index, in whole batches, so that each has the same neighbours.
 
-A network may round otherwise in a batch of another size, or on a CPU with another number of threads. So a batch that
-goes beyond the last sample is drawn whole too, and a process draws with one thread on a CPU; more processes use more
-cores.
+A network may round differently in a batch of another size, or on a CPU with another number of threads. So the last
+batch is drawn whole too, even if it goes beyond the last sample. On a CPU each process uses one thread; start more
+processes to use more cores.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,16 +24,19 @@ Decoder = Callable[[Tensor], Tensor]
 
 
 class Drawing:
-    """Pictures of a run by index.
+    """Images of a run by index.
 
-    arguments   of `sample`: model, steps, solver and all that is the same for every batch
-    clip        the range that `clip` of the arguments comes to; said from the second batch on, so that no more than one
-                warns of a range that is assumed
-    n           number of samples of the run
-    batch_size  samples of a batch
-    condition   keywords for the network that `check_condition` lets pass, or what gives them for indices (B,)
-    decoder     what makes pictures of samples
-    rows        samples that the network sees at a time: a batch, or less after memory has run out
+    Args:
+        arguments: Arguments of `sample` that are the same for every batch: model, steps, solver, ..
+        clip: Data range that `clip` of the arguments resolves to. It is used from the second batch on, so that only one
+            batch warns of an assumed range.
+        n: Number of samples of the run.
+        batch_size: Number of samples in a batch.
+        condition: Keywords for the network, checked by `check_condition`, or a callable from indices (B,) to keywords.
+        decoder: Callable from samples to images.
+
+    Attributes:
+        rows: Number of samples that the network sees at a time: a batch, or less after memory has run out.
     """
 
     def __init__(
@@ -49,10 +52,17 @@ class Drawing:
         self.condition, self.decoder, self.rows = condition, decoder, batch_size
 
     def part(self, indices: range, told: Callable[[int], object] = lambda count: None) -> Tensor:
-        """The pictures (N, C, H, W) of samples, grey levels uint8 on the CPU; `told` is told how many more there are.
+        """Return the images (N, C, H, W) of samples as grey levels, uint8 on the CPU.
 
-        All are drawn with as many rows at a time, so that they can be drawn again in the same way.
-        Raises ValueError naming the step where a sample is not finite, MemoryError where one alone is too large.
+        All samples are drawn with the same number of rows at a time, so that they can be drawn again in the same way.
+
+        Args:
+            indices: Indices of the samples.
+            told: Called with the number of new images as they are drawn.
+
+        Raises:
+            ValueError: If a sample is not finite; the step is named.
+            MemoryError: If memory is too small for a single sample.
         """
         pictures: Tensor | None = None
         for start in range(indices.start, indices.stop, self.batch_size):
@@ -77,7 +87,7 @@ class Drawing:
     @cached_property
     @torch.no_grad()
     def shape(self) -> tuple[int, ...]:
-        """The shape of one picture. Raises ValueError where samples, or what the decoder makes of them, are none."""
+        """Shape of one image. Raises ValueError if samples, or decoded samples, are no images."""
         model = self.arguments["model"]
         given = self.arguments["shape"] or attribute(model, "sample_shape")
         if given is None:
@@ -91,14 +101,14 @@ class Drawing:
         self._decoded(self._sampled(0, callback=_ending(1)))
 
     def conditions(self, start: int) -> dict[str, Any] | None:
-        """Keywords for the batch of samples from `start` on."""
+        """Return the network's keywords for the batch that starts at an index."""
         index = torch.arange(start, start + self.batch_size).clamp(max=self.n - 1)
         if callable(self.condition):
             return check_condition(self.arguments["model"], self.condition(index), len(index))
         return None if self.condition is None else self._rows(self.condition, index)
 
     def said_of_conditions(self) -> Any:
-        """The conditions as they were given; a callable, and those that it gives from the first batch to the last."""
+        """Return the conditions as given; for a callable also four batches of its keywords."""
         if not callable(self.condition):
             return self.condition
         last = (self.n - 1) // self.batch_size
@@ -107,9 +117,9 @@ class Drawing:
 
     @torch.no_grad()
     def try_condition(self) -> None:
-        """Ask the network once, if there is a condition: one that it refuses is an error before there is a folder.
+        """Call the network once with the condition, so that errors precede the folder.
 
-        It is asked for a whole batch: one that is compiled could compute otherwise after it has seen other sizes.
+        The call is for a whole batch: a compiled network might compute differently after it has seen other sizes.
         """
         if self.condition is None:
             return
@@ -117,10 +127,11 @@ class Drawing:
         try:
             Drawing(asked, self.clip, self.n, self.batch_size, self.condition, None)._sampled(0, callback=_ending(0))
         except RuntimeError as error:
-            if not out_of_memory(error):  # for which there are smaller parts of a batch
+            if not out_of_memory(error):  # memory may suffice for smaller parts of a batch
                 raise
 
     def _rows(self, value: Any, index: Tensor) -> Any:
+        """Select the rows of these indices from a condition."""
         if isinstance(value, Mapping):
             return {name: self._rows(part, index) for name, part in value.items()}
         per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n
@@ -128,7 +139,7 @@ class Drawing:
 
     @torch.no_grad()
     def _levels(self, start: int) -> Tensor:
-        """Grey levels of a batch, where it was drawn; with fewer rows at a time where memory runs out."""
+        """Return the grey levels of a batch; halve the rows at a time if memory runs out."""
         while True:
             try:
                 return self._drawn(start)
@@ -136,16 +147,18 @@ class Drawing:
                 if not out_of_memory(error):
                     raise
                 if self.rows == 1:
-                    said = f"batch_size {self.batch_size} is more than there is memory for, even a sample at a time"
+                    said = f"batch_size {self.batch_size} needs too much memory, even with one sample at a time"
                     raise MemoryError(said) from error
             self.rows = (self.rows + 1) // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     def _drawn(self, start: int) -> Tensor:
+        """Draw the grey levels of a batch."""
         return grey_levels(self._decoded(self._sampled(start)))
 
     def _sampled(self, start: int, **more: Any) -> Tensor:
+        """Draw the samples of a batch."""
         x = sample(
             **self.arguments,
             n=self.batch_size,
@@ -158,19 +171,19 @@ class Drawing:
         return x
 
     def _decoded(self, x: Tensor) -> Tensor:
-        """The pictures that samples stand for."""
+        """Return the images of samples, checked."""
         if self.decoder is not None:
             x = torch.cat([self.decoder(part) for part in x.split(self.rows)])
         if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
-            what = "samples" if self.decoder is None else "what decoder gives"
+            what = "samples" if self.decoder is None else "results of decoder"
             raise ValueError(
-                f"{what} must be pictures (N, 1, H, W) or (N, 3, H, W) of floats: got {x.dtype} {tuple(x.shape)}"
+                f"{what} must be images (N, 1, H, W) or (N, 3, H, W) of floats: got {x.dtype} {tuple(x.shape)}"
             )
         return x
 
 
 def _ending(last: int) -> Callable[..., None]:
-    """A callback that ends a run before it takes the step of that number."""
+    """Return a callback that ends a run before its step number `last`."""
 
     def end(step: int, *_: object) -> None:
         if step >= last:
@@ -180,9 +193,10 @@ def _ending(last: int) -> Callable[..., None]:
 
 
 def check_condition(model: object, condition: Any, n: int) -> dict[str, Any]:
-    """The keywords of n samples. Raises TypeError or ValueError naming `condition` for what can be none of this model.
+    """Return the network's keywords for n samples, checked.
 
-    Tensors must have n rows, 1 row or no axis; what the model says that it needs (`needed`) must be there.
+    Tensors must have n rows, 1 row or no axis. Keywords that the model needs (`needed`) must be there. Raises TypeError
+    or ValueError naming `condition`.
     """
     given = {} if condition is None else condition
     if not isinstance(given, Mapping):
@@ -190,11 +204,12 @@ def check_condition(model: object, condition: Any, n: int) -> dict[str, Any]:
     _check_rows("condition", given, n)
     for name in attribute(model, "needed", ()):
         if given.get(name) is None:
-            raise ValueError(f"condition must give {name}, without which the model is not to be called: got none")
+            raise ValueError(f"condition must give {name}, which the model needs: got none")
     return dict(given)
 
 
 def _check_rows(name: str, value: Any, n: int) -> None:
+    """Check the number of rows of every tensor in a condition."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             _check_rows(f"{name}[{key!r}]", part, n)
@@ -206,7 +221,7 @@ def _check_rows(name: str, value: Any, n: int) -> None:
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """A block that computes with one thread on a CPU; elsewhere nothing changes."""
+    """Use one CPU thread inside the block; other devices are not changed."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -217,7 +232,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def device_kind(device: torch.device) -> str:
-    """The kind of a device: on two of one kind the same pictures come of the same numbers."""
+    """Return the kind of a device; devices of one kind compute the same images."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type

@@ -1,4 +1,4 @@
-"""The making of what is not there yet, together with other processes that do the same."""
+"""Drawing of the missing parts of a run, together with other processes."""
 
 import time
 import warnings
@@ -15,11 +15,11 @@ from gms_fast.generation.shards import OtherRunError
 from gms_fast.generation.writer import Writer
 from gms_fast.storage.claims import Claims
 
-_LOOK = 5.0  # seconds between two looks at what other processes have done
+_LOOK = 5.0  # seconds between two checks of other processes' progress
 
 
 def fill(job: Job, *, progress: bool) -> Report:
-    """Make the parts that are not there, until all are, and tell what was done here."""
+    """Draw the missing parts until all are there, and report on this process's share."""
     job.refuse_strangers()
     broken = _remove_broken(job)
     _warn_of_idleness(job)
@@ -41,14 +41,14 @@ def fill(job: Job, *, progress: bool) -> Report:
 
 
 class _Filling:
-    """Walks through the parts that are left; `count` is the number of samples that were drawn on them."""
+    """Loop over the missing parts; `count` is the number of samples drawn so far."""
 
     def __init__(self, job: Job, claims: Claims, told: Callable[[int], object] | None, shown: int) -> None:
         self.job, self.claims, self.told, self.count = job, claims, told, 0
         self._shown, self._looked = shown, time.monotonic()
 
     def walk(self) -> None:
-        """Make parts until all are there; each is written while the next is drawn."""
+        """Draw parts until all are there; each is written while the next is drawn."""
         job = self.job
         with Writer(self._write) as writer:
 
@@ -60,7 +60,10 @@ class _Filling:
                 writer(part, *self._pictures(part))
 
     def _pictures(self, part: int) -> tuple[Tensor, dict[str, Any] | None]:
-        """(pictures, how they were drawn): None for those of a shard that is there, but is not measured."""
+        """Return the images of a part and how they were drawn.
+
+        The second value is None for a stored part that only lacks its statistics.
+        """
         job = self.job
         if job.shards.kept and job.shards.has(part):
             return job.shards.read(part)[0], None
@@ -70,7 +73,7 @@ class _Filling:
         return pictures, {"device": device_kind(job.device), **fewer}
 
     def _write(self, part: int, pictures: Tensor, said: dict[str, Any] | None) -> None:
-        """Write and measure a part, and give up the claim on it, whatever comes of it."""
+        """Write and measure a part, and release its claim in any case."""
         job, name = self.job, self.job.cut.name(part)
         try:
             if said is not None:
@@ -81,7 +84,11 @@ class _Filling:
             self.claims.drop(name)
 
     def _keep(self, part: int, pictures: Tensor, said: dict[str, Any]) -> None:
-        """Write a part, unless a process that took it for that of a slow one has; it may also sweep our scratch."""
+        """Write a part, unless another process already has.
+
+        A process that took over this claim may also have removed the temporary files; that is no error if the part is
+        there.
+        """
         shards = self.job.shards
         if shards.has(part):
             return
@@ -92,12 +99,12 @@ class _Filling:
                 raise
 
     def _order(self) -> list[int]:
-        """The parts, each rank beginning at a place of its own."""
+        """Return the parts in this rank's order: each rank starts at another place."""
         first = len(self.job.parts) * self.job.rank // self.job.world
         return self.job.parts[first:] + self.job.parts[:first]
 
     def _tell(self, samples: int) -> None:
-        """Show samples that were drawn here, and now and then those of other processes."""
+        """Show samples drawn here on the bar, and from time to time those of other processes."""
         if self.told is None:
             return
         self._shown += samples
@@ -106,25 +113,25 @@ class _Filling:
             self._seen(self.job.done())
 
     def _seen(self, done: set[int]) -> set[int]:
-        """The parts that are done, after the bar was told of those of others."""
+        """Update the bar with the samples of other processes, and return the parts that are done."""
         self._looked = time.monotonic()
         self._tell(max(0, self.job.samples(done) - self._shown))
         return done
 
 
 def _remove_broken(job: Job) -> int:
-    """Delete broken shards, of which each rank looks at a share; the number of them."""
+    """Delete broken shards, each rank among its share, and return their number."""
     looked_at = job.drawn().intersection(job.parts[job.rank :: job.world]) if job.shards.kept else ()
     count = 0
     for part in sorted(looked_at):
         if _is_broken(job, part):
-            job.shards.remove(part)  # at once: in a while it may be one that another process has made anew
+            job.shards.remove(part)  # at once, before another process can replace it
             count += 1
     return count
 
 
 def _is_broken(job: Job, part: int) -> bool:
-    """Tell a broken shard, with a warning. Raises OtherRunError for a whole one of another run."""
+    """Test if a shard is broken, with a warning. Raises OtherRunError for another run's."""
     try:
         job.shards.read(part)
     except OtherRunError:
@@ -132,15 +139,16 @@ def _is_broken(job: Job, part: int) -> bool:
     except FileNotFoundError:  # another process has removed it
         return False
     except ValueError as error:
-        warnings.warn(f"{error}; it is made anew", stacklevel=5)
+        warnings.warn(f"{error}; it will be drawn again", stacklevel=5)
         return True
     return False
 
 
 def _warn_of_idleness(job: Job) -> None:
+    """Warn if there are fewer shards than ranks."""
     if job.rank >= len(job.parts):
         warnings.warn(
-            f"{len(job.parts)} shards are fewer than {job.world} ranks: rank {job.rank} draws only where another "
-            "fails; a smaller shard_size makes more of them",
+            f"{len(job.parts)} shards are fewer than {job.world} ranks: rank {job.rank} draws only if another fails; "
+            "choose a smaller shard_size for more shards",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""A run of generation in its folder: what belongs to it, and what is done of it."""
+"""Run of `generate` in its folder: its parts, its files, and its progress."""
 
 import os
 import re
@@ -20,14 +20,15 @@ from gms_fast.storage.locks import naming
 
 
 class Report(NamedTuple):
-    """Numbers of a call of `generate`.
+    """Counts that a call of `generate` returns.
 
-    drawn     samples that this process drew
-    there     samples that were in the folder before
-    broken    shards that were there and broken
-    compared  samples that were drawn again and compared, `verify`
-    differing share of their pixels that differ, 0 .. 1
-    largest   largest difference, in grey levels
+    Args:
+        drawn: Samples that this process drew.
+        there: Samples that the folder already had.
+        broken: Broken shards that were found.
+        compared: Samples that were drawn again and compared, with `verify`.
+        differing: Share of their pixels that differ, 0 .. 1.
+        largest: Largest difference in grey levels, 0 .. 255.
     """
 
     drawn: int = 0
@@ -40,28 +41,31 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """The k-th of n shares of the parts, k from 1 on."""
+    """The k-th of n shares of the parts, 1 <= k <= n."""
 
     k: int = 1
     n: int = 1
 
     @classmethod
     def of(cls, text: str) -> "Share":
-        """The share that a text like "3/8" says. Raises ValueError."""
+        """Parse a text like "3/8". Raises ValueError for another text."""
         found = re.fullmatch(r"(\d+)/(\d+)", str(text).strip(), re.ASCII)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise ValueError(f"shard must be K/N with K from 1 to N, as 3/8: got {text!r}")
         return cls(int(found[1]), int(found[2]))
 
     def parts(self, count: int) -> list[int]:
-        """Its parts of so many. Raises ValueError where there are fewer parts than shares."""
+        """Return its parts out of `count`. Raises ValueError if there are fewer parts than shares."""
         if self.n > count:
-            raise ValueError(f"shard must be of at most {count}, one for each shard file: got {self.k}/{self.n}")
+            raise ValueError(f"shard must have N at most {count}, the number of shard files: got {self.k}/{self.n}")
         return list(range(self.k - 1, count, self.n))
 
 
 class Job:
-    """A run in the folder `out`; `parts` are those that this call is to see done, drawn and, if asked for, measured."""
+    """Run in the folder `out`; `parts` are those that this call has to complete.
+
+    A part is complete when it is drawn and, if there are features, measured.
+    """
 
     def __init__(
         self,
@@ -78,27 +82,27 @@ class Job:
         self.rank, self.world = (int(os.environ.get(name, default)) for name, default in _RANKS.items())
 
     def drawn(self) -> set[int]:
-        """The parts that are drawn, by their names."""
+        """Return the parts that are drawn."""
         with naming(self.out):
             return self.shards.there(os.listdir(self.out)).intersection(self.parts)
 
     def done(self) -> set[int]:
-        """The parts of which nothing is left to do."""
+        """Return the parts that are complete."""
         return self.drawn() if self.measured is None else self.drawn() & self.measured.done()
 
     def has(self, part: int) -> bool:
-        """Tell whether a part is one of them."""
+        """True if a part is complete."""
         return self.shards.has(part) and (self.measured is None or part in self.measured.done())
 
     def samples(self, parts: Iterable[int]) -> int:
-        """The number of samples in parts."""
+        """Return the number of samples in some parts."""
         return sum(len(self.cut[part]) for part in parts)
 
     @contextmanager
     def bar(self, total: int, initial: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-        """A callable to be told of more samples; the first rank alone shows them as a progress bar.
+        """Yield a callable for the number of new samples, with a progress bar on the first rank.
 
-        Others have none: tqdm's lock is that of all forks of a process, and never free again after the kill of one.
+        Other ranks have no bar: all forks of a process share tqdm's lock, and a killed fork never releases it.
         """
         if not shown or self.rank > 0:
             yield lambda samples: None
@@ -107,11 +111,11 @@ class Job:
             yield bar.update
 
     def refuse_strangers(self) -> None:
-        """Raise FileExistsError naming files that are not of the run."""
+        """Raise FileExistsError naming files that do not belong to the run."""
         known = {FILE, CLAIMS, MEASURED, WHOLE, *map(self.shards.name, range(len(self.cut)))}
         if strange := sorted(name for name in atomic.visible(self.out) if name not in known):
             few = ", ".join(strange[:3]) + (", .." if len(strange) > 3 else "")
-            raise FileExistsError(f"out: {self.out} holds files of others ({few}): choose another folder, or move them")
+            raise FileExistsError(f"out: {self.out} holds other files ({few}): choose another folder, or move them")
 
 
-_RANKS = {"RANK": 0, "WORLD_SIZE": 1}  # by which torchrun says who a process is
+_RANKS = {"RANK": 0, "WORLD_SIZE": 1}  # variables in which torchrun numbers its processes

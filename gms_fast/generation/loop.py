@@ -1,4 +1,4 @@
-"""Many samples into a folder: the same bytes from one process or many, that come, go and are killed as they like."""
+"""`generate`: many samples into a folder, with the same bytes from any number of processes."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from gms_fast.schedules import Schedule
 from gms_fast.solvers import Solver
 from gms_fast.types import NoiseMoments
 
-BATCHES, SHARDS = 8, 64  # of a shard at most, unless its size is given; that there are rather than larger ones
+BATCHES, SHARDS = 8, 64  # by default up to 8 batches in a shard, fewer if that makes less than 64 shards
 
 
 def generate(
@@ -58,49 +58,88 @@ def generate(
     replace: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Draw n samples of `gms_fast.sample` into a folder of shards, or go on with a folder that has some of them.
+    """Draw n samples into a folder of shards, with other processes; resume what is there.
 
-    Sample i is that of `sample(.., seed=seed, sample_offset=i)`, in grey levels round(127.5 (x + 1)). Processes that
-    call this with the same arguments share the work, by claims on shards in the folder: ranks of torchrun, jobs of a
-    cluster, or several terminals. They may come, go and be killed; the folder gets the same bytes from any number of
-    them on devices of one kind. The same call again goes on: shards that are there are checked, broken ones made anew.
+    Sample i is that of [`sample`][gms_fast.sample] with `seed=seed, sample_offset=i`, as grey levels
+    round(127.5 (x + 1)).
 
-    out         folder. `run.json` says what its pictures depend on; a call that differs is refused
-    n           number of samples, 0 .. n - 1
-    batch_size  samples that are drawn at a time. It changes no sample but by the network's rounding. Where memory runs
-                out, the network sees half as many at a time. "auto": that at which this device draws fastest within
-                `memory`; `run.json` keeps it
-    condition   keywords for the network: tensors of n rows go with their samples, those of one row to each; or a
-                callable (B,) indices -> keywords of B rows
-    decoder     callable from samples to pictures (B, C, H, W) in [-1, 1], as of latents
-    form        "npz": files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,) and `made`, a checksum and
-                the fingerprint of the run; "png": folders FIRST-LAST of pictures; "none": no pictures
-    shard_size  samples of a shard, a multiple of batch_size (default: up to 8 batches)
-    shard       "K/N": the K-th of N equal shares alone, for jobs that have no folder in common
-    features    a feature network (`gms_fast.quality.extractors.load`, or its text), statistics of which are kept in
-                `measured.safetensors` for `quality.running.Running.load`; with form "none" nothing else is
-    memory      bytes that batches may take, for "auto" (default: 0.8 of a GPU's that is free, half of the host's)
-    verify      share of the samples, 0 .. 1, that are drawn again and compared; nothing is written
-    replace     delete the run in the folder first, and no other file; by one process alone
-    progress    whether to show a progress bar on stderr, of all processes together
-    All other arguments are those of `sample`.
+    Processes that call this with the same arguments share the work, by claims on shards in the folder: ranks of
+    torchrun, jobs of a cluster, or several terminals. They may start late, stop or be killed at any time. The folder
+    gets the same bytes from any number of them on devices of one kind. Repeat the same call to resume a run: it checks
+    the shards that are there and draws broken ones again.
 
-    On a CPU each process computes with one thread, because a network may round otherwise with more of them.
-    Raises ValueError or TypeError naming the argument before anything is drawn, FileExistsError for a folder with files
-    of others, OSError where the folder cannot be written, MemoryError where a single sample is too large.
+    Args:
+        model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
+        out: Folder of the run. Its file `run.json` holds all that the images depend on; a call that differs is refused.
+        n: Number of samples >= 1; their indices are 0 .. n - 1.
+        batch_size: Number of samples drawn at a time. It changes samples only by the network's rounding. If memory runs
+            out, the network sees half as many at a time. "auto" measures the fastest size on this device within
+            `memory` and stores it in `run.json`.
+        steps: As in [`sample`][gms_fast.sample].
+        solver: As in [`sample`][gms_fast.sample].
+        seed: Integer seed of the run.
+        shape: As in [`sample`][gms_fast.sample].
+        schedule: As in [`sample`][gms_fast.sample].
+        timesteps: As in [`sample`][gms_fast.sample].
+        prediction: As in [`sample`][gms_fast.sample].
+        clip: As in [`sample`][gms_fast.sample].
+        denoise: As in [`sample`][gms_fast.sample].
+        condition: Keywords for the network: tensors of n rows, one per sample, or of one row for all. Or a callable
+            from indices (B,) to keywords of B rows.
+        decoder: Callable from samples to images (B, C, H, W) in [-1, 1], for example of latents. Needed if the model's
+            data range is not [-1, 1].
+        device: Device of the state; by default the model's.
+        dtype: Data type of the state (default float32).
+        form: "npz" writes files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,), and `made`, which holds
+            a checksum and the fingerprint of the run. "png" writes folders FIRST-LAST of images. "none" writes no
+            images.
+        shard_size: Number of samples in a shard, a multiple of `batch_size`; by default up to 8 batches.
+        shard: "K/N" draws only the K-th of N equal shares, for jobs that share no folder.
+        features: A feature network (`gms_fast.quality.extractors.load`) or its text. Statistics of the features are
+            stored in `measured.safetensors`, for `quality.running.Running.load`. With form "none" nothing else is
+            stored.
+        memory: Bytes that batches may take with "auto"; by default 0.8 of the free memory of a GPU, half of the host's.
+        verify: Share of the samples in (0, 1] to draw again and compare with the stored ones. Nothing is written.
+        replace: True first deletes the run in the folder, and no other file. Only for a single process.
+        progress: True shows one progress bar on stderr for all processes together.
+
+    Returns:
+        `Report`, a named tuple of counts: samples `drawn` here, samples already `there`, `broken` shards, and for
+        `verify` the samples `compared`, the share of `differing` pixels, and the `largest` difference in grey levels.
+
+    Raises:
+        ValueError: If an argument has a wrong value, before anything is drawn, or if the folder holds another run.
+        TypeError: If an argument has a wrong type.
+        FileExistsError: If the folder holds other files.
+        FileNotFoundError: If `verify` finds no run.
+        OSError: If the folder cannot be written.
+        MemoryError: If memory is too small for a single sample.
+
+    Note:
+        On a CPU each process computes with one thread, because a network may round differently with more of them.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> report = gms_fast.generate(model, "digits", n=20, batch_size=8, steps=5)
+        >>> report.drawn
+        20
+        >>> gms_fast.generate(model, "digits", n=20, batch_size=8, steps=5).there  # nothing left to draw
+        20
+        >>> gms_fast.generate(model, "digits", n=20, batch_size=8, steps=5, verify=0.5).largest
+        0
     """
     if verify is not None and not (isinstance(verify, (int, float)) and 0 < verify <= 1):
-        raise ValueError(f"verify must be a share of the samples, more than 0 and at most 1: got {verify}")
+        raise ValueError(f"verify must be a share of the samples, in (0, 1]: got {verify}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}: got {form!r}")
     if replace and verify is not None:
         raise ValueError("replace must be False where verify is given")
     if replace and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("replace (--force) is for one process: under torchrun others go on with what one deletes")
+        raise ValueError("replace (--force) must not be given under torchrun: one rank would delete what others draw")
     if memory is not None and batch_size != "auto":
         raise ValueError(f'memory must be None unless batch_size is "auto": got {memory}')
     if form == "none" and features is None:
-        raise ValueError('form must not be "none" without features: nothing would be kept')
+        raise ValueError('form must not be "none" without features: nothing would be stored')
     n, share = _at_least_one("n", n), Share.of(shard)
     asked: dict[str, Any] = {
         "steps": steps,
@@ -112,7 +151,7 @@ def generate(
     }
     run = Run.prepare(model, solver=solver, **asked, condition=None, batch_size=None, callback=None)
     if decoder is None and (own := ranged(model, UNSAID)[0]) != PICTURES:
-        raise ValueError(f"decoder must make pictures in [-1, 1] of this model's samples, whose range is {own}")
+        raise ValueError(f"decoder must be given for this model, whose samples have the range {own}, not [-1, 1]")
     if not callable(condition):
         check_condition(model, condition, n)
     place = _numbered(torch.device(device or device_of(model) or torch.get_default_device()))
@@ -122,10 +161,11 @@ def generate(
     arguments = {"model": model, "solver": run.solver, **asked, **state}
 
     def drawing_by(size: int) -> Drawing:
+        """Return the drawing of the run with batches of this size."""
         return Drawing(arguments, run.said.clip, n, size, condition, decoder)
 
     def planned(size: int) -> Job:
-        """The run with batches of this size."""
+        """Return the run with batches of this size."""
         cut, drawing = cut_of(n, size, shard_size), drawing_by(size)
         said = settings.of(run, drawing, cut.size, form)
         shards = FORMS[form](Path(out), cut, drawing.shape, settings.fingerprint(said))
@@ -133,7 +173,7 @@ def generate(
         return Job(Path(out), said, share.parts(len(cut)), drawing, shards, measured)
 
     def fitted() -> dict[str, Any]:
-        """Settings with the batch size that is fastest here."""
+        """Return the settings with the fastest batch size on this device."""
         with one_thread(place):
             return planned(fastest(lambda size: use(drawing_by(size).begin, place), limit, n, shard_size)).settings
 
@@ -151,14 +191,14 @@ def generate(
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """The device by its number, which is the same one in every thread."""
+    """Return a CUDA device with its index, which is the same in every thread."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def _at_least_one(name: str, value: object) -> int:
-    """The value as a positive integer. Raises TypeError or ValueError naming the argument."""
+    """Convert a value to a positive integer. Raises TypeError or ValueError naming the argument."""
     number = integer(name, value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1: got {value}")
@@ -166,7 +206,10 @@ def _at_least_one(name: str, value: object) -> int:
 
 
 def cut_of(n: int, batch_size: int, shard_size: int | None) -> Cut:
-    """The shards of a run, few batches each where there are few. Raises ValueError for sizes that do not fit."""
+    """Cut a run into shards, small ones if there are few batches.
+
+    Raises ValueError for sizes that do not fit.
+    """
     batches = min(BATCHES, max(1, n // (SHARDS * batch_size)))
     size = batches * batch_size if shard_size is None else _at_least_one("shard_size", shard_size)
     if size % batch_size:

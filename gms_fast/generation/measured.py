@@ -1,7 +1,7 @@
-"""Statistics of a run's pictures by features, counted part by part, each part once, in a file of each process.
+"""Feature statistics of a run's images, counted part by part in one file per process.
 
-A process holds its file by a claim. The file of one that has died is taken over by the next that begins, so that there
-are never more files than there were processes at once.
+A process holds its file by a claim. The next process that starts takes over the file of a dead one, so there are never
+more files than there were processes at the same time.
 """
 
 import os
@@ -25,25 +25,25 @@ from gms_fast.storage.reading import metadata
 from gms_fast.storage.schema import Fields, Integer, Listed, Text
 
 _SUFFIX = ".safetensors"
-_AT_A_TIME = 256  # pictures that features are made of, or fewer after memory has run out
+_AT_A_TIME = 256  # images per feature batch; fewer after memory has run out
 _SAID = Fields({"run": Text(64), "parts": Listed(Listed(Integer(0), 2, 2), 1 << 24)})  # first and last of each stretch
 
 
 class Measured:
-    """Statistics of the pictures of the run `run` in `out`, cut into parts."""
+    """Feature statistics of the run with fingerprint `run` in the folder `out`."""
 
     def __init__(self, out: Path, cut: Cut, run: str, features: Extractor) -> None:
         self.out, self.cut, self.run, self.features, self.rows = out, cut, run, features, _AT_A_TIME
         self.own = out / MEASURED / f"{secrets.token_hex(8)}{_SUFFIX}"
         self._running: Running | None = None
-        self._seen: dict[Path, tuple[tuple[int, int], set[int]]] = {}  # files as they were: (time, inode), parts
+        self._seen: dict[Path, tuple[tuple[int, int], set[int]]] = {}  # files at the last look: (time, inode), parts
 
     def begin(self, claims: Claims) -> None:
-        """Take over the file of a process that has died, if there is one. Raises ValueError for other features."""
+        """Take over the file of a dead process, if any. Raises ValueError for other features."""
         with naming(self.out):
             self.own.parent.mkdir(exist_ok=True)
         self.done()
-        waiting = {name for name in claims.names() if name.endswith(_SUFFIX)}  # some before their first write
+        waiting = {name for name in claims.names() if name.endswith(_SUFFIX)}  # some have no file yet
         for path in sorted({*self._files(), *(self.own.parent / name for name in waiting)}):
             if not claims.take(path.name):
                 continue
@@ -55,17 +55,20 @@ class Measured:
             claims.take(self.own.name)
 
     def end(self, claims: Claims) -> None:
-        """Give up the own claim, and those of processes that have died since `begin`."""
+        """Release the own claim, and those of processes that died since `begin`."""
         for name in claims.names():
             if name.endswith(_SUFFIX) and (name == self.own.name or claims.take(name)):
                 claims.drop(name)
 
     def done(self) -> set[int]:
-        """The parts that are counted in some file. Raises ValueError for a file of other features, or another run."""
+        """Return the parts that some file counts.
+
+        Raises ValueError for a file of other features or of another run.
+        """
         return set().union(*map(self._parts, self._files()))
 
     def add(self, part: int, pictures: Tensor, ours: Callable[[], bool]) -> None:
-        """Count a part, unless another process has, or has taken it over: `ours` tells."""
+        """Count a part, unless another process has counted it or, as `ours` tells, taken it over."""
         rows = self._features(pictures)
         if part in self.done() or not ours():
             return
@@ -77,10 +80,10 @@ class Measured:
         self._running = running
 
     def finish(self, parts: set[int]) -> bool:
-        """Put all that is counted into the one file `WHOLE`. False where some of these parts are missing after all.
+        """Merge all statistics into the file `WHOLE`; return False if some of the parts are missing.
 
-        A file that is broken, or that counts a part which a larger one counts too, is deleted with a warning: a process
-        that stood still while another took over its part may have counted it as well.
+        A file that is broken, or that counts a part of a larger file, is deleted with a warning. This happens when a
+        process pauses while another takes over its part, and both count it.
         """
         found = [(path, running) for path in self._files() if (running := self._read(path)) is not None]
         counted = set[int]()
@@ -99,7 +102,7 @@ class Measured:
         return True
 
     def _features(self, pictures: Tensor) -> Tensor:
-        """Features of pictures, of fewer at a time where memory runs out."""
+        """Compute the features of images, fewer at a time if memory runs out."""
         while True:
             try:
                 return torch.cat([self.features(some) for some in pictures.split(self.rows)])
@@ -113,9 +116,12 @@ class Measured:
             return sorted(self.own.parent.glob(f"*{_SUFFIX}"))
 
     def _parts(self, path: Path) -> set[int]:
-        """The parts that a file counts, which is looked into only where it has changed; none for a broken one."""
+        """Return the parts that a file counts; a file is read again only after it has changed.
+
+        A broken file counts none.
+        """
         try:
-            with path.open("rb") as file:  # file systems of several machines tell the truth to who opens
+            with path.open("rb") as file:  # network file systems refresh a file's status when it is opened
                 seen = os.fstat(file.fileno())
             known = self._seen.get(path)
             if known is None or known[0] != (seen.st_mtime_ns, seen.st_ino):
@@ -129,7 +135,7 @@ class Measured:
         return known[1]
 
     def _read(self, path: Path) -> Running | None:
-        """The statistics in a file; None for a broken one, which is deleted with a warning."""
+        """Read the statistics in a file; a broken one is deleted with a warning and gives None."""
         try:
             running = Running.load(path)
             schema.check(f"statistics {path}", running.said, _SAID)
@@ -140,22 +146,22 @@ class Measured:
         return running
 
     def _refuse_other(self, path: Path, features: str, run: str) -> None:
-        """Raise ValueError for statistics of other features, or of another run."""
+        """Raise ValueError for statistics of other features or of another run."""
         if features != self.features.mark:
-            said = f"features must be those that {path} has counted, {features}"
-            raise ValueError(f"{said}: got {self.features.mark}. Delete {path.parent} to measure by others")
+            said = f"features must be those of {path}, {features}"
+            raise ValueError(f"{said}: got {self.features.mark}. Delete {path.parent} to measure other features")
         if run != self.run:
             raise ValueError(f"{path} is of the run {run}, not of {self.run}")
 
 
 def _forget(path: Path, why: str) -> None:
-    """Delete a file, whose parts are then counted anew."""
-    warnings.warn(f"{why}; what it counted is counted anew", stacklevel=6)
+    """Delete a file, whose parts will then be counted again."""
+    warnings.warn(f"{why}; its parts will be counted again", stacklevel=6)
     atomic.remove(path)
 
 
 def _stretches(parts: set[int]) -> list[list[int]]:
-    """First and last of each stretch of numbers."""
+    """Return the first and last number of each run of consecutive numbers."""
     found: list[list[int]] = []
     for part in sorted(parts):
         if found and part == found[-1][1] + 1:
@@ -166,4 +172,5 @@ def _stretches(parts: set[int]) -> list[list[int]]:
 
 
 def _parts_in(stretches: list[list[int]]) -> set[int]:
+    """Return the numbers of such runs."""
     return {part for first, last in stretches for part in range(first, last + 1)}

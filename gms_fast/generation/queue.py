@@ -1,4 +1,4 @@
-"""The parts of a run that are left, shared by processes which know of each other by the folder alone."""
+"""Queue of the missing parts of a run, shared by processes through the folder alone."""
 
 import random
 import time
@@ -7,30 +7,33 @@ from typing import NamedTuple
 
 from gms_fast.storage.claims import Claims
 
-PATIENCE, LEAST = 3.0, 5.0  # times what a part takes here, and seconds, after which that of another is drawn too
-_POLL = (0.05, 5.0)  # seconds between two looks, growing from one to the other
-_WATCHED = 8  # parts of others that a process which has nothing to do looks at
+PATIENCE, LEAST = 3.0, 5.0  # a claim is slow after 3 times a part's mean time here, and at least 5 seconds
+_POLL = (0.05, 5.0)  # seconds between two looks, growing from the first to the second
+_WATCHED = 8  # claimed parts that an idle process watches
 
 
 class Pause(NamedTuple):
-    """A wait for others, in seconds."""
+    """Wait for other processes, in seconds."""
 
     seconds: float
 
 
 class Queue:
-    """The parts for this process, one after the other, until all are done by someone.
+    """Iterator over the parts for this process, until all parts are done by some process.
 
-    parts  in the order that this process would like
-    done   gives those that are done: a look at the folder
-    has    tells whether one is
-    name   of a part
-    draw   chooses a place further on where another process is at work
+    A part is taken if nobody has a claim on it. If no such part is left, those of dead processes are taken, and then
+    those of processes much slower than this one: two processes that draw the same part write the same bytes.
 
-    A part is taken if nobody has a claim on it. When no such is left, those of processes that died are, and those of
-    processes much slower than this one: two that draw the same part write the same bytes. Folders are listed when
-    what is known of them has been used up, and while all others are at work a few parts are watched, so that hundreds
-    of processes ask little of a file system (docs/scale.md).
+    Folders are listed again only when the known parts are used up. While others work on everything left, only a few
+    parts are watched. So hundreds of processes put little load on a file system (docs/scale.md).
+
+    Args:
+        parts: Parts in this process's order.
+        done: Returns the parts that are done, by a look at the folder.
+        has: Returns True if a part is done.
+        name: Returns the name of a part.
+        claims: Claims on the parts.
+        draw: Random generator that chooses another place if a part is claimed.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Queue:
                 yield step
 
     def steps(self) -> Iterator["int | Pause"]:
-        """Parts, and pauses that are to be made before the next."""
+        """Yield parts, and the pauses to make before the next part."""
         pause = _POLL[0]
         while left := self._left():
             claimed, before = self.claims.names(), self._count
@@ -63,22 +66,23 @@ class Queue:
             else:
                 yield from self._watched(left[:_WATCHED])
             idle = self._count == before
-            if idle and free:  # others were quicker, or a list is that of a while ago
+            if idle and free:  # others were quicker, or the list is out of date
                 yield Pause(pause)
             pause = min(2 * pause, _POLL[1]) if idle else _POLL[0]
 
     def _left(self) -> list[int]:
+        """Return the parts that are not done, and sweep the claims of those that are."""
         done = self.done() | self._seen
         self.claims.sweep({self.name(part) for part in self.parts if part in done})
         return [part for part in self.parts if part not in done]
 
     def _of(self, free: list[int]) -> Iterator[int]:
-        """Those of some parts that nobody else takes, until one is done: then there may be more."""
+        """Yield unclaimed parts until one turns out to be done: the list is then out of date."""
         place = 0
         while free:
             part = free.pop(place % len(free))
             if not self.claims.take(self.name(part)):
-                place = self.draw.randrange(len(free) + 1)  # away from where others are
+                place = self.draw.randrange(len(free) + 1)  # away from other processes
                 continue
             if self._is_done(part):
                 self.claims.drop(self.name(part))
@@ -86,19 +90,19 @@ class Queue:
             yield from self._one(part)
 
     def _is_done(self, part: int) -> bool:
-        """Tell a part that is done, and remember it: a list of files may be that of a while ago."""
+        """Test if a part is done, and remember it: lists of files may be out of date."""
         if self.has(part):
             self._seen.add(part)
         return part in self._seen
 
     def _one(self, part: int) -> Iterator[int]:
-        """A part that is ours, and the time that it takes."""
+        """Yield a claimed part, and measure its time."""
         start = self.claims.clock()
         yield part
         self._seconds, self._count = self._seconds + self.claims.clock() - start, self._count + 1
 
     def _watched(self, parts: Sequence[int]) -> Iterator["int | Pause"]:
-        """Pauses until these parts are done, or one that can be taken over."""
+        """Yield pauses until these parts are done, or one part that can be taken over."""
         pause = _POLL[0]
         while parts := [part for part in parts if not self._is_done(part)]:
             for part in parts:
@@ -112,5 +116,5 @@ class Queue:
             pause = min(2 * pause, _POLL[1])
 
     def _patience(self) -> float | None:
-        """Seconds after which a claim is that of a slow process; None where nothing is known of how long parts take."""
+        """Return the seconds after which a claim counts as slow; None before any part was timed."""
         return max(LEAST, PATIENCE * self._seconds / self._count) if self._count else None

@@ -1,6 +1,6 @@
-"""Settings of a run: all that its pictures depend on, as JSON in its folder, and their fingerprint.
+"""Settings of a run: all that its images depend on, as JSON with a fingerprint.
 
-Who draws is none of it: processes may come and go, and the pictures stay the same.
+The processes that draw are not part of it: they may change while the images stay the same.
 """
 
 import json
@@ -27,14 +27,14 @@ from gms_fast.storage.schema import Choice, Fields, Integer, Plain
 from gms_fast.version import __version__
 
 FILE, FORMAT = "run.json", "gms_fast generation 1"
-CLAIMS, MEASURED, WHOLE = "claims", "measured", "measured.safetensors"  # beside it in a folder
-WAIT, POLL = 60.0, 0.05  # seconds, for a process that writes the file; between two looks
+CLAIMS, MEASURED, WHOLE = "claims", "measured", "measured.safetensors"  # beside FILE in a folder
+WAIT, POLL = 60.0, 0.05  # seconds to wait for a process that writes FILE, and between two looks
 _NUMBERS = dict.fromkeys(("n", "batch_size", "shard_size"), Integer(1))
 _STORED = Fields({"format": Choice((FORMAT,)), "form": Choice(tuple(FORMS)), **_NUMBERS}, others=Plain())
 
 
 def of(run: Run, drawing: Drawing, shard_size: int, form: str) -> dict[str, Any]:
-    """The settings of a run, JSON."""
+    """Return the settings of a run as JSON values."""
     said, arguments = run.said, drawing.arguments
     return {
         "format": FORMAT,
@@ -60,12 +60,15 @@ def of(run: Run, drawing: Drawing, shard_size: int, form: str) -> dict[str, Any]
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """16 digits of settings."""
+    """Return 16 digits that identify settings."""
     return fingerprints.of_values(dict(sorted(settings.items())))
 
 
 def stored(out: Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder; None where there is none. Raises ValueError for a damaged file."""
+    """Return the settings of the run in a folder; None if there is none.
+
+    Raises ValueError for a damaged file.
+    """
     file = out / FILE
     if not file.exists():
         return None
@@ -76,10 +79,10 @@ def stored(out: Path) -> dict[str, Any] | None:
 
 
 def settled(out: Path, make: Callable[[], dict[str, Any]], *, new: bool = True, slow: bool = False) -> dict[str, Any]:
-    """The settings of the run in `out`; where there is none, those that `make` gives are written.
+    """Return the settings of the run in `out`; if there is none, write those from `make`.
 
-    One process makes them while others wait, for as long as it takes if it is slow. Raises FileExistsError for a folder
-    of others, FileNotFoundError where there is no run and none is to be new.
+    One process makes them while others wait; they wait without a limit if `slow` is True. Raises FileExistsError for a
+    folder with other files, and FileNotFoundError if there is no run and `new` is False.
     """
     deadline = math.inf if slow else time.monotonic() + WAIT
     while (found := stored(out)) is None:
@@ -95,13 +98,13 @@ def settled(out: Path, make: Callable[[], dict[str, Any]], *, new: bool = True, 
 
 
 def check(out: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise ValueError with the differences between the settings in a folder and those that are asked for."""
+    """Raise ValueError with the differences between stored and requested settings."""
     asked = json.loads(json.dumps(asked))
     check_same(found, asked, f"out: {out} holds another run; choose another folder")
 
 
 def _write(out: Path, make: Callable[[], dict[str, Any]]) -> None:
-    """Write settings, unless another process has done it."""
+    """Write the settings, unless another process has done so."""
     with locked_folder(out):
         if stored(out) is None:
             if atomic.occupied(out):
@@ -110,7 +113,7 @@ def _write(out: Path, make: Callable[[], dict[str, Any]]) -> None:
 
 
 def of_solver(solver: Solver) -> Any:
-    """A solver's text, or where it has tables, its kind and options."""
+    """Return a solver's text, or its kind and options if it has tables."""
     try:
         return solvers.text_of(solver)
     except ValueError:

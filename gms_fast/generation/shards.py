@@ -1,7 +1,7 @@
-"""Shards: the pictures of consecutive samples, in files that say of themselves what they are and are checked by it.
+"""Shards: files of consecutive images that describe themselves and are checked when read.
 
-A shard is `FIRST-LAST.npz` with `images` (N, C, H, W) uint8, `index` (N,) int64 and `made`, JSON in bytes; or a folder
-`FIRST-LAST` of PNGs named by their index, with the same JSON in `made.json`. Sorted by name they are in order.
+A shard is a file `FIRST-LAST.npz` with `images` (N, C, H, W) uint8, `index` (N,) int64 and `made`, JSON as bytes. Or it
+is a folder `FIRST-LAST` of PNGs named by index, with the same JSON in `made.json`. Sorted by name they are in order.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ _NAME = re.compile(rf"(\d{{{_DIGITS},}}-\d{{{_DIGITS},}})({re.escape(files.SUFFI
 
 
 class OtherRunError(ValueError):
-    """A shard of another run."""
+    """Error for a shard that belongs to another run."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The samples 0 .. n - 1 cut into parts of `size`; the last may be smaller."""
+    """Samples 0 .. n - 1 cut into parts of `size`; the last part may be smaller."""
 
     n: int
     size: int
@@ -49,41 +49,44 @@ class Cut:
         return range(part * self.size, min((part + 1) * self.size, self.n))
 
     def name(self, part: int) -> str:
-        """FIRST-LAST, of as many digits as the last sample has, at least nine."""
+        """Return FIRST-LAST, with at least nine digits, or as many as the last sample has."""
         indices, digits = self[part], max(_DIGITS, len(str(self.n - 1)))
         return f"{indices[0]:0{digits}d}-{indices[-1]:0{digits}d}"
 
 
 class Shards:
-    """The shards of a run in its folder. `run` is the fingerprint of the run, which each of them says."""
+    """Shards of a run in its folder; each holds the run's fingerprint `run`."""
 
     suffix = ""
-    kept = True  # whether pictures are kept at all
+    kept = True  # False if no images are stored
 
     def __init__(self, folder: Path, cut: Cut, shape: tuple[int, ...], run: str) -> None:
         self.folder, self.cut, self.shape, self.run = folder, cut, shape, run
         self._parts = {self.name(part): part for part in range(len(cut))}
 
     def name(self, part: int) -> str:
-        """The name of a shard in the folder."""
+        """Return the name of a shard in the folder."""
         return self.cut.name(part) + self.suffix
 
     def has(self, part: int) -> bool:
-        """Tell whether a shard is there."""
+        """True if a shard is there."""
         return (self.folder / self.name(part)).exists()
 
     def there(self, names: Iterable[str]) -> set[int]:
-        """The parts whose shards are among those names, whole or broken."""
+        """Return the parts whose shards, whole or broken, are among these names."""
         return {self._parts[name] for name in names if name in self._parts}
 
     def write(self, part: int, pictures: Tensor, **said: Any) -> None:
-        """Write a shard as a whole: pictures (N, C, H, W) uint8 on the CPU, and what else is to be said of them."""
+        """Write a shard atomically: images (N, C, H, W) uint8 on the CPU, with further facts."""
         indices = self.cut[part]
         made = {"first": indices[0], "count": len(indices), "sha256": _digest(pictures), "run": self.run, **said}
         self._write(self.folder / self.name(part), indices, pictures, json.dumps(made))
 
     def read(self, part: int) -> tuple[Tensor, dict[str, Any]]:
-        """(pictures, what was said of them). Raises ValueError naming the shard that is broken or of another run."""
+        """Return the images of a shard and the facts stored with them.
+
+        Raises ValueError naming a shard that is broken or of another run.
+        """
         path, indices = self.folder / self.name(part), self.cut[part]
         with refusing(f"shard {path} is broken", path):
             pictures, index, text = self._read(path, indices)
@@ -92,19 +95,19 @@ class Shards:
             if made["run"] != self.run:
                 raise OtherRunError(f"shard {path} is of the run {made['run']}, not of {self.run}")
             if index != list(indices) or (made["first"], made["count"]) != (indices[0], len(indices)):
-                raise ValueError(f"it has other samples than {indices[0]} to {indices[-1]}")
+                raise ValueError(f"it must have the samples {indices[0]} to {indices[-1]}: got others")
             if tuple(pictures.shape) != (len(indices), *self.shape):
-                raise ValueError(f"it has pictures {tuple(pictures.shape)}, wanted {len(indices)} of {self.shape}")
+                raise ValueError(f"it must have {len(indices)} images {self.shape}: got {tuple(pictures.shape)}")
             if made["sha256"] != _digest(pictures):
-                raise ValueError("its pictures have another checksum than it says")
+                raise ValueError("its images do not match their checksum")
         return pictures, made
 
     def remove(self, part: int) -> None:
-        """Delete a shard, if it is there. Raises FileExistsError for a folder with files of others."""
+        """Delete a shard, if it is there. Raises FileExistsError for a folder with other files."""
         raise NotImplementedError
 
     def sweep(self, claimed: Callable[[str], bool]) -> None:
-        """Remove what killed writers left of shards, but for those whose FIRST-LAST is claimed: they are at work."""
+        """Delete the temporary files of killed writers, except those whose FIRST-LAST is claimed."""
         atomic.sweep(self.folder, lambda name: (found := _NAME.fullmatch(name)) is not None and not claimed(found[1]))
 
     def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None:
@@ -115,7 +118,7 @@ class Shards:
 
 
 class Arrays(Shards):
-    """Shards that are `.npz` files."""
+    """Shards as `.npz` files."""
 
     suffix = files.SUFFIX
 
@@ -134,7 +137,7 @@ class Arrays(Shards):
 
 
 class Pictures(Shards):
-    """Shards that are folders of PNGs."""
+    """Shards as folders of PNGs."""
 
     def _write(self, path: Path, indices: range, pictures: Tensor, made: str) -> None:
         with atomic.writing_folder(path, parents=False, swept=False) as folder:
@@ -143,7 +146,7 @@ class Pictures(Shards):
 
     def _read(self, path: Path, indices: range) -> tuple[Tensor, list[int], bytes]:
         if (found := set(os.listdir(path))) != {MADE, *map(self._file, indices)}:
-            raise ValueError(f"it has {len(found)} files, wanted {len(indices)} pictures and {MADE}")
+            raise ValueError(f"it must have {len(indices)} images and {MADE}: got {len(found)} files")
         pictures = [load_image(path / self._file(i), self.shape[0]) for i in indices]
         return images.as_bytes(torch.stack(pictures)), list(indices), read_bytes(path / MADE)
 
@@ -154,12 +157,12 @@ class Pictures(Shards):
         path, ours = self.folder / self.name(part), [MADE, *map(self._file, self.cut[part])]
         with suppress(FileNotFoundError):  # another process is quicker
             if strange := sorted({*atomic.visible(path)}.difference(ours)):
-                raise FileExistsError(f"shard {path} holds files of others ({', '.join(strange[:3])}): move them")
+                raise FileExistsError(f"shard {path} holds other files ({', '.join(strange[:3])}): move them")
             atomic.remove_folder(path)
 
 
 class Nowhere(Shards):
-    """No pictures at all, of a run that is but measured."""
+    """Shards of a run that is only measured: no images are stored."""
 
     kept = False
 
@@ -170,10 +173,10 @@ class Nowhere(Shards):
         return set(range(len(self.cut)))
 
     def write(self, part: int, pictures: Tensor, **said: Any) -> None:
-        """Nothing is written."""
+        """Do nothing."""
 
     def remove(self, part: int) -> None:
-        """Nothing is there."""
+        """Do nothing."""
 
 
 FORMS: dict[str, type[Shards]] = {"npz": Arrays, "png": Pictures, "none": Nowhere}

@@ -1,4 +1,4 @@
-"""One thread that writes the last result while the next is drawn."""
+"""Thread that writes one result while the next is drawn."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Writer:
-    """Calls of `write` in a thread, one at a time; to be closed by `with`, which waits for the last."""
+    """Calls of `write` in a thread, one at a time; `with` waits for the last one."""
 
     def __init__(self, write: Callable[..., None]) -> None:
         self._write = write
@@ -14,7 +14,7 @@ class Writer:
         self._last: Future[None] | None = None
 
     def __call__(self, *arguments: Any) -> None:
-        """Begin to write, after the write before. Raises the error of that."""
+        """Start a write after the previous one has ended. Raises that one's error."""
         self.wait()
         self._last = self._pool.submit(self._write, *arguments)
 

@@ -1,1 +1,1 @@
-"""Adapters for other libraries; each imports its host where it is used."""
+"""Adapters for other libraries; each imports its host library on first use."""

@@ -1,4 +1,4 @@
-"""A walk of one of our solvers through the sigmas of a host that calls `sampler(model, x, sigmas, ..)`."""
+"""Run of a solver through the sigmas of a host, as `sampler(model, x, sigmas, ..)`."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ BEFORE = COUNTED - 1  # counter of the noise that churn adds before the first st
 
 
 class Call(NamedTuple):
-    """The arguments that all samplers take, as a host gives them."""
+    """Arguments that all samplers share, as the host passes them."""
 
     model: Model
     x: Tensor
@@ -43,20 +43,26 @@ class Call(NamedTuple):
     noise_sampler: NoiseSampler | None
 
     def levels(self) -> list[float]:
-        """The sigmas, read once. Raises ValueError or TypeError for whatever argument is wrong."""
+        """Check the arguments and read the sigmas once.
+
+        Raises ValueError or TypeError naming the wrong argument.
+        """
         check_callable("model", self.model, "model(x, sigma, **extra_args)")
         check_callable("callback", self.callback, "callback(info)")
         check_callable("noise_sampler", self.noise_sampler, "noise_sampler(sigma, sigma_next)")
         if self.extra_args is not None and not isinstance(self.extra_args, dict):
             raise TypeError(f"extra_args must be a dict, or None: got {type(self.extra_args).__name__}")
         if not a_tensor("x", self.x).is_floating_point() or self.x.ndim < 2:
-            raise TypeError(f"x must be (B, *) of floating point: got {tuple(self.x.shape)} {self.x.dtype}")
+            raise TypeError(f"x must be (B, *), floating point: got {tuple(self.x.shape)} {self.x.dtype}")
         if not 0 <= number("s_noise", self.s_noise) < math.inf:
             raise ValueError(f"s_noise must be finite and not negative: got {self.s_noise!r}")
         return _falling(a_tensor("sigmas", self.sigmas))
 
     def seed(self) -> int | Tensor:
-        """Seed of the noise, checked to fit the samples: that of the host, else one of torch's global generator."""
+        """Return the seed of the noise: the host's, else one from torch's global generator.
+
+        Raises ValueError if it does not fit the samples.
+        """
         given = (self.extra_args or {}).get("seed")
         if given is None:
             given = int(torch.randint(-(1 << 63), (1 << 63) - 1, (), device="cpu"))
@@ -66,7 +72,7 @@ class Call(NamedTuple):
 
     @property
     def is_flow(self) -> bool:
-        """Tell a flow model of ComfyUI, x = (1 - sigma) x_0 + sigma eps, by the class that says how it is sampled."""
+        """True for a flow model of ComfyUI, x = (1 - sigma) x_0 + sigma eps."""
         patcher = getattr(getattr(self.model, "inner_model", None), "model_patcher", None)
         if patcher is None:
             return False
@@ -74,16 +80,20 @@ class Call(NamedTuple):
 
 
 def _falling(sigmas: Tensor) -> list[float]:
+    """Read the sigmas as a falling list of float64 values."""
     values: list[float] = as_float64(sigmas).tolist() if sigmas.ndim == 1 and sigmas.is_floating_point() else []
     if not values or not all(0 <= v < math.inf for v in values) or any(a < b for a, b in pairwise(values)):
         got = listed(values) if values else f"{tuple(sigmas.shape)} {sigmas.dtype}"
-        raise ValueError(f"sigmas must be (K+1,) of floating point, finite, falling and not negative: got {got}")
+        raise ValueError(f"sigmas must be (K+1,), floating point, finite, falling and not negative: got {got}")
     return values
 
 
 @torch.no_grad()
 def sampled(call: Call, solver: Solver, *, clip: tuple[float, float] | None = None, central: bool = False) -> Tensor:
-    """The sample of a call by a solver; clip, central as of `Stepper`. Of equal sigmas the first counts."""
+    """Run a solver through the levels of a call; of equal sigmas only the first counts.
+
+    `clip` and `central` are those of `Stepper`.
+    """
     sigmas = call.levels()
     places = [i for i, sigma in enumerate(sigmas) if i == 0 or sigma != sigmas[i - 1]]
     call, sigmas = call._replace(sigmas=call.sigmas[places]), [sigmas[i] for i in places]
@@ -103,13 +113,13 @@ def sampled(call: Call, solver: Solver, *, clip: tuple[float, float] | None = No
     stepper = Stepper(
         solver, schedule, timesteps=begun, prediction="x0", clip=clip, central=central, seed=seed, denoise=denoise
     )
-    stepper.plan = replace(stepper.plan, whole=False)  # a host's levels may be a part of a longer run
+    stepper.plan = replace(stepper.plan, whole=False)  # the host's levels may be part of a longer run
     with tqdm(total=len(sigmas) - 1, disable=call.disable) as bar:
         return _Walk(call, stepper, begun, seed).run(bar, times[0])
 
 
 def _schedule(sigmas: list[float], flow: bool) -> Schedule:
-    """The schedule whose times are the host's sigmas."""
+    """Return a schedule whose times are the host's sigmas."""
     if not flow:
         return EDM(sigmas[-1] / 2, sigmas[0] * 2)
     if sigmas[0] > 1:
@@ -120,9 +130,9 @@ def _schedule(sigmas: list[float], flow: bool) -> Schedule:
 
 
 def _on_nodes(solver: DPMSolverV3, schedule: Schedule, sigmas: list[float]) -> tuple[DPMSolverV3, list[float]]:
-    """The solver on this schedule, and the times of its statistics' nodes nearest to the levels.
+    """Return the solver on this schedule and the times of its nodes nearest to the sigmas.
 
-    Curves over log(alpha/sigma) hold for every scale of the state.
+    The statistics are functions of log(alpha/sigma), so they hold for every scale of the state.
     """
     known = replace(solver.statistics, schedule=schedule)
     solver = replace(solver, statistics=known)
@@ -131,48 +141,48 @@ def _on_nodes(solver: DPMSolverV3, schedule: Schedule, sigmas: list[float]) -> t
     if len(nodes) < 2 or nodes[0] < 0 or nodes[-1] > known.N or not bool((nodes.diff() > 0).all()):
         first, last = known.lam[[0, -1]].neg().exp().tolist()
         raise ValueError(
-            f"sigmas must be nearest to different ones, two or more, of the statistics' {known.N + 1} levels "
-            f"sigma/alpha, from {first:.3g} to {last:.3g}: got {listed(sigmas)}"
+            f"sigmas must be two or more, each nearest to another of the statistics' {known.N + 1} levels sigma/alpha, "
+            f"from {first:.3g} to {last:.3g}: got {listed(sigmas)}"
         )
     return solver, solver.times(schedule, sigmas)
 
 
 def _check_network(statistics: EmpiricalModel, model: Model) -> None:
-    """Raise ValueError where no network inside of the model is that of the statistics."""
+    """Raise ValueError if no network inside the model is the one of the statistics."""
     found = list(filter(None, map(fingerprint, _inside(model))))
     if statistics.network is not None and found and statistics.network not in found:
         raise ValueError(
-            f"statistics must be of this network: they are of {statistics.network}, and this is {found[-1]}; measure "
-            "them with gms_fast.statistics.empirical_model"
+            f"statistics must be of this network, {found[-1]}: got those of {statistics.network}; measure them with "
+            "gms_fast.statistics.empirical_model"
         )
 
 
 def _inside(model: object) -> Iterator[Any]:
-    """A model, and those that hosts keep in it."""
+    """Yield a model and the models that hosts wrap in it."""
     while model is not None:
         yield model
         model = getattr(model, "inner_model", getattr(model, "diffusion_model", None))
 
 
 class _Walk:
-    """A stepper on its way through a host's levels; times: those of the levels."""
+    """Run of a stepper through a host's noise levels; `times` are the times of these levels."""
 
     def __init__(self, call: Call, stepper: Stepper, times: list[float], seed: int | Tensor) -> None:
         self.call, self.stepper, self.plan, self.seed = call, stepper, stepper.plan, seed
-        visited = stepper.solver.times(stepper.schedule, times)  # that churn may move
+        visited = stepper.solver.times(stepper.schedule, times)  # churn may move them
         self.places = [times.index(t) for t in visited]
         self.counters = self.plan.counters(counted=False)
         asked = torch.tensor(stepper.network_times, dtype=torch.float64, device="cpu")
         self.asked = asked.to(call.sigmas.dtype).to(call.sigmas.device)
 
     def run(self, bar: tqdm, t: float) -> Tensor:
-        """The sample of a state at time t."""
+        """Return the sample of a state at time t."""
         call, x = self.call, self._raised(t)
         ones = x.new_ones(len(x))
         for index in range(len(self.plan.asked)):
             known = index < self.stepper.solver.known_steps
             output = None if known else call.model(x, self.asked[index] * ones, **(call.extra_args or {}))
-            corrects = self.places[index : index + 2] == self.places[index : index + 1] * 2  # the same level again
+            corrects = self.places[index : index + 2] == self.places[index : index + 1] * 2  # same level: a corrector
             if call.callback is not None and not corrects:
                 call.callback(self._info(index, output, x))
             x = self.stepper.step(index, output, x, noise=self._noise(index))
@@ -180,7 +190,7 @@ class _Walk:
         return x
 
     def _raised(self, t: float) -> Tensor:
-        """The host's state at time t, brought to the first time by noise, if that is later."""
+        """Add noise to the host's state at time t if the solver's first time is later."""
         first = self.plan.asked[0]
         if t == first.t:
             return self.call.x
@@ -191,24 +201,25 @@ class _Walk:
         return (kept * self.call.x + std * z).to(self.call.x.dtype)
 
     def _info(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> dict[str, Any]:
-        """The host's news of a step."""
+        """Build the dict for the host's callback."""
         i, denoised = self.places[index], self.stepper.x0(index, output, x)
         return {"x": x, "i": i, "sigma": self.call.sigmas[i], "sigma_hat": self.asked[index], "denoised": denoised}
 
     def _noise(self, index: int) -> Callable[[], Given] | None:
-        """The source of a step's noise, None for the stepper's own counters."""
+        """Return the source of a step's noise; None for the stepper's own counters."""
         if index == len(self.plan.steps) or (self.call.noise_sampler is None and self.call.s_noise == 1):
             return None
         return partial(self._drawn, index)
 
     def _drawn(self, index: int) -> Tensor:
+        """Draw the noise of a step."""
         sigma, sigma_next = (self.call.sigmas[i] for i in self.places[index : index + 2])
-        if isinstance(self.stepper.solver, (Euler, Heun)):  # churn, from where the step ends
+        if isinstance(self.stepper.solver, (Euler, Heun)):  # churn starts where the step ends
             sigma, sigma_next = sigma_next, self.asked[index + 1]
         return self._normals(sigma, sigma_next, self.counters[index])
 
     def _normals(self, sigma: Tensor, sigma_next: Tensor, counter: int) -> Tensor:
-        """Normals scaled by s_noise, of the host or of a counter."""
+        """Draw normals, from the host or by counter, and scale them by s_noise."""
         call = self.call
         if call.noise_sampler is not None:
             return call.s_noise * a_tensor("noise_sampler's noise", call.noise_sampler(sigma, sigma_next))

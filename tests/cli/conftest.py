@@ -1,4 +1,4 @@
-"""A model and pictures for commands."""
+"""Model and images for commands."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from gms_fast.models.unet import MomentUNet
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """A saved network with small but non-zero moments."""
+    """Saved network with small but non-zero moments."""
     torch.manual_seed(0)
     network = MomentUNet(
         image_size=8, in_channels=1, model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=()

@@ -1,4 +1,4 @@
-"""The command line in general: help, and refusals in one line."""
+"""Command line in general: help, and errors in one line."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Names for what is kept at an early end, and how many of a thing are said to be there."""
+"""Names of partial results, and messages that count them."""
 
 from gms_fast.cli import drawing
 

@@ -1,4 +1,4 @@
-"""The command `edit`: what it reads, draws and writes, how it refuses, and what it keeps at an early end."""
+"""Command `edit`: input, output, errors, and results that are kept after an early end."""
 
 import re
 
@@ -18,7 +18,7 @@ SHORT = ("--model", "digits", "--steps", 2)
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with guides a.png and b.png, and mask.png with a white left half."""
+    """Folder with guides a.png and b.png, and mask.png with a white left half."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "guides").mkdir()
     for name, image in zip("ab", data.load("digits"), strict=False):
@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def masks(monkeypatch):
-    """The masks that `inpaint` is given, and how often it is to take each step."""
+    """Masks and numbers of passes that `inpaint` receives."""
     given, inpaint = [], editing.inpaint
 
     def watched(model, image, mask, *, resample, **same):
@@ -44,7 +44,7 @@ def masks(monkeypatch):
 
 @pytest.fixture
 def paintings(monkeypatch):
-    """The arguments that a stand-in for `editing.paint` is given."""
+    """Arguments that a stand-in for `editing.paint` receives."""
     given = []
 
     def paint(images, *, colours=6, brush=0.1):
@@ -171,7 +171,7 @@ def test_pictures_are_fitted_where_asked(here, capsys):
     assert run(*command, "--resize") == 0
 
 
-# --- what is refused ---
+# --- bad input ---
 
 SAMPLE = ("guides/a.png", *SHORT)
 
@@ -190,8 +190,8 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke", *SAMPLE, "--out", "no/x.png"), "there is no folder no"),
         (("stroke", *SAMPLE, "--out", "no/x"), "there is no folder no"),
         (("stroke", *SAMPLE, "--out", "file"), "--out file is a file: a folder is wanted"),
-        (("stroke", *SAMPLE, "--out", "guides"), "--out must not replace a picture that is read: got guides/a.png"),
-        (("stroke", "guides/a.png", "other/a.png", *SHORT, "--out", "y"), "a.png is there twice"),
+        (("stroke", *SAMPLE, "--out", "guides"), "--out must not replace an input picture: got guides/a.png"),
+        (("stroke", "guides/a.png", "other/a.png", *SHORT, "--out", "y"), "got a.png twice"),
         (("stroke", *SAMPLE, "--strength", "2"), "strength must lie in [0, 1]"),
         (("stroke", *SAMPLE, "--strength", "most"), "strength must be a number in [0, 1]"),
         (("stroke", *SAMPLE, "--strength", "t=5000"), "strength must be a whole time from"),
@@ -200,21 +200,21 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke", *SAMPLE, "--model", "gone"), "nothing is at gone"),
         (("stroke", *SAMPLE, "--device", "toaster"), "got 'toaster'"),
         (("stroke", *SAMPLE, "--repeats", 0), "--repeats: must be an integer of at least 1: got '0'"),
-        (("stroke", *SAMPLE, "--brush", "0.2"), "--brush must come with --paint"),
+        (("stroke", *SAMPLE, "--brush", "0.2"), "--brush must be given together with --paint"),
         (("stroke", *SAMPLE, "--labels", "1"), "--labels must be given for a network with classes"),
-        (("stroke", *SAMPLE, "--guidance", "nan"), "--guidance: must be a number that is finite: got 'nan'"),
+        (("stroke", *SAMPLE, "--guidance", "nan"), "--guidance: must be a finite number: got 'nan'"),
         (("stroke", *SAMPLE, "--guidance", "2"), "--guidance and --unconditional must be given together"),
-        (("stroke", *SAMPLE, "--guidance", "2", "--unconditional", "3"), "--guidance must be of a network that asks"),
+        (("stroke", *SAMPLE, "--guidance", "2", "--unconditional", "3"), "--guidance needs a network with classes"),
         (("inpaint", *SAMPLE), "--mask"),
         (("inpaint", *SAMPLE, "--mask", "gone.png"), "No such file or directory: gone.png"),
         (("inpaint", *SAMPLE, "--mask", "white.png"), "--mask must be black or grey somewhere"),
         (("inpaint", *SAMPLE, "--mask", "black.png"), "--mask must be white or grey somewhere"),
         (("inpaint", *SAMPLE, "--mask", "colour.png"), "colour.png cannot be read: it must be greyscale"),
-        (("inpaint", *SAMPLE, "--mask", "mask.png", "--out", "mask.png"), "--out must not replace a picture"),
+        (("inpaint", *SAMPLE, "--mask", "mask.png", "--out", "mask.png"), "--out must not replace an input"),
         (("invert", *SAMPLE, "--noise", "x.npy"), "--noise must end in .npz: got x.npy"),
         (("invert", *SAMPLE, "--noise", "old.npz"), "--noise old.npz exists: choose another file or add --force"),
         (("invert", *SAMPLE, "--n", "2"), "--n"),
-        (("invert", *SAMPLE, "--solver", "gms"), "solver must be one that can be inverted"),
+        (("invert", *SAMPLE, "--solver", "gms"), "solver must be invertible"),
         (("interpolate", "guides", *SHORT, "--n", "1"), "--n: must be an integer of at least 2: got '1'"),
     ],
 )
@@ -261,7 +261,7 @@ def test_folder_keeps_what_is_not_of_the_command(here):
 
 @pytest.mark.parametrize("calls", [5, 8])
 def test_results_that_are_finished_are_kept(here, capsys, monkeypatch, calls):
-    """Three calls of the network a batch of two; two batches of three."""
+    """Three network calls per batch of two; two batches of three."""
     command = ("edit", "stroke", "guides", *SHORT, "--n", 3, "--batch-size", 2, "--out")
     assert run(*command, "whole") == 0
     capsys.readouterr()
@@ -296,7 +296,7 @@ def test_nothing_is_left_where_nothing_is_finished(here, capsys, monkeypatch):
 
 
 def test_noise_of_finished_pictures_is_kept(here, capsys, monkeypatch):
-    """Six calls of the network a picture, three on either way."""
+    """Six network calls per picture, three in each direction."""
     command = ("edit", "invert", "guides", *SHORT, "--batch-size", 1, "--noise", "x.npz", "--out", "x.png")
     for more, kept in (((), "x.npz"), (("--force",), "x.part.npz")):
         with monkeypatch.context() as patch:
@@ -327,7 +327,7 @@ def test_a_batch_that_is_too_large_is_named(here, capsys, monkeypatch):
 
 @pytest.fixture
 def conditions(monkeypatch):
-    """The models and classes that edits are given, of a network that asks for them."""
+    """Models and classes that edits receive, for a network with classes."""
     given, stroke, plain, model = [], editing.stroke, gms_fast.load("digits"), gms_fast.load("digits")
     model.needed = ("class_labels",)
 

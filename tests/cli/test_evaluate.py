@@ -1,4 +1,4 @@
-"""The command `evaluate`."""
+"""Command `evaluate`."""
 
 import pytest
 from commands import refusal, run
@@ -44,7 +44,7 @@ def test_evaluate_force_deletes_its_own_files_only(tmp_path, capsys):
     for mine in (out / "holiday.png", out / "samples" / "thesis.txt"):
         mine.write_text("mine")
     capsys.readouterr()
-    assert "holds no settings.json" in refusal(capsys, *command, "--force")  # it will not work among other files
+    assert "holds no settings.json" in refusal(capsys, *command, "--force")  # never among other files
     assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["holiday.png", "thesis.txt"]
 
 

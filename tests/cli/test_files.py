@@ -1,4 +1,4 @@
-"""Files of every command: two runs on one output, a full disk, folders that cannot be written to, and going on."""
+"""Files of every command: concurrent runs, full disks, unwritable folders, and resuming."""
 
 import os
 import resource
@@ -19,13 +19,13 @@ from gms_fast.models import MomentUNet
 from gms_fast.statistics import load_gaussian
 from gms_fast.storage import locks
 
-FOLDERS = ("train", "train-heads", "search", "evaluate", "edit into a folder")  # that write to a folder
+FOLDERS = ("train", "train-heads", "search", "evaluate", "edit into a folder")  # commands that write to a folder
 PREPARED = ["guides", "tiny", "x.npy"]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The folder that commands run in, with a model and data for them."""
+    """Working folder of commands, with a model and data."""
     kills._prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -181,7 +181,7 @@ def test_evaluate_replaces_records_that_are_damaged(here, capsys):
 
 def test_samples_drawn_for_statistics_are_not_drawn_again(here, capsys, monkeypatch):
     forward, calls = MomentUNet.forward, []
-    batch = statistics.STEPS + 1  # calls
+    batch = statistics.STEPS + 1  # network calls
 
     def counted(*args):
         calls.append(1)

@@ -1,4 +1,4 @@
-"""The command `generate`: what it writes and prints, how it goes on, and how it refuses."""
+"""Command `generate`: files, output, resuming, and errors."""
 
 import os
 import re
@@ -24,7 +24,7 @@ NAMES = ["000000000-000000003.npz", "000000004-000000006.npz"]
 
 @pytest.fixture
 def command(model, tmp_path):
-    """Seven images, two at a time, four in a shard: four calls of the network for each two."""
+    """Seven images, two at a time, four in a shard: four network calls per two images."""
     small = ("--n", 7, "--batch-size", 2, "--shard-size", 4, "--steps", 3, "--seed", 3, "--device", "cpu")
     return ("generate", "--model", model, *small, "--out", tmp_path / "out")
 
@@ -100,13 +100,13 @@ def test_broken_shard_is_made_anew(tmp_path, capsys, command):
     assert run(*command) == 0
     before = kills.content(tmp_path / "out")
     (tmp_path / "out" / NAMES[1]).write_bytes(b"half")
-    with pytest.warns(UserWarning, match="is made anew"):
+    with pytest.warns(UserWarning, match="it will be drawn again"):
         assert run(*command) == 0
     assert kills.content(tmp_path / "out") == before
 
 
 def test_model_that_changed_in_between_is_refused_until_told(tmp_path, capsys):
-    """Its folder is the same, and what is in it is not."""
+    """Change the weights in the same folder."""
     io.save(kills.tiny(), tmp_path / "m")
     command = ("generate", "--model", tmp_path / "m", "--n", 3, "--steps", 2, "--out", tmp_path / "out")
     assert run(*command) == 0
@@ -145,7 +145,7 @@ def test_another_run_is_refused_in_one_line(capsys, command, options, named):
     ("options", "named"),
     [
         (("--shard", "3/2"), "shard must be K/N with K from 1 to N, as 3/8: got '3/2'"),
-        (("--shard", "1/9"), "shard must be of at most 2, one for each shard file: got 1/9"),
+        (("--shard", "1/9"), "shard must have N at most 2, the number of shard files: got 1/9"),
         (("--shard-size", 3), "shard_size must be a multiple of batch_size = 2: got 3"),
         (("--n", 0), "--n: must be an integer of at least 1: got '0'"),
         (("--form", "gif"), "--form"),
@@ -153,7 +153,7 @@ def test_another_run_is_refused_in_one_line(capsys, command, options, named):
         (("--verify", 0), "verify must be a share of the samples"),
         (("--verify", "nan"), "--verify"),
         (("--verify", "--force"), "not allowed with"),
-        (("--labels", "1,2"), "--labels must be given for a network with classes, and for no other"),
+        (("--labels", "1,2"), "--labels must be given for a network with classes, and only then"),
         (("--labels", "cat"), "--labels"),
         (("--model", "gone"), "nothing is at gone"),
         (("--solver", "magic"), "magic"),
@@ -185,7 +185,7 @@ def test_files_of_others_are_never_touched(tmp_path, capsys, command):
     assert run(*command) == 0
     (tmp_path / "thesis.tex").rename(out / "thesis.tex")
     capsys.readouterr()
-    assert "holds files of others (thesis.tex): choose another folder, or move them" in refusal(capsys, *command)
+    assert "holds other files (thesis.tex): choose another folder, or move them" in refusal(capsys, *command)
     assert (out / "thesis.tex").read_text() == "mine"
     assert len(os.listdir(out)) == 4
 
@@ -195,7 +195,7 @@ def test_force_is_for_one_process(tmp_path, capsys, monkeypatch, command):
     before = kills.content(tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
     capsys.readouterr()
-    assert "(--force) is for one process" in refusal(capsys, *command, "--force")
+    assert "(--force) must not be given under torchrun" in refusal(capsys, *command, "--force")
     assert kills.content(tmp_path / "out") == before
 
 
@@ -225,7 +225,7 @@ def test_images_take_turns_through_labels(tmp_path, capsys, monkeypatch):
 
 
 def test_full_disk_is_one_line_and_the_command_goes_on(tmp_path, command):
-    """A limit to the size of files stands for the disk: less than the settings, and less than a shard."""
+    """Limit the size of files below the settings, and below a shard."""
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))\n"
     code = f"{limited}import sys; from gms_fast.cli import main; sys.exit(main(sys.argv[1:]))"
     out, command = tmp_path / "out", (*command, "--n", 32, "--shard-size", 16)

@@ -1,4 +1,4 @@
-"""Masks as files have them."""
+"""Masks read from files."""
 
 import numpy as np
 import pytest

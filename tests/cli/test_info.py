@@ -1,4 +1,4 @@
-"""The command `info`."""
+"""Command `info`."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Common parts of the commands that train: their options, and ranks of torchrun that act as one command."""
+"""Commands that train: common options, and ranks of torchrun that act as one command."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def played(folder):
-    """Words and ends of two ranks of `train`, by scene: (status, stdout, stderr) of each."""
+    """Output and exit codes of two ranks of `train`, by scene: (status, stdout, stderr) of each."""
     with locked_folder(folder / "held"):
         scenes = ("trained", "trained_again", "trained_where_somebody_is", "trained_until_a_signal")
         return two_ranks.played(scenes, folder)
@@ -41,7 +41,7 @@ def whole(folder):
 
 
 def assert_near(got, want):
-    """Compare answers; ten steps leave hundreds of roundings to each."""
+    """Compare results; ten steps leave hundreds of roundings in each."""
     for found, wanted in zip(outputs(got), outputs(want), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
@@ -56,7 +56,7 @@ def test_ranks_make_one_model_and_say_so_once(folder, played, whole):
 
 
 def test_ranks_are_refused_in_a_line_each(folder, played):
-    said = f"error: --out {folder / 'run'} is not empty: add --resume to continue it or --force to start anew\n"
+    said = f"error: --out {folder / 'run'} is not empty: add --resume to continue it or --force to start again\n"
     assert played["trained_again"] == [[2, "", f"gms-fast: {said}"], [2, "", f"gms-fast: rank 1: {said}"]]
 
 
@@ -73,7 +73,7 @@ def test_signal_to_a_rank_is_told_by_the_first_and_leaves_a_checkpoint(folder, p
 
 @pytest.mark.parametrize("options", [("--micro-batch", 2), ("--micro-batch", 2, "--resume")])
 def test_rows_at_a_time_change_the_rounding_alone(tmp_path, folder, whole, options):
-    assert_near(alone(folder, tmp_path / "run", *options), whole)  # --resume takes a new folder too
+    assert_near(alone(folder, tmp_path / "run", *options), whole)  # --resume accepts a new folder too
 
 
 def test_rows_at_a_time_are_at_least_one(tmp_path, capsys, folder):

@@ -1,4 +1,4 @@
-"""Samples that are there: `evaluate --samples`, and references of `statistics --features`."""
+"""Existing samples: `evaluate --samples`, and references of `statistics --features`."""
 
 import json
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 
 
 class Wide(torch.nn.Module):
-    """As many features as Inception's pool3, of a picture."""
+    """Features of an image, as many as Inception's pool3 has."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1).repeat(1, 32)
@@ -24,7 +24,7 @@ class Wide(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Shards of digits with some noise, a reference of digits, and networks in files."""
+    """Shards of noisy digits, a reference of digits, and networks in files."""
     made = tmp_path_factory.mktemp("measured")
     noisy = data.load("digits") + 0.3 * torch.randn(1797, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     pixels = ((noisy.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
@@ -92,9 +92,7 @@ def test_only_what_the_user_says_is_inceptions_is_called_fid(folder, capsys, mon
     assert measured._called(True, "inception", 50_000) == "FID"
     assert measured._called(True, "inception", 10_000) == "FID of 10,000 samples"
     command = ("evaluate", "--samples", folder / "drawn", "--reference", "digits", "--inception", "--features")
-    assert "--inception must be said of 2048 features, those of its pool3: got 64" in refusal(
-        capsys, *command, "digits"
-    )
+    assert "--inception needs the 2048 features of Inception's pool3: got 64" in refusal(capsys, *command, "digits")
     monkeypatch.setattr(measured, "INCEPTION", 64)
     assert run(*command, "digits") == 0
     assert "\nFID of 1,797 samples: " in capsys.readouterr().out
@@ -108,10 +106,10 @@ def test_only_what_the_user_says_is_inceptions_is_called_fid(folder, capsys, mon
         (("--features", "digits", "--feature-input", "uint8"), "input and channels must not be given with digits"),
         (("--features", "inception"), "features must be pixels, mnist5k, digits, cifar10, "),
         ((), "--features must be given, unless --samples and --reference are both .safetensors files"),
-        (("--features", "digits", "--steps", "5"), "--steps does not go with --samples"),
-        (("--features", "digits", "--n", "50"), "--n does not go with --samples"),
-        (("--features", "digits", "--model", "digits"), "--model does not go with --samples"),
-        (("--features", "digits", "--resume"), "--resume does not go with --samples"),
+        (("--features", "digits", "--steps", "5"), "--steps must not be given with --samples"),
+        (("--features", "digits", "--n", "50"), "--n must not be given with --samples"),
+        (("--features", "digits", "--model", "digits"), "--model must not be given with --samples"),
+        (("--features", "digits", "--resume"), "--resume must not be given with --samples"),
         (("--features", "digits", "--out", "x.txt"), "--out must end in .json: got x.txt"),
         (("--features", "digits", "--samples", "gone"), "data must be one of digits, mnist5k, "),
         (("--features", "digits", "--reference", "gone.safetensors"), "no statistics at gone.safetensors"),
@@ -125,18 +123,18 @@ def test_bad_input_is_refused_in_one_line(folder, capsys, options, named):
 def test_options_of_the_other_mode_are_refused(folder, tmp_path, capsys):
     assert "--reference must be given with --samples" in refusal(capsys, "evaluate", "--samples", folder / "drawn")
     for option in ("--reference", "--feature-input", "--device"):
-        assert f"{option} does not go without --samples" in refusal(
+        assert f"{option} must not be given without --samples" in refusal(
             capsys, "evaluate", option, "cpu", "--out", tmp_path / "x"
         )
-    assert "--out must be given for a model" in refusal(capsys, "evaluate", "--steps", "2")
+    assert "--out must be given to evaluate a model" in refusal(capsys, "evaluate", "--steps", "2")
     out = ("--out", tmp_path / "x.safetensors")
     for options in (("--gaussian",), ("--seed", "0"), ("--resume",), ("--nodes", "3"), ("--model", "mnist")):
-        named = f"{options[0]} does not go with --features"
+        named = f"{options[0]} must not be given with --features"
         assert named in refusal(capsys, "statistics", "--features", "pixels", "--data", "digits", *out, *options)
     assert "--data must be given with --features" in refusal(capsys, "statistics", "--features", "pixels", *out)
-    named = "--feature-input does not go without --features"
+    named = "--feature-input must not be given without --features"
     assert named in refusal(capsys, "statistics", "--feature-input", "uint8", *out)
-    named = "--feature-channels does not go with --gaussian"
+    named = "--feature-channels must not be given with --gaussian"
     assert named in refusal(capsys, "statistics", "--gaussian", "--feature-channels", "3", *out)
     assert not (tmp_path / "x.safetensors").exists()
 

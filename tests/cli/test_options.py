@@ -10,7 +10,7 @@ from gms_fast.cli import options
 def test_numbers_are_finite():
     assert options.finite("-2.5") == -2.5
     for text in ("nan", "inf", "-inf", "many", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"must be a number that is finite: got '{text}'"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"must be a finite number: got '{text}'"):
             options.finite(text)
 
 

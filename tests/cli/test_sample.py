@@ -1,4 +1,4 @@
-"""The command `sample`: what it writes, what it prints, and how it refuses."""
+"""Command `sample`: files, output, and errors."""
 
 import re
 
@@ -49,7 +49,7 @@ def test_sample_does_not_depend_on_the_batch_size_but_on_the_seed(tmp_path, caps
 
 @pytest.mark.parametrize(("calls", "done"), [(4, 2), (11, 4)])
 def test_sample_interrupted_keeps_the_batches_that_are_finished(tmp_path, capsys, monkeypatch, model, calls, done):
-    """Four calls of the network a batch, two images in each but the last."""
+    """Four network calls per batch, two images in each but the last."""
     whole, out = drawn(tmp_path, model, "--batch-size", 2, "--seed", 3)["images"], tmp_path / "cut.npz"
     command = ("sample", "--model", model, "--steps", 3, "--n", 5, "--batch-size", 2, "--seed", 3, "--out", out)
     capsys.readouterr()
@@ -152,9 +152,9 @@ def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
         (("--out", "x.gif"), "--out must end in .png or .npz: got x.gif"),
         (("--out", "gone/x.png"), "there is no folder gone"),
         (("--device", "toaster"), "got 'toaster'"),
-        (("--device", "cuda:99"), "--device cuda:99 is not there"),
-        (("--device", "hpu"), "--device hpu is not there: torch "),
-        (("--device", "meta"), "--device must be one whose tensors hold numbers: got 'meta'"),
+        (("--device", "cuda:99"), "--device cuda:99 is not available"),
+        (("--device", "hpu"), "--device hpu is not available: torch "),
+        (("--device", "meta"), "--device must not be meta, whose tensors hold no numbers: got 'meta'"),
         (("--model", "gone"), "nothing is at gone"),
         (("--solver", "magic"), "magic"),
         (("--solver", "ddim:statistics=mnist"), "has no option statistics: ddim takes eta"),

@@ -1,4 +1,4 @@
-"""The command `search`."""
+"""Command `search`."""
 
 import re
 

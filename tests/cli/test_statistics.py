@@ -1,4 +1,4 @@
-"""The command `statistics`."""
+"""Command `statistics`."""
 
 import numpy as np
 import pytest
@@ -77,16 +77,16 @@ def test_command_measures_the_gaussian_of_data_and_of_samples(saved, tmp_path, c
     assert main([*options, "--samples", "5", "--out", str(out)]) == 2
     assert "already exists; delete it or choose another file" in capsys.readouterr().err
     assert main([*options, "--samples", "5", "--batch-size", "2", "--out", str(out), "--force"]) == 0
-    x = gms_fast.sample(io.load(saved / "tiny"), 20, solver="dpm-solver++", n=5, batch_size=2)  # rounds as it does
+    x = gms_fast.sample(io.load(saved / "tiny"), 20, solver="dpm-solver++", n=5, batch_size=2)  # rounds in the same way
     torch.testing.assert_close(Gaussian.load(out).mean, x.double().mean(0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--gaussian", "--nodes", "3"), "--nodes does not go with --gaussian"),
-        (("--rank", "3"), "--rank does not go without --gaussian"),
-        ((), "--data must say what the model was trained on"),
+        (("--gaussian", "--nodes", "3"), "--nodes must not be given with --gaussian"),
+        (("--rank", "3"), "--rank must not be given without --gaussian"),
+        ((), "--data must name the training data of the model"),
         (("--gaussian", "--data", "digits", "--rank", "65"), "rank must be at most 64"),
     ],
 )

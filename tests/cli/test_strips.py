@@ -1,4 +1,4 @@
-"""Files of `edit`: those of the user stay, and what can not be written is refused, or what can be is said."""
+"""Files of `edit`: the user's files stay; files that cannot be written are errors."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SHORT = ("--model", "digits", "--steps", 2)
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the guides 0.png and 1.png."""
+    """Folder with the guides 0.png and 1.png."""
     monkeypatch.chdir(tmp_path)
     for i, image in enumerate(data.load("digits")[:2]):
         images.save_image(image, f"{i}.png")
@@ -32,7 +32,7 @@ def stays(before, folder):
     return sorted(after.keys() - before.keys())
 
 
-# --- files of the user ---
+# --- the user's files ---
 
 
 def test_pictures_named_as_parts_stay(here):
@@ -73,11 +73,11 @@ def test_noise_replaces_no_picture(here, capsys):
     (here / "0.npz").write_bytes((here / "0.png").read_bytes())
     before = contents(here)
     said = refusal(capsys, "edit", "invert", "0.npz", *SHORT, "--noise", "0.npz", "--force")
-    assert "--noise must not replace a picture that is read: got 0.npz" in said
+    assert "--noise must not replace an input picture: got 0.npz" in said
     assert stays(before, here) == []
 
 
-# --- what cannot be written ---
+# --- write errors ---
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_noise_replaces_no_picture(here, capsys):
     [
         (("invert", "0.png", "--noise", "n.npz"), "--noise n.npz is a folder: a file is wanted"),
         (("invert", "0.png", "--noise", "/proc/x.npz"), "/proc/x.npz"),
-        (("stroke", "0.png", "--out", "f1"), "--out: f1/0.png is a folder, and a picture is to be written there"),
-        (("stroke", "0.png", "--out", "x.v2"), "got x.v2 (a name with another ending is taken for a file: for"),
+        (("stroke", "0.png", "--out", "f1"), "--out: f1/0.png is a folder, but a picture must be written there"),
+        (("stroke", "0.png", "--out", "x.v2"), "got x.v2 (a name with a suffix means a file; create the folder first"),
     ],
 )
 def test_places_that_cannot_be_written_are_refused_before_anything_is_drawn(here, capsys, monkeypatch, words, named):

@@ -1,4 +1,4 @@
-"""The command `train`."""
+"""Command `train`."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_train_refuses_before_the_first_step_a_place_where_the_model_cannot_go(t
         (("--model-channels", "33"), "model_channels must be a multiple of 32: got 33"),
         (("--channel-mult", "1,1,1,1,1"), "divisible by 16 for 5 levels: got 8"),
         (("--channel-mult", ""), "--channel-mult must have at least one number"),
-        (("--device", "cuda:99"), "--device cuda:99 is not there"),
+        (("--device", "cuda:99"), "--device cuda:99 is not available"),
     ],
 )
 def test_train_refuses_bad_input_in_one_line(tmp_path, capsys, pictures, options, named):
@@ -159,7 +159,7 @@ def test_train_with_labels_makes_a_network_with_classes(tmp_path, capsys, pictur
 
 def test_train_refuses_labels_that_do_not_fit(tmp_path, capsys, pictures, classes):
     command = ("train", "--data", pictures, "--out", tmp_path / "run", *SHORT)
-    assert "--label-dropout does not go without --labels" in refusal(capsys, *command, "--label-dropout", 0.1)
+    assert "--label-dropout must not be given without --labels" in refusal(capsys, *command, "--label-dropout", 0.1)
     said = refusal(capsys, *command, "--labels", classes, "--label-dropout", 1)
     assert "label_dropout must lie in [0, 1): got 1.0" in said
     np.save(classes, np.arange(4))

@@ -1,4 +1,4 @@
-"""The command `train-heads`."""
+"""Command `train-heads`."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ COLOURS = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "norm_num_grou
 
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory):
-    """A saved `MomentUNet` without heads."""
+    """Saved `MomentUNet` without heads."""
     torch.manual_seed(0)
     size = {"image_size": 8, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
     path = tmp_path_factory.mktemp("networks") / "unet"
@@ -35,7 +35,7 @@ def unet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """A saved pipeline of diffusers, of pictures of three colours."""
+    """Saved diffusers pipeline of RGB images."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
@@ -47,7 +47,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dit(tmp_path_factory):
-    """A transformer for classes and its scheduler, as a pipeline keeps them, without the other parts."""
+    """Transformer for classes and its scheduler, saved as a part of a pipeline."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     options = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "num_embeds_ada_norm": 10}
@@ -81,7 +81,7 @@ def assert_identical(got, want):
     assert [name for name in want if not torch.equal(got[name], want[name])] == []
 
 
-# --- what is made ---
+# --- results ---
 
 
 def test_heads_of_a_saved_unet_draw(tmp_path, capsys, unet, pictures):
@@ -119,7 +119,7 @@ def test_heads_of_a_network_with_classes_are_trained_on_labels(tmp_path, capsys,
     out = tmp_path / "run"
     command = ("train-heads", "--network", dit, "--data", colours, "--out", out, *SHORT)
     assert "--labels must be given for a network with classes" in refusal(capsys, *command)
-    assert "this asks for class_labels" in refusal(capsys, *command)
+    assert "this one needs class_labels" in refusal(capsys, *command)
     assert not out.exists()
     assert run(*command, "--labels", classes) == 0
     model = io.load(out / "model")
@@ -144,12 +144,12 @@ def test_images_of_classes_take_turns(tmp_path, capsys, dit, colours, classes):
     wanted = gms_fast.sample(model, 2, n=5, condition={"class_labels": labels}).clamp(-1, 1)
     torch.testing.assert_close(drawn, wanted)
     capsys.readouterr()
-    assert "for no other: this asks for no condition" in refusal(
+    assert "only then: this one needs no condition" in refusal(
         capsys, "sample", "--model", "digits", "--labels", "1", "--out", tmp_path / "y.png"
     )
 
 
-# --- stopping and going on ---
+# --- interruption and resuming ---
 
 
 def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, unet, pictures, monkeypatch):
@@ -166,7 +166,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, unet, pict
         patch.setattr(loop._Step, "__call__", interrupted)
         assert run(*cut) == 130
     assert capsys.readouterr().err == "gms-fast: interrupted; the same command with --resume goes on from there\n"
-    assert "add --resume to continue it or --force to start anew" in refusal(capsys, *cut)
+    assert "add --resume to continue it or --force to start again" in refusal(capsys, *cut)
     assert checkpoint.read(tmp_path / "cut" / "heads" / "checkpoint.pt")["step"] == 1
     assert run(*cut, "--resume") == 0
     assert run(*command, "--out", tmp_path / "whole", *SHORT) == 0
@@ -188,7 +188,7 @@ def test_force_deletes_its_own_files_only(tmp_path, unet, pictures):
     assert any(not torch.equal(first[name], value) for name, value in weights(out / "model").items())
 
 
-# --- what is refused ---
+# --- bad input ---
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_force_deletes_its_own_files_only(tmp_path, unet, pictures):
         (("--lr", "0"), "lr must be positive"),
         (("--data", "gone.npy"), "gone.npy does not exist"),
         (("--network", "gone"), "nothing is at gone"),
-        (("--labels", "CLASSES"), "--labels must be given for a network with classes, and for no other: this asks for"),
+        (("--labels", "CLASSES"), "--labels must be given for a network with classes, and only then: this one needs"),
         (("--labels", "gone.npy"), "labels file gone.npy does not exist"),
         (("--features", "middle"), "features must be the name of a module of MomentUNet"),
         (("--features", "time_embed"), "features must be"),
@@ -205,7 +205,7 @@ def test_force_deletes_its_own_files_only(tmp_path, unet, pictures):
         (("--schedule", "spiral"), "schedule must be one of"),
         (("--data-std", "0"), "data_std must be"),
         (("--mixed-precision", "fp8"), "argument --mixed-precision: invalid choice"),
-        (("--device", "cuda:99"), "--device cuda:99 is not there"),
+        (("--device", "cuda:99"), "--device cuda:99 is not available"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(tmp_path, capsys, unet, pictures, classes, options, named):

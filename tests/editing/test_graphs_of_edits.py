@@ -1,4 +1,4 @@
-"""Edits in one graph: under torch.compile, and captured by `graphed`, from played graphs or on a GPU."""
+"""Edits in one graph: under torch.compile and with `graphed`, replayed or on a GPU."""
 
 import played_graphs
 import pytest
@@ -16,7 +16,7 @@ LOWER = torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 4).contiguous()
 
 
 class Net(torch.nn.Module):
-    """Moments of pictures."""
+    """Network that returns moments of images."""
 
     sample_shape, schedule, moments, clip = (1, 4, 4), VPLinear(), "central", (-1.0, 1.0)
 
@@ -54,14 +54,14 @@ def test_edits_compile_into_one_graph(name, fresh_compiler):
 
 @pytest.fixture(params=["played", pytest.param("cuda", marks=GPU)])
 def place(request, monkeypatch):
-    """A device that has graphs."""
+    """Device that supports graphs."""
     if request.param == "played":
         played_graphs.play(monkeypatch)
     return torch.device("cuda" if request.param == "cuda" else "cpu")
 
 
 def captured(place):
-    """(arguments, other x_T) of a graph for each kind of edit."""
+    """Arguments and another x_T of a graph, for each kind of edit."""
     net, x = Net().to(place), PICTURES.to(place)
     times = editing.timesteps(net, 3, strength=0.5)
     guides = [editing.noised(net, x, strength=0.5, seed=seed) for seed in (0, 1)]

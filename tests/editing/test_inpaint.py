@@ -1,4 +1,4 @@
-"""Inpainting: the conditional law of Gaussian data, known pixels to the bit, and masks of all kinds."""
+"""Inpainting: the conditional law of Gaussian data, exact known pixels, all kinds of masks."""
 
 import math
 
@@ -38,7 +38,7 @@ def toy(**attributes):
 
 
 def unknown_part(schedule, resample, n):
-    """Errors of mean and covariance, in standard errors, of what is drawn by exact steps below the known half."""
+    """Errors of mean and covariance, in standard errors, of exact steps below the known half."""
     solver = solvers.GMS(covariance=gaussian_field.LAW, switch=0, clip_pixel=None)
     x = editing.inpaint(Field(schedule=schedule), PICTURE, LOWER, n=n, steps=50, resample=resample, solver=solver)
     free = LOWER.flatten().bool()
@@ -48,8 +48,11 @@ def unknown_part(schedule, resample, n):
 
 @pytest.mark.parametrize("schedule", [schedules.VPLinear(), schedules.EDM()], ids=repr)
 def test_unknown_pixels_have_the_law_that_known_ones_give_them(schedule):
-    """Without the way back they do not: what is known is noised anew at every level, and comes too late."""
-    assert max(unknown_part(schedule, 10, 400)) < 4.5  # standard errors, of 8 means and 36 covariances
+    """Compare with the exact conditional law, which needs repeated steps.
+
+    Without the return to the step's start the law is missed: known pixels are noised anew at every level, too late.
+    """
+    assert max(unknown_part(schedule, 10, 400)) < 4.5  # standard errors of 8 means and 36 covariances
     assert max(unknown_part(schedule, 1, 400)) > 4.5
 
 
@@ -73,7 +76,7 @@ def test_known_pixels_come_back_to_the_bit(solver, resample):
 
 @pytest.mark.parametrize("solver", ["ddim", "er-sde", "heun", "gms"])
 def test_calls_of_the_network(solver):
-    """Every step r times, and once the last call."""
+    """Expect r evaluations per step, and one final evaluation."""
     plain, built = toy(), solvers.build(solver)
     editing.inpaint(plain, PICTURES, LOWER, steps=4, solver=solver)
     calls = built.calls(plain.schedule, built.times(plain.schedule, 4))
@@ -84,7 +87,7 @@ def test_calls_of_the_network(solver):
 
 
 def test_soft_masks_are_strengths():
-    """A pixel of mask m is known at noise levels above that of strength m, and free below."""
+    """Check that a pixel of mask m is known above the noise level of strength m and free below."""
     seen = []
     model = Model(lambda x, t: seen.append((float(t[0]), x)) or 0 * x, sample_shape=(1, 1, 3), clip=None)
     image = torch.full((2000, 1, 1, 3), 5.0)
@@ -122,7 +125,7 @@ def test_masks_of_all_shapes():
 
 
 def test_a_large_mask_is_shrunk_to_latents():
-    """A latent is known where all of its pixels are."""
+    """Check that a latent is known where all of its pixels are."""
     large = torch.zeros(32, 24)
     large[8, 5] = 1
     large[31, 23] = 0.5
@@ -146,13 +149,13 @@ def test_data_that_are_no_pictures():
 
 BAD = {
     "everything": (torch.ones(4, 4), ValueError, "mask must not be 1 everywhere: nothing would be known"),
-    "nothing": (torch.zeros(4, 4), ValueError, "mask must not be 0 everywhere: nothing would be made anew"),
+    "nothing": (torch.zeros(4, 4), ValueError, "mask must not be 0 everywhere: nothing would be redrawn"),
     "one of several": (
         torch.stack([LOWER, LOWER, 0 * LOWER])[:, None], ValueError, "mask of sample 2 must not be 0 everywhere",
     ),
-    "range": (2 * LOWER, ValueError, r"mask must lie in \[0, 1\], 1 where the picture is made anew: got 0 .. 2"),
+    "range": (2 * LOWER, ValueError, r"mask must lie in \[0, 1\], 1 where the image is redrawn: got 0 .. 2"),
     "nan": (LOWER / 0, ValueError, r"mask must lie in \[0, 1\]"),
-    "size": (torch.ones(3, 4), ValueError, r"mask must be \(4, 4\), \(1, 4, 4\) or \(3, 1, 4, 4\), or so many times"),
+    "size": (torch.ones(3, 4), ValueError, r"mask must be \(4, 4\), \(1, 4, 4\) or \(3, 1, 4, 4\), or a whole"),
     "channels": (torch.ones(3, 3, 4, 4), ValueError, r"mask must be .*: got \(3, 3, 4, 4\)"),
     "rows": (torch.ones(2, 1, 4, 4), ValueError, r"mask must be .*: got \(2, 1, 4, 4\)"),
     "one number": (torch.tensor(1.0), ValueError, r"mask must be .*: got \(\)"),
@@ -191,19 +194,21 @@ def test_seeds_decide():
 
 
 def test_what_a_seed_drew_is_made_anew_with_new_noise():
-    """Else the network would draw again what was there."""
+    """Check that the edit's noise differs from the noise that drew the image."""
 
     model = Field(schedule=schedules.VPLinear())
     drawn = gms_fast.sample(model, 10, n=300, seed=1, solver="ddpm", dtype=torch.float64)
     again = editing.inpaint(model, drawn, LOWER, steps=10, seed=1, solver="ddpm")
     parts = torch.stack([drawn[:, 0, 3, 3], again[:, 0, 3, 3]])
-    assert abs(float(torch.corrcoef(parts)[0, 1])) < 0.5 + 4 / math.sqrt(300)  # by the known half alone, not by noise
+    assert abs(float(torch.corrcoef(parts)[0, 1])) < 0.5 + 4 / math.sqrt(
+        300
+    )  # from the known half only, not from noise
 
 
 @pytest.mark.parametrize("resample", [1, 3])
 @pytest.mark.parametrize("then", ["ddim", "heun", "ddpm", "dpm-solver++", "er-sde"])
 def test_runs_may_begin_without_signal(then, resample):
-    """Flow matching from t = 1, and zero terminal SNR."""
+    """Start from flow matching at t = 1 and from zero terminal SNR."""
     betas = torch.linspace(1e-3, 0.1, 50).double()
     betas[-1] = 1
     for schedule in (schedules.Flow(), schedules.Flow(shift=3.0), schedules.VP(betas)):
@@ -215,7 +220,7 @@ def test_runs_may_begin_without_signal(then, resample):
 
 
 def test_a_little_softness_changes_little():
-    """Below the least share that is visited it is what the last call makes of the least noise."""
+    """Below the smallest share of the run, only the last evaluation at the least noise acts."""
     model = toy()
     mask = torch.where(LOWER > 0, 1.0, 1 / 255)
     x = editing.inpaint(model, PICTURES, mask, solver="ddim", steps=10)
@@ -225,14 +230,14 @@ def test_a_little_softness_changes_little():
 
 @pytest.mark.parametrize("strength", [1, 0.5])
 def test_every_repetition_draws_new_noise(strength, monkeypatch):
-    """Also in the hands of a host, and from the middle."""
+    """Check the counters, also with a `Stepper` and from the middle of a run."""
     counters = []
     affine_noise = repaint.fused.affine_noise
     watched = lambda x, *rest: counters.append(rest[-1].step) or affine_noise(x, *rest)  # noqa: E731
     monkeypatch.setattr(repaint.fused, "affine_noise", watched)
     model = toy()
     editing.inpaint(model, PICTURES, LOWER, solver="ddpm", steps=3, resample=3, strength=strength)
-    assert len(counters) == len(set(counters)) == 3 * 3 + 3 * 2  # known pixels, and ways back
+    assert len(counters) == len(set(counters)) == 3 * 3 + 3 * 2  # noise of known pixels and of returns
     own, counters[:] = list(counters), []
     times = editing.timesteps(model, 3, solver="ddpm", strength=strength)
     solver = editing.Inpainting(image=PICTURES, mask=LOWER[None, None], then=solvers.DDPM(), resample=3)
@@ -251,7 +256,7 @@ def test_churn_that_leaves_no_way_back_is_refused():
 def test_a_mask_that_covers_all_when_it_is_shrunk():
     mask = torch.zeros(8, 8)
     mask[::2, ::2] = 1
-    with pytest.raises(ValueError, match=r"mask, shrunk to \(4, 4\), must not be 1 everywhere"):
+    with pytest.raises(ValueError, match=r"mask, reduced to \(4, 4\), must not be 1 everywhere"):
         editing.inpaint(toy(), PICTURES, mask)
 
 

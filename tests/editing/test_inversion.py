@@ -1,4 +1,4 @@
-"""Inversion: there and back with the order of the solver, and what lies between two pictures."""
+"""Inversion: the round trip has the solver's order; interpolation between two images."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_the_error_falls_with_the_order_of_the_solver(name, solver):
     model = Field(schedule=SCHEDULES[name])
     errors = [float(there_and_back(model, PICTURE, k, solver).square().mean().sqrt()) for k in (40, 80)]
     slope = math.log2(errors[0] / errors[1])
-    assert slope > ORDERS[solver] - 0.25, errors  # of even orders the errors there and back cancel in part
+    assert slope > ORDERS[solver] - 0.25, errors  # for even orders, errors of both directions partly cancel
     assert errors[1] < (0.05, 0.005)[ORDERS[solver] - 1]
 
 
@@ -48,7 +48,7 @@ def test_data_that_are_no_gaussian_come_back_too(solver):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_noise_is_that_of_the_flow_of_gaussian_data(name):
-    """x_T = alpha mu + sqrt(alpha^2 + sigma^2/lam) (x_0 - mu) along each eigenvector, of variance lam."""
+    """Compare with x_T = alpha mu + sqrt(alpha^2 + sigma^2/lam) (x_0 - mu) per eigenvector."""
     schedule = SCHEDULES[name]
     x_T = editing.invert(Field(schedule=schedule), PICTURE, steps=100, solver="heun").flatten()
     alpha, sigma = float(schedule.alpha(schedule.t_max)), float(schedule.sigma(schedule.t_max))
@@ -58,7 +58,7 @@ def test_the_noise_is_that_of_the_flow_of_gaussian_data(name):
 
 
 def test_the_last_call_is_undone_to_second_order():
-    """One level, that of little noise: x + sigma e, with e at alpha x_0 in place of e at the result."""
+    """Take one level of little noise: x + sigma e, with e at alpha x_0, not at the result."""
     schedule = schedules.EDM(sigma_min=0.01)
     model = Field(schedule=schedule)
     x = editing.invert(model, PICTURE, strength="level=0.01", steps=1, solver="ddim")
@@ -98,8 +98,8 @@ def test_batches_give_the_same_bits():
 @pytest.mark.parametrize(
     ("solver", "message"),
     [
-        ("gms", "solver must be one that can be inverted, DDIM, Euler, Heun, DPMSolverPP, UniP: got GMS"),
-        ("er-sde", "solver must be one that can be inverted.*got ERSDE"),
+        ("gms", "solver must be invertible, one of DDIM, Euler, Heun, DPMSolverPP, UniP: got GMS"),
+        ("er-sde", "solver must be invertible.*got ERSDE"),
         ("ddim:eta=0.5", r"solver must be deterministic to be inverted: DDIM\(eta=0.5"),
         ("euler:churn=3", r"solver must be deterministic to be inverted: Euler\(churn=3"),
         ("dpm-solver++:sde=True", "solver must be deterministic to be inverted: DPMSolverPP"),
@@ -113,11 +113,11 @@ def test_solvers_without_a_reverse_are_refused(solver, message):
 
 
 def test_levels_without_signal():
-    """Flow ends at alpha = 0, where DDIM and Heun arrive, and solvers in log(alpha/sigma) do not."""
+    """Flow ends at alpha = 0: DDIM and Heun reach it, solvers in log(alpha/sigma) do not."""
     model = Field(schedule=schedules.Flow())
     for solver in ("ddim", "heun"):
         assert there_and_back(model, PICTURE, 60, solver).abs().max() < 0.1
-    with pytest.raises(ValueError, match=r"strength must lead to alpha > 0 for DPMSolverPP.*or take ddim or heun"):
+    with pytest.raises(ValueError, match=r"strength must lead to alpha > 0 for DPMSolverPP.*or use ddim or heun"):
         editing.invert(model, PICTURE, solver="dpm-solver++")
 
 
@@ -160,13 +160,13 @@ def test_bad_ways_are_refused():
         editing.interpolate(model, PICTURE, PICTURE, n=1)
     with pytest.raises(ValueError, match="second must be"):
         editing.interpolate(model, PICTURE, PICTURE[..., :2])
-    with pytest.raises(ValueError, match="first must be one picture, of the size of both"):
+    with pytest.raises(ValueError, match="first must be one image, of the same size as the other"):
         editing.interpolate(model, PICTURE.expand(2, 1, 4, 4), PICTURE)
     assert model.calls == 0
 
 
 def test_a_picture_and_itself():
-    """Angles that acos rounds to NaN."""
+    """Check angles so small that acos would give NaN."""
     model = Model(polynomial, sample_shape=(1, 4, 4), clip=(-1.0, 1.0))
     for seed in range(20):
         x = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1

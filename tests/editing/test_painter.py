@@ -1,4 +1,4 @@
-"""The painter: few colours, wide strokes, and nothing that depends on the way a picture hangs."""
+"""The painter: few colours, wide strokes, and no dependence on the image's orientation."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from gms_fast import data, editing
 
 
 def noise(n=3, channels=3, side=32, seed=0):
-    """Pictures with every colour."""
+    """Images with every colour."""
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -54,7 +54,7 @@ def test_lines_of_colour_pictures_vanish_where_the_brush_is_wider():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_lines_of_drawings_grow_whatever_the_paper(sign):
-    """A line one pixel wide has a third of the brush's pixels, more than a quarter, on three rows."""
+    """On three rows, a one-pixel line covers a third of the brush, more than a quarter."""
     image = torch.full((1, 1, 30, 30), -1.0)
     image[:, :, 15] = 1
     wide = image.clone()
@@ -64,7 +64,7 @@ def test_lines_of_drawings_grow_whatever_the_paper(sign):
 
 @pytest.mark.parametrize("name", ["mnist5k", "digits"])
 def test_no_digit_vanishes(name):
-    """About as much ink as before, or more, and paper beside it."""
+    """Expect about as much ink as before, or more, with paper beside it."""
     digits = data.load(name)[::7]
     painted = editing.paint(digits)
     assert ((painted > 0).flatten(1).sum(1) >= 0.8 * (digits > 0).flatten(1).sum(1)).all()
@@ -91,7 +91,7 @@ def test_a_wider_brush_makes_fewer_edges():
         ({"colours": 0}, ValueError, r"colours must lie in 1 .. 256: got 0"),
         ({"colours": 257}, ValueError, r"colours must lie in 1 .. 256: got 257"),
         ({"colours": 2.5}, TypeError, "colours"),
-        ({"brush": 0}, ValueError, r"brush must be a share of the side, in \(0, 1\]: got 0"),
+        ({"brush": 0}, ValueError, r"brush must be a share of the shorter side, in \(0, 1\]: got 0"),
         ({"brush": 23}, ValueError, "brush must be a share .*: got 23"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The solver behind inpainting: what it plans, in the loop's hands and in a host's."""
+"""The inpainting solver: its plan, and its steps in `sample` and in a `Stepper`."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def inpainting(then, resample=2, **given):
 
 def test_steps_of_one_call_and_of_two():
     assert list(_units([9, 5, 2])) == [[9], [5]]
-    assert list(_units([9, 5, 5, 2, 2])) == [[9, 5], [5, 2]]  # Heun's
+    assert list(_units([9, 5, 5, 2, 2])) == [[9, 5], [5, 2]]  # Heun's steps
     assert list(_units([9, 5, 5, 0])) == [[9, 5], [5]]
     assert list(_units([9])) == []
 
@@ -38,7 +38,7 @@ def test_the_plan_says_where_known_pixels_are_put():
     schedule = schedules.VPLinear()
     solver = inpainting("ddim")
     times = solver.times(schedule, [999, 500, 0])
-    assert times == [999, 999, 500, 500, 0, 0]  # each step twice, and the last call
+    assert times == [999, 999, 500, 500, 0, 0]  # each step twice, plus the last evaluation
     first, second, *_, before, last = solver.plan(schedule, times)
     alpha, sigma = float(schedule.alpha(500)), float(schedule.sigma(500))
     assert first.arrival[:2] == second.arrival[:2] == (alpha, sigma)
@@ -48,7 +48,7 @@ def test_the_plan_says_where_known_pixels_are_put():
     assert second.arrival.back is None
     assert before.arrival[:2] == (float(schedule.alpha(0)), float(schedule.sigma(0)))
     assert (last.number, last.arrival[:2], last.arrival.back) == (None, (1.0, 0.0), None)
-    assert 0 < last.arrival.share < 1e-30  # mask 0 alone
+    assert 0 < last.arrival.share < 1e-30  # only mask 0
 
 
 def test_without_a_last_call_the_last_step_ends_at_the_picture():
@@ -85,7 +85,7 @@ def test_a_host_may_begin_anywhere(then, resample):
 
 
 def test_multistep_solvers_begin_anew_after_the_way_back():
-    """Then DPM-Solver++ takes DDIM's steps."""
+    """Check that DPM-Solver++ then takes DDIM's steps."""
     x, y = (
         gms_fast.sample(MODEL, 5, solver=inpainting(then), n=2, timesteps=None) for then in ("dpm-solver++", "ddim")
     )
@@ -105,7 +105,7 @@ def test_denoise_is_that_of_the_solver():
 
 
 def test_the_plan_is_made_once_for_all_pictures():
-    """It would fill memory else, with one for each call of `inpaint`."""
+    """Check that calls of `inpaint` do not fill the cache with one plan each."""
     runs = [
         gms_fast.Stepper(inpainting("ddim", image=image), MODEL.schedule, steps=4) for image in (IMAGE, 0.5 * IMAGE)
     ]
@@ -114,9 +114,9 @@ def test_the_plan_is_made_once_for_all_pictures():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="solver must be one that asks the network at every step: got Inpainting"):
+    with pytest.raises(ValueError, match="solver must call the network at every step: got Inpainting"):
         inpainting(inpainting("ddim"))
-    with pytest.raises(ValueError, match="solver must be one that asks the network at every step: got Inversion"):
+    with pytest.raises(ValueError, match="solver must call the network at every step: got Inversion"):
         inpainting(editing.Inversion(then=solvers.DDIM()))
     with pytest.raises(ValueError, match=r"mask must broadcast to the image, \(2, 1, 4, 4\): got \(5, 5\)"):
         gms_fast.sample(MODEL, 2, solver=inpainting("ddim", mask=torch.ones(5, 5)), n=2)
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused():
     table = solvers.GGDMTable.of(solvers.UniP(), MODEL.schedule, MODEL.schedule.timesteps(5, 0.7)[:-1])
     with pytest.raises(ValueError, match="resample must be 1 for GGDM"):
         inpainting(solvers.GGDM(table))
-    with pytest.raises(ValueError, match=r"image must be 3 pictures, as many as there are samples: got 2"):
+    with pytest.raises(ValueError, match=r"image must hold 3 images, one for each sample: got 2"):
         gms_fast.sample(MODEL, 2, solver=inpainting("ddim"), n=3)
     with pytest.raises(ValueError, match=r"image must be \(n, \*\(1, 2, 2\)\) like the state"):
         gms_fast.sample(MODEL, 2, solver=inpainting("ddim"), n=2, shape=(1, 2, 2))

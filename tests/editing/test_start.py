@@ -1,4 +1,4 @@
-"""The start of an edit: levels of noise by share, time and level, and the pictures that are taken."""
+"""Start of an edit: noise levels by share, time and level, and the accepted images."""
 
 import math
 
@@ -18,7 +18,7 @@ PICTURES = torch.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 4, 4)
 @pytest.mark.parametrize(
     ("schedule", "strength", "time"),
     [
-        (VP, 0.5, 500),  # of 499.5, a whole one
+        (VP, 0.5, 500),  # 499.5, rounded to a whole time
         (VP, "0.5", 500),
         (VP, "share=0.25", 250),
         (VP, "t=37", 37),
@@ -95,7 +95,7 @@ def test_noised_pictures():
         alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
         z = (editing.noised(model, PICTURES, strength=strength, seed=4) - alpha * PICTURES) / sigma
         other = (editing.noised(model, 0 * PICTURES, strength=0.9, seed=4)) / float(VP.sigma(899.0))
-        assert torch.allclose(z, other, atol=1e-5)  # one noise for all levels
+        assert torch.allclose(z, other, atol=1e-5)  # the same noise at all levels
     assert abs(float(z.mean())) < 5 / math.sqrt(z.numel())
 
 
@@ -137,7 +137,7 @@ def test_bad_pictures_are_refused(case):
 
 
 def test_pictures_from_0_to_1_are_asked_about():
-    with pytest.warns(UserWarning, match=r"image lies in \[0, 1\] where the model's range is \[-1, 1\]"):
+    with pytest.warns(UserWarning, match=r"image lies in \[0, 1\] but the model's range is \[-1, 1\]"):
         editing.noised(Model(sample_shape=(3, 4, 4), clip=(-1.0, 1.0)), (PICTURES + 1) / 2, strength=0.5)
 
 

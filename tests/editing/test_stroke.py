@@ -1,4 +1,4 @@
-"""Stroke synthesis: nothing at strength 0, `sample` at 1, and the closed form of Gaussian data in between."""
+"""Strokes: strength 0 changes nothing, 1 equals `sample`, Gaussian data have a closed form."""
 
 import gaussian_field
 import pytest
@@ -38,10 +38,10 @@ def level(schedule, strength):
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_exact_steps_give_the_posterior_of_the_noised_guide(name, strength):
-    """Steps that draw x_s from its law given x_t end, in any number, in x_0 from its law given x_t.
+    """Draw x_s exactly given x_t: any number of steps gives x_0 from its law given x_t.
 
-    E[x_0|x_t] = mu + K (x_t - alpha mu) and its covariance P, K = alpha C/(alpha^2 C + sigma^2), with x_t of mean
-    alpha g and variance sigma^2. What is drawn is E[x_0|x] at the last level: its covariance lacks that of x_0 there.
+    E[x_0|x_t] = mu + K (x_t - alpha mu) with K = alpha C/(alpha^2 C + sigma^2). Its covariance is P, and x_t has mean
+    alpha g and variance sigma^2. The result is E[x_0|x] at the last level, so its covariance lacks that of x_0 there.
     """
     schedule, n = SCHEDULES[name], 2000
     model, guide = Field(schedule=schedule), gaussian_field.PICTURE
@@ -55,14 +55,14 @@ def test_exact_steps_give_the_posterior_of_the_noised_guide(name, strength):
     covariance = C - alpha * K @ C + sigma**2 * K @ K.T
     off = gaussian_field.in_errors(x, mean, covariance)
     least = float(schedule.sigma(editing.timesteps(model, steps, strength=strength, solver=solver)[-1]))
-    assert off[0] < 5, off  # standard errors, of 16 means; 136 covariances
+    assert off[0] < 5, off  # standard errors of 16 means; 136 covariances
     assert off[1] < 5 + least**2 / float(covariance.diag().min()) * n**0.5, off
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "levels"])
 def test_the_flow_from_the_noised_guide_is_that_of_gaussian_data(name, strength):
-    """x_0 = mu + sqrt(lam/(alpha^2 lam + sigma^2)) (x_t - alpha mu) along each eigenvector, of variance lam."""
+    """x_0 = mu + sqrt(lam/(alpha^2 lam + sigma^2)) (x_t - alpha mu) per eigenvector."""
     schedule = SCHEDULES[name]
     model, guide = Field(schedule=schedule), gaussian_field.PICTURE
     x_t = editing.noised(model, guide, strength=strength, n=4, seed=3).flatten(1)
@@ -73,7 +73,7 @@ def test_the_flow_from_the_noised_guide_is_that_of_gaussian_data(name, strength)
     off = [editing.stroke(model, guide, steps=k, **given).flatten(1) - wanted for k in (20, 40)]
     coarse, fine = (float(error.abs().max()) for error in off)
     assert fine < 0.02
-    assert coarse > 3 * fine  # order 2: by 4, as the steps get short
+    assert coarse > 3 * fine  # order 2: a factor of 4 for short steps
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -97,7 +97,7 @@ def test_it_is_the_loop_from_the_noised_guide():
     times = editing.timesteps(model, 5, **start)
     guide = editing.noised(model, PICTURES, strength=0.4, seed=[4, 5, 6])
     assert torch.equal(x, gms_fast.sample(model, timesteps=times, solver="er-sde", x_T=guide, seed=[4, 5, 6]))
-    assert times[0] == 400  # of 999, a whole one
+    assert times[0] == 400  # 0.4 of 999, rounded to a whole time
     assert len(times) == 6
     stepper = gms_fast.Stepper("er-sde", model.schedule, timesteps=times, clip=model.clip, seed=[4, 5, 6])
     for i, t in enumerate(stepper.network_times):
@@ -124,12 +124,12 @@ def test_split_batches_and_seeds_of_samples_give_the_same_bits(solver):
 
 
 def test_noise_is_apart_from_that_of_samples_and_new_at_each_repeat():
-    """A picture drawn with a seed and edited with it gets new noise: in the guide, in the steps, and again."""
+    """Check that an image drawn with a seed gets new noise from it: in guide, steps and passes."""
     seen = []
     network = Model(lambda x, t: seen.append(x) or 0 * x, sample_shape=(1, 4, 4), clip=None)
     drawn = gms_fast.sample(network, 3, n=1, seed=1, solver="ddpm", callback=lambda *_: None)
     edited = editing.noised(network, 0 * drawn, strength=0.999, seed=1) / seen[0]
-    assert edited.std() > 0.1 * edited.abs().mean()  # else it were the same noise
+    assert edited.std() > 0.1 * edited.abs().mean()  # otherwise the noise would be the same
     seen.clear()
     editing.stroke(network, 0 * drawn, strength=0.5, steps=2, solver="ddpm", repeats=2, seed=1)
     alpha = float(network.schedule.alpha(500.0))
@@ -172,7 +172,7 @@ def test_conditions_reach_the_network():
 
 
 def test_guidance_leads_edits():
-    """Scale w of outputs y_u and y_c: the edit is that of a network which says y_u + w (y_c - y_u)."""
+    """With scale w, the edit equals that of a network that returns y_u + w (y_c - y_u)."""
 
     def network(x, t, label):
         return 0.1 * x * label.reshape(-1, 1, 1, 1)
@@ -194,7 +194,9 @@ def test_models_of_one_element_are_edited_too():
     few, many = (
         editing.stroke(model, guide, strength=s, steps=10, shape=(1,), clip=None, solver="gms") for s in (0.05, 0.9)
     )
-    assert (few > 0).double().mean() > 0.95 > (many > 0).double().mean()  # the other mode is far at little noise
+    assert (
+        (few > 0).double().mean() > 0.95 > (many > 0).double().mean()
+    )  # at little noise the other mode is out of reach
 
 
 BAD = {
@@ -210,7 +212,7 @@ BAD = {
         "solver must go from more noise to less: got Inversion",
     ),
     "repeats": ({"repeats": 0}, ValueError, "repeats must be at least 1: got 0"),
-    "n": ({"n": 2}, ValueError, "n must be at least 1, and of several images their number, 3: got 2"),
+    "n": ({"n": 2}, ValueError, "n must be 3, the number of images: got 2"),
     "steps": ({"steps": 0}, ValueError, "steps must be at least 1: got 0"),
     "solver": ({"solver": "no"}, ValueError, "solver must be a Solver or one of"),
 }

@@ -1,4 +1,4 @@
-"""Arithmetic of a process, by which a run is another."""
+"""Arithmetic settings of a process, which are part of a run's settings."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def precision():
-    """Precision that a test may change."""
+    """Precision settings that a test may change."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(before[0])
@@ -44,7 +44,7 @@ def test_gpu_has_its_precision(monkeypatch, precision):
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has the new names from 2.9 on")
 def test_precision_may_be_set_by_its_new_names(monkeypatch, precision):
-    """After which torch refuses to tell it by the old ones."""
+    """After that, torch refuses to read the old names."""
     monkeypatch.setattr(dispatch, "chosen", lambda kind: "cuda")
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     torch.backends.cudnn.conv.fp32_precision = "ieee"

@@ -1,4 +1,4 @@
-"""The batch size that is measured: of drawing alone, on a clock and in a memory of the test's own."""
+"""Measured batch size: what is measured, with a clock and memory of the test's own."""
 
 import time
 
@@ -13,7 +13,7 @@ LARGE = 1 << 60
 
 
 def flat_from(size, memory=0):
-    """A device that a batch of `size` fills: larger ones take as much longer as they are larger."""
+    """Device that a batch of `size` fills: larger batches take proportionally longer."""
     return lambda n: Use(max(n, size) / 1000, memory * n)
 
 
@@ -48,7 +48,7 @@ def test_batch_is_no_larger_than_there_are_samples():
 
 @pytest.mark.parametrize("found", [None, Use(1.0, 1001)])
 def test_memory_for_no_batch_is_refused(found):
-    with pytest.raises(ValueError, match=r"memory must be enough for a batch of 8 samples: 9\.31e-07 GiB are not"):
+    with pytest.raises(ValueError, match=r"memory must suffice for a batch of 8 samples: got 9\.31e-07 GiB"):
         fastest(lambda n: found, 1000, LARGE)
 
 
@@ -100,9 +100,7 @@ def test_memory_of_a_call_is_counted():
 
 def test_size_divides_that_of_a_shard():
     assert fastest(flat_from(256), LARGE, LARGE, 96) == 32
-    with pytest.raises(
-        ValueError, match="shard_size must be a multiple of 8 for a batch size that is measured: got 100"
-    ):
+    with pytest.raises(ValueError, match="shard_size must be a multiple of 8 with batch_size auto: got 100"):
         fastest(flat_from(256), LARGE, LARGE, 100)
 
 

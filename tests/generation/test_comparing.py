@@ -1,4 +1,4 @@
-"""A second drawing of what is there."""
+"""Verification: stored samples are drawn again and compared."""
 
 import random
 import re
@@ -19,7 +19,7 @@ def form(request):
 
 
 def other_device(monkeypatch, by, name):
-    """Have a device of this name draw a pixel of sample 13 so many levels off, or the device of here for None."""
+    """Make a device of this name draw one pixel of sample 13 differently; None is the real one."""
     write = Shards.write
 
     def written(self, part, pictures, **said):
@@ -49,11 +49,11 @@ def test_share_of_batches_is_drawn_at_random(tmp_path, monkeypatch, share, batch
         monkeypatch.setattr(random, "SystemRandom", lambda seed=seed: random.Random(seed))
         found.add(made(tmp_path, Net(seen=calls.append), verify=share).compared)
         assert len(calls) == 3 * batches
-    assert found == ({21} if batches == 6 else {4 * batches, 4 * batches - 3})  # the last batch is one sample
+    assert found == ({21} if batches == 6 else {4 * batches, 4 * batches - 3})  # the last batch has one sample
 
 
 def test_state_of_random_is_not_that_of_the_choice(tmp_path):
-    """A seed of the user neither makes every process compare the same nor is used up."""
+    """Check that the user's seed neither fixes the choice of batches nor is consumed by it."""
     made(tmp_path)
     random.seed(3)
     before = random.getstate()
@@ -73,7 +73,7 @@ def test_pictures_of_a_device_of_this_kind_that_differ_are_an_error(tmp_path, mo
     with monkeypatch.context() as patch:
         other_device(patch, 9, None)
         made(tmp_path, form=form)
-    said = f"{NAMES[1]}.* has other pictures than are drawn here, by up to 9 grey levels, among samples 12 to 15"
+    said = f"{NAMES[1]}.* differs from the images drawn here by up to 9 grey levels, among samples 12 to 15"
     with pytest.raises(ValueError, match=said):
         made(tmp_path, form=form, verify=1)
 

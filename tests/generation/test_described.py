@@ -1,4 +1,4 @@
-"""Objects as JSON: what tells one from another, and what is the same however it is held."""
+"""Descriptions of objects: different for different objects, independent of wrappers."""
 
 import enum
 import functools
@@ -77,7 +77,7 @@ def bound(label):
 
 
 class Lambda(nn.Module):
-    """A network that keeps what it is given as private."""
+    """Network that keeps its argument in a private attribute."""
 
     def __init__(self, **inside):
         super().__init__()
@@ -113,7 +113,7 @@ def dropping():
 
 
 def calling(number):
-    """A network whose function calls one of its layers."""
+    """Network whose function calls one of its layers."""
     model = within(nn.ReLU(), nn.ReLU())
     inner = model[1 + number]
     model.act = lambda x: inner(x)
@@ -143,7 +143,7 @@ def module_of(**numbers):
 
 
 def functions_of(number):
-    """The functions of a module whose inner one has a number in its code."""
+    """Functions of a module whose inner function has a number in its code."""
     found = {"__name__": "a_module"}
     exec(f"def inner(z): return z / {number}\ndef outer(z): return inner(z)", found)
     return found
@@ -288,13 +288,13 @@ def test_what_changes_no_picture_is_not_seen(name):
 def test_description_of_many_layers_is_short_and_soon_made():
     many = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.SiLU()) for _ in range(300)))
     for layer in many:
-        layer.whole, layer.act = many.forward, lambda x: many(x)  # which is not described anew for each
+        layer.whole, layer.act = many.forward, lambda x: many(x)  # described only once
     assert len(json.dumps(described(many))) < 300
     assert {*described(many)} == {"class", "attributes", "layers", "weights"}
 
 
 def test_description_does_not_depend_on_the_hash_of_text():
-    """As the order of sets in code does."""
+    """The order of sets in code depends on that hash."""
     said = "from gms_fast.generation.described import described; print(described(lambda z: z in {'a', 'b', 'c', 'd'}))"
     command, paths = [sys.executable, "-P", "-c", said], {"PYTHONPATH": os.pathsep.join(sys.path)}
     found = [

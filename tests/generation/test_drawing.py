@@ -1,4 +1,4 @@
-"""Drawing by index: conditions, decoders, devices that run out of memory, and whole batches."""
+"""Drawing by index: conditions, decoders, devices short of memory, and whole batches."""
 
 import warnings
 
@@ -24,7 +24,7 @@ def drawn(model=None, n=N, batch_size=4, condition=None, decoder=None, **options
 
 
 class Small:
-    """A network's memory: it runs out above so many rows."""
+    """Memory of a network that runs out above some number of rows."""
 
     def __init__(self, most, error=None):
         self.most, self.rows = most, []
@@ -65,7 +65,7 @@ def brightness():
 
 
 def want(values):
-    """The pictures of samples with each its brightness, drawn one batch after the other."""
+    """Images of samples, each with its own brightness, drawn batch by batch."""
     index = torch.arange(24).clamp(max=N - 1).split(4)
     parts = [
         gms_fast.sample(Net(), 2, solver="ddpm", n=4, sample_offset=int(4 * i), condition={"brightness": values[rows]})
@@ -160,7 +160,7 @@ def test_condition_without_rows_is_of_all(tmp_path, condition):
 def test_condition_that_the_network_needs_must_be_given(tmp_path, condition, batch_size):
     model = Net()
     model.needed = ("brightness",)
-    with pytest.raises(ValueError, match="condition must give brightness, without which the model is not to be called"):
+    with pytest.raises(ValueError, match="condition must give brightness, which the model needs"):
         made(tmp_path / "x", model, condition=condition, batch_size=batch_size, shard_size=None)
     assert not (tmp_path / "x" / "run.json").exists()
 
@@ -185,7 +185,7 @@ def test_condition_that_a_network_does_not_take_is_an_error():
 
 
 class Latent(Net):
-    """A network of latents, which are no pictures."""
+    """Network of latents, which are not images."""
 
     sample_shape, clip = (1, 4, 4), None
 
@@ -195,7 +195,7 @@ def decoded(z):
 
 
 def test_latents_need_a_decoder(tmp_path):
-    with pytest.raises(ValueError, match=r"decoder must make pictures in \[-1, 1\] of this model's samples, whose ran"):
+    with pytest.raises(ValueError, match=r"decoder must be given for this model, whose samples have the ran"):
         made(tmp_path / "x", Latent())
     assert not (tmp_path / "x").exists()
 
@@ -224,7 +224,7 @@ def test_network_is_asked_with_half_the_rows_where_memory_runs_out(most):
     assert torch.equal(got.part(range(N)), drawn().part(range(N)))
     assert got.rows == {3: 2, 2: 2, 1: 1}[most]
     assert small.rows[: small.rows.index(got.rows)] == [4, 2][: small.rows.index(got.rows)]
-    assert set(small.rows[small.rows.index(got.rows) :]) == {got.rows}  # it is not tried again
+    assert set(small.rows[small.rows.index(got.rows) :]) == {got.rows}  # no further attempt with more rows
 
 
 @pytest.mark.parametrize("most", [3, 1])
@@ -244,7 +244,7 @@ def test_memory_that_a_cpu_has_not_counts_too():
 
 
 def test_part_whose_memory_runs_out_halfway_is_drawn_anew_with_equal_rows():
-    """So that it can be drawn again in the same way."""
+    """Equal rows let the part be drawn again in the same way."""
     small, told = Small(4), []
 
     def seen(rows):
@@ -254,12 +254,12 @@ def test_part_whose_memory_runs_out_halfway_is_drawn_anew_with_equal_rows():
     got = drawn(Net(seen=seen))
     assert torch.equal(got.part(range(8), told.append), drawn().part(range(8)))
     assert small.rows[:5] == [4] * 5
-    assert small.rows[5:] == [2] * (6 + 2 * 6)  # the second batch, and both
+    assert small.rows[5:] == [2] * (6 + 2 * 6)  # the second batch, then both again
     assert (got.rows, sum(told)) == (2, 8)
 
 
 def test_memory_for_not_even_one_is_told(tmp_path):
-    with pytest.raises(MemoryError, match="batch_size 4 is more than there is memory for, even a sample at a time"):
+    with pytest.raises(MemoryError, match="batch_size 4 needs too much memory, even with one sample at a time"):
         made(tmp_path, Net(seen=Small(0)))
     assert content(tmp_path).keys() == {"run.json"}
     assert made(tmp_path).drawn == N
@@ -316,7 +316,7 @@ def test_kinds_of_devices_have_names():
 
 
 def test_range_that_is_assumed_is_warned_of_once(tmp_path):
-    """Of a network that says none, and whose pictures are cut off much."""
+    """Use a network without a range whose images are clipped a lot."""
 
     class Far(Net):
         clip = property(lambda _: (_ for _ in ()).throw(AttributeError("clip")))

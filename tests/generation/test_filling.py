@@ -1,4 +1,4 @@
-"""Filling of a folder: what is broken, what ends early, what fails, and what others leave there."""
+"""Filling of a folder: broken shards, interruptions, failures, and files of other processes."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ FORMS = ("npz", "png")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The content of whole runs by form."""
+    """Content of complete runs, by form."""
     found = {}
     for form in FORMS:
         folder = tmp_path_factory.mktemp(form)
@@ -50,14 +50,14 @@ def spoiled(folder):
     return shard
 
 
-# --- what is broken ---
+# --- broken shards ---
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_broken_shard_is_made_anew_with_a_warning_that_names_it_and_the_caller(tmp_path, whole, form):
     made(tmp_path, form=form)
     shard = spoiled(tmp_path)
-    with pytest.warns(UserWarning, match=f"shard {shard} is broken: .*; it is made anew") as told:
+    with pytest.warns(UserWarning, match=f"shard {shard} is broken: .*; it will be drawn again") as told:
         assert made(tmp_path, form=form) == Report(drawn=8, there=13, broken=1)
     assert [os.path.basename(warning.filename) for warning in told] == ["generated.py"]
     assert content(tmp_path) == whole[form]
@@ -80,7 +80,7 @@ def test_shard_of_another_run_is_refused_and_stays(tmp_path, form):
 
 
 def test_shard_that_is_gone_when_it_is_looked_at_is_made_anew(tmp_path, whole, monkeypatch):
-    """Another process of the run has found it broken too."""
+    """Let another process of the run remove the broken shard first."""
     made(tmp_path)
     listed = os.listdir
 
@@ -116,13 +116,13 @@ def test_each_rank_looks_at_a_share_of_what_is_there(tmp_path, monkeypatch, rank
         assert made(tmp_path).broken == (rank == 0)
 
 
-# --- what ends early ---
+# --- early ends ---
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("calls", range(0, 18, 2))
 def test_interrupted_run_keeps_what_is_finished_and_goes_on(tmp_path, whole, form, calls):
-    """Three calls of the network a batch, two batches a shard."""
+    """Three network calls per batch, two batches per shard."""
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, Net(seen=fails_at(calls, KeyboardInterrupt)), form=form)
     names = sorted(os.listdir(tmp_path))
@@ -150,7 +150,7 @@ def test_interrupted_run_has_no_claims(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("claims", "writer"))]
 
 
-# --- what is told ---
+# --- progress ---
 
 
 def test_first_rank_alone_shows_what_is_done(tmp_path, capfd, monkeypatch):
@@ -168,7 +168,7 @@ def test_first_rank_alone_shows_what_is_done(tmp_path, capfd, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"verify": 1.0}])
 def test_process_that_shows_nothing_waits_for_no_lock_of_others(tmp_path, options):
-    """Forks of one process share that of tqdm, which a killed one never gives back."""
+    """Forks of one process share tqdm's lock, which a killed fork never releases."""
     made(tmp_path)
 
     def work():
@@ -180,11 +180,11 @@ def test_process_that_shows_nothing_waits_for_no_lock_of_others(tmp_path, option
     assert statuses([forked(work)]) == [0]
 
 
-# --- what fails ---
+# --- failures ---
 
 
 def full_at(monkeypatch, name):
-    """A disk on which a file of that name has no place."""
+    """Disk that is full for files of one name."""
 
     def full(writing):
         def written(path, *rest, **options):
@@ -255,7 +255,7 @@ def test_error_of_the_network_leaves_what_is_finished(tmp_path, whole):
 
 
 def test_shard_says_how_it_was_drawn_whatever_comes_before_it_is_written(tmp_path, monkeypatch):
-    """Memory runs out for the second while the first waits to be written."""
+    """Memory runs out for the second shard while the first waits to be written."""
     out, calls = threading.Event(), []
 
     class Late(filling.Writer):
@@ -275,13 +275,13 @@ def test_shard_says_how_it_was_drawn_whatever_comes_before_it_is_written(tmp_pat
     assert said == [False, True, True]
 
 
-# --- what others leave ---
+# --- leftovers of other processes ---
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("when", ["start", "end"])
 def test_scratch_of_killed_writers_is_gone_at_the_end_though_their_shards_are_there(tmp_path, whole, form, when):
-    """Of the dead whose claims are there too, it is when these are."""
+    """Claims of dead processes are released once their shards exist."""
     made(tmp_path, form=form)
     (tmp_path / f".{NAMES[1]}.0123abcd.partial").mkdir()
     (tmp_path / f".{NAMES[1]}.0123abcd.partial" / "000000008.png").touch()
@@ -296,7 +296,7 @@ def test_scratch_of_killed_writers_is_gone_at_the_end_though_their_shards_are_th
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_shard_that_a_quick_process_has_written_is_not_written_again(tmp_path, whole, monkeypatch, form, when):
-    """Nor is it an error where that process has swept the scratch of this one."""
+    """Expect no error, even if that process removed our temporary files."""
     made(tmp_path / "other", form=form)
     kind, wrote, calls = shards.FORMS[form], [], iter(range(8))
     write, name = kind.write, f"{NAMES[1]}{kind.suffix}"
@@ -358,7 +358,7 @@ def test_shard_that_another_process_finishes_meanwhile_is_not_drawn(tmp_path, wh
 def test_more_ranks_than_shards_are_told_so_and_change_nothing(tmp_path, whole, monkeypatch, rank, world):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    said = f"3 shards are fewer than {world} ranks: rank {rank} draws only where another fails"
+    said = f"3 shards are fewer than {world} ranks: rank {rank} draws only if another fails"
     with pytest.warns(UserWarning, match=said) as told:
         made(tmp_path)
     assert [os.path.basename(warning.filename) for warning in told] == ["generated.py"]

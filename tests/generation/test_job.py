@@ -1,4 +1,4 @@
-"""A run in its folder: shares of its parts, and what is done of it."""
+"""Run in its folder: shares of its parts, and their progress."""
 
 import pytest
 
@@ -28,5 +28,5 @@ def test_what_is_no_share_is_refused(text):
 
 
 def test_more_shares_than_parts_are_refused():
-    with pytest.raises(ValueError, match="shard must be of at most 3, one for each shard file: got 1/4"):
+    with pytest.raises(ValueError, match="shard must have N at most 3, the number of shard files: got 1/4"):
         Share(1, 4).parts(3)

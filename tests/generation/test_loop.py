@@ -1,4 +1,4 @@
-"""`generate`: the same pictures as those of `sample`, in every form, however a run is cut, and what is refused."""
+"""`generate`: the images of `sample`, in every form and cut, and wrong arguments."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn(folder):
-    """The pictures of a folder of arrays, in order."""
+    """Images of a folder of arrays, in order."""
     found = [shards.read(file) for file in shards.files(folder)]
     assert [i for _, index in found for i in index] == [*range(sum(map(len, (index for _, index in found))))]
     return torch.from_numpy(np.concatenate([images for images, _ in found]))
@@ -24,7 +24,7 @@ def drawn(folder):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The folder of a run that nothing disturbs."""
+    """Folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     assert made(folder) == gms_fast.generation.Report(drawn=21)
     return folder
@@ -40,7 +40,7 @@ def test_pictures_are_those_of_sample(one):
     batches = [gms_fast.sample(Net(), **asked, n=4, sample_offset=i) for i in range(0, 21, 4)]
     assert torch.equal(drawn(one), torch.cat([grey_levels(x) for x in batches])[:21])
     whole = grey_levels(gms_fast.sample(Net(), **asked, n=21))
-    assert (drawn(one).int() - whole.int()).abs().max() <= 1  # a network may round otherwise in other batches
+    assert (drawn(one).int() - whole.int()).abs().max() <= 1  # a network may round differently in other batches
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_shares_in_two_folders_are_the_whole_in_one(tmp_path, form):
     assert [report.drawn for report in reports] == [13, 8]
     together = {**content(tmp_path / "1"), **content(tmp_path / "2")}
     assert together == content(tmp_path / "whole")
-    assert len(content(tmp_path / "1").keys() & content(tmp_path / "2").keys()) == 1  # of the settings
+    assert len(content(tmp_path / "1").keys() & content(tmp_path / "2").keys()) == 1  # the settings
 
 
 def test_shares_in_one_folder_are_the_whole(tmp_path, one):
@@ -111,7 +111,7 @@ def test_shares_in_one_folder_are_the_whole(tmp_path, one):
     assert content(tmp_path) == content(one)
 
 
-# --- going on ---
+# --- resuming ---
 
 
 def test_the_same_call_again_draws_nothing(one):
@@ -203,7 +203,7 @@ def test_run_of_another_version_is_refused(tmp_path, monkeypatch, version):
         ({"shard": "0/2"}, "shard must be K/N"),
         ({"shard": "1"}, "shard must be K/N"),
         ({"shard": "-1/2"}, "shard must be K/N"),
-        ({"shard": "1/4"}, "shard must be of at most 3, one for each shard file: got 1/4"),
+        ({"shard": "1/4"}, "shard must have N at most 3, the number of shard files: got 1/4"),
         ({"form": "gif"}, "form must be one of npz, png, none: got 'gif'"),
         ({"form": "none"}, 'form must not be "none" without features'),
         ({"verify": 0.0}, "verify must be a share of the samples"),
@@ -211,13 +211,16 @@ def test_run_of_another_version_is_refused(tmp_path, monkeypatch, version):
         ({"verify": float("nan")}, "verify must be a share of the samples"),
         ({"steps": 0}, "steps"),
         ({"solver": "magic"}, "magic"),
-        ({"shape": (4,)}, "samples must be pictures"),
-        ({"shape": (2, 4, 4)}, "samples must be pictures"),
+        ({"shape": (4,)}, "samples must be images"),
+        ({"shape": (2, 4, 4)}, "samples must be images"),
         ({"model": Model(lambda x, t: x, sample_shape=None)}, "shape must be given: this model"),
-        ({"model": Model(lambda x, t: x, sample_shape=(1, 4, 4), clip=None)}, "decoder must make pictures"),
-        ({"model": Model(lambda x, t: x, sample_shape=(1, 4, 4), clip=(0.0, 1.0))}, "decoder must make pictures"),
-        ({"decoder": lambda x: x.flatten(1)}, r"what decoder gives must be pictures .*: got torch.float32 \(1, 16\)"),
-        ({"decoder": lambda x: x.to(torch.uint8)}, "what decoder gives must be pictures"),
+        ({"model": Model(lambda x, t: x, sample_shape=(1, 4, 4), clip=None)}, "decoder must be given for this model"),
+        (
+            {"model": Model(lambda x, t: x, sample_shape=(1, 4, 4), clip=(0.0, 1.0))},
+            "decoder must be given for this model",
+        ),
+        ({"decoder": lambda x: x.flatten(1)}, r"results of decoder must be images .*: got torch.float32 \(1, 16\)"),
+        ({"decoder": lambda x: x.to(torch.uint8)}, "results of decoder must be images"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else ",".join(value),
 )
@@ -259,7 +262,7 @@ def test_files_of_others_in_the_folder_of_a_run_are_refused_by_name(tmp_path):
         (tmp_path / f"{name}.txt").write_text("mine")
     before = content(tmp_path)
     for verify in (None, 0.5):
-        with pytest.raises(FileExistsError, match=r"holds files of others \(a.txt, b.txt, c.txt, ..\): choose"):
+        with pytest.raises(FileExistsError, match=r"holds other files \(a.txt, b.txt, c.txt, ..\): choose"):
             made(tmp_path, verify=verify)
     assert content(tmp_path) == before
 
@@ -288,7 +291,7 @@ def test_samples_that_are_not_finite_are_no_pictures(tmp_path):
 
 
 def test_defaults_are_those_of_the_function(tmp_path):
-    """Nothing of `SMALL` hides what the call has by itself."""
+    """Call without the options of `SMALL`."""
     assert {*SMALL} == {"n", "batch_size", "shard_size", "steps", "solver"}
     gms_fast.generate(Net(), tmp_path, n=3, solver="ddim")
     assert [file.name for file in shards.files(tmp_path)] == ["000000000-000000002.npz"]

@@ -1,4 +1,4 @@
-"""Statistics of a run's pictures: each part once, whoever counts it, and the same as from the pictures."""
+"""Statistics of a run: each part once, by any process, equal to those of the images."""
 
 import numpy as np
 import pytest
@@ -105,13 +105,13 @@ def test_broken_file_is_counted_anew(tmp_path):
     before = Running.load(tmp_path / "measured.safetensors")
     (file,) = (tmp_path / "measured").iterdir()
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.warns(UserWarning, match="what it counted is counted anew"):
+    with pytest.warns(UserWarning, match="its parts will be counted again"):
         made(tmp_path, features="pixels")
     assert_same(Running.load(tmp_path / "measured.safetensors"), before)
 
 
 def test_part_that_two_files_have_counted_is_counted_once(tmp_path):
-    """A process may stand still where it counts, while another takes its part over."""
+    """A process may pause while it counts, and another takes over its part."""
     with Claims(tmp_path / "claims") as claims:
         measured = opened(tmp_path)
         measured.begin(claims)
@@ -154,13 +154,13 @@ def test_features_are_made_of_fewer_pictures_where_memory_runs_out(tmp_path):
     made(tmp_path / "b", features="pixels")
     a, b = (Running.load(tmp_path / name / "measured.safetensors") for name in "ab")
     assert_same(a, b)
-    assert rows[:8] == [8] * 6 + [4, 2]  # of a shard by 256, 128, .. at a time
+    assert rows[:8] == [8] * 6 + [4, 2]  # one shard, by 256, 128, .. at a time
     assert set(rows[8:]) <= {1, 2}
 
 
 def test_other_features_and_other_runs_are_refused(tmp_path):
     made(tmp_path, features="pixels")
-    with pytest.raises(ValueError, match=r"features must be those that .* has counted, pixels: got pixels, 3 channels"):
+    with pytest.raises(ValueError, match=r"features must be those of .*, pixels: got pixels, 3 channels"):
         made(tmp_path, features=extractors.Extractor("pixels", "pixels", lambda _: torch.flatten, channels=3))
     with Claims(tmp_path / "claims") as claims, pytest.raises(ValueError, match="is of the run"):
         opened(tmp_path, run="another").begin(claims)

@@ -1,4 +1,4 @@
-"""The queue of parts that are left, with claims and a clock of the test's own."""
+"""Queue of missing parts, with claims and a clock of the test's own."""
 
 import time
 
@@ -9,7 +9,7 @@ from gms_fast.generation.queue import LEAST, PATIENCE, Queue
 
 
 class World:
-    """A folder, its claims and the time, as processes see them; `events` happen at their times."""
+    """Folder, claims and time as processes see them; `events` happen at their times."""
 
     def __init__(self):
         self.now, self.done, self.claims, self.events, self.looks = 0.0, set(), {}, [], 0
@@ -26,7 +26,7 @@ class World:
 
 
 class Owner:
-    """Claims of one process: those of the dead are free, those of others after a time that is asked for."""
+    """Claims of one process: dead ones are free, others after a given time."""
 
     def __init__(self, world, who):
         self.world, self.who = world, who
@@ -64,7 +64,7 @@ def world(monkeypatch):
 
 
 def process(world, parts, who="me", seconds=1.0):
-    """The parts that a process does, one after the other, each in some seconds."""
+    """Parts that a process completes in order, each in a given number of seconds."""
     owner = Owner(world, who)
     for part in Queue(parts, world.look, lambda part: part in world.done, str, owner):
         yield part
@@ -137,7 +137,7 @@ def test_part_of_a_process_that_dies_meanwhile_is_done(world):
 
 
 def test_claim_that_is_given_up_without_work_is_done(world):
-    """A process that was interrupted, or whose disk is full."""
+    """The process was interrupted, or its disk was full."""
     world.claims = {"1": ("other", 0.0)}
     world.events = [(2.5, world.claims.clear)]
     assert [*process(world, [0, 1])] == [0, 1]
@@ -173,7 +173,7 @@ def test_claims_that_the_dead_left_on_what_is_done_are_swept(world):
 
 
 def test_list_that_is_that_of_a_while_ago_is_not_asked_over_and_over(world):
-    """As file systems of several machines give it."""
+    """Network file systems return such outdated lists."""
     world.done, look = {0, 1}, world.look
     world.look = lambda: look() if world.now > 30 else set()
     assert [*process(world, [0, 1])] == []
@@ -184,7 +184,7 @@ def test_list_that_is_that_of_a_while_ago_is_not_asked_over_and_over(world):
 
 
 def test_part_that_was_just_finished_is_no_reason_to_wait_for_others(world):
-    """One that is done since the list was made, parts that others have, and many that nobody has."""
+    """One part is done since the listing, some are claimed, and many are free."""
     world.claims = {str(part): ("other", 0.0) for part in range(8)}
     world.events = [(1000.0, lambda: world.done.update(range(8)))]
     found, look = process(world, [*range(8), 8, *range(9, 20)]), world.look

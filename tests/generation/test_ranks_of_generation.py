@@ -1,4 +1,4 @@
-"""Processes that share a folder: the bytes of one, whoever comes, goes, is killed or slow."""
+"""Processes that share a folder: same bytes with late, stopped, killed and slow ones."""
 
 import json
 import os
@@ -22,24 +22,24 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(sys.platform == "win32", reason="processes are forked"),
 ]
-N, SHARDS = 61, 8  # the last of five samples
-SLOW = 0.008  # seconds of a call of the network, so that nobody has done all before others begin
+N, SHARDS = 61, 8  # the last shard has five samples
+SLOW = 0.008  # seconds per network call, so that no process finishes before others start
 
 
 def drawn(out, form="npz", seen=lambda rows: time.sleep(SLOW), **options):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of broken shards and of ranks that are idle
+        warnings.simplefilter("ignore")  # about broken shards and idle ranks
         return made(out, Net(seen=seen), form=form, n=N, **options)
 
 
 def content(folder):
-    """All that is visible there: a lock or scratch may be left by the dead."""
+    """Visible files; dead processes may leave locks and temporary files."""
     return {name: data for name, data in kills.content(folder).items() if name.split("/")[0] in atomic.visible(folder)}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The content of runs of one process, by form."""
+    """Content of runs by one process, by form."""
     found = {}
     for form in ("npz", "png"):
         folder = tmp_path_factory.mktemp(form)
@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
 
 
 def begun(folder, ranks, act, **environment):
-    """Children that `act` at once, each with its rank, of which the ranks that are given are all or some."""
+    """Children that start `act` at once, for the given ranks (all or some)."""
     folder.mkdir(exist_ok=True)
 
     def one(rank):
@@ -89,13 +89,13 @@ def test_many_processes_make_what_one_does(tmp_path, whole, form, count):
     assert statuses(children) == [0] * count
     assert content(out) == whole[form]
     reports = said(tmp_path / "x", ranks)
-    assert sum(report["drawn"] for report in reports) == N  # nothing twice
-    assert max(report["drawn"] for report in reports) < N  # nobody all
+    assert sum(report["drawn"] for report in reports) == N  # no sample twice
+    assert max(report["drawn"] for report in reports) < N  # no process drew all
     assert sorted(os.listdir(out)) == sorted({name.split("/")[0] for name in whole[form]})
 
 
 def test_processes_of_a_group_make_what_one_does(tmp_path, whole):
-    """As a script of torchrun may have made it, over gloo."""
+    """Use a gloo group, as a script under torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -114,7 +114,7 @@ def test_processes_of_a_group_make_what_one_does(tmp_path, whole):
 
 
 def test_processes_of_several_terminals_share_the_work(tmp_path, whole):
-    """Each takes itself for the only one."""
+    """Each process takes itself for the only one."""
     children = begun(tmp_path / "x", range(3), lambda rank: drawn(tmp_path / "out")._asdict())
     assert statuses(children) == [0] * 3
     alone = [forked(lambda: drawn(tmp_path / "alone"), RANK=0, WORLD_SIZE=1) for _ in range(3)]
@@ -162,7 +162,7 @@ def test_interrupted_process_leaves_its_part_to_the_others_at_once(tmp_path, who
 
 
 def test_part_of_a_process_that_is_stopped_is_done_by_another(tmp_path, whole, monkeypatch):
-    """It is alive, and has the lock of its claim; when it goes on, it writes the same bytes, or nothing."""
+    """The stopped process holds its lock; later it writes the same bytes or nothing."""
     monkeypatch.setattr(queue, "LEAST", 0.1)
     monkeypatch.setattr(queue, "_POLL", (0.01, 0.05))
     out = tmp_path / "out"
@@ -191,7 +191,7 @@ def test_processes_that_find_the_same_shards_broken_mend_them(tmp_path, whole):
 
 
 def test_two_runs_on_one_folder_at_once_are_told_apart(tmp_path, whole):
-    """One of them is refused by what is different, and the other is as if alone."""
+    """Expect one to be refused, naming the difference, and the other to be undisturbed."""
     out = tmp_path / "out"
 
     def one(rank):
@@ -213,7 +213,7 @@ def test_two_runs_on_one_folder_at_once_are_told_apart(tmp_path, whole):
 @pytest.mark.parametrize("form", ["npz", "png"])
 @pytest.mark.parametrize("seed", range(3))
 def test_processes_killed_at_random_moments_end_with_the_bytes_of_one(tmp_path, whole, monkeypatch, form, seed):
-    monkeypatch.setattr(claims, "EXPIRES", 1.0)  # of one that was killed before it had said whose it is
+    monkeypatch.setattr(claims, "EXPIRES", 1.0)  # a claim without an owner, since its process was killed
     chance, out, children = random.Random(seed), tmp_path / "out", []
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
@@ -240,7 +240,7 @@ def test_processes_killed_at_random_moments_end_with_the_bytes_of_one(tmp_path, 
 
 
 def torchrun(count, *arguments):
-    """A launcher of the command in so many processes, in a group of its own."""
+    """Launcher of the command in several processes, in a process group of its own."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "gms_fast", "--")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -265,7 +265,7 @@ def test_torchrun_makes_what_one_process_does_and_goes_on_with_more(tmp_path):
     out = tmp_path / "out"
     first = torchrun(2, *command, out)
     waited_for(lambda: len(shards(out)) >= 2)
-    first.terminate()  # which it hands on to its processes
+    first.terminate()  # it forwards the signal to its processes
     _, errors = first.communicate(timeout=120)
     assert "gms-fast: terminated; the same command goes on from there" in errors
     assert 2 <= len(shards(out)) < 15

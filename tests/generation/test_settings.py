@@ -1,4 +1,4 @@
-"""Settings of a run: the file of a folder, and when a run is taken for another."""
+"""Settings of a run: their file, and comparison with another run."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def by_turns(count):
 
 
 def test_conditions_are_told_apart_by_every_row(tmp_path):
-    """Also those that the first batch has not."""
+    """Change rows outside the first batch too."""
     made(tmp_path / "tensor", condition=condition(0.0))
     made(tmp_path / "tensor", condition=condition(0.0))
     with pytest.raises(ValueError, match="condition: "):

@@ -1,4 +1,4 @@
-"""Shards: what they hold, and every way in which one can be broken."""
+"""Shards: their content, and every way in which one can be broken."""
 
 import io
 import json
@@ -88,11 +88,11 @@ def test_shard_of_another_run_is_told_from_a_broken_one(shards, shape):
         shards.read(0)
 
 
-# --- broken ones, npz ---
+# --- broken npz shards ---
 
 
 def changed(path, **arrays):
-    """The file again with other arrays, those that are None left out."""
+    """Write the file again with other arrays; arrays that are None are left out."""
     with np.load(path) as found:
         kept = {name: found[name] for name in found.files if name not in arrays}
     np.savez(path, **kept, **{name: value for name, value in arrays.items() if value is not None})
@@ -103,7 +103,7 @@ def cut_short(path, share):
 
 
 def flipped(path, member):
-    """One bit of an array flipped in the file, as a disk does it: its zip member has the old checksum."""
+    """Flip one bit of an array in the file, as a faulty disk does; its zip checksum stays."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{member}.npy")
         data = bytearray(path.read_bytes())
@@ -112,14 +112,14 @@ def flipped(path, member):
 
 
 def said(path, **changes):
-    """Another `made` in the file."""
+    """Write another `made` to the file."""
     with np.load(path) as found:
         made = {**json.loads(found["made"].tobytes()), **changes}
     changed(path, made=np.frombuffer(json.dumps(made).encode(), np.uint8))
 
 
 def one_flipped(path):
-    """One bit of a picture, by somebody who wrote the file anew."""
+    """Flip one bit of an image and write a consistent file again."""
     with np.load(path) as found:
         images = found["images"].copy()
     images[1, 0, 0, 0] ^= 1
@@ -138,7 +138,7 @@ def twice(path):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the second name
+        warnings.simplefilter("ignore")  # about the duplicate name
         archive.writestr("images.npy", buffer.getvalue())
 
 
@@ -190,7 +190,7 @@ def test_broken_array_shard_is_found_out_and_named(tmp_path, how):
     assert "\n" not in str(error.value)
 
 
-# --- broken ones, PNG ---
+# --- broken PNG shards ---
 
 
 def painted(path, mode="RGB", size=(4, 5)):
@@ -272,7 +272,7 @@ def test_processes_that_write_and_remove_one_shard_all_succeed(shards):
 
 
 def test_scratch_of_shards_is_swept_but_for_claimed_ones(shards):
-    """Of the name of any shard, as one may be left of a run that was cut otherwise; and of no other file."""
+    """Sweep any shard name, as the run may have been cut differently, but no other file."""
     left = [f".{name}.0123abcd.partial" for name in (shards.name(0), shards.name(1), "000000000-000000008", "run.json")]
     for name in left:
         (shards.folder / name).mkdir()
@@ -285,7 +285,7 @@ def test_picture_shard_that_holds_a_file_of_others_is_not_removed(tmp_path):
     shards.write(0, pictures(4))
     notes = tmp_path / shards.name(0) / "notes.txt"
     notes.write_text("mine")
-    with pytest.raises(FileExistsError, match=f"shard {notes.parent} holds files of others .notes.txt.: move them"):
+    with pytest.raises(FileExistsError, match=f"shard {notes.parent} holds other files .notes.txt.: move them"):
         shards.remove(0)
     assert len(os.listdir(notes.parent)) == 6
     notes.unlink()

@@ -1,4 +1,4 @@
-"""The thread that writes: one thing at a time, in order, and no error lost."""
+"""Writer thread: one write at a time, in order, and no lost error."""
 
 import threading
 import time
@@ -42,7 +42,7 @@ def full(*_):
 
 
 def written(write, *calls, end=None):
-    """Write something in each call, one of which may be an error that the block ends with."""
+    """Write once per call; the block may end with an error."""
     with Writer(write) as writer:
         for call in calls:
             writer(call)

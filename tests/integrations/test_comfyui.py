@@ -1,4 +1,4 @@
-"""The nodes for ComfyUI, against stand-ins of the few of its interfaces that they use."""
+"""ComfyUI nodes, run against stand-ins for the few interfaces that they use."""
 
 import importlib.util
 import io
@@ -27,7 +27,7 @@ SHAPE = (2, 4, 8, 8)
 
 
 class KSAMPLER:
-    """As ComfyUI's: a function with k-diffusion's signature, its options, and `sample` that calls it."""
+    """ComfyUI's sampler object: a k-diffusion function, its options, and `sample`."""
 
     def __init__(self, sampler_function, extra_options):
         self.sampler_function, self.extra_options = sampler_function, extra_options
@@ -45,7 +45,7 @@ class KSAMPLER:
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """The folder, imported as ComfyUI imports it, beside ComfyUI."""
+    """The folder of nodes, imported as ComfyUI imports it."""
     comfy, samplers = ModuleType("comfy"), ModuleType("comfy.samplers")
     comfy.samplers, samplers.KSAMPLER = samplers, KSAMPLER
     monkeypatch.setitem(sys.modules, "comfy", comfy)
@@ -79,13 +79,13 @@ each_node = pytest.mark.parametrize("name", NAMES)
 
 
 def defaults(node):
-    """The values that a fresh node shows: of a list of words the first."""
+    """Values that a fresh node shows; for a list of words, its first."""
     inputs = node.INPUT_TYPES()["required"].items()
     return {name: kind[0] if isinstance(kind, list) else rest[0]["default"] for name, (kind, *rest) in inputs}
 
 
 def made(nodes, name, files, **options):
-    """The SAMPLER of a node, as the graph makes it."""
+    """The SAMPLER that a node builds in a graph."""
     node = nodes.NODE_CLASS_MAPPINGS[name]
     file = {option: files[name] for option in ("covariance", "statistics") if option in defaults(node)}
     return getattr(node(), node.FUNCTION)(**{**defaults(node), **file, **options})[0]
@@ -113,7 +113,7 @@ def test_node_has_what_comfyui_looks_for(nodes, name):
     for kind, *rest in node.INPUT_TYPES()["required"].values():
         assert isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN")
         assert isinstance(kind, list) or "default" in rest[0]
-    json.dumps(node.INPUT_TYPES())  # the browser gets it so
+    json.dumps(node.INPUT_TYPES())  # as the browser receives it
 
 
 @each_node
@@ -130,7 +130,7 @@ def test_graph_samples(nodes, name, files):
 
 @each_node
 def test_options_of_a_node_reach_the_solver(nodes, name, files):
-    """Each option but the file changes the sample."""
+    """Check that each option except the file changes the sample."""
     other = {"s_noise": 0.5, "noise_scale": "ode", "max_stage": 1, "order": 2, "corrector": "same", "pseudo": True}
     other |= {"variant": "bh2", "lower_order_final": False, "until": 4.0, "then": "er-sde"}
     options = [
@@ -159,7 +159,7 @@ def test_er_sde_node_is_the_sampler_of_k_diffusion_s_signature(nodes, files):
 
 
 def test_flow_models_are_told_by_their_patcher(nodes, files):
-    """Both a model of noise levels and its flow, whose levels and states are scaled, end in the same picture."""
+    """Check that a model of noise levels and its flow, with scaled levels and states, agree."""
     sampler = made(nodes, "GMSFastERSDE", files, noise_scale="ode")
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     levels = SIGMAS / (1 + SIGMAS)
@@ -196,7 +196,7 @@ def test_statistics_of_other_latents_are_refused_before_the_model_is_asked(nodes
 
 
 def test_folder_is_imported_with_nothing_but_gms_fast():
-    """Without ComfyUI: it and its other dependencies are asked for by a node that is used."""
+    """Import without ComfyUI: only a node that is used needs it and its dependencies."""
     code = f"""
 import sys
 sys.path.insert(0, {str(FOLDER.parent)!r})
@@ -215,7 +215,7 @@ def test_readme_names_every_node_and_its_links_resolve(nodes):
 
 
 def test_graph_is_small_and_as_drawn():
-    """The same picture, but for how a version of the library draws letters and lines: few of its pixels."""
+    """Compare the drawing of the graph, but for few pixels that depend on the library."""
     file = FOLDER / "graph.png"
     assert file.stat().st_size < 30_000
     drawn, kept = (Image.open(source).convert("L") for source in (io.BytesIO(comfyui_graph.encoded()), file))

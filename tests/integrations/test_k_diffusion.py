@@ -1,4 +1,4 @@
-"""Samplers with k-diffusion's signature: their formulas in plain float64, and the noise that they are given."""
+"""Samplers with k-diffusion's signature, against their formulas in plain float64."""
 
 import re
 import subprocess
@@ -44,7 +44,7 @@ each_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 
 def start(sigmas=SIGMAS, dtype=torch.float64):
-    """A state at the first of the sigmas."""
+    """State at the first sigma."""
     return (torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * sigmas[0]).to(dtype)
 
 
@@ -54,7 +54,7 @@ def run(name, model, x, sigmas=SIGMAS, seed=7, **options):
 
 
 class Noise:
-    """A `noise_sampler` that keeps what it was asked for, and gives the same again to the next run."""
+    """A `noise_sampler` that records its arguments and repeats its noise in the next run."""
 
     def __init__(self):
         self.asked, self.generator = [], torch.Generator().manual_seed(11)
@@ -65,7 +65,7 @@ class Noise:
 
 
 def stepped(step, x, model=None, noise=None, sigmas=SIGMAS):
-    """x after step(x, m, s, t, z, past) from each level s to the next, t; past: estimates and levels, latest first."""
+    """Apply step(x, m, s, t, z, past) from level s to t; `past` holds (m, level), latest first."""
     model, past = model or Denoiser(), []
     for s, t in zip(sigmas.tolist(), sigmas[1:].tolist(), strict=False):
         m = model(x, torch.full((len(x),), s, dtype=torch.float64))
@@ -80,7 +80,7 @@ def euler(x, m, s, t, z, past):
 
 
 def ancestral(eta):
-    """The posterior of x_t given x_s and x_0 where its variance is eta^2 of the whole."""
+    """Posterior of x_t given x_s and x_0, with eta^2 of its variance."""
 
     def step(x, m, s, t, z, past):
         var = eta**2 * t**2 * (1 - t**2 / s**2)
@@ -90,7 +90,7 @@ def ancestral(eta):
 
 
 def dpmpp_2m(x, m, s, t, z, past):
-    """Exponential integrator of second order in -log sigma: m is extrapolated to the middle of the step."""
+    """Exponential integrator of order 2 in -log sigma, with m extrapolated to mid-step."""
     h = log(s / t)
     if len(past) > 1:
         before, s_before = past[1]
@@ -99,9 +99,10 @@ def dpmpp_2m(x, m, s, t, z, past):
 
 
 def dpmpp_sde(order, eta, midpoint=False):
-    """The reverse SDE with eta times its noise: the integral of e^{p u} by the polynomial in log sigma through past m.
+    """Reverse SDE with eta times its noise: e^{p u} times a polynomial, integrated.
 
-    Order 2 of "midpoint" takes the polynomial at the middle of the step; order 3 its second derivative by half.
+    The polynomial in log sigma goes through the past m. Order 2 with "midpoint" takes it at the middle of the step;
+    order 3 halves its second derivative.
     """
 
     def step(x, m, s, t, z, past):
@@ -135,7 +136,7 @@ def heun(model):
 
 
 def er_sde(order, phi):
-    """The Taylor expansion of E[x_0|x] in sigma, its integrals by a left sum of 200 points."""
+    """Taylor expansion of E[x_0|x] in sigma, with integrals by a left sum of 200 points."""
 
     def step(x, m, s, t, z, past):
         kept = phi(t) / phi(s)
@@ -176,7 +177,7 @@ def test_euler_ancestral_draws_from_the_posterior(eta):
 
 
 def with_churn(x, noise, churn, low, high, second):
-    """Algorithm 2 of Karras et al. 2022: noise before each step, then Euler's step or Heun's."""
+    """Algorithm 2 of Karras et al. 2022: noise before each step, then a step of Euler or Heun."""
     model = Denoiser()
 
     def slope(x, s):
@@ -251,9 +252,9 @@ def test_er_sde_is_the_expansion_with_200_points(order, phi):
 
 
 def test_v3_without_shape_is_dpmpp_at_the_nodes():
-    """With l = 1 and s = b = 0 it is DPM-Solver++ of order 1 where that is asked for: Euler's step."""
+    """With l = 1 and s = b = 0, expect DPM-Solver++; at order 1 that is Euler's step."""
     nodes = torch.cat([NODES[[0, 100, 300, 500, 700]].neg().exp(), torch.zeros(1, dtype=torch.float64)])
-    plain, near = KNOWN.degenerate(), nodes * 1.001  # not the nodes themselves, but nearest to them
+    plain, near = KNOWN.degenerate(), nodes * 1.001  # near the nodes, but not equal to them
     options = {"statistics": plain, "order": 1, "corrector": None}
     made = run("sample_dpm_solver_v3", Denoiser(), start(nodes), near, **options)
     want = stepped(euler, start(nodes), sigmas=nodes)
@@ -263,8 +264,8 @@ def test_v3_without_shape_is_dpmpp_at_the_nodes():
 
 @each_sampler
 def test_flow_is_the_same_run_of_a_scaled_state(name):
-    """x/(1 - sigma) is at the level sigma/(1 - sigma) of a model without scale."""
-    levels = torch.cat([NODES[::80].neg().exp(), SIGMAS[-1:]])  # of the statistics too
+    """Check that x/(1 - sigma) is the state at sigma/(1 - sigma) of a model without scale."""
+    levels = torch.cat([NODES[::80].neg().exp(), SIGMAS[-1:]])  # levels of the statistics
     plain, flow = (
         run(name, Denoiser(flow=is_flow), start(sigmas), sigmas, noise_sampler=Noise())
         for is_flow, sigmas in ((False, levels), (True, levels / (1 + levels)))
@@ -275,14 +276,15 @@ def test_flow_is_the_same_run_of_a_scaled_state(name):
 
 @pytest.mark.parametrize("name", ["sample_er_sde", "sample_euler", "sample_euler_ancestral", "sample_dpmpp_2m"])
 def test_flow_starts_from_noise_alone(name):
-    """sigma = 1: nothing of the state tells of x_0, and the first step goes from E[x_0] to the next level."""
+    """At sigma = 1 the state has no x_0: the first step goes from E[x_0] to the next level."""
     sigmas = torch.tensor([1.0, 0.9, 0.0], dtype=torch.float64)
     model, noise = Denoiser(flow=True), Noise()
     run(name, model, start(sigmas), sigmas, noise_sampler=noise)
     near = torch.tensor([1 - 1e-9, 0.9, 0.0], dtype=torch.float64)
     made = [run(name, Denoiser(flow=True), start(sigmas), s, noise_sampler=Noise()) for s in (sigmas, near)]
     assert [float(s[0]) for s in model.sigmas] == [1.0, 0.9]
-    torch.testing.assert_close(*made, rtol=0, atol=1e-7)  # the level moves by 1e-9, what is kept by less than 100 of it
+    # the level moves by 1e-9, the kept state by less than 100 times that
+    torch.testing.assert_close(*made, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -303,24 +305,24 @@ def test_noise_sampler_is_not_asked_where_nothing_is_drawn(name):
 @pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("given", [True, False])
 def test_noise_is_scaled(name, given):
-    """In one step the sample moves by the noise, by as much as it is scaled; that of the counters is the same one."""
+    """In one step, expect the sample to move in proportion to s_noise, with counter-based noise."""
     sigmas = SIGMAS[3:5]
     none, one, two = (
         run(name, Denoiser(), start(sigmas), sigmas, s_noise=s, noise_sampler=Noise() if given else None)
         for s in (0.0, 1.0, 2.0)
     )
     assert not torch.equal(none, one)
-    # counters draw with the precision of float32, and here once within the step, once before it
+    # counter-based noise has float32 precision; here it is drawn in the step and before it
     torch.testing.assert_close(two - none, 2 * (one - none), rtol=0, atol=1e-12 if given else 1e-6)
 
 
 def moments_of(x, sigma, **keywords):
-    """Of the noise, made of sums and products alone."""
+    """Moments of the noise, computed with sums and products only."""
     return NoiseMoments(0.8 * x, 0.64 * x * x + 0.3, 0.5 * x * x * x + 0.2)
 
 
 def test_gms_reads_moments_as_sample_does():
-    """Bits of `gms_fast.sample` on the same levels, whose counters follow the noise level in a part of a run."""
+    """Expect the bits of `gms_fast.sample` on the same levels; counters follow the noise level."""
     levels = Levels([0.0] + [1.0] * 5, [1.0, *SIGMAS[2:7].tolist()])
     x = start(SIGMAS[2:])
     options = {"solver": "gms", "schedule": levels, "timesteps": levels.times[1:], "x_T": x, "clip": (-1, 1), "seed": 7}

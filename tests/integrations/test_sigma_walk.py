@@ -1,4 +1,4 @@
-"""The walk through a host's sigmas: whose noise it is, what the host is told, and what is refused."""
+"""Run through a host's sigmas: source of the noise, the callback's dict, and bad input."""
 
 from functools import partial
 
@@ -49,7 +49,7 @@ def run(name, seed=7, x=None, sigmas=SIGMAS, model=None, **options):
 
 @each_noisy
 def test_sample_does_not_depend_on_the_batch(name):
-    bits = {"rtol": 0, "atol": 1e-5 if name == "gms" else 0}  # a covariance's products round by their size
+    bits = {"rtol": 0, "atol": 1e-5 if name == "gms" else 0}  # products with a covariance round by batch size
     whole, x = run(name), start()
     torch.testing.assert_close(run(name, x=x[:2].contiguous()), whole[:2], **bits)
     alone = torch.cat([run(name, seed, x=x[i : i + 1].contiguous()) for i, seed in enumerate((4, 5, 6))])
@@ -81,7 +81,7 @@ def test_without_a_seed_torch_s_generator_has_one(name, extra):
 
 
 def test_two_stages_draw_what_one_run_draws():
-    """Of a solver without history: counters follow the noise level."""
+    """Use solvers without history; counters follow the noise level."""
     middle = run("euler_ancestral", sigmas=SIGMAS[:6])
     assert torch.equal(run("euler_ancestral", x=middle, sigmas=SIGMAS[5:]), run("euler_ancestral"))
 
@@ -91,7 +91,7 @@ def test_levels_of_a_run_draw_noise_of_their_own(name):
     drawn = [run(name, sigmas=SIGMAS[i : i + 2]) - run(name, sigmas=SIGMAS[i : i + 2], s_noise=0.0) for i in range(4)]
     units = [z / z.std() for z in drawn]
     correlations = torch.corrcoef(torch.stack([u.flatten() for u in units])).fill_diagonal_(0)
-    assert float(correlations.abs().max()) < 5 / 96**0.5  # of 96 independent draws: five standard deviations
+    assert float(correlations.abs().max()) < 5 / 96**0.5  # five standard deviations for 96 independent draws
 
 
 @each_sampler
@@ -140,13 +140,13 @@ def test_last_sigma_of_zero_gives_the_model_s_estimate(name):
 
 
 def test_of_equal_sigmas_the_first_counts():
-    """As tables in half precision have them."""
+    """Repeat sigmas, as tables in half precision do."""
     twice = torch.cat([SIGMAS[:3], SIGMAS[2:], SIGMAS[-1:]])
     assert torch.equal(run("er_sde", sigmas=twice), run("er_sde"))
 
 
 def test_two_stages_of_a_flow_model_draw_what_one_run_draws():
-    """From pure noise on, too."""
+    """Include runs from pure noise."""
     sigmas, x = torch.linspace(1, 0, 9), start() / SIGMAS[0]
     flow = partial(run, "euler_ancestral", model=Denoiser(flow=True))
     middle = flow(x=x, sigmas=sigmas[:6])
@@ -167,7 +167,7 @@ def test_one_step_to_no_noise_is_the_model_s_estimate(name):
 
 
 class Reads(TorchDispatchMode):
-    """Counts what is read out of tensors."""
+    """Counter of values that are read out of tensors."""
 
     def __init__(self):
         super().__init__()
@@ -180,7 +180,7 @@ class Reads(TorchDispatchMode):
 
 @each_sampler
 def test_nothing_is_read_while_it_walks(name):
-    """A GPU is waited for in every step in which the host reads it."""
+    """Check that no step makes the host wait for a GPU."""
     reads, counted = Reads(), []
 
     def model(x, sigma, seed):
@@ -191,7 +191,7 @@ def test_nothing_is_read_while_it_walks(name):
         run(name, model=model)
         before = reads.counted
         torch.ones(()).item()
-    assert counted[1] == counted[-1]  # v3's tables are made at the first step
+    assert counted[1] == counted[-1]  # v3 builds its tables in the first step
     assert reads.counted == before + 1
 
 
@@ -210,7 +210,7 @@ WRONG = {
     "sigmas of two dimensions": ({"sigmas": SIGMAS[None]}, r"sigmas must be \(K\+1,\).*got \(1, 11\)"),
     "sigmas integers": ({"sigmas": torch.tensor([2, 1])}, r"sigmas must .*floating point.*int64"),
     "sigmas no tensor": ({"sigmas": [2.0, 1.0]}, "sigmas must be a tensor"),
-    "x integers": ({"x": torch.ones(SHAPE, dtype=torch.int64)}, r"x must be \(B, \*\) of floating point"),
+    "x integers": ({"x": torch.ones(SHAPE, dtype=torch.int64)}, r"x must be \(B, \*\), floating point"),
     "x without samples": ({"x": torch.ones(())}, r"x must be \(B, \*\)"),
     "x no tensor": ({"x": [1.0]}, "x must be a tensor"),
     "seeds too few": ({"seed": [1, 2]}, "seed must be one integer or one per sample, 3 of them: got 2"),
@@ -254,7 +254,7 @@ def test_tables_of_another_shape_are_named_before_the_model_is_asked(name):
 @pytest.mark.parametrize("sigmas", [SIGMAS * 3, SIGMAS / 3, torch.tensor([2.0, 1.999, 1.0]), SIGMAS[-2:]])
 def test_v3_goes_to_nodes_of_its_statistics_alone(sigmas):
     with pytest.raises(
-        ValueError, match="sigmas must be nearest to different ones, two or more, of the statistics' 701 levels"
+        ValueError, match="sigmas must be two or more, each nearest to another of the statistics' 701 levels"
     ):
         run("dpm_solver_v3", sigmas=sigmas)
 
@@ -271,5 +271,5 @@ def test_v3_knows_its_network_inside_of_the_host_s():
     network, other = (torch.nn.Conv2d(2, 2, 1) for _ in range(2))
     of_network = statistics.EmpiricalModel(EDM(), NODES, *CURVES, network=fingerprint(network))
     run("dpm_solver_v3", model=Host(network), statistics=of_network)
-    with pytest.raises(ValueError, match=f"statistics must be of this network: they are of {of_network.network}"):
+    with pytest.raises(ValueError, match=f"statistics must be of this network, .*: got those of {of_network.network}"):
         run("dpm_solver_v3", model=Host(other), statistics=of_network)

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers with the solvers of this package. Needs diffusers 0.31 or later."""
+"""Schedulers and pipelines for diffusers 0.31 or later, with the solvers of this package."""
 
 from gms_fast.integrations.diffusers.version import check
 

@@ -1,4 +1,4 @@
-"""Noise levels and times of a scheduler: those that diffusers' own of its kind visits, from the same words."""
+"""Noise levels and times of a scheduler, taken from diffusers' own with the same keywords."""
 
 import copy
 import functools
@@ -11,7 +11,7 @@ import torch
 
 from gms_fast.schedules import Levels, hosts
 
-SPACINGS = ("linspace", "leading", "trailing")  # of diffusers
+SPACINGS = ("linspace", "leading", "trailing")  # known to diffusers
 _VP = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -35,7 +35,10 @@ _OF_SOLVERS = {
 
 @functools.cache
 def words() -> dict[str, Any]:
-    """Keywords of schedulers of every kind with their defaults; None: as the kind has it."""
+    """Return the keywords of all kinds of schedulers with their defaults.
+
+    A default is None where the kinds differ; the scheduler's kind then decides.
+    """
     kinds = [_signature(name) for name in (*_VP, _FLOW, _EDM, _VIDEO)]
     found: dict[str, Any] = {}
     for word in sorted(set().union(*kinds)):
@@ -45,7 +48,9 @@ def words() -> dict[str, Any]:
 
 
 def said_by(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Words for the meaning of another scheduler's configuration beyond its own: its class, where that says the levels.
+    """Return the keywords that another scheduler's configuration implies.
+
+    They name its class, if that sets the levels.
 
     Raises ValueError naming a scheduler whose levels are unknown here.
     """
@@ -59,12 +64,12 @@ def said_by(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"levels": _FLOW, "prediction_type": "flow_prediction"}
     name = config.get("_class_name", "one without beta_schedule, shift or sigma_data")
     raise ValueError(
-        f"config must be that of a scheduler with betas, of flow matching or of EDM, for its noise levels: got {name}"
+        f"config must be of a scheduler whose noise levels are known (betas, flow matching or EDM): got {name}"
     )
 
 
 def kind(solver: str, config: Mapping[str, Any]) -> str:
-    """The class of diffusers whose levels a solver of that name visits."""
+    """Return the diffusers class whose levels a solver uses."""
     if config.get("levels") is not None:
         return str(config["levels"])
     if config.get("prediction_type") == "flow_prediction" and not config.get("use_flow_sigmas"):
@@ -73,23 +78,23 @@ def kind(solver: str, config: Mapping[str, Any]) -> str:
 
 
 def of_kind(name: str, config: Mapping[str, Any]) -> Any:
-    """The scheduler of diffusers that says the levels, made of the words that it knows."""
+    """Build the diffusers scheduler that sets the levels, from the keywords that it knows."""
     if name not in hosts.names():
         raise ValueError(f"levels must be one of diffusers' {', '.join(hosts.names())}: got {name!r}")
-    words = _signature(name).keys() - {"algorithm_type"}  # which says how it steps, and would refuse levels
+    words = _signature(name).keys() - {"algorithm_type"}  # it describes steps, and makes some levels an error
     return getattr(diffusers, name)(**{w: v for w, v in config.items() if v is not None and w in words})
 
 
 def defaults(host: Any) -> dict[str, Any]:
-    """Words of such a scheduler where a configuration does not say; CogVideoX's takes clip_sample and does not clip."""
+    """Return the defaults of such a scheduler; CogVideoX takes clip_sample but does not clip."""
     return {**host.config, **({"clip_sample": False} if type(host).__name__ == _VIDEO else {})}
 
 
 def visited(host: Any, steps: int | None, given: Mapping[str, list[float]], mu: float | None) -> tuple[Levels, bool]:
-    """The levels that a scheduler of diffusers visits in so many steps, or at the timesteps or sigmas that are given;
-    and whether its last call leads nowhere.
+    """Return the levels of a diffusers scheduler's run, and True if its last call does nothing.
 
-    One that takes no times of the user visits the levels of its training there, and then its own last one.
+    The run has `steps` steps, or the given timesteps or sigmas. A scheduler that takes no timesteps from the user uses
+    its training levels there, and then its own last one.
     """
     asked = {**given, **({} if mu is None else {"mu": mu})}
     if asked.keys() <= inspect.signature(host.set_timesteps).parameters.keys():
@@ -100,18 +105,18 @@ def visited(host: Any, steps: int | None, given: Mapping[str, list[float]], mu: 
         return _of_training(host, given["timesteps"]), False
     refused, name = ", ".join(asked), type(host).__name__
     raise ValueError(
-        f"{refused} must not be given: {name}, whose levels are visited, takes none; with "
-        'levels="EulerDiscreteScheduler" sigmas may be'
+        f"{refused} must not be given, because {name}, which sets the levels, takes none; "
+        'levels="EulerDiscreteScheduler" takes sigmas'
     )
 
 
 def scales(host: Any) -> bool:
-    """Tell a scheduler whose state has another scale than what the network sees."""
+    """True for a scheduler whose state has another scale than the network's input."""
     return initial_scale(host) != float(getattr(host, "init_noise_sigma", 1.0))
 
 
 def initial_scale(host: Any) -> float:
-    """The scale of the first state as the network sees it."""
+    """Return the scale of the first state as the network sees it."""
     scale = torch.tensor(float(getattr(host, "init_noise_sigma", 1.0)))
     if not hasattr(host, "scale_model_input"):
         return float(scale)
@@ -125,6 +130,7 @@ def _levels(host: Any) -> Levels:
 
 
 def _of_training(host: Any, times: list[float]) -> Levels:
+    """Return the training levels at some timesteps, followed by the scheduler's own last level."""
     training, _ = hosts.training_of(host)
     training.check_times(times)
     host.set_timesteps(len(times), device="cpu")
@@ -137,6 +143,6 @@ def _of_training(host: Any, times: list[float]) -> Levels:
 
 @functools.cache
 def _signature(name: str) -> dict[str, Any]:
-    """Arguments of a class of diffusers and their defaults."""
+    """Return the parameters of a diffusers class and their defaults."""
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}

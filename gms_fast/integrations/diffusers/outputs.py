@@ -1,4 +1,4 @@
-"""Outputs of a network in a pipeline: one tensor, moments in 2C or 3C channels, or a learned variance."""
+"""Network outputs in a pipeline: a tensor, moments in channels, or a learned variance."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,13 @@ from gms_fast.types import NoiseMoments
 
 @dataclass
 class Outputs:
-    """The reading of outputs beside a sample of C channels.
+    """Reader of network outputs for a sample of C channels.
 
-    form      of one tensor, a name of `gms_fast.prediction`
-    wanted    moments that the solver reads; further ones are left
-    variance  `variance_type` of a DDPM scheduler: a learned one is the second half of 2C channels, else E[eps^2|x_t] is
-    learned   that variance, where it is "learned_range"
+    Args:
+        form: Meaning of a single tensor, a name of `gms_fast.prediction`.
+        wanted: Number of moments that the solver reads; further ones are dropped.
+        variance: `variance_type` of a DDPM scheduler. A learned variance is the second half of 2C channels.
+        learned: Converter of a "learned_range" variance to E[eps^2|x_t]; None otherwise.
     """
 
     form: str
@@ -25,21 +26,21 @@ class Outputs:
     learned: LearnedVariance | None
 
     def read(self, output: Tensor | NoiseMoments, sample: Tensor, t: Tensor) -> Tensor | NoiseMoments:
-        """The output for a solver. Raises ValueError naming model_output for other channels."""
+        """Convert an output for the solver. Raises ValueError for other numbers of channels."""
         if isinstance(output, NoiseMoments) or output.shape == sample.shape:
             return output
         parts = output.shape[1] // sample.shape[1] if output.ndim > 1 and sample.ndim > 1 else 0
         if parts not in (2, 3) or output.shape != (len(sample), parts * sample.shape[1], *sample.shape[2:]):
             raise ValueError(
-                f"model_output must be shaped like sample, {tuple(sample.shape)}, or have 2 or 3 times its channels, "
-                f"moments of the noise: got {tuple(output.shape)}"
+                f"model_output must be shaped like sample, {tuple(sample.shape)}, or have 2 or 3 times its channels "
+                f"(moments of the noise): got {tuple(output.shape)}"
             )
         first, *more = output.chunk(parts, dim=1)
         if self.variance not in ("learned", "learned_range"):
             if self.form != "noise":
                 raise ValueError(
-                    f"prediction_type must be epsilon where model_output has {parts} times the sample's channels, "
-                    f"moments of the noise: the scheduler has {self.form}"
+                    f"prediction_type must be epsilon where model_output has {parts} times the sample's channels "
+                    f"(moments of the noise): got {self.form}"
                 )
             return NoiseMoments(first, *more[: max(self.wanted - 1, 0)])
         if self.wanted == 1:

@@ -1,4 +1,4 @@
-"""Pipelines of networks with moment heads, saved and loaded as diffusers does."""
+"""Pipelines of networks with moment heads, saved and loaded by diffusers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,10 +21,24 @@ from gms_fast.types import NoiseMoments
 
 
 class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A `gms_fast.models.MomentUNet` as a network of diffusers: moments side by side in 2C or 3C channels.
+    """Diffusers wrapper of a `MomentUNet`, with its moments as the channels of one tensor.
 
-    arguments  of it (`MomentUNet.config`)
-    schedule   that of its training (`Schedule.config`); it is asked at times 0 .. T-1 of that
+    It is called at times 0 .. T-1 of its training schedule.
+
+    Args:
+        arguments: Arguments of the [`MomentUNet`][gms_fast.models.MomentUNet], as in its `config`.
+        schedule: Training schedule, as in `Schedule.config`.
+
+    Raises:
+        ValueError: If `schedule` or `arguments` do not describe a schedule or network.
+
+    Examples:
+        >>> network = gms_fast.MomentUNetModel.of(gms_fast.load("digits"))
+        >>> network(torch.zeros(2, 1, 8, 8), 500).sample.shape
+        torch.Size([2, 3, 8, 8])
+        >>> network.save_pretrained("digits")
+        >>> gms_fast.MomentUNetModel.from_pretrained("digits").sample_shape
+        (1, 8, 8)
     """
 
     __module__ = "gms_fast"
@@ -36,7 +50,14 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def of(cls, model: MomentUNet) -> "MomentUNetModel":
-        """The same network, sharing its weights."""
+        """Wrap a network; both share the weights.
+
+        Args:
+            model: Network with moment heads.
+
+        Returns:
+            The wrapped network.
+        """
         made = cls(model.config, model.schedule.config)
         made.network = model
         return made
@@ -47,7 +68,16 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return tuple(self.network.sample_shape)
 
     def forward(self, sample: Tensor, timestep: Any, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
-        """E[eps^k|x_t] as the channels of one tensor, at times () or (B,)."""
+        """Return E[eps^k|x_t] as the channels of one tensor.
+
+        Args:
+            sample: State (B, C, H, W).
+            timestep: Time () or (B,), an index of the training schedule.
+            return_dict: False returns a tuple.
+
+        Returns:
+            `UNet2DOutput` with a tensor (B, 2C or 3C, H, W), or a tuple with the tensor.
+        """
         t = self.network.schedule.network_time(timestep).to(sample.device, torch.float32)
         output = self.network(sample, t.expand(len(sample)))
         moments = output if isinstance(output, tuple) else (output,)
@@ -56,14 +86,27 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Pictures of a network with moment heads, unconditional or of classes.
+    """Diffusers pipeline of a network with moment heads, unconditional or with classes.
 
-        pipe = gms_fast.GMSPipeline.of(gms_fast.load("mnist"))
-        pictures = pipe(batch_size=16, num_inference_steps=10).images
+    Args:
+        unet: A [`MomentUNetModel`][gms_fast.MomentUNetModel], or a diffusers network that returns moments in 2C or 3C
+            channels. It is called as `unet(sample, timestep, class_labels=..)`.
+        scheduler: A [`GMSScheduler`][gms_fast.GMSScheduler] or another scheduler of this package, whose
+            `network_moments` are those of the network.
 
-    unet       a `MomentUNetModel`, or a network of diffusers that gives moments in 2C or 3C channels, called as
-               unet(sample, timestep, class_labels=..)
-    scheduler  a `GMSScheduler` or another of this package, whose network_moments are the network's
+    Raises:
+        TypeError: If `scheduler` is not one of this package.
+        ValueError: If the scheduler's `network_moments` are not the network's.
+
+    Examples:
+        >>> pipe = gms_fast.GMSPipeline.of(gms_fast.load("digits"))
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> images = pipe(batch_size=4, num_inference_steps=5).images
+        >>> len(images), images[0].size
+        (4, (8, 8))
+
+    References:
+        Guo et al. 2023, arXiv 2311.00941.
     """
 
     __module__ = "gms_fast"
@@ -73,7 +116,7 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__init__()
         if not isinstance(scheduler, SolverScheduler):
             name = type(scheduler).__name__
-            raise TypeError(f"scheduler must be one of gms_fast, which read moments, such as GMSScheduler: got {name}")
+            raise TypeError(f"scheduler must be one of gms_fast that reads moments, such as GMSScheduler: got {name}")
         moments = scheduler.config.network_moments
         if isinstance(unet, MomentUNetModel) and moments != unet.network.moments:
             raise ValueError(f"network_moments of the scheduler must be {unet.network.moments}: got {moments}")
@@ -81,9 +124,20 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def of(cls, model: MomentUNet, kind: type[SolverScheduler] = GMSScheduler, **options: Any) -> "GMSPipeline":
-        """The pipeline of a model of data in [-1, 1], with a scheduler of some kind and its options.
+        """Build the pipeline of a model whose data lie in [-1, 1].
 
-        The scheduler has the model's betas and moments and clips to [-1, 1]; its times are the solver's own grid.
+        The scheduler takes the model's betas and moments, clips to [-1, 1], and uses the solver's own time grid.
+
+        Args:
+            model: Network with moment heads and a VP schedule.
+            kind: Class of the scheduler.
+            **options: Options of the scheduler, which take precedence.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ValueError: If the model has no VP schedule.
         """
         if not isinstance(model.schedule, VP):
             raise ValueError(f"model must have a VP schedule, as schedulers of diffusers do: got {model.schedule!r}")
@@ -106,19 +160,33 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Pictures: PIL images, or numpy (n, H, W, C) ("np") or a tensor (n, C, H, W) ("pt") in [0, 1], or the samples
-        themselves ("latent").
+        """Draw images.
 
-        class_labels           (n,) for a network of classes
-        guidance_scale, negative_class_labels  classifier-free guidance away from those labels, where not 1; moments
-                               about the first stay the conditional ones
-        latents                (n, C, H, W) to begin with, of standard deviation 1
+        Args:
+            batch_size: Number n of images >= 1.
+            num_inference_steps: Number of network evaluations per image.
+            generator: One generator, or a list of one per image.
+            class_labels: Classes (n,), for a network with classes.
+            guidance_scale: Scale of classifier-free guidance; 1 is none. Moments about the first stay conditional.
+            negative_class_labels: Classes (n,) of the unconditional output, needed with guidance.
+            latents: Initial state (n, C, H, W) of standard deviation 1.
+            output_type: "pil" (default), "np" for (n, H, W, C) or "pt" for (n, C, H, W), both in [0, 1], or "latent"
+                for the samples as they are.
+            return_dict: False returns a tuple.
+            callback_on_step_end: Called after each step as `(pipe, i, t, {"latents": x})`; it may return new "latents".
+            callback_on_step_end_tensor_inputs: Tensors for the callback; only "latents" is known.
+
+        Returns:
+            `ImagePipelineOutput` with the images, or a tuple with the images.
+
+        Raises:
+            ValueError: If an argument has a wrong value or does not fit the network.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1: got {batch_size}")
         if set(callback_on_step_end_tensor_inputs) - {"latents"}:
             got = callback_on_step_end_tensor_inputs
-            raise ValueError(f"callback_on_step_end_tensor_inputs may hold latents alone: got {got}")
+            raise ValueError(f"callback_on_step_end_tensor_inputs must hold only latents: got {got}")
         labels = self._labels("class_labels", class_labels, batch_size)
         others = self._labels("negative_class_labels", negative_class_labels, batch_size, guidance_scale != 1)
         shape = (batch_size, *self._sample_shape)
@@ -149,7 +217,10 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         return (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
     def _labels(self, name: str, labels: Tensor | None, n: int, needed: bool = True) -> dict[str, Tensor]:
-        """Labels as a keyword of the network. Raises ValueError where they do not fit it."""
+        """Check the labels and return them as a keyword of the network.
+
+        Raises ValueError if they do not fit it.
+        """
         classes = getattr(self.unet.config, "num_class_embeds", None)
         if labels is None:
             if classes is not None and needed:
@@ -159,13 +230,14 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"{name} must be None: the network has no classes")
         labels = torch.as_tensor(labels, device=self._execution_device)
         if labels.shape != (n,):
-            raise ValueError(f"{name} must be ({n},), one a sample: got {tuple(labels.shape)}")
+            raise ValueError(f"{name} must be ({n},), one per sample: got {tuple(labels.shape)}")
         return {"class_labels": labels}
 
     def _asked(self, x: Tensor, t: Any, labels: dict[str, Tensor]) -> Tensor:
         return self.unet(x, t, **labels, return_dict=False)[0]
 
     def _led(self, output: Any, without: Tensor, scale: float, x: Tensor) -> Tensor | NoiseMoments:
+        """Apply classifier-free guidance to a network's output."""
         channels = x.shape[1]
         if output.shape[1] == channels:
             return without + scale * (output - without)

@@ -1,4 +1,4 @@
-"""Schedulers for pipelines of diffusers: any solver of this package, one fused pass a step."""
+"""Schedulers for diffusers pipelines: any solver of this package, one fused pass per step."""
 
 import inspect
 import warnings
@@ -25,37 +25,103 @@ _MOMENTS = ("raw", "central")
 
 @dataclass
 class SolverSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
-    """The state at the next time, and E[x_0|x_t]; (n, *sample), in the sample's dtype."""
+    """Result of a step: the state at the next time, and E[x_0|x_t], in the sample's dtype."""
 
     pred_original_sample: Tensor | None = None
 
 
 class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Any solver in a pipeline of diffusers.
+    """Scheduler for diffusers pipelines that takes the steps of any solver.
 
-        pipe.scheduler = gms_fast.SolverScheduler.from_config(pipe.scheduler.config, solver="er-sde:order=2")
+    Noise levels and times are those of a diffusers scheduler with the same keywords, named by `levels`. The state is
+    what the network sees, alpha x_0 + sigma eps, so `scale_model_input` changes nothing, and `init_noise_sigma` is the
+    scale of the first such state. Keywords that are None take the default of that diffusers scheduler. Keywords that
+    describe its own steps (`solver_order`, `solver_type`, `algorithm_type`, ..) set the options of "dpm-solver++" and
+    "unipc" that are left open; other solvers ignore them.
 
-    solver   its text (`gms_fast.solvers.text`); the named schedulers take that solver's options instead
-    levels   class of diffusers whose noise levels and times are visited. None: that of the solver's kind: DDIM for
-             "ddim", DDPM for "ddpm", UniPC for "unipc", EulerDiscrete for "euler" and "heun", FlowMatchEulerDiscrete
-             for prediction_type "flow_prediction" without use_flow_sigmas, else DPMSolverMultistep
-    network_moments  outputs of 2C or 3C channels are E[eps^k|x_t] ("raw"), or from the second on E[(eps - e1)^k|x_t]
-             ("central"). With variance_type "learned_range" the second half of 2C is that learned variance
-    grid     of this package in place of those of diffusers: "solver" (the solver's own), "uniform", "quadratic",
-             "log-snr", "karras", "angle"
-    clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value  as in diffusers, of
-             E[x_0|x_t], for every solver. None: as that scheduler of diffusers has it, which may be not at all
-    Every other keyword is one of diffusers' schedulers and says levels and times as there. What says how they step
-    (solver_order, solver_type, algorithm_type, ..) counts for "dpm-solver++" and "unipc", whose options it gives where
-    they are left open; other solvers do not read it.
+    Args:
+        solver: Text of the solver, such as "er-sde:order=2" (see `gms_fast.solvers.text`). The named schedulers, such
+            as [`ERSDEScheduler`][gms_fast.ERSDEScheduler], have the options of their solver instead.
+        levels: Name of the diffusers class whose noise levels and times are used. None takes
+            FlowMatchEulerDiscreteScheduler for prediction_type "flow_prediction" without use_flow_sigmas. Otherwise it
+            depends on the solver: DDIMScheduler for "ddim", DDPMScheduler for "ddpm" and "sn-ddpm",
+            UniPCMultistepScheduler for "unip" and "unipc", EulerDiscreteScheduler for "euler", HeunDiscreteScheduler
+            for "heun", and DPMSolverMultistepScheduler for all others.
+        grid: Time grid of this package instead of a diffusers one: "solver" (the solver's own), "uniform", "quadratic",
+            "log-snr", "karras" or "angle".
+        network_moments: Meaning of outputs with 2C or 3C channels: "raw" (default) for E[eps^k|x_t], "central" for
+            E[(eps - e1)^k|x_t] from the second on.
+        clip_sample: True clips E[x_0|x_t], with every solver.
+        clip_sample_range: Bound of the clipping, [-r, r].
+        thresholding: True applies dynamic thresholding to E[x_0|x_t]; not for solvers that read moments.
+        dynamic_thresholding_ratio: Quantile of |x_0| in dynamic thresholding, by default 0.995.
+        sample_max_value: Largest threshold of dynamic thresholding, by default 1.
+        prediction_type: Meaning of the network's output: "epsilon", "sample", "v_prediction" or "flow_prediction".
+        variance_type: Variance of a DDPM scheduler. With "learned_range" the second half of 2C channels is a learned
+            variance.
+        num_train_timesteps: Number of training times.
+        beta_start: First beta of the training.
+        beta_end: Last beta of the training.
+        beta_schedule: Form of the betas: "linear", "scaled_linear" or "squaredcos_cap_v2".
+        trained_betas: The betas themselves, instead of the three keywords before.
+        rescale_betas_zero_snr: True rescales the betas to zero terminal SNR.
+        snr_shift_scale: Shift of the SNR in CogVideoX.
+        timestep_spacing: Spacing of the times: "linspace", "leading" or "trailing".
+        steps_offset: Offset of the times, with "leading".
+        timestep_type: "discrete" or "continuous" times of EulerDiscreteScheduler.
+        interpolation_type: "linear" or "log_linear" interpolation of levels in EulerDiscreteScheduler.
+        set_alpha_to_one: True ends DDIM at alpha = 1, False at the first training level.
+        final_sigmas_type: Last noise level: "zero", or "sigma_min" for the least training level.
+        use_karras_sigmas: True spaces the levels as Karras et al. 2022 do.
+        use_exponential_sigmas: True spaces the levels exponentially.
+        use_beta_sigmas: True spaces the levels by quantiles of a beta distribution.
+        use_lu_lambdas: True spaces the levels uniformly in log(alpha/sigma).
+        use_flow_sigmas: True uses the levels of flow matching in a VP scheduler.
+        flow_shift: Shift of the levels with use_flow_sigmas.
+        lambda_min_clipped: Least log(alpha/sigma) of DPMSolverMultistepScheduler's levels.
+        shift: Shift of the levels in flow matching.
+        shift_terminal: Value to which the last shifted level is stretched.
+        use_dynamic_shifting: True shifts the levels by `mu` of `set_timesteps`.
+        time_shift_type: "exponential" or "linear" form of the dynamic shift.
+        base_shift: Shift at `base_image_seq_len`, which pipelines read to compute mu.
+        max_shift: Shift at `max_image_seq_len`, which pipelines read to compute mu.
+        base_image_seq_len: Sequence length of the smallest image.
+        max_image_seq_len: Sequence length of the largest image.
+        invert_sigmas: Must be False.
+        sigma_min: Least noise level of EDM.
+        sigma_max: Largest noise level of EDM.
+        sigma_data: Standard deviation of the data in EDM.
+        sigma_schedule: "karras" or "exponential" levels of EDM.
+        rho: Exponent of EDM's Karras levels.
+        algorithm_type: "dpmsolver++" or "sde-dpmsolver++", for "dpm-solver++".
+        solver_order: Order of "dpm-solver++" or "unipc".
+        solver_type: "midpoint" or "heun" for "dpm-solver++", "bh1" or "bh2" for "unipc".
+        lower_order_final: True ends with lower orders, for "dpm-solver++" and "unipc".
+        euler_at_final: No effect, because a last step to no noise is of order 1 anyway. Must be False for
+            "dpm-solver++" with final_sigmas_type "sigma_min".
+        disable_corrector: Steps of "unipc" whose end is not corrected.
+        predict_x0: Must not be False for "unip" and "unipc".
+        solver_p: Must be None for "unip" and "unipc".
+        stochastic_sampling: Must be False for "ddim".
 
-    The state is what the network sees, alpha x_0 + sigma eps: `scale_model_input` hands it on, and `init_noise_sigma`
-    is the scale that diffusers' scheduler gives it there. Raises ValueError naming what is wrong.
+    Raises:
+        ValueError: If a keyword has a wrong value, or one that this solver does not support.
+        TypeError: If a keyword is unknown.
+
+    Examples:
+        >>> import diffusers
+        >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+        >>> unet = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(32,), layers_per_block=1, **blocks)
+        >>> pipe = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())  # or any pipeline
+        >>> pipe.scheduler = gms_fast.SolverScheduler.from_config(pipe.scheduler.config, solver="er-sde:order=2")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe(batch_size=2, num_inference_steps=5, output_type="np").images.shape
+        (2, 8, 8, 1)
     """
 
-    __module__ = "gms_fast"  # where pipelines on disk look for it
+    __module__ = "gms_fast"  # saved pipelines look for it there
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012 - read by SchedulerMixin
-    _solver: str | None = None  # of a named scheduler
+    _solver: str | None = None  # name of a named scheduler's solver
     _ours: ClassVar[set[str]] = {"SolverScheduler"}
     order = 1
     __init__ = words.initialiser(None)
@@ -63,14 +129,28 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls.__module__ = "gms_fast"
+        cls.__doc__ = words.documented(cls.__doc__, SolverScheduler.__doc__)
         cls._ours.add(cls.__name__)
         cls.__init__ = words.initialiser(cls._solver)  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **keywords: Any) -> Any:
-        """A scheduler of the levels, times and prediction of another's configuration; keywords take precedence.
+        """Build a scheduler with the levels, times and prediction of another one's configuration.
 
-        What it says of diffusers' own solver is used by a solver of that kind, for options left open.
+        Options of diffusers' own solver in that configuration apply to a solver of the same kind, where they are left
+        open.
+
+        Args:
+            config: Configuration, such as `pipe.scheduler.config`.
+            return_unused_kwargs: True returns also the unused keywords.
+            **keywords: Keywords of the constructor, which take precedence.
+
+        Returns:
+            The scheduler, or (scheduler, unused keywords).
+
+        Raises:
+            TypeError: If a keyword is unknown.
+            ValueError: If the levels of that scheduler are unknown here.
         """
         if isinstance(config, Mapping):
             config = words.adopted(config, cls._solver, cls._ours)
@@ -81,7 +161,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *arguments: Any, **keywords: Any) -> Any:
-        """The configuration in a folder, its tables named by where they are."""
+        """Load the configuration from a folder; tables are named by their files there."""
         loaded = super().load_config(pretrained_model_name_or_path, *arguments, **keywords)
         folder = Path(str(pretrained_model_name_or_path), keywords.get("subfolder") or "")
         if isinstance(loaded, tuple):
@@ -89,7 +169,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return tables.found(loaded, folder)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **keywords: Any) -> None:
-        """Write the configuration, and beside it the tables that it names."""
+        """Write the configuration, and copy the tables that it names beside it."""
         config = self.config
         try:
             self._internal_dict = FrozenDict(tables.kept(config, Path(save_directory)))
@@ -98,7 +178,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._internal_dict = FrozenDict({**self._internal_dict, **config})
 
     def _set_up(self) -> None:
-        """Make what does not wait for `set_timesteps`."""
+        """Build all that does not depend on `set_timesteps`."""
         if self.config.network_moments not in _MOMENTS:
             raise ValueError(f"network_moments must be one of raw, central: got {self.config.network_moments!r}")
         host = self._host()
@@ -110,7 +190,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"thresholding must be False for {name}, which reads moments: clip_sample may be True")
         walking = self._itself.onward()
         if isinstance(walking, (Euler, Heun)) and walking.churn:
-            raise ValueError("churn must be 0 in a scheduler: networks are asked at the times that a pipeline is told")
+            raise ValueError("churn must be 0 in a scheduler, which cannot change the times of the network's calls")
         if isinstance(self._itself, Teleport) and self._itself.direct:
             raise ValueError("direct must be False in a scheduler: the pipeline draws the first state")
         self.betas, self.alphas_cumprod = (getattr(host, name, None) for name in ("betas", "alphas_cumprod"))
@@ -123,11 +203,11 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin_anew()
 
     def _host(self) -> Any:
-        """The scheduler of diffusers that says the levels, as the configuration is now."""
+        """Build the diffusers scheduler that sets the levels, from the current configuration."""
         grid, spacing = self.config.get("grid"), self.config.get("timestep_spacing")
         if spacing not in (None, *levels.SPACINGS):
             known = ", ".join(levels.SPACINGS)
-            raise ValueError(f"timestep_spacing must be one of {known} (grid may be another): got {spacing!r}")
+            raise ValueError(f"timestep_spacing must be one of {known} (for others use grid): got {spacing!r}")
         if grid not in (None, *walks.GRIDS):
             raise ValueError(f"grid must be one of {', '.join(walks.GRIDS)}: got {grid!r}")
         return levels.of_kind(levels.kind(words.name_of(self._solver, self.config), self.config), self.config)
@@ -143,16 +223,16 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def step_index(self) -> int | None:
-        """The place in `timesteps` of the next step; None before the first."""
+        """Index of the next step in `timesteps`; None before the first."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """The place in `timesteps` of the first step, where a pipeline says it."""
+        """Index of the first step in `timesteps`, if a pipeline has set it."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at that place in `timesteps`."""
+        """Start the run at this index of `timesteps`."""
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -163,18 +243,25 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Choose the times to visit: so many, or these of the training, or these levels. A new run begins.
+        """Choose the times of a new run: by their number, or as timesteps or noise levels.
 
-        sigmas  sigma/alpha; sigma where the levels are those of flow matching
-        mu      of a dynamic shift
+        Exactly one of `num_inference_steps`, `timesteps` and `sigmas` is needed.
+
+        Args:
+            num_inference_steps: Number of network evaluations >= 1; for "heun" the number of steps.
+            device: Device of `timesteps`.
+            timesteps: Falling training times.
+            sigmas: Falling noise levels sigma/alpha; sigma for flow matching.
+            mu: Parameter of a dynamic shift.
+
+        Raises:
+            ValueError: If the arguments contradict each other, do not fall, or do not suit these levels.
         """
         given = {name: _listed(v) for name, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
         if len(given) > 1 or (not given and num_inference_steps is None):
-            raise ValueError("num_inference_steps, timesteps or sigmas must be given, one of them")
+            raise ValueError("exactly one of num_inference_steps, timesteps and sigmas must be given")
         if num_inference_steps not in (None, *map(len, given.values())) and given:
-            raise ValueError(
-                f"num_inference_steps must be left open with {', '.join(given)}: got {num_inference_steps}"
-            )
+            raise ValueError(f"num_inference_steps must be None with {', '.join(given)}: got {num_inference_steps}")
         if any(not a > b for times in given.values() for a, b in pairwise(times)):
             raise ValueError(f"{', '.join(given)} must fall: got {given}")
         steps = None if num_inference_steps is None else int(num_inference_steps)
@@ -192,20 +279,39 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin_anew()
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
-        """The place of a time in `timesteps`: the second where it stands twice, so that a run may begin there."""
+        """Return the index of a time in `timesteps`.
+
+        A time that occurs twice gives its second index, so that a run may start there. A time that does not occur gives
+        a warning and the nearest index.
+
+        Args:
+            timestep: The time.
+            schedule_timesteps: Times to search; by default `timesteps`.
+
+        Returns:
+            Index into the times.
+        """
         times = self._set_walk().times if schedule_timesteps is None else _listed(schedule_timesteps)
         t = float(timestep)
         places = [i for i, listed in enumerate(times) if listed == t or abs(listed - t) <= 1e-6 * abs(t)]
         if places:
             return places[min(1, len(places) - 1)]
         nearest = min(range(len(times)), key=lambda i: abs(times[i] - t))
-        warnings.warn(
-            f"timestep must be one of scheduler.timesteps: got {t:g}, {times[nearest]:g} is taken", stacklevel=3
-        )
+        warnings.warn(f"timestep must be one of scheduler.timesteps: got {t:g}, using {times[nearest]:g}", stacklevel=3)
         return nearest
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The state as the network sees it, which it is; of a Teleport, before its first step, that after the jump."""
+        """Return the state as the network sees it, which is the state itself.
+
+        Only a Teleport changes it: before the first step it returns the state after its jump.
+
+        Args:
+            sample: State (n, C, H, W).
+            timestep: Not used.
+
+        Returns:
+            Tensor (n, C, H, W).
+        """
         walk = self._walk
         if walk is None or not walk.known or self._step_index is not None or self._begin_index:
             return sample
@@ -223,15 +329,27 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         variance_noise: Tensor | None = None,
         eta: float = 0.0,
     ) -> SolverSchedulerOutput | tuple[Tensor, ...]:
-        """The state at the next time.
+        """Take one step: return the state at the next time.
 
-        model_output    like sample, or moments of 2 or 3 times its channels, or `NoiseMoments`
-        generator       one, or a list of one a sample. At the first step of a run that draws noise seeds are drawn from
-                        them, so that results do not depend on how samples are batched, and differ from run to run.
-                        A number here is DDIM's eta, whose place this is in diffusers
-        variance_noise  normals in place of those of the seeds
-        eta             of "ddim" in place of its own; 0, as pipelines say it unasked: its own
-        return_dict     False: (state,), which costs less than to say E[x_0|x_t], too
+        At the first step of a run that draws noise, seeds are drawn from the generators. Results therefore do not
+        depend on the batching of samples, and differ from run to run.
+
+        Args:
+            model_output: Network output: shaped like sample, moments in 2 or 3 times its channels, or `NoiseMoments`.
+            timestep: Time of the sample, one of `timesteps`.
+            sample: State (n, C, H, W).
+            generator: One generator, or a list of one per sample. A number here is DDIM's `eta`, which has this
+                position in diffusers.
+            return_dict: False returns `(state,)` and saves the computation of E[x_0|x_t].
+            variance_noise: Standard normals instead of the seeded noise.
+            eta: Replaces the eta of "ddim". 0, the value that pipelines pass by default, keeps the solver's own.
+
+        Returns:
+            `SolverSchedulerOutput` with `prev_sample` and `pred_original_sample`, or a tuple.
+
+        Raises:
+            ValueError: If the sample changes its shape within a run, the output has other channels, `eta` is given to
+                another solver, or `set_timesteps` was not called.
         """
         if isinstance(generator, (int, float)):
             walk, i = self._placed(timestep, sample, None, generator)
@@ -247,25 +365,25 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return SolverSchedulerOutput(prev_sample=x_s, pred_original_sample=x_0) if return_dict else (x_s,)
 
     def _placed(self, timestep: Any, sample: Tensor, generator: Generators, eta: float) -> tuple[walks.Walk, int]:
-        """The walk and the place in it, of which the first step begins a run."""
+        """Return the walk and the index of this step; the first step begins a run."""
         walk, i = self._set_walk(), self._step_index
         if i is not None and i < len(walk.times):
             if self._shape is not None and sample.shape != self._shape:
                 was, got = tuple(self._shape), tuple(sample.shape)
-                raise ValueError(f"sample must keep its shape in a run, which set_timesteps ends: got {got}, was {was}")
+                raise ValueError(f"sample must keep its shape {was} until set_timesteps is called again: got {got}")
             return walk, i
         i = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
         if not 0 <= i < len(walk.times):
             raise ValueError(f"begin_index must lie in [0, {len(walk.times)}): got {i}")
         if walk.known and i == 0 and not self._landed:
             raise ValueError(
-                "scale_model_input must be called before the network is: a Teleport jumps there, and this pipeline "
-                "does not; use the solver that follows the jump"
+                "scale_model_input must be called before the network, because a Teleport jumps there; this pipeline "
+                "does not call it: use the solver that follows the jump"
             )
         if self.order > 1 and i > 0 and walk.levels[0][0] == 0:
             raise ValueError(
-                "begin_index must be 0 for heun where the first level has no signal: the network is called once there, "
-                "which pipelines do not expect; use dpm-solver++"
+                "begin_index must be 0 for heun where the first level has no signal, because its first step has a "
+                "single network call; use dpm-solver++"
             )
         walk = self._with_eta(walk, eta)
         self._walk = walk = walk.begun(seeds(generator, sample) if walk.draws else 0)
@@ -285,26 +403,44 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._walk
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x_0 + sigma eps at times (B,) of the run, or where they are not its of the training; x_0's dtype.
+        """Return alpha x_0 + sigma eps at some times, in the dtype of x_0.
 
-        Of a run that has begun it is the level of its next step, of one whose `begin_index` is set the level there.
+        Times are those of the run, else of the training. During a run the level of the next step is used instead. If
+        `begin_index` is set, it is the level there.
+
+        Args:
+            original_samples: x_0, (B, C, H, W).
+            noise: eps, shaped like x_0.
+            timesteps: Times (B,).
+
+        Returns:
+            Tensor (B, C, H, W).
         """
         alpha, sigma = self._levels_at(timesteps, original_samples)
         return (alpha * original_samples + sigma * noise.to(original_samples)).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`add_noise`, as pipelines of flow matching ask for it."""
+        """Call `add_noise` with the argument order of flow-matching pipelines."""
         return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha eps - sigma x_0 at times (B,), of flow matching eps - x_0; x_0's dtype."""
+        """Return the velocity alpha eps - sigma x_0 at some times; eps - x_0 for flow matching.
+
+        Args:
+            sample: x_0, (B, C, H, W).
+            noise: eps, shaped like x_0.
+            timesteps: Times (B,).
+
+        Returns:
+            Tensor (B, C, H, W), in the dtype of x_0.
+        """
         if isinstance(self._training, Flow):
             return noise.to(sample) - sample
         alpha, sigma = self._levels_at(timesteps, sample)
         return (alpha * noise.to(sample) - sigma * sample).to(sample.dtype)
 
     def _levels_at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) of times (B,), float32, to broadcast against the samples."""
+        """Return (alpha, sigma) at times (B,), float32, in a shape that broadcasts to the samples."""
         place = self._step_index if self._step_index is not None else self._begin_index
         if self._walk is not None and self._begin_index is not None:
             found = [self._walk.levels[place or 0]] * max(timesteps.numel(), 1)

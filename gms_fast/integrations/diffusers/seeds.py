@@ -1,4 +1,4 @@
-"""Seeds of a run, from the generators that a pipeline hands on."""
+"""Seeds of a run, drawn from the generators of a pipeline."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ _FIRST, _END = -(2**63), 2**63 - 1
 
 
 def seeds(generator: Generators, sample: Tensor) -> int | Tensor:
-    """A seed for all samples from one generator, or from torch's own; of a list one a sample, (n,) int64.
+    """Draw one seed for all samples from one generator, or (n,) int64 seeds from a list.
 
-    Raises ValueError for a list of another length, and for a generator on a device that is neither the sample's nor
-    the CPU.
+    Without a generator torch's own is used. Raises ValueError for a list of another length, and for a generator that is
+    neither on the sample's device nor on the CPU.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return _seed(generator, sample)
     if len(generator) != len(sample):
-        raise ValueError(f"generator must be one, or one for each of {len(sample)} samples: got {len(generator)}")
+        raise ValueError(f"generator must be one, or a list of {len(sample)}, one per sample: got {len(generator)}")
     return torch.tensor([_seed(g, sample) for g in generator], dtype=torch.int64)
 
 

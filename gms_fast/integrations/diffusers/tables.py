@@ -1,4 +1,4 @@
-"""Tables of solvers that a configuration names by file: saved beside it, and found there."""
+"""Tables that a configuration names by file: copied on saving, found again on loading."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,7 +9,10 @@ from gms_fast.solvers import text
 
 
 def kept(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration with its tables copied to a folder and named by their files there; embedded ones keep names."""
+    """Copy the tables of a configuration to a folder, and name them by their files there.
+
+    Tables of embedded models keep their names.
+    """
 
     def copied(name: str) -> str:
         source = Path(name)
@@ -25,7 +28,7 @@ def kept(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def found(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration with the tables that lie in the folder named by where they are."""
+    """Replace the names of tables in a folder by their full paths."""
     return _renamed(config, lambda name: str((folder / name).resolve()) if (folder / name).is_file() else name)
 
 

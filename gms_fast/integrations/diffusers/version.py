@@ -1,4 +1,4 @@
-"""The version of diffusers that is needed."""
+"""Required version of diffusers."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -6,7 +6,7 @@ OLDEST = "0.31"
 
 
 def check() -> None:
-    """Raise ImportError naming the version that is needed where diffusers is older, or missing."""
+    """Raise ImportError with the required version if diffusers is older or missing."""
     try:
         found = version("diffusers")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The walk that a scheduler takes: a solver's plan, the times that a pipeline is told, and what outputs mean there."""
+"""Run of a scheduler: the solver's plan, the pipeline's times, and the reader of outputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,14 +21,19 @@ GRIDS = ("solver", "uniform", "quadratic", "log-snr", "karras", "angle")
 
 @dataclass
 class Walk:
-    """A solver's steps through the times that `set_timesteps` chose.
+    """Steps of a solver through the times that `set_timesteps` chose.
 
-    times      that the network is asked at, noisiest first: one for each of its calls
-    levels     (alpha, sigma) there, and at the end
-    outputs    the reading of what the network returns
-    threshold  (ratio, most) of dynamic thresholding, or None
-    rests      whether the last call leads nowhere, as some grids of diffusers end: the state stays
-    training   schedule of the network
+    Attributes:
+        times: Times of the network calls, noisiest first.
+        levels: (alpha, sigma) at these times and at the end.
+        known: Number of leading steps that need no network call.
+
+    Args:
+        training: Schedule of the network.
+        stepper: Stepper of the solver.
+        outputs: Reader of the network's outputs.
+        threshold: (ratio, most) of dynamic thresholding, or None.
+        rests: True if the last call leaves the state unchanged, as on some grids of diffusers.
     """
 
     training: Schedule
@@ -47,27 +52,27 @@ class Walk:
 
     @property
     def draws(self) -> bool:
-        """Tell a walk that draws noise."""
+        """True if the run draws noise."""
         return any(self.stepper.solver.draws_at(step) for step in self.stepper.plan.steps)
 
     def begun(self, seed: int | Tensor) -> "Walk":
-        """The walk anew, for draws of a seed."""
+        """Restart the run with another seed."""
         return replace(self, stepper=self.stepper.seeded(seed))
 
     def landed(self, x: Tensor) -> Tensor:
-        """The state after the steps that need no network."""
+        """Return the state after the steps that need no network."""
         for i in range(self.known):
             x = self.stepper.step(i, None, x)
         return x
 
     def by(self, solver: Solver) -> "Walk":
-        """The walk of another solver through the same times."""
+        """Return the run of another solver through the same times."""
         return replace(self, stepper=self.stepper.by(solver))
 
     def step(
         self, i: int, output: Tensor | NoiseMoments, x: Tensor, noise: Tensor | None, x_0: Tensor | None = None
     ) -> Tensor:
-        """The state after the i-th of `times`; x_0 as `x0` gave it there, if it was asked."""
+        """Return the state after step i; `x_0` is the result of `x0` there, if it is already known."""
         if self.rests and i == len(self.times) - 1:
             return x
         if self.threshold and x_0 is None:
@@ -75,12 +80,12 @@ class Walk:
         return self.stepper.step(i + self.known, output, x, noise=noise, x0=x_0 if self.threshold else None)
 
     def x0(self, i: int, output: Tensor | NoiseMoments, x: Tensor) -> Tensor:
-        """E[x_0|x_t] there, clipped or thresholded."""
+        """Return E[x_0|x_t] at step i, clipped or thresholded."""
         x_0 = self.stepper.x0(i + self.known, output, x)
         return thresholded(x_0, *self.threshold) if self.threshold else x_0
 
     def read(self, i: int, output: Tensor | NoiseMoments, x: Tensor) -> Tensor | NoiseMoments:
-        """The output of the network at the i-th of `times`."""
+        """Convert the network's output at step i for the solver."""
         if isinstance(output, Tensor) and output.shape == x.shape:
             return output
         return self.outputs.read(output, x, torch.full((len(x),), self.times[i], device=x.device))
@@ -94,9 +99,9 @@ def made(
     given: Mapping[str, list[float]],
     mu: float | None,
 ) -> Walk:
-    """The walk of a solver in so many calls of the network, or through the times or sigmas that are given.
+    """Build the run of a solver with `steps` network calls, or through given levels.
 
-    config, host  of a scheduler, and the scheduler of diffusers that says its levels
+    `config` is the scheduler's configuration, `host` the diffusers scheduler that sets its levels.
     """
     training, form = hosts.training_of(host)
     grid = "solver" if isinstance(solver, GGDM) else config.get("grid")
@@ -117,7 +122,7 @@ def made(
 
 
 def _check_end(host: Any, visited: Levels) -> None:
-    """Raise ValueError where a state would be left in a scale that is not that of diffusers' scheduler."""
+    """Raise ValueError if the run ends with noise, in another scale than diffusers' own state."""
     if float(visited.sigma(0.0)) > 0 and levels.scales(host):
         raise ValueError(
             f"final_sigmas_type must be zero, and sigmas must end in 0, for the levels of {type(host).__name__}: "
@@ -126,10 +131,10 @@ def _check_end(host: Any, visited: Levels) -> None:
 
 
 def _visited(solver: Solver, training: Schedule, visited: Levels, rests: bool) -> tuple[Schedule, dict[str, Any]]:
-    """A schedule with the levels of a scheduler of diffusers, and arguments of `Stepper`.
+    """Return a schedule with the levels of a diffusers scheduler, and arguments of `Stepper`.
 
-    A last step to no noise gives E[x_0|x_t], as the call that removes the last noise does: what GMS draws there is not
-    wanted. Solvers with statistics of a schedule want that one, if the levels are those of its times.
+    A last step to no noise returns E[x_0|x_t], like a call that removes the last noise: GMS should not draw there.
+    Solvers with statistics keep their own schedule if its times have these levels.
     """
     end = visited.times[-1:]
     clean = float(visited.sigma(end)) == 0
@@ -144,8 +149,8 @@ def _visited(solver: Solver, training: Schedule, visited: Levels, rests: bool) -
 
 
 def _grid(solver: Solver, schedule: Schedule, spacing: str, calls: int) -> dict[str, Any]:
-    """A grid of this package that takes so many calls, as arguments of `Stepper`."""
-    for steps in range(calls, max(calls - 2, 0), -1):  # one less where the last call removes the last noise
+    """Return a time grid of this package with `calls` network calls, as arguments of `Stepper`."""
+    for steps in range(calls, max(calls - 2, 0), -1):  # one step fewer if the last call only removes noise
         wanted = steps if spacing == "solver" else schedule.timesteps(steps, spacing)
         times = solver.times(schedule, wanted)
         if solver.calls(schedule, times) == calls:

@@ -1,6 +1,7 @@
-"""Keywords of the schedulers: those that say levels and times, and the options of a solver."""
+"""Keywords of the schedulers: levels and times as in diffusers, and solver options."""
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,9 @@ from gms_fast.solvers import Solver
 from gms_fast.solvers.text import spelled
 
 _OWN = {"levels": None, "grid": None, "network_moments": "raw"}  # keywords that no scheduler of diffusers has
-_THEN = "er-sde"  # follows a teleport that does not say
+_THEN = "er-sde"  # default solver after a teleport
 _Options = dict[str, tuple[str, tuple[Any, ...] | None]]  # keyword: (option, values known here; None: all)
-_SAID: dict[str, _Options] = {  # options of solvers, by the keywords of diffusers' own that say them
+_SAID: dict[str, _Options] = {  # options of solvers, by the keywords that diffusers' own solver has for them
     "dpm-solver++": {
         "solver_order": ("order", (1, 2, 3)),
         "solver_type": ("kind", ("midpoint", "heun")),
@@ -32,7 +33,10 @@ _SAID: dict[str, _Options] = {  # options of solvers, by the keywords of diffuse
 
 
 def initialiser(solver: str | None) -> Callable[..., None]:
-    """`__init__` of a scheduler of a solver by text, or by the options of one solver, None where they are left open."""
+    """Build `__init__` of a scheduler, for the options of one solver or for a solver by text.
+
+    Options default to None: the solver's own default.
+    """
     own = dict.fromkeys(_options(solver)) if solver else {"solver": "er-sde"}
     defaults = {**own, **levels.words(), **_OWN}
 
@@ -49,11 +53,22 @@ def initialiser(solver: str | None) -> Callable[..., None]:
     return register_to_config(made)
 
 
-def adopted(config: Mapping[str, Any], name: str | None, ours: Collection[str]) -> dict[str, Any]:
-    """Another scheduler's configuration for one of ours: options of another solver are left.
+def documented(own: str | None, shared: str | None) -> str | None:
+    """Complete the `Args:` of a docstring with the entries of another one, except `solver`."""
+    if own is None or shared is None or "Args:" not in own:
+        return own
+    text, _, behind = inspect.cleandoc(own).partition("\n\nRaises:")
+    arguments = inspect.cleandoc(shared).partition("Args:\n")[2].partition("\n\n")[0]
+    known = {"solver", *re.findall(r"^    (\w+): ", text, re.MULTILINE)}
+    more = [entry for entry in re.split(r"\n(?=    \w)", arguments) if entry.split(":")[0].strip() not in known]
+    return "\n".join([text, *more, f"\nRaises:{behind}"])
 
-    name  of the solver that it is for, None for one by text
-    ours  names of our schedulers; where others have handed a configuration on, its levels are theirs
+
+def adopted(config: Mapping[str, Any], name: str | None, ours: Collection[str]) -> dict[str, Any]:
+    """Convert another scheduler's configuration, without the options of another solver.
+
+    `name` is the solver of our scheduler, None for one by text. `ours` are the names of our schedulers; a configuration
+    from any other class keeps that class's levels.
     """
     known = dict(config)
     text = known.pop("solver", "")
@@ -73,7 +88,7 @@ def adopted(config: Mapping[str, Any], name: str | None, ours: Collection[str]) 
 
 
 def _text(name: str, config: Mapping[str, Any]) -> str:
-    """The text of a named scheduler's solver, without options that were left open, stay, or cannot be said."""
+    """Return the text of a named scheduler's solver, with the options that were set."""
     apart = {*config.get("_use_default_values", ()), *levels.words()}
     given = _given(name, {option: value for option, value in config.items() if option not in apart})
     then = given.pop("then", "")
@@ -81,9 +96,9 @@ def _text(name: str, config: Mapping[str, Any]) -> str:
 
 
 def solver_of(name: str | None, config: Mapping[str, Any]) -> Solver:
-    """The solver that a configuration says: by text, or of that name by its options.
+    """Build the solver of a configuration: by text, or by name and options.
 
-    Options that it leaves open are those that it has for diffusers' own solver of that kind.
+    Options that are left open take the configuration's values for diffusers' own solver of that kind.
     """
     if name is None:
         name, given, _ = solvers.text.parse(config["solver"])
@@ -98,13 +113,13 @@ def solver_of(name: str | None, config: Mapping[str, Any]) -> Solver:
 
 
 def merged(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the defaults of diffusers' scheduler, without words that neither it nor anybody said."""
+    """Add the defaults of diffusers' scheduler to a configuration; drop what remains None."""
     known = {word: value for word, value in config.items() if value is not None}
     return {**dict.fromkeys(_OWN), **defaults, **known}
 
 
 def filled(name: str | None, config: Mapping[str, Any], solver: Solver, kind: str) -> dict[str, Any]:
-    """The configuration with the options that were left open, the solver's name and the class `kind` of scheduler."""
+    """Add the options that were left open, the solver's name and the class name `kind`."""
     made = {**config, "_class_name": kind}
     if name is not None:
         values = {option: getattr(solver, option) for option in _options(name) if option != "then"}
@@ -116,28 +131,28 @@ def filled(name: str | None, config: Mapping[str, Any], solver: Solver, kind: st
 
 
 def name_of(name: str | None, config: Mapping[str, Any]) -> str:
-    """The name of the solver that a configuration says."""
+    """Return the name of a configuration's solver."""
     return name or solvers.text.parse(config["solver"])[0]
 
 
 def _given(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a configuration says of its solver."""
+    """Return the solver options that a configuration sets."""
     given = {option: config[option] for option in _options(name) if config.get(option) is not None}
     given = {option: tuple(value) if isinstance(value, list) else value for option, value in given.items()}
     return {"then": _THEN, **given} if name == "teleport" else given
 
 
 def _check(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for what a scheduler of diffusers would do and this solver does not."""
+    """Raise ValueError for settings that diffusers would follow and this solver does not."""
 
     def refuse(word: str, wanted: str) -> None:
         raise ValueError(f"{word} must be {wanted} for {name}: got {config.get(word)!r}")
 
     variance = str(config.get("variance_type"))
     if name in ("unipc", "unip") and config.get("predict_x0") is False:
-        refuse("predict_x0", "True, as x_0 is predicted here,")
+        refuse("predict_x0", "True, because x_0 is predicted here,")
     if name in ("unipc", "unip") and config.get("solver_p") is not None:
-        refuse("solver_p", "None, as the predictor is its own,")
+        refuse("solver_p", "None, because UniPC has its own predictor,")
     if name == "dpm-solver++" and config.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver"):
         refuse("algorithm_type", "dpmsolver++ or sde-dpmsolver++, which predict x_0,")
     if name == "dpm-solver++" and config.get("euler_at_final") and config.get("final_sigmas_type") == "sigma_min":
@@ -151,8 +166,8 @@ def _check(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _said(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a configuration has for diffusers' own solver of that kind."""
-    if name == "ddim":  # as there, where x_0 is clipped, unless it is asked for
+    """Return the options that a configuration sets for diffusers' own solver of that kind."""
+    if name == "ddim":  # diffusers keeps the network's noise where x_0 is clipped
         return {"clipped_noise": not (config.get("clip_sample") or config.get("thresholding"))}
     said = {}
     for word, (option, known) in _SAID.get(name, {}).items():
@@ -165,5 +180,5 @@ def _said(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(name: str) -> list[str]:
-    """The options of a solver."""
+    """Return the names of a solver's options."""
     return [option for option, _ in solvers.text.options(solvers.kind(name))]

@@ -1,4 +1,4 @@
-"""Mistakes of a pipeline: an error that names each, before anything is computed."""
+"""Wrong arguments in a pipeline: an error names each one before anything is computed."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ REFUSED = {
     ),
     "count of other times": (
         lambda: ERSDEScheduler().set_timesteps(5, timesteps=[900, 3]),
-        "num_inference_steps must be left open with timesteps: got 5",
+        "num_inference_steps must be None with timesteps: got 5",
     ),
     "misspelled option": (
         lambda: ERSDEScheduler.from_config(ERSDEScheduler().config, ordr=2),
@@ -88,7 +88,7 @@ REFUSED = {
     ),
     "other shape in a run": (
         lambda: (s := ready(), step(s), s.step(X[:1], 1, X[:1])),
-        "sample must keep its shape in a run",
+        "sample must keep its shape",
     ),
     "churn": (lambda: SolverScheduler(solver="heun:churn=4"), "churn must be 0 in a scheduler"),
     "spacing": (
@@ -117,15 +117,15 @@ REFUSED = {
     ),
     "nothing said": (
         lambda: ERSDEScheduler().set_timesteps(),
-        "num_inference_steps, timesteps or sigmas must be given",
+        "exactly one of num_inference_steps, timesteps and sigmas must be given",
     ),
-    "both said": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3], sigmas=[1.0]), "must be given, one of them"),
+    "both said": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3], sigmas=[1.0]), "exactly one of"),
     "no step": (lambda: ERSDEScheduler().set_timesteps(0), "num_inference_steps must be at least 1: got 0"),
     "times that rise": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3, 9]), "timesteps must fall"),
     "begin": (lambda: (s := ready(), s.set_begin_index(9), step(s)), r"begin_index must lie in \[0, 5\): got 9"),
     "too few generators": (
         lambda: step(ready(), generator=[torch.Generator()]),
-        "generator must be one, or one for each of 2 samples: got 1",
+        "generator must be one, or a list of 2, one per sample: got 1",
     ),
 }
 
@@ -158,7 +158,7 @@ def test_version_that_is_needed_is_named(monkeypatch, found):
 
 
 def test_package_without_diffusers_says_so_only_when_it_is_asked():
-    """A folder that stands in its place, as where it is not installed."""
+    """Hide diffusers behind an empty folder, as if it were not installed."""
     code = "import sys; sys.modules['diffusers'] = None; import gms_fast, gms_fast.sampling, gms_fast.models; "
     code += (
         "import gms_fast.cli; gms_fast.sample; gms_fast.schedules.from_diffusers; print('fine'); gms_fast.GMSScheduler"

@@ -1,5 +1,6 @@
-"""The page of the schedulers: its code runs as it stands, and it lists them all."""
+"""The page of the schedulers: its code runs as it stands, and it lists every scheduler."""
 
+import inspect
 import re
 
 import pytest
@@ -21,6 +22,15 @@ def test_code_runs_in_order(tmp_path, monkeypatch):
     assert len(scope["pictures"]) == 4
     assert isinstance(scope["pipe"].scheduler, gms_fast.GMSScheduler)
     assert len(scope["jumping"](num_inference_steps=3).images) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in gms_fast.__all__ if name.endswith("Scheduler")])
+def test_docstring_describes_every_keyword(name):
+    kind = getattr(gms_fast, name)
+    arguments = kind.__doc__.partition("Args:\n")[2].partition("\n\n")[0]
+    described = re.findall(r"^ +(\w+): ", arguments, re.MULTILINE)
+    assert sorted(described) == sorted(set(described))
+    assert set(inspect.signature(kind).parameters) <= set(described)
 
 
 def test_every_scheduler_is_listed():

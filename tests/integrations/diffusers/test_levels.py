@@ -1,4 +1,4 @@
-"""Levels and times of schedulers: diffusers' own results of the same kind of solver, from the same configuration."""
+"""Levels and times of schedulers, against diffusers' own from the same configuration."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 LATENTS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD = {**LATENTS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 DPM, UNIPC, FLOW = "DPMSolverMultistep", "UniPCMultistep", "FlowMatchEulerDiscrete"
-FEW, MANY = 10, 20  # below and above the 15 calls from which the last steps keep their order
+FEW, MANY = 10, 20  # below and above 15 calls, from which on the last steps keep their order
 
 SAME = {
     "DDIM": ("DDIM", {**LATENTS, "clip_sample": False}, "ddim", {}),
@@ -89,7 +89,7 @@ SAME = {
 
 @pytest.mark.parametrize("case", SAME.values(), ids=SAME)
 def test_sample_is_that_of_diffusers(case):
-    """Rounding alone: 1e-5 of the scale is what a user may expect."""
+    """Allow rounding only: 1e-5 of the scale."""
     kind, words, solver, times = case
     theirs = getattr(diffusers, f"{kind}Scheduler")(**words)
     ours = SolverScheduler.from_config(theirs.config, solver=solver)
@@ -110,7 +110,7 @@ def test_levels_of_eulers_scheduler_are_scaled_to_what_the_network_sees():
 
 
 def test_configuration_of_another_scheduler_gives_what_diffusers_makes_of_it():
-    """Defaults of the other scheduler are not taken over, as in diffusers."""
+    """Check that, as in diffusers, the other scheduler's defaults are not taken over."""
     other = diffusers.DDIMScheduler(**SD).config
     theirs = diffusers.DPMSolverMultistepScheduler.from_config(other)
     assert apart(draw(SolverScheduler.from_config(other, solver="dpm-solver++")), draw(theirs)) < 1e-5
@@ -129,9 +129,9 @@ def test_given_times_where_diffusers_takes_none():
 
 @pytest.mark.parametrize("name", ["VQDiffusionScheduler", "CMStochasticIterativeScheduler", "SCMScheduler"])
 def test_configuration_without_levels_that_are_known_is_refused(name):
-    """Consistency models keep words of EDM, and have other levels and times."""
+    """Consistency models have keywords of EDM, but other levels and times."""
     config = {"_class_name": name, "num_vec_classes": 3, "num_train_timesteps": 40, "sigma_data": 0.5, "rho": 7.0}
-    with pytest.raises(ValueError, match=f"config must be that of .* got {name}"):
+    with pytest.raises(ValueError, match=f"config must be of a scheduler .* got {name}"):
         SolverScheduler.from_config(config)
 
 
@@ -142,7 +142,7 @@ def test_levels_that_are_unknown_are_refused(name):
 
 
 def test_sigmas_where_the_kind_takes_none_are_refused():
-    with pytest.raises(ValueError, match="sigmas must not be given: DPMSolverMultistepScheduler"):
+    with pytest.raises(ValueError, match="sigmas must not be given, because DPMSolverMultistepScheduler"):
         SolverScheduler().set_timesteps(sigmas=[3.0, 1.0])
 
 

@@ -1,4 +1,4 @@
-"""Outputs beside a sample: one tensor, moments in channels, a learned variance."""
+"""Network outputs for a sample: one tensor, moments in channels, a learned variance."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_moments_that_a_solver_does_not_read_are_left():
 
 
 def test_learned_range_gives_a_step_of_the_training_as_diffusers_ddpm_takes_it():
-    """From t = 500 to 499: mean and variance are those of DDPMScheduler."""
+    """Compare mean and variance of the step from t = 500 to 499 with DDPMScheduler."""
     theirs = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
     output = torch.cat([0.1 * X, 0.3 * normals(2, 3, 4, 4, seed=2).tanh()], 1)
     ours = SolverScheduler.from_config(theirs.config, solver="sn-ddpm:clip_pixel=none")

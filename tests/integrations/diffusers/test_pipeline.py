@@ -1,4 +1,4 @@
-"""Pipelines: of networks with moment heads, of stock networks with our schedulers, and text to picture."""
+"""Pipelines: networks with moment heads, stock networks, and text to image."""
 
 import json
 
@@ -41,7 +41,7 @@ def tiny(**options):
 
 @pytest.mark.parametrize("options", [{}, {"moments": "central", "schedule": gms_fast.schedules.VPCosine(T=100)}])
 def test_pipeline_draws_what_sample_does(options):
-    """With the same start and seeds; the network is asked at its own unit of time."""
+    """Use the same start and seeds; the network is called at its own unit of time."""
     model = tiny(**options)
     pipe = quiet(GMSPipeline.of(model))
     start = normals(3, 1, 8, 8)
@@ -65,7 +65,7 @@ def test_pipeline_goes_to_disk_and_back(tmp_path):
 
 
 def test_whole_pipeline_on_disk_keeps_our_scheduler_and_its_table(tmp_path):
-    """A stock pipeline, which `DiffusionPipeline` finds by itself; the folder may move."""
+    """Load a stock pipeline with `DiffusionPipeline`, after its folder has moved."""
     source = gms_fast.storage.embedded.named("mnist", "empirical.safetensors")
     table = tmp_path / "of,mine.safetensors"
     table.write_bytes(source.read_bytes())
@@ -108,7 +108,7 @@ def test_stock_pipeline_is_that_of_diffusers(solver, kind):
 
 
 def test_classes_are_handed_on_and_guided():
-    """Guidance shifts the noise and keeps moments about it."""
+    """Check that guidance shifts the noise and keeps its central moments."""
     unet, scheduler = stock(out=3, num_class_embeds=5), GMSScheduler(clip_sample=True)
     pipe, start = quiet(GMSPipeline(unet, scheduler)), normals(2, 3, 8, 8)
     labels, others = torch.tensor([1, 2]), torch.tensor([4, 4])

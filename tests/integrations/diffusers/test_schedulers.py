@@ -1,4 +1,4 @@
-"""The contract of a scheduler of diffusers, point by point, and our own keywords."""
+"""Scheduler interface of diffusers, point by point, and our own keywords."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ KINDS = {
 
 
 def moments(x):
-    """Of noise that is Gaussian around 0.3 x."""
+    """Moments of noise that is Gaussian around 0.3 x."""
     e1 = 0.3 * x
     return torch.cat([e1, e1**2 + 0.2, e1**3 + 0.6 * e1], 1)
 
@@ -71,7 +71,7 @@ def test_options_in_a_call_take_precedence():
 
 
 def test_option_that_is_said_counts_before_what_diffusers_solver_had():
-    """Also where it is what we would take unsaid."""
+    """Include options that are set to their default."""
     theirs = diffusers.UniPCMultistepScheduler(**LATENTS, solver_order=3, solver_type="bh1", disable_corrector=[0])
     made = UniPCScheduler.from_config(theirs.config)._itself
     assert (made.order, made.variant, made.disable_corrector) == (3, "bh1", (0,))
@@ -80,7 +80,7 @@ def test_option_that_is_said_counts_before_what_diffusers_solver_had():
 
 
 def test_options_of_one_solver_are_not_those_of_another(tmp_path):
-    """Names such as order mean something to several; on disk all options are said."""
+    """Names such as order belong to several solvers; a saved configuration has all options."""
     ERSDEScheduler(order=1, **LATENTS).save_pretrained(tmp_path)
     stored = ERSDEScheduler.load_config(tmp_path)
     for config in (stored, ERSDEScheduler(order=1).config):
@@ -201,7 +201,7 @@ def test_scheduler_that_is_copied_in_a_run_goes_on_alone():
 def test_time_that_is_not_listed_is_said():
     scheduler, x = ERSDEScheduler(**LATENTS), normals(1, 4, 8, 8)
     scheduler.set_timesteps(5)
-    with pytest.warns(UserWarning, match="timestep must be one of scheduler.timesteps: got 7, 200 is taken"):
+    with pytest.warns(UserWarning, match="timestep must be one of scheduler.timesteps: got 7, using 200"):
         scheduler.step(x, 7, x)
 
 
@@ -259,7 +259,7 @@ def test_eta_of_a_pipeline_is_that_of_ddim():
 def test_noise_is_added_at_the_level_of_a_time():
     ours, theirs = ERSDEScheduler(**LATENTS), diffusers.DDIMScheduler(**LATENTS)
     x, z = normals(3, 4, 8, 8), normals(3, 4, 8, 8, seed=1)
-    times = torch.tensor([3, 500, 999])  # of a training, before and after a grid is chosen
+    times = torch.tensor([3, 500, 999])  # training times, before and after set_timesteps
     for _ in range(2):
         assert apart(ours.add_noise(x, z, times), theirs.add_noise(x, z, times)) < 1e-5
         assert apart(ours.get_velocity(x, z, times), theirs.get_velocity(x, z, times)) < 1e-5
@@ -269,7 +269,7 @@ def test_noise_is_added_at_the_level_of_a_time():
 
 
 def test_noise_is_added_at_the_level_that_a_run_has_reached():
-    """As pictures are begun in the middle, and the known part of one is noised again."""
+    """As for image to image, and for inpainting that noises the known part again."""
     ours = ERSDEScheduler(**LATENTS, use_karras_sigmas=True)
     ours.set_timesteps(5)
     ours.set_begin_index(2)
@@ -294,7 +294,7 @@ def test_flow_matching_scales_noise_as_its_pipelines_ask():
 
 
 def test_moments_in_channels_are_those_of_noise():
-    """3C channels, and the same as `NoiseMoments`; 2C serve solvers of two moments."""
+    """Compare 3C channels with `NoiseMoments`; 2C serve solvers of two moments."""
     x = normals(2, 1, 8, 8)
     made = []
     for output in (moments(x), NoiseMoments(*moments(x).chunk(3, 1))):
@@ -326,7 +326,7 @@ def test_jump_costs_no_call_and_happens_before_the_first():
     scheduler.set_timesteps(10)
     assert scheduler.timesteps[0] < 999
     x, t = normals(4, 1, 28, 28), scheduler.timesteps[0]
-    seen = scheduler.scale_model_input(torch.cat([x, x]), t)  # as guidance asks twice
+    seen = scheduler.scale_model_input(torch.cat([x, x]), t)  # guidance calls twice
     assert torch.equal(seen[:4], seen[4:])
     assert apart(seen[:4], x) > 0.01
     (alpha, sigma), known = scheduler._walk.levels[0], gms_fast.statistics.load_gaussian("mnist")
@@ -345,7 +345,7 @@ def test_jump_costs_no_call_and_happens_before_the_first():
 def test_pipeline_that_does_not_let_a_teleport_jump_is_told():
     scheduler, x = KINDS["teleport"](), normals(4, 1, 28, 28)
     scheduler.set_timesteps(10)
-    with pytest.raises(ValueError, match="scale_model_input must be called before the network is"):
+    with pytest.raises(ValueError, match="scale_model_input must be called before the network"):
         scheduler.step(x, scheduler.timesteps[0], x)
     scheduler.set_begin_index(3)  # in the middle there is nothing to jump over
     assert scheduler.step(x, scheduler.timesteps[3], x).prev_sample.isfinite().all()

@@ -1,4 +1,4 @@
-"""Pipelines from text, of tiny random parts, with our schedulers and diffusers' of the same kind."""
+"""Text pipelines of tiny random parts, with our schedulers and diffusers' of the same kind."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_stable_diffusion_is_that_of_diffusers_scheduler(name, solver):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_weights_differ_by_their_rounding(dtype):
-    """Of the state after each step, on both sides: 20 units of it are a bound for 6 guided steps."""
+    """Bound the rounding of the state: 20 units of it for 6 guided steps, on both sides."""
     theirs = diffusers.DPMSolverMultistepScheduler(**LATENTS)
     ours = SolverScheduler.from_config(theirs.config, solver="dpm-solver++")
     call = {"height": 16, "width": 16, "dtype": dtype}
@@ -94,7 +94,7 @@ def test_picture_of_a_batch_is_that_drawn_alone():
 
 
 def flow_pipe(name, scheduler):
-    """SD3 or Flux."""
+    """SD3 or Flux pipeline."""
     own = {"shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False}
     empty = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     if name.startswith("Flux"):
