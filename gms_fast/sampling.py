@@ -51,7 +51,7 @@ def sample(
 
         K + 1   for most solvers
         K       where the schedule ends without noise, or the solver leaves none (er-sde, dpm-solver-v3)
-        2K + 1  for heun; 2K - 1 where the schedule ends without noise
+        2K + 1  at most for heun, which evaluates most steps twice
 
     The noise of sample i depends on the seed and on i alone, not on `n` or `batch_size`.
 

@@ -86,7 +86,7 @@ class Stepper:
 
     @property
     def timesteps(self) -> list[float]:
-        """Times of the schedule where the network is evaluated, noisiest first, as `step` indexes them."""
+        """Times of the network evaluations, noisiest first, as `step` indexes them."""
         return [step.t for step in self.plan.asked]
 
     @property

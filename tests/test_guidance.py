@@ -332,7 +332,7 @@ REFUSALS = {
     ),
     "two conditions": (
         lambda: ClassifierFree(Keywords(), GIVEN)(X, T, picture=X), ValueError,
-        "condition must be given once: got it of ClassifierFree and picture of the call",
+        "condition must be given once: ClassifierFree holds one, and the call gave picture",
     ),
     "keywords and a tensor": (
         lambda: ClassifierFree(Keywords(), GIVEN, X, scale=2), ValueError,

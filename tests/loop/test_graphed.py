@@ -291,9 +291,9 @@ class Settling(Net):
 BREAKING = {
     "reads": (Reading, r"the host waits for the GPU in the loop, first at .*test_graphed.py:\d+"),
     "refuses": (Refusing, r"capturing failed at .*test_graphed.py:\d+: not in a capture$"),
-    "is random": (Random, "a replay gives other samples than the loop"),
-    "counts": (Counting, "a replay gives other samples than the loop"),
-    "settles": (Settling, "a replay gives other samples than the loop"),
+    "is random": (Random, "a replay differs from the loop"),
+    "counts": (Counting, "a replay differs from the loop"),
+    "settles": (Settling, "a replay differs from the loop"),
 }
 
 
