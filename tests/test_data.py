@@ -199,7 +199,7 @@ def test_load_refuses_a_folder_of_far_more_pixels_than_bytes(tmp_path):
     Image.new("L", (4096, 4096)).save(tmp_path / "0.png")
     for i in range(1, 5):
         shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
-    with pytest.raises(ValueError, match=r"4\.png cannot be read: with those before it has 83886080 bytes of pixels"):
+    with pytest.raises(ValueError, match=r"4\.png cannot be read: with those before it, it has 83886080 bytes of pixels"):
         data.load(tmp_path)
 
 

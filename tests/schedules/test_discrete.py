@@ -139,7 +139,7 @@ def test_crowded_times_are_the_nearest_free_ones():
 
 
 def test_too_few_whole_times_are_said():
-    with pytest.warns(UserWarning, match=r"4 steps instead of 10: from t = 4 on VPLinear\(T=1000\)"):
+    with pytest.warns(UserWarning, match=r"taking 4 steps instead of 10: VPLinear\(T=1000\) has no more"):
         assert VPLinear().timesteps(10, t_max=4.2) == [4, 3, 2, 1, 0]
 
 
