@@ -167,7 +167,7 @@ Replay = Callable[[], Tensor]  # draws with the inputs that are held then
 
 
 class Graphed:
-    """Loop that was captured for one seed, or for one per sample; the other at its first call.
+    """Loop captured for one seed, or for one per sample; the other at its first call.
 
     Attributes:
         why: Reason why the loop runs step by step; None if it is a graph.

@@ -269,7 +269,7 @@ def test_network_that_writes_later_is_refused():
             x.zero_()
         return 0 * x
 
-    with pytest.raises(ValueError, match="model wrote to what it was given"):
+    with pytest.raises(ValueError, match="model wrote to its input"):
         sample(network, 5, n=2, shape=(4,), schedule="linear")
 
 
@@ -278,7 +278,7 @@ def test_network_that_writes_to_its_condition_is_refused():
         y.add_(1)
         return 0 * x
 
-    with pytest.raises(ValueError, match="model wrote to what it was given"):
+    with pytest.raises(ValueError, match="model wrote to its input"):
         sample(network, 5, n=2, shape=(4,), schedule="linear", condition={"y": torch.zeros(2)})
 
 
