@@ -1,4 +1,4 @@
-"""All schedules: grids, network times, names, configurations, and what they refuse."""
+"""All schedules: grids, network times, names, configurations and errors."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_network_time_is_what_the_network_was_trained_with():
 @pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(T=4000), VPLinear(T=300, time_shift=1)], ids=repr)
 def test_from_network_time_is_the_inverse(schedule):
     t = every_time(schedule)
-    assert torch.equal(schedule.from_network_time(schedule.network_time(t).float()), t)  # float32, as networks get it
+    assert torch.equal(schedule.from_network_time(schedule.network_time(t).float()), t)  # float32, as networks take it
     halves = t + 0.5
     torch.testing.assert_close(schedule.from_network_time(schedule.network_time(halves)), halves, rtol=1e-14, atol=0)
 
