@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its examples run, the files it names are there, and the way of a seed is as short as it says."""
+"""CONTRIBUTING.md: examples run, named files exist, and the path of a seed is up to date."""
 
 import re
 import traceback

@@ -1,4 +1,4 @@
-"""The source distribution is the checkout, and weights come with their licence."""
+"""Source distribution: it contains the checkout, and weights have their licence."""
 
 import shutil
 import subprocess
@@ -37,7 +37,7 @@ def test_licences_are_installed_with_the_weights(tmp_path):
 
 
 def test_source_distribution_holds_the_checkout_and_nothing_else(tmp_path):
-    """Of files that git does not know it has only what setuptools writes; PKG-INFO and setup.cfg among them."""
+    """Of files unknown to git it has only those of setuptools, such as PKG-INFO and setup.cfg."""
     tracked = committed()
     for name in (*tracked, *LEFTOVERS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def test_source_distribution_holds_the_checkout_and_nothing_else(tmp_path):
 
 
 def committed() -> set[str]:
-    """Files of this checkout that git knows and that are still there."""
+    """Return the existing files of this checkout that git knows."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""The README's code runs, its links resolve, and it stays short."""
+"""README: its code runs, its links resolve, and it stays short."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_solvers_and_predictions_are_those_of_the_package():
 
 
 def test_equations_cited_in_the_code_exist():
-    """Every "eq. N" or "eqs. N-M" in the code stands in docs/notation.md."""
+    """Every "eq. N" or "eqs. N-M" in the code exists in docs/notation.md."""
     defined = {int(n) for n in re.findall(r"\((\d+)\)$", (ROOT / "docs" / "notation.md").read_text(), re.M)}
     for folder, pattern in (("gms_fast", "*.py"), ("csrc", "*.h"), ("kernels", "*.py")):
         for file in (ROOT / folder).rglob(pattern):
