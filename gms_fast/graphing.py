@@ -163,7 +163,7 @@ class NotCapturedError(Exception):
     """Reason why the loop cannot become a graph."""
 
 
-Replay = Callable[[], Tensor]  # draws with the inputs that are held then
+Replay = Callable[[], Tensor]  # draws with the inputs held at that time
 
 
 class Graphed:
@@ -178,7 +178,7 @@ class Graphed:
         self._loop, self._given = loop, given
         self._samples, self._device, self._offset = len(like), like.device, sample_offset
         self._capture = _compiled if compile else _Graphs(like.device)
-        self._replays: dict[int, tuple[Inputs, Replay]] = {}  # by the dimensions of the seed
+        self._replays: dict[int, tuple[Inputs, Replay]] = {}  # by the number of dimensions of the seed
         self._lock = threading.Lock()  # replays share their input and output tensors
         self._add(given)
 
@@ -387,7 +387,7 @@ def _pairs(name: str, held: Any, given: Any) -> list[tuple[Tensor, Tensor]]:
         return [(held, given)]
     if given is held or (isinstance(given, _SCALARS) and type(given) is type(held) and given == held):
         return []
-    raise ValueError(f"{name} must be as graphed was given it, {_kind(held)}: got {_kind(given)}")
+    raise ValueError(f"{name} must match the one given to graphed, {_kind(held)}: got {_kind(given)}")
 
 
 def _kind(value: Any) -> str:

@@ -120,7 +120,7 @@ class ClassifierFree(_Guided):
             raise ValueError(f"unconditional must be given where scale is not 1: got None and scale = {self.scale:g}")
         if condition is not None and unconditional is not None:
             _check_alike(condition, unconditional)
-        first = getattr(model, "first_moment", None)  # conditions that are tensors are no keywords
+        first = getattr(model, "first_moment", None)  # a tensor condition cannot be passed by keyword
         self._asks_first = callable(first) and not isinstance(condition, Tensor) and takes_keywords(first)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:

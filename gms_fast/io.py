@@ -303,11 +303,11 @@ def _check_agreement(said: dict[str, Any], seen: dict[str, Any]) -> None:
     The description decides how large the network is, so it is checked before one is built.
     """
     factors = [2**i for i in range(len(seen["channel_mult"]))]
-    if seen["num_classes"] and said.get("null_class", True):  # weights cannot tell a row for no class from others
+    if seen["num_classes"] and said.get("null_class", True):  # the weights do not show which rows stand for "no class"
         seen = {**seen, "num_classes": seen["num_classes"] - 1, "null_class": True}
     for key, value in seen.items():
         got = said.get(key, _DEFAULTS[key])
-        if key == "attention_resolutions":  # the others have no effect
+        if key == "attention_resolutions":  # other values have no effect
             got = sorted(set(got) & set(factors))
         elif key == "head":
             got, value = _pair(got), _pair(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # an import of the ops brings no schedules
+if TYPE_CHECKING:  # importing the ops must not import the schedules
     from gms_fast.schedules import Schedule
 
 

@@ -58,7 +58,7 @@ class Schedule(Identified, ABC):
     @property
     def config(self) -> dict[str, object]:
         """Arguments from which `build` makes the schedule again, with its "name"."""
-        raise NotImplementedError(f"{type(self).__name__} has no config")
+        raise NotImplementedError(f"{type(self).__name__} has no config: define the property to store the schedule")
 
     @property
     def described(self) -> object:
@@ -85,7 +85,9 @@ class Schedule(Identified, ABC):
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """Return the time with log_snr(t) = lam."""
-        raise NotImplementedError(f"{type(self).__name__} cannot find the time of a noise level: give timesteps")
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot find the time of a noise level: define inverse_log_snr, or give timesteps"
+        )
 
     def angle(self, t: Times) -> Tensor:
         """Return arctan(sigma_t/alpha_t) in [0, pi/2], which grows with the noise."""

@@ -58,7 +58,8 @@ class VP(VariancePreserving):
                 f"got shape {tuple(betas.shape)}"
             )
         if not bool(((betas > 0) & (betas < 1)).all()) and not _zero_terminal_snr(betas):
-            raise ValueError("betas must lie in (0, 1), the last one in (0, 1]")
+            got = f"{float(betas.min()):g} .. {float(betas.max()):g}"
+            raise ValueError(f"betas must lie in (0, 1), the last one in (0, 1]: got {got}")
         time_shift = argument("time_shift", time_shift, Real(-MOST_TIMES, MOST_TIMES))
         rescale_time = argument("rescale_time", rescale_time, Optional(Flag()))
         self.betas = betas

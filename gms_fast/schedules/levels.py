@@ -50,7 +50,7 @@ class Levels(Schedule):
             if not bool(table.isfinite().all()):
                 raise ValueError(f"{name} must be finite: got {short(table.tolist())}")
         if bool((alpha < 0).any()) or bool((sigma < 0).any()) or bool(((alpha == 0) & (sigma == 0)).any()):
-            raise ValueError("alphas, sigmas must not be negative, and not both zero")
+            raise ValueError("alphas, sigmas must not be negative, and not both zero at one level")
         noise = sigma[1:] * alpha[:-1] - sigma[:-1] * alpha[1:]  # has the sign of the difference of sigma/alpha
         if len(noise) and bool((noise < 0).all()):  # noisiest first
             alpha, sigma = alpha.flip(0), sigma.flip(0)

@@ -235,9 +235,9 @@ def test_what_does_not_fit_the_capture_is_named(net, options, message):
 def test_what_was_not_given_cannot_change(net):
     draw = graphed(net, 2, n=2, condition={"level": 0.5})
     same(draw(3, condition={"level": 0.5}), gms_fast.sample(net, 2, n=2, seed=3, condition={"level": 0.5}))
-    with pytest.raises(ValueError, match=r"condition\['level'\] must be as graphed was given it, 0.5: got 0.25"):
+    with pytest.raises(ValueError, match=r"condition\['level'\] must match the one given to graphed, 0.5: got 0.25"):
         draw(condition={"level": 0.25})
-    with pytest.raises(ValueError, match=r"x_T must be as graphed was given it, None: got torch.float32"):
+    with pytest.raises(ValueError, match=r"x_T must match the one given to graphed, None: got torch.float32"):
         draw(x_T=torch.zeros(2, 1, 4, 4))
 
 
