@@ -24,7 +24,7 @@ _linears: dict[tuple[object, ...], tuple[object, Linear]] = {}
 class Estimate(NamedTuple):
     """Estimate at the state x_t: a network's output and its meaning there.
 
-    Args:
+    Attributes:
         x: State x_t (B, *).
         output: One tensor, moments, or the two outputs of classifier-free guidance.
         meaning: Meaning of the output at this noise level.

@@ -255,7 +255,7 @@ def _compiled(loop: Loop, held: Inputs) -> Replay:
 
 
 def _by_itself(function: Any) -> Callable[[Inputs], Tensor]:
-    """Give the function a code object of its own: torch.compile makes no more than eight graphs of one."""
+    """Give the function its own code object: torch.compile makes at most eight graphs of one."""
     return FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
 
 
@@ -376,7 +376,7 @@ def _copied(value: Any, device: torch.device) -> Any:
 
 
 def pairs(held: Inputs, given: Inputs) -> list[tuple[Tensor, Tensor]]:
-    """Pair held tensors with those given in their place. Raises ValueError for one that does not fit."""
+    """Pair held tensors with those in their place. Raises ValueError if one does not fit."""
     return _pairs("condition", held.condition, given.condition) + _pairs("x_T", held.start, given.start)
 
 

@@ -110,7 +110,7 @@ def noise_factors(form: str, alpha: Number, sigma: Number) -> Factors:
 class Meaning(NamedTuple):
     """Meaning of a network's output at a noise level.
 
-    Args:
+    Attributes:
         form: Form of prediction of an output that is one tensor. Moments begin with that of the noise.
         step: Noise level.
         clip: Data range of x_0, or None.
@@ -148,7 +148,7 @@ class Guided(NamedTuple):
 
     The combination is y_u + scale (y_c - y_u).
 
-    Args:
+    Attributes:
         conditional: y_c, or moments whose first is y_c; their central moments stay.
         unconditional: y_u.
         scale: Guidance scale.

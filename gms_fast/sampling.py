@@ -45,12 +45,12 @@ def sample(
 ) -> Tensor:
     """Draw samples from a diffusion model in a few steps.
 
-    The loop starts at x_T ~ N(0, sigma_T^2), takes `steps` steps of a solver to less noise, and
-    removes the noise that is left by one more network evaluation, x_0 = E[x_0|x_t]. With K steps
-    the number of network evaluations (NFE) is
+    The loop starts at x_T ~ N(0, sigma_T^2) and takes K = `steps` steps of a solver to less noise. Then one more
+    network evaluation removes the noise that is left: the sample is E[x_0|x_t]. The number of network evaluations
+    (NFE) is
 
         K + 1   for most solvers
-        K       where the schedule ends without noise, or the solver leaves none (er-sde, dpm-solver-v3)
+        K       if the schedule ends without noise, or for er-sde, dpm-solver-v3 and ggdm
         2K + 1  at most for heun, which evaluates most steps twice
 
     The noise of sample i depends on the seed and on i alone, not on `n` or `batch_size`.
@@ -62,10 +62,10 @@ def sample(
             defaults of this call; docs/models.md lists the assumptions otherwise. The model may have any
             dtype and may be inside torch's own wrappers.
         steps: Number of steps K >= 1. `timesteps` replaces it.
-        solver: [`Solver`][gms_fast.solvers.Solver] or its text: a name, options, and what follows a jump,
-            as "gms", "er-sde:order=2" or "teleport:until=5 then ddim". "gms" and "sn-ddpm" need noise
-            moments from the model; the others work with every model.
-        n: Number of samples, >= 0. With `x_T` its first dimension counts.
+        solver: [`Solver`][gms_fast.solvers.Solver] or its text: one of its [names][gms_fast.solvers.names], perhaps
+            with options, as "gms", "er-sde:order=2" or "teleport:until=5 then ddim". "gms" needs three noise moments
+            from the model and "sn-ddpm" two; the other named solvers work with any model.
+        n: Number of samples, >= 0. With `x_T`, the size of its first dimension replaces it.
         shape: Shape of one sample, as (3, 32, 32). Default: the model's `sample_shape`, or that of `x_T`.
         schedule: [`Schedule`][gms_fast.schedules.Schedule] or one of its
             [names][gms_fast.schedules.names]. Default: the model's `schedule`.

@@ -37,7 +37,7 @@ class NoiseMoments(NamedTuple):
         "raw"      e_k = E[eps^k|x_t]
         "central"  e_k = E[(eps - e1)^k|x_t]
 
-    Args:
+    Attributes:
         e1: Mean E[eps|x_t], shaped like x_t.
         e2: Second moment, shaped like x_t; None if the model has none.
         e3: Third moment, shaped like x_t; None if the model has none.
@@ -67,7 +67,7 @@ class Mixture(NamedTuple):
 
     All four tensors have the same shape (B, *).
 
-    Args:
+    Attributes:
         weight: Probability of component a, in [0, 1].
         mean_a: Mean of component a.
         mean_b: Mean of component b.

@@ -31,7 +31,7 @@ _LEAST = 400  # fewest samples: 50 in the first round
 class Trial(NamedTuple):
     """Candidate solver with the distance of its samples from the data.
 
-    Args:
+    Attributes:
         text: Text of the solver.
         steps: Number of steps for [`sample`][gms_fast.sample], which takes the requested number of evaluations.
         samples: Number of samples drawn. Worse candidates are dropped sooner, with fewer samples.
@@ -58,7 +58,7 @@ class Recommendation(NamedTuple):
 
     Its text, `str(found)`, is a table of the trials.
 
-    Args:
+    Attributes:
         text: Text of the solver. Tables without a name in it are those beside the model; "given" stands for a table
             that has no file.
         solver: The same as a [`Solver`][gms_fast.solvers.Solver].

@@ -172,7 +172,7 @@ def test_distance_is_that_of_all_features_where_they_are_few(drawn):
         ({"calls": 5000}, ValueError, "calls must be fewer than the times of the schedule: got 5000"),
         ({"calls": 0}, ValueError, "calls must be an integer of at least 1"),
         ({"statistics": 3}, TypeError, "statistics must be of Gaussian, EmpiricalModel, GGDMTable, or a model's name"),
-        ({"statistics": "nothing"}, FileNotFoundError, "none are beside 'nothing'"),
+        ({"statistics": "nothing"}, FileNotFoundError, "none are at 'nothing'"),
         ({"features": search.features.pixels}, ValueError, "data must be given with features"),
         ({"data": torch.zeros(10, 3)}, ValueError, r"data must be \(N, 1, 8, 8\)"),
         ({"data": torch.randn(40, 1, 8, 8)}, ValueError, "data must be at least 50 samples: got 40"),
