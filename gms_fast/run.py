@@ -197,7 +197,7 @@ def check_signal(plan: Plan, known_steps: int, form: str, schedule: Callable[[],
         forms = ", ".join(predictions.WITHOUT_SIGNAL)
         raise ValueError(
             f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
-            f"got {form!r}, which does not determine x_0 there. Or start the timesteps where alpha > 0 "
+            f"got {form!r}, which does not determine x_0 there. Otherwise timesteps must start where alpha > 0 "
             f"({schedule().later_start})"
         )
 
