@@ -91,8 +91,7 @@ def graphed(
 
     Examples:
         >>> model = gms_fast.load("digits")
-        >>> import warnings; warnings.simplefilter("ignore")  # a CPU has no CUDA graphs
-        >>> draw = gms_fast.graphed(model, 5, n=4)
+        >>> draw = gms_fast.graphed(model, 5, n=4)  # on a CPU with a UserWarning, and without a graph
         >>> torch.equal(draw(7), gms_fast.sample(model, 5, n=4, seed=7))
         True
         >>> draw.why
