@@ -1,4 +1,4 @@
-"""Gaussian Mixture Solvers for diffusion models, with the mixture fit and draw fused into one kernel.
+"""Gaussian Mixture Solvers and other few-step samplers, with fused kernels.
 
 >>> import gms_fast
 >>> model = gms_fast.load("mnist")
@@ -15,7 +15,7 @@ if interrupts.is_command():
 from gms_fast import ops as ops  # registers torch.ops.gms_fast.*
 from gms_fast.version import __version__ as __version__
 
-if TYPE_CHECKING:  # the rest is imported when it is first asked for: importing torch takes long enough
+if TYPE_CHECKING:  # everything else is imported on first use, because importing torch alone takes a second
     from gms_fast import data as data
     from gms_fast import editing as editing
     from gms_fast import guidance as guidance
@@ -89,12 +89,12 @@ _PLACES = {
     "save": "io",
     "set_backend": "ops.dispatch",
 }
-_LOOKED_FOR = ("ModelMixin", "SchedulerMixin")  # by diffusers, beside the classes that a pipeline on disk names
+_LOOKED_FOR = ("ModelMixin", "SchedulerMixin")  # diffusers looks these up when it loads a pipeline from disk
 __all__ = [*_ROOMS, *_PLACES, "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """A public name, or a module of the package."""
+    """Import a public name, or a module of the package, when it is first used."""
     from importlib import import_module
     from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""`python -m gms_fast` is the command `gms-fast`."""
+"""`python -m gms_fast`, the same as the command `gms-fast`."""
 
 from gms_fast.cli import main
 

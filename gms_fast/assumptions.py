@@ -1,4 +1,4 @@
-"""Look-up of what a model says of itself, and the assumptions made where it says nothing (docs/models.md)."""
+"""Attributes of a model, and the assumptions where it has none (docs/models.md)."""
 
 import inspect
 import types
@@ -16,16 +16,19 @@ from gms_fast import prediction, schedules
 from gms_fast.schedules import Schedule
 from gms_fast.types import as_range
 
-UNSAID = "model"  # `clip` where the call does not say: as the model says, else PICTURES
+UNSAID = "model"  # default of `clip`: the model's attribute, else PICTURES
 PICTURES = (-1.0, 1.0)
 MOMENTS = ("raw", "central")
-_INNER = ("module", "_orig_mod", "_fsdp_wrapped_module")  # of torch's own wrappers
+_INNER = ("module", "_orig_mod", "_fsdp_wrapped_module")  # attributes of torch's own wrappers
 _NOTHING = object()
-_DEPTH, _LOOKED_AT = 3, 64  # how far a wrapper of unknown kind is looked into
+_DEPTH, _LOOKED_AT = 3, 64  # levels and objects searched inside a wrapper of unknown kind
 
 
 def layers(model: object) -> Iterator[Any]:
-    """The model, and what lies in it behind wrappers that change nothing: torch's own, partials and methods."""
+    """Yield the model and the models inside wrappers that change nothing.
+
+    Such wrappers are torch's own, partials, methods and decorated functions.
+    """
     seen: list[object] = []
     while model is not None and not any(model is other for other in seen):
         seen.append(model)
@@ -34,7 +37,7 @@ def layers(model: object) -> Iterator[Any]:
 
 
 def unwrapped(model: object) -> Any:
-    """The innermost model, behind the wrappers that change nothing."""
+    """Return the innermost model, inside all wrappers that change nothing."""
     for layer in layers(model):
         last = layer
     return last
@@ -54,7 +57,10 @@ def _inner(model: object) -> object | None:
 
 
 def attribute(model: object, name: str, default: Any = None) -> Any:
-    """The model's attribute, looked for behind wrappers that change nothing; None counts as none but for `clip`."""
+    """Return the model's attribute, also from inside wrappers that change nothing.
+
+    An attribute that is None counts as missing, except `clip`, where None means no data range.
+    """
     if torch.compiler.is_compiling():
         return getattr(model, name, default)
     for layer in layers(model):
@@ -65,7 +71,7 @@ def attribute(model: object, name: str, default: Any = None) -> Any:
 
 
 def _parts(model: object) -> Iterator[object]:
-    """The parts of an object of unknown kind that may be models."""
+    """Yield the parts of an object of unknown kind that may be models."""
     if isinstance(model, torch.nn.Module):
         yield from model.children()
     elif isinstance(model, types.FunctionType):
@@ -74,7 +80,7 @@ def _parts(model: object) -> Iterator[object]:
 
 
 def _hidden(model: object, name: str, fits: Callable[[Any], bool]) -> tuple[object, Any] | None:
-    """The first (owner, value) of such an attribute inside a wrapper of unknown kind."""
+    """Find the first (owner, value) of an attribute inside a wrapper of unknown kind."""
     level, seen = list(layers(model)), set[int]()
     for _ in range(_DEPTH):
         level = [part for owner in level for part in _parts(owner)]
@@ -83,7 +89,7 @@ def _hidden(model: object, name: str, fits: Callable[[Any], bool]) -> tuple[obje
                 continue
             seen.add(id(part))
             if name not in getattr(part, "__dict__", ()) and not hasattr(type(part), name):
-                continue  # a module's own look-up takes ten times as long to find nothing
+                continue  # getattr of a module takes ten times as long for a missing attribute
             value = getattr(part, name, _NOTHING)
             if value is not _NOTHING and fits(value):
                 return part, value
@@ -107,7 +113,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 
 def _assumed(model: object, name: str, value: Any) -> Any:
-    """`value`, with a warning where an inner model says something else."""
+    """Return `value`; warn if a model inside has another."""
     if torch.compiler.is_compiling():
         return value
     hidden = _hidden(model, name, _FITS[name])
@@ -115,14 +121,14 @@ def _assumed(model: object, name: str, value: Any) -> Any:
         owner, said = hidden
         warnings.warn(
             f"model has no attribute `{name}`, so {value!r} is assumed, but the {type(owner).__name__} in it has "
-            f"{name} = {said!r}: give the model the attribute it is to have, or gms_fast.models.wrap(model, ..)",
+            f"{name} = {said!r}: set the attribute on the model itself, or use gms_fast.models.wrap(model, ..)",
             stacklevel=6,  # whoever called `sample`
         )
     return value
 
 
 def _warn_of_training(model: object) -> None:
-    """Warn of a module that samples would be drawn with as in training: with dropout, or by the batch's statistics."""
+    """Warn of a module in training mode whose dropout or batch statistics change samples."""
     module = None if torch.compiler.is_compiling() else unwrapped(model)
     if not isinstance(module, torch.nn.Module) or not module.training:
         return
@@ -138,7 +144,10 @@ def _warn_of_training(model: object) -> None:
 
 
 def missing(model: object, name: str, argument: str | None = None) -> str:
-    """The error of an attribute that must be there, or be given as the argument, by its own name unless by another."""
+    """Return the error message for an attribute that is missing.
+
+    argument: name of the argument of `sample` that replaces it, if that differs.
+    """
     hidden = _hidden(model, name, _FITS[name])
     hint = f"; the {type(hidden[0]).__name__} in it has {hidden[1]!r}" if hidden else ""
     return f"{argument or name} must be given: this model has no attribute `{name}`{hint}"
@@ -146,10 +155,15 @@ def missing(model: object, name: str, argument: str | None = None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """Description of a model: said by the call, by the model, or assumed.
+    """Description of a model, from the call, the model, or assumptions.
 
-    own           the model's own schedule, which tells one that says nothing of it how the network is asked
-    clip_assumed  whether neither call nor model says what range the data has
+    Args:
+        schedule: Schedule or its name.
+        own: The model's own schedule, which fixes the network times if `schedule` does not.
+        prediction: Meaning of a single output tensor.
+        moments: "raw" or "central".
+        clip: Data range, or None.
+        clip_assumed: Whether neither the call nor the model has a data range.
     """
 
     schedule: Schedule | str
@@ -161,16 +175,19 @@ class Description:
 
     @property
     def central(self) -> bool:
-        """Tell second and third moments about e1 from raw ones."""
+        """Tell whether the second and third moments are about e1."""
         return self.moments == "central"
 
     def built(self) -> Schedule:
-        """The schedule itself, asking the network as the model's own says where it says nothing."""
+        """Return the schedule; network times that it does not fix are the model's own."""
         return schedules.build(self.schedule).asked_like(self.own)
 
 
 def scheduled(model: object, schedule: Schedule | str | None) -> tuple[Schedule | str, Schedule | None]:
-    """(the schedule that is given or else the model's, the model's own). Raises TypeError or ValueError."""
+    """Return (the given schedule or the model's, the model's own).
+
+    Raises TypeError or ValueError.
+    """
     if not callable(model):
         raise TypeError(f"model must be callable as model(x, t): got {type(model).__name__}")
     own = attribute(model, "schedule")
@@ -183,7 +200,7 @@ def scheduled(model: object, schedule: Schedule | str | None) -> tuple[Schedule 
 
 
 def ranged(model: object, clip: Any) -> tuple[tuple[float, float] | None, bool]:
-    """(the data range that is given or else the model's, whether it is assumed because neither says one)."""
+    """Return (the given data range or the model's, whether it is assumed)."""
     assumed = False
     if isinstance(clip, str) and clip == UNSAID:
         clip = attribute(model, "clip", _NOTHING)
@@ -193,15 +210,15 @@ def ranged(model: object, clip: Any) -> tuple[tuple[float, float] | None, bool]:
 
 
 def describe(model: object, schedule: Schedule | str | None, form: str | None, clip: Any = UNSAID) -> Description:
-    """The call's arguments where given, else what the model says, else what is assumed.
+    """Collect the call's arguments, else the model's attributes, else the assumptions.
 
     Raises TypeError or ValueError naming the argument.
     """
     schedule, own = scheduled(model, schedule)
     if attribute(model, "self_condition") is True:
         raise ValueError(
-            "model is self-conditioned (self_condition = True): it wants its last estimate of x_0 as an input, which "
-            "no solver hands on; wrap it in a callable (x, t) that does, or train it without"
+            "model is self-conditioned (self_condition = True): it takes its last estimate of x_0 as an input, which "
+            "no solver passes on; wrap it in a callable (x, t) that does, or train it without"
         )
     _warn_of_training(model)
     form = form or attribute(model, "prediction") or _assumed(model, "prediction", "noise")

@@ -1,4 +1,4 @@
-"""A check of the data range that was assumed: the share of E[x_0|x_t] that it cuts off."""
+"""Check of an assumed data range: the fraction of E[x_0|x_t] that it clips."""
 
 import warnings
 from functools import lru_cache
@@ -7,12 +7,15 @@ from gms_fast.estimate import Estimate
 from gms_fast.finite import FiniteCheck, recorded
 from gms_fast.prediction import Meaning
 
-_MARGIN = 0.05  # of the range's width: trained networks overshoot a range by less
-_SHARE = 0.02
+_MARGIN = 0.05  # fraction of the range's width; trained networks overshoot a range by less
+_SHARE = 0.02  # fraction of clipped elements above which a warning is given
 
 
 def note_share(estimate: Estimate, finite: FiniteCheck) -> None:
-    """Note the share of E[x_0|x_t] that lies outside of the range by more than the margin; a GPU is not waited for."""
+    """Note the fraction of E[x_0|x_t] outside the data range by more than the margin.
+
+    It stays on the device, so a GPU is not waited for.
+    """
     if estimate.clip is None or recorded(estimate.x) or not estimate.x.numel():
         return
     lo, hi = estimate.clip
@@ -23,14 +26,14 @@ def note_share(estimate: Estimate, finite: FiniteCheck) -> None:
 
 @lru_cache(1024)
 def _unclipped(meaning: Meaning) -> Meaning:
-    """One object for each: kernels know it by that."""
+    """Return the meaning without a data range; one object each, because steps are cached by it."""
     return meaning._replace(clip=None)
 
 
 def warn_of(shares: list[float]) -> None:
-    """Warn once a run where an assumed range cuts off much in the last half of the steps.
+    """Warn if an assumed range clips much in the last half of the steps, once per run.
 
-    Before, a network's estimate of x_0 may be anywhere.
+    In the first half a network's estimate of x_0 may lie anywhere.
     """
     share = sum(shares) / len(shares) if shares else 0.0
     if share > _SHARE:

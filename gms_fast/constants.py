@@ -1,8 +1,8 @@
 """Solvers and schedules as constants of a compiled graph.
 
-torch.compile takes numbers, strings and classes for constants, but no objects: torch 2.11 refuses them, and torch 2.13
-gives an object that the compiled function makes the defaults of its class. So an object travels as an id, and one
-that the compiled function makes as its class and fields.
+torch.compile accepts numbers, strings and classes as constants, but no objects. torch 2.11 refuses them, and torch
+2.13 gives an object made inside the compiled function the defaults of its class. So an object is passed by its id, and
+one made inside the compiled function by its class and fields.
 """
 
 from collections.abc import Callable
@@ -10,27 +10,33 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
-_KNOWN: dict[int, "Identified"] = {}  # kept for good: graphs know these objects by id, which no other may get
+_KNOWN: dict[int, "Identified"] = {}  # never freed: graphs refer to these objects by id, which must stay unique
 
 
 def function(f: F) -> F:
-    """Make torch.compile call `f` while it traces and take the result, plain values, for a constant."""
+    """Make torch.compile call `f` while tracing and treat its plain result as a constant."""
     # As torch.compiler.assume_constant_result, which takes a second to import.
     vars(f)["_dynamo_marked_constant"] = True
     return f
 
 
 class Identified:
-    """An object that a compiled graph knows by its identity: another one, even an equal one, makes another graph.
+    """Object that a compiled graph knows by identity.
 
-    unplanned  attributes that nothing depends on which is computed before the loop
+    Another object, even an equal one, makes another graph.
+
+    Attributes:
+        unplanned: Names of attributes that nothing computed before the loop depends on.
     """
 
     unplanned: tuple[str, ...] = ()
 
     @function
     def keep(self) -> bool:
-        """Let `unpack` find this object by its id; False for one without attributes, as those that the graph makes."""
+        """Let `unpack` find this object by its id.
+
+        False for objects without attributes, such as those that the graph makes.
+        """
         if vars(self):
             _KNOWN[id(self)] = self
             return True
@@ -40,7 +46,7 @@ class Identified:
 
 
 def pack(value: Any) -> Any:
-    """Constants that stand for an `Identified` object or for a constant; for traced code."""
+    """Return constants that stand for an `Identified` object or a constant; for traced code."""
     if not isinstance(value, Identified):
         return value
     if value.keep():
@@ -51,7 +57,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """The inverse of `pack`."""
+    """Return the object or constant that `pack` packed."""
     if not (isinstance(value, tuple) and value and isinstance(value[0], type)):
         return value
     kind, content = value

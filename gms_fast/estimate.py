@@ -1,4 +1,4 @@
-"""A network's estimate at a state, and the steps that solvers take from there: each is one pass over the tensors."""
+"""A network's estimate at a state and the solver steps from there, each in one pass."""
 
 import functools
 from collections.abc import Sequence
@@ -15,17 +15,22 @@ from gms_fast.prediction import Guided, Meaning, noise_factors, to_data, to_nois
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
-_MOST = 4096  # linear steps that are kept
+_MOST = 4096  # cached linear steps
 _NOTHING = Draws()
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _linears: dict[tuple[object, ...], tuple[object, Linear]] = {}
 
 
 class Estimate(NamedTuple):
-    """An estimate at the state x_t by a network: its output, and what that means there.
+    """Estimate at the state x_t: a network's output and its meaning there.
 
-    finite, place  who looks out for NaN and infinity, if anybody does, and the number of the time in the plan
-    data           E[x_0|x_t] in place of what the output says of it, as dynamic thresholding makes it; or None
+    Attributes:
+        x: State x_t (B, *).
+        output: One tensor, moments, or the two outputs of classifier-free guidance.
+        meaning: Meaning of the output at this noise level.
+        finite: Check for NaN and infinity, if there is one.
+        place: Index of the time in the plan.
+        data: E[x_0|x_t] in place of the output's, as dynamic thresholding makes it; or None.
     """
 
     x: Tensor
@@ -36,27 +41,27 @@ class Estimate(NamedTuple):
     data: Tensor | None = None
 
     def of(self, x: Tensor) -> "Estimate":
-        """The same output of the network for another state."""
+        """Return the same output for another state."""
         return self if x is self.x else self._replace(x=x)
 
     @property
     def clip(self) -> tuple[float, float] | None:
-        """The data range of x_0, or None."""
+        """Data range of x_0, or None."""
         return self.meaning.clip
 
     @property
     def central(self) -> bool:
-        """Tell second and third moments about e1 from raw ones."""
+        """Tell whether the second and third moments are about e1."""
         return self.meaning.central
 
     @property
     def of_moments(self) -> bool:
-        """Tell moments from one tensor."""
+        """Tell whether the output is moments rather than one tensor."""
         return not isinstance(self._conditional, Tensor)
 
     @property
     def given(self) -> int:
-        """The number of moments that the network gives."""
+        """Number of moments that the network returned."""
         return sum(e is not None for e in _tensors(self._conditional))
 
     @property
@@ -65,7 +70,7 @@ class Estimate(NamedTuple):
 
     @property
     def moments(self) -> NoiseMoments:
-        """Moments of the noise, e1 alone where the network gives one tensor, as guidance has them."""
+        """Moments of the noise, after guidance; e1 alone if the network returns one tensor."""
         output = self._merged()
         if not isinstance(output, Tensor):
             return output
@@ -73,14 +78,20 @@ class Estimate(NamedTuple):
         return NoiseMoments(to_noise(form, output.to(self.x.dtype), self.x, step.alpha_t, step.sigma_t))
 
     def noise(self) -> tuple[Sequence[Tensor], Sequence[float]]:
-        """E[eps|x_t] = p x + sum_j q_j y_j as the network says it, x_0 not being clipped: the y_j and (p, q_1, ..)."""
+        """Return E[eps|x_t] = p x + sum_j q_j y_j as the tensors y_j and the numbers (p, q_1, ..).
+
+        x_0 is not clipped.
+        """
         y, moments, without, guidance = _first(self.output)
         step = self.meaning.step
         p, q = map(float, noise_factors("noise" if moments else self.meaning.form, step.alpha_t, step.sigma_t))
         return ((y,), (p, q)) if without is None else ((y, without), (p, guidance * q, (1 - guidance) * q))
 
     def x0(self) -> Tensor:
-        """E[x_0|x_t], clipped to the data range if there is one; x's dtype. Gradients go through it."""
+        """Return E[x_0|x_t] in x's dtype, clipped to the data range if there is one.
+
+        Gradients flow through it.
+        """
         step = self.meaning.step
         derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
         if not derived and not isinstance(step.alpha_t, Tensor):
@@ -90,7 +101,7 @@ class Estimate(NamedTuple):
         m = to_data(form, y.to(self.x.dtype), self.x, step.alpha_t, step.sigma_t)
         if self.clip is not None:
             return m.clamp(*self.clip)
-        return m.clone() if m is y else m  # networks may write to their output again
+        return m.clone() if m is y else m  # networks may reuse the memory of their output
 
     def linear(
         self,
@@ -103,9 +114,11 @@ class Estimate(NamedTuple):
         rows: Tensor | None = None,
         present: int = 0,
     ) -> Sequence[Tensor]:
-        """w_0 x + w_1 m + sum_j w_{j+2} term_j + std z with m = E[x_0|x_t], and m behind it if it is kept; one pass.
+        """Take a linear step in one pass: w_0 x + w_1 m + sum_j w_{j+2} term_j + std z.
 
-        Without weights m alone. rows, present  weights by element (`gms_fast.ops.types.Linear`) in their place
+        Here m = E[x_0|x_t]. Returns the result, and m as a second tensor if `keeps`; without weights, m alone.
+
+        rows, present: weights by element (`gms_fast.ops.types.Linear`), which replace `weights`.
         """
         if self.data is None:
             (y, moments, without, guidance), meaning = _first(self.output), self.meaning
@@ -118,7 +131,10 @@ class Estimate(NamedTuple):
         return self._watched(made)
 
     def gms_step(self, k: StepCoefficients, fit: Fit, draws: Draws, moments: str = "cumulant") -> Tensor:
-        """x_s by the fit to the noise moments (`gms_fast.ops.gms_step`), of which one Gaussian reads two."""
+        """Return x_s from a fit to the noise moments (`gms_fast.ops.gms_step`).
+
+        A single Gaussian reads two moments only.
+        """
         output, without, guidance = self.output, None, 1.0
         if isinstance(output, Guided):
             output, without, guidance = output
@@ -132,7 +148,7 @@ class Estimate(NamedTuple):
         return self._watched((x_s,))[0]
 
     def _merged(self) -> Tensor | NoiseMoments:
-        """The output as one, looked at, for what no kernel does."""
+        """Return the output as one, checked for NaN and infinity, for code outside the kernels."""
         output = self.output
         self._see(_tensors(self._conditional))
         if not isinstance(output, Guided):
@@ -156,7 +172,10 @@ class Estimate(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A linear step as it is asked for; plans keep the first two, but for weights that are a tuple."""
+    """Arguments of a linear step.
+
+    Plans hold the first two for good, except weights that are a tuple.
+    """
 
     meaning: Meaning
     weights: Sequence[float]
@@ -175,7 +194,10 @@ class _Asked(NamedTuple):
 
 
 def _linear_of(asked: _Asked) -> Linear:
-    """The step for a kernel, found by the identity of what plans keep, which costs more to hash than to keep."""
+    """Return the step for a kernel.
+
+    It is cached by the identity of the arguments that plans hold, because hashing them costs more.
+    """
     if torch.compiler.is_compiling():
         return asked.made()
     weights = asked.weights if isinstance(asked.weights, tuple) else id(asked.weights)
@@ -184,13 +206,16 @@ def _linear_of(asked: _Asked) -> Linear:
     if found is None:
         if len(_linears) >= _MOST:
             _linears.clear()
-        found = _linears[key] = asked, asked.made()  # which keeps their identities
+        found = _linears[key] = asked, asked.made()  # holding `asked` keeps its ids valid
     return found[1]
 
 
 @functools.lru_cache(1024)
 def _as_data(meaning: Meaning) -> Meaning:
-    """Meaning of E[x_0|x_t] itself at that level; one object for each, by which kernels know it."""
+    """Return the meaning of E[x_0|x_t] itself.
+
+    There is one object per level, because steps are cached by its identity.
+    """
     return Meaning("x0", meaning.step)
 
 
@@ -199,7 +224,7 @@ def _tensors(output: Tensor | NoiseMoments) -> Sequence[Tensor | None]:
 
 
 def _first(output: Tensor | NoiseMoments | Guided) -> tuple[Tensor, bool, Tensor | None, float]:
-    """(the first tensor, whether moments come with it, that without condition, the scale of guidance)."""
+    """Return (first tensor, whether moments follow, tensor without condition, guidance scale)."""
     without, scale = None, 1.0
     if isinstance(output, Guided):
         output, without, scale = output
@@ -207,9 +232,9 @@ def _first(output: Tensor | NoiseMoments | Guided) -> tuple[Tensor, bool, Tensor
 
 
 def checked(output: object, x: Tensor) -> Tensor | NoiseMoments:
-    """A model's output at state x, one tensor or moments.
+    """Check a model's output at state x: one tensor or moments.
 
-    Raises TypeError for anything else, ValueError for one that is not shaped like x.
+    Raises TypeError for anything else, ValueError for a tensor that is not shaped like x.
     """
     if isinstance(output, Tensor):
         _check_shape("output", output, x)
@@ -226,14 +251,17 @@ def checked(output: object, x: Tensor) -> Tensor | NoiseMoments:
 
 
 def _read(tensor: Tensor, x: Tensor) -> Tensor:
-    """The tensor, in x's dtype where a kernel that takes x does not read its own."""
+    """Return the tensor, cast to x's dtype if the kernels cannot read its own."""
     return tensor if tensor.dtype is x.dtype or tensor.dtype in _NARROW else tensor.to(x.dtype)
 
 
 def estimate(
     output: object, x: Tensor, meaning: Meaning, finite: FiniteCheck | None = None, place: int = 0
 ) -> Estimate:
-    """The estimate of a model's output at state x, checked as `checked` does, also where guidance has two of them."""
+    """Return the estimate for a model's output at state x, checked by `checked`.
+
+    With guidance, both outputs are checked.
+    """
     if not isinstance(output, Guided):
         return Estimate(x, checked(output, x), meaning, finite, place)
     _check_shape("output without condition", output.unconditional, x)

@@ -1,4 +1,4 @@
-"""The sampling loop captured once, in a CUDA graph or by torch.compile, and replayed for other seeds."""
+"""The sampling loop captured once, by a CUDA graph or torch.compile, and replayed."""
 
 import sys
 import threading
@@ -49,26 +49,53 @@ def graphed(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> "Graphed":
-    """Capture the whole loop of `gms_fast.sample` once, in a CUDA graph, and return the callable that replays it.
+    """Capture the loop of `sample` once in a CUDA graph and return a callable that replays it.
 
-        draw = gms_fast.graphed(model, 10, n=4)
-        x = draw(7)  # the bits of gms_fast.sample(model, 10, n=4, seed=7)
+    A replay skips the host's work between kernels. Seeds, tensors of `condition` and `x_T` may change from call to
+    call. Their shapes and dtypes, and everything else, are fixed by the capture.
 
-    compile  torch.compile(.., fullgraph=True) of the loop instead, on any device. How long that took is printed to
-             stderr. Samples agree to rounding: the compiler fuses the network's operations
-    seed, x_T, condition  what a call draws with unless it gives its own; they fix shapes and dtypes. Of a condition
-             tensors may change from call to call, on the state's device; all else is part of the graph
+    The capture first runs the loop twice, which compiles kernels and fills caches, and compares two replays with
+    these samples, bit for bit. Every call runs the loop step by step if there is no CUDA device, the host reads from
+    the device in the loop, the capture fails, or the samples differ. A UserWarning and `why` then give the reason.
 
-    All other arguments are those of `sample`, fixed by the capture. What the host does at every step cannot be in a
-    graph: noise=, callback= and progress= are no arguments here.
+    Args:
+        model: As in [`sample`][gms_fast.sample]. Replays read its weights where they were at the capture: you may
+            write to them in place, but not move them. Autocast stays as it was at the capture.
+        steps: As in [`sample`][gms_fast.sample].
+        compile: Whether to use `torch.compile(..., fullgraph=True)` instead, on any device. Samples then agree with
+            `sample` to rounding, because the compiler fuses operations. The compile time is printed to stderr.
+        solver: As in [`sample`][gms_fast.sample].
+        n: As in [`sample`][gms_fast.sample].
+        shape: As in [`sample`][gms_fast.sample].
+        schedule: As in [`sample`][gms_fast.sample].
+        timesteps: As in [`sample`][gms_fast.sample].
+        prediction: As in [`sample`][gms_fast.sample].
+        seed: Default seed of a call. One seed for all samples and one per sample are two captures.
+        sample_offset: As in [`sample`][gms_fast.sample].
+        step_offset: As in [`sample`][gms_fast.sample].
+        x_T: Default initial state of a call.
+        clip: As in [`sample`][gms_fast.sample].
+        denoise: As in [`sample`][gms_fast.sample].
+        condition: Default condition of a call. Its tensors are copied to the state's device.
+        batch_size: As in [`sample`][gms_fast.sample].
+        device: As in [`sample`][gms_fast.sample].
+        dtype: As in [`sample`][gms_fast.sample].
 
-    Capturing runs the loop twice before, in which kernels are compiled and caches filled, and compares the samples of
-    two replays with those, bit for bit. Where there is no CUDA device, where the host reads from the device, where
-    capturing fails, or where samples differ, every call runs the loop step by step: `why` says the reason, a
-    UserWarning too. Weights are read at every replay where they were at the capture: they may be written to, but not
-    moved. Autocast counts as it was at the capture.
+    Returns:
+        Graphed: callable `(seed, *, condition, x_T)` that returns the samples (n, *shape).
 
-    Raises what `sample` raises, errors of the model as they are.
+    Raises:
+        ValueError: As in [`sample`][gms_fast.sample].
+        TypeError: As in [`sample`][gms_fast.sample]. `noise`, `callback` and `progress` are not accepted, because a
+            graph cannot contain the host's work.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> draw = gms_fast.graphed(model, 5, n=4)  # on a CPU with a UserWarning, and without a graph
+        >>> torch.equal(draw(7), gms_fast.sample(model, 5, n=4, seed=7))
+        True
+        >>> draw.why
+        'CUDA graphs need a CUDA device: got cpu'
     """
     prepare = partial(
         Run.prepare,
@@ -101,20 +128,20 @@ def graphed(
 
 
 class Inputs(NamedTuple):
-    """The inputs of the loop that may differ from call to call."""
+    """Inputs of the loop that may differ from call to call."""
 
-    seed: Any  # ops.Seed, or the tensor that is held
+    seed: Any  # ops.Seed, or the held tensor
     condition: dict[str, Any] | None
     start: Tensor | None  # x_T
 
     def held(self, device: torch.device) -> "Inputs":
-        """Copies on the device, which a graph reads."""
+        """Return copies on the device, which a graph reads."""
         seed = torch.as_tensor(ops.as_seed(self.seed))
         return Inputs(*(_copied(value, device) for value in (seed, self.condition, self.start)))
 
 
 class Loop(NamedTuple):
-    """The loop of `sample` with all that stays the same: to be prepared, and to be walked."""
+    """Loop of `sample` with all that a capture fixes: `prepare` checks arguments, `walk` runs."""
 
     prepare: Callable[..., Run]
     walk: Callable[..., Tensor]
@@ -126,22 +153,23 @@ class Loop(NamedTuple):
         return self.walk(run, seed=inputs.seed, x_T=inputs.start)
 
     def draw(self, inputs: Inputs) -> Tensor:
-        """The samples, step by step."""
+        """Draw the samples step by step."""
         run = self.run(inputs)
         return run.finished(self.through(run, inputs))
 
 
 class NotCapturedError(Exception):
-    """The reason why a loop cannot be had as a graph."""
+    """Reason why the loop cannot become a graph."""
 
 
-Replay = Callable[[], Tensor]  # draws with the inputs that are held then
+Replay = Callable[[], Tensor]  # draws with the inputs held at that time
 
 
 class Graphed:
-    """A loop that was captured for one seed, or for one a sample; the other is captured at its first call.
+    """Loop captured for one seed, or for one per sample; the other at its first call.
 
-    why  the reason why the loop runs step by step; None where it is a graph
+    Attributes:
+        why: Reason why the loop runs step by step; None if it is a graph.
     """
 
     def __init__(self, loop: Loop, given: Inputs, like: Tensor, sample_offset: int, *, compile: bool) -> None:
@@ -149,22 +177,27 @@ class Graphed:
         self._loop, self._given = loop, given
         self._samples, self._device, self._offset = len(like), like.device, sample_offset
         self._capture = _compiled if compile else _Graphs(like.device)
-        self._replays: dict[int, tuple[Inputs, Replay]] = {}  # by the dimensions of the seed
-        self._lock = threading.Lock()  # they share what they read and write
+        self._replays: dict[int, tuple[Inputs, Replay]] = {}  # by the number of dimensions of the seed
+        self._lock = threading.Lock()  # replays share their input and output tensors
         self._add(given)
 
     @torch.no_grad()
     def __call__(
         self, seed: ops.Seed | None = None, *, condition: dict[str, Any] | None = None, x_T: Tensor | None = None
     ) -> Tensor:
-        """The samples (n, *shape) of `gms_fast.sample` for these arguments, in memory of their own.
+        """Draw the samples that `gms_fast.sample` draws for these arguments.
 
-        seed       64-bit integer, or one per sample
-        condition  the keywords that `graphed` was given, with tensors of the same shapes and dtypes
-        x_T        (n, *shape) to start from, if `graphed` was given one
+        Args:
+            seed: 64-bit integer, or one per sample. Default: as given to `graphed`, like the others.
+            condition: Keyword arguments as given to `graphed`, with tensors of the same shapes and dtypes.
+            x_T: Initial state (n, *shape), if `graphed` got one.
 
-        What is None is as `graphed` was given it. Raises ValueError or TypeError naming the argument, and ValueError
-        naming the step where the model returns NaN or infinity.
+        Returns:
+            Tensor (n, *shape) in memory of its own.
+
+        Raises:
+            ValueError: If an argument does not fit the capture, or the model returns NaN or infinity.
+            TypeError: If an argument has the wrong type.
         """
         own = self._given
         given = Inputs(
@@ -188,9 +221,9 @@ class Graphed:
         return self._loop.draw(given)
 
     def _add(self, given: Inputs) -> None:
-        """Capture the loop for seeds of this kind, or note why it cannot be."""
+        """Capture the loop for seeds of this kind, or note why it cannot be captured."""
         try:
-            with torch.inference_mode(False), torch.no_grad():  # what is held is written to, in any mode
+            with torch.inference_mode(False), torch.no_grad():  # held tensors must stay writable in any mode
                 held = given.held(self._device)
                 self._replays[held.seed.ndim] = held, self._capture(self._loop, held)
         except NotCapturedError as reason:
@@ -203,7 +236,7 @@ class Graphed:
 
 
 def _compiled(loop: Loop, held: Inputs) -> Replay:
-    """The loop by torch.compile. Raises NotCapturedError."""
+    """Compile the loop by torch.compile. Raises NotCapturedError."""
     draw = torch.compile(_by_itself(lambda inputs: loop.draw(inputs)), fullgraph=True)
     start = time.perf_counter()
     try:
@@ -215,13 +248,13 @@ def _compiled(loop: Loop, held: Inputs) -> Replay:
 
     def replay() -> Tensor:
         x = draw(held)
-        return x if bool(x.isfinite().all()) else loop.draw(held)  # which names the step
+        return x if bool(x.isfinite().all()) else loop.draw(held)  # its error names the step
 
     return replay
 
 
 def _by_itself(function: Any) -> Callable[[Inputs], Tensor]:
-    """The function with code of its own: torch.compile makes eight graphs of one piece of code, and then no more."""
+    """Give the function its own code object: torch.compile makes at most eight graphs of one."""
     return FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
 
 
@@ -229,7 +262,7 @@ def _by_itself(function: Any) -> Callable[[Inputs], Tensor]:
 
 
 class _Graphs:
-    """CUDA graphs on a device. They share their memory, and are replayed one at a time."""
+    """CUDA graphs on a device, which share their memory and are replayed one at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -243,7 +276,7 @@ class _Graphs:
         return torch.cuda.graph_pool_handle()
 
     def __call__(self, loop: Loop, held: Inputs) -> Replay:
-        """The loop as a graph, checked. Raises NotCapturedError, and errors of the model as they are."""
+        """Capture the loop and check it. Raises NotCapturedError, and the model's own errors."""
         if not _has_graphs(self.device):
             raise NotCapturedError(f"CUDA graphs need a CUDA device: got {self.device}")
         with torch.cuda.device(self.device):
@@ -256,8 +289,8 @@ class _Graphs:
                 current.wait_stream(self.stream)
 
     def _checked(self, loop: Loop, held: Inputs) -> Replay:
-        """The loop as a graph that gives the loop's own samples, for two seeds."""
-        run = loop.run(held)  # one for all: its first calls find out what the network takes
+        """Capture the loop as a graph that reproduces the loop's samples for two seeds."""
+        run = loop.run(held)  # shared: its first calls find out which dtype and times the network takes
         first = run.finished(loop.through(run, held))
         held.seed.add_(1)
         with _waits() as places:
@@ -270,8 +303,8 @@ class _Graphs:
             graph.replay()
             if not torch.equal(x, wanted):
                 raise NotCapturedError(
-                    f"a replay gives other samples than the loop, by up to {float((x - wanted).abs().max()):.3g}: "
-                    "does the model draw random numbers, or compute with numbers of the host?"
+                    f"a replay differs from the loop by up to {float((x - wanted).abs().max()):.3g}: "
+                    "does the model draw random numbers, or read numbers that change on the host?"
                 )
 
         def replay() -> Tensor:
@@ -283,14 +316,14 @@ class _Graphs:
         return replay
 
     def _captured(self, draw: Replay) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """A graph and the tensor that its replays write."""
+        """Return a graph and the tensor that its replays write."""
         graph = torch.cuda.CUDAGraph()
-        torch.clear_autocast_cache()  # a graph must not read casts that end with autocast, nor others those of a graph
+        torch.clear_autocast_cache()  # cached casts must not be shared between a graph and other code
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                 x = draw()
         except Exception as error:
-            torch.cuda.synchronize()  # raises where nothing on this device works any more
+            torch.cuda.synchronize()  # raises if the device is no longer usable
             cause = _cause(error)
             raise NotCapturedError(f"capturing failed at {_place(cause)}: {_line(cause)}") from None
         finally:
@@ -304,7 +337,7 @@ def _has_graphs(device: torch.device) -> bool:
 
 @contextmanager
 def _waits() -> Iterator[list[str]]:
-    """Places where the host waits for the GPU, known at the end: found out before a capture, which that would break."""
+    """Collect the places where the host waits for the GPU, each of which would break a capture."""
     places: list[str] = []
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
@@ -318,12 +351,12 @@ def _waits() -> Iterator[list[str]]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error that came first: the end of a capture raises another one."""
+    """Return the first error of a chain: ending a capture raises another one."""
     return error if error.__context__ is None else _cause(error.__context__)
 
 
 def _place(error: BaseException) -> str:
-    """The line that raised the error; of one by torch.compile, that in the code which it compiles."""
+    """Return the line that raised an error; for torch.compile, the line that it was compiling."""
     frame = (getattr(error, "real_stack", None) or traceback.extract_tb(error.__traceback__))[-1]
     return f"{frame.filename}:{frame.lineno}"
 
@@ -332,7 +365,7 @@ def _line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-# --- what is held, and what is given in its place ---
+# --- tensors held by a graph, and those given in their place ---
 
 
 def _copied(value: Any, device: torch.device) -> Any:
@@ -342,10 +375,7 @@ def _copied(value: Any, device: torch.device) -> Any:
 
 
 def pairs(held: Inputs, given: Inputs) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor held of a condition and x_T, and the one given in its place.
-
-    Raises ValueError naming what cannot take that place.
-    """
+    """Pair held tensors with those in their place. Raises ValueError if one does not fit."""
     return _pairs("condition", held.condition, given.condition) + _pairs("x_T", held.start, given.start)
 
 
@@ -356,11 +386,11 @@ def _pairs(name: str, held: Any, given: Any) -> list[tuple[Tensor, Tensor]]:
         return [(held, given)]
     if given is held or (isinstance(given, _SCALARS) and type(given) is type(held) and given == held):
         return []
-    raise ValueError(f"{name} must be as graphed was given it, {_kind(held)}: got {_kind(given)}")
+    raise ValueError(f"{name} must match the one given to graphed, {_kind(held)}: got {_kind(given)}")
 
 
 def _kind(value: Any) -> str:
-    """The part of a value that a graph cannot do without."""
+    """Describe the part of a value that a graph fixes."""
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)}"
     if isinstance(value, dict):

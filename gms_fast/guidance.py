@@ -1,11 +1,14 @@
-"""Guided models: wrappers that a sampler takes for a model (Ho & Salimans 2022; Dhariwal & Nichol 2021).
+"""Guided models, which a sampler takes in place of a model.
 
-Guidance says where E[eps|x_t] shall be, and nothing of the moments about it. A network's noise moments keep theirs: the
-guided law of the noise is that of the network, of a conditional one that given the condition, shifted by d,
+Classifier-free guidance is from Ho & Salimans 2022, arXiv 2207.12598; classifier guidance is from
+Dhariwal & Nichol 2021, arXiv 2105.05233.
+
+Guidance moves E[eps|x_t] and says nothing about the moments around it. So the guided distribution of
+the noise is the network's conditional one, shifted by d:
 
     eps' = eps + d:   e1' = e1 + d,   E[(eps' - e1')^k] = E[(eps - e1)^k]
 
-so that moments about the mean stay as they are, and raw ones follow from e1, e2, e3 and d (`shifted`).
+Central moments stay as they are. Raw moments follow from e1, e2, e3 and d (`shifted`).
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +36,7 @@ _SCALARS = (bool, int, float, str, type(None))
 
 
 class _Guided(torch.nn.Module):
-    """A model with the parameters of another, `unguided`, and what that says of itself."""
+    """Wrapper with the parameters and the attributes of another model, `unguided`."""
 
     def __init__(self, model: Callable[..., Any], schedule: Schedule | str | None, prediction: str | None) -> None:
         super().__init__()
@@ -48,29 +51,57 @@ class _Guided(torch.nn.Module):
         self.moments = attribute(model, "moments", "raw")
         self.self_condition = attribute(model, "self_condition")
         clip = attribute(model, "clip", ())
-        if clip != ():  # None says that there is no data range, and is not the same as saying nothing
+        if clip != ():  # None means no data range; a missing attribute means that the range is unknown
             self.clip = clip
 
     def _led(self, output: Tensor | NoiseMoments, to: Tensor) -> Tensor | NoiseMoments:
-        """The output with another first moment, or the other tensor where it is but one."""
+        """Return the output moved to another first moment; one tensor is replaced."""
         return to if isinstance(output, Tensor) else shifted(output, to, central=self.moments == "central")
 
 
 class ClassifierFree(_Guided):
-    """y_u + scale (y_c - y_u) of a conditional network's outputs y, given a condition and none.
+    """Classifier-free guidance: y_u + scale (y_c - y_u) from a conditional network.
 
-    model          callable (x, t, condition) -> Tensor or NoiseMoments, or (x, t, **condition) for keywords. Of moments
-                   e1 is y, and those about it are of the conditional output
-    condition      what the samples shall be: a tensor (B, *) or (1, *), or keywords of such tensors, numbers, strings,
-                   None, and dicts of these. None here: keywords come with each call, guided(x, t, **condition), those
-                   of the samples in it, as from `sample(condition=..)`. What is held here must fit every call: with
-                   `batch_size` it is of one row
-    unconditional  the same that stands for no condition, with the same keywords. Needed unless scale is 1
-    scale          w; 1 is no guidance
-    schedule, prediction  of the model, unless it has attributes of these names
+    y_c and y_u are the network's outputs with a condition and without one. With noise moments, y is e1,
+    and the central moments are those of the conditional output.
 
-    One call of the network on a batch of twice the size; two where conditions differ in more than the values of
-    tensors, as prompts of unequal length do. With scale 1 one call, without `unconditional`.
+    An evaluation is one call of the network on a batch of twice the size. It is two calls if the conditions
+    differ in more than the values of tensors, as prompts of unequal length do. With scale 1 it is one call
+    with the condition alone.
+
+    Args:
+        model: Callable `(x, t, condition)`, or `(x, t, **condition)` for conditions by keyword, that
+            returns one tensor or [`NoiseMoments`][gms_fast.NoiseMoments].
+        condition: Condition of the samples: a tensor (B, *) or (1, *), or a dict of keyword arguments. Its
+            values are such tensors, numbers, strings, None, or dicts of these. A condition given here must
+            fit every call, so with `batch_size` it must have one row. None (default): each call brings its
+            own keywords, `guided(x, t, **condition)`, as from `sample(condition=...)`.
+        unconditional: Input that stands for "no condition", with the same keywords. Required unless
+            `scale` is 1.
+        scale: Guidance scale w; 1 (default) means no guidance.
+        schedule: Schedule or its name. Default: the model's `schedule`.
+        prediction: Meaning of a single output tensor. Default: the model's `prediction`, else "noise".
+
+    Raises:
+        ValueError: If `unconditional` is missing, or has other keywords than `condition`.
+        TypeError: If `model` is not callable.
+
+    Examples:
+        A toy network whose noise estimate moves with the class y; class 2 stands for "no class":
+
+        >>> def network(x, t, y):
+        ...     return x - 0.1 * y[:, None]
+        >>> guided = gms_fast.guidance.ClassifierFree(network, unconditional={"y": torch.tensor([2])}, scale=3)
+        >>> x, t = torch.zeros(2, 1), torch.zeros(2)
+        >>> guided(x, t, y=torch.tensor([0, 1]))
+        tensor([[0.4000],
+                [0.1000]])
+        >>> gms_fast.sample(guided, 5, solver="ddim", schedule="linear", shape=(1,), n=2, clip=None,
+        ...                 condition={"y": torch.tensor([0, 1])}).shape
+        torch.Size([2, 1])
+
+    References:
+        Ho & Salimans 2022, arXiv 2207.12598.
     """
 
     def __init__(
@@ -89,7 +120,7 @@ class ClassifierFree(_Guided):
             raise ValueError(f"unconditional must be given where scale is not 1: got None and scale = {self.scale:g}")
         if condition is not None and unconditional is not None:
             _check_alike(condition, unconditional)
-        first = getattr(model, "first_moment", None)  # conditions that are tensors are no keywords
+        first = getattr(model, "first_moment", None)  # a tensor condition cannot be passed by keyword
         self._asks_first = callable(first) and not isinstance(condition, Tensor) and takes_keywords(first)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
@@ -97,11 +128,23 @@ class ClassifierFree(_Guided):
         return output.merged(central=self.moments == "central") if isinstance(output, Guided) else output
 
     def outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
-        """The two outputs of the network, apart: a sampler's kernel leads them. One where the scale is 1."""
+        """Return both outputs of the network, for a kernel to combine; one if the scale is 1.
+
+        Args:
+            x: States (B, *).
+            t: Network times (B,).
+            **condition: Keyword arguments of the condition, unless the object holds one.
+        """
         return self._outputs(self.unguided, x, t, condition)
 
     def first_outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
-        """The same where only the first moment is read, which some networks give for less."""
+        """Return both outputs where only e1 is needed, which costs some networks less.
+
+        Args:
+            x: States (B, *).
+            t: Network times (B,).
+            **condition: As in `outputs`.
+        """
         model = own_way(self.unguided, "first_moment") if self._asks_first else self.unguided
         return self._outputs(model, x, t, condition)
 
@@ -121,27 +164,51 @@ class ClassifierFree(_Guided):
         return Guided(output, _first(without), self.scale)
 
     def _condition(self, called: dict[str, Any]) -> Tensor | Mapping[str, Any]:
-        """The condition, held or of the call."""
+        """Return the condition, held or given with the call."""
         if self.condition is None:
             if not called:
                 raise ValueError("condition must be given, to ClassifierFree or with the call: got None")
             return called
         if called:
             raise ValueError(
-                f"condition must be given once: got it of ClassifierFree and {', '.join(called)} of the call"
+                f"condition must be given once: ClassifierFree holds one, and the call gave {', '.join(called)}"
             )
         return self.condition
 
 
 class Classifier(_Guided):
-    """eps - scale sigma grad_x log p(c|x_t): the noise of an unconditional network, led by a classifier.
+    """Classifier guidance: eps - scale sigma_t grad_x log p(c|x_t).
 
-    model     callable (x, t) -> Tensor or NoiseMoments, whose moments about e1 are kept; conditions of a call are its
-    log_prob  callable (x, t) -> (B,) log p(c|x_t), differentiable in x; t are the network's times
-    scale     w
-    schedule, prediction  of the model, unless it has attributes of these names
+    The noise estimate of an unconditional network moves along the gradient of a classifier. Central
+    moments of the network stay as they are.
 
-    It looks at the time on the host: a GPU is waited for in every step.
+    Args:
+        model: Callable `(x, t)` that returns one tensor or [`NoiseMoments`][gms_fast.NoiseMoments].
+            Keyword arguments of a call go to it.
+        log_prob: Callable `(x, t)` that returns log p(c|x_t), (B,), differentiable in x; t holds network
+            times.
+        scale: Guidance scale w. Default: 1.
+        schedule: Schedule or its name. Default: the model's `schedule`; one of the two must be there.
+        prediction: Meaning of a single output tensor. Default: the model's `prediction`, else "noise".
+
+    Raises:
+        ValueError: If there is no schedule, or `log_prob` returns another shape.
+        TypeError: If `model` or `log_prob` is not callable.
+
+    Note:
+        The host reads the time from the device, so every step waits for a GPU.
+
+    Examples:
+        >>> def log_prob(x, t):  # prefers bright images
+        ...     return x.flatten(1).sum(1)
+        >>> model = gms_fast.load("digits")
+        >>> bright = gms_fast.guidance.Classifier(model, log_prob, scale=0.5)
+        >>> x, guided = gms_fast.sample(model, 5, n=4), gms_fast.sample(bright, 5, n=4)
+        >>> bool(guided.mean() > x.mean())
+        True
+
+    References:
+        Dhariwal & Nichol 2021, arXiv 2105.05233.
     """
 
     def __init__(
@@ -170,7 +237,7 @@ class Classifier(_Guided):
         return self._led(output, e - self.scale * step.sigma_t * self._gradient(x, t))
 
     def _gradient(self, x: Tensor, t: Tensor) -> Tensor:
-        learned = x.requires_grad and torch.is_grad_enabled()  # then this gradient has one itself
+        learned = x.requires_grad and torch.is_grad_enabled()  # then the caller differentiates this gradient
         with torch.enable_grad():
             leaf = x if learned else x.detach().requires_grad_()
             log_prob = self.log_prob(leaf, t)
@@ -182,7 +249,7 @@ class Classifier(_Guided):
 def _called(
     model: Callable[..., Any], x: Tensor, t: Tensor, condition: Tensor | dict[str, Any]
 ) -> Tensor | NoiseMoments:
-    """The model's output, one tensor or all three moments."""
+    """Call the model; return one tensor or all three moments."""
     output = model(x, t, condition) if isinstance(condition, Tensor) else model(x, t, **condition)
     if isinstance(output, Tensor):
         return output
@@ -196,7 +263,7 @@ def _first(output: Tensor | NoiseMoments) -> Tensor:
 
 
 def _halves(output: Tensor | NoiseMoments) -> tuple[Tensor | NoiseMoments, Tensor | NoiseMoments]:
-    """The outputs of a batch's first and second half."""
+    """Split the output of a batch into its first and second half."""
     if isinstance(output, Tensor):
         y_1, y_2 = output.chunk(2)
         return y_1, y_2
@@ -219,7 +286,7 @@ def _check_alike(condition: Condition, unconditional: Condition) -> None:
 
 
 def _check_keywords(condition: Mapping[str, Any], unconditional: Mapping[str, Any], inside: str) -> None:
-    """Raise ValueError unless both have the same keywords, in the dicts `inside` of them too."""
+    """Raise ValueError unless both have the same keywords, also in the nested dicts `inside`."""
     given, none = f"condition{inside}", f"unconditional{inside}"
     if missing := ", ".join(sorted(condition.keys() - unconditional.keys())):
         raise ValueError(f"{none} must have the keywords of {given}: missing {missing}")
@@ -231,7 +298,7 @@ def _check_keywords(condition: Mapping[str, Any], unconditional: Mapping[str, An
 
 
 def _expanded(name: str, condition: object, x: Tensor) -> Tensor | dict[str, Any]:
-    """The condition with one row for each of x, on its device."""
+    """Give the condition one row for each sample of x, on its device."""
     if not isinstance(condition, Mapping):
         return _for_batch(name, condition, x)
     return {
@@ -248,7 +315,10 @@ def _for_batch(name: str, condition: object, x: Tensor) -> Tensor:
 
 
 def _fit_together(a: object, b: object) -> bool:
-    """Tell conditions that one call can have both: tensors of one shape, keywords that are alike but for those."""
+    """Tell whether one call can take both conditions.
+
+    Tensors must have one shape; everything else must be equal.
+    """
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return all(_fit_together(a[key], b[key]) for key in a)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -257,7 +327,7 @@ def _fit_together(a: object, b: object) -> bool:
 
 
 def _joined(a: Any, b: Any) -> Any:
-    """Both conditions, one below the other."""
+    """Stack both conditions along the first dimension."""
     if isinstance(a, dict):
         return {key: _joined(a[key], b[key]) for key in a}
     return torch.cat([a, b]) if isinstance(a, Tensor) else b

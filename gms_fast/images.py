@@ -1,4 +1,4 @@
-"""Images for looking at: a batch as one picture."""
+"""Batches of images as one picture, and image files."""
 
 import io
 import math
@@ -15,10 +15,10 @@ SMALL = 64  # images up to this side are shown enlarged
 
 
 def grid(x: Tensor, columns: int | None = None, scale: int | None = None) -> Image.Image:
-    """The images x (N, C, H, W), C = 1 or 3, in [-1, 1] (clipped to it), row by row on white.
+    """Arrange images x (N, C, H, W), C = 1 or 3, row by row on white; x is clipped to [-1, 1].
 
-    columns  default: as many as make the grid about square
-    scale    enlargement by repeated pixels; default: 2 for images up to 64 pixels, else 1
+    columns: number of columns; default: about as many as rows.
+    scale: enlargement by repeated pixels; default: 2 for images up to 64 pixels, else 1.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
         raise ValueError(f"x must be (N, 1, H, W) or (N, 3, H, W) with N >= 1 to be shown: got {tuple(x.shape)}")
@@ -40,29 +40,32 @@ def grid(x: Tensor, columns: int | None = None, scale: int | None = None) -> Ima
 
 
 def save_images(x: Tensor, path: str | Path, columns: int | None = None, scale: int | None = None) -> None:
-    """Write `grid(x, columns, scale)` to `path`, as a whole; its suffix says in which format."""
+    """Write `grid(x, columns, scale)` to `path` atomically; its suffix sets the format."""
     _write(grid(x, columns, scale), path)
 
 
 def save_image(x: Tensor, path: str | Path) -> None:
-    """Write one image (C, H, W), C = 1 or 3, in [-1, 1] (clipped to it), pixel for pixel; the rest as `save_images`."""
+    """Write one image (C, H, W), C = 1 or 3, pixel for pixel; x is clipped to [-1, 1].
+
+    The file is written as by `save_images`.
+    """
     if x.ndim != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f"x must be (1, H, W) or (3, H, W): got {tuple(x.shape)}")
     _write(_picture(as_bytes(x)), path)
 
 
 def encoded(pixels: Tensor, suffix: str) -> memoryview:
-    """The file of one image of grey levels (C, H, W), uint8 on the CPU, C = 1 or 3, in the format of a suffix."""
+    """Return the file content of one image (C, H, W), uint8 on the CPU, in a suffix's format."""
     return _encoded(_picture(pixels), suffix)
 
 
 def as_bytes(x: Tensor) -> Tensor:
-    """`grey_levels` of x, on the CPU."""
+    """Return `grey_levels` of x on the CPU."""
     return grey_levels(x).cpu()
 
 
 def grey_levels(x: Tensor) -> Tensor:
-    """The grey levels 0 .. 255 nearest to x in [-1, 1] (clipped to it), uint8, where x is."""
+    """Return the nearest grey levels 0..255 of x, clipped to [-1, 1], as uint8 on x's device."""
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -74,7 +77,7 @@ def _picture(pixels: Tensor) -> Image.Image:
 def _write(picture: Image.Image, path: str | Path) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in Image.registered_extensions():
-        raise ValueError(f"path must end as pictures do, in .png for instance: got {path}")
+        raise ValueError(f"path must have the suffix of an image format, such as .png: got {path}")
     atomic.write_bytes(path, _encoded(picture, suffix))
 
 

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: put off to moments when everything is whole, and reported in one line.
+"""Ctrl-C and SIGTERM: delayed until files are complete, and reported in one line.
 
-Nothing but the standard library is imported here, so that a command can call `guard` before torch is loaded.
+Only the standard library is imported here, so a command can call `guard` before torch is loaded.
 """
 
 import atexit
@@ -19,26 +19,26 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+    """SIGTERM as an exception, which ends a command as Ctrl-C does."""
 
 
 def number(error: KeyboardInterrupt) -> signal.Signals:
-    """The signal that raised it."""
+    """Return the signal that raised the exception."""
     return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
 
 
 def status(number: int) -> int:
-    """Exit status of a command that a signal ended, as shells report it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit status for a signal, as shells report it: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
 
 
 def speaks() -> bool:
-    """Tell the process that speaks for all ranks of torchrun; without torchrun any does."""
+    """Tell whether this process reports for all ranks of torchrun; without torchrun it does."""
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 class PutOff:
-    """Signals that have come and wait: call it, perhaps with what is to be done before, and they raise."""
+    """Signals that have arrived and wait; a call raises them, after an optional function."""
 
     def __init__(self) -> None:
         self._come: list[int] = []
@@ -46,7 +46,7 @@ class PutOff:
 
     @property
     def come(self) -> bool:
-        """Tell whether one waits."""
+        """Tell whether a signal waits."""
         return bool(self._come)
 
     def __call__(self, first: Callable[[], None] | None = None) -> None:
@@ -58,7 +58,7 @@ class PutOff:
             self.before[number](number, None)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Keep a signal; the second one acts."""
+        """Keep a signal; a second one acts at once."""
         self._come.append(number)
         if len(self._come) > 1:
             self.before[number](number, frame)
@@ -66,14 +66,14 @@ class PutOff:
 
 @contextmanager
 def put_off() -> Iterator[PutOff]:
-    """In the block, signals that would raise wait for the next call of what it is given, and for its end.
+    """Delay signals in the block until the next call of the yielded object, or the block's end.
 
         with put_off() as check:
             for ...:
                 a step that must not end halfway
                 check(save)  # may call save and raise KeyboardInterrupt; without an argument it raises alone
 
-    The second signal acts at once. Outside the main thread, which alone receives signals, nothing is put off.
+    A second signal acts at once. Only the main thread receives signals, so other threads delay nothing.
     """
     check = PutOff()
     try:
@@ -87,11 +87,11 @@ def put_off() -> Iterator[PutOff]:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """In the block, SIGTERM raises `Terminated` as Ctrl-C raises KeyboardInterrupt."""
+    """Let SIGTERM raise `Terminated` in the block, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if _forgetful(frame):
-            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()  # once more, in a moment
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()  # send it again in a moment
             return
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
@@ -100,7 +100,7 @@ def raised() -> Iterator[None]:
 
 
 def _forgetful(frame: FrameType | None) -> bool:
-    """Tell a moment at which Python would drop an exception: inside the end of an object."""
+    """Tell whether Python would drop an exception now, because a `__del__` runs."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None
@@ -108,7 +108,10 @@ def _forgetful(frame: FrameType | None) -> bool:
 
 @contextmanager
 def _handled(numbers: Iterable[int], handler: Handler) -> Iterator[dict[int, Handler]]:
-    """In the block, signals have this handler; it is given the functions they had. In other threads nothing changes."""
+    """Set a handler for signals in the block; yields the functions that handled them before.
+
+    In other threads nothing changes.
+    """
     here = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handler) for number in numbers if here}
     try:
@@ -119,19 +122,22 @@ def _handled(numbers: Iterable[int], handler: Handler) -> Iterator[dict[int, Han
 
 
 def _heard() -> list[signal.Signals]:
-    """Signals that whoever started this process has not had ignored, as a shell does Ctrl-C for what it puts aside."""
+    """Return the signals that the parent process does not ignore.
+
+    A shell ignores Ctrl-C for commands in the background, for instance.
+    """
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def ignore() -> None:
-    """Have signals wait for nothing: the command is ending already."""
+    """Ignore all signals from here on, because the command is ending."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def guard() -> None:
-    """End the process in one line for a signal that comes before the command begins or after it has ended."""
+    """End the process in one line for signals before the command begins or after it ended."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if speaks():
@@ -140,11 +146,14 @@ def guard() -> None:
 
     for number in _heard():
         signal.signal(number, end)
-    atexit.register(ignore)  # Python takes its handlers away before the process ends
+    atexit.register(ignore)  # Python removes its handlers before the process ends
 
 
 def is_command() -> bool:
-    """Tell the command `gms-fast`, or `python -m gms_fast`, from a program that imports this package, or a worker."""
+    """Tell whether this process is the command `gms-fast` or `python -m gms_fast`.
+
+    Programs that import the package, and worker processes, are not.
+    """
     if multiprocessing.parent_process() is not None:
         return False
     if sys.argv[:1] == ["-m"]:
@@ -154,7 +163,10 @@ def is_command() -> bool:
 
 @contextmanager
 def blocked(numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
-    """A block in which processes are started that never get these signals; another thread may still hear them."""
+    """Start processes in the block that never receive these signals.
+
+    Another thread of this process may still receive them.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

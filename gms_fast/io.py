@@ -1,4 +1,4 @@
-"""Models on disk: folders of our own, and checkpoint files released by others."""
+"""Models on disk: folders of this package, and checkpoint files released by others."""
 
 import inspect
 import json
@@ -35,11 +35,11 @@ _DESCRIPTION = Fields(
 )
 _DEFAULTS = {name: given.default for name, given in inspect.signature(MomentUNet).parameters.items()}
 _INDEX = "model_index.json"  # of a pipeline of diffusers
-_TRIES = 100  # times that a folder is opened which changes meanwhile
+_TRIES = 100  # attempts to open a folder that another process replaces meanwhile
 
 
 class Overrides(TypedDict, total=False):
-    """The arguments of `MomentUNet`, each as there; the schedule also by its name or its config."""
+    """Arguments of `MomentUNet`; the schedule may also be a name or a config."""
 
     image_size: int
     in_channels: int
@@ -60,16 +60,31 @@ class Overrides(TypedDict, total=False):
 
 
 def embedded() -> list[str]:
-    """Names of the models that this installation brings along."""
+    """Return the names of the models that this installation contains."""
     return [name for name in EMBEDDED if (_embedded_folder(name) / WEIGHTS).is_file()]
 
 
 def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write the folder `path` with the weights (`model.safetensors`) and what they belong to (`config.json`).
+    """Write a model to a folder: weights (`model.safetensors`) and description (`config.json`).
 
-    dtype  floating type of the file, e.g. torch.float16 to halve it; default: the model's own. `load` gives float32.
-    A model saved there before is replaced as a whole. Raises FileExistsError for any other folder or file at `path`,
-    TypeError for another kind of model, ValueError for weights that `dtype` cannot hold.
+    A model that was saved there before is replaced as a whole.
+
+    Args:
+        model: [`MomentUNet`][gms_fast.models.MomentUNet].
+        path: Folder to write: a new one, an empty one, or one that holds a saved model alone.
+        dtype: Floating dtype of the file, e.g. torch.float16 to halve its size. Default: the model's own. `load`
+            returns float32 in any case.
+
+    Raises:
+        FileExistsError: If `path` is any other folder or a file.
+        TypeError: If the model is of another kind, or `dtype` is not a floating dtype.
+        ValueError: If `dtype` cannot represent the weights.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> gms_fast.save(model, "digits-half", dtype=torch.float16)
+        >>> gms_fast.sample(gms_fast.load("digits-half"), 5, n=2).shape
+        torch.Size([2, 1, 8, 8])
     """
     if not isinstance(model, MomentUNet):
         raise TypeError(f"model must be a MomentUNet: got {type(model).__name__}")
@@ -90,7 +105,10 @@ def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = Non
 
 
 def check_target(path: Path) -> None:
-    """Raise FileExistsError unless `save` may write to `path`: nothing, an empty folder or a saved model alone."""
+    """Raise FileExistsError unless `save` may write to `path`.
+
+    It may be missing, an empty folder, or a folder that holds a saved model alone.
+    """
     if not path.exists():
         return
     found = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
@@ -99,12 +117,14 @@ def check_target(path: Path) -> None:
 
 
 def network(path: str | Path, *, schedule: Schedule | str | None = None, prediction: str | None = None) -> Any:
-    """A network to put moment heads on, in eval mode, on the CPU; it knows where it is from (`source`).
+    """Load a network to train moment heads on, in eval mode, on the CPU.
 
-    path  a folder that diffusers wrote, of a network or of a pipeline, of which the network and the scheduler are read;
-          or what `load` takes
-    schedule, prediction  of a network of diffusers without a scheduler
-    Raises what `load` raises.
+    Its attribute `source` says how to load it again.
+
+    path: a folder written by diffusers (a network, or a pipeline, of which network and scheduler are read), or any
+        argument of `load`.
+    schedule, prediction: for a network of diffusers without a scheduler.
+    Raises the errors of `load`.
     """
     folder = atomic.present(path)
     if host.is_folder(folder):
@@ -116,22 +136,23 @@ def network(path: str | Path, *, schedule: Schedule | str | None = None, predict
     place = str(path) if path in EMBEDDED else str(folder.resolve())
     said = schedule.described if isinstance(schedule, Schedule) else schedule
     found.source = {"path": place, "schedule": said, "prediction": prediction}
-    if isinstance(schedule, Schedule) and isinstance(said, str):  # without a config it cannot be made again
+    if isinstance(schedule, Schedule) and isinstance(said, str):  # without a config it cannot be rebuilt
         found.source = None
     return found
 
 
 def heads(folder: str | Path) -> MomentHeads:
-    """The heads of a folder on their network, loaded from where it was when they were trained.
+    """Load the heads of a folder together with the network that they were trained on.
 
-    Raises FileNotFoundError where it is no more: `MomentHeads.from_pretrained(folder, network)` takes it from anywhere.
+    Raises FileNotFoundError if the network is not where it was: `MomentHeads.from_pretrained(folder, network)` takes
+    a network from anywhere.
     """
     _, said = saved_heads.read(folder)
     source = said["source"]
     if source is None or not (source["path"] in EMBEDDED or atomic.present(source["path"]).exists()):
         where = "they do not say where it is" if source is None else f"nothing is at {source['path']}"
         raise FileNotFoundError(
-            f"the network of the heads {folder} is missing, {where}: give it to MomentHeads.from_pretrained"
+            f"the network of the heads {folder} is missing, {where}: pass it to MomentHeads.from_pretrained"
         )
     found = MomentHeads.from_pretrained(folder, network(**source))
     found.origin = str(Path(folder).resolve())
@@ -147,16 +168,31 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
 
 
 def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -> MomentUNet | MomentHeads:
-    """A `MomentUNet` in eval mode, float32, on the CPU; of a folder of moment heads, those on their network (`heads`).
+    """Load a model: an embedded one, a saved folder, or a released checkpoint.
 
-    name_or_path  "mnist" or "digits" (embedded), a folder written by `save` or by `MomentHeads.save_pretrained`, or a
-                  released improved-DDPM / GMS checkpoint file (`gms_fast.models.released`)
-    overrides     arguments of `MomentUNet`; they win over what is stored or inferred. A released file leaves open
-                  num_heads (4), image_size (32), dropout (0), moments ("raw") and schedule (VPLinear()), the last
-                  also given as a name or a config. One that does not say `rescale_time` asks the network as it was
-                  trained: as the stored schedule says, else at 1000 t/T
-    Raises FileNotFoundError where nothing is there, TypeError for an unknown override, and ValueError for a file that
-    is truncated or foreign, saying what it seems to be, and for missing, unexpected or misshapen weights, naming them.
+    Args:
+        name_or_path: "mnist" or "digits" (embedded), a folder written by [`save`][gms_fast.save] or by
+            `MomentHeads.save_pretrained`, or a checkpoint file of improved DDPM or GMS (`gms_fast.models.released`).
+        **overrides: Arguments of [`MomentUNet`][gms_fast.models.MomentUNet], which replace stored or inferred ones.
+            A released file leaves open `num_heads` (4), `image_size` (32), `dropout` (0), `moments` ("raw") and
+            `schedule` (VPLinear()). A schedule may also be a name or a config. If it has no `rescale_time`, the
+            network times are those of the training: the stored schedule's, else 1000 t/T.
+
+    Returns:
+        MomentUNet in eval mode, float32, on the CPU. For a folder of moment heads: MomentHeads on their network.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `name_or_path`, or the network of moment heads is missing.
+        TypeError: If an override is unknown.
+        ValueError: If a file is truncated or foreign, or weights are missing, unexpected or of a wrong shape. The
+            message names them, or says what the file seems to be.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> model.sample_shape, model.schedule
+        ((1, 8, 8), VPLinear(T=1000))
+        >>> gms_fast.load("digits", schedule="cosine").schedule
+        VPCosine(T=1000)
     """
     allowed = list(inspect.signature(MomentUNet).parameters)
     if unknown := overrides.keys() - set(allowed):
@@ -188,7 +224,7 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
 
 
 def _asking(given: object, own: Schedule) -> Schedule:
-    """The schedule given for a network whose own is another, at whose times it was trained."""
+    """Return the given schedule with the network times of `own`, those of the training."""
     if not isinstance(given, (Schedule, str, dict)):
         raise TypeError(f"schedule must be a schedule, its name or its config: got {given!r}")
     return schedules.rescaled(schedules.build(given).asked_like(own))
@@ -207,7 +243,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _refuse_foreign(folder: Path, described: object, kind: str) -> None:
-    """Raise ValueError for the description of a folder of diffusers."""
+    """Raise ValueError if the description is that of a folder of diffusers."""
     if isinstance(described, dict) and "_class_name" in described:
         kind = f"a {kind} of diffusers, {schema.short(described['_class_name'])[1:-1]}"
         raise ValueError(f"model folder {folder} seems to be {kind}: {released.ELSEWHERE}")
@@ -224,7 +260,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     _refuse_foreign(folder, described[name], kind)
         for name in (CONFIG, WEIGHTS):
             if name not in files:
-                said = f"model folder {folder} holds no {name}: it is no model written by gms_fast.save"
+                said = f"model folder {folder} holds no {name}: gms_fast.save did not write it"
                 raise FileNotFoundError(said)
         with refusing(f"{folder / CONFIG} does not describe a model", folder):
             schema.check("it", described[CONFIG], _DESCRIPTION)
@@ -239,7 +275,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _opened(path: Path, held: ExitStack) -> tuple[Path, dict[str, BinaryIO]]:
-    """The folder and those of its files that there are, all of one save though another process may write it anew."""
+    """Open the files of a folder, all from one save though another process may replace it."""
     for _ in range(_TRIES):
         folder = atomic.present(path)
         files: dict[str, BinaryIO] = {}
@@ -250,11 +286,11 @@ def _opened(path: Path, held: ExitStack) -> tuple[Path, dict[str, BinaryIO]]:
         if _identity(atomic.present(path)) == before:
             return folder, files
         held.close()
-    raise ValueError(f"model folder {path} is written anew all the time: it was opened {_TRIES} times")
+    raise ValueError(f"model folder {path} kept changing while it was opened {_TRIES} times: retry after the save")
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:
-    """Numbers that tell a folder from one that took its place."""
+    """Return numbers that distinguish a folder from one that replaced it."""
     with suppress(FileNotFoundError):
         found = os.stat(folder)
         return found.st_dev, found.st_ino, found.st_mtime_ns
@@ -262,16 +298,16 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
 
 
 def _check_agreement(said: dict[str, Any], seen: dict[str, Any]) -> None:
-    """Raise ValueError naming what is said of a network in a way that its weights are not.
+    """Raise ValueError if the description of a network contradicts its weights.
 
-    Of it follows how large the network is, which is therefore checked before one is built.
+    The description decides how large the network is, so it is checked before one is built.
     """
     factors = [2**i for i in range(len(seen["channel_mult"]))]
-    if seen["num_classes"] and said.get("null_class", True):  # weights cannot tell a row for no class from others
+    if seen["num_classes"] and said.get("null_class", True):  # the weights do not show which rows stand for "no class"
         seen = {**seen, "num_classes": seen["num_classes"] - 1, "null_class": True}
     for key, value in seen.items():
         got = said.get(key, _DEFAULTS[key])
-        if key == "attention_resolutions":  # the others have no effect
+        if key == "attention_resolutions":  # other values have no effect
             got = sorted(set(got) & set(factors))
         elif key == "head":
             got, value = _pair(got), _pair(value)
@@ -289,17 +325,17 @@ def _assemble(weights: dict[str, Tensor], config: dict[str, Any], origin: str) -
     with (
         refusing(f"model {origin}", origin),
         torch.device("meta"),
-    ):  # no time and no random numbers spent on weights about to be replaced
+    ):  # spends no time and no random numbers on weights that are replaced below
         model = MomentUNet(**config)
     _check_weights(weights, model.state_dict(), origin)
-    # copied, because weights that lie in one piece of memory would keep all of it
+    # copied, because views of one large buffer would keep all of it in memory
     weights = {n: w.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for n, w in weights.items()}
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
 
 
 def _check_weights(got: dict[str, Tensor], wanted: dict[str, Tensor], origin: str) -> None:
-    """Raise ValueError listing what is missing, unexpected or of another shape in `got`."""
+    """Raise ValueError listing weights that are missing, unexpected or of another shape."""
     missing, unexpected = wanted.keys() - got.keys(), got.keys() - wanted.keys()
     shapes = [
         f"{n} is {tuple(got[n].shape)}, wanted {tuple(wanted[n].shape)}"

@@ -1,4 +1,4 @@
-"""Calls of a network: in the dtype it takes, at the times it takes, and without a hold on the sampler's state."""
+"""Evaluations of a network: its dtype, its network times, and no writes to the state."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ _OUTSIDE = re.compile(r"out of (range|bounds)")
 
 
 def weights_of(model: object) -> Iterator[Tensor]:
-    """The parameters of a model, behind wrappers that change nothing."""
+    """Yield the parameters of a model, also from inside wrappers that change nothing."""
     for layer in [model] if torch.compiler.is_compiling() else layers(model):
         if isinstance(layer, torch.nn.Module):
             yield from layer.parameters()
@@ -28,14 +28,17 @@ def weights_of(model: object) -> Iterator[Tensor]:
 
 
 def weight_of(model: object) -> Tensor | None:
-    """A parameter of the model."""
-    for weight in weights_of(model):  # next(.., None) is more than torch 2.8 compiles
+    """Return one parameter of the model, or None."""
+    for weight in weights_of(model):  # torch 2.8 cannot compile next(.., None)
         return weight
     return None
 
 
 def device_of(model: object) -> torch.device | None:
-    """The device of the model's parameters; None for one without. Raises ValueError where they are offloaded."""
+    """Return the device of the model's parameters, or None if it has none.
+
+    Raises ValueError if the parameters are offloaded.
+    """
     weight = weight_of(model)
     if weight is not None and weight.is_meta:
         raise ValueError("device must be given: the model's parameters are offloaded (on the meta device)")
@@ -43,10 +46,11 @@ def device_of(model: object) -> torch.device | None:
 
 
 def dtypes_of(model: object, x: Tensor) -> list[torch.dtype]:
-    """The dtypes that x may have to be given in, the first choice first.
+    """Return the dtypes to try for x, first choice first.
 
-    x's own under autocast. Else the model's attribute `dtype`, then those of its floating-point parameters, widest
-    first, because narrow parts cast what they are given and wide parts do not. Integers and float8 are storage.
+    Under autocast it is x's own. Otherwise the model's attribute `dtype` comes first, then the dtypes of its
+    floating-point parameters. The widest comes first, because narrow layers cast their input and wide layers
+    do not. Integers and float8 are storage formats.
     """
     kind = x.device.type
     if (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
@@ -59,12 +63,14 @@ def dtypes_of(model: object, x: Tensor) -> list[torch.dtype]:
 
 
 class Network:
-    """A model as the loop asks it.
+    """Model as the sampling loop calls it.
 
-    batch_size  samples that it sees at most at a time; None: all
-    condition   keywords of each call; tensors of as many rows as the state are split with it
-    apart       both outputs of a model that guidance leads (its `outputs`), instead of the one that they come to
-    guarded     whether a network that writes to its input is kept from x; not while derivatives are taken
+    Args:
+        model: Callable `(x, t, **condition)`.
+        batch_size: Largest number of samples in one call; None: all.
+        condition: Keyword arguments of each call. Tensors with as many rows as the state are split along with it.
+        apart: Whether a guided model returns both outputs (`outputs`) instead of their combination.
+        guarded: Whether the state is protected from a network that writes to its input; not for derivatives.
     """
 
     def __init__(
@@ -77,16 +83,19 @@ class Network:
         guarded: bool = True,
     ) -> None:
         self.model, self.batch_size, self.condition, self.guarded = model, batch_size, condition or {}, guarded
-        compiling = torch.compiler.is_compiling()  # which sees through guidance, and drops heads that nobody reads
+        compiling = torch.compiler.is_compiling()  # a compiler fuses guidance and drops unused heads itself
         self._said = own_way(model, "outputs") if apart and not compiling else model
         self._first = self._said if compiling else self._asked_first()
         self._kept_ones = [] if compiling else _tensors(self.condition)
-        self._dtype: torch.dtype | None = None  # found out by the first call, as the next two
+        self._dtype: torch.dtype | None = None  # found by the first call, like the next two
         self._whole = False
-        self._writes: dict[bool, bool] = {}  # of the whole model, and of what gives E[eps|x_t] alone
+        self._writes: dict[bool, bool] = {}  # by whether all moments are computed
 
     def _asked_first(self) -> Model:
-        """The call that gives E[eps|x_t] alone, if there is one that takes the condition; else that of all moments."""
+        """Return the call that gives E[eps|x_t] alone, if the model has one for this condition.
+
+        Otherwise it is the call for all moments.
+        """
         led = self._said is not self.model
         found = own_way(self.model, "first_outputs" if led else "first_moment")
         if found is self.model or (self.condition and not takes_keywords(found)):
@@ -95,11 +104,14 @@ class Network:
 
     @property
     def has_first(self) -> bool:
-        """Tell a model that is asked for E[eps|x_t] alone where that is enough."""
+        """Tell whether the model has a cheaper call for E[eps|x_t] alone."""
         return self._first is not self._said
 
     def __call__(self, x: Tensor, time: float | Tensor, *, first: bool = False) -> Any:
-        """The model's output at x (B, *); time for all, or (B,). first: E[eps|x_t] will do."""
+        """Return the model's output at x (B, *).
+
+        time: one network time for all, or (B,). first: only E[eps|x_t] is needed.
+        """
         said = self._first if first else self._said
         if self.batch_size is None or len(x) <= self.batch_size:
             return self._in_dtype(said, x, time, self.condition)
@@ -121,7 +133,7 @@ class Network:
         for dtype in dtypes:
             try:
                 output = self._at(said, x, dtype, time, condition)
-            except RuntimeError as error:  # noqa: PERF203 - a try of its own for each is the point
+            except RuntimeError as error:  # noqa: PERF203 - each dtype needs its own try
                 if len(dtypes) == 1 or not _OF_TYPES.search(str(error)):
                     raise
                 failed = failed or error
@@ -130,11 +142,11 @@ class Network:
                 return output
         raise ValueError(
             f"model takes x in none of {', '.join(map(str, dtypes))}, the dtypes of its parameters and of the state: "
-            f"cast inside it, or call sample under torch.autocast ({failed})"
+            f"cast x inside the model, or call sample under torch.autocast ({failed})"
         ) from failed
 
     def _at(self, said: Model, x: Tensor, dtype: torch.dtype, time: float | Tensor, condition: dict[str, Any]) -> Any:
-        """The output, at whole times as integers where the network looks them up in a table."""
+        """Return the output; whole times become integers if the network looks them up in a table."""
         t = _times(x, time)
         try:
             return self._kept(said, x, dtype, t.long() if self._whole else t, condition)
@@ -143,14 +155,14 @@ class Network:
                 raise
             if self._whole or _OUTSIDE.search(str(error)) or bool((t % 1 != 0).any()):
                 raise ValueError(
-                    f"model failed at network time {_listed(t)}: {error}. If it looks times up in a table, that holds "
-                    "whole times of its own schedule: see rescale_time= of the schedule, and timesteps="
+                    f"model failed at network time {_listed(t)}: {error}. If it looks times up in a table, the table "
+                    "has whole times of its own schedule only: check rescale_time= of the schedule, and timesteps="
                 ) from error
         self._whole = True
         return self._at(said, x, dtype, time, condition)
 
     def _kept(self, said: Model, x: Tensor, dtype: torch.dtype, t: Tensor, condition: dict[str, Any]) -> Any:
-        """The output; a network that writes to what it is given gets copies."""
+        """Return the output; a network that writes to its input gets a copy."""
         given = x if x.dtype is dtype else x.to(dtype)
         if not self.guarded:
             return said(given, t, **condition)
@@ -167,13 +179,15 @@ class Network:
         if writes is None and given.dtype == x.dtype:
             self._writes[whole] = wrote or (x.device.type == "cpu" and not bool((given == x).all()))
         if (wrote and not own) or [tensor._version for tensor in tensors] != versions:
-            raise ValueError("model wrote to what it was given, x or a condition, in place: let it write to a copy")
+            raise ValueError("model wrote to its input, x or a condition, in place: let it write to a copy")
         return output
 
 
 def own_way(model: Model, name: str) -> Model:
-    """The model's method of that name, where nothing comes between the model and a call of it: no wrapper, hook or
-    compiler, and no `forward` but that of the class that has the method. Else the model.
+    """Return the model's method of that name if a call of the model would run nothing else.
+
+    Wrappers, hooks, compilers, and a `forward` of another class than the method's all rule it out. Then the
+    result is the model itself.
     """
     owner, called = _owner(type(model), name), "__call__"
     if isinstance(model, torch.nn.Module):
@@ -183,12 +197,12 @@ def own_way(model: Model, name: str) -> Model:
     if owner is None or owner is not _owner(type(model), called):
         return model
     made_in = [getattr(vars(owner)[each], "__qualname__", each).rpartition(".")[0] for each in (name, called)]
-    found: Model = getattr(model, name) if made_in[0] == made_in[1] else model  # else one was put in place of another
+    found: Model = getattr(model, name) if made_in[0] == made_in[1] else model  # else one of the two was replaced
     return found
 
 
 def takes_keywords(call: Callable[..., Any]) -> bool:
-    """Tell a callable that takes any keyword."""
+    """Tell whether a callable accepts any keyword argument."""
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(call).parameters.values())
 
 
@@ -202,14 +216,14 @@ def _hooked(model: torch.nn.Module) -> bool:
 
 
 def _owner(kind: type, name: str) -> type | None:
-    """The class that a method comes from."""
+    """Return the class that defines a method."""
     return next((base for base in kind.__mro__ if name in vars(base)), None)
 
 
 def call(
     model: Callable[[Tensor, Tensor], Tensor | NoiseMoments], x: Tensor, time: Tensor, *, first: bool = False
 ) -> Tensor | NoiseMoments:
-    """The model's output at x (B, *) and times (B,), asked once."""
+    """Return the model's output at x (B, *) and times (B,), from one unguarded call."""
     return Network(model, guarded=False)(x, time, first=first)
 
 
@@ -219,7 +233,7 @@ def _times(x: Tensor, time: float | Tensor) -> Tensor:
 
 
 def _tensors(condition: dict[str, Any]) -> list[Tensor]:
-    """The tensors among keywords that tell when they are written to."""
+    """Return the tensors among keyword arguments whose version counter shows writes."""
     return [value for value in condition.values() if isinstance(value, Tensor) and not value.is_inference()]
 
 
@@ -236,7 +250,10 @@ def _rows(value: Any, start: int, stop: int, samples: int) -> Any:
 
 
 def _joined(outputs: Iterable[Any]) -> Any:
-    """The parts' outputs as one; of what is no output, the first, which is refused where outputs are looked at."""
+    """Join the outputs of parts of a batch.
+
+    For an invalid output return the first one, which is refused where outputs are checked.
+    """
     first, *_ = outputs = list(outputs)
     if isinstance(first, Guided):
         conditional, unconditional, _ = zip(*outputs, strict=True)

@@ -1,4 +1,4 @@
-"""The plan of a run: its times, and all numbers that are known of them before the network is called."""
+"""Plan of a run: its times, and all numbers that are known before the first evaluation."""
 
 import math
 import operator
@@ -21,23 +21,26 @@ from gms_fast.solvers import Solver
 from gms_fast.solvers.base import TimeStep
 from gms_fast.steps import StepCoefficients
 
-COUNTED = 1 << 30  # counter of the first step's noise: small ones are left to callers of the ops
-BY_LEVEL = 1 << 31  # counters from here on follow the noise level, those from `COUNTED` on count steps
-_MOST = 256  # plans that are kept
+COUNTED = 1 << 30  # noise counter of the first step; smaller ones are free for callers of the ops
+BY_LEVEL = 1 << 31  # counters from here on follow the noise level; those from `COUNTED` on count steps
+_MOST = 256  # cached plans
 
 Said = tuple[str, tuple[float, float] | None, bool]
-# (time, network time, step coefficients as pairs of name and number, the solver's own numbers, level) of a time
+# (time, network time, step coefficients as (name, number) pairs, the solver's own numbers, level) of each time
 Row = tuple[float, float, tuple[tuple[str, float], ...], Any, float]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a run of a solver through times of a schedule: a value, equal to others and printed as a table.
+    """Numbers of a solver's run through times of a schedule.
 
-    steps    K time steps, noisiest first
-    last     the time where the last step ends
-    denoise  whether one more network call, there, removes the noise that is left
-    whole    whether the plan begins at the schedule's noisiest time
+    A plan is a value: it compares by its content, and `str` prints it as a table.
+
+    Args:
+        steps: The K time steps, noisiest first.
+        last: Time where the last step ends.
+        denoise: Whether one more evaluation, at `last`, removes the noise that is left.
+        whole: Whether the plan begins at the schedule's noisiest time.
     """
 
     steps: tuple[TimeStep, ...]
@@ -47,13 +50,15 @@ class Plan:
 
     @property
     def asked(self) -> tuple[TimeStep, ...]:
-        """The time steps whose times a network is asked at, but for those that the solver knows itself."""
+        """Time steps with a network time, including those that the solver knows without the network."""
         return (*self.steps, self.last) if self.denoise else self.steps
 
     def counters(self, step_offset: int = 0, *, counted: bool, own: int | None = None) -> list[int]:
-        """Counters of the steps' noise: they count the steps from `step_offset` on, or follow the noise level.
+        """Return the noise counters of the steps.
 
-        own  `Solver.counted_from`
+        They count the steps from `step_offset` on, or follow the noise level.
+
+        own: `Solver.counted_from`.
         """
         counted, step_offset = counted or own is not None, step_offset + (own or 0)
         return [COUNTED + step_offset + i if counted else step.level for i, step in enumerate(self.steps)]
@@ -68,7 +73,7 @@ class Plan:
 
 
 def _short(numbers: Any) -> str:
-    """A solver's numbers of a step, to six digits."""
+    """Format a solver's numbers of a step to six digits."""
     if isinstance(numbers, (tuple, list)):
         return " ".join(map(_short, numbers))
     return f"{numbers:.6g}" if isinstance(numbers, float) else str(numbers)
@@ -89,11 +94,11 @@ def plan(
     denoise: bool | None = None,
     said: Said = ("noise", None, False),
 ) -> Plan:
-    """The plan of a run through `timesteps`, or of so many steps; made once, and found again for equal arguments.
+    """Return the plan of a run through `timesteps`, or of `steps` steps; plans are cached.
 
-    own      the model's schedule, by which one that says nothing of it learns how to ask the network
-    denoise  None: as the solver has it, and at a single time
-    said     form of prediction, data range, and whether moments are central: what the network's outputs mean
+    own: the model's schedule, which fixes the network times if `schedule` does not.
+    denoise: None: as the solver has it, and True for a single time.
+    said: (prediction form, data range, whether moments are central), the meaning of the network's outputs.
     """
     if denoise not in (None, True, False):
         raise TypeError(f"denoise must be True, False or None: got {denoise!r}")
@@ -114,14 +119,14 @@ def plan(
     return found[1]
 
 
-_plans: dict[object, tuple[list[weakref.ref[Any]], Plan]] = {}  # while the tables live that are known by identity
+_plans: dict[object, tuple[list[weakref.ref[Any]], Plan]] = {}  # valid while the tensors of its key are alive
 
 
 def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
-    """A value as far as a plan can depend on it; None where that cannot be told.
+    """Return a hashable key for all that a plan can depend on; None if that is unknown.
 
-    Objects of this package count by class and attributes, tensors in them by identity and version; what a dataclass
-    derives follows from the rest. Functions and classes of others may look at anything.
+    Objects of this package count by class and attributes, tensors in them by identity and version. Derived
+    fields of a dataclass follow from the rest. Functions and classes of others may depend on anything.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
@@ -145,7 +150,7 @@ def _keys(kind: object, values: Iterable[object], tables: list[weakref.ref[Any]]
 
 
 def _of(said: Said, rows: list[Row], denoise: bool, whole: bool) -> Plan:
-    """The plan of `_numbers`."""
+    """Build the plan from the result of `_numbers`."""
     times, (form, clip, central) = [t for t, *_ in rows], said
     levels = [StepCoefficients(**dict(step)) for _, _, step, _, _ in rows]
     steps = [
@@ -169,7 +174,7 @@ def _of(said: Said, rows: list[Row], denoise: bool, whole: bool) -> Plan:
 def _numbers(
     schedule: Schedule | str, own: Schedule | None, solver: Solver, wanted: int | list[float], denoise: bool | None
 ) -> tuple[list[Row], bool, bool]:
-    """A row of each time, and the other fields of `Plan`."""
+    """Compute one row per time, and the other fields of `Plan`."""
     schedule = schedules.build(schedule).asked_like(own)
     solver = solver if denoise is None else solver.ending(denoise)
     return _numbers_along(schedule, solver, solver.times(schedule, wanted), denoise)
@@ -178,7 +183,7 @@ def _numbers(
 def _numbers_along(
     schedule: Schedule, solver: Solver, times: list[float], denoise: bool | None
 ) -> tuple[list[Row], bool, bool]:
-    """`_numbers` of times that the solver has chosen."""
+    """Compute `_numbers` for times that the solver has chosen."""
     visited, times = times, list(solver.asked(schedule, times))
     steps = [*StepCoefficients.along(schedule, visited, times), StepCoefficients.at(schedule, times[-1])]
     if not solver.rises:
@@ -194,14 +199,17 @@ def _numbers_along(
 
 
 def check_falling(times: Sequence[float], steps: Sequence[StepCoefficients]) -> None:
-    """Raise ValueError where a later time, not the same one again, is not less noisy."""
+    """Raise ValueError unless each time is less noisy than the one before, or repeats it."""
     for (t, s), step in zip(pairwise(times), steps, strict=False):
         if t != s and not step.falls:
-            raise ValueError(f"timesteps must go to less noise: t = {s:g} has not less than t = {t:g}")
+            raise ValueError(f"timesteps must go to less noise: t = {s:g} has no less noise than t = {t:g}")
 
 
 def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise: bool | None) -> Plan:
-    """The plan of a run that begins at an index of another plan's, without history; `solver` takes the steps there."""
+    """Return the plan of a run that begins at an index of another plan, without history.
+
+    solver: solver of the remaining steps.
+    """
     left = of.steps[index:]
     solver = solver if denoise is None else solver.ending(denoise)
     numbers = solver.replan(schedule, [step.t for step in (*left, of.last)], [step.numbers for step in left])
@@ -216,23 +224,23 @@ def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise:
 def _constant_numbers(
     schedule: Any, own: Any, solver: Any, wanted: int | list[float], denoise: bool | None
 ) -> tuple[list[Row], bool, bool]:
-    """`_numbers` of packed objects."""
+    """Compute `_numbers` of packed objects."""
     schedule, own, solver = map(constants.unpack, (schedule, own, solver))
     return _numbers(schedule, own, solver, wanted, denoise)
 
 
 def _level(step: StepCoefficients) -> float:
-    """A counter of its own for every noise level sigma/alpha: the bits of that number in float32, from 2^31 on.
+    """Return a noise counter of its own for every noise level sigma/alpha.
 
-    A run that starts at any level so draws noise that no run through other levels draws. An integer as a float, which
-    torch.compile takes for a constant.
+    It is the level's bits in float32, counted from 2^31. A run that starts at any level thus draws noise that
+    no run through other levels draws. The integer is a float, which torch.compile takes as a constant.
     """
     finite = min(step.ratio, torch.finfo(torch.float32).max)
     return float(BY_LEVEL + struct.unpack("<I", struct.pack("<f", finite))[0])
 
 
 def integer(name: str, value: object) -> int:
-    """The value as an integer. Raises TypeError naming the argument."""
+    """Return the value as an integer. Raises TypeError naming the argument."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -242,7 +250,7 @@ def integer(name: str, value: object) -> int:
 
 
 def as_times(timesteps: Sequence[float]) -> list[float]:
-    """The times as numbers. Raises TypeError."""
+    """Return the times as floats. Raises TypeError."""
     try:
         return [float(t) for t in timesteps]
     except (TypeError, ValueError):

@@ -1,4 +1,7 @@
-"""Predictions of a network, as the noise and as the data: linear in state and output (docs/notation.md)."""
+"""Forms of prediction: E[x_0|x_t] and E[eps|x_t], linear in state and output.
+
+docs/notation.md lists the formulas.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,15 +12,15 @@ from torch import Tensor
 from gms_fast.ops.types import Reading
 from gms_fast.types import NoiseMoments
 
-WITHOUT_SIGNAL = ("x0", "v", "flow")  # forms that tell x_0 even where alpha = 0
-_SIGMA_DATA = 0.5  # of "edm"
+WITHOUT_SIGNAL = ("x0", "v", "flow")  # forms that determine x_0 even where alpha = 0
+_SIGMA_DATA = 0.5  # standard deviation of the data in "edm"
 
 Number = float | Tensor
-Factors = tuple[Number, Number]  # of x and of the output y
+Factors = tuple[Number, Number]  # factors of x and of the output y
 
 
 class Level(Protocol):
-    """The noise level of a state: numbers, as those of a step, or tensors that broadcast against it."""
+    """Noise level of a state: numbers, or tensors that broadcast against the state."""
 
     @property
     def alpha_t(self) -> Number: ...
@@ -27,14 +30,14 @@ class Level(Protocol):
 
 
 class LevelTensors(NamedTuple):
-    """A level as tensors that broadcast, so that derivatives in time go through them."""
+    """Noise level as tensors, so that derivatives in time flow through it."""
 
     alpha_t: Tensor
     sigma_t: Tensor
 
 
 def _edm(alpha: Number, sigma: Number) -> Factors:
-    """c_skip/alpha and c_out at the level r = sigma/alpha (Karras et al. 2022, table 1)."""
+    """Return c_skip/alpha and c_out at r = sigma/alpha (Karras et al. 2022, table 1)."""
     r = sigma / alpha
     total = r * r + _SIGMA_DATA**2
     return _SIGMA_DATA**2 / total / alpha, r * _SIGMA_DATA / total**0.5
@@ -65,7 +68,7 @@ TO_DATA: dict[str, Callable[[Number, Number], Factors]] = {
     "flow": lambda alpha, sigma: (1 / (alpha + sigma), -sigma / (alpha + sigma)),
     "edm": _edm,
 }
-# e1 = E[eps|x_t] likewise; where no formula stands here it is what E[x_0|x_t] leaves of x.
+# e1 = E[eps|x_t] = p x + q y likewise; a form without a formula here uses (x - alpha E[x_0|x_t])/sigma.
 TO_NOISE: dict[str, Callable[[Number, Number], Factors]] = {
     "noise": lambda alpha, sigma: (0.0, 1.0),
     "v": _noise_of_v,
@@ -75,18 +78,21 @@ TO_NOISE: dict[str, Callable[[Number, Number], Factors]] = {
 
 
 def names() -> list[str]:
-    """The forms of prediction that `estimate` understands."""
+    """Return the known forms of prediction."""
     return list(TO_DATA)
 
 
 def to_data(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
-    """E[x_0|x_t] from an output y of a form of `names()`; levels that are tensors broadcast against x."""
+    """Return E[x_0|x_t] from an output y of a form of prediction.
+
+    Levels that are tensors broadcast against x.
+    """
     p, q = TO_DATA[form](alpha, sigma)
     return y if form == "x0" else p * x + q * y
 
 
 def to_noise(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
-    """E[eps|x_t] likewise."""
+    """Return E[eps|x_t] from an output y of a form of prediction."""
     if form == "noise":
         return y
     p, q = noise_factors(form, alpha, sigma)
@@ -94,7 +100,7 @@ def to_noise(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> T
 
 
 def noise_factors(form: str, alpha: Number, sigma: Number) -> Factors:
-    """p and q of E[eps|x_t] = p x + q y."""
+    """Return p and q of E[eps|x_t] = p x + q y."""
     if form in TO_NOISE:
         return TO_NOISE[form](alpha, sigma)
     p, q = TO_DATA[form](alpha, sigma)
@@ -104,9 +110,11 @@ def noise_factors(form: str, alpha: Number, sigma: Number) -> Factors:
 class Meaning(NamedTuple):
     """Meaning of a network's output at a noise level.
 
-    form     of an output that is one tensor, of `names()`; of moments the first is the noise
-    clip     data range of x_0, or None
-    central  whether the second and third moments are about e1
+    Attributes:
+        form: Form of prediction of an output that is one tensor. Moments begin with that of the noise.
+        step: Noise level.
+        clip: Data range of x_0, or None.
+        central: Whether the second and third moments are about e1.
     """
 
     form: str
@@ -116,13 +124,15 @@ class Meaning(NamedTuple):
 
     @property
     def said(self) -> tuple[str, tuple[float, float] | None, bool]:
-        """All but the level."""
+        """Form, data range and kind of moments: all but the level."""
         return self.form, self.clip, self.central
 
     def reading(self, moments: bool, guidance: float = 1.0) -> Reading:
-        """E[x_0|x_t] as a kernel makes it from an output, of moments the first, which guidance may lead.
+        """Return the kernel's form of E[x_0|x_t] from an output.
 
-        Raises ValueError where an output of that form tells nothing of x_0.
+        moments: whether the output is moments, of which the first counts.
+        guidance: guidance scale.
+        Raises ValueError if an output of that form contains no information about x_0.
         """
         form = "noise" if moments else self.form
         if self.step.alpha_t == 0 and form not in WITHOUT_SIGNAL:
@@ -134,10 +144,14 @@ class Meaning(NamedTuple):
 
 
 class Guided(NamedTuple):
-    """The outputs of a network that classifier-free guidance leads, kernels doing the sum: y_u + scale (y_c - y_u).
+    """Two outputs of a network under classifier-free guidance; kernels combine them.
 
-    conditional    y_c, or moments whose first is y_c: those about it stay
-    unconditional  y_u
+    The combination is y_u + scale (y_c - y_u).
+
+    Attributes:
+        conditional: y_c, or moments whose first is y_c; their central moments stay.
+        unconditional: y_u.
+        scale: Guidance scale.
     """
 
     conditional: Tensor | NoiseMoments
@@ -145,14 +159,14 @@ class Guided(NamedTuple):
     scale: float
 
     def merged(self, *, central: bool) -> Tensor | NoiseMoments:
-        """The one output that they come to."""
+        """Return the combined output."""
         y_c = self.conditional if isinstance(self.conditional, Tensor) else self.conditional.e1
         to = self.unconditional + self.scale * (y_c - self.unconditional)
         return to if isinstance(self.conditional, Tensor) else shifted(self.conditional, to, central=central)
 
 
 def shifted(moments: NoiseMoments, to: Tensor, *, central: bool) -> NoiseMoments:
-    """Moments of eps + d, where e1 + d is `to`.
+    """Return the moments of eps + d, where e1 + d is `to`.
 
     Raw: E[(eps + d)^2] = e2 + 2 d e1 + d^2 and E[(eps + d)^3] = e3 + 3 d e2 + 3 d^2 e1 + d^3.
     """

@@ -1,4 +1,4 @@
-"""One run of the sampler: its checked arguments, its start, its calls of the network, and what it watches."""
+"""One run of the sampler: checked arguments, initial state, evaluations and checks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from gms_fast.solvers import Solver
 from gms_fast.solvers.base import TimeStep
 from gms_fast.types import NoiseMoments
 
-INITIAL = 2  # stream of the counter-based noise that x_T is drawn from
+INITIAL = 2  # stream of the noise generator for x_T
 
 Callback = Callable[[int, float, Tensor, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The checked arguments of one call of `sample`, its plan, and what it watches."""
+    """Checked arguments of one call of `sample`, with its plan and its checks."""
 
     model: Callable[..., Tensor | NoiseMoments]
     network: Network
@@ -85,7 +85,7 @@ class Run:
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        """x_T: a copy of the one given, or sigma_T times counter-based normals."""
+        """Return x_T: a copy of the given one, or sigma_T times generated normals."""
         if x_T is not None:
             x = _given_state(x_T, shape)
             x = x.detach().to(device or x.device, dtype or x.dtype, copy=True)
@@ -107,9 +107,9 @@ class Run:
         return x
 
     def times(self, x: Tensor) -> Sequence[float | Tensor]:
-        """The time that the network is asked at, at each place of the plan: rows (n,) of one tensor, made at once.
+        """Return the network time of each index of the plan, as rows (n,) of one tensor.
 
-        Numbers while the loop is recorded: a CUDA graph can copy nothing from the host.
+        They are numbers under torch.compile and in CUDA graphs, which cannot copy from the host.
         """
         times = [step.network_time for step in (*self.walk.steps, self.walk.last)]
         if recorded(x):
@@ -119,11 +119,11 @@ class Run:
         return table[:, None].expand(len(times), len(x)).contiguous().unbind()
 
     def evaluate(self, x: Tensor, step: TimeStep, time: float | Tensor) -> Estimate:
-        """The network's estimate at x, checked."""
+        """Return the network's estimate at x, checked."""
         if step.i < self.solver.known_steps:
             return self.solver.known(x, step, self.said.clip)
         alone = step is self.walk.last or self.solver.moments_at(step) == 1
-        if step.i == self.solver.known_steps and self.walk.steps:  # the first call tells whether the others will do
+        if step.i == self.solver.known_steps and self.walk.steps:  # the first call checks what all later ones need
             alone = self.solver.moments_needed == 1
         found = estimate(self.network(x, time, first=alone), x, step.meaning, self.finite, step.i)
         check_moments(self.solver, found, 1 if alone and self.network.has_first else self.solver.moments_needed)
@@ -133,7 +133,7 @@ class Run:
         return found
 
     def report(self, step: TimeStep, x: Tensor, estimate: Estimate) -> tuple[Tensor, bool]:
-        """The state after the callback was told, if there is one, and whether that ends the run."""
+        """Call the callback, if there is one; return the state and whether the run ends."""
         if self.callback is None:
             return x, False
         shown, x_0 = x.clone(), estimate.x0()
@@ -152,7 +152,7 @@ class Run:
         return returned.detach().to(x.device, x.dtype, copy=returned is not shown), False
 
     def finished(self, x: Tensor) -> Tensor:
-        """The result, after what was watched is reported."""
+        """Report the checks and return the result."""
         if self.finite.made is not x and (watch := self.finite.watch(len(self.walk.steps))) is not None:
             self.finite.see(x, watch.code + WRITTEN)
         warn_of(self.finite.report())
@@ -160,7 +160,7 @@ class Run:
 
 
 def explained(walk: Plan, code: int, of_moments: bool) -> str:
-    """The error of NaN or infinity that has a code of `FiniteCheck`."""
+    """Return the error message for NaN or infinity with a code of `FiniteCheck`."""
     if code == BEFORE:
         return "x_T must be finite: it holds NaN or infinity"
     place, which = place_of(code)
@@ -171,15 +171,15 @@ def explained(walk: Plan, code: int, of_moments: bool) -> str:
     if place >= len(walk.steps) - 1:
         return "samples must be finite: the last step made NaN or infinity"
     return (
-        f"state must be finite: step {step.i} (t = {step.t:g}) made NaN or infinity of what the model returned, "
-        "or a callback before it did"
+        f"state must be finite: step {step.i} (t = {step.t:g}) made NaN or infinity of the model's output, "
+        "or the callback before it did"
     )
 
 
 def initial(
     plan: Plan, draws: Draws, shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype | None
 ) -> Tensor:
-    """x_T ~ N(0, sigma_T^2), (n, *sample), by counters."""
+    """Draw x_T ~ N(0, sigma_T^2), (n, *sample), from the counter-based generator."""
     first = (*plan.steps, plan.last)[0].coefficients
     z = ops.philox_normal(
         shape, seed=draws.seed, sample_offset=draws.sample_offset, stream=INITIAL, device=device, dtype=dtype
@@ -188,16 +188,16 @@ def initial(
 
 
 def check_signal(plan: Plan, known_steps: int, form: str, schedule: Callable[[], Schedule]) -> None:
-    """Raise ValueError where the first call of the network can tell nothing of x_0 in this form of prediction.
+    """Raise ValueError if the first output of the network contains no information about x_0.
 
-    schedule  makes the schedule, for the error
+    schedule: callable that returns the schedule, for the message.
     """
     first = (*plan.steps, plan.last)[min(known_steps, len(plan.steps))]
     if first.coefficients.alpha_t == 0 and form not in predictions.WITHOUT_SIGNAL:
         forms = ", ".join(predictions.WITHOUT_SIGNAL)
         raise ValueError(
             f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
-            f"got {form!r}, which tells nothing of x_0 there. Else timesteps must start where alpha > 0 "
+            f"got {form!r}, which does not determine x_0 there. Otherwise timesteps must start where alpha > 0 "
             f"({schedule().later_start})"
         )
 
@@ -211,7 +211,7 @@ def check_samples(draws: Draws, n: int) -> None:
 
 
 def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
-    """Raise ValueError where the network gives fewer moments than the solver needs at a step."""
+    """Raise ValueError if the network returns fewer moments than the solver needs at a step."""
     if needed > 1 and (given := estimate.given) < needed:
         raise ValueError(
             f"model must return NoiseMoments with {solver.moments_needed} moments for {solver.name}, but "
@@ -221,13 +221,13 @@ def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
 
 
 def origin_of(model: object) -> str | None:
-    """The place that the model is from, if it says so."""
+    """Return the name or folder that the model comes from, if it has one."""
     origin = attribute(model, "origin")
     return origin if isinstance(origin, str) else None
 
 
 def check_noise(noise: object, step_offset: object) -> None:
-    """Raise TypeError or ValueError for a source of noise, or a place in it, that is none."""
+    """Raise TypeError or ValueError for an invalid `noise` or `step_offset`."""
     check_callable("noise", noise, "noise(step)")
     if not 0 <= integer("step_offset", step_offset) < 1 << 29:
         raise ValueError(f"step_offset must lie in [0, 2^29): got {step_offset}")
@@ -248,7 +248,7 @@ def _given_state(x_T: object, shape: Sequence[int] | None) -> Tensor:
 
 
 def _described_state(n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """The state without its data: torch says whether there is such a tensor before any memory is spent."""
+    """Return the state without data: torch checks it before any memory is allocated."""
     try:
         torch.device(device)
         return torch.empty((n, *shape), dtype=dtype, device="meta")

@@ -1,4 +1,4 @@
-"""The sampling loop. Everything else in the package serves these few lines."""
+"""The sampling loop, which everything else in the package serves."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -43,44 +43,102 @@ def sample(
     progress: bool = False,
     callback: Callable[[int, float, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
-    """Draw samples from a diffusion model: `steps` steps of a solver, then one call more that removes noise still left.
+    """Draw samples from a diffusion model in a few steps.
 
-    model      callable (x, t) -> Tensor or NoiseMoments; x (B, *), t (B,) network times. Its attributes `sample_shape`,
-               `schedule`, `prediction`, `moments` and `clip`, if any, are the defaults here (docs/models.md says what
-               is assumed where there are none). It may be of any dtype, and may sit in torch's own wrappers
-    steps      K >= 1; the network is called K + 1 times, K times where the schedule ends without noise and by solvers
-               with `denoise = False` (er-sde, DPMSolverV3); by heun twice a step, once to no noise
-    solver     a Solver or its text (`gms_fast.solvers.text`): "gms", "er-sde:order=2", "teleport:until=5 then ddim"
-    n, shape   number of samples and shape of one
-    timesteps  times of the schedule to visit, noisiest first, steps + 1 of them; replaces `steps`. A single time is one
-               call, after which E[x_0|x_t] is returned
-    prediction "noise" | "x0" | "v" | "flow" (eps - x_0) | "edm" (the raw network F of Karras et al. 2022, with the
-               scaling of its inputs in the model): what a single tensor from the model means
-    seed       64-bit integer, or one per sample; sample i depends on it and on i alone. An int64 tensor on the state's
-               device is read there when noise is drawn: a CUDA graph of the loop takes the values of each replay
-    sample_offset  index of the first sample: batches that continue each other give the samples of one big batch
-    step_offset  counter of the first step's noise: a run that was ended after k steps is continued with `x_T`, the
-               remaining `timesteps` and k. With 0, a run from a given x_T that starts later than the schedule takes
-               counters that belong to its noise levels, so a second stage draws new noise from the same seed
-    x_T        (n, *shape) to start from; drawn from N(0, sigma_T^2) if None. It is never written to
-    noise      noise(step) -> z or (z, u) replaces the counter-based draws; the step is counted from `step_offset`
-    clip       data range for E[x_0|x_t], or None. "model" (default): the model's attribute `clip`, else (-1, 1) with a
-               warning where that cuts off much
-    denoise    whether noise that is left at the last time is removed by one more call; False returns the state there.
-               None: as the solver has it
-    condition  keywords for the network, called as model(x, t, **condition); tensors of n rows go with their samples
-    batch_size  samples that the network sees at most at a time; changes no sample (but for the network's own rounding)
-    device, dtype  of the state (the model's device and float32 unless given)
-    progress   whether to show a progress bar on stderr
-    callback   callback(step, t, x, x0) with the state at t and E[x_0|x_t], before each step. A tensor that it returns
-               takes the place of x in this step; raising StopIteration ends the run, and the state is returned
-    Returns (n, *shape). Raises ValueError or TypeError naming the argument before the model is called, and
-    ValueError naming the step if the model returns NaN, infinity or too few moments, or writes to its input.
+    The loop starts at x_T ~ N(0, sigma_T^2) and takes K = `steps` steps of a solver to less noise. Then one more
+    network evaluation removes the noise that is left: the sample is E[x_0|x_t]. The number of network evaluations
+    (NFE) is
 
-    The loop never waits for a GPU: NaN and infinity there, in x_T too, are reported after the last step. It compiles
-    into one graph with `torch.compile(..., fullgraph=True)`, without `progress` and with a callback that can be traced,
-    and can be captured in a CUDA graph. Then NaN and infinity are not reported and go through to their samples;
-    `gms_fast.graphed` does either, and reports them.
+        K + 1   for most solvers
+        K       if the schedule ends without noise, or for er-sde, dpm-solver-v3 and ggdm
+        2K + 1  at most for heun, which evaluates most steps twice
+
+    The noise of sample i depends on the seed and on i alone, not on `n` or `batch_size`.
+
+    Args:
+        model: Callable `(x, t)` that returns one tensor shaped like x, or
+            [`NoiseMoments`][gms_fast.NoiseMoments]. x is (B, *); t is (B,) and holds network times. The
+            attributes `schedule`, `sample_shape`, `prediction`, `moments` and `clip`, if any, are the
+            defaults of this call; docs/models.md lists the assumptions otherwise. The model may have any
+            dtype and may be inside torch's own wrappers.
+        steps: Number of steps K >= 1. `timesteps` replaces it.
+        solver: [`Solver`][gms_fast.solvers.Solver] or its text: one of its [names][gms_fast.solvers.names], perhaps
+            with options, as "gms", "er-sde:order=2" or "teleport:until=5 then ddim". "gms" needs three noise moments
+            from the model and "sn-ddpm" two; the other named solvers work with any model.
+        n: Number of samples, >= 0. With `x_T`, the size of its first dimension replaces it.
+        shape: Shape of one sample, as (3, 32, 32). Default: the model's `sample_shape`, or that of `x_T`.
+        schedule: [`Schedule`][gms_fast.schedules.Schedule] or one of its
+            [names][gms_fast.schedules.names]. Default: the model's `schedule`.
+        timesteps: Times of the schedule, noisiest first: K + 1 of them for K steps. One time alone stands
+            for one evaluation, and E[x_0|x_t] is returned.
+        prediction: Meaning of a single output tensor: "noise", "x0", "v" (alpha eps - sigma x_0),
+            "flow" (eps - x_0) or "edm" (raw network F of Karras et al. 2022, with its input scaling inside
+            the model). Default: the model's `prediction`, else "noise".
+        seed: 64-bit integer, or one per sample. An int64 tensor on the state's device is read there, when
+            noise is drawn: a CUDA graph of the loop takes the values of each replay.
+        sample_offset: Index of the first sample, >= 0. Batches with consecutive offsets give the samples of
+            one large batch.
+        step_offset: Counter of the first step's noise, in [0, 2^29). To resume a run after k
+            steps, give its state as `x_T`, the remaining `timesteps`, and k. With 0, a run from an `x_T`
+            below the schedule's noisiest time numbers its noise by noise level instead, so a second
+            stage draws new noise from the same seed.
+        x_T: Initial state (n, *shape), which is copied. Default: drawn from N(0, sigma_T^2).
+        noise: Callable `(step)` that returns z, or (z, u) for solvers that also draw uniform numbers, in
+            place of the built-in generator. Steps count from `step_offset`.
+        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped, or None for no clipping. Default "model":
+            the model's `clip`, else (-1, 1), with a warning if that cuts off much.
+        denoise: Whether one more evaluation removes the noise left at the last time. False returns the
+            state there. None (default): the solver's own choice.
+        condition: Keyword arguments for the model, called as `model(x, t, **condition)`. Tensors of n rows
+            are split along with the samples.
+        batch_size: Largest number of samples in one network evaluation. Default: all. Samples change by no
+            more than the network's own rounding.
+        device: Device of the state. Default: that of `x_T`, of the model's parameters, or torch's own.
+        dtype: Floating dtype of the state. Default: that of `x_T`, else float32.
+        progress: Whether to show a progress bar on stderr.
+        callback: Callable `(step, t, x, x0)`, called before each step with the state x at time t and with
+            x0 = E[x_0|x_t]. A tensor that it returns replaces x in this step. If it raises StopIteration,
+            the run ends and the state is returned.
+
+    Returns:
+        Tensor (n, *shape): the samples, in the model's data range.
+
+    Raises:
+        ValueError: If an argument has a bad value (the message begins with its name); if the model returns
+            NaN, infinity or too few moments (the message names the step); or if it writes to a condition.
+        TypeError: If an argument has the wrong type; the message begins with its name.
+
+    Note:
+        The loop never waits for a GPU, so NaN and infinity on a GPU are reported after the last step.
+
+        `torch.compile(..., fullgraph=True)` makes one graph of the loop, without `progress` and with a
+        callback that can be traced. A CUDA graph can capture it too. NaN and infinity then pass into the
+        samples unreported; [`graphed`][gms_fast.graphed] does either and reports them.
+
+    Examples:
+        An embedded model brings its schedule, shape and data range:
+
+        >>> model = gms_fast.load("digits")
+        >>> gms_fast.sample(model, 10, n=4).shape
+        torch.Size([4, 1, 8, 8])
+
+        Any network with one output works with a solver that needs no moments:
+
+        >>> def network(x, t):  # predicts the noise
+        ...     return x / (1 + x.square().mean())
+        >>> x = gms_fast.sample(network, 5, solver="er-sde", schedule="cosine", shape=(3, 16, 16), n=2, clip=None)
+        >>> x.shape, x.dtype
+        (torch.Size([2, 3, 16, 16]), torch.float32)
+
+        A callback sees every step:
+
+        >>> times = []
+        >>> x = gms_fast.sample(model, 3, n=1, seed=7, callback=lambda step, t, x, x0: times.append(t))
+        >>> len(times)
+        3
+
+    References:
+        Guo et al. 2023, arXiv 2311.00941.
     """
     run = Run.prepare(
         model,
@@ -125,7 +183,10 @@ def loop(
     dtype: torch.dtype | None,
     progress: bool,
 ) -> Tensor:
-    """The samples of a run, before what it watched is reported; arguments as of `sample`."""
+    """Return the samples of a run, before its checks are reported.
+
+    Arguments are those of `sample`.
+    """
     check_noise(noise, step_offset)
     draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
     walk, known = run.walk, run.solver.known_steps
@@ -143,8 +204,8 @@ def loop(
             return x
         given = None if noise is None else partial(noise, step_offset + step.i - known)
         x, state = run.solver.step(x, estimate.of(x), step, draws._replace(step=counter, z=given), state)
-        del estimate  # whose tensors would wait for the next call of the network
+        del estimate  # else its tensors would stay in memory during the next network evaluation
         run.finite.look()
     if walk.denoise:
-        x = run.evaluate(x, walk.last, times[-1]).x0()  # the K+1st call
+        x = run.evaluate(x, walk.last, times[-1]).x0()  # network evaluation K + 1
     return x

@@ -1,4 +1,7 @@
-"""Shards of pictures: files `.npz` with `images` (n, C, H, W) uint8 and `index` (n,), the number of each, from 0 on."""
+"""Shards of images: `.npz` files with `images` (n, C, H, W) uint8 and their numbers.
+
+The numbers, `index` (n,), count the images of all shards of a folder from 0.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -15,19 +18,19 @@ _IMAGES, _INDEX = "images", "index"
 
 
 def files(folder: Path) -> list[Path]:
-    """The shards of a folder and of those in it, in the order of their names."""
+    """Return the shards of a folder and its subfolders, sorted by name."""
     return sorted(file for file in below(folder) if file.suffix == SUFFIX)
 
 
 def count(folder: Path) -> int:
-    """The number of pictures that the shards of a folder hold; only their indices are read.
+    """Return the number of images in the shards of a folder; only their indices are read.
 
-    Raises ValueError naming the shard that cannot be read, and unless every number from 0 on is there once.
+    Raises ValueError for a shard that cannot be read, and unless every number from 0 on occurs once.
     """
     runs = {file: _numbers(file) for file in files(folder)}
     together = np.concatenate(list(runs.values()))
     first, last = together[np.argsort(together[:, 0], kind="stable")].T
-    begins = np.concatenate([[0], np.maximum.accumulate(last)[:-1] + 1])  # what each is to begin with
+    begins = np.concatenate([[0], np.maximum.accumulate(last)[:-1] + 1])  # the number that each run should begin with
     if len(twice := np.flatnonzero(first < begins)):
         number = first[twice[0]]
         places = [file.name for file, run in runs.items() if ((run[:, 0] <= number) & (number <= run[:, 1])).any()]
@@ -39,7 +42,7 @@ def count(folder: Path) -> int:
 
 
 def each(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`read` of one shard after the other, of pictures of one shape."""
+    """Yield (images, numbers) of each shard, all images of one shape."""
     first, shape = "", None
     for file in files(folder):
         images, index = read(file)
@@ -51,16 +54,19 @@ def each(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, C, H, W) uint8 and their numbers (n,) int64. Raises ValueError naming a file that is no shard."""
+    """Return images (n, C, H, W) uint8 and their numbers (n,) int64 of one shard.
+
+    Raises ValueError naming a file that is no shard.
+    """
     with _refusing(file):
         images, index = contents(file)
     return images, index
 
 
 def contents(file: Path, *more: str) -> tuple[np.ndarray, ...]:
-    """Images and numbers as `read` has them, and more arrays of these names.
+    """Return images and numbers, as `read` does, and the arrays named in `more`.
 
-    Raises ValueError saying what is wrong with the file, but not with which; and what numpy and zipfile do.
+    Raises ValueError that says what is wrong but does not name the file, and the errors of numpy and zipfile.
     """
     found = _members(file, [_IMAGES, _INDEX, *more])
     index, images = _index(found), found[_IMAGES]
@@ -81,7 +87,10 @@ def _refusing(file: Path) -> AbstractContextManager[None]:
 
 
 def _runs(index: np.ndarray) -> np.ndarray:
-    """Numbers as runs of consecutive ones, (r, 2): the first and the last of each. A shard of a run has one."""
+    """Return the runs of consecutive numbers, (r, 2): first and last of each.
+
+    The shard of one generation run has a single one.
+    """
     numbers = np.sort(index)
     breaks = np.flatnonzero(np.diff(numbers) != 1)
     return np.stack([numbers[np.append(0, breaks + 1)], numbers[np.append(breaks, -1)]], 1)
@@ -95,7 +104,7 @@ def _index(found: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _members(file: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """These arrays of a shard."""
+    """Read these arrays of a shard."""
 
     def choose(inside: list[str]) -> list[str]:
         if missing := [name for name in dict.fromkeys([_IMAGES, _INDEX, *names]) if name not in inside]:

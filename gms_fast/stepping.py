@@ -1,4 +1,4 @@
-"""The loop's plan one step at a time, for hosts that own the loop."""
+"""A solver's plan one step at a time, for libraries that own the sampling loop."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,25 +20,40 @@ from gms_fast.types import NoiseMoments, as_range
 
 
 class Stepper:
-    """A solver's run through a schedule, step by step: the bits are those of `gms_fast.sample`.
+    """Run of a solver through a schedule, one step at a time, for a loop of your own.
 
-        stepper = Stepper("er-sde", schedule, steps=10)
-        x = stepper.initial((n, 3, 32, 32))
-        for i, t in enumerate(stepper.network_times):
-            x = stepper.step(i, network(x, x.new_full((n,), t)), x)
+    From [`initial`][gms_fast.Stepper.initial] on, the steps give the bits of [`sample`][gms_fast.sample].
+    You may begin at any index. Where an index does not follow the last one, the solver's history starts anew.
 
-    solver       a Solver or its text, as "er-sde:order=2"
-    schedule     a Schedule or its name
-    steps, timesteps  a number of steps, or times of the schedule, noisiest first; one of the two. A single time is one
-                 network call; of times with equal noise the first counts
-    prediction   what an output that is one tensor means, as in `sample`
-    clip         data range for E[x_0|x_t], or None
-    central      whether the network's second and third moments are about e1
-    seed, sample_offset, denoise  as in `sample`
+    The noise generator numbers the steps in a run that begins with `initial` or at the schedule's noisiest
+    time. In other runs it follows the noise level, as `sample(x_T=...)` does.
 
-    A walk may begin at any index: where one does not follow the last, history starts anew there. Counters of the noise
-    then follow the noise level, as in `sample(x_T=..)`; from `initial`, or from the schedule's noisiest time, they
-    count the steps. Raises ValueError or TypeError naming the argument.
+    Args:
+        solver: Solver or its text, as "er-sde:order=2".
+        schedule: Schedule or its name.
+        steps: Number of steps K >= 1. Give either `steps` or `timesteps`.
+        timesteps: Times of the schedule, noisiest first. A single time is one network evaluation. Of
+            consecutive times with the same noise level only the first counts.
+        prediction: Meaning of an output that is one tensor, as in [`sample`][gms_fast.sample].
+        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped; None (default): no clipping.
+        central: Whether the network's second and third moments are about e1. Default: they are raw.
+        seed: As in [`sample`][gms_fast.sample].
+        sample_offset: As in [`sample`][gms_fast.sample].
+        denoise: As in [`sample`][gms_fast.sample].
+
+    Raises:
+        ValueError: If an argument has a bad value; the message begins with its name.
+        TypeError: If an argument has the wrong type; the message begins with its name.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> stepper = gms_fast.Stepper("er-sde", model.schedule, steps=5, clip=(-1, 1))
+        >>> x = stepper.initial((2, 1, 8, 8))
+        >>> with torch.no_grad():
+        ...     for i, t in enumerate(stepper.network_times):
+        ...         x = stepper.step(i, model(x, x.new_full((2,), t)).e1, x)
+        >>> torch.allclose(x, gms_fast.sample(model, 5, solver="er-sde", n=2), atol=1e-4)
+        True
     """
 
     def __init__(
@@ -56,7 +71,7 @@ class Stepper:
         denoise: bool | None = None,
     ) -> None:
         if (steps is None) == (timesteps is None):
-            raise ValueError(f"steps or timesteps must be given, one of them: got {steps!r} and {timesteps!r}")
+            raise ValueError(f"either steps or timesteps must be given: got {steps!r} and {timesteps!r}")
         self.solver, self.schedule = solvers.build(solver), schedules.build(schedule)
         self.prediction, self.central, self.denoise = _known(prediction), bool(central), denoise
         self.clip = None if clip is None else as_range(clip)
@@ -66,23 +81,35 @@ class Stepper:
         check_signal(self.plan, self.solver.known_steps, self.prediction, lambda: self.schedule)
         self._draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))
         ops.check_sample_offset(self._draws.sample_offset, 1)
-        self._drawn = False  # whether the next walk begins with what `initial` drew
+        self._drawn = False  # whether the next run begins with a state from `initial`
         self._walk: _Walk | None = None
 
     @property
     def timesteps(self) -> list[float]:
-        """Times of the schedule where the network is asked, noisiest first; the index of `step` counts them."""
+        """Times of the network evaluations, noisiest first, as `step` indexes them."""
         return [step.t for step in self.plan.asked]
 
     @property
     def network_times(self) -> list[float]:
-        """Times that the network takes there."""
+        """Network times of `timesteps`: the numbers to call the network with."""
         return [step.network_time for step in self.plan.asked]
 
     def initial(
         self, shape: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """x_T ~ N(0, sigma_T^2) of shape (n, *sample), to begin with at index 0."""
+        """Draw x_T ~ N(0, sigma_T^2), the state for index 0.
+
+        Args:
+            shape: Shape (n, *sample).
+            device: Device of the state. Default: torch's default device.
+            dtype: Floating dtype of the state. Default: float32.
+
+        Returns:
+            Tensor (n, *sample).
+
+        Raises:
+            ValueError: If `shape` is empty, or does not fit the seeds.
+        """
         if not isinstance(shape, Sequence) or not shape:
             raise ValueError(f"shape must be (n, *sample): got {shape!r}")
         check_samples(self._draws, shape[0])
@@ -90,14 +117,22 @@ class Stepper:
         return initial(self.plan, self._draws, shape, device, dtype)
 
     def seeded(self, seed: ops.Seed) -> "Stepper":
-        """The same plan for draws of another seed, at the start of a walk."""
+        """Return the same plan with another seed, at the start of a run.
+
+        Args:
+            seed: As in [`sample`][gms_fast.sample].
+        """
         other = copy.copy(self)
         other._draws = self._draws._replace(seed=ops.as_seed(seed))
         other._drawn, other._walk = False, None
         return other
 
     def by(self, solver: Solver) -> "Stepper":
-        """The same times for another solver, which must visit the same."""
+        """Return a stepper for the same times with another solver.
+
+        Args:
+            solver: Solver that takes its network evaluations at the same times.
+        """
         other = copy.copy(self)
         other.solver = solver
         times = [step.t for step in (*self.plan.steps, self.plan.last)]
@@ -115,12 +150,24 @@ class Stepper:
         noise: Given | Callable[[], Given] = None,
         x0: Tensor | None = None,
     ) -> Tensor:
-        """x at the next time, or after the last index the sample.
+        """Return the state at the next time, or the sample after the last index.
 
-        index   place in `timesteps`
-        output  of the network at x and that time; None will do where the solver needs none (index 0 of a Teleport)
-        noise   z or (z, u) in place of the counters' draws, or a function that gives them if the step draws any
-        x0      E[x_0|x_t] in place of what the output says of it, for solvers that need no further moments
+        Args:
+            index: Place in `timesteps`.
+            output: Network's output at x and that time. None will do where the solver needs no evaluation
+                (index 0 of a `Teleport`).
+            x: State (n, *sample) at that time.
+            noise: z or (z, u) in place of the generator's draws, or a callable that returns them. The callable
+                is called only if the step draws noise.
+            x0: E[x_0|x_t] in place of the one that follows from `output`; only for solvers that need no further
+                moments.
+
+        Returns:
+            Tensor shaped like x.
+
+        Raises:
+            ValueError: If `index` lies outside the plan, shapes differ, or the output has too few moments.
+            TypeError: If an argument has the wrong type.
         """
         found = self._estimate(index, output, x)
         if x0 is not None:
@@ -139,7 +186,13 @@ class Stepper:
 
     @torch.no_grad()
     def x0(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> Tensor:
-        """E[x_0|x_t] at an index, clipped to the data range if there is one."""
+        """Return E[x_0|x_t] at an index, clipped to the data range if there is one.
+
+        Args:
+            index: As in `step`.
+            output: As in `step`.
+            x: As in `step`.
+        """
         return self._estimate(index, output, x).x0()
 
     def _estimate(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> Estimate:
@@ -157,14 +210,14 @@ class Stepper:
     def _corrected(self, found: Estimate, x0: Tensor) -> Estimate:
         if self.solver.moments_needed > 1:
             name = type(self.solver).__name__
-            raise ValueError(f"x0 must be None for {name}, which reads moments of the noise: give a clip")
+            raise ValueError(f"x0 must be None for {name}, which reads noise moments: bound the data with clip instead")
         a_tensor("x0", x0)
         if x0.shape != found.x.shape:
             raise ValueError(f"x0 must be shaped like x, {tuple(found.x.shape)}: got {tuple(x0.shape)}")
         return found._replace(data=x0)
 
     def _begin(self, index: int, x: Tensor) -> "_Walk":
-        """A walk from an index on, without history."""
+        """Begin a run at an index, without history."""
         check_samples(self._draws, len(x))
         solver, steps = (self.solver if index < self.solver.known_steps else self.solver.onward()), self.plan
         if index > 0:
@@ -180,7 +233,17 @@ class Stepper:
 
 @dataclass
 class _Walk:
-    """A run that began at an index: its solver and the state of it, its own plan, and the index that comes next."""
+    """A run that began at an index.
+
+    Args:
+        solver: Solver of the run.
+        plan: Plan from that index on.
+        begun: Index where the run began.
+        draws: Seeds and sample indices.
+        counters: Noise counter of each step.
+        state: The solver's history.
+        expected: Index that continues the run.
+    """
 
     solver: Solver
     plan: Plan
@@ -198,7 +261,7 @@ def _known(form: str) -> str:
 
 
 def _distinct(schedule: Schedule, timesteps: Sequence[float]) -> list[float]:
-    """The times without those whose noise level is that of the time before."""
+    """Return the times without those whose noise level equals that of the time before."""
     times = as_times(timesteps)
     levels = schedule.log_snr(times).tolist()
     return [t for i, t in enumerate(times) if i == 0 or levels[i] != levels[i - 1]]

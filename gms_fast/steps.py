@@ -1,4 +1,4 @@
-"""The numbers of one reverse step from t to s (docs/notation.md, eq. 1)."""
+"""Coefficients of one reverse step from t to s (docs/notation.md, eq. 1)."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,42 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # an import of the ops brings no schedules
+if TYPE_CHECKING:  # importing the ops must not import the schedules
     from gms_fast.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCoefficients:
-    """x_s = A x_t + B x_0 + sqrt(c) z, with x_0 ~ q(x_0|x_t), for x_t = alpha_t x_0 + sigma_t eps.
+    """Coefficients of one reverse step x_s = A x_t + B x_0 + sqrt(c) z, z ~ N(0, I).
 
-    With alpha_ts = alpha_t/alpha_s and beta_ts = sigma_t^2 - alpha_ts^2 sigma_s^2:
-    A = alpha_ts sigma_s^2/sigma_t^2, B = alpha_s beta_ts/sigma_t^2, c = sigma_s^2 beta_ts/sigma_t^2.
-    var_max bounds the variance that is drawn (infinite but for the last step of some solvers).
+    Here x_t = alpha_t x_0 + sigma_t eps and x_0 ~ q(x_0|x_t). With alpha_ts = alpha_t/alpha_s and
+    beta_ts = sigma_t^2 - alpha_ts^2 sigma_s^2:
+
+        A = alpha_ts sigma_s^2/sigma_t^2
+        B = alpha_s beta_ts/sigma_t^2
+        c = sigma_s^2 beta_ts/sigma_t^2
+
+    The class methods compute them from a schedule, in float64.
+
+    Args:
+        alpha_t: Scale of the signal at time t, >= 0.
+        sigma_t: Standard deviation of the noise at time t, >= 0.
+        alpha_s: Scale of the signal at the next time s.
+        sigma_s: Standard deviation of the noise at s.
+        A: Factor of the state x_t.
+        B: Factor of the data x_0.
+        c: Variance of the added noise, >= 0.
+        var_max: Upper bound of the variance that a step draws. Default: none (infinity); some solvers
+            bound that of the last step.
+
+    Raises:
+        TypeError: If a coefficient is missing, or is not given by keyword.
+
+    Examples:
+        >>> schedule = gms_fast.schedules.build("linear")
+        >>> step = gms_fast.StepCoefficients.between(schedule, 500, 250)
+        >>> abs(step.A * step.alpha_t + step.B - step.alpha_s) < 1e-12  # E[x_s|x_0] = alpha_s x_0
+        True
     """
 
     alpha_t: float
@@ -32,7 +57,19 @@ class StepCoefficients:
 
     @classmethod
     def between(cls, schedule: "Schedule", t: float, s: float) -> "StepCoefficients":
-        """The step from time t to time s of `schedule`, s less noisy than t; computed in float64."""
+        """Return the step from time t to time s of `schedule`.
+
+        Args:
+            schedule: Noise schedule.
+            t: Time where the step begins.
+            s: Time where it ends, less noisy than t.
+
+        Returns:
+            StepCoefficients, computed in float64.
+
+        Raises:
+            ValueError: If s is not less noisy than t.
+        """
         (step,) = cls.along(schedule, [t, s])
         if not step.falls:
             raise ValueError(f"s must be less noisy than t: got t={t}, s={s}")
@@ -42,11 +79,18 @@ class StepCoefficients:
     def along(
         cls, schedule: "Schedule", times: Sequence[float], begun: Sequence[float] | None = None
     ) -> list["StepCoefficients"]:
-        """The steps from each of the times to the next one; computed in float64.
+        """Return the step from each time to the next one.
 
-        A time that is repeated stands for another network call there: the step between has A = 1, B = c = 0. A step to
-        more noise has no reverse kernel; it goes along the line through x_t and x_0, x_s = A x_t + B x_0.
-        begun  the times where the steps begin, if those are not where the ones before end
+        A repeated time stands for another network evaluation there: the step between has A = 1, B = c = 0.
+        A step to more noise has no reverse kernel. It follows the line through x_t and x_0, x_s = A x_t + B x_0.
+
+        Args:
+            schedule: Noise schedule.
+            times: Times (K + 1,).
+            begun: Times (K + 1,) where the steps begin. Default: where the steps before them end.
+
+        Returns:
+            List of K StepCoefficients, computed in float64.
         """
         ends = cls._levels(schedule, times)
         begins = ends if begun is None or begun is times else cls._levels(schedule, begun)
@@ -54,13 +98,13 @@ class StepCoefficients:
 
     @staticmethod
     def _levels(schedule: "Schedule", times: Sequence[float]) -> list[tuple[float, float]]:
-        """(alpha_t, sigma_t) of each."""
+        """Return (alpha_t, sigma_t) of each time."""
         alphas, sigmas = (f(times).tolist() for f in (schedule.alpha, schedule.sigma))
         return list(zip(alphas, sigmas, strict=True))
 
     @classmethod
     def _between(cls, here: tuple[float, float], there: tuple[float, float]) -> "StepCoefficients":
-        """From (alpha_t, sigma_t) to the same of s."""
+        """Return the step from levels (alpha_t, sigma_t) to levels (alpha_s, sigma_s)."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = here, there
         if here == there:
             return cls(alpha_t=alpha_t, sigma_t=sigma_t, alpha_s=alpha_s, sigma_s=sigma_s, A=1.0, B=0.0, c=0.0)
@@ -71,7 +115,7 @@ class StepCoefficients:
         alpha_ts = alpha_t / alpha_s
         known = sigma_s > 0 and alpha_t > 0
         share = -math.expm1(2 * (math.log(alpha_ts) + math.log(sigma_s) - math.log(sigma_t))) if known else 1.0
-        # share = beta_ts/sigma_t^2 = 1 - (alpha_ts sigma_s/sigma_t)^2, which cancels badly for close times
+        # beta_ts/sigma_t^2 = 1 - (alpha_ts sigma_s/sigma_t)^2, but without its cancellation for close times
         return cls(
             alpha_t=alpha_t,
             sigma_t=sigma_t,
@@ -84,33 +128,48 @@ class StepCoefficients:
 
     @classmethod
     def at(cls, schedule: "Schedule", t: float) -> "StepCoefficients":
-        """The numbers of time t alone, for the evaluation that removes the last noise: x_s = E[x_0|x_t]."""
+        """Return the coefficients of the evaluation that removes the last noise, x_s = E[x_0|x_t].
+
+        Args:
+            schedule: Noise schedule.
+            t: Time of the evaluation.
+
+        Returns:
+            StepCoefficients with alpha_s = 1, sigma_s = 0, A = 0, B = 1, c = 0.
+        """
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         return cls(alpha_t=alpha, sigma_t=sigma, alpha_s=1.0, sigma_s=0.0, A=0.0, B=1.0, c=0.0)
 
     @property
     def falls(self) -> bool:
-        """Tell a step to less noise."""
+        """Tell whether the step leads to less noise."""
         return self.sigma_s * self.alpha_t < self.sigma_t * self.alpha_s
 
     @property
     def ratio(self) -> float:
-        """The noise level sigma_t/alpha_t, infinite without signal."""
+        """Noise level sigma_t/alpha_t; infinite where alpha_t = 0."""
         return self.sigma_t / self.alpha_t if self.alpha_t > 0 else math.inf
 
     def as_list(self) -> list[float]:
-        """(alpha_t, sigma_t, A, B, c, var_max): what the ops take."""
+        """Return [alpha_t, sigma_t, A, B, c, var_max], the form that the ops take."""
         return [self.alpha_t, self.sigma_t, self.A, self.B, self.c, self.var_max]
 
     def as_tensor(self, device: torch.device | str | None = None) -> Tensor:
-        """The kernels' numbers, (10,) float32: `gms_step` reads them from the device if given this for `step`.
+        """Return the kernels' form of the coefficients, (10,) float32.
 
-        A CUDA graph of one step serves every step: copy the next step's numbers into the tensor before a replay.
+        [`gms_step`][gms_fast.ops.gms_step] reads this tensor on the device when it is given as `step`. One
+        CUDA graph of a step then serves all steps: copy the next coefficients into the tensor before a replay.
+
+        Args:
+            device: Device of the tensor. Default: torch's default device.
         """
         return torch.tensor(kernel_numbers(*self.as_list()), dtype=torch.float32, device=device)
 
 
 def kernel_numbers(alpha_t: float, sigma_t: float, A: float, B: float, c: float, var_max: float) -> tuple[float, ...]:
-    """(1/alpha_t, r, r^2, -r^3, A, B, B^2, c, var_max, sqrt(min(c, var_max))), r = sigma_t/alpha_t; float64."""
+    """Return the ten numbers that the kernels read, computed in float64.
+
+    With r = sigma_t/alpha_t: (1/alpha_t, r, r^2, -r^3, A, B, B^2, c, var_max, sqrt(min(c, var_max))).
+    """
     r = sigma_t / alpha_t
     return (1 / alpha_t, r, r * r, -(r**3), A, B, B * B, c, var_max, math.sqrt(min(c, var_max)))

@@ -1,4 +1,4 @@
-"""The few nouns that every room shares: what a network returns and what a fit returns."""
+"""Types shared by the whole package: data ranges, noise moments and mixtures."""
 
 import math
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def as_range(clip: object, name: str = "clip") -> tuple[float, float]:
-    """A data range, the argument of that name, as two floats.
+    """Return the data range `clip`, an argument called `name`, as two floats.
 
-    Raises ValueError unless it is (lo, hi) with lo < hi, not infinite at one end.
+    Raises ValueError unless it is (lo, hi) with lo < hi, both finite or both infinite.
     """
     if (
         type(clip) is tuple
@@ -25,14 +25,36 @@ def as_range(clip: object, name: str = "clip") -> tuple[float, float]:
     if not lo < hi:
         raise ValueError(f"{name} must be (lo, hi) with lo < hi, or None: got {clip!r}")
     if math.isinf(lo) != math.isinf(hi):
-        raise ValueError(f"clip must be finite at both ends, or None: got {clip!r}")
+        raise ValueError(f"{name} must be finite at both ends, or None: got {clip!r}")
     return lo, hi
 
 
 class NoiseMoments(NamedTuple):
-    """Elementwise moments of the noise given x_t, each shaped like x_t.
+    """Elementwise moments of the noise eps given x_t, as a model returns them.
 
-    e1 = E[eps|x_t]; e2, e3 = E[eps^k|x_t] ("raw") or E[(eps - e1)^k|x_t] ("central"), None where a model has none.
+    A model's attribute `moments` says which kind the second and third are:
+
+        "raw"      e_k = E[eps^k|x_t]
+        "central"  e_k = E[(eps - e1)^k|x_t]
+
+    Attributes:
+        e1: Mean E[eps|x_t], shaped like x_t.
+        e2: Second moment, shaped like x_t; None if the model has none.
+        e3: Third moment, shaped like x_t; None if the model has none.
+
+    Raises:
+        TypeError: If `e1` is missing. Shapes are checked where a sampler reads them.
+
+    Examples:
+        Standard normal data, for which eps given x_t is normal with mean sigma_t x_t and variance alpha_t^2:
+
+        >>> schedule = gms_fast.schedules.build("linear")
+        >>> def model(x, t):
+        ...     alpha, sigma = float(schedule.alpha(t[:1])), float(schedule.sigma(t[:1]))
+        ...     e1, v = sigma * x, alpha**2
+        ...     return gms_fast.NoiseMoments(e1, e1**2 + v, e1**3 + 3 * v * e1)
+        >>> gms_fast.sample(model, 5, schedule=schedule, shape=(3,), n=2, clip=None).shape
+        torch.Size([2, 3])
     """
 
     e1: Tensor
@@ -41,7 +63,25 @@ class NoiseMoments(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """weight N(mean_a, var) + (1 - weight) N(mean_b, var), elementwise; every field is shaped (B, *)."""
+    """Elementwise two-component mixture: weight N(mean_a, var) + (1 - weight) N(mean_b, var).
+
+    All four tensors have the same shape (B, *).
+
+    Attributes:
+        weight: Probability of component a, in [0, 1].
+        mean_a: Mean of component a.
+        mean_b: Mean of component b.
+        var: Variance of both components, >= 0.
+
+    Raises:
+        TypeError: If a field is missing.
+
+    Examples:
+        >>> half = torch.full((1, 2), 0.5)
+        >>> fit = gms_fast.Mixture(half, 2 * half, -2 * half, half)
+        >>> (fit.weight * fit.mean_a + (1 - fit.weight) * fit.mean_b).tolist()  # its mean
+        [[0.0, 0.0]]
+    """
 
     weight: Tensor
     mean_a: Tensor

@@ -1,3 +1,3 @@
-"""The version of the package, alone in its file so that the build reads it without importing torch."""
+"""Version of the package, in a file that the build reads without importing torch."""
 
 __version__ = "0.2.0"

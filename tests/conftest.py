@@ -1,16 +1,16 @@
-"""Fixtures that several test files share, and how tests share the processors."""
+"""Shared fixtures, and the division of processors among test processes."""
 
 import os
 
 import pytest
 import torch
 
-import bench  # noqa: F401 - has what is installed come before the checkout
+import bench  # noqa: F401 - puts the installed package before the checkout on the path
 
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Small networks only lose by sharing their work, and lose much on a busy machine."""
+    """Run on one thread: small networks gain nothing from more, and lose much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -18,7 +18,7 @@ def one_thread():
 
 
 def pytest_configure(config):
-    """Processes of pytest-xdist divide the processors among them, and so do the processes that they start."""
+    """Divide the processors among the workers of pytest-xdist and their subprocesses."""
     if hasattr(config, "workerinput"):
         share = max(1, (os.cpu_count() or 1) // config.workerinput["workercount"])
         torch.set_num_threads(share)
@@ -26,5 +26,5 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests start first, so that none is left to one process at the end."""
+    """Start long tests first, so that no worker runs one alone at the end."""
     items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("slow")), default=0))

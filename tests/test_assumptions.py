@@ -1,4 +1,4 @@
-"""Strangers' wrappers: what a model says is found behind them, and what they hide is said."""
+"""Wrappers of other libraries: attributes are found inside, and hidden ones cause a warning."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Central(torch.nn.Module):
-    """Exact central moments and a velocity network's attributes, to be hidden."""
+    """Network with exact central moments and the attributes of a velocity network."""
 
     def __init__(self, **attributes):
         super().__init__()
@@ -58,7 +58,7 @@ def test_distributed_wrapper_hides_nothing(tmp_path):
 
 
 class Ema(torch.nn.Module):
-    """A stranger's wrapper that shows nothing of its model."""
+    """Wrapper of another library that shows none of its model's attributes."""
 
     sample_shape, schedule = (3, 8, 8), VPLinear()
 

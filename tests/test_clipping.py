@@ -1,4 +1,4 @@
-"""The data's range: assumed and said, kept where it is given."""
+"""Data range: assumed or given, and never changed when given."""
 
 import pytest
 from strangers import Exact, sample, std, warned
@@ -13,7 +13,7 @@ def test_assumed_range_that_cuts_is_said_once():
     assert std(x) < 1
     assert len(messages) == 1
     assert "clip=(-1, 1) was assumed" in messages[0]
-    assert 0.5 < int(messages[0].split("%")[0].split()[-1]) / 100 < 0.75  # of N(0, 3^2), 71 % lie beyond 1.1
+    assert 0.5 < int(messages[0].split("%")[0].split()[-1]) / 100 < 0.75  # 71 % of N(0, 3^2) lies beyond 1.1
 
 
 @pytest.mark.parametrize("how", ["call", "model", "range"])
@@ -25,7 +25,7 @@ def test_range_that_is_said_is_kept_and_not_warned_of(how):
     assert std(x) == pytest.approx(3.0, rel=0.02)
     told = Exact(mean=0.0, std=3.0, clip=(-0.5, 0.5))
     assert float(sample(told, 5, n=4).abs().max()) == 0.5
-    assert not warned(Exact(mean=0.0, std=3.0), 5, clip=(-1.0, 1.0))[1]  # asked for
+    assert not warned(Exact(mean=0.0, std=3.0), 5, clip=(-1.0, 1.0))[1]  # the caller chose the range
 
 
 def test_pictures_are_not_warned_of():
@@ -35,4 +35,4 @@ def test_pictures_are_not_warned_of():
     plain = Exact()
     plain.sample_shape, plain.schedule = stranger.sample_shape, stranger.schedule
     plain.__class__ = type("Plain", (), {"__call__": lambda self, x, t: stranger(x, t).e1})
-    assert not warned(plain, 20, n=16)[1]  # it overshoots [-1, 1], as every learned network does
+    assert not warned(plain, 20, n=16)[1]  # it overshoots [-1, 1] slightly, as every trained network does

@@ -1,4 +1,4 @@
-"""Reading images from names, arrays and folders."""
+"""Images from names, arrays and folders."""
 
 import shutil
 import sys
@@ -179,7 +179,7 @@ def test_load_names_the_image_that_does_not_fit(tmp_path):
 
 
 def drawing(size):
-    """Lines on white, packed small."""
+    """Return a file of lines on white, which compresses well."""
     image = Image.new("L", (size, size), 255)
     for i in range(12):
         ImageDraw.Draw(image).line([(i * size // 12, 0), (size // 2, i * size // 12), (0, size - 1)], fill=0, width=2)
@@ -187,7 +187,7 @@ def drawing(size):
 
 
 def test_load_reads_many_drawings_of_few_lines(tmp_path):
-    """They have far more pixels than bytes."""
+    """Such drawings have far more pixels than bytes."""
     drawing(256).save(tmp_path / "0.png")
     for i in range(1, 360):
         shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
@@ -199,7 +199,7 @@ def test_load_refuses_a_folder_of_far_more_pixels_than_bytes(tmp_path):
     Image.new("L", (4096, 4096)).save(tmp_path / "0.png")
     for i in range(1, 5):
         shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
-    with pytest.raises(ValueError, match=r"4\.png cannot be read: with those before it has 83886080 bytes of pixels"):
+    with pytest.raises(ValueError, match=r"4\.png cannot be read: with those before it, it has 83886080 bytes"):
         data.load(tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_load_reads_packed_arrays_of_two_values(tmp_path):
     assert torch.equal(data.load(tmp_path / "x.npz")[:, 0], torch.from_numpy(pixels))
 
 
-# --- one picture ---
+# --- one image ---
 
 
 def saved(folder, image, name="x.png", **options):
@@ -252,7 +252,7 @@ def test_load_image_goes_by_the_content(tmp_path, name):
 
 def test_load_image_turns_what_was_taken_upright(tmp_path):
     turned = Image.Exif()
-    turned[0x112] = 6  # a quarter
+    turned[0x112] = 6  # rotated by a quarter
     path = saved(tmp_path, Image.fromarray(GREY[0]), exif=turned)
     assert torch.equal(data.load_image(path, 1)[0], as_signed(GREY[0]).rot90(-1))
 
@@ -263,7 +263,7 @@ def test_load_image_fits_to_a_size(tmp_path):
     path = saved(tmp_path, Image.fromarray(wide))
     fitted = data.load_image(path, 1, size=(4, 4))
     assert fitted.shape == (1, 4, 4)
-    assert fitted.min() > 0.85  # of what was cut off, the resampling sees the edge
+    assert fitted.min() > 0.85  # the resampling still reads the edge of the part that was cut off
     assert data.load_image(path, 3, size=(6, 9)).shape == (3, 6, 9)
 
 
@@ -303,7 +303,7 @@ def test_load_image_refuses_transparency(tmp_path, kind):
 def test_load_image_refuses_other_files_in_one_error(tmp_path):
     part = tmp_path / "part.png"
     part.write_bytes(saved(tmp_path, Image.fromarray(COLOUR[0])).read_bytes()[:60])
-    big = saved(tmp_path, Image.new("L", (9600, 9600)), "big.png")  # Pillow warns of this one
+    big = saved(tmp_path, Image.new("L", (9600, 9600)), "big.png")  # Pillow warns of this size
     for path, said in (
         (saved(tmp_path, Image.fromarray(GREY[0]), "x.gif"), "cannot identify image file"),
         (part, ""),
@@ -324,11 +324,11 @@ def test_image_files_are_those_of_a_folder_and_of_folders_in_it(tmp_path):
     assert [p.name for p in data.image_files(tmp_path, inside=False)] == ["0.png", "1.png"]
 
 
-# --- a few at a time ---
+# --- images in parts ---
 
 
 def streamed(source, size=256):
-    """All parts of a stream together, as `load` has them."""
+    """Join all parts of a stream in the order of `load`."""
     found = data.stream(source, size)
     parts = list(found)
     assert max(len(images) for images, _ in parts) <= size
@@ -351,7 +351,7 @@ def test_stream_has_what_load_has(tmp_path, size):
 
 
 def test_stream_holds_one_part_of_a_folder(tmp_path, monkeypatch):
-    """Pixels that are alive when another picture is opened: those of a part, however many files there are."""
+    """Memory holds the pixels of one part, however many files there are."""
     folder, alive, most = write_images(tmp_path / "many", np.repeat(GREY, 20, 0)), [], []
     read = data._pixels
 

@@ -1,4 +1,4 @@
-"""Derivatives of a network: against finite differences, and one way against the other."""
+"""Derivatives of a network: against finite differences, and one method against the other."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class OneWay(torch.autograd.Function):
-    """sin with a backward pass only."""
+    """sin, with a backward pass only."""
 
     @staticmethod
     def forward(ctx, x):
@@ -39,7 +39,7 @@ def test_derivative_agrees_with_finite_differences(derivative, schedule):
     value, (got, still) = derivative(noise, (x, t), [(dx, dt), (dx, 0 * dt)])
     torch.testing.assert_close(value, noise(x, t), rtol=0, atol=1e-14)
     torch.testing.assert_close(got, directional(noise, x, t, dx, dt), rtol=1e-6, atol=1e-8)
-    assert (got - still).abs().max() > 1e-6  # time counts
+    assert (got - still).abs().max() > 1e-6  # the derivative depends on time
     assert not any(v.requires_grad for v in (value, got))
 
 

@@ -1,4 +1,4 @@
-"""Guided models against the formulas they wrap."""
+"""Guided models against the formulas that they implement."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ X, T = torch.linspace(-2, 2, 12, dtype=torch.float64).view(4, 3), torch.full((4,
 
 
 class Conditional:
-    """A network whose output shows what it was called with."""
+    """Network whose output shows the arguments of its call."""
 
     schedule, sample_shape, prediction = VPLinear(), (3,), "v"
 
@@ -44,7 +44,7 @@ def test_no_guidance_costs_one_call():
 
 
 class Keywords:
-    """A network whose conditions are keywords: a prompt of any length, a picture, a number, a word."""
+    """Network with keyword conditions: a prompt of any length, an image, a number, a word."""
 
     schedule, sample_shape = VPLinear(), (3,)
 
@@ -86,7 +86,7 @@ def test_keywords_cost_one_call_where_tensors_of_one_shape_are_all_that_differs(
 
 
 def test_keywords_may_lie_in_dicts():
-    """As those added to the time embedding of large latent models."""
+    """Large latent models take such dicts beside the time embedding."""
     calls = []
 
     def network(x, t, *, prompt, added):
@@ -118,7 +118,7 @@ def test_prompts_of_unequal_length_are_two_calls():
 
 
 def test_conditions_may_come_with_the_call():
-    """Then a part of the batch comes with its part of them."""
+    """Each part of a batch then gets its rows of the condition."""
     held = ClassifierFree(Keywords(), GIVEN, NONE, scale=3.0)(X, T)
     called = ClassifierFree(Keywords(), unconditional=NONE, scale=3.0)
     assert torch.equal(called(X, T, **GIVEN), held)
@@ -129,7 +129,7 @@ def test_conditions_may_come_with_the_call():
 
 # --- moments ---
 
-MOMENTS = 1e-9  # raw moments are sums of terms (x/sigma)^3 < 1e3: float64 leaves 1e-12 of each
+MOMENTS = 1e-9  # raw moments are sums of terms (x/sigma)^3 < 1e3, each with a float64 error of 1e-12
 
 
 def central(moments):
@@ -138,7 +138,7 @@ def central(moments):
 
 
 class Gaussians:
-    """Exact raw moments of N(mean, 0.3^2) for a mean (B, 1) that is the condition, or of one mean for all."""
+    """Exact raw moments of N(mean, 0.3^2); the mean (B, 1) is the condition, or one for all."""
 
     schedule, sample_shape, moments = VPLinear(), (3,), "raw"
 
@@ -151,15 +151,15 @@ class Gaussians:
 
 
 def test_guided_moments_are_exact_where_guidance_shifts_the_posterior():
-    """p_u^(1-w) p_c^w of two Gaussians of one variance is a third: its moments are the guided ones."""
+    """p_u^(1-w) p_c^w of two Gaussians of one variance is a Gaussian with the guided moments."""
     without, given = (torch.full((1, 1), mean, dtype=torch.float64) for mean in (-0.1, 0.2))
     guided, want = ClassifierFree(Gaussians(), given, without, scale=2.0), Gaussians().of(0.5)
     assert guided.moments == "raw"
     torch.testing.assert_close(guided(X, T), want(X, T), rtol=0, atol=MOMENTS)
     shifted = Gaussians().of(0.2)(X, T)
     assert (shifted.e2 - want(X, T).e2).abs().max() > 0.1
-    # sigma/alpha is 157 at first. Its square multiplies what rounding leaves of the second moment, 1e-15; of the third,
-    # which is 0, GMS takes the cube root: (13.5 1e-15)^(1/3) 157.
+    # sigma/alpha is 157 at first. Its square multiplies the rounding of the second moment, 1e-15. GMS takes the cube
+    # root of the third, which is 0 but for rounding: (13.5 1e-15)^(1/3) 157.
     for solver, atol in (("sn-ddpm", 1e-10), ("gms", 4e-3)):
         options = {"solver": solver, "n": 8, "dtype": torch.float64}
         x, y = (gms_fast.sample(model, 4, **options) for model in (guided, want))
@@ -167,8 +167,9 @@ def test_guided_moments_are_exact_where_guidance_shifts_the_posterior():
 
 
 def test_classifier_that_shifts_the_posterior_gives_its_exact_moments():
-    """p(c|x_0) = exp(a x_0): for Gaussian data log E[p(c|x_0)|x_t] is a m + a^2 v/2, and the mean of x_0 given c larger
-    by a std^2.
+    """For p(c|x_0) = exp(a x_0) and Gaussian data the posterior shifts without changing shape.
+
+    log E[p(c|x_0)|x_t] is a m + a^2 v/2, and the mean of x_0 given c is larger by a std^2.
     """
     a, std, model = 3.0, 0.3, Gaussians().of(0.0)
     alpha, sigma = (float(f(300.0)) for f in (model.schedule.alpha, model.schedule.sigma))
@@ -237,7 +238,7 @@ def test_what_a_model_says_is_found_behind_wrappers():
     net.schedule, net.moments, net.clip = VPLinear(T=500, rescale_time=True), "central", None
     guided = ClassifierFree(torch.nn.DataParallel(net), X)
     assert (guided.schedule, guided.moments, guided.clip) == (net.schedule, "central", None)
-    other = ClassifierFree(net, X, schedule=VPLinear(T=100)).schedule  # which asks the network as its own does
+    other = ClassifierFree(net, X, schedule=VPLinear(T=100)).schedule  # with network times of the model's own
     assert (other.T, float(other.network_time(99))) == (100, 990)
 
 
@@ -253,9 +254,9 @@ def test_parts_of_a_batch_get_their_part_of_the_condition():
 
 @pytest.mark.parametrize("schedule", [VPLinear(), EDM()], ids=repr)
 def test_classifier_guides_to_the_posterior(schedule):
-    """Prior N(0, 1), p(c|x_0) a Gaussian in x_0: the guided noise is that of the product, another Gaussian.
+    """For prior N(0, 1) and Gaussian p(c|x_0), guidance gives the product Gaussian's noise.
 
-    log p(c|x_t) of c = x_0 + N(0, s^2) noise observed at y: x_0|x_t is N(m, v), so log N(y; m, v + s^2).
+    c = x_0 + N(0, s^2) noise is observed at y: x_0|x_t is N(m, v), so log p(c|x_t) = log N(y; m, v + s^2).
     """
     s, y = 0.5, 0.8
     t = torch.full((4,), 3.0 if isinstance(schedule, EDM) else 300.0, dtype=torch.float64)
@@ -267,7 +268,7 @@ def test_classifier_guides_to_the_posterior(schedule):
         m, v = alpha * x / (alpha**2 + sigma**2), sigma**2 / (alpha**2 + sigma**2)
         return (-((y - m) ** 2) / (2 * (v + s**2))).sum(1)
 
-    mean, std = y / (1 + s**2), s / (1 + s**2) ** 0.5  # of x_0 given c
+    mean, std = y / (1 + s**2), s / (1 + s**2) ** 0.5  # mean and standard deviation of x_0 given c
     want = sigma * (X - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
     with torch.no_grad():
         torch.testing.assert_close(Classifier(model, log_prob)(X, t).e1, want, rtol=0, atol=1e-12)
@@ -332,7 +333,7 @@ REFUSALS = {
     ),
     "two conditions": (
         lambda: ClassifierFree(Keywords(), GIVEN)(X, T, picture=X), ValueError,
-        "condition must be given once: got it of ClassifierFree and picture of the call",
+        "condition must be given once: ClassifierFree holds one, and the call gave picture",
     ),
     "keywords and a tensor": (
         lambda: ClassifierFree(Keywords(), GIVEN, X, scale=2), ValueError,

@@ -49,5 +49,5 @@ def test_an_image_alone_is_written_pixel_for_pixel(tmp_path):
         assert np.array_equal(np.asarray(picture), pixels)
     with pytest.raises(ValueError, match=r"x must be \(1, H, W\) or \(3, H, W\): got \(2, 4, 4\)"):
         images.save_image(torch.zeros(2, 4, 4), tmp_path / "y.png")
-    with pytest.raises(ValueError, match=r"path must end as pictures do"):
+    with pytest.raises(ValueError, match=r"path must have the suffix of an image format"):
         images.save_image(torch.zeros(1, 4, 4), tmp_path / "y.none")

@@ -1,4 +1,4 @@
-"""Signals: put off to where nothing is halfway, and one line at any moment of a command."""
+"""Signals: delayed until files are complete, and one line at any moment of a command."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from gms_fast.cli import main, sample
 
 @pytest.fixture(autouse=True)
 def _heard():
-    """Signals as a terminal leaves them; a shell has those of what it puts aside ignored, and these tests with it."""
+    """Reset signals to a terminal's defaults; a shell ignores some for background processes."""
     before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -29,11 +29,11 @@ def _heard():
 
 def send(number):
     os.kill(os.getpid(), number)
-    time.sleep(0)  # Python handles it between two steps
+    time.sleep(0)  # Python handles the signal between two statements
 
 
 def walk(done, signals=(), error=None):
-    """Three steps, some of which a signal comes in, and the second of which may fail."""
+    """Take three steps; signals arrive in some of them, and the second may fail."""
     with interrupts.put_off() as check:
         for step in range(3):
             for number in [number for at, number in signals if at == step]:
@@ -88,7 +88,7 @@ def test_a_signal_is_not_lost_in_the_end_of_an_object():
             send(signal.SIGTERM)
 
     def walk():
-        Ending()  # it ends at once
+        Ending()  # the object is deleted at once
         time.sleep(5)
 
     with pytest.raises(interrupts.Terminated), interrupts.raised():
@@ -149,7 +149,7 @@ def test_what_is_drawn_is_kept_however_the_drawing_ends(error, message, capsys, 
 
 @pytest.mark.parametrize("start", ["module", "script"])
 def test_a_signal_at_any_moment_of_the_start_ends_in_one_line(start, tmp_path):
-    """From when Python has read the package's first lines; what it says before is its own."""
+    """The start begins with the package's first line; before it Python prints its own message."""
     program = [sys.executable, "-m", "gms_fast"]
     if start == "script":
         (tmp_path / "gms-fast").write_text("import sys; from gms_fast.cli import main; sys.exit(main())")
@@ -168,7 +168,10 @@ def test_a_signal_at_any_moment_of_the_start_ends_in_one_line(start, tmp_path):
 
 
 def guarded(process):
-    """Wait until a process handles SIGINT itself and not as Python does from its start: SIGTERM has a handler too."""
+    """Wait until a process handles SIGINT itself instead of by Python's default handler.
+
+    SIGTERM has its handler then too.
+    """
     while process.poll() is None:
         with open(f"/proc/{process.pid}/status") as status:
             caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))

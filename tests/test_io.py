@@ -1,4 +1,4 @@
-"""Saved folders: what is written comes back, and nothing is lost on the way."""
+"""Saved folders: everything written is read back unchanged."""
 
 import json
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_load_overrides_win_over_the_stored_configuration(tmp_path):
 
 
 def unsaid(folder):
-    """Make the folder what it was before schedules had `rescale_time`: all networks were asked at 1000 t/T."""
+    """Rewrite a folder as of versions before `rescale_time`, with network times 1000 t/T."""
     config = json.loads((folder / io.CONFIG).read_text())
     del config["schedule"]["rescale_time"]
     (folder / io.CONFIG).write_text(json.dumps(config))

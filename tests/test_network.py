@@ -1,4 +1,4 @@
-"""Strangers' networks: asked at the times and in the dtypes that they take, and with nothing to hold on to."""
+"""Networks of other libraries: their network times, dtypes and writes to the input."""
 
 import dataclasses
 import types
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noiseless(model, **options):
-    """Samples by many small steps, which end at the data's own law."""
+    """Draw samples in many small steps, which end at the data's own distribution."""
     return sample(model, **{"steps": 200, "clip": None} | options)
 
 
@@ -49,7 +49,7 @@ def test_flow_network_that_takes_thousandths():
 
 @pytest.mark.parametrize("named", [True, False])
 def test_flow_network_of_diffusers_kind_is_asked_in_thousandths(named):
-    """Without a word on its time: `wrap` knows the kind. Its output is packed, as there."""
+    """`wrap` knows the network times of this kind; the output is packed, as in diffusers."""
     exact = Exact(schedule=Flow(time_scale=1000), form="flow")
 
     def by_place(x, t):
@@ -69,7 +69,7 @@ def test_flow_network_of_diffusers_kind_is_asked_in_thousandths(named):
 
 
 class Table(torch.nn.Module):
-    """The exact network, with its levels in a table that is looked up by time."""
+    """Exact network that looks its noise levels up in a table by time."""
 
     sample_shape = (3, 8, 8)
 
@@ -119,7 +119,7 @@ def test_fractional_times_of_a_table_are_named():
 
 
 class Dense(torch.nn.Module):
-    """An exact network whose last layer is a linear one that changes nothing, of any dtype."""
+    """Exact network whose last layer is a linear identity of any dtype."""
 
     sample_shape, schedule = (12,), VPLinear()
 
@@ -171,12 +171,12 @@ def test_model_says_its_dtype_where_parameters_do_not():
         if x.dtype == torch.float8_e4m3fn
         else torch.nn.functional.linear(Exact()(x.float(), t).to(x.dtype), model.layer.weight.to(x.dtype))
     )
-    model.dtype = torch.bfloat16  # of its arithmetic, as under layerwise casting
+    model.dtype = torch.bfloat16  # dtype of the arithmetic, as under layerwise casting
     seen = []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
     sample(model, n=2)
     assert set(seen) == {torch.bfloat16}
-    model.dtype = torch.float8_e4m3fn  # of its storage
+    model.dtype = torch.float8_e4m3fn  # dtype of the storage
     seen.clear()
     sample(model, n=2)
     assert set(seen) == {torch.float32}
@@ -269,7 +269,7 @@ def test_network_that_writes_later_is_refused():
             x.zero_()
         return 0 * x
 
-    with pytest.raises(ValueError, match="model wrote to what it was given"):
+    with pytest.raises(ValueError, match="model wrote to its input"):
         sample(network, 5, n=2, shape=(4,), schedule="linear")
 
 
@@ -278,12 +278,12 @@ def test_network_that_writes_to_its_condition_is_refused():
         y.add_(1)
         return 0 * x
 
-    with pytest.raises(ValueError, match="model wrote to what it was given"):
+    with pytest.raises(ValueError, match="model wrote to its input"):
         sample(network, 5, n=2, shape=(4,), schedule="linear", condition={"y": torch.zeros(2)})
 
 
 def test_network_may_write_to_its_output_again():
-    """As one in a CUDA graph does: histories must not change with it."""
+    """A network in a CUDA graph reuses its output's memory; histories must not change with it."""
     model, buffer = Exact(form="x0"), torch.empty(4, 3, 8, 8)
 
     def reused(x, t):

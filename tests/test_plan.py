@@ -1,4 +1,4 @@
-"""Times and noise of a run: where grids end, no step that vanishes, and noise that follows the level."""
+"""Times and noise of a run: the ends of grids, no lost step, and noise by noise level."""
 
 import functools
 import gc
@@ -35,7 +35,7 @@ def test_second_stage_draws_new_noise(mean, spread, offset, solver):
     x = draw(timesteps=times[: half + 1], denoise=False)
     y = draw(timesteps=times[half:], x_T=x, step_offset=offset and half)
     assert std(y) == pytest.approx(std(whole), rel=TWO)
-    if offset and solver != "er-sde":  # which has a history
+    if offset and solver != "er-sde":  # er-sde has a history
         assert torch.equal(y, whole)
 
 
@@ -47,7 +47,7 @@ def test_noise_follows_the_level_wherever_a_run_starts():
 
 
 def test_user_s_noise_is_no_step_s():
-    """Of img2img: what a picture was noised with is not what the first step adds."""
+    """In img2img the noise added to an image must differ from that of the first step."""
     noises = [ops.philox_normal((4, 3, 8, 8), seed=0, step=step) for step in range(3)]
     drawn = []
     for options in ({}, {"x_T": torch.zeros(4, 3, 8, 8), "timesteps": [500, 400, 300]}):
@@ -66,7 +66,7 @@ def test_user_s_noise_is_no_step_s():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "vp"])
 @pytest.mark.parametrize(("solver", "errors"), [("unip", {10: 0.06, 20: 0.03}), ("dpm-solver++", {10: 0.15, 20: 0.06})])
 def test_multistep_solvers_end_near_the_data(schedule, solver, errors):
-    """Over 20 uniform times of the linear schedule they ended 50 and 25 % too wide."""
+    """On 20 uniform times of the linear schedule their spread was 50 and 25 % too wide."""
     for steps, error in errors.items():
         x = sample(Exact(schedule=schedules.build(schedule)), steps, solver=solver, clip=None)
         assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
@@ -74,7 +74,10 @@ def test_multistep_solvers_end_near_the_data(schedule, solver, errors):
 
 
 def test_no_extrapolation_over_the_last_jump():
-    """On uniform times UniP's last step is of order 1: the error is that of DDIM there, on the side of too little."""
+    """On uniform times UniP's last step is of order 1, so its error is that of DDIM.
+
+    The sign of that error is towards too little spread.
+    """
     times = VPLinear().timesteps(20)
     x = sample(Exact(), timesteps=times, solver="unip", clip=None)
     assert 0.75 * STD < std(x) < STD
@@ -86,7 +89,7 @@ def test_no_extrapolation_over_the_last_jump():
     "solver", [solvers.UniP(), solvers.UniPC(), solvers.DPMSolverPP(), solvers.DPMSolverPP(order=3, sde=True)]
 )
 def test_multistep_grids_do_not_jump(solver):
-    """No step is more than twice as long in log(alpha/sigma) as the one before, from ten steps on."""
+    """From ten steps on, no step is over twice as long in log(alpha/sigma) as the one before."""
     for schedule in (VPLinear(), schedules.VPCosine(), schedules.VPContinuous()):
         for steps in (10, 20, 50):
             times = solver.times(schedule, steps)
@@ -134,7 +137,7 @@ def test_one_time_is_one_call(solver):
 
 
 def functions():
-    """Solvers and schedules whose plans may change without a change of their attributes."""
+    """Return solvers and schedules whose plans may change while their attributes do not."""
     power = [2.0]
     return power, ERSDE(noise_scale=lambda x: x ** power[0], variance_clip=0.0)
 
@@ -200,5 +203,5 @@ def test_switch_that_never_happens_is_told_of_from_no_signal_on():
     schedule = VP(torch.linspace(1e-4, 1.0, 50))
     options = {"schedule": schedule, "timesteps": [49, 45], "prediction": "x0", "n": 2, "shape": (1, 8, 8)}
     told = pytest.warns(UserWarning, match="sigma/alpha from inf to inf")
-    with told, pytest.raises(ValueError, match="a prediction of x0, v, flow, at alpha = 0"):  # of moments
+    with told, pytest.raises(ValueError, match="a prediction of x0, v, flow, at alpha = 0"):  # it has moments
         gms_fast.sample(polynomial, solver=GMS(covariance=DIGITS, switch=0.001), clip=(-1, 1), **options)

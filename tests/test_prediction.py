@@ -1,4 +1,4 @@
-"""Every form of prediction says the same about a state, on every schedule; and every solver runs on every schedule."""
+"""All forms of prediction agree on every schedule, and every solver runs on every schedule."""
 
 import math
 
@@ -20,8 +20,8 @@ EPS = torch.linspace(2, -1.5, 12, dtype=torch.float64).view(3, 4).sin()
 
 
 def output(form, alpha, sigma):
-    """The output of a network of that form for x_0 and eps."""
-    if form == "edm":  # Karras et al. 2022, eq. 7 at sigma/alpha, for x/alpha
+    """Return the output of a network of that form for x_0 and eps."""
+    if form == "edm":  # Karras et al. 2022, eq. 7, for x/alpha at noise level sigma/alpha
         r = sigma / alpha
         skip, out = 0.25 / (r**2 + 0.25), r * 0.5 / math.sqrt(r**2 + 0.25)
         return (X0 - skip * (X0 + r * EPS)) / out
@@ -38,7 +38,7 @@ def test_forms_agree(form, schedule):
         level = step.sigma_t / step.alpha_t
         torch.testing.assert_close(found.moments.e1, EPS, rtol=0, atol=1e-15 * (8 + 8 / level))
         assert found.moments[1:] == (None, None)
-        for grad in (False, True):  # a kernel's, and that of plain torch
+        for grad in (False, True):  # by a kernel, and by plain torch
             with torch.set_grad_enabled(grad):
                 torch.testing.assert_close(found.x0(), X0, rtol=0, atol=1e-15 * (8 + 8 * level))
 
@@ -71,7 +71,7 @@ def test_noise_that_tells_nothing_of_the_data_is_refused(output):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("solver", solvers.names())
 def test_every_solver_runs_on_every_schedule(solver, schedule):
-    """Two narrow bumps, far apart: most of what every solver draws in 30 steps lies at one of them."""
+    """Most samples of every solver after 30 steps lie at one of two narrow, distant bumps."""
     model = GaussianMixture1D([0.5, 0.5], [-0.6, 0.6], [0.05, 0.05], schedule=schedule)
     x = gms_fast.sample(model, 30, solver=solver, n=400, dtype=torch.float64)
     assert x.isfinite().all()
@@ -95,7 +95,10 @@ def test_forms_that_divide_by_the_signal_need_one(form):
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm-solver++", "er-sde"])
 def test_flow_from_pure_noise_to_data(solver):
-    """Velocity of N(0.2, 0.3^2) data, whole way from t = 1 to t = 0: no call where no noise is left."""
+    """Flow from t = 1 to 0 with the velocity of N(0.2, 0.3^2) data.
+
+    There is no evaluation at the end, where no noise is left.
+    """
     calls = []
 
     def model(x, t):

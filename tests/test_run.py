@@ -1,4 +1,4 @@
-"""Refusals of `sample`: bad arguments before the model is called, bad network output with its step."""
+"""Errors of `sample`: bad arguments before any evaluation, bad outputs with their step."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The loop: recorded runs, exactness on Gaussian data, equivalences and determinism."""
+"""The sampling loop: recorded runs, exactness on Gaussian data, equivalences, determinism."""
 
 import functools
 
@@ -18,7 +18,7 @@ from gms_fast.schedules import VPLinear
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMPILED = pytest.mark.skipif(not native.available, reason="plain torch rounds a tensor's tail differently")
-# The third cumulant of eps is a sum of terms below 64 that cancel to a few roundings; the exact fit takes a cube root.
+# The third cumulant of eps sums terms below 64 that cancel but for rounding; the exact fit takes its cube root.
 CUBE_ROOT_OF_ROUNDING = (64 * 8 * 2.0**-52) ** (1 / 3)
 ALL = {
     "gms": solvers.GMS(),
@@ -68,7 +68,10 @@ def test_central_and_raw_moments_give_the_same_samples():
 @pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=COMPILED), torch.float64, torch.bfloat16])
 def test_sample_is_the_same_in_any_batch_split(solver, dtype):
-    """To the bit in the compiled kernels; plain torch, which float64 runs in, rounds a tensor's tail differently."""
+    """Bits agree in the compiled kernels.
+
+    Plain torch, which computes float64, rounds the tail of a tensor differently.
+    """
     split = CUBE_ROOT_OF_ROUNDING if dtype == torch.float64 else 0.0
     model = Model(polynomial)
     draw = functools.partial(gms_fast.sample, model, 5, solver=solver, dtype=dtype, clip=(-9.0, 9.0))
@@ -108,7 +111,7 @@ def network():
 
 @pytest.mark.parametrize("solver", ["gms", "sn-ddpm", "ddim"])
 def test_network_samples_do_not_depend_on_the_batch(solver, network):
-    """To 1e-4: convolutions of other batches sum in other orders."""
+    """Agreement is to 1e-4, because convolutions of other batches sum in another order."""
     whole = gms_fast.sample(network, 4, solver=solver, n=4)
     assert whole.shape == (4, 1, 8, 8)
     assert not whole.requires_grad
@@ -131,7 +134,7 @@ def copy_of(network):
 
 @pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
 def test_given_noise_replaces_the_counters(solver):
-    """Handing over the very draws that the counters give changes nothing."""
+    """Passing the generator's own draws as `noise` changes nothing."""
     seen = []
 
     def noise(step, both=True):

@@ -1,4 +1,4 @@
-"""Folders of shards: read by number, whole or one file at a time, and refused with pictures missing or twice."""
+"""Folders of shards: read by number, and refused if images are missing or repeated."""
 
 import gc
 import weakref
@@ -16,7 +16,7 @@ ORDER = np.random.default_rng(1).permutation(60)
 
 
 def write(folder, parts, pixels=PIXELS):
-    """A shard of each list of numbers, with text beside the arrays."""
+    """Write a shard for each list of numbers, with text beside the arrays."""
     folder.mkdir(exist_ok=True)
     for i, part in enumerate(parts):
         numbers = np.asarray(part, np.int64)
@@ -35,7 +35,7 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path):
 def test_stream_gives_bytes_and_numbers_a_few_at_a_time(tmp_path, size):
     found = data.stream(write(tmp_path / "s", np.split(ORDER, [7, 30])), size)
     assert found.count == 60
-    for _ in range(2):  # it can begin anew
+    for _ in range(2):  # iteration can start again
         parts = list(found)
         assert max(len(images) for images, _ in parts) == min(size, 30)
         assert all(images.dtype == torch.uint8 for images, _ in parts)
@@ -51,7 +51,7 @@ def test_shards_in_folders_of_the_folder_count(tmp_path):
 
 
 def test_two_shards_are_in_memory_at_most(tmp_path, monkeypatch):
-    """The one that was read, and the last one, of which the caller may hold a part; however many there are."""
+    """Memory holds the shard just read and the one before, whose parts the caller may hold."""
     folder, alive, most = write(tmp_path / "s", ORDER.reshape(10, 6)), [], []
     read = arrays.read_npz
 
@@ -135,7 +135,7 @@ def test_shards_and_pictures_in_one_folder_are_refused(tmp_path):
 
 
 def test_hidden_files_and_folders_are_no_shards(tmp_path):
-    """As a writer that was killed leaves them."""
+    """A killed writer leaves such files."""
     folder = write(tmp_path / "s", [range(10)])
     write(folder / ".000.0123abcd.partial", [range(10)])
     (folder / ".001.npz").touch()

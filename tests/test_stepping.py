@@ -1,4 +1,4 @@
-"""Steps one at a time: the bits of `sample`, from any index on, and what is refused."""
+"""Single steps: the bits of `sample`, a start at any index, and errors."""
 
 import itertools
 
@@ -37,7 +37,7 @@ CASES = [*itertools.product(SOLVERS, ["linear"]), *itertools.product(EVERYWHERE,
 
 
 def walked(stepper, x, first=0, **options):
-    """The sample, from x at an index on."""
+    """Return the sample of a run from x at an index."""
     for i in range(first, len(stepper.timesteps)):
         x = stepper.step(i, polynomial(x, None), x, **options)
     return x
@@ -50,13 +50,13 @@ def test_walk_gives_the_bits_of_sample(name, kind):
     want = gms_fast.sample(polynomial, 5, solver=solver, schedule=schedule, clip=(-1, 1), **DRAW, **options)
     stepper = Stepper(solver, schedule, steps=5, clip=(-1, 1), **options)
     assert torch.equal(walked(stepper, stepper.initial(SHAPE)), want)
-    assert torch.equal(walked(stepper, stepper.initial(SHAPE)), want)  # again, without a new one
+    assert torch.equal(walked(stepper, stepper.initial(SHAPE)), want)  # a second run of the same stepper
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ("ggdm", "gms with covariance")])
 @pytest.mark.parametrize("first", [1, 3])
 def test_walk_from_an_index_is_a_run_from_that_state(name, first):
-    """A second stage: its noise follows the noise level, so that it is not that of the first."""
+    """The noise of a second stage follows the noise level, so it differs from the first's."""
     solver, x = SOLVERS[name], gms_fast.ops.philox_normal(SHAPE, seed=1)
     stepper = Stepper(solver, VPLinear(), steps=5, seed=3, clip=(-1, 1))
     then = solver.then if name.startswith("teleport") else solver
@@ -65,7 +65,7 @@ def test_walk_from_an_index_is_a_run_from_that_state(name, first):
     want = gms_fast.sample(polynomial, solver=then, schedule=VPLinear(), **options)
     assert torch.equal(walked(stepper, x, first), want)
     walked(stepper, stepper.initial(SHAPE))
-    assert torch.equal(walked(stepper, x, first), want)  # what was before is forgotten
+    assert torch.equal(walked(stepper, x, first), want)  # the earlier history is dropped
 
 
 def test_given_state_at_the_first_time_is_that_of_sample():
@@ -94,7 +94,7 @@ def test_repeated_noise_levels_are_skipped():
 
 
 class Tenths(schedules.Flow):
-    """Different times of one level."""
+    """Schedule with different times of one noise level."""
 
     def alpha(self, t):
         return 1 - self.sigma(t)
@@ -113,7 +113,7 @@ def test_network_is_asked_at_times_of_its_own():
     stepper = Stepper("ddim", schedules.EDM(), steps=4, denoise=False)
     assert stepper.timesteps == schedules.EDM().timesteps(4)[:-1]
     assert stepper.network_times == [float(schedules.EDM().network_time(t)) for t in stepper.timesteps]
-    assert len(Stepper("ddim", schedules.EDM(), steps=4).timesteps) == 4  # it ends without noise
+    assert len(Stepper("ddim", schedules.EDM(), steps=4).timesteps) == 4  # the schedule ends without noise
     assert len(Stepper("ddim", VPLinear(), steps=4).timesteps) == 5
 
 
@@ -202,7 +202,7 @@ def test_steps_that_cannot_be_taken_are_named():
 
 
 def test_noise_without_signal_is_refused():
-    """As `sample` does: in this form the network says nothing of x_0 there."""
+    """A noise prediction contains no information about x_0 there; `sample` refuses it too."""
     schedule = schedules.VP(torch.linspace(1e-4, 1.0, 50))
     with pytest.raises(ValueError, match="prediction must be one of x0, v, flow where timesteps start at alpha = 0"):
         Stepper("ddim", schedule, steps=3)
@@ -264,7 +264,7 @@ def test_stepper_takes_another_solver_along_the_same_times():
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "er-sde", "unipc", "dpm-solver-v3", "ggdm"])
 def test_data_given_takes_the_place_of_the_networks(name):
-    """Halved estimates are those of a network of x_0 that says them."""
+    """Passing halved estimates equals a network of x_0 that returns them."""
     taken = Stepper(SOLVERS[name], VPLinear(), steps=5)
     said = Stepper(SOLVERS[name], VPLinear(), steps=5, prediction="x0")
     x = y = taken.initial(SHAPE)
@@ -280,5 +280,5 @@ def test_data_given_must_fit():
     stepper, x = Stepper("ddim", VPLinear(), steps=5), torch.zeros(SHAPE)
     with pytest.raises(ValueError, match=r"x0 must be shaped like x, \(3, 1, 4, 4\): got \(1, 4, 4\)"):
         stepper.step(0, x, x, x0=x[0])
-    with pytest.raises(ValueError, match="x0 must be None for GMS, which reads moments"):
+    with pytest.raises(ValueError, match="x0 must be None for GMS, which reads noise moments"):
         Stepper("gms", VPLinear(), steps=5).step(0, NoiseMoments(x, x, x), x, x0=x)

@@ -1,4 +1,4 @@
-"""Step coefficients against their formulas, in float64 and beyond."""
+"""Step coefficients against their formulas in float64 and in higher precision."""
 
 import math
 
@@ -14,7 +14,7 @@ SCHEDULES = [VPLinear(), VPLinear(T=4000), VPCosine(), VPCosine(T=50), VP(np.geo
 
 
 def spec_coefficients(schedule, t, s):
-    """docs/notation.md section 1 in 50 digits, from the betas themselves."""
+    """Compute docs/notation.md section 1 in 50 digits from the betas."""
     mpmath.mp.dps = 50
     betas = [mpmath.mpf(float(b)) for b in schedule.betas]
     alpha_t, alpha_s = (mpmath.sqrt(mpmath.fprod(1 - b for b in betas[: i + 1])) for i in (t, s))
@@ -29,7 +29,10 @@ def spec_coefficients(schedule, t, s):
 
 @pytest.mark.parametrize(("t", "s"), [(999, 998), (999, 0), (500, 499), (400, 300), (199, 0), (1, 0)])
 def test_step_coefficients_are_those_of_the_spec(t, s):
-    """log alpha is a sum of T terms, off by T EPS |log alpha|; beta_ts/sigma_t^2 divides that by itself."""
+    """log alpha sums T terms and has an error of T EPS |log alpha|.
+
+    beta_ts/sigma_t^2 divides that error by itself.
+    """
     schedule = VPLinear()
     step = StepCoefficients.between(schedule, t, s)
     want, share = spec_coefficients(schedule, t, s)
@@ -42,7 +45,7 @@ def test_step_coefficients_are_those_of_the_spec(t, s):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_step_carries_the_marginal_along(schedule):
-    """x_t ~ N(alpha_t x_0, sigma_t^2) becomes x_s ~ N(alpha_s x_0, sigma_s^2)."""
+    """A step turns x_t ~ N(alpha_t x_0, sigma_t^2) into x_s ~ N(alpha_s x_0, sigma_s^2)."""
     last = schedule.T - 1
     for t, s in ((last, 0), (last, last - 1), (last, last // 2), (last // 2, last // 3), (1, 0)):
         k = StepCoefficients.between(schedule, t, s)

@@ -1,4 +1,4 @@
-"""A solver for a network and a number of calls: `recommend`, by trial or by what was measured before."""
+"""Choose a solver for a network and a number of evaluations, by trial or by prior results."""
 
 from gms_fast.recommendation.trials import Recommendation as Recommendation
 from gms_fast.recommendation.trials import Trial as Trial

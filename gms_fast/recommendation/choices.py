@@ -1,4 +1,4 @@
-"""Solvers with and without a jump, as choices for a network: the tables that they take, and what suits them."""
+"""Solvers as candidates for a recommendation, with the tables that they need."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,12 +16,12 @@ from gms_fast.solvers.text import COVARIANCE, CURVES, LEARNED, Table, build, spe
 from gms_fast.storage.embedded import named
 from gms_fast.tables import EmpiricalModel, Gaussian, GGDMTable
 
-GIVEN = "given"  # the name of a table that lies nowhere
+GIVEN = "given"  # name of a table that has no file
 _KINDS: dict[type, Table] = {Gaussian: COVARIANCE, EmpiricalModel: CURVES, GGDMTable: LEARNED}
 
 
 class Choice(NamedTuple):
-    """A solver, behind a jump to `level` if there is one, whose steps then lie on `spacing`."""
+    """Solver, possibly after a jump to noise level `level` with a grid `spacing` behind it."""
 
     kind: str
     options: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     spacing: str = ""
 
     def text(self, names: Mapping[Table, str]) -> str:
-        """The solver's text, with these names of its tables."""
+        """Return the solver's text with these names of its tables."""
         own = spelled(self.kind, [*_named(self.kind, names), *self.options])
         if self.level is None:
             return own
@@ -48,12 +48,12 @@ BEHIND = (TRUSTED, ER_SDE, Choice("dpm-solver++", ("denoise=False",)), MIXTURE)
 
 
 def _named(kind: str, names: Mapping[Table, str]) -> list[str]:
-    """The option that names the table of a solver."""
+    """Return the option that names the table of a solver."""
     return [f"{option}={names[table]}" for option, table in _TAKES.get(kind, ()) if table in names]
 
 
 class Known(NamedTuple):
-    """The tables at hand, names of those that do not lie beside the model, and the calls of the network."""
+    """Tables at hand, names of those not beside the model, and evaluations per sample."""
 
     tables: dict[Table, Any]
     names: dict[Table, str]
@@ -62,23 +62,27 @@ class Known(NamedTuple):
 
     @property
     def spread(self) -> float | None:
-        """That of the data's Gaussian, where there is one."""
+        """Spread of the data's Gaussian, if there is one."""
         found = self.tables.get(COVARIANCE)
         return None if found is None else found.spread
 
     def behind(self, choice: Choice, factor: float, spacing: str) -> Choice:
-        """The choice behind a jump to so many times the spread, said in two digits, or to 1 where that is less."""
+        """Return the choice after a jump to `factor` times the spread.
+
+        The level is rounded to two digits and is at least 1.
+        """
         return choice._replace(level=max(1.0, float(f"{factor * (self.spread or 0):.2g}")), spacing=spacing)
 
     def solver(self, choice: Choice) -> tuple[Solver, int] | None:
-        """(the solver, its steps); None where a table is missing, a jump lies outside the schedule, or no number of
-        steps comes to so many calls.
+        """Return (solver, its steps).
+
+        None if a table is missing, a jump lies outside the schedule, or no number of steps takes `calls` evaluations.
         """
         if any(table not in self.tables for _, table in _TAKES.get(choice.kind, ())):
             return None
         load = {table: lambda _, found=found: found for table, found in self.tables.items()}
         made = build(choice.text(dict.fromkeys(self.tables, GIVEN)), load=load)
-        with suppress(ValueError):  # of times that there are not
+        with suppress(ValueError):  # the schedule has too few times, or a jump lies outside
             for steps in (self.calls, self.calls - 1):
                 if steps > 0 and made.calls(self.schedule, made.times(self.schedule, steps)) == self.calls:
                     return made, steps
@@ -86,14 +90,14 @@ class Known(NamedTuple):
 
 
 def known_of(model: object, statistics: Any, schedule: Schedule, calls: int) -> Known:
-    """The tables that are given, and those that lie beside the model.
+    """Collect the given tables and those beside the model.
 
-    Raises TypeError for what is no table, FileNotFoundError for a name beside which there is none.
+    Raises TypeError for an object that is no table, FileNotFoundError for a name without tables beside it.
     """
     found, names = _beside(origin_of(model), calls), {}
     if isinstance(statistics, (str, Path)):
         if not (own := _beside(str(statistics), calls)):
-            raise FileNotFoundError(f"statistics must be tables or where some lie: none are beside {str(statistics)!r}")
+            raise FileNotFoundError(f"statistics must be tables, or a place with some: none are at {str(statistics)!r}")
         found, names = found | own, {table: _name(str(statistics), table, calls) for table in own}
     else:
         for given in statistics if isinstance(statistics, (tuple, list)) else (statistics,):
@@ -107,7 +111,7 @@ def known_of(model: object, statistics: Any, schedule: Schedule, calls: int) -> 
 
 
 def _equal(known: Any, given: Any) -> bool:
-    """Tell whether a table is the one that is known already."""
+    """Tell whether the given table is the known one."""
     if type(known) is not type(given):
         return False
     pairs = [(getattr(known, field.name), getattr(given, field.name)) for field in fields(known) if field.init]
@@ -119,7 +123,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _beside(origin: str | None, calls: int) -> dict[Table, Any]:
-    """The tables beside a model of that name or in that folder."""
+    """Load the tables beside a model of that name or in that folder."""
     if origin is None:
         return {}
     files = {table: table.file.format(steps=calls) for table in _KINDS.values()}
@@ -128,7 +132,7 @@ def _beside(origin: str | None, calls: int) -> dict[Table, Any]:
 
 
 def _name(origin: str, table: Table, calls: int) -> str:
-    """The name of a table beside a model, as solvers take it."""
+    """Return the name of a table beside a model, as solvers accept it."""
     file = table.file.format(steps=calls)
     if named(origin, file) is None:
         return str(Path(origin, file))

@@ -1,4 +1,4 @@
-"""A solver and its settings for a network and a number of calls, by what was measured before or by trial."""
+"""Choose a solver and its settings from prior results, or by trying candidates."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,20 +21,30 @@ from gms_fast.solvers import Solver
 from gms_fast.solvers.text import Table
 from gms_fast.types import NoiseMoments
 
-_LEVELS = (0.7, 1.2, 2.3, 4.4)  # where jumps end, in units of `Known.spread`
+_LEVELS = (0.7, 1.2, 2.3, 4.4)  # noise levels where jumps end, in units of `Known.spread`
 _SPACINGS = ("uniform", "0.7", "1.2")
-_SHARES = (8, 4, 2, 1)  # of the samples that each round looks at; of its candidates one in three goes on
+_SHARES = (8, 4, 2, 1)  # divisors of `samples` in each round; one candidate in three goes on
 _COMPONENTS = 24
-_LEAST = 400  # samples: 50 in the first round
+_LEAST = 400  # fewest samples: 50 in the first round
 
 
 class Trial(NamedTuple):
-    """A candidate, and how far its samples are from the data.
+    """Candidate solver with the distance of its samples from the data.
 
-    text      of the solver
-    steps     for `gms_fast.sample`, so that the network is called as often as was asked for
-    samples   how many were looked at: the fewer, the sooner it was left
-    distance  Frechet distance of their features from those of data, along the leading principal components of these
+    Attributes:
+        text: Text of the solver.
+        steps: Number of steps for [`sample`][gms_fast.sample], which takes the requested number of evaluations.
+        samples: Number of samples drawn. Worse candidates are dropped sooner, with fewer samples.
+        distance: Frechet distance between features of samples and data, along the leading principal components of the
+            data's features.
+
+    Raises:
+        TypeError: If a field is missing.
+
+    Examples:
+        >>> trial = gms_fast.recommendation.Trial("er-sde", steps=10, samples=1600, distance=0.7)
+        >>> trial.text
+        'er-sde'
     """
 
     text: str
@@ -44,13 +54,26 @@ class Trial(NamedTuple):
 
 
 class Recommendation(NamedTuple):
-    """A solver for a number of network calls: `gms_fast.sample(model, found.steps, solver=found.solver)`.
+    """Recommended solver for a number of network evaluations, ready for `sample`.
 
-    text    of the solver; tables without a name in it are those beside the model, and "given" is one that lies nowhere
-    solver  the same, ready
-    steps   for `gms_fast.sample`
-    reason  why this one
-    trials  the candidates that were tried, the best first; none where no data was given
+    Its text, `str(found)`, is a table of the trials.
+
+    Attributes:
+        text: Text of the solver. Tables without a name in it are those beside the model; "given" stands for a table
+            that has no file.
+        solver: The same as a [`Solver`][gms_fast.solvers.Solver].
+        steps: Number of steps for [`sample`][gms_fast.sample].
+        reason: Reason for this solver.
+        trials: Tried candidates, best first; empty if no data was given.
+
+    Raises:
+        TypeError: If a field is missing.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> found = gms_fast.recommend(model, "digits", 5)
+        >>> gms_fast.sample(model, found.steps, solver=found.solver, n=2).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     text: str
@@ -80,29 +103,58 @@ def recommend(
     seed: int = 0,
     progress: bool = True,
 ) -> Recommendation:
-    """The solver, jump and grid whose samples come nearest to the data in so many calls of the network.
+    """Recommend a solver, and a jump and a grid, for a number of network evaluations.
 
-    With `data` candidates are tried: solvers that suit the tables at hand, by themselves and behind a `Teleport` to
-    four levels, on three grids. All draw from the same noise; the third of them with the least distance goes on, with
-    twice the samples. Without `data` nothing is drawn: the choice is what docs/quality.md found best on digits,
-    with levels in units of sqrt(lambda_1), the standard deviation along the data's first eigenvector.
+    Without `data` nothing is drawn. The answer is the choice that was best on digits (docs/quality.md). Its noise
+    levels are in units of sqrt(lambda_1), the standard deviation along the data's first eigenvector.
 
-    statistics  of the data, a `Gaussian`, of the network, an `EmpiricalModel`, or learned for it, a `GGDMTable`;
-                several in a tuple, or the name or folder of a model beside which they lie. What lies beside the model
-                itself is known too
-    calls       of the network for a sample
-    data        real samples (M, *shape) in the units of the network, best some that it was not trained on
-    features    callable (N, *shape) -> (N, D), or pixels; `gms_fast.search.load_features` for digits
-    schedule, prediction, clip  as in `gms_fast.sample`
-    condition   keywords for the network; tensors of `samples` rows go with their samples
-    samples     of the candidates that are tried to the end; the first round has an eighth of them
-    Takes some 11 `samples` `calls` rows through the network. Raises ValueError or TypeError naming the argument.
+    With `data` candidates compete: solvers that suit the tables at hand, alone and after a `Teleport` to four noise
+    levels on three grids. All draw from the same noise. After each round the best third goes on with twice the
+    samples. The winner has the smallest Frechet distance from the data.
+
+    Args:
+        model: As in [`sample`][gms_fast.sample].
+        statistics: Tables: of the data ([`Gaussian`][gms_fast.statistics.Gaussian]), of the network
+            ([`EmpiricalModel`][gms_fast.statistics.EmpiricalModel]), or learned for it
+            ([`GGDMTable`][gms_fast.solvers.GGDMTable]). Give one, a tuple of several, or the name or folder of a model
+            that has them. Tables beside the model itself are used too.
+        calls: Number of network evaluations per sample, >= 1.
+        data: Real samples (M, *shape) in the model's data range, preferably not seen in its training. Default: none.
+        features: Callable (N, *shape) -> (N, D) in whose space distances are taken. Default: pixels.
+            `gms_fast.search.load_features` loads one for digits.
+        schedule: As in [`sample`][gms_fast.sample].
+        prediction: As in [`sample`][gms_fast.sample].
+        clip: As in [`sample`][gms_fast.sample].
+        condition: Keyword arguments for the model. Tensors of `samples` rows are split along with the samples.
+        samples: Number of samples of the finalists, >= 400. The first round draws an eighth. Default: 1600.
+        batch_size: Largest number of samples in one network evaluation. Default: 100.
+        seed: Seed of all draws.
+        progress: Whether to show a progress bar on stderr. Default: True.
+
+    Returns:
+        Recommendation: solver, its steps, and the trials.
+
+    Raises:
+        ValueError: If an argument has a bad value (the message begins with its name), or a table belongs to another
+            model or other data.
+        TypeError: If an argument has the wrong type.
+        FileNotFoundError: If `statistics` is a name or folder without tables.
+
+    Note:
+        A competition passes about 11 x `samples` x `calls` rows through the network.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> found = gms_fast.recommend(model, "digits", 5)
+        >>> found.text
+        'teleport:statistics=digits,until=7.4,spacing=1.2 then dpm-solver-v3:statistics=digits,trust=-2'
+        >>> x = gms_fast.sample(model, found.steps, solver=found.solver, n=2)
     """
     said = describe(model, schedule, prediction, clip)
     known = known_of(model, statistics, said.built(), positive("calls", calls))
     if data is None:
         if features is not None:
-            raise ValueError("data must be given with features: without it nothing is tried")
+            raise ValueError("data must be given with features: without data no candidate is tried")
         return _preferred(known, model, said.clip)
     shape, device = check_data(model, data), device_of(model, data)
     if len(data) < measures.LEAST:
@@ -128,13 +180,14 @@ def recommend(
         drawn = [_Drawn(choice, solver, steps) for choice, solver, steps in suitable] or _none(known)
         ended = _rounds(drawn, partial(_extend, draw, look, batch_size), distance, samples, known.names, progress)
     (nearest, best), seen_by = ended[0], "pixels" if features is None else "features"
-    reason = f"nearest to the data, by its {seen_by}, of {len(drawn)} that were tried"
+    reason = f"nearest to the data, in its {seen_by}, of {len(drawn)} candidates"
     return Recommendation(nearest.text, best.solver, best.steps, reason, tuple(trial for trial, _ in ended))
 
 
 def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Recommendation:
-    """The choice of docs/quality.md among those whose tables are at hand. Raises ValueError where these are not of the
-    model.
+    """Return the choice of docs/quality.md among those whose tables are at hand.
+
+    Raises ValueError if these tables belong to another model.
     """
     ranked = [(LEARNED_TABLE, "a table learned for so many calls, which pays from 10 on")] if known.calls >= 10 else []
     if known.spread is not None:
@@ -155,7 +208,7 @@ def _none(known: Known) -> NoReturn:
 
 
 def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[Choice, Solver, int]]:
-    """The candidates, their solvers and steps: solvers by themselves, then behind jumps.
+    """Yield the candidates with their solvers and steps: alone, then after jumps.
 
     Raises ValueError for tables of another model or other data.
     """
@@ -169,8 +222,9 @@ def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[C
 
 
 class _Distance:
-    """Frechet distance from data along the leading principal components of its features, in which few samples have a
-    covariance too.
+    """Frechet distance from data along the leading principal components of its features.
+
+    Few samples have a well-defined covariance in these few dimensions.
     """
 
     def __init__(self, real: Tensor) -> None:
@@ -181,12 +235,12 @@ class _Distance:
         self.real = (real - self.centre) @ self.axes
 
     def __call__(self, features: Tensor) -> float:
-        """The distance of features (N, D), biased upwards the less the larger N is."""
+        """Return the distance of features (N, D); its upward bias falls with N."""
         return measures.frechet_distance((features.double() - self.centre) @ self.axes, self.real)
 
 
 class _Drawn:
-    """A candidate with the features of its samples so far."""
+    """Candidate with the features of its samples so far."""
 
     def __init__(self, choice: Choice, solver: Solver, steps: int) -> None:
         self.choice, self.solver, self.steps = choice, solver, steps
@@ -201,18 +255,18 @@ class _Drawn:
 def _extend(
     draw: Callable[..., Tensor], look: Callable[[Tensor], Tensor], batch_size: int, one: _Drawn, samples: int
 ) -> None:
-    """Draw more of a candidate, until there are so many."""
+    """Draw more samples of a candidate, up to `samples` in all."""
     for start in range(sum(map(len, one.features)), samples, batch_size):
         n = min(batch_size, samples - start)
         try:
             one.features.append(look(draw(start, n, one.solver, one.steps)))
-        except ValueError as error:  # too few moments, no signal at the first time, a step that goes beyond all numbers
+        except ValueError as error:  # too few moments, no signal at the first time, or an infinite state
             one.failed = error
             return
 
 
 def _part(value: Any, samples: int, start: int, n: int) -> Any:
-    """The rows of a condition that go with some samples."""
+    """Return the rows of a condition that belong to n samples from `start` on."""
     rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == samples
     return value[start : start + n] if rows else value
 
@@ -225,7 +279,7 @@ def _rounds(
     names: Mapping[Table, str],
     progress: bool,
 ) -> list[tuple[Trial, _Drawn]]:
-    """All candidates as far as each came, the best first."""
+    """Run the rounds; return all candidates with their last trial, best first."""
     left, ended = drawn, list[tuple[Trial, _Drawn]]()
     for share in _SHARES:
         for one in tqdm(left, disable=not progress, desc=f"{samples // share} samples", unit="solver"):

@@ -1,8 +1,8 @@
 """Noise schedules: x_t = alpha_t x_0 + sigma_t eps, in float64.
 
-A schedule maps its own times (0 .. T-1 for discrete variance-preserving ones, t for continuous ones, sigma for EDM) to
-`alpha`, `sigma` and the log signal-to-noise ratio, proposes times to visit, and translates a time into what the network
-was trained with.
+A schedule has times of its own: 0 .. T-1 for discrete variance-preserving schedules, t for continuous
+ones, sigma for EDM. It maps a time to alpha_t, sigma_t and log(alpha_t/sigma_t), and to the network time
+that a network was trained with. It also proposes the times of a run.
 """
 
 from gms_fast.schedules.base import Schedule as Schedule
@@ -45,12 +45,38 @@ _ALIASES = {
 
 
 def names() -> list[str]:
-    """The schedules that a name alone describes."""
+    """Return the names of schedules that need no arguments.
+
+    Returns:
+        Sorted list of names, each accepted by [`build`][gms_fast.schedules.build] and wherever a schedule is.
+
+    Examples:
+        >>> gms_fast.schedules.names()
+        ['cosine', 'edm', 'flow', 'linear', 'vp', 'vp-cosine']
+    """
     return sorted(_ALIASES)
 
 
 def build(description: str | dict[str, object] | Schedule) -> Schedule:
-    """A schedule from a name of `names()` or from the `config` of one, or the schedule itself."""
+    """Build a schedule from its name or its config.
+
+    Args:
+        description: Name of [`names`][gms_fast.schedules.names], name of a class, `config` of a schedule, or a
+            schedule, which is returned as it is.
+
+    Returns:
+        Schedule.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If `description` has another type.
+
+    Examples:
+        >>> gms_fast.schedules.build("linear")
+        VPLinear(T=1000)
+        >>> gms_fast.schedules.build({"name": "EDM", "sigma_max": 40})
+        EDM(sigma_min=0.002, sigma_max=40, rho=7)
+    """
     if isinstance(description, Schedule):
         return description
     if not isinstance(description, (str, dict)):
@@ -64,11 +90,14 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
 
 
 def stored(config: dict[str, object]) -> Schedule:
-    """The schedule of a file. Files without `rescale_time` are of versions that asked all networks at 1000 t/T."""
+    """Build the schedule of a file.
+
+    Files without `rescale_time` come from versions that called all networks at 1000 t/T.
+    """
     schedule = build(config)
     return schedule if "rescale_time" in config or getattr(schedule, "T", 1000) == 1000 else rescaled(schedule)
 
 
 def rescaled(schedule: Schedule) -> Schedule:
-    """The schedule, asking the network at 1000 t/T where it does not say how."""
+    """Return the schedule with network times 1000 t/T, unless it specifies others."""
     return schedule.asked_like(VPLinear(rescale_time=True))

@@ -1,4 +1,4 @@
-"""The base of all schedules: x_t = alpha_t x_0 + sigma_t eps, its log signal-to-noise ratio, and grids of times."""
+"""Base class of all schedules: noise levels, log(alpha_t/sigma_t) and grids of times."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,23 +10,40 @@ from torch import Tensor
 
 from gms_fast.constants import Identified
 
-MOST_TIMES = 1_000_000  # of a discrete schedule, which keeps numbers for each
+MOST_TIMES = 1_000_000  # limit for discrete schedules, which store numbers for each time
 Times = float | Sequence[float] | np.ndarray | Tensor
 
 
 def as_float64(values: Times) -> Tensor:
-    """`values` as a float64 tensor on the CPU."""
-    values = values.cpu() if isinstance(values, Tensor) else values  # first: devices may be without float64
+    """Return `values` as a float64 tensor on the CPU."""
+    values = values.cpu() if isinstance(values, Tensor) else values  # before the cast: devices may lack float64
     return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 
 class Schedule(Identified, ABC):
-    """Noise levels over time, in float64. alpha(t) and sigma(t) alone serve `sample` with explicit `timesteps`.
+    """Noise levels over time, x_t = alpha_t x_0 + sigma_t eps, in float64.
 
-    t_max, t_min  the noisiest time and the last one with noise, between which the grids lie
-    spacing       the grid of `timesteps` unless a solver or the user names another
-    rho           exponent of "karras"
-    chosen        whether that grid was asked for, so that solvers keep it
+    A subclass must define `alpha` and `sigma`; they are enough for `sample` with explicit `timesteps`. Grids of
+    times also need `t_max`, `t_min` and, unless uniform in time, `inverse_log_snr`.
+
+    Attributes:
+        t_max: Noisiest time, where grids begin.
+        t_min: Last time with noise, where grids end.
+        spacing: Grid of `timesteps`, unless a solver or the caller chooses another.
+        rho: Exponent of the grid "karras".
+        chosen: Whether the caller chose the schedule's grid; solvers then keep it.
+
+    Examples:
+        >>> class Square(gms_fast.schedules.Schedule):
+        ...     t_max, t_min = 1.0, 0.0
+        ...     def sigma(self, t):
+        ...         return torch.as_tensor(t, dtype=torch.float64) ** 2
+        ...     def alpha(self, t):
+        ...         return 1 - self.sigma(t)
+        >>> Square().timesteps(4)
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+        >>> gms_fast.sample(lambda x, t: x, 4, solver="ddim", schedule=Square(), prediction="flow", shape=(3,)).shape
+        torch.Size([16, 3])
     """
 
     t_max: float
@@ -40,12 +57,15 @@ class Schedule(Identified, ABC):
 
     @property
     def config(self) -> dict[str, object]:
-        """The arguments with which `gms_fast.schedules.build` makes this schedule again."""
-        raise NotImplementedError(f"{type(self).__name__} has no config")
+        """Arguments from which `build` makes the schedule again, with its "name"."""
+        raise NotImplementedError(f"{type(self).__name__} has no config: define the property to store the schedule")
 
     @property
     def described(self) -> object:
-        """The config, or the text of a schedule that has none: by it runs and files know the schedule."""
+        """Config of the schedule, or its text if it has none.
+
+        Stored runs and files compare schedules by it.
+        """
         try:
             return self.config
         except NotImplementedError:
@@ -53,43 +73,52 @@ class Schedule(Identified, ABC):
 
     @abstractmethod
     def alpha(self, t: Times) -> Tensor:
-        """Scale of the signal at times t, any shape, float64."""
+        """Return the scale of the signal at times t of any shape, float64."""
 
     @abstractmethod
     def sigma(self, t: Times) -> Tensor:
-        """Standard deviation of the noise at times t, any shape, float64."""
+        """Return the standard deviation of the noise at times t of any shape, float64."""
 
     def log_snr(self, t: Times) -> Tensor:
-        """lambda_t = log(alpha_t / sigma_t), decreasing in t."""
+        """Return lambda_t = log(alpha_t/sigma_t), which decreases in t."""
         return self.alpha(t).log() - self.sigma(t).log()
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """The time with log_snr(t) = lam."""
-        raise NotImplementedError(f"{type(self).__name__} cannot find the time of a noise level: give timesteps")
+        """Return the time with log_snr(t) = lam."""
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot find the time of a noise level: define inverse_log_snr, or give timesteps"
+        )
 
     def angle(self, t: Times) -> Tensor:
-        """arctan(sigma_t / alpha_t) in [0, pi/2]: the way from data to noise on the unit circle."""
+        """Return arctan(sigma_t/alpha_t) in [0, pi/2], which grows with the noise."""
         return torch.atan2(self.sigma(t), self.alpha(t))
 
     def network_time(self, t: Times) -> Tensor:
-        """The number that a network trained on this schedule takes for time t."""
+        """Return the number that a network trained on this schedule takes for time t."""
         return as_float64(t)
 
     def from_network_time(self, t: Times) -> Tensor:
-        """Inverse of `network_time`."""
+        """Return the time that has network time t; the inverse of `network_time`."""
         return as_float64(t)
 
     def asked_like(self, other: "Schedule | None") -> "Schedule":
-        """This schedule, asking the network at times as `other` does, where this one does not say."""
+        """Return this schedule with the network times of `other`, unless it specifies its own."""
         return self
 
     @property
     def later_start(self) -> str:
-        """Advice for a first time without signal."""
+        """Advice for error messages about a first time without signal."""
         return "start at a later time"
 
     def check_signal(self, t: float, solver: str) -> None:
-        """Raise ValueError where alpha(t) = 0: noise moments tell nothing of x_0 there. solver: who needs them."""
+        """Raise ValueError where alpha(t) = 0.
+
+        Noise moments contain no information about x_0 there.
+
+        Args:
+            t: First time of a run.
+            solver: Name of the solver that needs noise moments, for the message.
+        """
         if not float(self.alpha(t)) > 0:
             raise ValueError(
                 f"timesteps must start where alpha > 0 for {solver}: {self!r} has alpha = 0 at t = {t:g}; "
@@ -97,45 +126,64 @@ class Schedule(Identified, ABC):
             )
 
     def clock(self, t: Times) -> Tensor:
-        """Continuous time, 0 at the data: what "quadratic" spacing is quadratic in."""
+        """Return continuous time, 0 at the data, in whose square root "quadratic" grids are uniform."""
         return as_float64(t)
 
     def from_clock(self, t: Times) -> Tensor:
-        """Inverse of `clock`."""
+        """Return the time of a continuous time; the inverse of `clock`."""
         return as_float64(t)
 
     @property
     def whole_times(self) -> Tensor | None:
-        """All times of a schedule that has finitely many, ascending, float64; None for one of continuous time."""
+        """All times of a discrete schedule, ascending, float64; None for a continuous one."""
         return None
 
     def spaced(self, ramp: Tensor) -> Tensor:
-        """Times at shares `ramp` in [0, 1] of the way from t_max to t_min, as the schedule's own grid has them."""
+        """Return times on the schedule's own grid.
+
+        Args:
+            ramp: Fractions in [0, 1] of the way from t_max to t_min.
+        """
         return self._spaced(as_float64([self.t_max, self.t_min]), as_float64(ramp), self.spacing)
 
     def share(self, t: Times) -> Tensor:
-        """Shares in [0, 1] of the way from t_min to t_max: t = spaced(1 - share)."""
+        """Return fractions in [0, 1] of the way from t_min to t_max: t = spaced(1 - share)."""
         t = as_float64(t)
         low, high = torch.zeros_like(t), torch.ones_like(t)
-        for _ in range(53):  # halvings, until a double tells no more
+        for _ in range(53):  # bisection down to the precision of a double
             middle = (low + high) / 2
             later = self.spaced(1 - middle) > t
             low, high = torch.where(later, low, middle), torch.where(later, middle, high)
         return torch.where(t >= self.t_max, 1.0, low)
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
-        """Times to visit, noisiest first, steps + 1 of them, from `t_max` on if that is given.
+        """Return the times of a run, noisiest first.
 
-        spacing  as in `grid`, this schedule's own if None
+        Args:
+            steps: Number of steps K >= 1.
+            spacing: As in `grid`. Default: the schedule's own.
+            t_max: First time. Default: the schedule's noisiest time.
+
+        Returns:
+            List of K + 1 times.
         """
         return self.grid(steps, self.spacing if spacing is None else spacing, t_max).tolist()
 
     def grid(self, steps: int, spacing: str | float, t_max: float | None = None, t_min: float | None = None) -> Tensor:
-        """steps + 1 times from t_max to t_min, not rounded.
+        """Return steps + 1 times from t_max to t_min, not rounded.
 
-        spacing  "uniform" in time, "quadratic": in its square root, "log-snr": in log(alpha/sigma),
-                 "karras": in (sigma/alpha)^(1/rho) (Karras et al. 2022), "angle": in arctan(sigma/alpha),
-                 a number p > 0: t_min + (t_max - t_min) (1 - (i/K)^p), so that p < 1 spends more steps at low noise
+        Args:
+            steps: Number of steps K >= 1.
+            spacing: Quantity in which the grid is uniform: "uniform": time; "quadratic": square root of time;
+                "log-snr": log(alpha/sigma); "karras": (sigma/alpha)^(1/rho) (Karras et al. 2022); "angle":
+                arctan(sigma/alpha). A number p > 0 gives t_min + (t_max - t_min) (1 - (i/K)^p), so p < 1 places
+                more steps at low noise.
+            t_max: First time. Default: the schedule's.
+            t_min: Last time. Default: the schedule's.
+
+        Raises:
+            ValueError: If `steps` < 1, `spacing` is unknown, or log(alpha/sigma) is infinite at an end of a grid
+                that needs it.
         """
         check_steps(steps)
         ends = as_float64([self.t_max if t_max is None else t_max, self.t_min if t_min is None else t_min])
@@ -178,22 +226,22 @@ class Schedule(Identified, ABC):
                 torch.allclose(getattr(self, name)(times), getattr(other, name)(times), rtol=1e-9)
                 for name in ("alpha", "sigma", "network_time")
             )
-        except ValueError:  # not times of that schedule
+        except ValueError:  # the other schedule does not have these times
             return False
 
     def check_times(self, times: Sequence[float]) -> None:
-        """Raise ValueError unless `times` are times of this schedule, at least one, strictly decreasing."""
+        """Raise ValueError unless `times` are one or more strictly decreasing times of the schedule."""
         if not times or any(not a > b for a, b in pairwise(times)):
             raise ValueError(f"timesteps must be one or more strictly decreasing times: got {listed(times)}")
-        self.sigma(times)  # which knows its range
+        self.sigma(times)  # checks the range
 
 
 class VariancePreserving(Schedule):
-    """alpha_t^2 + sigma_t^2 = 1, by log alpha."""
+    """Schedule with alpha_t^2 + sigma_t^2 = 1, defined by log alpha_t."""
 
     @abstractmethod
     def log_alpha(self, t: Times) -> Tensor:
-        """log alpha_t, any shape, float64."""
+        """Return log alpha_t at times t of any shape, float64."""
 
     def alpha(self, t: Times) -> Tensor:
         return self.log_alpha(t).exp()
@@ -206,18 +254,21 @@ class VariancePreserving(Schedule):
 
 
 def log_alpha_of(lam: Tensor) -> Tensor:
-    """log alpha of a variance-preserving schedule where log(alpha/sigma) = lam."""
+    """Return log alpha of a variance-preserving schedule where log(alpha/sigma) = lam."""
     return -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
 
 
 def between(ends: Tensor, ramp: Tensor) -> Tensor:
-    """The numbers at `ramp` in [0, 1] of the way from the first of two ends to the last."""
+    """Interpolate linearly between two ends, at fractions `ramp` in [0, 1]."""
     first, last = ends.unbind()
     return torch.lerp(first, last, ramp)
 
 
 def check_range(t: Tensor, first: float, last: float, name: str) -> Tensor:
-    """t in [first, last], where float32 may have rounded it out of there; ValueError for what lies farther outside."""
+    """Return t clamped to [first, last]; raise ValueError for times outside.
+
+    Times that float32 rounding moved out of the range are accepted.
+    """
     slack = max(abs(first), abs(last)) * 2.0**-23
     if not bool(((t >= first - slack) & (t <= last + slack)).all()):
         got = f"{float(t.min()):g} .. {float(t.max()):g}"
@@ -232,7 +283,10 @@ def check_steps(steps: int) -> None:
 
 
 def distinct(times: Sequence[float]) -> list[float]:
-    """Times that fall by at least 1, as near to those given as may be, to 0; there must be room for all."""
+    """Return whole times that fall by at least 1 down to 0, close to the given ones.
+
+    Each is as near to the given one as possible. There must be enough whole times for all.
+    """
     found = [times[0]]
     for left, t in zip(range(len(times) - 2, -1, -1), times[1:], strict=True):
         found.append(min(max(t, left), found[-1] - 1))

@@ -1,4 +1,4 @@
-"""Schedules of continuous time: the VP SDE, EDM's variance exploding one, and flow matching."""
+"""Schedules in continuous time: the VP SDE, EDM (variance exploding), and flow matching."""
 
 import math
 
@@ -19,7 +19,7 @@ from gms_fast.storage.schema import Optional, Real, argument
 
 
 class _ContinuousVP(VariancePreserving):
-    """Time from 0, the data, to t_max."""
+    """Variance-preserving schedule in continuous time, from 0 (data) to t_max."""
 
     t_min = 1e-3
 
@@ -27,7 +27,7 @@ class _ContinuousVP(VariancePreserving):
         return check_range(as_float64(t), 0.0, self.t_max, repr(self))
 
     def network_time(self, t: Times) -> Tensor:
-        """999 t, as the score-based SDE networks take it."""
+        """Return 999 t, the network time of score-based SDE networks."""
         return as_float64(t) * 999.0
 
     def from_network_time(self, t: Times) -> Tensor:
@@ -35,9 +35,26 @@ class _ContinuousVP(VariancePreserving):
 
 
 class VPContinuous(_ContinuousVP):
-    """log alpha_t = -(beta_1 - beta_0) t^2/4 - beta_0 t/2, t in [0, 1]; grids end at t = 10^-3.
+    """VP SDE with a linear beta(t), for t in [0, 1].
 
-    The VP SDE of Song et al. 2021 (arXiv 2011.13456).
+        log alpha_t = -(beta_1 - beta_0) t^2/4 - beta_0 t/2,   sigma_t^2 = 1 - alpha_t^2
+
+    Grids end at t = 10^-3. The network time is 999 t.
+
+    Args:
+        beta_0: beta at t = 0, > 0. Default: 0.1.
+        beta_1: beta at t = 1, > beta_0. Default: 20.
+
+    Raises:
+        ValueError: Unless 0 < beta_0 < beta_1.
+
+    Examples:
+        >>> schedule = gms_fast.schedules.VPContinuous()
+        >>> schedule.timesteps(4)
+        [1.0, 0.75025, 0.5005, 0.25075, 0.001]
+
+    References:
+        Song et al. 2021, arXiv 2011.13456.
     """
 
     t_max = 1.0
@@ -60,7 +77,10 @@ class VPContinuous(_ContinuousVP):
         return -0.25 * t * t * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """The root of the quadratic log alpha_t = -log(1 + exp(-2 lam))/2, written without cancellation."""
+        """Return the root t of log alpha_t = -log(1 + exp(-2 lam))/2.
+
+        The quadratic is solved in a form without cancellation.
+        """
         lam = as_float64(lam)
         q = -4 * (self.beta_1 - self.beta_0) * log_alpha_of(lam)
         t = q / ((self.beta_1 - self.beta_0) * ((self.beta_0**2 + q).sqrt() + self.beta_0))
@@ -68,9 +88,18 @@ class VPContinuous(_ContinuousVP):
 
 
 class VPContinuousCosine(_ContinuousVP):
-    """alpha_t = cos((t + a)/(1 + a) pi/2) / cos(a/(1 + a) pi/2), a = 0.008, t in [0, 0.9946].
+    """Cosine schedule in continuous time, for t in [0, 0.9946].
 
-    Nichol & Dhariwal 2021 (arXiv 2102.09672) in continuous time.
+        alpha_t = cos((t + a)/(1 + a) pi/2) / cos(a/(1 + a) pi/2),   a = 0.008,   sigma_t^2 = 1 - alpha_t^2
+
+    Grids end at t = 10^-3. The network time is 999 t.
+
+    Examples:
+        >>> gms_fast.schedules.VPContinuousCosine().alpha([0.0, 0.5])
+        tensor([1.0000, 0.7027], dtype=torch.float64)
+
+    References:
+        Nichol & Dhariwal 2021, arXiv 2102.09672.
     """
 
     t_max = 0.9946
@@ -94,9 +123,24 @@ class VPContinuousCosine(_ContinuousVP):
 
 
 class EDM(Schedule):
-    """alpha = 1, sigma(t) = t: time is the standard deviation of the noise (Karras et al. 2022, arXiv 2206.00364).
+    """EDM schedule: alpha = 1, sigma(t) = t, so time is the standard deviation of the noise.
 
-    Grids visit steps levels from sigma_max to sigma_min, "karras" with exponent rho unless told otherwise, and then 0.
+    A grid of K steps has K levels from sigma_max to sigma_min and then 0. Its default spacing is "karras".
+
+    Args:
+        sigma_min: Lowest noise level of grids, > 0. Default: 0.002.
+        sigma_max: Highest noise level. Default: 80.
+        rho: Exponent of the grid "karras", > 0. Default: 7.
+
+    Raises:
+        ValueError: Unless 0 < sigma_min < sigma_max and rho > 0.
+
+    Examples:
+        >>> [round(t, 3) for t in gms_fast.schedules.EDM().timesteps(3)]
+        [80.0, 2.515, 0.002, 0.0]
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364.
     """
 
     spacing = "karras"
@@ -134,13 +178,28 @@ class EDM(Schedule):
 
 
 class Flow(Schedule):
-    """alpha = 1 - t, sigma = t, t in [0, 1]: linear flow matching (Lipman et al. 2023, arXiv 2210.02747).
+    """Linear flow matching: alpha = 1 - t, sigma = t, for t in [0, 1].
 
-    t_max, t_min  ends of the grids, 1 >= t_max > t_min >= 0. At t = 1 nothing of the data is left: solvers that divide
-                  by alpha, and grids uniform in log(alpha/sigma), need t_max < 1
-    shift         s > 0 of the grid "uniform": t of an even grid becomes s t/(1 + (s - 1) t) (Esser et al. 2024)
-    time_scale    the network is asked at time_scale t, as 1000 t by the transformers of diffusers. None (default) says
-                  nothing: as the schedule of the model says, else 1
+    Args:
+        t_max: First time of grids. Nothing of the data is left at t = 1, so solvers that divide by alpha and
+            grids uniform in log(alpha/sigma) need t_max < 1. Default: 1.
+        t_min: Last time of grids, with 0 <= t_min < t_max <= 1. Default: 0.
+        shift: Shift s > 0 of the grid "uniform": a time t of an even grid becomes s t/(1 + (s - 1) t)
+            (Esser et al. 2024, arXiv 2403.03206). Default: 1, no shift.
+        time_scale: Network time per unit of t, > 0, as 1000 for the transformers of diffusers. None (default):
+            that of the model's own schedule, else 1.
+
+    Raises:
+        ValueError: If a value lies outside its range.
+
+    Examples:
+        >>> gms_fast.schedules.Flow().timesteps(4)
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+        >>> [round(t, 3) for t in gms_fast.schedules.Flow(shift=3).timesteps(4)]  # more steps at high noise
+        [1.0, 0.9, 0.75, 0.5, 0.0]
+
+    References:
+        Lipman et al. 2023, arXiv 2210.02747.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Discrete variance-preserving schedules, of times 0 .. T-1."""
+"""Discrete variance-preserving schedules with times 0 .. T-1."""
 
 import copy
 import math
@@ -25,14 +25,29 @@ from gms_fast.storage.schema import Flag, Integer, Optional, Real, argument
 
 
 class VP(VariancePreserving):
-    """Discrete variance-preserving schedule: alpha_t^2 = prod_{i<=t} (1 - beta_i), sigma_t^2 = 1 - alpha_t^2.
+    """Discrete variance-preserving schedule of the times 0 .. T-1.
 
-    betas         (T,), each in (0, 1); the last may be 1, which leaves no signal at t = T-1 (zero terminal SNR)
-    time_shift    added to t before the network is asked (1 for networks trained on t = 1..T; default 0)
-    rescale_time  True: the network is asked at 1000 (t + time_shift)/T; False: at t + time_shift. None (default) says
-                  nothing: as the schedule of the model says, else like False
-    Times are 0 .. T-1 (least to most noise). Between integers log alpha is linear in t; in the last interval of zero
-    terminal SNR alpha is. Source: Ho et al. 2020 (arXiv 2006.11239).
+        alpha_t^2 = prod_{i<=t} (1 - beta_i),   sigma_t^2 = 1 - alpha_t^2
+
+    Times are 0 (least noise) to T-1 (most noise). Between integers log alpha_t is linear in t. With zero terminal
+    SNR, alpha_t itself is linear in the last interval.
+
+    Args:
+        betas: Sequence (T,), each in (0, 1). The last may be 1, which leaves no signal at t = T-1 (zero terminal SNR).
+        time_shift: Number added to t in the network time; 1 for networks trained on t = 1..T. Default: 0.
+        rescale_time: Whether the network time is 1000 (t + time_shift)/T instead of t + time_shift. None (default):
+            as the model's own schedule says, else False.
+
+    Raises:
+        ValueError: If `betas` has a wrong shape or values out of range.
+
+    Examples:
+        >>> schedule = gms_fast.schedules.VP([0.1, 0.2, 0.3, 1.0])
+        >>> schedule.alpha([0, 1, 2, 3])
+        tensor([0.9487, 0.8485, 0.7099, 0.0000], dtype=torch.float64)
+
+    References:
+        Ho et al. 2020, arXiv 2006.11239.
     """
 
     def __init__(self, betas: Times, *, time_shift: int = 0, rescale_time: bool | None = None) -> None:
@@ -43,7 +58,8 @@ class VP(VariancePreserving):
                 f"got shape {tuple(betas.shape)}"
             )
         if not bool(((betas > 0) & (betas < 1)).all()) and not _zero_terminal_snr(betas):
-            raise ValueError("betas must lie in (0, 1), the last one in (0, 1]")
+            got = f"{float(betas.min()):g} .. {float(betas.max()):g}"
+            raise ValueError(f"betas must lie in (0, 1), the last one in (0, 1]: got {got}")
         time_shift = argument("time_shift", time_shift, Real(-MOST_TIMES, MOST_TIMES))
         rescale_time = argument("rescale_time", rescale_time, Optional(Flag()))
         self.betas = betas
@@ -57,12 +73,12 @@ class VP(VariancePreserving):
 
     @property
     def config(self) -> dict[str, object]:
-        """The arguments with which `gms_fast.schedules.build` makes this schedule again."""
+        """Arguments from which `build` makes the schedule again, with its "name"."""
         return {"name": "VP", "betas": self.betas.tolist(), **self._times_config}
 
     @property
     def _times_config(self) -> dict[str, object]:
-        same = self.T == 1000 and self.rescale_time is not False  # as files say it that are older than this word
+        same = self.T == 1000 and self.rescale_time is not False  # files older than `rescale_time` omit it
         return {"time_shift": self.time_shift, **({} if same else {"rescale_time": bool(self.rescale_time)})}
 
     @property
@@ -78,7 +94,7 @@ class VP(VariancePreserving):
         return asked
 
     def log_alpha(self, t: Times) -> Tensor:
-        """log alpha_t for times in [0, T-1], any shape."""
+        """Return log alpha_t at times t in [0, T-1] of any shape."""
         t = check_range(as_float64(t), 0, self.T - 1, repr(self))
         low = t.floor().long().clamp(max=self.T - 2)
         table = self._log_alpha
@@ -88,23 +104,36 @@ class VP(VariancePreserving):
         return torch.where(low + 1 == self.T - 1, high, torch.lerp(table[low], high, t - low))
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """The time t in [0, T-1] with log_snr(t) = lam; values outside the schedule's range give its ends."""
+        """Return the time t in [0, T-1] with log_snr(t) = lam.
+
+        Values outside the schedule's range give its ends.
+        """
         lam = as_float64(lam)
         log_alpha = log_alpha_of(lam)
         finite = self.T if self._log_alpha[-1].isfinite() else self.T - 1
-        table = self._log_alpha[:finite].flip(0).numpy()  # increasing, as numpy.interp wants it
+        table = self._log_alpha[:finite].flip(0).numpy()  # increasing, as numpy.interp requires
         times = np.arange(finite - 1, -1, -1, dtype=np.float64)
         found = torch.from_numpy(np.interp(np.atleast_1d(log_alpha.numpy()), table, times)).reshape(lam.shape)
         beyond = self.T - 1 - (log_alpha - float(table[0])).exp()  # where alpha itself is linear
         return torch.where(log_alpha < float(table[0]), beyond, found) if finite < self.T else found
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
-        """Integer times to visit, noisiest first, ending at 0; from `t_max` on, rounded, if that is given.
+        """Return whole times of a run, noisiest first, ending at 0.
 
-        spacing  "uniform": t_i = max(int(T-1 - (T/K) i), 0), i = 0..K-1, then 0: the released grid.
-                 Every other, and that from `t_max` on, as in `grid`, rounded
-        Where that would visit a time twice, the nearest free times take its place, so that no step is lost. T steps
-        are the plain DDPM: all T times.
+        Where rounding would repeat a time, the nearest free times take its place, so no step is lost. T steps are plain
+        DDPM: all T times.
+
+        Args:
+            steps: Number of steps K in [1, T].
+            spacing: "uniform" without `t_max` is the grid of the released code: max(int(T-1 - (T/K) i), 0) for
+                i = 0..K-1, then 0. Every other grid is that of `grid`, rounded. Default: the schedule's own.
+            t_max: First time, rounded. Default: T-1.
+
+        Returns:
+            List of whole times: K + 1, fewer with a warning if `t_max` leaves fewer, T for K = T.
+
+        Raises:
+            ValueError: If `steps` < 1 or `steps` > T.
         """
         check_steps(steps)
         if steps > self.T:
@@ -118,7 +147,7 @@ class VP(VariancePreserving):
             times = self.grid(steps, spacing, t_max).round().int().tolist()
         if times[0] < steps:
             warnings.warn(
-                f"{times[0]} steps instead of {steps}: from t = {times[0]} on {self!r} has no more whole times",
+                f"taking {times[0]} steps instead of {steps}: {self!r} has no more whole times below t = {times[0]}",
                 stacklevel=3,
             )
             times = [*times[: times[0]], 0]
@@ -134,17 +163,20 @@ class VP(VariancePreserving):
         return 1000.0 / self.T if self.rescale_time else 1.0
 
     def network_time(self, t: Times) -> Tensor:
-        """The time that the network is asked at for time t: t + time_shift, times 1000/T if `rescale_time`."""
+        """Return the network time: t + time_shift, times 1000/T if `rescale_time`."""
         return (as_float64(t) + self.time_shift) * self._scale
 
     def from_network_time(self, t: Times) -> Tensor:
-        """Inverse of `network_time`; rounding of the network's own precision is undone at integer times."""
+        """Return the time that has network time t; the inverse of `network_time`.
+
+        A result within 10^-3 of an integer is rounded, which undoes the network's own rounding.
+        """
         t = as_float64(t) / self._scale - self.time_shift
         nearest = t.round()
-        return torch.where((t - nearest).abs() < 1e-3, t + (nearest - t).detach(), t)  # rounded, but its slope kept
+        return torch.where((t - nearest).abs() < 1e-3, t + (nearest - t).detach(), t)  # rounds, keeps the derivative
 
     def clock(self, t: Times) -> Tensor:
-        """(t + 1)/T: time t of T lies at the end of its interval."""
+        """Return (t + 1)/T: time t of T lies at the end of its interval."""
         return (as_float64(t) + 1) / self.T
 
     def from_clock(self, t: Times) -> Tensor:
@@ -152,7 +184,28 @@ class VP(VariancePreserving):
 
 
 class VPLinear(VP):
-    """betas linear from beta_1 to beta_T (Ho et al. 2020)."""
+    """Schedule with betas linear from beta_1 to beta_T.
+
+    Args:
+        T: Number of times, >= 2. Default: 1000.
+        beta_1: First beta. Default: 10^-4.
+        beta_T: Last beta. Default: 0.02.
+        time_shift: As in [`VP`][gms_fast.schedules.VP].
+        rescale_time: As in [`VP`][gms_fast.schedules.VP].
+
+    Raises:
+        ValueError: If a value lies outside its range.
+
+    Examples:
+        >>> schedule = gms_fast.schedules.VPLinear()
+        >>> schedule.timesteps(4)
+        [999, 749, 499, 249, 0]
+        >>> schedule.alpha([0, 500, 999])
+        tensor([0.9999, 0.2789, 0.0064], dtype=torch.float64)
+
+    References:
+        Ho et al. 2020, arXiv 2006.11239.
+    """
 
     def __init__(
         self,
@@ -175,7 +228,28 @@ class VPLinear(VP):
 
 
 class VPCosine(VP):
-    """beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999) with g(u) = cos^2((u + 0.008)/1.008 pi/2) (Nichol & Dhariwal 2021)."""
+    """Cosine schedule: beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999).
+
+    Here g(u) = cos^2((u + 0.008)/1.008 pi/2).
+
+    Args:
+        T: Number of times, >= 2. Default: 1000.
+        time_shift: As in [`VP`][gms_fast.schedules.VP].
+        rescale_time: As in [`VP`][gms_fast.schedules.VP].
+
+    Raises:
+        ValueError: If `T` lies outside its range.
+
+    Examples:
+        >>> schedule = gms_fast.schedules.VPCosine(T=4000, rescale_time=True)
+        >>> schedule.timesteps(4)
+        [3999, 2999, 1999, 999, 0]
+        >>> schedule.network_time(3999)
+        tensor(999.7500, dtype=torch.float64)
+
+    References:
+        Nichol & Dhariwal 2021, arXiv 2102.09672.
+    """
 
     def __init__(self, T: int = 1000, *, time_shift: int = 0, rescale_time: bool | None = None) -> None:
         T = _count(T)

@@ -1,4 +1,4 @@
-"""Schedules of other libraries."""
+"""Schedules of other libraries' schedulers."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,21 +12,43 @@ from gms_fast.schedules.discrete import VP
 from gms_fast.schedules.levels import Levels
 
 _FORMS = {"epsilon": "noise", "sample": "x0", "original_sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-_Ladder = Iterator[tuple[float, float, float]]  # (alpha, sigma, network time) of levels, noisiest first
+_Ladder = Iterator[tuple[float, float, float]]  # (alpha, sigma, network time) of each level, noisiest first
 
 
 def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
-    """(schedule, timesteps, prediction) of a scheduler of diffusers, for the arguments of `sample` of these names.
+    """Convert a scheduler of diffusers to arguments of `sample`.
 
-    After `set_timesteps` the schedule is a `Levels`, and `timesteps` are its times of all levels that the scheduler
-    visits, the final one too; the network is asked at what the scheduler would hand to it. Before, it is the schedule
-    of the training, and `timesteps` is None.
+    Before `set_timesteps` the schedule is that of the training. After it, the schedule is a
+    [`Levels`][gms_fast.schedules.Levels] with all noise levels of the scheduler's run, the final one included.
+    The network times are those that the scheduler would use.
 
-    x is what the network sees, alpha x_0 + sigma eps after `scale_model_input`. A final level with noise is the end of
-    diffusers' sampling: `denoise=False` stops there, too. DDIM and its like count back T//steps from each time, and
-    where that is not the next time (spacing "linspace", or "trailing" where T/steps is no integer) their state has
-    another level than they take it for: here it has the level of the next time.
-    Raises ValueError naming the scheduler if it is not one whose levels are known here.
+    The state x is what the network sees, alpha x_0 + sigma eps after `scale_model_input`.
+
+    Args:
+        scheduler: Scheduler of diffusers, of one of the classes whose levels are known here.
+
+    Returns:
+        Tuple (schedule, timesteps, prediction) for the arguments of these names of
+        [`sample`][gms_fast.sample]. `timesteps` is None before `set_timesteps`.
+
+    Raises:
+        ValueError: If the class or the settings of the scheduler are not supported; the message names them.
+
+    Note:
+        Diffusers stops at a final level with noise; so does `sample` with `denoise=False`.
+
+        DDIM and similar schedulers count back T//steps from each time. Where that is not the next time (spacing
+        "linspace", or "trailing" where T/steps is no integer), their state has another noise level than they assume.
+        Here it has the level of the next time.
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler()
+        >>> gms_fast.schedules.from_diffusers(scheduler)
+        (VP(T=1000), None, 'noise')
+        >>> scheduler.set_timesteps(4)
+        >>> gms_fast.schedules.from_diffusers(scheduler)
+        (Levels(n=5), [4.0, 3.0, 2.0, 1.0, 0.0], 'noise')
     """
     family = _family(scheduler)
     form = family.form(scheduler)
@@ -37,7 +59,7 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
 
 
 def rests(scheduler: Any) -> bool:
-    """Tell whether the last call of a scheduler that is set leads nowhere: to the level where its state is."""
+    """Tell whether the last step of a set scheduler leaves the noise level unchanged."""
     if _family(scheduler) is _Table:
         *_, before, last = _Table.visited(scheduler)
         return before[:2] == last[:2]
@@ -46,13 +68,13 @@ def rests(scheduler: Any) -> bool:
 
 
 def training_of(scheduler: Any) -> tuple[Schedule, str]:
-    """(schedule of the training, prediction) of a scheduler of diffusers, whatever steps it is set to."""
+    """Return (training schedule, prediction) of a scheduler, whatever steps are set."""
     family = _family(scheduler)
     return family.training(scheduler), family.form(scheduler)
 
 
 class _Table:
-    """Schedulers that look alphas up at integer times: DDPM, DDIM."""
+    """Schedulers that look up alphas at integer times, as DDPM and DDIM."""
 
     names: tuple[str, ...] = (
         "DDPMScheduler",
@@ -73,7 +95,7 @@ class _Table:
 
     @staticmethod
     def training(scheduler: Any) -> Schedule:
-        """Of the betas, or of the table of alphas where that was changed after it was made of them."""
+        """Return the schedule of the betas, or of the table of alphas if that was changed later."""
         kept, betas = as_float64(scheduler.alphas_cumprod), as_float64(scheduler.betas)
         if torch.allclose(kept, (1 - betas).cumprod(0), rtol=0, atol=1e-5):
             return VP(betas)
@@ -88,7 +110,7 @@ class _Table:
 
     @staticmethod
     def _last(scheduler: Any, t: int) -> float | Tensor:
-        """alpha^2 at the end: 1, or what the scheduler keeps for times before the first."""
+        """Return alpha^2 at the end: 1, or the scheduler's own value for times before the first."""
         name = type(scheduler).__name__
         if name == "TCDScheduler":
             return scheduler.alphas_cumprod[0]
@@ -99,7 +121,7 @@ class _Table:
 
 
 class _Ratio(_Table):
-    """Schedulers of levels s = sigma/alpha at any time, or of flow matching where they say so."""
+    """Schedulers of levels s = sigma/alpha at any time; flow matching if their config says so."""
 
     names = (
         "DPMSolverMultistepScheduler",
@@ -126,13 +148,13 @@ class _Ratio(_Table):
 
 
 class _EDM:
-    """Schedulers that scale what goes in and out of a raw network (Karras et al. 2022)."""
+    """Schedulers that scale the input and output of a raw network (Karras et al. 2022)."""
 
     names = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler")
 
     @staticmethod
     def form(scheduler: Any) -> str:
-        """The form of D = c_skip x + c_out F in the scaling that the network sees."""
+        """Return the prediction form of D = c_skip x + c_out F, in the network's scaling."""
         config = scheduler.config
         form = {("epsilon", 0.5): "edm", ("v_prediction", 1.0): "v"}.get((config.prediction_type, config.sigma_data))
         if form is None:
@@ -148,7 +170,7 @@ class _EDM:
 
     @staticmethod
     def visited(scheduler: Any) -> _Ladder:
-        if float(scheduler.sigmas[-1]) > 0:  # no step, so the sample would stay in the network's scaling
+        if float(scheduler.sigmas[-1]) > 0:  # without a last step the sample would stay in the network's scaling
             raise ValueError(
                 f'scheduler must have final_sigmas_type="zero" as {type(scheduler).__name__}: got "sigma_min"'
             )
@@ -177,7 +199,7 @@ class _FlowMatching:
         return _ladder(scheduler, _of_flow)
 
 
-_SET_WHEN_MADE = (  # to as many steps as the training has
+_SET_WHEN_MADE = (  # their constructor sets as many steps as the training has
     "DPMSolverSDEScheduler",
     "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
@@ -188,12 +210,15 @@ _FAMILIES = (_Table, _Ratio, _EDM, _FlowMatching)
 
 
 def names() -> list[str]:
-    """Classes of diffusers whose levels are known here."""
+    """Return the classes of diffusers whose levels are known here."""
     return [name for family in _FAMILIES for name in family.names]
 
 
 def _family(scheduler: Any) -> Any:
-    """The family of the scheduler's class. A subclass may sample otherwise, so it is none unless it is listed."""
+    """Return the family of the scheduler's class.
+
+    A subclass may sample differently, so it must be listed by its own name.
+    """
     name = type(scheduler).__name__
     for family in _FAMILIES:
         if name in family.names:
@@ -211,7 +236,10 @@ def _form_of(scheduler: Any) -> str:
 
 
 def _is_set(scheduler: Any) -> bool:
-    """True after `set_timesteps`: not all schedulers keep a number of steps where they are given times."""
+    """Tell whether `set_timesteps` was called.
+
+    Not all schedulers keep a number of steps when they are given times.
+    """
     steps, trained = getattr(scheduler, "num_inference_steps", None), scheduler.config.num_train_timesteps
     if steps is not None:
         return not (steps == trained and type(scheduler).__name__ in _SET_WHEN_MADE)
@@ -220,12 +248,15 @@ def _is_set(scheduler: Any) -> bool:
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Tell a scheduler of flow matching, x = (1 - sigma) x_0 + sigma eps."""
+    """Tell whether a scheduler is one of flow matching, x = (1 - sigma) x_0 + sigma eps."""
     return _family(scheduler) is _FlowMatching or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
 def _flow(scheduler: Any, name: str) -> Flow:
-    """Flow matching with the scheduler's shift; a dynamic shift counts as none: it moves the grid and no level."""
+    """Return flow matching with the scheduler's shift.
+
+    A dynamic shift counts as none: it moves the grid but no noise level.
+    """
     config = scheduler.config
     moves = getattr(config, "use_dynamic_shifting", False)
     shift: Any = 1.0 if moves else getattr(scheduler, name, None) or getattr(config, name, 1.0)
@@ -233,19 +264,22 @@ def _flow(scheduler: Any, name: str) -> Flow:
 
 
 def _ladder(scheduler: Any, pair: Callable[[float], tuple[float, float]]) -> _Ladder:
-    """All of `sigmas` with their times. Schedulers of two calls a step list levels twice: the later time is theirs."""
+    """Yield all of `sigmas` with their times.
+
+    Schedulers with two calls per step list levels twice; the later time is the one they use.
+    """
     sigmas, times = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
     for s, following, t in zip(sigmas[:-1], sigmas[1:], times, strict=False):
         if s != following:
             yield *pair(s), t
-    if sigmas[-1] == sigmas[len(times) - 1]:  # the last step goes nowhere
+    if sigmas[-1] == sigmas[len(times) - 1]:  # the last step leaves the level unchanged
         yield *pair(sigmas[-1]), times[-1]
     else:
         yield *pair(sigmas[-1]), sigmas[-1] * scheduler.config.num_train_timesteps if pair is _of_flow else 0.0
 
 
 def _distinct(ladder: _Ladder) -> list[tuple[float, float, float]]:
-    """The levels without repetitions, of which the first stays."""
+    """Drop repeated levels; the first of each stays."""
     levels: list[tuple[float, float, float]] = []
     for level in ladder:
         if not levels or level[:2] != levels[-1][:2]:

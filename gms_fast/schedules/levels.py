@@ -1,4 +1,4 @@
-"""Any table of noise levels as a schedule."""
+"""Schedule of a table of noise levels."""
 
 import torch
 from torch import Tensor
@@ -17,13 +17,26 @@ from gms_fast.storage.schema import short
 
 
 class Levels(Schedule):
-    """x_t = alphas[i] x_0 + sigmas[i] eps: noise levels by a table, such as Karras sigmas or a host's own.
+    """Schedule of any table of noise levels, such as Karras sigmas or another library's.
 
-    alphas, sigmas  (n,) finite and not negative, of levels sigma/alpha that strictly fall or strictly rise along the
-                    table. sigma may be 0 at the cleaner end, alpha at the noisier one
-    network_times   (n,) what the network is asked at for each; None: the time itself
-    Times count the levels from the cleanest, 0, to the noisiest, n-1, whichever comes first in the table; a grid
-    visits whole ones, all of them with n-1 steps.
+    Level i means x = alphas[i] x_0 + sigmas[i] eps. Times count the levels from the cleanest, 0, to the noisiest, n-1,
+    in whichever order the table has them. Grids have whole times; n-1 steps take all levels.
+
+    Args:
+        alphas: Scales of the signal (n,), finite, >= 0. The noisiest level may have 0.
+        sigmas: Standard deviations of the noise (n,), finite, >= 0. The cleanest level may have 0. The ratios
+            sigma/alpha must strictly fall or strictly rise along the table.
+        network_times: Network time of each level (n,). Default: its time.
+
+    Raises:
+        ValueError: If the tables differ in length, or their values are out of range or order.
+
+    Examples:
+        >>> schedule = gms_fast.schedules.Levels(alphas=[1, 1, 1, 1], sigmas=[10, 3, 1, 0])
+        >>> schedule.times
+        [3.0, 2.0, 1.0, 0.0]
+        >>> schedule.sigma(3)
+        tensor(10., dtype=torch.float64)
     """
 
     def __init__(self, alphas: Times, sigmas: Times, network_times: Times | None = None) -> None:
@@ -37,13 +50,13 @@ class Levels(Schedule):
             if not bool(table.isfinite().all()):
                 raise ValueError(f"{name} must be finite: got {short(table.tolist())}")
         if bool((alpha < 0).any()) or bool((sigma < 0).any()) or bool(((alpha == 0) & (sigma == 0)).any()):
-            raise ValueError("alphas, sigmas must not be negative, and not both zero")
-        noise = sigma[1:] * alpha[:-1] - sigma[:-1] * alpha[1:]  # of differences in level, exact in sign
+            raise ValueError("alphas, sigmas must not be negative, and not both zero at one level")
+        noise = sigma[1:] * alpha[:-1] - sigma[:-1] * alpha[1:]  # has the sign of the difference of sigma/alpha
         if len(noise) and bool((noise < 0).all()):  # noisiest first
             alpha, sigma = alpha.flip(0), sigma.flip(0)
             asked = asked if network_times is None else asked.flip(0)
         elif not bool((noise > 0).all()):
-            raise ValueError("alphas, sigmas must be levels sigma/alpha that strictly fall or rise along the table")
+            raise ValueError("alphas, sigmas must have ratios sigma/alpha that strictly fall or rise along the table")
         self._alpha, self._sigma, self._asked = alpha, sigma, asked
         self.t_max, self.t_min = float(len(alpha) - 1), 0.0
 
@@ -80,16 +93,16 @@ class Levels(Schedule):
         return self._at(self._asked, t)
 
     def from_network_time(self, t: Times) -> Tensor:
-        """The time of the level that the network is asked at nearest to t; of several such, the cleanest."""
+        """Return the time of the level nearest in network time; of several the cleanest."""
         return (as_float64(t)[..., None] - self._asked).abs().argmin(-1).double()
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """The time of the level nearest to lam, in the angle arctan(sigma/alpha)."""
+        """Return the time of the level nearest to lam, in the angle arctan(sigma/alpha)."""
         wanted = torch.atan((-as_float64(lam)).exp())
         return (wanted[..., None] - torch.atan2(self._sigma, self._alpha)).abs().argmin(-1).double()
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
-        """Whole times to visit, noisiest first, ending at 0, as even as `spacing` of `grid` has them."""
+        """Return whole times of a run, noisiest first, ending at 0: the times of `grid`, rounded."""
         check_steps(steps)
         first = self.t_max if t_max is None else float(round(t_max))
         if steps > first:

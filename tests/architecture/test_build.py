@@ -1,4 +1,4 @@
-"""The build that the tests believe they test is the one that is installed."""
+"""The installed build is the one of this checkout."""
 
 import os
 import re
@@ -78,7 +78,7 @@ def test_a_compiler_that_is_named_and_missing_is_one_clear_line(compiler, tmp_pa
     done = build(tmp_path / "made", CXX=compiler)
     last = done.stderr.strip().splitlines()
     assert done.returncode == 1
-    assert not (tmp_path / "made").exists()  # it is said before anything is copied
+    assert not (tmp_path / "made").exists()  # the error comes before anything is copied
     assert last == [
         f"the C++ compiler that CXX names is missing, {compiler.split()[0]}: install it, or name another; "
         "or set GMS_FAST_PURE=1 to do without the compiled kernels"
@@ -86,7 +86,7 @@ def test_a_compiler_that_is_named_and_missing_is_one_clear_line(compiler, tmp_pa
 
 
 def test_a_compiler_that_fails_is_heard(tmp_path):
-    """Its own words, and at the end one line of ours."""
+    """The output has the compiler's own message, and one line of ours at the end."""
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho the compiler is out of order >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -106,7 +106,7 @@ def test_a_compiler_that_is_there_lacks_nothing(monkeypatch):
 
 
 def build(folder, **environment):
-    """setup.py in a process of its own, building away from the checkout."""
+    """Run setup.py in its own process, with its build folder outside the checkout."""
     if any(shutil.which(tool) is None for tool in ("cmake", "ninja")):
         pytest.skip("cmake or ninja is not installed")
     arguments = ["-q", "build", "-b", str(folder), "-t", str(folder)]
@@ -134,7 +134,7 @@ def test_package_and_kernels_are_those_of_this_checkout():
 
 
 def test_bare_kernels_folder_is_empty():
-    """Libraries such as transformers import a package of that name, if they find one, to ask for its version."""
+    """Libraries such as transformers import any package of that name to ask for its version."""
     code = (
         "import sys, kernels; print(getattr(kernels, '__version__', None), 'triton' in sys.modules); kernels.gms_step"
     )
@@ -144,7 +144,7 @@ def test_bare_kernels_folder_is_empty():
 
 
 def test_baseline_objects_hold_no_wide_code():
-    """Functions that the linker may share between instruction sets would crash an old processor: there are none."""
+    """No function is shared between instruction sets, which would crash an old processor."""
     objects = sorted(ROOT.glob("build/**/cpu_*.dir/**/*.o"))
     if not objects or shutil.which("nm") is None:
         pytest.skip("the build folder was not kept (pip builds in a temporary one)")
@@ -155,7 +155,7 @@ def test_baseline_objects_hold_no_wide_code():
 
 @pytest.mark.parametrize("compiler", [["g++"], ["nvcc", "-x", "cu"]], ids=["g++", "nvcc"])
 def test_the_double_instantiation_of_the_headers_equals_the_oracle(compiler, tmp_path):
-    """The same text in double leaves no rounding for a wrong formula to hide behind."""
+    """The same source in double has no rounding that could hide a wrong formula."""
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"{compiler[0]} is not installed")
     binary, program = str(tmp_path / "double"), str(ROOT / "tests" / "architecture" / "double.cpp")
@@ -165,7 +165,7 @@ def test_the_double_instantiation_of_the_headers_equals_the_oracle(compiler, tmp
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 def test_roots_and_quotients_without_branches_are_those_of_ieee(tmp_path):
-    """All mantissas of a root, and the quotients that are hardest to round."""
+    """Check all mantissas of a root, and the quotients that are hardest to round."""
     includes = [f"-I{ROOT / folder}" for folder in ("tests/cuda_shim", "csrc")]
     wide = ["-mavx2", "-mfma"] if "avx2" in native.instruction_sets() else []
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", *wide, *includes]
@@ -180,7 +180,10 @@ def test_roots_and_quotients_without_branches_are_those_of_ieee(tmp_path):
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("source", ["step", "mixture", "linear"])
 def test_cuda_kernels_keep_their_state_in_registers(source, tmp_path):
-    """On both generations no kernel has a stack frame, so none spills; a quick one takes 80 registers at most."""
+    """No kernel has a stack frame on either generation, so none spills registers.
+
+    A quick kernel takes 80 registers at most.
+    """
     architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90)]
     path, target = str(ROOT / "csrc" / "cuda" / f"{source}.cu"), tmp_path / "kernels.o"
     command = ["nvcc", *predict.CUDA_FLAGS, *architectures, "--threads", "2", "-Xptxas", "-v", "-c", path, "-o"]
@@ -188,14 +191,17 @@ def test_cuda_kernels_keep_their_state_in_registers(source, tmp_path):
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
     assert set(frames) == {("0", "0")}
     entries = re.findall(r"Compiling entry function '(\w+)'(?:.*\n)*?.*Used (\d+) registers", report)
-    assert len(entries) > 2 * 40  # kernels of each fit, dtype, kind of draw and kind of access
+    assert len(entries) > 2 * 40  # one per fit, dtype, kind of draw and kind of access
     assert all(int(used) <= 80 for name, used in entries if "quick" in name and "weighted" not in name)
     if source == "step":
         check_instructions(predict.disassemble(target, "sm_90"))
 
 
 def check_instructions(kernels) -> None:
-    """Bars on a warp's instructions for an element, watched; an H200 issues about 148 while it moves its 20 bytes."""
+    """Bound the instructions of a warp per element.
+
+    An H200 issues about 148 while it moves the 20 bytes of an element.
+    """
     bars = {
         ("exact", "sample", "float32"): 116,
         ("exact", "sample", "bfloat16 moments and output"): 121,
@@ -227,7 +233,7 @@ def compare_with_oracle(output: str) -> None:
                 options |= {"moments": moments, "central": False, "clip": (-1.0, 1.0)}
                 wanted.append(reference.gms_step(x, e1, e2, e3, (*step, torch.inf), *draws, **options))
         for want in wanted:
-            # Where rounding decides between two branches that do not meet (a clipping, a component) both are right.
+            # Where rounding decides between two branches with different results (clipping, component), both are right.
             far = (rows[:, column] - want).abs() > tolerance * (1 + want.abs())
             assert far.double().mean() < 1e-3
             column += 1

@@ -1,4 +1,7 @@
-"""Imports between rooms, what solvers may not do, and that an op has the same name at every level; read with `ast`."""
+"""Imports between packages, limits of solvers, and equal names of ops at every level.
+
+The code is read with `ast`.
+"""
 
 import ast
 
@@ -20,7 +23,10 @@ def files(folder):
 
 
 def imports(path):
-    """Every module or name that a file imports, dotted, wherever in the file; each with all its parents."""
+    """Return every module or name that a file imports, dotted, with all its parents.
+
+    Imports inside functions count too.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -36,7 +42,10 @@ def within(name, package):
 
 
 def from_package(path):
-    """The imports of a file from gms_fast, without the bare package that `from gms_fast import x` mentions."""
+    """Return the imports of a file from gms_fast.
+
+    The bare package, which `from gms_fast import x` mentions, is left out.
+    """
     return {name for name in imports(path) if name.startswith("gms_fast.")}
 
 
@@ -46,7 +55,7 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
     assert imports(tmp_path / "m.py") == {"a.b", "gms_fast", "gms_fast.ops", "gms_fast.x", "gms_fast.x.y"}
 
 
-DOWNWARDS = (  # a room may import those of its own line and of the lines below
+DOWNWARDS = (  # each may import those of its own line and of the lines below
     ("cli", "integrations", "__main__", "__init__"),
     ("generation",),
     ("recommendation",),
@@ -79,14 +88,14 @@ ONLY = {  # folder: the parts of gms_fast that it may import, of those that may 
     "gms_fast/shards.py": ["storage"],
     "gms_fast/images.py": ["storage"],
 }
-INSIDE = ("kernels", "_C", "ops.native", "ops.dispatch", "ops.reference")  # that `ops` alone knows
+INSIDE = ("kernels", "_C", "ops.native", "ops.dispatch", "ops.reference")  # private to `ops`
 NEVER = {  # folder: the parts of gms_fast that it must not import
     "gms_fast/solvers": INSIDE,
     "gms_fast/tables": INSIDE,
     "gms_fast/sampling.py": (*INSIDE, "models", "io"),
     "gms_fast/models": (*INSIDE, "ops"),
     "gms_fast/training": (*INSIDE, "ops", "solvers", "sampling", "search"),
-    "gms_fast/search": (*INSIDE[:-1], "models", "io", "quality"),  # it derives through the reference
+    "gms_fast/search": (*INSIDE[:-1], "models", "io", "quality"),  # it differentiates the reference
 }
 
 
@@ -98,7 +107,7 @@ def room(path):
 def test_imports_run_downwards(path):
     level = next(i for i, rooms in enumerate(DOWNWARDS) if room(path) in rooms)
     allowed = {name for rooms in DOWNWARDS[level:] for name in rooms}
-    names = from_package(path) if path != PACKAGE / "__init__.py" else set()  # it exports whatever it likes
+    names = from_package(path) if path != PACKAGE / "__init__.py" else set()  # which exports all
     strangers = {name for name in names if name.split(".")[1] not in allowed}
     assert not strangers, f"{path.relative_to(ROOT)} imports {strangers}"
 
@@ -142,20 +151,20 @@ def test_triton_is_imported_in_kernels_alone():
 
 
 WRITES = {"write_text", "write_bytes", "save_file"}
-WRITERS = {  # that write by themselves, and why
+WRITERS = {  # files that write without `atomic`, and the reason
     "gms_fast/storage/atomic.py",
     "gms_fast/storage/locks.py",
     "bench/gpu/parts.py",  # runs before the package is built
-    "bench/gpu/preflight.py",  # so does this
-    "bench/gpu/counters.py",  # passes on what another program says
+    "bench/gpu/preflight.py",  # likewise
+    "bench/gpu/counters.py",  # passes on another program's output
     "bench/faults/kills.py",
-    "bench/faults/damage.py",  # files that are to be found broken
+    "bench/faults/damage.py",  # writes damaged files on purpose
     "bench/faults/damage_files.py",
 }
 
 
 def test_one_module_writes_files():
-    """All others have it done: by `atomic`, or by what uses it."""
+    """All other modules write by `atomic`, or by modules that use it."""
     for path in [*files("gms_fast"), *(ROOT / "bench").rglob("*.py")]:
         if path.relative_to(ROOT).as_posix() in WRITERS:
             continue
@@ -168,7 +177,7 @@ def test_one_module_writes_files():
             assert not any(set(str(m)) & set("wax+") for m in mode), f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
-TOP = {"cli": {"cli", "__main__.py"}, "integrations": {"integrations", "__init__.py"}}  # a room: who may import it
+TOP = {"cli": {"cli", "__main__.py"}, "integrations": {"integrations", "__init__.py"}}  # package: its importers
 
 
 @pytest.mark.parametrize(("room", "users"), TOP.items())
@@ -186,13 +195,13 @@ def test_nobody_imports_the_tests_or_the_benchmarks():
 
 
 def calls(tree):
-    """Dotted names of everything that is called."""
+    """Return the dotted names of everything that is called."""
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
 @pytest.mark.parametrize("path", files("gms_fast/solvers"), ids=lambda p: p.name)
 def test_solvers_hide_nothing(path):
-    """No printing, no waiting for the device, and no random numbers but those of the counters."""
+    """Solvers print nothing, never wait for the device, and draw only counter-based noise."""
     for name in calls(ast.parse(path.read_text())):
         assert name != "print"
         assert name.rpartition(".")[2] not in ("item", "tolist", "cpu", "randn", "randn_like", "rand", "rand_like")
@@ -204,7 +213,7 @@ def test_no_module_is_named_utils():
 
 
 def exported(path):
-    """Names that an `__init__` file takes from its modules."""
+    """Return the names that an `__init__` file takes from its modules."""
     tree = ast.parse(path.read_text())
     return {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
 

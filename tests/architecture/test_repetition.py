@@ -1,4 +1,4 @@
-"""One formula in one place: no six equal lines of logic in two places, and the optimiser's numbers stand once."""
+"""Every formula in one place: no six equal lines of logic, no repeated optimiser constants."""
 
 import ast
 import itertools
@@ -13,9 +13,9 @@ FILES = [*sorted((ROOT / "gms_fast").rglob("*.py")), *sorted((ROOT / "bench").rg
 
 
 def logic(source):
-    """(number, text) of the lines that do something.
+    """Return (number, text) of the lines of logic.
 
-    Those do nothing that import, explain, declare what a function takes, close a bracket or hand an argument on.
+    Imports, docstrings, comments, signatures, closing brackets and passed-on arguments are not logic.
     """
     skipped = set()
     for node in ast.walk(ast.parse(source)):
@@ -33,7 +33,7 @@ def logic(source):
 
 
 def repeated(sources):
-    """Places of equal runs of lines, by the lines."""
+    """Return the places of equal runs of lines."""
     found = defaultdict(list)
     for name, source in sources.items():
         lines = list(logic(source))
@@ -54,7 +54,7 @@ def test_repetition_is_found():
 
 @pytest.mark.parametrize(("number", "times"), [(0.06, 1), (70, 1), (1e-8, 1)])
 def test_numbers_of_the_released_optimiser_stand_once(number, times):
-    """In `ops.types.Fit`; signatures, schemas and solvers take them from there."""
+    """They are in `ops.types.Fit`; signatures, schemas and solvers read them there."""
     constants = [
         f"{path.name}:{node.lineno}"
         for room in ("ops", "solvers")

@@ -1,4 +1,7 @@
-"""Constraints pin what set-up asks for, locks hold those versions with their hashes, and the right one is installed."""
+"""Requirements: constraints pin them, locks hold those versions with hashes, and they match.
+
+The installed versions match too.
+"""
 
 import platform
 import re
@@ -19,13 +22,13 @@ HERE = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
 def lines(file):
-    """The requirements of a file, without comments, options and hashes."""
+    """Return the requirements of a file, without comments, options and hashes."""
     found = [line.split("#")[0].split("\\")[0].strip() for line in file.read_text().splitlines()]
     return [Requirement(line) for line in found if line and not line.startswith("-")]
 
 
 def versions(files, python):
-    """Requirements of files on Linux: name -> specifiers that apply."""
+    """Return name -> specifiers that apply on Linux, for the requirements of files."""
     machine = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
     found = {}
     for requirement in (requirement for file in files for requirement in lines(file)):

@@ -1,4 +1,4 @@
-"""Signatures as an editor shows them: options one by one, and the compiled module by its stub."""
+"""Signatures as an editor shows them: explicit options, and a stub of the compiled module."""
 
 import ast
 import inspect
@@ -23,7 +23,7 @@ ANY_KEYWORDS = {
     "gms_fast.models.moment_heads.MomentHeads.observed",
     "gms_fast.models.unet.MomentUNet.first_moment",
     "gms_fast.models.jacobian_variance.JacobianVariance.first_moment",
-}  # typed; and those of a network that is not ours
+}  # keywords that are typed, or go to a network of the user
 
 
 def ours(value):
@@ -31,7 +31,7 @@ def ours(value):
 
 
 def reachable():
-    """Public functions and classes of `gms_fast` and of its modules."""
+    """Return the public functions and classes of `gms_fast` and of its modules."""
     shown = [getattr(gms_fast, name) for name in dir(gms_fast) if not name.startswith("_")]
     modules = [value for value in shown if isinstance(value, ModuleType) and value.__name__.startswith("gms_fast.")]
     named = [pair for module in (gms_fast, *modules) for pair in vars(module).items()]
@@ -40,7 +40,10 @@ def reachable():
 
 
 def called(value):
-    """A function, or of a class the constructor and its own methods, but `forward`: there conditions go through."""
+    """Return a function, or the constructor and public methods of a class.
+
+    `forward` is left out, because it passes on keyword conditions.
+    """
     if not isinstance(value, type):
         return [value]
     names = [name for name in vars(value) if name == "__init__" or not (name.startswith("_") or name == "forward")]
@@ -75,12 +78,12 @@ def test_options_are_the_settings_with_their_defaults(function, settings):
 def test_load_knows_the_arguments_of_the_network():
     wanted = {name: p.annotation for name, p in inspect.signature(MomentUNet).parameters.items()}
     known = dict(io.Overrides.__annotations__)
-    assert wanted.pop("schedule") != known.pop("schedule")  # also by its name or its config
+    assert wanted.pop("schedule") != known.pop("schedule")  # `load` also takes a name or a config
     assert known == wanted
 
 
 def stub():
-    """Public names of `_C.pyi`, with the number of arguments of each function and class."""
+    """Return the public names of `_C.pyi` with the number of arguments of each."""
     found = {}
     for node in ast.parse((PACKAGE / "_C.pyi").read_text()).body:
         if isinstance(node, ast.FunctionDef):

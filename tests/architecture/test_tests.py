@@ -1,4 +1,4 @@
-"""The tests themselves: short files, each in the folder that its module has in the package."""
+"""Test files: short, and each in the folder that its module has in the package."""
 
 import pytest
 from places import ROOT
@@ -19,12 +19,15 @@ def test_file_is_short(path):
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=name)
 def test_tests_of_a_module_stand_where_it_does(path):
-    """A file of the name of a module, or of several, is in the folder of one of them."""
+    """A file named after a module, or several, is in the folder of one of them."""
     folders = {module.parent for module in MODULES if f"test_{module.stem}" == path.stem}
     assert not folders or path.parent.relative_to(TESTS) in folders
 
 
 def test_most_modules_have_tests_of_their_name():
-    """The rest is tested by what uses it; a module that loses its tests or leaves their folder is noticed."""
+    """The other modules are tested through their users.
+
+    A module that loses its tests, or whose tests leave their folder, is noticed.
+    """
     tested = [module for module in MODULES if (TESTS / module.parent / f"test_{module.name}").exists()]
     assert len(tested) > len(MODULES) / 2

@@ -1,4 +1,4 @@
-"""The top level: names for editors and for the look-up are the same, and an import brings the ops alone."""
+"""Top level: type checkers and the lazy import know the same names, and the import is quick."""
 
 import ast
 import subprocess
@@ -11,7 +11,7 @@ import gms_fast
 
 
 def named_for_editors():
-    """Names under `if TYPE_CHECKING`."""
+    """Return the names under `if TYPE_CHECKING`."""
     tree = ast.parse(Path(gms_fast.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     return {alias.asname for node in block.body for alias in node.names}
@@ -38,7 +38,7 @@ def test_unknown_name_is_an_attribute_error():
 
 
 def test_import_brings_the_ops_and_nothing_that_takes_long():
-    """Importing torch takes a second, and this must not be longer."""
+    """Importing torch takes a second; this package must not add to it."""
     code = "import sys, torch; before = set(sys.modules); import gms_fast; torch.ops.gms_fast.gms_step; "
     code += "print(*sorted({name.partition('.')[0] if not name.startswith('gms_fast') else name "
     code += "for name in set(sys.modules) - before}))"

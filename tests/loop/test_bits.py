@@ -1,4 +1,7 @@
-"""Bits of every op and of `sample` are those on record: what a seed gives is the same before and after a change."""
+"""Bits of every op and of `sample` equal the recorded ones.
+
+So a seed gives the same result before and after a change.
+"""
 
 import json
 

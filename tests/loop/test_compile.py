@@ -1,4 +1,4 @@
-"""The whole loop under torch.compile: one graph, the eager loop's values, and no compilation for new inputs."""
+"""The loop under torch.compile: one graph, eager values, no recompilation for new inputs."""
 
 import dataclasses
 import math
@@ -40,7 +40,7 @@ SLOPE = 0.9
 
 
 class MomentNet(torch.nn.Module):
-    """All three moments of pictures."""
+    """Network with all three moments of images."""
 
     sample_shape, schedule, moments = (1, 4, 4), VPLinear(), "central"
 
@@ -54,7 +54,7 @@ class MomentNet(torch.nn.Module):
 
 
 class VelocityNet(torch.nn.Module):
-    """One tensor of vectors."""
+    """Network with one tensor, for vectors."""
 
     sample_shape, schedule, prediction = (6,), VPCosine(), "v"
 
@@ -92,14 +92,14 @@ def test_loop_from_a_given_state(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_loop_from_a_tensor_of_seeds(solver):
-    """One for each sample, or one for all."""
+    """The tensor has one seed per sample, or one for all."""
     net = MomentNet()
     for seeds in (torch.tensor([3, -1, 5, 0]), torch.tensor(3)):
         assert_compiles_once(lambda s: gms_fast.sample(net, n=4, seed=s, solver=solver), seeds, seeds + 7)
 
 
 def test_loop_with_a_table_that_was_learned_for_a_network():
-    """Its fingerprint cannot be taken in a graph; the eager loop takes it."""
+    """The eager loop checks the table's fingerprint; a graph cannot."""
     net, other = MomentNet(), MomentNet()
     other.slope.data.mul_(2)
     solver = solvers.GGDM(dataclasses.replace(TABLE, network=statistics.fingerprint(net)))
@@ -117,7 +117,7 @@ def test_loop_around_one_tensor(solver):
 
 
 def test_sample_itself_compiles_and_follows_its_arguments():
-    """Other numbers make another graph, with the eager values."""
+    """Other numbers make another graph with the eager values."""
     net, compiled = MomentNet(), torch.compile(gms_fast.sample, fullgraph=True, backend="eager")
     for options in ({"steps": 3}, {"steps": 4}, {"n": 2}, {"n": 3}, {"seed": 1}, {"seed": [1, 1 << 63]}):
         options = {"steps": 2, "n": 2} | options
@@ -130,7 +130,7 @@ def test_plans_of_one_graph_are_kept_apart():
     def many(x):
         for options in ({"steps": 3}, {"schedule": other}, {"schedule": "cosine"}, {"timesteps": [900, 300.0, 0]}):
             x = gms_fast.sample(net, **{"steps": 2} | options, x_T=x, solver="ddpm", clip=(-9.0, 9.0))
-        return x  # clipped to less, nothing would be left of the start
+        return x  # a narrower clip would remove all influence of the initial state
 
     assert_compiles_once(many, *states(net.sample_shape), backend="eager")
 
@@ -195,7 +195,7 @@ def test_given_noise_and_callback_are_part_of_the_graph():
 
 
 def test_nan_goes_through_a_compiled_loop():
-    """Into the sample that it is in."""
+    """NaN passes into the sample that contains it."""
     net, x_T = MomentNet(), states((1, 4, 4))[0]
     x_T[1] = math.nan
     compiled = torch.compile(lambda x: gms_fast.sample(net, x_T=x), fullgraph=True, backend="aot_eager")
@@ -205,11 +205,11 @@ def test_nan_goes_through_a_compiled_loop():
 
 
 def test_inductor_agrees_to_rounding():
-    """The network and what stands between the ops may be fused, which rounds otherwise; the ops are the same.
+    """The compiler may fuse the network and the code between ops, which changes rounding.
 
-    With e1 = SLOPE x and other moments that hold no x, a step multiplies an error in x_t by
-    A + B |1 - sigma SLOPE|/alpha at most (clipping lengthens nothing). It adds the rounding of m = (x - sigma e1)/alpha
-    and x_s and of the drawn deviation: 16 operations of error 2^-24 on numbers of at most (1 + B/alpha) max|x_t|.
+    The ops are the same. With e1 = SLOPE x and other moments without x, a step multiplies an error in x_t by
+    A + B |1 - sigma SLOPE|/alpha at most; clipping lengthens nothing. It adds the rounding of m = (x - sigma e1)/alpha,
+    of x_s and of the drawn deviation: 16 operations of error 2^-24 on numbers of at most (1 + B/alpha) max|x_t|.
     """
     net, (x_T, _) = MomentNet(), states((1, 4, 4))
     sizes = []

@@ -1,4 +1,4 @@
-"""The closed fits on learned moments, at few steps and at many: finite, and inside their guards."""
+"""Closed fits on learned moments at few and many steps: finite and within their bounds."""
 
 import pytest
 
@@ -15,4 +15,4 @@ def test_closed_fits_stay_inside_their_guards(name, steps):
     worst = finite.survey([name], steps)
     assert len(worst) == len(finite.FITS) * len(finite.DTYPES)
     assert max(worst.values()) <= 1, worst
-    assert min(worst.values()) > 0.2  # a bound that nothing comes near would show nothing
+    assert min(worst.values()) > 0.2  # a bound that no value approaches would test nothing

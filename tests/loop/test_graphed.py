@@ -1,4 +1,4 @@
-"""The captured loop: the samples of `sample`, from real graphs on a GPU and from played ones everywhere."""
+"""The captured loop draws the samples of `sample`, with real CUDA graphs and simulated ones."""
 
 import inspect
 import math
@@ -27,7 +27,7 @@ SEEDS = {"one": 7, "negative": -1, "unsigned": (1 << 64) - 1, "each": [3, -1], "
 
 
 class Net(torch.nn.Module):
-    """Moments of pictures, with `level` in all of them; counts its calls."""
+    """Network with image moments, all shifted by `level`; counts its calls."""
 
     sample_shape, schedule, moments, clip, has_graphs = (1, 4, 4), VPLinear(), "central", None, True
 
@@ -45,7 +45,7 @@ class Net(torch.nn.Module):
 
 @pytest.fixture(params=["cpu", "played", pytest.param("cuda", marks=GPU)])
 def net(request, monkeypatch):
-    """On a CPU as it is, on one that has graphs, and on a GPU."""
+    """Network on a CPU without graphs, on a CPU with simulated graphs, and on a GPU."""
     if request.param == "played":
         played_graphs.play(monkeypatch)
     made = Net().to("cuda" if request.param == "cuda" else "cpu")
@@ -55,7 +55,7 @@ def net(request, monkeypatch):
 
 @pytest.fixture(params=["played", pytest.param("cuda", marks=GPU)])
 def place(request, monkeypatch):
-    """A device that has graphs."""
+    """Device that has graphs."""
     if request.param == "played":
         played_graphs.play(monkeypatch)
     return "cuda" if request.param == "cuda" else "cpu"
@@ -67,7 +67,7 @@ def same(got, want):
 
 
 def graphed(net, *args, **options):
-    """Captured wherever there are graphs."""
+    """Call `gms_fast.graphed` and check that it captured wherever there are graphs."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "gms_fast.graphed runs the loop")
         draw = gms_fast.graphed(net, *args, **options)
@@ -154,11 +154,11 @@ def test_replays_do_not_call_the_network(place):
     net = Net().to(place)
     draw = graphed(net, 3, n=2)
     calls = net.calls
-    assert calls == 3 * 4  # two runs before the capture, and itself
+    assert calls == 3 * 4  # two runs before the capture, and the capture
     for seed in (1, 2, 3):
         draw(seed)
     assert net.calls == calls
-    for seeds in ([1, 2], [3, 4]):  # captured anew, once
+    for seeds in ([1, 2], [3, 4]):  # one more capture
         draw(seeds)
     assert net.calls == 2 * calls
 
@@ -217,11 +217,11 @@ def test_bad_argument_is_named_before_the_network_is_called(net, options, messag
     [
         ({"seed": [1, 2, 3]}, "seed must be one integer or one per sample, 2 of them: got 3"),
         ({"seed": 0.5}, "seed"),
-        ({"x_T": torch.zeros(3, 1, 4, 4)}, r"x_T must be as .* torch.float32 \(2, 1, 4, 4\): got .* \(3, 1, 4, 4\)"),
-        ({"x_T": torch.zeros(2, 1, 4, 4).double()}, "x_T must be .*float32.*: got torch.float64"),
-        ({"condition": {"level": torch.zeros(1)}}, r"condition\['level'\] must be .* \(2,\): got .* \(1,\)"),
-        ({"condition": {"level": 0.5}}, r"condition\['level'\] must be .* \(2,\): got 0.5"),
-        ({"condition": {"label": 1}}, "condition must be .* the keywords level: got the keywords label"),
+        ({"x_T": torch.zeros(3, 1, 4, 4)}, r"x_T must match .* torch.float32 \(2, 1, 4, 4\): got .* \(3, 1, 4, 4\)"),
+        ({"x_T": torch.zeros(2, 1, 4, 4).double()}, "x_T must match .*float32.*: got torch.float64"),
+        ({"condition": {"level": torch.zeros(1)}}, r"condition\['level'\] must match .* \(2,\): got .* \(1,\)"),
+        ({"condition": {"level": 0.5}}, r"condition\['level'\] must match .* \(2,\): got 0.5"),
+        ({"condition": {"label": 1}}, "condition must match .* the keywords level: got the keywords label"),
     ],
 )
 def test_what_does_not_fit_the_capture_is_named(net, options, message):
@@ -235,9 +235,9 @@ def test_what_does_not_fit_the_capture_is_named(net, options, message):
 def test_what_was_not_given_cannot_change(net):
     draw = graphed(net, 2, n=2, condition={"level": 0.5})
     same(draw(3, condition={"level": 0.5}), gms_fast.sample(net, 2, n=2, seed=3, condition={"level": 0.5}))
-    with pytest.raises(ValueError, match=r"condition\['level'\] must be as graphed was given it, 0.5: got 0.25"):
+    with pytest.raises(ValueError, match=r"condition\['level'\] must match the one given to graphed, 0.5: got 0.25"):
         draw(condition={"level": 0.25})
-    with pytest.raises(ValueError, match=r"x_T must be as graphed was given it, None: got torch.float32"):
+    with pytest.raises(ValueError, match=r"x_T must match the one given to graphed, None: got torch.float32"):
         draw(x_T=torch.zeros(2, 1, 4, 4))
 
 
@@ -254,7 +254,7 @@ def test_bad_values_of_a_replay_are_named(net):
         same(draw(5), gms_fast.sample(net, 2, seed=5, x_T=start, condition={"level": good}))
 
 
-# --- where there is no graph ---
+# --- loops without a graph ---
 
 
 class Reading(Net):
@@ -275,14 +275,14 @@ class Random(Net):
 
 
 class Counting(Net):
-    """Computes with a number that the host keeps."""
+    """Network that computes with a number on the host."""
 
     def forward(self, x, t):
         return super().forward(x * (1 + 0.01 * self.calls), t)
 
 
 class Settling(Net):
-    """Computes otherwise in its first run."""
+    """Network that computes differently in its first run."""
 
     def forward(self, x, t):
         return super().forward(x * (0.5 if self.calls < 3 else 1), t)
@@ -291,9 +291,9 @@ class Settling(Net):
 BREAKING = {
     "reads": (Reading, r"the host waits for the GPU in the loop, first at .*test_graphed.py:\d+"),
     "refuses": (Refusing, r"capturing failed at .*test_graphed.py:\d+: not in a capture$"),
-    "is random": (Random, "a replay gives other samples than the loop"),
-    "counts": (Counting, "a replay gives other samples than the loop"),
-    "settles": (Settling, "a replay gives other samples than the loop"),
+    "is random": (Random, "a replay differs from the loop"),
+    "counts": (Counting, "a replay differs from the loop"),
+    "settles": (Settling, "a replay differs from the loop"),
 }
 
 
@@ -309,7 +309,7 @@ def test_model_that_breaks_a_capture_is_run_step_by_step(place, kind, message):
     assert net.calls == before + 3
     if kind in (Reading, Refusing):
         same(got, gms_fast.sample(net, 2, n=2, seed=5))
-        torch.rand(3, device=place)  # the device and its random numbers are as before
+        torch.rand(3, device=place)  # the device and its random numbers still work
         good = Net().to(place)
         same(graphed(good, 2, n=2)(5), gms_fast.sample(good, 2, n=2, seed=5))
 

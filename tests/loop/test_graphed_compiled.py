@@ -1,4 +1,4 @@
-"""The loop that `graphed` compiles: the samples of `sample`, no compilation for new inputs, and what is said of it."""
+"""The loop that `graphed` compiles: samples of `sample`, no recompilation, and its messages."""
 
 import math
 import re
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def quick_compiler(monkeypatch):
-    """Traces, and runs what it traced."""
+    """Replace the compiler by one that traces and runs the trace."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     yield
     torch.compiler.reset()
 
 
 class Net(torch.nn.Module):
-    """Moments of pictures, with `level` in the first."""
+    """Network with image moments; `level` shifts the first."""
 
     sample_shape, schedule, moments, clip = (1, 4, 4), VPLinear(), "central", None
 
@@ -101,7 +101,7 @@ def test_errors_of_a_model_that_is_compiled_are_raised_as_they_are(quick_compile
 
 @pytest.mark.slow(30)
 def test_inductor_agrees_to_rounding():
-    """Two steps of no noise; test_compile.py derives what more of them come to."""
+    """Two steps without noise; test_compile.py derives the bound for more."""
     net = Net()
     draw = gms_fast.graphed(net, 2, n=2, solver="ddim", compile=True)
     assert draw.why is None

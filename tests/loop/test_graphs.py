@@ -1,4 +1,4 @@
-"""The loop on a device that the host does not wait for: one look at the end, and the loop as a CUDA graph."""
+"""The loop on a device that the host does not wait for, and in a CUDA graph."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ SOLVERS = {
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_report_names_the_first_of_all_that_was_bad(bad):
     finite = FiniteCheck(lambda code, _: f"code {code}")
-    finite.begin(torch.zeros(1, device="meta"))  # a device that is not waited for
+    finite.begin(torch.zeros(1, device="meta"))  # a device that the host does not wait for
     finite._first = torch.full((1,), NOTHING, dtype=torch.int32)
     for code, values in ((0, (1.0, 3e38)), (9, (bad,)), (5, (0.0, bad)), (7, (bad, 1.0)), (2, ())):
         finite.see(torch.tensor(values), code)
@@ -50,7 +50,7 @@ def test_on_a_cpu_the_error_is_at_once(dtype):
 
 
 class Net(torch.nn.Module):
-    """Moments of pictures out of sums and products, with NaN in e2 from the time `bad_from` on."""
+    """Network with image moments from sums and products, with NaN in e2 from time `bad_from` on."""
 
     sample_shape, schedule, moments = (1, 8, 8), VPLinear(), "central"
 
@@ -82,7 +82,7 @@ def net(request):
 
 
 def test_host_waits_once(net):
-    """For the report at the end."""
+    """The host waits for the report at the end."""
     gms_fast.sample(net, n=4)
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -103,7 +103,7 @@ def test_captured_loop_draws_for_the_seeds_of_each_replay(net, solver, seeds_of_
     def draw():
         return gms_fast.sample(net, n=4, seed=seeds, solver=solver)
 
-    want = [draw() for _ in map(seeds.copy_, batches)]  # which also builds the kernels, as capturing must not
+    want = [draw() for _ in map(seeds.copy_, batches)]  # also builds the kernels, which is impossible in a capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         x = draw()
@@ -116,7 +116,7 @@ def test_captured_loop_draws_for_the_seeds_of_each_replay(net, solver, seeds_of_
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_one_captured_step_serves_every_step(net, backend):
-    """Coefficients, seed and step index are read at the replay."""
+    """Each replay reads coefficients, seed and step index."""
     schedule, times = VPLinear(), [999, 700, 300, 0]
     steps = [gms_fast.StepCoefficients.between(schedule, t, s) for t, s in pairwise(times)]
     x, e1, e2, e3 = (torch.rand(4, 1, 8, 8, device="cuda") for _ in range(4))
@@ -138,7 +138,7 @@ def test_one_captured_step_serves_every_step(net, backend):
 
 
 def test_loop_that_the_compiler_captures_draws_for_the_seeds_of_each_call(net):
-    """But for the rounding that test_compile.py bounds by 1e-3."""
+    """Samples agree but for the rounding that test_compile.py bounds by 1e-3."""
     draw = torch.compile(lambda seeds: gms_fast.sample(net, n=4, seed=seeds), fullgraph=True, mode="reduce-overhead")
     for first in (1, 50, 90):
         seeds = torch.arange(first, first + 4, device="cuda")

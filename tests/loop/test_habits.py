@@ -1,4 +1,4 @@
-"""Strangers' habits, each with the value that is right: samples are right or refused, never silently wrong."""
+"""Habits from other libraries: samples are right or refused, never silently wrong."""
 
 import functools
 import warnings
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("shape", [(3, 8, 8), (192,)])
 @pytest.mark.parametrize("last", [300, 60, 20, 4])
 def test_state_that_is_handed_on_keeps_its_noise(solver, shape, last):
-    """These solvers are exact on Gaussian data; what a picture's last step may leave is no matter here."""
+    """These solvers are exact on Gaussian data; the noise of the last step does not matter here."""
     times = [*(t for t in (999, 800, 600, 450, 200, 90) if t > last), last]
     x = sample(Moments(sample_shape=shape), timesteps=times, solver=solver, denoise=False)
     assert std(x) == pytest.approx(marginal(last)[1], rel=ACCURATE)
@@ -50,7 +50,7 @@ def test_finished_pictures_are_still_bounded():
 
 
 def test_er_sde_takes_as_many_points_as_a_host():
-    """Its sum is a left Riemann sum: the error halves with twice the points."""
+    """Its sum is a left Riemann sum, so twice the points halve the error."""
     model = Exact(clip=None)
     draw = functools.partial(sample, model, timesteps=[999, 700, 400, 200, 50], n=8)
     exact = draw(solver=solvers.ERSDE(quadrature="exact", variance_clip=1e-6))
@@ -61,7 +61,7 @@ def test_er_sde_takes_as_many_points_as_a_host():
         solvers.ERSDE(points=0)
 
 
-# Crashes and unclear words
+# Crashes and unclear messages
 def test_noise_without_uniforms():
     z = [ops.philox_normal((4, 3, 8, 8), seed=0, step=COUNTED + i) for i in range(6)]
     model = Moments()
@@ -79,7 +79,7 @@ def test_numpy_seeds(seed):
 
 @pytest.mark.parametrize("solver", [*solvers.names(), "dpm-solver-v3", "teleport", "gms with covariance"])
 def test_default_device_of_the_user(solver):
-    """Numbers that belong to the CPU stay there; `meta` has none and fails at once."""
+    """CPU numbers stay on the CPU: the default device `meta` would fail at once."""
     model = gms_fast.load("digits")
     gaussian = gms_fast.statistics.load_gaussian("digits")
     made = {
@@ -127,7 +127,7 @@ def test_nothing_is_warned_of_at_alpha_zero():
             sample(Exact(schedule=Flow(), form="flow"), 5, n=2, solver=solver)
 
 
-# What is expected of a sampler
+# Expectations of a sampler
 def test_batch_size_changes_no_sample():
     model = Moments()
     for solver in ("gms", "ddpm", "dpm-solver++"):
@@ -170,7 +170,7 @@ GAUSSIAN = gms_fast.statistics.gaussian(
 
 
 def test_callback_may_return_the_state():
-    """It takes the place of x in the step; what the network said stays."""
+    """The returned state replaces x in the step; the network's output stays."""
     seen = []
 
     def shifted(i, t, x, x_0):

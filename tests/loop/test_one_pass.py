@@ -1,4 +1,4 @@
-"""A step outside of the network is one pass: one op, no other work on tensors, no moments that nobody reads."""
+"""A step outside the network is one pass: one op, no other arithmetic, no unread moments."""
 
 import math
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ SOLVERS = {
 
 
 class Net:
-    """Moments of pictures, and how often each of its ways was asked."""
+    """Network with image moments that records which of its methods is called."""
 
     sample_shape, schedule, clip, moments = (1, 8, 8), VPLinear(), (-1.0, 1.0), "central"
 
@@ -64,7 +64,7 @@ def test_every_step_is_one_op_and_touches_no_tensor_beside(solver, monkeypatch):
         return gms_fast.sample(network, steps, solver=solver, schedule=LINEAR, clip=(-1, 1), x_T=x_T)
 
     steps = 8 if isinstance(solver, solvers.GGDM) else 6
-    draw()  # which makes the plan
+    draw()  # makes the plan
     calls.clear()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         draw()
@@ -77,8 +77,8 @@ def test_every_step_is_one_op_and_touches_no_tensor_beside(solver, monkeypatch):
         name for name in events if name in ("aten::add", "aten::mul", "aten::div", "aten::sub", "aten::where")
     }
     assert not arithmetic
-    assert events.count("aten::clamp_") == isinstance(solver, solvers.GGDM)  # of the sample, once
-    assert events.count("aten::aminmax") == 1  # of x_T
+    assert events.count("aten::clamp_") == isinstance(solver, solvers.GGDM)  # clips the sample once
+    assert events.count("aten::aminmax") == 1  # checks x_T
 
 
 def test_moments_are_asked_for_where_they_are_read():
@@ -96,7 +96,7 @@ def test_moments_are_asked_for_where_they_are_read():
     gms_fast.sample(net, 6, solver=solver, n=2)
     together = net.asked[1:].index("all")
     assert 0 < together < 5
-    first = ["all"]  # which tells whether the model gives them
+    first = ["all"]  # shows whether the model has all moments
     assert net.asked == first + ["first"] * together + ["all"] * (5 - together) + ["first"]
 
 
@@ -192,7 +192,10 @@ class Conditional:
     ("solver", "moments"), [("ddim", None), ("dpm-solver++", None), ("ddpm", None), ("gms", "raw"), ("gms", "central")]
 )
 def test_guidance_in_the_kernel_is_guidance_in_torch(solver, moments, dtype):
-    """To a few roundings of the eight steps; mixtures may fall to the other side where u is within one of w."""
+    """They agree to a few roundings of the eight steps.
+
+    Where u is within a rounding of w, a mixture may draw the other component.
+    """
     network = Conditional(moments)
     guided = ClassifierFree(network, torch.tensor([1.0]), torch.tensor([-0.5]), scale=2.5)
     options = {"solver": solver, "n": 3, "dtype": dtype}
@@ -283,7 +286,7 @@ def test_error_names_the_place_wherever_it_is():
 
 
 class Own(solvers.Solver):
-    """A solver of a stranger, who calls no kernel."""
+    """Solver of a user, without kernels."""
 
     def step(self, x, estimate, step, draws, state):
         return x - 0.1 * estimate.moments.e1, state

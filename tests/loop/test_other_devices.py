@@ -1,4 +1,4 @@
-"""The ops and the loop on devices that are neither CPUs nor CUDA, in float32, where there is no float64."""
+"""Ops and loop on devices other than CPUs and CUDA, which have no float64."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def there(value):
 
 
 def same(call, *inputs):
-    """Results of the torch path on the CPU, to the bit, as its operators are the same."""
+    """Check the bits of the torch path on the CPU, which has the same operators."""
     got = call(*map(there, inputs))
     gms_fast.set_backend("torch")
     want = call(*inputs)
@@ -124,7 +124,7 @@ def test_bad_arguments_are_named_there_too():
 
 
 class Net(torch.nn.Module):
-    """Moments of samples out of sums and products."""
+    """Network with moments from sums and products."""
 
     sample_shape, schedule = (1, 8, 8), VPLinear()
 
@@ -165,18 +165,21 @@ DATA = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 
 
 
 def slope_of(noise, inputs, directions):
-    """The value and the derivatives of `Net`, which is linear in x and does not look at the time."""
+    """Return the value and the derivatives of `Net`, which is linear in x and ignores time."""
     x, t = inputs
     return noise(x, t), [noise(dx, t) for dx, _ in directions]
 
 
 def test_statistics_are_measured_there(monkeypatch):
-    """From float32 calls; what is made of them is float64 on the CPU. Only derivatives are beyond this device."""
+    """Evaluations are float32 on the device; results are float64 on the CPU.
+
+    The simulated device has everything except derivatives.
+    """
     monkeypatch.setattr(empirical, "derivative_for", lambda *_: slope_of)
     kept = {"N": 4, "samples": 6, "batch_size": 4, "t_max": 900, "t_min": 100}
     want, got = (statistics.empirical_model(Net().to(d), DATA, **kept) for d in ("cpu", NAME))
     assert got.l.device.type == "cpu"
-    # A mean of sigma (J v) v, J = 0.9, from draws that are the same: it is only rounded otherwise, if at all.
+    # A mean of sigma (J v) v, J = 0.9, from equal draws: only the rounding may differ.
     torch.testing.assert_close(got.l, want.l, rtol=0, atol=8 * 2**-23)
     assert want.l.abs().max() > 0.5
 

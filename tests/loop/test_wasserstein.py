@@ -1,7 +1,7 @@
-"""Solvers with exact noise moments against the distances that were measured when the method was specified.
+"""Solvers with exact noise moments against distances measured for the specification.
 
 x_0 ~ 0.4 N(-0.6, 0.12^2) + 0.6 N(0.5, 0.08^2), linear schedule, released grid, float64, without a data range.
-Wasserstein-1 is taken to the quantiles of the law itself, so that the samples are the only source of noise.
+Wasserstein-1 is taken to the quantiles of the distribution itself, so the samples are the only source of noise.
 """
 
 import functools
@@ -17,8 +17,8 @@ from gms_fast import solvers
 from gms_fast.models import GaussianMixture1D
 
 N = 40_000
-FLOOR = 0.0017 * math.sqrt(100_000 / N)  # distance of N true samples to their law: 0.0017 at 100,000, like 1/sqrt(N)
-ROUNDING = 0.001  # of the table, which was drawn from 100,000 samples and has a floor of its own
+FLOOR = 0.0017 * math.sqrt(100_000 / N)  # distance of N exact samples: 0.0017 at 100,000, ~ 1/sqrt(N)
+ROUNDING = 0.001  # sampling error of the table, from 100,000 samples
 SOLVERS = {
     "ddpm": solvers.DDPM(),
     "ddim": solvers.DDIM(),
@@ -37,7 +37,7 @@ TABLE = {
 
 @functools.cache
 def quantiles():
-    """The (i + 1/2)/N quantiles of the mixture, i = 0..N-1."""
+    """Return the (i + 1/2)/N quantiles of the mixture, i = 0..N-1."""
     grid = np.linspace(-2, 2, 400_001)
     cumulative = 0.4 * norm.cdf(grid, -0.6, 0.12) + 0.6 * norm.cdf(grid, 0.5, 0.08)
     return np.interp((np.arange(N) + 0.5) / N, cumulative, grid)
@@ -58,14 +58,14 @@ def test_wasserstein_distance_equals_the_table(name, steps):
 
 @pytest.mark.parametrize("steps", [5, 10, 20])
 def test_solvers_rank_by_the_moments_they_use(steps):
-    """From the same draws: three moments beat two, two beat one, and a free weight beats a fixed one."""
+    """With equal draws three moments beat two, two beat one, and a free weight a fixed one."""
     ranked = [distance(name, steps) for name in ("free", "exact", "gaussian", "ddim", "ddpm")]
     assert ranked == sorted(ranked)
 
 
 @pytest.mark.parametrize("steps", [5, 10])
 def test_default_halves_the_distance_of_the_best_gaussian(steps):
-    """On its own grid, against SN-DDPM on the same one and on the released one."""
+    """The default grid is compared with SN-DDPM on the same grid and on the released one."""
     model = GaussianMixture1D((0.4, 0.6), (-0.6, 0.5), (0.12, 0.08))
     own = {
         solver: gms_fast.sample(

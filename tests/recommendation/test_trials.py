@@ -1,4 +1,4 @@
-"""Choosing a solver: by what was measured before, and by trial on data whose law is known."""
+"""Recommendation of a solver: from prior results, and by trial on a known distribution."""
 
 import math
 
@@ -113,7 +113,7 @@ def test_where_no_jump_fits_the_reason_is_true():
 
 
 def test_candidates_that_fail_are_left_and_others_go_on(cloud, drawn):
-    """Without signal at its first time, "noise" says nothing of x_0: only jumps can be drawn."""
+    """Noise predictions without signal have no information on x_0, so only jumps can be drawn."""
     flow = PointCloud(CLUSTERS, 0.1, schedule=gms_fast.schedules.Flow())
     options = {"data": drawn.float(), "samples": 400, "clip": None, "progress": False}
     found = gms_fast.recommend(flow, statistics.gaussian(drawn), 3, **options)
@@ -143,7 +143,7 @@ def test_a_network_without_moments_is_not_tried_with_gms(cloud, drawn):
 
 def test_rows_of_a_condition_go_with_their_samples(cloud, drawn):
     class Shifted:
-        """A network that asks for a shift of each sample."""
+        """Network that takes a shift of each sample."""
 
         schedule, sample_shape, clip = cloud.schedule, (4,), None
 
@@ -172,7 +172,7 @@ def test_distance_is_that_of_all_features_where_they_are_few(drawn):
         ({"calls": 5000}, ValueError, "calls must be fewer than the times of the schedule: got 5000"),
         ({"calls": 0}, ValueError, "calls must be an integer of at least 1"),
         ({"statistics": 3}, TypeError, "statistics must be of Gaussian, EmpiricalModel, GGDMTable, or a model's name"),
-        ({"statistics": "nothing"}, FileNotFoundError, "none are beside 'nothing'"),
+        ({"statistics": "nothing"}, FileNotFoundError, "none are at 'nothing'"),
         ({"features": search.features.pixels}, ValueError, "data must be given with features"),
         ({"data": torch.zeros(10, 3)}, ValueError, r"data must be \(N, 1, 8, 8\)"),
         ({"data": torch.randn(40, 1, 8, 8)}, ValueError, "data must be at least 50 samples: got 40"),

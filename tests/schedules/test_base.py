@@ -1,4 +1,4 @@
-"""All schedules: grids, network times, names, configurations, and what they refuse."""
+"""All schedules: grids, network times, names, configurations and errors."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_network_time_is_what_the_network_was_trained_with():
 @pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(T=4000), VPLinear(T=300, time_shift=1)], ids=repr)
 def test_from_network_time_is_the_inverse(schedule):
     t = every_time(schedule)
-    assert torch.equal(schedule.from_network_time(schedule.network_time(t).float()), t)  # float32, as networks get it
+    assert torch.equal(schedule.from_network_time(schedule.network_time(t).float()), t)  # float32, as networks take it
     halves = t + 0.5
     torch.testing.assert_close(schedule.from_network_time(schedule.network_time(halves)), halves, rtol=1e-14, atol=0)
 
@@ -95,7 +95,7 @@ REFUSALS = {
     ),
     "level off a table": (lambda: Levels([1.0, 0.5], [0.0, 0.5]).sigma(2), r"times must lie in \[0, 1\]"),
     "level between": (lambda: Levels([1.0, 0.5], [0.0, 0.5]).sigma(0.5), "times must be integers for Levels"),
-    "level twice": (lambda: Levels([1.0, 2.0], [0.5, 1.0]), "alphas, sigmas must be levels .* strictly fall or rise"),
+    "level twice": (lambda: Levels([1.0, 2.0], [0.5, 1.0]), "alphas, sigmas must have ratios .* strictly fall or rise"),
     "level of NaN": (lambda: Levels([1.0, math.nan], [0.5, 1.0]), "alphas must be finite"),
     "negative level": (lambda: Levels([1.0, -1.0], [0.5, 1.0]), "alphas, sigmas must not be negative"),
     "tables apart": (lambda: Levels([1.0, 0.5], [0.5]), r"sigmas must be \(n,\) like alphas, n from 1 .*: got \(1,\)"),

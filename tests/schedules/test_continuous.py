@@ -12,7 +12,7 @@ EPS = 2.0**-52
 
 
 def test_flow_shifts_its_even_grid():
-    """t becomes s t/(1 + (s - 1) t), the levels of an even grid with s times the noise."""
+    """t becomes s t/(1 + (s - 1) t), which has s times the noise level."""
     even, shifted = Flow(), Flow(shift=3.0)
     a, b = (torch.tensor(f.timesteps(8), dtype=torch.float64)[1:-1] for f in (even, shifted))
     torch.testing.assert_close(b / (1 - b), 3 * a / (1 - a), rtol=1e-12, atol=0)
@@ -70,7 +70,7 @@ def test_edm_grid_is_that_of_karras_and_ends_at_zero():
 
 @pytest.mark.parametrize("schedule", [*CONTINUOUS, EDM(sigma_max=80.3), EDM(sigma_max=10.0)], ids=repr)
 def test_rounding_does_not_lead_out_of_the_schedule(schedule):
-    """Of a network's float32 times, and of log-SNR there and back."""
+    """float32 network times, and log-SNR converted back, stay in the schedule's range."""
     narrow = schedule.network_time(schedule.t_max).float()
     level, highest = (float(schedule.sigma(t)) for t in (schedule.from_network_time(narrow), schedule.t_max))
     assert level == pytest.approx(highest, rel=2.0**-20)

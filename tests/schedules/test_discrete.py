@@ -1,4 +1,4 @@
-"""Discrete schedules against their formulas, and the times that their grids visit."""
+"""Discrete schedules against their formulas, and the times of their grids."""
 
 import math
 from itertools import pairwise
@@ -19,7 +19,7 @@ def every_time(schedule):
 
 
 def cosine_betas(T):
-    """Spec: beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999), in 50 digits."""
+    """Compute beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999) of the specification in 50 digits."""
     mpmath.mp.dps = 50
     offset = mpmath.mpf("0.008")
     g = [mpmath.cos((mpmath.mpf(i) / T + offset) / (1 + offset) * mpmath.pi / 2) ** 2 for i in range(T + 1)]
@@ -41,7 +41,10 @@ def test_linear_equals_the_product_of_its_betas():
 
 
 def test_cosine_equals_its_formula():
-    """Near T the cosine is as small as pi/2/T: rounding of its angle moves g by 2 T EPS, and log alpha sums that."""
+    """Near T the cosine is as small as pi/2/T, so rounding of its angle moves g by 2 T EPS.
+
+    log alpha sums these errors.
+    """
     T = 100
     betas = cosine_betas(T)
     schedule = VPCosine(T=T)
@@ -61,7 +64,7 @@ def test_log_snr_and_its_inverse_round_trip(schedule):
     t = torch.linspace(0, schedule.T - 1, 3 * schedule.T, dtype=torch.float64)
     lam = schedule.log_snr(t)
     torch.testing.assert_close(lam, (schedule.alpha(t) / schedule.sigma(t)).log(), rtol=0, atol=1e-10)
-    # log alpha comes back with the rounding of 2 lambda, and with exp(-20)/2 where softplus turns linear
+    # log alpha returns with the rounding of 2 lambda, and with exp(-20)/2 where softplus becomes linear
     slope = (-schedule.log_alpha(every_time(schedule))).diff()[t.long().clamp(max=schedule.T - 2)]
     tolerance = (16 * EPS * (1 + lam.abs()) + math.exp(-20) / 2 * (lam < -9.9)) / slope + 4 * EPS * schedule.T
     assert ((schedule.inverse_log_snr(lam) - t).abs() <= tolerance).all()
@@ -107,7 +110,7 @@ def test_log_snr_spacing_visits_the_nearest_times(schedule, steps):
     # the time within half a step of log_snr(t) = lam
     nearest = [min(t for t in range(schedule.T) if between[t] <= lam) for lam in wanted[1:-1]]
     assert len(times) == steps + 1
-    if len({*nearest, times[0], 0}) == steps + 1:  # else neighbours that share a time spread
+    if len({*nearest, times[0], 0}) == steps + 1:  # else neighbours of a shared time move too
         assert [times[0], *nearest, 0] == times
 
 
@@ -120,7 +123,7 @@ def test_exponent_spacing_is_its_formula(exponent):
 @pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(), VPLinear(T=50)], ids=repr)
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "log-snr", "karras", "angle", 0.5, 3.0])
 def test_no_step_vanishes(schedule, spacing):
-    """The nearest free times are visited in place of times that rounding makes equal."""
+    """The nearest free times replace times that rounding makes equal."""
     for steps in (1, 12, 20, 47, 48, 49, 500, 998, 999):
         if steps < schedule.T:
             times = schedule.timesteps(steps, spacing=spacing)
@@ -139,12 +142,12 @@ def test_crowded_times_are_the_nearest_free_ones():
 
 
 def test_too_few_whole_times_are_said():
-    with pytest.warns(UserWarning, match=r"4 steps instead of 10: from t = 4 on VPLinear\(T=1000\)"):
+    with pytest.warns(UserWarning, match=r"taking 4 steps instead of 10: VPLinear\(T=1000\) has no more"):
         assert VPLinear().timesteps(10, t_max=4.2) == [4, 3, 2, 1, 0]
 
 
 def test_zero_terminal_snr():
-    """betas that end with 1 leave no signal at the end, and alpha is linear on the way there."""
+    """betas that end with 1 leave no signal at the end; alpha is linear before it."""
     betas = VPLinear(T=100).betas.clone()
     betas[-1] = 1
     schedule = VP(betas)
@@ -165,7 +168,7 @@ def test_quadratic_grid_of_discrete_times_counts_from_the_data():
     gaps = ((times + 1) / 1000).sqrt().diff()
     assert times[0] == 999
     assert times[-1] == 0
-    assert (gaps - gaps.mean()).abs().max() < 0.01  # times are rounded
+    assert (gaps - gaps.mean()).abs().max() < 0.01  # because times are rounded
 
 
 def test_cosine_schedule_refuses_a_fraction_of_steps():

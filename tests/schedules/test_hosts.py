@@ -1,4 +1,4 @@
-"""Samplers and schedules of diffusers: its own results at its own levels, from the same network and noise."""
+"""Schedules of diffusers: its own results at its own levels, from equal networks and noise."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 WIDE = {"rtol": 0, "atol": 1e-9}  # both sides compute in float64 from the same float32 tables
-SINGLE = {"rtol": 0, "atol": 2e-6}  # diffusers rounds its state, of up to 4, to float32 in each of 20 steps
+SINGLE = {"rtol": 0, "atol": 2e-6}  # diffusers rounds its state (up to 4) to float32 in each of 20 steps
 
 
 def noises(steps, seed=2):
@@ -22,13 +22,16 @@ def noises(steps, seed=2):
 
 
 def levels_of(schedule, t):
-    """(alpha, sigma) at what the network is asked at, shaped like the times."""
+    """Return (alpha, sigma) at network times, shaped like the times."""
     t = t.double()
     return schedule.alpha(schedule.from_network_time(t)), schedule.sigma(schedule.from_network_time(t))
 
 
 def network_of(form, schedule):
-    """The exact prediction for data around -0.6 and 0.6. Overlapping, so that paths keep together."""
+    """Return the exact prediction for data around -0.6 and 0.6.
+
+    The two parts overlap, so that nearby paths stay together.
+    """
     mean = torch.tensor([-0.6, 0.6], dtype=torch.float64)
     var = torch.tensor([0.4, 0.3], dtype=torch.float64) ** 2
     weight = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -49,7 +52,7 @@ def network_of(form, schedule):
 
 
 def of_diffusers(scheduler, network, x, draws, monkeypatch, **options):
-    """The sample of the scheduler's own steps from x, with draws[i] for the noise of step i."""
+    """Sample by the scheduler's own steps from x, with draws[i] as the noise of step i."""
     module = sys.modules[type(scheduler).__module__]
     for i, t in enumerate(scheduler.timesteps):
         monkeypatch.setattr(module, "randn_tensor", lambda shape, i=i, **rest: draws[i].to(rest["dtype"]), False)
@@ -60,7 +63,7 @@ def of_diffusers(scheduler, network, x, draws, monkeypatch, **options):
 
 
 def compared(scheduler, solver, steps, monkeypatch, *, clip=None, options=None, network=None, **arguments):
-    """(ours, diffusers') at the levels of the scheduler, which is set to `steps`."""
+    """Return (our sample, diffusers' sample) at the levels of the scheduler, set to `steps`."""
     training, timesteps, form = from_diffusers(scheduler)
     assert timesteps is None
     network = network or network_of(form, training)
@@ -80,7 +83,7 @@ def compared(scheduler, solver, steps, monkeypatch, *, clip=None, options=None, 
 
 
 def unscaled(scheduler):
-    """Tell a scheduler whose own state is x_0 + s eps."""
+    """Tell whether the scheduler's own state is x_0 + s eps."""
     return type(scheduler).__name__.startswith(("Euler", "EDM"))
 
 
@@ -89,7 +92,7 @@ def unscaled(scheduler):
     ("spacing", "trained", "steps"), [("leading", 1000, 10), ("trailing", 1000, 10), ("linspace", 12, 12)]
 )
 def test_ddim(spacing, trained, steps, eta, monkeypatch):
-    """Spacing "linspace" at as many steps as times, where diffusers' DDIM goes from each time to the next."""
+    """With "linspace" and as many steps as times, diffusers' DDIM steps to the next time."""
     scheduler = diffusers.DDIMScheduler(trained, clip_sample=False, timestep_spacing=spacing)
     got, want = compared(scheduler, DDIM(eta=eta), steps, monkeypatch, options={"eta": eta})
     torch.testing.assert_close(got, want, **WIDE)
@@ -125,7 +128,7 @@ def test_ddim_that_clips(monkeypatch):
 @pytest.mark.parametrize("form", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("to_one", [False, True])
 def test_ddim_that_clips_and_keeps_the_network_s_noise(form, eta, to_one, monkeypatch):
-    """With an offset: without one the last step of `set_alpha_to_one=False` goes to the level where it begins."""
+    """Without an offset, the last step of `set_alpha_to_one=False` stays at its level."""
     kept = {"set_alpha_to_one": to_one, "steps_offset": 1, "prediction_type": form}
     scheduler = diffusers.DDIMScheduler(clip_sample_range=0.7, **kept)
     ways = {"clip": (-0.7, 0.7), "options": {"eta": eta}, "denoise": False}
@@ -182,7 +185,7 @@ def test_dpm_solver_of_other_levels(options, steps, monkeypatch):
 @pytest.mark.parametrize(("variant", "last"), [("bh2", "zero"), ("bh2", "sigma_min"), ("bh1", "sigma_min")])
 @pytest.mark.parametrize("disabled", [(), (0, 3), tuple(range(12))], ids=["all", "not 0 and 3", "none"])
 def test_unipc(order, variant, last, disabled, monkeypatch):
-    """Its own step of "bh1" to no noise is NaN."""
+    """diffusers' own "bh1" step to no noise is NaN."""
     scheduler = diffusers.UniPCMultistepScheduler(
         solver_order=order, solver_type=variant, final_sigmas_type=last, disable_corrector=list(disabled)
     )
@@ -222,7 +225,7 @@ def test_unipc_of_other_levels(options, order, monkeypatch):
     ids=lambda options: " ".join(map(str, options)),
 )
 def test_euler(options, monkeypatch):
-    """Its state is x_0 + s eps, and the network sees that divided by sqrt(1 + s^2)."""
+    """The scheduler's state is x_0 + s eps; the network sees it divided by sqrt(1 + s^2)."""
     got, want = compared(diffusers.EulerDiscreteScheduler(**options), DDIM(), 12, monkeypatch)
     torch.testing.assert_close(got, want, **SINGLE)
 
@@ -239,7 +242,7 @@ def test_flow_matching(shift, monkeypatch):
 
 
 def raw(x, t):
-    """Any network F, of the times log(s)/4."""
+    """Return any network F of the times log(s)/4."""
     return torch.tanh(x.double() + t.double().reshape(-1, 1, 1, 1))
 
 
@@ -285,7 +288,7 @@ def test_schedulers_of_two_calls_a_step_visit_each_level_once(name):
     scheduler.set_timesteps(5)
     levels, timesteps, _ = from_diffusers(scheduler)
     assert len(timesteps) == 6
-    main = scheduler.timesteps[0::2].double()  # the others lie between, or repeat them
+    main = scheduler.timesteps[0::2].double()  # the others lie between these, or repeat them
     torch.testing.assert_close(levels.network_time(timesteps)[:-1], main, rtol=1e-12, atol=0)
 
 
@@ -299,7 +302,7 @@ def test_the_training_is_what_it_was():
     assert (shifted.shift, shifted.time_scale, form) == (3.0, 1000.0, "flow")
     zero, _, _ = from_diffusers(diffusers.DDIMScheduler(rescale_betas_zero_snr=True))
     assert zero.alpha(999) == 0
-    changed = diffusers.CogVideoXDDIMScheduler()  # whose alphas are not those of its betas
+    changed = diffusers.CogVideoXDDIMScheduler()  # its alphas do not follow from its betas
     levels, _, _ = from_diffusers(changed)
     torch.testing.assert_close(levels.alpha(levels.times) ** 2, changed.alphas_cumprod.flip(0).double())
 
@@ -341,7 +344,7 @@ def test_schedulers_that_are_refused(scheduler, message):
 
 
 def test_ddim_ends_where_it_counts_back_to():
-    """From 166 by 1000//6 to 0, the first of its table; from 99 by 1000//10 beyond it, to no noise."""
+    """From 166 by 1000//6 it ends at 0, the table's first; from 99 by 1000//10 at no noise."""
     scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
     scheduler.set_timesteps(6)
     assert int(scheduler.timesteps[-1]) == 166

@@ -1,4 +1,4 @@
-"""Schedules made of levels or of two formulas."""
+"""Schedules made of a table of levels or of two formulas."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_two_formulas_are_a_schedule():
 
 
 def test_levels_that_an_angle_cannot_tell_apart_are_levels():
-    """Almost no signal, and almost no noise: arctan(sigma/alpha) rounds there."""
+    """arctan(sigma/alpha) rounds where there is almost no signal or almost no noise."""
     levels = Levels([1e-18, 3e-18, 1.0, 1.0], [1.0, 1.0, 3e-18, 1e-18])
     assert levels.times == [3.0, 2.0, 1.0, 0.0]
     with pytest.raises(ValueError, match="strictly fall or rise"):

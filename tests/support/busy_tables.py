@@ -1,4 +1,4 @@
-"""Tables of GGDM in which every number acts."""
+"""GGDM tables in which every number has an effect."""
 
 import torch
 
@@ -13,7 +13,7 @@ def double(values):
 
 
 def busy(K, seed=0):
-    """A table in which nothing is zero that need not be."""
+    """Return a table without zeros, except those that its form requires."""
     random = torch.Generator().manual_seed(seed)
     first = GGDMTable.of(DDIM(eta=0.4), SCHEDULE, [float(t) for t in SCHEDULE.grid(K, 0.7)][:-1])
     mask = torch.ones(K + 1, K + 1).triu(1)

@@ -1,4 +1,4 @@
-"""Commands run in this process, and the line that a refused one prints."""
+"""Commands run in this process, and the message of a refused one."""
 
 from gms_fast.cli import main
 from gms_fast.models.unet import MomentUNet
@@ -9,7 +9,7 @@ def run(*argv):
 
 
 def refusal(capsys, *argv):
-    """The one line that a refused command prints on stderr."""
+    """Return the one line that a refused command prints on stderr."""
     assert run(*argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -19,7 +19,7 @@ def refusal(capsys, *argv):
 
 
 def interrupting(monkeypatch, calls):
-    """A Ctrl-C at the network's call of that number, 0 the first."""
+    """Raise Ctrl-C at the network call of that number, counted from 0."""
     left, forward = iter(range(calls)), MomentUNet.forward
 
     def called(*args):

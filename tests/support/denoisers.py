@@ -1,4 +1,4 @@
-"""Exact denoisers as hosts call them: denoiser(x, sigma, **extra_args) -> E[x_0|x]."""
+"""Exact denoisers as other libraries call them, (x, sigma, **extra_args) -> E[x_0|x]."""
 
 from types import SimpleNamespace
 
@@ -10,17 +10,17 @@ WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 
 
 class CONST:
-    """The class by which ComfyUI marks flow models."""
+    """Class by which ComfyUI marks flow models."""
 
 
 class FlowSampling(CONST):
-    """A `model_sampling` as ComfyUI makes one of it."""
+    """`model_sampling` object as ComfyUI derives it from `CONST`."""
 
 
 class Denoiser:
-    """E[x_0|x], element by element, of data around -0.6 and 0.6; keeps what it was called with.
+    """Elementwise E[x_0|x] for data around -0.6 and 0.6; records its calls.
 
-    flow  x = (1 - sigma) x_0 + sigma eps, said as ComfyUI says it; else x = x_0 + sigma eps
+    flow: x = (1 - sigma) x_0 + sigma eps, marked as in ComfyUI; else x = x_0 + sigma eps.
     """
 
     def __init__(self, flow=False):

@@ -1,7 +1,7 @@
-"""A device that is neither a CPU nor CUDA, played by CPU tensors that its tensors hold out of sight.
+"""Simulated device that is neither a CPU nor CUDA; its tensors wrap CPU tensors.
 
-It is strict in what such devices are strict in: no float64, nor a float64 number of the host beside its own tensors,
-nor a conversion to float64 on the way to the host. An op of this package runs by the kernel registered for the device.
+It has the limits of such devices: no float64, no float64 number of the host beside its own tensors, and no conversion
+to float64 on the way to the host. An op of this package runs by the kernel registered for the device.
 """
 
 import torch
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-NAME, KEY = "lazy", torch._C.DispatchKey.Lazy  # the one device type that torch lets be without a library for it
+NAME, KEY = "lazy", torch._C.DispatchKey.Lazy  # the one device type that torch accepts without a backend
 WIDE = (torch.float64, torch.complex128)
-COPIES = ("aten::_to_copy", "aten::copy_")  # which may go from one device to another
+COPIES = ("aten::_to_copy", "aten::copy_")  # these may mix devices
 
 
 class Elsewhere(Tensor):
-    """A tensor there; `raw` holds its values."""
+    """Tensor on the device; `raw` holds its values."""
 
     @staticmethod
     def __new__(cls, raw: Tensor):
@@ -36,7 +36,7 @@ class Elsewhere(Tensor):
 
 
 class Device(TorchDispatchMode):
-    """`with Device():` there is the device, for tensors that are made there too."""
+    """Mode that provides the device: `with Device():`, also for new tensors."""
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -63,7 +63,7 @@ class Device(TorchDispatchMode):
 
 
 def _check(op, tensors: list[Tensor], own: list[Tensor], kwargs: dict) -> None:
-    """Raise RuntimeError for what the device has not."""
+    """Raise RuntimeError for operations that the device lacks."""
     host = [v for v in tensors if not isinstance(v, Elsewhere)]
     if own and op._schema.name not in COPIES and any(v.ndim or v.dtype in WIDE for v in host):
         raise RuntimeError(f"{op}: tensors of {NAME} beside {[(v.device, v.dtype, v.ndim) for v in host]}")

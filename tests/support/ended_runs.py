@@ -1,4 +1,4 @@
-"""Training that ends before a step."""
+"""Training runs that end before a step."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from gms_fast.training import loop
 
 
 def interrupt_at(patch, step):
-    """Have every run end before this step as by Ctrl-C."""
+    """End every run before this step as Ctrl-C does."""
     taken = loop._Step.__call__
 
     def called(self, state, signals):

@@ -1,11 +1,11 @@
-"""Feature networks that tests name by import path, or put into files."""
+"""Feature networks that tests import by path or write to files."""
 
 import torch
 from torch import nn
 
 
 class Seen(nn.Module):
-    """Features that say what the network was given: mean, largest value, channels and whether they were bytes."""
+    """Features that describe the input: mean, largest value, channels, and 1 for uint8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Seen(nn.Module):
 
 
 class Asked(nn.Module):
-    """Classes, or features where they are asked for as StyleGAN's Inception is; of bytes in three channels alone."""
+    """Classes, or features on request as StyleGAN's Inception; takes three uint8 channels only."""
 
     def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         assert images.dtype == torch.uint8
@@ -29,7 +29,7 @@ class Asked(nn.Module):
 
 
 class Answer(nn.Module):
-    """A network that gives what it is told."""
+    """Network that returns the result of a given function."""
 
     def __init__(self, make=lambda x: x.flatten(1)) -> None:
         super().__init__()
@@ -40,7 +40,10 @@ class Answer(nn.Module):
 
 
 def small():
-    """A network of three channels and five features, in training mode and half precision, always the same."""
+    """Return a fixed network of three channels and five features, in half precision.
+
+    It is in training mode.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = (nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Dropout(), nn.AdaptiveAvgPool2d(1))
@@ -48,7 +51,7 @@ def small():
 
 
 def shifted():
-    """The same with another buffer."""
+    """Return `small` with another buffer."""
     net = small()
     net[1].running_mean.add_(1)
     return net

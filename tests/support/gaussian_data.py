@@ -1,4 +1,4 @@
-"""Networks of Gaussian data whose covariance is known."""
+"""Networks of Gaussian data with known covariance."""
 
 import torch
 from toys import Model
@@ -13,7 +13,7 @@ KNOWN = gaussian(DATA)
 
 
 class OfGaussian(Model):
-    """The exact network of Gaussian data."""
+    """Exact network of Gaussian data."""
 
     sample_shape, prediction = (D,), "x0"
 

@@ -1,4 +1,4 @@
-"""Pictures (1, 4, 4) that are a Gaussian field: their network, and what is known of one part given another."""
+"""Gaussian field of images (1, 4, 4): its network, and conditionals of parts of an image."""
 
 import torch
 from toys import Model
@@ -15,7 +15,7 @@ PICTURE = (MEAN + VECTORS @ (VALUES.sqrt() * torch.linspace(-1.5, 1.5, 16, dtype
 
 
 class Field(Model):
-    """The exact network."""
+    """Exact network of the field."""
 
     sample_shape, prediction, clip = SHAPE, "x0", None
 
@@ -26,14 +26,20 @@ class Field(Model):
 
 
 def conditional(free, known):
-    """Mean and covariance of the elements `free`, a mask (16,), given the values (16,) of the others."""
+    """Return mean and covariance of the elements `free` given the others.
+
+    free: mask (16,); known: values (16,) of the image.
+    """
     own, across = COVARIANCE[free][:, free], COVARIANCE[free][:, ~free]
     weights = across @ torch.linalg.inv(COVARIANCE[~free][:, ~free])
     return MEAN[free] + weights @ (known - MEAN)[~free], own - weights @ across.T
 
 
 def in_errors(x, mean, covariance):
-    """The largest error of the mean and covariance of rows x (N, D), in standard errors of N draws of that Gaussian."""
+    """Return the largest errors of mean and covariance of rows x (N, D), in standard errors.
+
+    The standard errors are those of N draws of the given Gaussian.
+    """
     variance = covariance.diag()
     of_mean = (x.mean(0) - mean) / (variance / len(x)).sqrt()
     spread = ((variance[:, None] * variance + covariance**2) / len(x)).sqrt()

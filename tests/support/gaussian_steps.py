@@ -1,4 +1,4 @@
-"""Single steps on Gaussian data, whose result every solver owes to the state and the noise affinely."""
+"""Single steps on Gaussian data, where every solver is affine in state and noise."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gms_fast import NoiseMoments
 
 
 class Gaussian(Model):
-    """Noise moments of N(mean, std^2) data in central form, whose third is exactly zero."""
+    """Noise moments of N(mean, std^2) data, central; the third is exactly zero."""
 
     moments = "central"
 
@@ -17,7 +17,7 @@ class Gaussian(Model):
         self.mean, self.std = mean, std
 
     def marginal(self, t):
-        """Mean and variance of x_t."""
+        """Return mean and variance of x_t."""
         alpha, sigma = (float(f(t)) for f in (self.schedule.alpha, self.schedule.sigma))
         return alpha * self.mean, (alpha * self.std) ** 2 + sigma**2
 
@@ -28,7 +28,7 @@ class Gaussian(Model):
 
 
 def one_step(solver, model, t, s, x, z):
-    """x_s from x_t = x with the normal z: what the second network call is asked about."""
+    """Return x_s from x_t = x with the normal z: the input of the second network call."""
     seen = []
 
     def spy(x_i, time):
@@ -43,7 +43,7 @@ def one_step(solver, model, t, s, x, z):
 
 
 def affine_step(solver, model, t, s):
-    """(p, a, b) with x_s = p + a x_t + b z, which every solver is on Gaussian data."""
+    """Return (p, a, b) with x_s = p + a x_t + b z, the form of every solver on Gaussian data."""
     p = one_step(solver, model, t, s, 0.0, 0.0)
     a, b = one_step(solver, model, t, s, 1.0, 0.0) - p, one_step(solver, model, t, s, 0.0, 1.0) - p
     assert one_step(solver, model, t, s, -2.0, 3.0) == pytest.approx(p - 2 * a + 3 * b, abs=1e-12)

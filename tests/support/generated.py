@@ -1,4 +1,4 @@
-"""Runs of generation so small that a test can have dozens: their network, their defaults, and processes for them."""
+"""Small generation runs for tests: network, defaults, and processes."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ from gms_fast.schedules import VPLinear
 
 SMALL = {"n": 21, "batch_size": 4, "shard_size": 8, "steps": 2, "solver": "ddpm"}  # shards of 8, 8 and 5
 NAMES = ["000000000-000000007", "000000008-000000015", "000000016-000000020"]
-LONGEST = 60.0  # seconds until a process that hangs is ended
+LONGEST = 60.0  # seconds until a hanging process is killed
 
 
 class Net(nn.Module):
-    """A noise network of pictures; it may be given a brightness of each. `seen` is told the rows of each call."""
+    """Noise network of images with an optional brightness; `seen` gets the rows of each call."""
 
     sample_shape, schedule, prediction, clip = (1, 4, 4), VPLinear(), "noise", (-1.0, 1.0)
 
@@ -35,12 +35,12 @@ class Net(nn.Module):
 
 
 def made(out, model=None, **options):
-    """A run of `SMALL` in the folder `out`, with what is given in place of that."""
+    """Run `SMALL` in the folder `out`, with the given options replaced."""
     return generate(Net() if model is None else model, out, **{**SMALL, **options})
 
 
 def fails_at(call, error=None):
-    """A callable for a network to tell its rows to, which fails at a call of that number, 0 the first."""
+    """Return a callable for `seen` that raises at the call of that number, counted from 0."""
     calls = iter(range(call))
 
     def seen(rows):
@@ -51,7 +51,7 @@ def fails_at(call, error=None):
 
 
 def forked(act, **environment):
-    """A child of this process that does `act` and ends, with status 1 and a trace where that fails."""
+    """Fork a child that runs `act` and ends, with status 1 and a traceback on failure."""
     child = os.fork()
     if child:
         return child
@@ -69,7 +69,7 @@ def forked(act, **environment):
 
 
 def statuses(children):
-    """The statuses that children end with; those that hang are killed."""
+    """Wait for children and return their exit statuses; hanging ones are killed."""
     return [_status(child, time.monotonic() + LONGEST) for child in children]
 
 
@@ -82,7 +82,7 @@ def _status(child, end):
 
 
 def appears(*paths):
-    """Wait until something is at each path."""
+    """Wait until every path exists."""
     end = time.monotonic() + LONGEST
     while not all(path.exists() for path in paths):
         assert time.monotonic() < end, f"there is nothing at {paths}"

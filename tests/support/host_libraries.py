@@ -1,7 +1,7 @@
-"""Libraries of other people as docs/hosts.md imports them: their names and calls, with networks made of little.
+"""Stand-ins for other libraries as docs/hosts.md imports them, with very small networks.
 
-A function for each section puts what its lines import, load and read where they find it. Of azula and of
-denoising-diffusion-pytorch the networks are theirs where they are installed, at a small size.
+One function per section of that document provides what its lines import, load and read. The networks of azula and
+denoising-diffusion-pytorch are the real ones where installed, at a small size.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from host_networks import Denoiser, DiT, EDMPrecond, GaussianDiffusion, SpacedDiffusion, Unet, UNetModel
 
-_FLAGS = {  # of both script_util; all of them must be given
+_FLAGS = {  # of both script_util modules; all are required
     **{"image_size": 64, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "num_heads_upsample": -1},
     **{"attention_resolutions": "16,8", "dropout": 0.0, "class_cond": False, "use_checkpoint": False},
     **{"use_scale_shift_norm": True, "learn_sigma": False, "diffusion_steps": 1000, "noise_schedule": "linear"},
@@ -28,7 +28,7 @@ _GUIDED = {
 
 
 def _library(monkeypatch, name, **names):
-    """A module with these names, in packages that have nothing else."""
+    """Install a module with these names; its parent packages have nothing else."""
     module = types.ModuleType(name)
     vars(module).update(names)
     monkeypatch.setitem(sys.modules, name, module)
@@ -121,7 +121,7 @@ def denoising_diffusion(monkeypatch):
 
 
 def _small(name):
-    """The network and the diffusion of a module, of 8x8 pictures whatever is asked for."""
+    """Return network and diffusion of a module for 8x8 images, whatever size is requested."""
     if find_spec("denoising_diffusion_pytorch"):
         theirs = importlib.import_module(name)
         return {

@@ -1,4 +1,4 @@
-"""Networks by the names of their libraries, made of little."""
+"""Very small networks under the class names of other libraries."""
 
 import enum
 import types
@@ -12,13 +12,16 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 
 class UNetModel(torch.nn.Module):
-    """The attributes and the call of guided-diffusion's U-Net; outputs of 2C channels, the second half in (-1, 1)."""
+    """Attributes and call of guided-diffusion's U-Net.
+
+    It has 2C output channels, the second half in (-1, 1).
+    """
 
     def __init__(self, channels=3, num_classes=None, learned=True):
         super().__init__()
         self.image_size, self.in_channels, self.model_channels, self.num_classes = 4, channels, 8, num_classes
         self.input_blocks = self.middle_block = self.output_blocks = torch.nn.Identity()
-        self.dtype = torch.float32  # of its torso, whatever the rest is
+        self.dtype = torch.float32  # dtype of the torso alone
         self.out = torch.nn.Conv2d(channels, channels * (1 + learned), 3, padding=1)
         self.times = []
 
@@ -35,7 +38,7 @@ Var = enum.Enum("ModelVarType", ["LEARNED", "FIXED_LARGE", "LEARNED_RANGE"])
 
 
 class SpacedDiffusion:
-    """The attributes of a diffusion of guided-diffusion, of linear betas; `kept` of its times are left."""
+    """Attributes of guided-diffusion's diffusion object with linear betas; `kept` times remain."""
 
     def __init__(self, mean="EPSILON", var="LEARNED_RANGE", times=1000, kept=None, rescale=False):
         self.model_mean_type, self.model_var_type = Mean[mean], Var[var]
@@ -44,7 +47,10 @@ class SpacedDiffusion:
 
 
 class EDMPrecond(torch.nn.Module):
-    """The attributes and the call of an EDM network, whose torso may be float16: D of data N(0.2, 0.5^2)."""
+    """Attributes and call of an EDM network: D of data N(0.2, 0.5^2).
+
+    Its torso may be float16.
+    """
 
     def __init__(self, label_dim=0, channels=3, sigma_min=0.0, sigma_max=float("inf")):
         super().__init__()
@@ -60,7 +66,7 @@ class EDMPrecond(torch.nn.Module):
 
 
 class DiT(torch.nn.Module):
-    """The attributes and the call of the DiT repository's transformer."""
+    """Attributes and call of the DiT repository's transformer."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +80,7 @@ class DiT(torch.nn.Module):
 
 
 class Unet(torch.nn.Module):
-    """The attributes and the call of a network of denoising-diffusion-pytorch."""
+    """Attributes and call of a network of denoising-diffusion-pytorch."""
 
     def __init__(self, self_condition=False, classes=False):
         super().__init__()
@@ -92,7 +98,7 @@ class Unet(torch.nn.Module):
 
 
 class GaussianDiffusion(torch.nn.Module):
-    """The training of a network as denoising-diffusion-pytorch keeps it."""
+    """Training object of denoising-diffusion-pytorch that holds a network."""
 
     def __init__(self, model, objective, image_size=(4, 4)):
         super().__init__()
@@ -113,7 +119,7 @@ class Cosine:
 
 
 class Denoiser(torch.nn.Module):
-    """The attributes and the call of a denoiser of azula: exact for data N(0.2, 0.5^2), on any shape."""
+    """Attributes and call of azula's denoiser: exact for data N(0.2, 0.5^2) of any shape."""
 
     schedule = Cosine()
 

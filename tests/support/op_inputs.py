@@ -1,4 +1,4 @@
-"""Inputs of the ops, in every dtype and layout, for their tests."""
+"""Inputs of the ops in every dtype and layout."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gms_fast.ops import native
 from gms_fast.schedules import VPLinear
 
 STEP = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
-# Bits are a promise of the compiled kernels: plain torch rounds as its own vectors happen to lie.
+# Only the compiled kernels promise equal bits: plain torch rounds by the alignment of its vectors.
 compiled = pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = {
@@ -17,7 +17,7 @@ LAYOUTS = {
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
     "strided": lambda t: torch.stack([t, t], dim=-1)[..., 0],
     "expanded": lambda t: t[:, :1].expand(-1, 3, -1, -1),
-    "channels": lambda t: torch.cat([t, t], dim=1)[:, :3],  # of a network with more outputs
+    "channels": lambda t: torch.cat([t, t], dim=1)[:, :3],  # as from a network with more outputs
     "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
     "no_samples": lambda t: t[:0],
     "no_elements": lambda t: t[:, :0],
@@ -34,6 +34,6 @@ def gms_step(x, e1, e2, e3, step=STEP, **options):
 
 
 def by_element(terms, like, dtype=torch.float32):
-    """Weights for every element of a sample: of x, of the terms, and what is added."""
+    """Return weights per element of a sample: of x, of the terms, and of the noise."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn((terms + 2, *like.shape[1:]), generator=generator).to(dtype)

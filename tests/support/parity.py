@@ -1,7 +1,8 @@
-"""Checks of a kernel against the float64 oracle; shared by the tests of the compiled and of the Triton kernels.
+"""Checks of a kernel against the float64 oracle, for the compiled and the Triton kernels.
 
-The budget is twice the error that the same formulas make in plain float32 torch, plus a few roundings of the result,
-plus what the oracle itself moves by when its inputs move by a few roundings (the released clipping jumps).
+The error budget is the sum of three parts: twice the error of the same formulas in plain float32 torch, a few
+roundings of the result, and the change of the oracle itself when its inputs change by a few roundings (the released
+clipping has jumps).
 """
 
 import itertools
@@ -19,12 +20,12 @@ from gms_fast.schedules import VPLinear
 
 EPS = 2.0**-23
 FITS = ["exact", "free", "gaussian", "adan"]
-# What storing a result in a narrow dtype adds, relative to it.
+# Relative error from storing a result in a narrow dtype.
 NARROW = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 def network_moments(shape, t, central=False, device="cpu"):
-    """Noise moments like a network's: consistent but for an error of one percent."""
+    """Return noise moments like a network's, consistent but for an error of one percent."""
     torch.manual_seed(0)
     schedule = VPLinear()
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
@@ -36,7 +37,7 @@ def network_moments(shape, t, central=False, device="cpu"):
 
 
 def weights_by_element(terms, like):
-    """Of x, of the terms, and what is added: (terms + 2, *), of either sign."""
+    """Return weights (terms + 2, *) of either sign: of x, of the terms, and of the noise."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn((terms + 2, *like.shape[1:]), generator=generator).to(like.device)
 
@@ -46,7 +47,7 @@ _WEIGHTS = (0.9, -0.4, 0.3, -0.2, 0.25, 1.5, -0.7)
 
 
 def linear(terms, results=1, *, reading=READING, columns=None, **switches):
-    """A linear step; with `columns`, of the inputs of its first result, weights are by element."""
+    """Return a linear step; `columns`, the inputs of its first result, makes weights by element."""
     weights = *_WEIGHTS[: terms + (1 if reading is None else 2)], 0.3
     present = 0
     if columns is not None:
@@ -73,11 +74,14 @@ LINEAR = {
     "by element, no output": linear(2, 2, columns=[3], reading=None, noisy=True),
 }
 FIRST = Draws()
-SEEN, UNSEEN = 8, (1 << 31) - 1  # the code of a watched step, and what a watch starts from
+SEEN, UNSEEN = 8, (1 << 31) - 1  # code of a watched step, and initial value of a watch
 
 
 def linear_tensors(step, shape, state=torch.float32, network=torch.float32, guided=True, device="cpu"):
-    """x, output, unconditional and terms of a step, in the type of the state or of the network; weights by element."""
+    """Return the tensors of a step and its weights by element.
+
+    The tensors are x, output, unconditional and terms, each in the dtype of the state or of the network.
+    """
     x, output, unconditional, *others = [*network_moments(shape, 400), *network_moments(shape, 100)]
     terms = [(others[i % 4] + i).to(state) for i in range(step.terms)]
     given = [t.to(network) if step.reading is not None else None for t in (output, unconditional)]
@@ -88,7 +92,7 @@ def linear_tensors(step, shape, state=torch.float32, network=torch.float32, guid
 
 
 def run_linear(step, tensors, numbers=None, draws=FIRST):
-    """The results of a watched step, and what was seen."""
+    """Return the results of a watched step, and the code that the watch saw."""
     x, output, unconditional, *terms = tensors
     if step.reading is not None and unconditional is None:
         step = step._replace(reading=step.reading._replace(guidance=1.0))
@@ -98,7 +102,7 @@ def run_linear(step, tensors, numbers=None, draws=FIRST):
 
 
 def run_step(x, e1, e2, e3, unconditional, step, fit="exact", *, draws=FIRST, **options):
-    """The result of a watched step with guidance, and what was seen."""
+    """Return the result of a watched step with guidance, and the code that the watch saw."""
     watch = Watch(torch.full((1,), UNSEEN, dtype=torch.int32, device=x.device), SEEN)
     guidance = 1.0 if unconditional is None else 2.5
     made = fused.gms_step(
@@ -109,7 +113,7 @@ def run_step(x, e1, e2, e3, unconditional, step, fit="exact", *, draws=FIRST, **
 
 
 def before_nan(tensor):
-    """The tensor, in memory that NaN follows: none of its numbers."""
+    """Copy the tensor to memory that is followed by NaN."""
     if tensor is None:
         return None
     memory = torch.full((tensor.numel() + 16,), math.nan, dtype=tensor.dtype, device=tensor.device)
@@ -117,14 +121,14 @@ def before_nan(tensor):
 
 
 def spoiled(tensors, which, value, at=-1):
-    """The tensors, one with such an element."""
+    """Copy the tensors, with one element of one of them replaced."""
     given = [None if t is None else t.clone() for t in tensors]
     given[which].view(-1)[at] = value
     return given
 
 
 def cast(tensors, dtype, noise=0.0):
-    """The tensors in another dtype, each element moved by a random part of `noise`."""
+    """Cast the tensors, and change each element by a random part of `noise`."""
     given = [None if t is None else t.to(dtype) for t in tensors]
     return [None if t is None else t * (1 + noise * (2 * torch.rand_like(t) - 1)) for t in given] if noise else given
 
@@ -138,9 +142,10 @@ def on_plain_torch(run, tensors, backend):
 
 
 def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, fit=None):
-    """run(tensors) on `backend` against float64, within the budget.
+    """Check run(tensors) on `backend` against float64, within the budget.
 
-    fit="adan" divides by sums near zero in every iteration: any element may move as far as the one that moved most.
+    fit="adan" divides by sums near zero in every iteration. So any element may change as much as the one that changes
+    most.
     """
     given = cast(inputs, dtype)
     want = run(cast(given, torch.float64))  # float64 is always the reference
@@ -159,14 +164,17 @@ def check(run, inputs, dtype=torch.float32, scale=1.0, *, backend=None, fit=None
 
 
 def skewed(mean, var, floor, device="cpu"):
-    """(mean, var, third), each (1, 284): skewness of +-10^-3 to +-10^4 of what lies above the floor."""
+    """Return (mean, var, third), each (1, 284), of skewness +-10^-3 to +-10^4 above the floor."""
     third = torch.logspace(-3, 4, 142, dtype=torch.float64) * (var - floor) ** 1.5
     third = torch.cat([third, -third]).float()[None].to(device)
     return torch.full_like(third, mean), torch.full_like(third, var), third
 
 
 def check_light_component(mean, floor, device="cpu"):
-    """fit="free": component a is the light one on either side, drawn where u < w; mirrored moments, mirrored law."""
+    """Check fit="free": component a is the light one on either side, drawn where u < w.
+
+    Mirrored moments give the mirrored mixture.
+    """
     given = skewed(mean, 0.25, floor, device)
     fit = ops.fit_mixture(*given, floor, fit="free")
     w, a, b, v = fit
@@ -175,12 +183,15 @@ def check_light_component(mean, floor, device="cpu"):
     assert all(map(torch.equal, mirrored, (w, -a, -b, v)))
     worst = in_units_of_the_bound(fit, Problem("free", 1 / 3, floor, *given))
     assert max(float(error.max()) for error in worst.values()) <= 1
-    for u, node in ((w * (1 - 2.0**-19), a), (w * (1 + 2.0**-19), b)):  # u h < near is told to 17 roundings of 2^-24
+    for u, node in ((w * (1 - 2.0**-19), a), (w * (1 + 2.0**-19), b)):  # u h < near is exact to 17 roundings of 2^-24
         assert torch.equal(ops.sample_mixture(*given, floor, fit="free", noise=(torch.zeros_like(w), u)), node)
 
 
 def check_missing(device="cpu"):
-    """NaN in a moment is NaN in the mixture and in the draw, there and nowhere else; one Gaussian reads no third."""
+    """Check that NaN in a moment is NaN in the mixture and in the draw, there and nowhere else.
+
+    A single Gaussian does not read the third moment.
+    """
     given = skewed(0.3, 0.25, 0.0, device)
     at = torch.arange(given[0].numel(), device=device)[None] == 7
     for fit, bad, floor in itertools.product(FITS, range(3), (0.0, 0.1, 10.0)):
@@ -196,7 +207,10 @@ def check_missing(device="cpu"):
 
 
 def check_missing_in_steps(device="cpu"):
-    """The same of a step: one Gaussian does not read e3, and released clipping takes E[x_0] where E[x_0^3] is NaN."""
+    """Check the same for a step.
+
+    A single Gaussian does not read e3. Released clipping uses E[x_0] where E[x_0^3] is NaN.
+    """
     given = network_moments((3, 63), 400, device=device)
     step = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
     at = torch.arange(given[0].numel(), device=device).view_as(given[0]) == 70
@@ -212,7 +226,7 @@ def check_missing_in_steps(device="cpu"):
 
 
 def check_mirrored_steps(device="cpu"):
-    """A step of the mirrored state, moments and noise is the mirrored step, bit for bit."""
+    """Check that a step of mirrored state, moments and noise is the mirrored step, bit for bit."""
     x, e1, e2, e3 = network_moments((3, 63), 400, device=device)
     step = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
     z, u = torch.randn_like(x), torch.rand_like(x)

@@ -1,4 +1,4 @@
-"""Folders of this checkout that tests read from."""
+"""Folders of this checkout that tests read."""
 
 from pathlib import Path
 

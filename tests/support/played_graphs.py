@@ -1,7 +1,7 @@
-"""CUDA graphs played on the CPU: what passes the dispatcher is recorded, and a replay runs it on the same tensors.
+"""Simulated CUDA graphs on the CPU: operators are recorded and run again at a replay.
 
-They are strict in what CUDA is strict in: while one is captured nothing is read by the host, and every tensor that was
-made then is written at each replay, where it was.
+They have the limits of CUDA: during a capture the host reads nothing, and a replay writes every tensor made in the
+capture at its own place.
 """
 
 import warnings
@@ -17,7 +17,7 @@ READ = torch.ops.aten._local_scalar_dense.default
 
 
 class Graph:
-    """In place of `torch.cuda.CUDAGraph`."""
+    """Replacement for `torch.cuda.CUDAGraph`."""
 
     def __init__(self):
         self.calls = []
@@ -43,7 +43,7 @@ class Recording(TorchDispatchMode):
 
 
 class Waiting(TorchDispatchMode):
-    """Warns of what would have the host wait for a GPU."""
+    """Mode that warns of operators that make the host wait for a GPU."""
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if op is READ:
@@ -60,7 +60,7 @@ class Stream:
 
 
 def play(monkeypatch):
-    """Have `graphed` capture loops on the CPU."""
+    """Make `graphed` capture loops on the CPU."""
     modes = []
 
     @contextmanager
@@ -82,7 +82,7 @@ def play(monkeypatch):
             modes.pop().__exit__(None, None, None)
 
     monkeypatch.setattr(graphing, "_has_graphs", lambda device: True)
-    for module in (clipping, finite, run):  # as on a GPU, whose values nobody reads on the way
+    for module in (clipping, finite, run):  # as on a GPU, whose values the host does not read in the loop
         monkeypatch.setattr(module, "recorded", lambda tensor: bool(modes))
     for name, value in {
         "CUDAGraph": Graph,

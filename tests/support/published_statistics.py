@@ -1,4 +1,4 @@
-"""The problem of the published estimator's numbers, and networks to measure."""
+"""Problem of the published estimator's numbers, and networks to measure."""
 
 import json
 
@@ -14,13 +14,13 @@ WEIGHTS, MEANS, STDS = (torch.tensor(VECTORS["problem"][k], dtype=torch.float64)
 
 
 def tensors(entry):
-    """The lists of numbers of an entry of the vectors."""
+    """Return the lists of numbers of an entry of the vectors as tensors."""
     numbers = {k: v for k, v in entry.items() if isinstance(v, list) and not isinstance(v[0], dict)}
     return {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
 
 
 class Mixture:
-    """Exact noise of the 2-D mixture of the vectors, whose components are diagonal Gaussians."""
+    """Exact noise of the vectors' 2-D mixture of diagonal Gaussians."""
 
     sample_shape, prediction = (2,), "noise"
 
@@ -55,7 +55,7 @@ def normal(*shape, seed=0):
 
 
 def network(attention=(1,)):
-    """A small network in float64 that says something, with attention."""
+    """Return a small float64 network with attention."""
     torch.manual_seed(0)
     model = MomentUNet(
         image_size=4, in_channels=1, model_channels=32, channel_mult=(1,), num_res_blocks=1,

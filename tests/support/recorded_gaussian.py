@@ -1,4 +1,4 @@
-"""The Gaussian and the mixture of the recorded numbers."""
+"""Gaussian and mixture of the recorded numbers."""
 
 import json
 
@@ -15,7 +15,7 @@ def tensor(values):
 
 
 def of(values):
-    """Statistics of a problem."""
+    """Return the statistics of a problem."""
     return Gaussian(values["mu"], values["U"], values["lam"])
 
 
@@ -28,7 +28,10 @@ def close(got, want, tolerance):
 
 
 class Mixture:
-    """E[x_0|x] of Gaussians of one covariance, at alpha = 1, and the Gaussian of its mean and covariance."""
+    """E[x_0|x] of Gaussians of one covariance at alpha = 1, and the Gaussian of their moments.
+
+    That Gaussian has the mean and covariance of the mixture.
+    """
 
     def __init__(self, v):
         self.w, self.m, self.lam = tensor(v["weights"]), tensor(v["means"]), tensor(v["comp_cov_eigs_in_U"])

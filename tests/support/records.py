@@ -1,7 +1,8 @@
-"""Bits of every op and of `sample`, as digests: `python tests/support/records.py` writes tests/vectors/bits.json anew.
+"""Digests of the bits of every op and of `sample`.
 
-Inputs are counter-based draws, and networks add and multiply alone, so no library's rounding takes part. New digests
-mean new results for every user: say so in the CHANGELOG.
+`python tests/support/records.py` writes tests/vectors/bits.json again. Inputs are counter-based draws, and networks
+only add and multiply, so no library's rounding takes part. New digests mean new results for every user: say so in the
+CHANGELOG.
 """
 
 import hashlib
@@ -18,24 +19,24 @@ from gms_fast import NoiseMoments, StepCoefficients, ops, schedules, solvers
 FILE = VECTORS / "bits.json"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPE = (3, 2, 5, 7)
-W = (0.7, 0.2, -0.3)  # of x, of the data estimate and of a term
+W = (0.7, 0.2, -0.3)  # weights of x, of the data estimate and of a term
 STEP = StepCoefficients.between(schedules.VPLinear(), 400, 300)
 
 
 def network(x: torch.Tensor, t: torch.Tensor) -> NoiseMoments:
-    """Moments out of sums and products alone, which round alike on every machine."""
+    """Return moments from sums and products, which round equally on every machine."""
     return NoiseMoments(0.8 * x, 0.64 * x * x + 0.3, 0.5 * x * x * x + 0.2)
 
 
 def inputs(dtype: torch.dtype) -> list[torch.Tensor]:
-    """x, e1, e2, e3 like a network's, and z, u."""
+    """Return x, e1, e2, e3 like a network's, and z, u."""
     a, b, c, z = (ops.philox_normal(SHAPE, seed=seed) for seed in range(4))
     e2, e3 = b * b + 0.1 * a * a + 0.05, b * b * b + 0.3 * b + 0.02 * c
     return [t.to(dtype) for t in (0.7 * a + 0.2 * b, b, e2, e3, z, ops.philox_uniform(SHAPE, seed=5))]
 
 
 def of_ops() -> Iterator[tuple[str, Callable[[], object]]]:
-    """A call of each op in each of its ways, by name."""
+    """Return calls of each op with each of its options, by name."""
     for dtype in DTYPES:
         x, e1, e2, e3, z, u = inputs(dtype)
         name = str(dtype).removeprefix("torch.")
@@ -111,7 +112,7 @@ def _solvers() -> dict[str, solvers.Solver]:
 
 
 def of_sample() -> Iterator[tuple[str, Callable[[], object]]]:
-    """A run of each solver on each kind of schedule, and the ways to start, to end and to draw."""
+    """Return runs of each solver on each kind of schedule, and the ways to start, end and draw."""
     draw = {"n": 3, "shape": (2, 4, 5), "seed": 11}
     kinds = {
         "linear": schedules.VPLinear(),
@@ -149,7 +150,7 @@ def of_sample() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def digest(result: object) -> str:
-    """Of the bits of a tensor or of several."""
+    """Return the digest of the bits of one or several tensors."""
     tensors = result if isinstance(result, tuple) else (result,)
     found = hashlib.sha256()
     for tensor in tensors:
@@ -158,7 +159,7 @@ def digest(result: object) -> str:
 
 
 def all_of() -> dict[str, Callable[[], object]]:
-    """Every recorded call by name."""
+    """Return every recorded call by name."""
     return dict([*of_ops(), *of_sample()])
 
 

@@ -1,4 +1,4 @@
-"""The recorded runs of the released code, and what they ran on."""
+"""Recorded runs of the released code, and their inputs."""
 
 import json
 
@@ -21,7 +21,7 @@ def vector(values):
 
 
 def recorded(method, solver, **options):
-    """The recorded run with our loop, and the model's last e1."""
+    """Repeat a recorded run with our loop; return it and the model's last e1."""
     case = CASES[method]
     z, u = [vector(v) for v in case["noise"]], torch.tensor([*case["select"], *[0.5] * 20], dtype=torch.float64)
     last = []

@@ -1,4 +1,4 @@
-"""Loops of pipelines of diffusers, with a network that costs nothing."""
+"""Loops of diffusers' pipelines, with a trivial network."""
 
 import torch
 
@@ -8,12 +8,12 @@ def normals(*shape, seed=0):
 
 
 def network(x, t):
-    """Smooth in both, and no more than the state times 0.4 and 0.1 apart from it."""
+    """Return a smooth function of state and time, within 0.4 and 0.1 times the state."""
     return 0.4 * torch.cos(torch.as_tensor(t, dtype=torch.float32) / 300) * x + 0.1 * torch.sin(3 * x)
 
 
 def draw(scheduler, steps=10, shape=(2, 4, 8, 8), generator=None, network=network, **times):
-    """The sample of a pipeline's loop."""
+    """Return the sample of a pipeline's loop."""
     scheduler.set_timesteps(steps, **times)
     x = normals(*shape) * getattr(scheduler, "init_noise_sigma", 1.0)
     options = {} if generator is None else {"generator": generator}
@@ -24,5 +24,5 @@ def draw(scheduler, steps=10, shape=(2, 4, 8, 8), generator=None, network=networ
 
 
 def apart(ours, theirs):
-    """The largest difference, in the scale of the largest value."""
+    """Return the largest difference, relative to the largest value."""
     return float((ours - theirs).abs().max() / theirs.abs().max())

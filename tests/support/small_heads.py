@@ -1,4 +1,4 @@
-"""Moment heads on a network as small as they get, and a network that knows its data."""
+"""Moment heads on a very small network, and an exact network."""
 
 import torch
 
@@ -7,7 +7,7 @@ from gms_fast.models import MomentHeads
 
 
 class Small(torch.nn.Module):
-    """A network called (x, t) that says what `MomentHeads` asks for; its heads read the input of `out`."""
+    """Network (x, t) with the attributes of `MomentHeads`; heads read the input of `out`."""
 
     sample_shape = (1, 4, 4)
 
@@ -16,7 +16,7 @@ class Small(torch.nn.Module):
         self.schedule, self.prediction, self.clip = schedules.build(schedule), prediction, clip
         self.inner, self.out = (torch.nn.Conv2d(*sides, 3, padding=1) for sides in ((1, 8), (8, 1)))
         self.dropout = torch.nn.Dropout(0.5)
-        self.seen = []  # dtypes of its calls
+        self.seen = []  # dtype of each call
 
     def forward(self, x, t):
         h = self.inner(x)
@@ -26,7 +26,7 @@ class Small(torch.nn.Module):
 
 
 class Gaussian(torch.nn.Module):
-    """The exact network for data N(0, std^2) of independent elements, in any form of prediction."""
+    """Exact network of data N(0, std^2) with independent elements, for any form of prediction."""
 
     sample_shape, clip = (1, 4, 4), None
 
@@ -44,7 +44,7 @@ class Gaussian(torch.nn.Module):
 
 
 def said(form, m, x, alpha, sigma):
-    """The output of a network of that prediction for which E[x_0|x_t] is m."""
+    """Return the output, in a form of prediction, for which E[x_0|x_t] is m."""
     e1, ratio = (x - alpha * m) / sigma, sigma / alpha
     skip, out = 0.25 / (ratio**2 + 0.25), ratio * 0.5 / (ratio**2 + 0.25) ** 0.5
     edm = (m - skip * x / alpha) / out
@@ -52,7 +52,7 @@ def said(form, m, x, alpha, sigma):
 
 
 def heads(network=None, **options):
-    """Heads on a small network, always the same."""
+    """Return fixed heads on a small network."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Small() if network is None else network

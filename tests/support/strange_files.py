@@ -1,4 +1,4 @@
-"""Saved models with one value changed, and equality of what is read."""
+"""Saved models with one value changed, and equality of loaded ones."""
 
 import json
 
@@ -9,7 +9,7 @@ from gms_fast import io
 
 
 def saved(tmp_path, key=None, value=None, inside="config"):
-    """A saved model, with one value of its description changed."""
+    """Save a model with one value of its description changed."""
     io.save(damage_files.network(), tmp_path / "m")
     file = tmp_path / "m" / io.CONFIG
     described = json.loads(file.read_text())

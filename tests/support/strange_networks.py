@@ -1,4 +1,4 @@
-"""Small networks of no library, whose moments of the noise are to be learned."""
+"""Small user networks on which moment heads are trained."""
 
 import torch
 from torch import nn
@@ -7,7 +7,10 @@ from gms_fast.schedules import VPLinear
 
 
 class Convolutional(nn.Module):
-    """A picture in, noise out; `last` reads eight maps. With classes it asks for a label of each sample."""
+    """Noise network of images; `last` reads eight feature maps.
+
+    With classes it takes one label per sample.
+    """
 
     def __init__(self, channels=1, classes=0):
         super().__init__()
@@ -30,7 +33,7 @@ OF_PICTURES = {"schedule": VPLinear(), "prediction": "noise", "sample_shape": (1
 
 
 def learned(model, scale=0.1):
-    """The model, its heads as if they had learned something."""
+    """Change the heads of the model at random, as training would."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in model.head_parameters().values():

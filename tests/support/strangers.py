@@ -1,7 +1,7 @@
-"""Networks and habits of strangers, made of the exact network of Gaussian data: what comes out right is known.
+"""Networks of users, made of the exact network of Gaussian data, so right samples are known.
 
-256 samples of 192 numbers tell their standard deviation to 1 in sqrt(2 * 256 * 192) = 314, and ACCURATE is three times
-that; two of them differ by sqrt(2) times as much.
+256 samples of 192 numbers determine their standard deviation to 1 in sqrt(2 * 256 * 192) = 314. ACCURATE is three
+times that. Two such numbers differ by sqrt(2) times as much.
 """
 
 import math
@@ -18,7 +18,7 @@ N = 256
 
 
 class Exact:
-    """The exact network of data N(mean, std^2), by what it is to predict; asked at its schedule's own times."""
+    """Exact network of data N(mean, std^2) in a form of prediction, at its schedule's own times."""
 
     sample_shape = (3, 8, 8)
 
@@ -44,7 +44,7 @@ class Exact:
 
 
 class Moments(Exact):
-    """With exact central moments, the third of which is zero."""
+    """Exact network with central moments; the third is zero."""
 
     moments = "central"
 
@@ -55,7 +55,7 @@ class Moments(Exact):
 
 
 def marginal(t, mean=MEAN, std=STD, schedule=None):
-    """Mean and standard deviation of x_t."""
+    """Return mean and standard deviation of x_t."""
     schedule = schedule or VPLinear()
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
     return alpha * mean, ((alpha * std) ** 2 + sigma**2) ** 0.5

@@ -9,7 +9,7 @@ TINY = {"image_size": 8, "in_channels": 1, "model_channels": 32, "channel_mult":
 
 
 def tiny(**options):
-    """A small network whose every weight matters: none of the zeros it would start training with."""
+    """Return a small network whose weights all matter: none is zero, as some are initially."""
     torch.manual_seed(0)
     model = MomentUNet(**{**TINY, "attention_resolutions": (1,), "schedule": VPCosine(T=50), **options}).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The searches of a toy problem, whose distances the vectors record."""
+"""Searches of a toy problem, whose distances are recorded in the vectors."""
 
 import json
 
@@ -25,13 +25,13 @@ def sampler(model=TOY, **options):
 
 
 def seven(x):
-    """The features of the vectors."""
+    """Return the features of the vectors."""
     a, b = x.unbind(1)
     return torch.stack([a, b, a * a, a * b, b * b, a.sin(), (2 * b).cos()], dim=1)
 
 
 def data_of_toy(n, seed=0):
-    """Draws of the mixture."""
+    """Draw from the mixture."""
     random, toy = torch.Generator().manual_seed(seed), VECTORS["toy"]
     which = torch.multinomial(double(toy["weights"]), n, replacement=True, generator=random)
     noise = torch.randn(n, 2, dtype=torch.float64, generator=random)

@@ -1,4 +1,4 @@
-"""A model made of a function, for tests of the loop."""
+"""Models made of a function, for tests of the loop."""
 
 import torch
 
@@ -7,7 +7,7 @@ from gms_fast.schedules import VPLinear
 
 
 class Model:
-    """A model made of a function of (x, t), with what `sample` looks for; counts its calls."""
+    """Model made of a function (x, t), with the attributes of `sample`; counts its calls."""
 
     sample_shape, schedule, calls = (4,), VPLinear(), 0
 
@@ -21,12 +21,12 @@ class Model:
 
 
 def polynomial(x, t):
-    """Moments out of sums and products alone, which round alike wherever an element stands in memory."""
+    """Return moments from sums and products, which round equally anywhere in memory."""
     return NoiseMoments(0.8 * x, 0.64 * x * x + 0.3, 0.5 * x * x * x + 0.2)
 
 
 class Toy(Model):
-    """The exact noise network of a mixture of Gaussians with isotropic components, as a vector file describes it."""
+    """Exact noise network of a mixture of isotropic Gaussians from a vector file."""
 
     sample_shape = (2,)
 

@@ -1,6 +1,6 @@
-"""Processes that train together over gloo, as torchrun starts them, and what tests have them do.
+"""Processes that train together over gloo, as torchrun starts them, and their scenes.
 
-Ranks are forks of one process that has torch loaded, of which every import takes seconds.
+Ranks are forks of one process that has torch loaded, because every import of it takes seconds.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-LONGEST = 60.0  # seconds until a hanging rank is ended
+LONGEST = 60.0  # seconds until a hanging rank is killed
 COMMAND = [
     "--channel-mult",
     "1",
@@ -32,7 +32,7 @@ QUIET = {"warmup": 4, "progress": False, "lr": 1e-2}
 
 
 def played(scenes, folder, count=2):
-    """Have ranks run each of some functions of this file, by name; [(status, stdout, stderr) of each rank]."""
+    """Run scenes of this file on all ranks; return [(status, stdout, stderr) of each rank]."""
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(folder), str(count), *scenes]
@@ -110,7 +110,7 @@ def refused(out, kind, options):
 
 
 def counted(out):
-    """Say how many times gradients go round in 5 steps of two parts for each rank."""
+    """Print how many times gradients are exchanged in 5 steps of two parts for each rank."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     from gms_fast.training import ranks
@@ -124,7 +124,7 @@ def counted(out):
 
     ranks.DistributedDataParallel = Counting
     train(out / "counted", batch_size=7, micro_batch=2, steps=5)
-    print(len(calls) - 1)  # one is of the start
+    print(len(calls) - 1)  # one call belongs to the start
 
 
 def uninterrupted(out):
@@ -154,7 +154,7 @@ def signalled(out):
 
     from gms_fast import interrupts
 
-    distributed.init_process_group("gloo")  # of the user, which is taken
+    distributed.init_process_group("gloo")  # made by the user; training uses it
     for which in (0, 1):
         at_step(20, lambda which=which: rank() != which or os.kill(os.getpid(), signal.SIGTERM))
         with interrupts.raised():
@@ -181,7 +181,7 @@ def trained_until_a_signal(out):
 
 
 def command(data, out):
-    """The command `train`, and the end of this rank with its status."""
+    """Run the command `train` and end this rank with its status."""
     from gms_fast import cli
 
     status = cli.main(["train", "--data", str(data), "--out", str(out), *COMMAND])
@@ -190,7 +190,7 @@ def command(data, out):
 
 
 def train(out, steps=50, batch_size=6, **options):
-    """A run of heads, whose weights are in `out`/weights.pt where a rank is told to keep them."""
+    """Train heads and return their weights; a rank keeps them in `out`/weights.pt if told to."""
     from small_heads import heads, pictures
 
     from gms_fast.training import train_moment_heads
@@ -204,7 +204,10 @@ def train(out, steps=50, batch_size=6, **options):
 
 
 def noise_network(out, **options):
-    """Answers of a noise network after 40 steps on `out`; some of its weights do nothing, and follow the rounding."""
+    """Return outputs of a noise network after 40 steps on `out`.
+
+    Some of its weights have no effect and follow the rounding, so the weights are not compared.
+    """
     from small_heads import pictures
     from tiny_networks import outputs, tiny
 
@@ -220,14 +223,14 @@ def weights(model):
 
 
 def loader():
-    """Batches of 7, 7, 7 and 3."""
+    """Return batches of 7, 7, 7 and 3."""
     from small_heads import pictures
 
     return torch.utils.data.DataLoader(pictures(), batch_size=7, shuffle=True)
 
 
 def at_step(number, act):
-    """Have `act` called as a step of that number begins, and nothing else from before."""
+    """Call `act` as the step of that number begins, in place of any earlier `act`."""
     from gms_fast.training import loop
 
     def called(self, state, signals):
@@ -245,7 +248,7 @@ def rank():
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # which DistributedDataParallel would import
+    import torch._dynamo  # DistributedDataParallel would import it
 
     import gms_fast.training  # noqa: F401 - likewise
 

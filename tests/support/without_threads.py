@@ -1,4 +1,4 @@
-"""Code in a process that has no threads, which do not outlive a fork."""
+"""Code in a process without threads, which do not survive a fork."""
 
 import subprocess
 import sys
@@ -7,6 +7,6 @@ from places import ROOT
 
 
 def alone(code):
-    """Run code in a process without threads, which do not outlive a fork."""
+    """Run code in a process without threads, which do not survive a fork."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch; torch.set_num_threads(1)\n{code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

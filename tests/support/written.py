@@ -1,10 +1,10 @@
-"""Things for the tests of files to write, and the names they look for."""
+"""Objects for tests of written files, and names of leftover files."""
 
 import torch
 
 from gms_fast.models import MomentUNet
 
-LEFT = ".x.0123abcd.partial"  # as a writer of `x` that was killed leaves it
+LEFT = ".x.0123abcd.partial"  # left by a killed writer of `x`
 
 
 def names(folder):
