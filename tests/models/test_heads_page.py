@@ -36,9 +36,9 @@ def test_lines_of_the_page_run(tmp_path, monkeypatch):
         pipeline().save_pretrained("my-pipeline")
         np.save("my-images.npy", np.random.default_rng(0).uniform(-1, 1, (20, 8, 8)).astype(np.float32))
         scope = {"class_network": transformer()}
-        assert len(BLOCKS) == 3
+        assert sum("steps=4_000" in block for block in BLOCKS) == 3
         for block in BLOCKS:
-            assert "steps=4_000" in block
+            scope.pop("x", None)
             exec(block.replace("steps=4_000", "steps=2, progress=False"), scope)
             assert scope["x"].shape == (4, 1, 8, 8)
             assert scope["x"].isfinite().all()

@@ -9,6 +9,7 @@ import host_libraries
 import numpy as np
 import pytest
 import torch
+from host_networks import EDMPrecond
 from places import ROOT, VECTORS
 
 import gms_fast
@@ -22,8 +23,11 @@ from gms_fast.schedules import VPLinear
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAGE = (ROOT / "docs" / "hosts.md").read_text()
-SECTIONS = {part.partition("\n")[0]: re.findall(r"```python\n(.*?)```", part, re.S) for part in PAGE.split("\n## ")[1:]}
+FIRST, *PARTS = PAGE.split("\n## ")
+BLOCK = re.compile(r"```python\n(.*?)```", re.S)
+SECTIONS = {part.partition("\n")[0]: blocks for part in PARTS if (blocks := BLOCK.findall(part))}
 RELEASED = SECTIONS.pop("The released code of GMS")
+LINES, WHOLE_STEP, WHOLE_LOOP, THEIR_FIT = range(4)  # its blocks
 HOSTS = {  # section: what it imports, and the shape of what comes out of each block
     "EDM": (host_libraries.edm, (4, 3, 4, 4)),
     "EDM2": (host_libraries.edm2, (4, 3, 4, 4)),
@@ -40,6 +44,12 @@ DRAWS = ops.philox_normal, ops.philox_uniform  # of streams 0 and 1
 def test_every_host_has_its_section():
     assert SECTIONS.keys() == HOSTS.keys()
     assert len(RELEASED) == 4
+
+
+def test_first_lines_run():
+    [block] = BLOCK.findall(FIRST)
+    exec(block, scope := {"gms_fast": gms_fast, "network": EDMPrecond()})
+    assert scope["x"].shape == (4, 3, 4, 4)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -84,7 +94,7 @@ def after(block, **names):
 
 
 def test_three_lines_draw_from_the_closed_fit_with_one_component_a_picture():
-    scope = after(0)
+    scope = after(LINES)
     mean, cov, third = (scope[name] for name in ("mean", "cov", "third"))
     step = gms_fast.StepCoefficients.between(VPLinear(), *STEP)
     _, a, b, var = ops.fit_mixture(mean, cov, third, step.c)
@@ -94,7 +104,7 @@ def test_three_lines_draw_from_the_closed_fit_with_one_component_a_picture():
 
 
 def test_whole_step_is_that_of_the_three_lines():
-    torch.testing.assert_close(after(2)["x_t"], after(0)["x_t"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(after(WHOLE_STEP)["x_t"], after(LINES)["x_t"], rtol=0, atol=1e-9)
 
 
 def test_three_lines_reproduce_the_recorded_fit():
@@ -103,7 +113,7 @@ def test_three_lines_reproduce_the_recorded_fit():
     mean, cov = read(vectors["mean"]), read(vectors["var"])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        scope = after(1, mean=mean, cov=cov, tmoment=read(vectors["third_raw"]), noise=torch.zeros_like(mean))
+        scope = after(THEIR_FIT, mean=mean, cov=cov, tmoment=read(vectors["third_raw"]), noise=torch.zeros_like(mean))
     a, b, beta = (read(vectors["after_70"][name]) for name in ("mu_a", "mu_b", "beta"))
     for got, want in ((scope["a"], a), (scope["b"], b), (scope["var"], cov * beta)):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
@@ -117,7 +127,7 @@ def test_released_file_is_sampled(tmp_path, monkeypatch):
     with np.load(VECTORS / "gms_unet_checkpoint.npz") as arrays:
         weights = {n.removeprefix("sd/"): torch.from_numpy(arrays[n]) for n in arrays.files if n.startswith("sd/")}
     torch.save({"ema_model": weights}, "ckpt_3_300000.pt")
-    assert after(3)["x"].shape == (4, 3, 32, 32)
+    assert after(WHOLE_LOOP)["x"].shape == (4, 3, 32, 32)
 
 
 def test_page_shows_the_committed_figures():
