@@ -1,4 +1,4 @@
-"""Pages for developers: examples run, named files exist, and a seed passes through as few files as they say."""
+"""Pages for developers: examples run, named files exist, and the path of a seed is as said."""
 
 import re
 import traceback

@@ -1,4 +1,4 @@
-"""Distributions: the source one contains the checkout, wheels of it draw digits, and all files have a licence."""
+"""Distributions: the source one is the checkout, wheels draw digits, files have a licence."""
 
 import fnmatch
 import os
@@ -143,7 +143,7 @@ def modules(wheel: Path) -> list[str]:
 
 
 def check_contents(wheel: Path, installed: set[Path]) -> None:
-    """Compare what a wheel holds with what is installed, and its licences with those of the checkout."""
+    """Compare a wheel with what is installed, and its licences with the checkout's."""
     info = f"gms_fast-{__version__}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -158,7 +158,10 @@ def check_contents(wheel: Path, installed: set[Path]) -> None:
 
 
 def check_needed(wheel: Path, module: str, folder: Path) -> None:
-    """Compare the libraries a module needs with those of every system; auditwheel adds OpenMP's to published wheels."""
+    """Compare the libraries a module needs with those of every system.
+
+    auditwheel adds OpenMP's to published wheels.
+    """
     if shutil.which("readelf") is None:
         return
     with zipfile.ZipFile(wheel) as archive:

@@ -23,6 +23,8 @@ def logic(source):
             isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         ):
             skipped.update(range(node.lineno, node.end_lineno + 1))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            skipped.update(range(node.lineno, node.end_lineno + 1))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             skipped.update(range(node.lineno, node.body[0].lineno))
     for number, line in enumerate(source.splitlines(), start=1):

@@ -17,9 +17,12 @@ ELSEWHERE = {  # pages whose code needs networks, files or hosts made first: the
     "diffusers.md": "tests/integrations/diffusers/test_docs.py",
     "editing.md": "tests/bench/test_editing_page.py",
     "extend.md": "tests/architecture/test_contributing.py",
+    "generation.md": "tests/generation/test_page.py",
     "heads.md": "tests/models/test_heads_page.py",
     "hosts.md": "tests/models/hosts/test_page.py",
     "k_diffusion.md": "tests/integrations/test_k_diffusion.py",
+    "models.md": "tests/models/test_models_page.py",
+    "training.md": "tests/training/test_page.py",
 }
 
 
