@@ -33,9 +33,9 @@ class DDPM(_Gaussian):
 
     x_s ~ N(A x_t + B E[x_0|x_t], c), with A, B, c of eq. 1 of docs/notation.md.
 
-    Take it for a network without moment heads when you want noise in every step and precise samples at up to 10
-    steps; its recall is then the lowest of all solvers. It costs K + 1 network evaluations for K steps: the last one
-    removes the noise that is left.
+    Take it, with spacing 0.5, for a network without moment heads if you want noise in every step. Of all solvers it has
+    the highest precision and the lowest recall. It costs K + 1 network evaluations for K steps, or K where the schedule
+    ends without noise: the last evaluation removes the noise that is left.
 
     Args:
         clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of
@@ -71,7 +71,8 @@ class SNDDPM(_Gaussian):
     x_0 comes from the second noise moment, element by element.
 
     Take it for a network with a second-moment head. From 20 steps on, with spacing "angle", it is as good as
-    [`GMS`][gms_fast.solvers.GMS] on images. It costs K + 1 network evaluations for K steps.
+    [`GMS`][gms_fast.solvers.GMS] on images. It costs K + 1 network evaluations for K steps, or K where the schedule ends
+    without noise.
 
     Args:
         clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of

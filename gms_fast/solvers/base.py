@@ -1,4 +1,4 @@
-"""Base classes of the solvers: one step with explicit state, called by `gms_fast/sampling.py`."""
+"""Base classes of the solvers: one step with explicit state, called by the sampling loop."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ from gms_fast.steps import StepCoefficients
 
 
 class TimeStep(NamedTuple):
-    """One time of a plan and the step from it to the next time, known before the network is called.
+    """One time of a plan and the step to the next time, as known before the network is called.
 
     Args:
         i: Index of the time in the plan, 0 the noisiest.
@@ -233,7 +233,7 @@ class Solver(Identified, ABC):
 
 
 class Multistep(Solver):
-    """Base of the solvers whose step is a weighted sum of the state and the last data estimates.
+    """Base of the solvers whose step is a weighted sum of state and data estimates.
 
     x_s = w_0 x_t + sum_j w_{j+1} m_j + std z with m_0 = E[x_0|x_t] and m_1, m_2, .. those of the steps before. The plan
     of a step is (weights, std). The history of estimates is the whole state.
@@ -291,7 +291,7 @@ def check_clip_pixel(clip_pixel: object) -> None:
 
 
 def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> StepCoefficients | None:
-    """Return the last step's coefficients with a bounded variance, or None where no bound applies.
+    """Return the last step's coefficients with bounded variance; None where no bound applies.
 
     The noise that the last step draws stays visible. So in an image (B, C, H, W) it may leave a mean absolute deviation
     of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022): var_max = (clip_pixel 2/255

@@ -22,7 +22,8 @@ class DDIM(Multistep):
     c is that of eq. 1 of docs/notation.md.
 
     Take it as the baseline that every library has, for inversion, and where a step must need no history. The multistep
-    solvers are better at equal cost. It costs K + 1 network evaluations for K steps.
+    solvers are better at equal cost. It costs K + 1 network evaluations for K steps, or K where the
+    schedule ends without noise.
 
     Args:
         eta: Noise, in [0, 1]: 0 is deterministic (default), 1 adds the noise of DDPM.

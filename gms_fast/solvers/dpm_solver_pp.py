@@ -29,7 +29,8 @@ class DPMSolverPP(Extrapolating):
     - order 3: a_1 = 1 - g/(p h), a_2 = 1/2 - (p h - g)/(p h)^2.
 
     Take it where precision counts, and with `denoise=False` for up to 10 network evaluations. It needs no tables and no
-    moment heads. It costs K + 1 network evaluations for K steps, or K with `denoise=False`.
+    moment heads. It costs K + 1 network evaluations for K steps, or K with `denoise=False` and where the
+    schedule ends without noise.
 
     Args:
         order: Order 1, 2 or 3 (default 2). The first steps, with less history, are of lower order.

@@ -34,7 +34,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 @dataclass(frozen=True, kw_only=True)
 class ERSDE(Multistep):
-    """Multistep solver of the extended reverse SDE, with a choice of how much noise each level gets.
+    """Multistep solver of the extended reverse SDE, with a choice of the noise at each level.
 
         x_s = alpha_s (r x_t/alpha_t + (1 - r) X + c_1 X' + c_2 X'') + alpha_s sqrt(lambda_s^2 - r^2 lambda_t^2) z
 
