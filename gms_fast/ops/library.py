@@ -1,4 +1,4 @@
-"""The ops as `torch.ops.gms_fast.*`: schemas, which are flat, and fakes. All ops are forward only."""
+"""Registration as `torch.ops.gms_fast.*`: flat schemas and fakes. All ops are forward only."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ _DRAWN = Draws()
 
 
 def _values(flat: dict[str, Any]) -> tuple[Fit, Draws]:
-    """The fit and the draws that flat keywords stand for; those left out are as by default."""
+    """Return the fit and the draws that flat keywords describe; missing ones are the defaults."""
     if not flat:
         return DEFAULT, _DRAWN
     fit = {_FIT_FIELDS[name]: value for name, value in flat.items() if name in _FIT_FIELDS}

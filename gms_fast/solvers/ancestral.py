@@ -71,8 +71,8 @@ class SNDDPM(_Gaussian):
     x_0 comes from the second noise moment, element by element.
 
     Take it for a network with a second-moment head. From 20 steps on, with spacing "angle", it is as good as
-    [`GMS`][gms_fast.solvers.GMS] on images. It costs K + 1 network evaluations for K steps, or K where the schedule ends
-    without noise.
+    [`GMS`][gms_fast.solvers.GMS] on images. It costs K + 1 network evaluations for K steps, or K where the schedule
+    ends without noise.
 
     Args:
         clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of
