@@ -441,8 +441,8 @@ def philox_normal(
 ) -> Tensor:
     """Draw standard normals from counters, with Philox4x32-10.
 
-    Each number is a pure function of (seed, sample_offset + b, step, stream, element): no order of calls, batch size or
-    device changes it.
+    Each number is a pure function of (seed, sample_offset + b, step, stream, element). Neither the order of calls nor
+    the batch size changes it.
 
     Args:
         shape: (B, *).
