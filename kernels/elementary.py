@@ -1,7 +1,7 @@
 """Elementary functions in float32, from polynomials and rounded operations.
 
-They are those of csrc/gms/elementary.h: log, sin and cos of a turn, roots and the cube root. tl.log and tl.sin are not used: their results differ
-between GPUs, the interpreter and the C++ build.
+They are those of csrc/gms/elementary.h: log, sin and cos of a turn, and roots. tl.log and tl.sin are not used: their
+results differ between GPUs, the interpreter and the C++ build.
 """
 
 import triton

@@ -14,7 +14,7 @@ from gms_fast.tables.gaussian import load_gaussian
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
 NONE = "none"
 FILE = ("STRING", {"default": "", "tooltip": "path of a file that `gms-fast statistics` wrote, as the server sees it"})
-S_NOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01, "tooltip": "factor of the noise; 1 is the sampler's own"})
+S_NOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01, "tooltip": "factor of the noise"})
 
 
 class _Node:
@@ -91,11 +91,11 @@ class UniPC(_Node):
 
 
 class Teleport(_Node):
-    DESCRIPTION = "Skips the noisiest steps with a Gaussian model of the data: needs the covariance of the data, as latents."
+    DESCRIPTION = "Skips the noisiest steps with a Gaussian model of the data: needs its covariance, as latents."
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
-        until = {"default": 10.0, "min": 1.0, "max": 1000.0, "step": 0.1, "tooltip": "noise level sigma below which the model is used"}
+        until = {"default": 10.0, "min": 1.0, "max": 1000.0, "step": 0.1, "tooltip": "noise level where the jump ends"}
         then = {"default": "dpm-solver++", "tooltip": "solver from there on, such as er-sde:order=2"}
         needed = {"statistics": FILE, "until": ("FLOAT", until), "then": ("STRING", then), "s_noise": S_NOISE}
         return {"required": needed}

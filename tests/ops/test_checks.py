@@ -1,4 +1,4 @@
-"""Arguments that the ops refuse, each by its name."""
+"""Arguments that the ops reject, each by its name."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Tables of GGDM: their file, what they are made of, and what they refuse."""
+"""Tables of GGDM: file, construction, and bad input."""
 
 import math
 
