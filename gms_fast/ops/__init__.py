@@ -52,7 +52,7 @@ def as_seed(seed: Seed) -> int | Tensor:
     """
     if isinstance(seed, Tensor) and seed.ndim <= 1:
         if seed.dtype not in _INTEGERS:
-            raise TypeError(f"seed must be a tensor of integers if it is a tensor: got {seed.dtype}")
+            raise TypeError(f"seed must be an integer tensor if it is a tensor: got {seed.dtype}")
         return seed.view(torch.int64) if seed.dtype == torch.uint64 else seed.to(torch.int64)
     if hasattr(seed, "tolist") and not isinstance(seed, Tensor):  # numpy's arrays and numbers
         return as_seed(seed.tolist())
@@ -408,7 +408,7 @@ def affine_noise(
     draws = draws_of(seed, step_index, sample_offset, "element", noise, a_tensor("x", x))
     numbers = weights if isinstance(weights, Tensor) else None
     if numbers is not None and numbers.ndim < 2 and number("noise_std", noise_std):
-        raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
+        raise ValueError(f"noise_std must not be given with a tensor of weights, which holds it: got {noise_std}")
     terms = _listed("terms", terms, "tensors")
     weights = _floats("weights", weights) if numbers is None else numbers
     return fused.affine_noise(x, terms, weights, noise_std, draws._replace(u=None), out=out)

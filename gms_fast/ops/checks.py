@@ -159,7 +159,7 @@ def _known_fit(fit: Fit) -> Fit:
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1): got {weight}")
     if not 1e-6 <= weight <= 1 - 1e-6:
-        raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6] for float32 to tell it from 0 and 1: got {weight}")
+        raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6], distinct from 0 and 1 in float32: got {weight}")
     if abs(weight - 0.5) < 2**-24 and kind in ("exact", "free"):
         raise ValueError(
             f"weight must not be 1/2, nor within 2^-24 of it: a symmetric mixture has no third moment: got {weight}"
@@ -172,7 +172,7 @@ def _known_fit(fit: Fit) -> Fit:
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and not negative: got {value}")
     if eps < LEAST_EPS:
-        raise ValueError(f"eps must be at least {LEAST_EPS}, for float32 not to divide zero by zero: got {eps}")
+        raise ValueError(f"eps must be at least {LEAST_EPS}, or float32 divides zero by zero: got {eps}")
     return fit
 
 
@@ -294,9 +294,9 @@ def check_weights(terms: int, weights: Sequence[float] | None, own: int) -> None
     """
     if terms > MAX_TERMS:
         raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {terms}")
-    wanted, of = terms + own, ("x", "x, of E[x_0|x_t]")[own - 1]
+    wanted, of = terms + own, ("x", "x, E[x_0|x_t]")[own - 1]
     if weights is not None and len(weights) != wanted:
-        raise ValueError(f"weights must be one of {of} and one of each term, {wanted}: got {len(weights)}")
+        raise ValueError(f"weights must be {wanted} numbers, for {of} and each term: got {len(weights)}")
     if weights is not None and not all(map(math.isfinite, weights)):
         raise ValueError(f"weights must be finite: got {tuple(weights)}")
 
@@ -313,16 +313,17 @@ def check_linear(step: Linear, output: object) -> None:
         raise ValueError("keeps must be False without an output: there is no E[x_0|x_t]")
     wanted = step.terms + 2 + read
     if len(step.weights) != wanted and (step.results or step.noisy):
-        raise ValueError(f"weights must be those of x, the inputs and the noise, {wanted}: got {len(step.weights)}")
+        raise ValueError(f"weights must be {wanted} numbers, for x, the inputs and the noise: got {len(step.weights)}")
     if not 0 <= step.results <= (MAX_RESULTS if step.present else 1) or not step.results + step.keeps:
-        raise ValueError(f"results must be at most {MAX_RESULTS} by element, else 1, and one: got {step.results}")
+        most = f"{MAX_RESULTS} with weights by element, else 1"
+        raise ValueError(f"results must be at most {most}, and at least 1 without keeps: got {step.results}")
     if step.terms > MAX_TERMS or step.present >> COLUMNS * step.results:
-        raise ValueError(f"terms must be at most {MAX_TERMS}, and present of the results alone: got {step}")
+        raise ValueError(f"terms must be at most {MAX_TERMS}, and present have no bits beyond the results: got {step}")
     known = {0, *([1] if read else []), *range(2, 2 + step.terms), ADDED}
     for result in range(step.results if step.present else 0):
         columns = step.columns(result)
         if not known.issuperset(columns) or not set(columns) - {ADDED}:
-            raise ValueError(f"present must have inputs that are there, in every result: got columns {columns}")
+            raise ValueError(f"present must name given inputs, at least one for every result: got columns {columns}")
 
 
 def weights_of(numbers: Tensor, inputs: Sequence[Tensor | None], step: Linear) -> Tensor:
@@ -354,8 +355,8 @@ def check_out(out: Tensor, like: Tensor) -> None:
     for stride, size in sorted(zip(out.stride(), out.shape, strict=True)) if out.numel() else ():
         if size > 1 and stride < room:
             raise ValueError(
-                "out must have a place of its own for every element: got "
-                f"strides {tuple(out.stride())} for the shape {tuple(out.shape)}, with which elements may share one"
+                "out must have its own memory for every element: got "
+                f"strides {tuple(out.stride())} for the shape {tuple(out.shape)}, with which elements may share memory"
             )
         room += stride * (size - 1)
 

@@ -223,9 +223,9 @@ def linear_of(
     """Return the checked step for `gms_fast.ops.linear_step`. Raises ValueError or TypeError."""
     on_device = _last_is_std(numbers)
     if (data is None) != on_device:
-        raise ValueError(f"data must be (p, q), beside a tensor of weights that holds them None: got {data!r}")
+        raise ValueError(f"data must be (p, q), or None with a tensor of weights, which holds them: got {data!r}")
     if on_device and number("noise_std", noise_std):
-        raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
+        raise ValueError(f"noise_std must not be given with a tensor of weights, which holds it: got {noise_std}")
     check_weights(terms, None if numbers is not None else weights, 2)
     p, q = (0.0, 0.0) if data is None else _pair("data", data)
     lo, hi = (-math.inf, math.inf) if clip is None else as_range(clip)

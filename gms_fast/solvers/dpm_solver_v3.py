@@ -165,7 +165,7 @@ class DPMSolverV3(Solver):
             raise ValueError(f"timesteps must lie in the statistics' range, {first:g} .. {last:g}: got {got}")
         if len(set(nodes)) < len(nodes) or nodes != sorted(nodes) or len(nodes) < 2:
             raise ValueError(
-                f"timesteps must visit different nodes of the statistics, noisiest first: {len(nodes)} times fall on "
+                f"timesteps must fall on different nodes of the statistics, noisiest first: {len(nodes)} times fall on "
                 f"nodes {nodes} of 0 .. {N}; take fewer steps, another spacing or statistics of more nodes"
             )
         return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
@@ -184,8 +184,8 @@ class DPMSolverV3(Solver):
         early = t_max is None and lam[0] < ends[0] - cell
         if early or lam[0] > ends[0] + cell or lam[-1] < ends[1] - cell:
             raise ValueError(
-                f"statistics must reach over all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
-                f"timesteps say where to go: got {lam[0]:.3g} .. {lam[-1]:.3g}"
+                f"statistics must cover all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
+                f"timesteps are given: got {lam[0]:.3g} .. {lam[-1]:.3g}"
             )
 
     def _nodes(self, schedule: Schedule, times: Sequence[float]) -> list[int]:

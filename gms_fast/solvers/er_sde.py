@@ -196,7 +196,7 @@ def _checked(phi: Phi, lam: np.ndarray) -> Checked:
     except (TypeError, ValueError) as error:
         raise TypeError(f"noise_scale must take and return float64 arrays: {error}") from error
     if values.shape != levels.shape:
-        raise TypeError(f"noise_scale must return one value a level, {levels.shape}: got {values.shape}")
+        raise TypeError(f"noise_scale must return one value per level, {levels.shape}: got {values.shape}")
     for level, value in zip(levels, values, strict=True):
         if not value > 0 or (math.isinf(value) and level < levels[0]):
             raise ValueError(f"noise_scale must be positive and finite on the grid: got phi({level:g}) = {value:g}")

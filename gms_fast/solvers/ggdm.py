@@ -86,16 +86,12 @@ class GGDM(Solver):
         if not isinstance(wanted, int) and any(abs(a - b) > 1e-6 * own[0] for a, b in zip(own, wanted, strict=True)):
             raise ValueError(f"timesteps must be those of the table, {listed(own)}: got {listed(wanted)}")
         if t_max is not None or spacing is not None:
-            raise ValueError(
-                f"GGDM goes through the times of its table, from t = {own[0]:g} on: it takes no other grid"
-            )
+            raise ValueError(f"GGDM uses the times of its table, from t = {own[0]:g} on: it takes no other grid")
         return own
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Update]:
         if len(times) != len(self.table.tau):
-            raise ValueError(
-                f"GGDM goes through all times of its table, {listed(self.table.times)}: got {listed(times)}"
-            )
+            raise ValueError(f"GGDM needs all times of its table, {listed(self.table.times)}: got {listed(times)}")
         updates = [([float(w) for w in weights], float(std)) for weights, std in self.table.updates()]
         reach = [max((j for j, w in enumerate(weights[2:], start=1) if w != 0), default=0) for weights, _ in updates]
         plan = []

@@ -145,10 +145,10 @@ class GMS(Solver):
             return
         if all(together) or not any(together):
             first, last = (step.coefficients.ratio for step in (steps[0], steps[-1]))
-            kind = "together: switch=0 says so, and needs no heads" if all(together) else "by itself"
+            kind = "together; switch=0 does so too, without moment heads" if all(together) else "independently"
             warnings.warn(
-                f"switch = {self.level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
-                f"all draw every element {kind}",
+                f"switch = {self.level:g} lies outside the steps' noise levels sigma/alpha, {first:.3g} to {last:.3g}: "
+                f"every step draws its elements {kind}",
                 stacklevel=5,  # whoever called `sample`
             )
 

@@ -117,7 +117,7 @@ class Teleport(Solver):
         if len(times) < 3 or not times[0] > times[1]:
             listed = ", ".join(f"{t:g}" for t in times)
             said = f"skip = {skip:g}" if until is None else f"until = {until:g}"
-            raise ValueError(f"{said} must skip something and leave a step: timesteps are {listed}")
+            raise ValueError(f"{said} must skip at least one step and leave one: timesteps are {listed}")
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
@@ -182,8 +182,8 @@ def _check_level(until: float, schedule: Schedule, first: float, last: float) ->
     """Raise ValueError unless the level lies between those of the first and the last time."""
     high, low = _ratio(schedule, first), _ratio(schedule, last)
     if not low < until < high:
-        levels = f"the last and the first sigma/alpha, {low:.3g} and {high:.3g}"
-        raise ValueError(f"until must lie between {levels}: got {until:g}; by itself it is then.reach x data's spread")
+        levels = f"the last and the first noise level sigma/alpha, {low:.3g} and {high:.3g}"
+        raise ValueError(f"until must lie between {levels}: got {until:g}; its default is then.reach x data's spread")
 
 
 def _ratio(schedule: Schedule, t: float) -> float:

@@ -293,5 +293,5 @@ def text_of(solver: Solver) -> str:
     chosen = {name: value for name, value in given.items() if value != getattr(type(solver), name, MISSING)}
     for name, value in chosen.items():
         if not (value is None or isinstance(value, (bool, int, float, str))):
-            raise ValueError(f"solver must have options that text can say: got {name} = {type(value).__name__}")
+            raise ValueError(f"solver must have options that text can express: got {name} = {type(value).__name__}")
     return spelled(names_of[type(solver)], [f"{name}={value}" for name, value in chosen.items()])

@@ -87,9 +87,9 @@ class Gaussian(Identified):
         D, r = self.mean.numel(), self.eigenvalues.numel()
         if self.mean.ndim == 0 or not 1 <= r <= D or self.eigenvalues.ndim != 1:
             got = f"{tuple(self.mean.shape)} and {tuple(self.eigenvalues.shape)}"
-            raise ValueError(f"mean, eigenvalues must be (*sample) and (r,), 1 <= r <= D elements: got {got}")
+            raise ValueError(f"mean, eigenvalues must be (*sample) of D elements and (r,), 1 <= r <= D: got {got}")
         if self.eigenvectors.shape != (D, r):
-            raise ValueError(f"eigenvectors must be ({D}, {r}), a column each: got {tuple(self.eigenvectors.shape)}")
+            raise ValueError(f"eigenvectors must be ({D}, {r}), one column each: got {tuple(self.eigenvectors.shape)}")
         object.__setattr__(self, "residual", float(self.residual))
         if bool((self.eigenvalues < 0).any()) or not 0 <= self.residual < math.inf:
             worst = min(float(self.eigenvalues.min()), self.residual)
@@ -241,8 +241,8 @@ class Gaussian(Identified):
         half = self.range is not None and (low >= middle or high <= middle)
         if low < lo - slack or high > hi + slack or half:
             raise ValueError(
-                f"{name} must be of data in the units of clip, {lo:g} .. {hi:g}: theirs goes from {low:g} to "
-                f"{high:g}; make them of data that is scaled as the network's"
+                f"{name} must be of data in the units of clip, {lo:g} .. {hi:g}: got data from {low:g} to "
+                f"{high:g}; measure them on data that is scaled like the network's"
             )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32, measurement: str | None = None) -> None:

@@ -161,7 +161,7 @@ class GGDMTable(Identified):
         K, strange = self.steps, self.mu.tril()
         strange[:, 0] = 0
         if bool(strange.any()) or bool(self.mu[0].any()):
-            raise ValueError("mu[t][u] must be zero but for u = 0 and u > t, t >= 1")
+            raise ValueError("mu[t][u] must be zero except for u = 0 and u > t, t >= 1")
         for name, known in (("alpha", self.mu[K, 0]), ("sigma", self.sigma[K])):
             wanted = float(getattr(self.schedule, name)(self.tau[K]))
             if abs(known - wanted) > 1e-6:
@@ -299,7 +299,7 @@ def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
     """
     row = mu[t - 1]
     if std > 0 and len(weights) > 2:
-        raise ValueError("solver must be without noise, or without history, to be a table")
+        raise ValueError("solver must be without noise, or without history, to become a table")
     row[0], row[t] = weights[1], weights[0]
     for u, weight in enumerate(weights[2:], start=t + 1):
         older = mu[u - 1] * weight / mu[u - 1, 0]

@@ -236,7 +236,7 @@ WRONG = {
     "unconditional must match x": {"unconditional": X[:, :2]},
     "unconditional must be given where guidance is not 1": {"guidance": 2.0},
     "terms[0] must match x": {"terms": [X[0]]},
-    "weights must be one of x, of E[x_0|x_t] and one of each term, 3: got 2": {"weights": [1.0, 2.0]},
+    "weights must be 3 numbers, for x, E[x_0|x_t] and each term: got 2": {"weights": [1.0, 2.0]},
     "weights must be finite": {"weights": [1.0, math.inf, 0.0]},
     "terms must be at most 8 tensors": {"terms": [X] * 9, "weights": [0.1] * 11},
     "data must be (p, q), two numbers": {"data": 3.0},
@@ -245,7 +245,7 @@ WRONG = {
     "clip must be (lo, hi)": {"clip": (1.0, -1.0)},
     "weights must be (4, 3)": {"weights": torch.rand(3, 2)},
     "weights must be (6,)": {"weights": torch.rand(5), "data": None},
-    "noise_std must not be given beside a tensor of weights": {
+    "noise_std must not be given with a tensor of weights": {
         "weights": torch.rand(6),
         "data": None,
         "noise_std": 0.1,
@@ -266,11 +266,11 @@ def test_registered_op_takes_nothing_that_kernels_would_read_beyond():
     for given, options, message in (
         ((X, None, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0]), {"keeps": True}, "reading must be given with an output"),
         ((X, X, None, [], [], [1.0, 0.0]), {}, "reading must be given with an output"),
-        ((X, X, None, [X, X], [1.0, 0, 0, 0, 1], [1.0, 0.0]), {}, "weights must be those of x"),
+        ((X, X, None, [X, X], [1.0, 0, 0, 0, 1], [1.0, 0.0]), {}, "for x, the inputs and the noise"),
         ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"results": 2}, "results must be at most 3"),
-        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 10}, "present must have inputs"),
-        ((X, None, None, [X], [], [1.0, 0.0, 0.0]), {"present": 2}, "present must have inputs"),
-        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 12}, "present of the results alone"),
+        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 10}, "present must name given inputs"),
+        ((X, None, None, [X], [], [1.0, 0.0, 0.0]), {"present": 2}, "present must name given inputs"),
+        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 12}, "no bits beyond the results"),
     ):
         with pytest.raises(ValueError, match=message):
             op(*given, **options)

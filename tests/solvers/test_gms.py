@@ -161,10 +161,10 @@ def test_noise_of_another_shape_is_refused_by_name():
         )
 
 
-@pytest.mark.parametrize(("switch", "kind"), [(200.0, "by itself"), (1e-3, "together")])
+@pytest.mark.parametrize(("switch", "kind"), [(200.0, "independently"), (1e-3, "together")])
 def test_a_switch_that_never_happens_is_said(switch, kind):
     model = Model(polynomial, sample_shape=(D,))
-    with pytest.warns(UserWarning, match=rf"switch = {switch:g} never happens on steps .* 157 to .* {kind}"):
+    with pytest.warns(UserWarning, match=rf"switch = {switch:g} lies outside .* 157 to .* {kind}"):
         gms_fast.sample(model, 5, solver=GMS(covariance=KNOWN, switch=switch), n=1, clip=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
