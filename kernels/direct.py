@@ -38,7 +38,7 @@ def _run_on(index: int, launch) -> None:
     key = index, key
     found = _kernels.get(key)
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    # A profiler wants to be told of every launch what only Triton knows.
+    # A profiler's hooks need facts of every launch that only Triton knows.
     if found is None or getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
         _keep(key, run_by_triton(launch))
         return

@@ -163,7 +163,7 @@ def _philox_plan(shape: tuple[int, ...], normal: bool) -> _Plan:
 
 def _plan(kernel, shape: tuple[int, ...], floats: tuple, switches: dict[str, object]) -> _Plan:
     elements = shape[1:].numel()
-    # Elements of a warp: of one Philox call a thread where registers are short, else of two.
+    # Elements per warp: one Philox call per thread where registers are scarce, else two.
     warp = 32 * (4 if switches.get("FIT") == "adan" else 8)
     block = min(max(triton.next_power_of_2(elements), warp), _MAX_BLOCK)
     # enable_fp_fusion=False: only the fma that the source spells out, as in the C++ build.

@@ -12,7 +12,7 @@ import triton.language as tl
 StepCoefficients = namedtuple("StepCoefficients", "inv_alpha r r2 r3 A B B2 c var_max std lo hi")
 
 
-# NaN goes through.
+# These propagate NaN.
 @triton.jit
 def at_least(x, low):
     return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)

@@ -29,7 +29,7 @@ from gms_fast.kernels.philox import NORMALS, UNIFORMS, fill_noise, make_counter,
 
 WRITTEN = tl.constexpr(3)  # after the code of a step, where the network's tensors are 0, 1 and 2
 
-# They vary from step to step: one kernel for all values. (Triton looks at what is inside a tuple all the same.)
+# They vary from step to step, so one kernel serves all values. (Triton still inspects what is inside a tuple.)
 _VARYING = ["seed_low", "seed_high", "sample_offset", "step", "stream", "code"]
 
 

@@ -521,7 +521,7 @@ def _philox(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    device = torch.empty(0).device if device is None else torch.device(device)  # as torch's own functions have it
+    device = torch.empty(0).device if device is None else torch.device(device)  # as in torch's own functions
     draws = draws_of(seed, step, integer("sample_offset", sample_offset), "element", None, device)
     if dtype is not None:
         check_dtype("dtype", dtype)

@@ -109,7 +109,7 @@ def a_tensor(name: str, value: object) -> Tensor:
 
 def number(name: str, value: Any) -> float:
     """Return `value` as a float, reading a tensor or an array of one element. Raises TypeError."""
-    if is_dynamo_compiling():  # which sees through no more than this
+    if is_dynamo_compiling():  # dynamo traces no more than this
         return float(value)
     if type(value) is float:
         return value
@@ -369,7 +369,7 @@ def apart_from(
     `out` may be an input itself: each element is read before it is written.
     """
     check_out(out, like)
-    if not (out.is_cpu or out.is_cuda):  # plain torch, which reads all before it writes
+    if not (out.is_cpu or out.is_cuda):  # plain torch reads everything before it writes
         return inputs, numbers, draws
     extent = _extent(out)
 

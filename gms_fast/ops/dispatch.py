@@ -20,7 +20,7 @@ NAMES = ("cpp", "cuda", "triton", "torch")
 VARIABLE = "GMS_FAST_BACKEND"
 OTHER = "other"  # stands for every device that is neither "cpu" nor "cuda"
 _DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # "torch" runs on all there are
-_LEAST = 8, 0  # compute capability: older cards have no bfloat16, and no minimum that NaN goes through
+_LEAST = 8, 0  # compute capability: older GPUs have no bfloat16, and no minimum that propagates NaN
 _TRITON = 3, 6  # earlier ones compile square roots that count denormals as zero
 _forced: str | None = None
 

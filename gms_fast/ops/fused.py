@@ -477,7 +477,7 @@ def _at_once(first: Tensor) -> tuple[bool, int] | None:
     """
     try:
         backend = backend_of(first, False)
-    except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
+    except RuntimeError:  # a forced backend does not run there; float64 does not need it
         return None
     return native.where(first) if backend is native else None
 

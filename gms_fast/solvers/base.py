@@ -90,7 +90,7 @@ class Solver(Identified, ABC):
     linear: bool = False
     known_steps: int = 0
     rises: bool = False
-    reach: float = 2.3  # docs/quality.md
+    reach: float = 2.3  # measured in docs/quality.md
     counted_from: int | None = None
 
     @property
@@ -250,7 +250,7 @@ class Multistep(Solver):
         """Return (number of estimates to keep after each step, the estimates kept so far)."""
         kept = [0] * len(steps)
         for i in range(len(steps) - 1, 0, -1):
-            older = len(steps[i].numbers[0]) - 2  # that the step reads
+            older = len(steps[i].numbers[0]) - 2  # number that the step reads
             kept[i - 1] = max(older, kept[i] - 1, 0)
         return kept, ()
 
@@ -303,7 +303,7 @@ def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> St
     k = step.coefficients
     if not step.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
         return None
-    bounded = replace if torch.compiler.is_compiling() else _replaced  # one object, by which kernels know it
+    bounded = replace if torch.compiler.is_compiling() else _replaced  # one object: kernels find steps by identity
     return bounded(k, var_max=_std_of(clip_pixel) ** 2)
 
 

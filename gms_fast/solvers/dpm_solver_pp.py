@@ -11,7 +11,7 @@ from gms_fast.solvers.base import Extrapolating, check_order
 from gms_fast.steps import StepCoefficients
 
 KINDS = ("midpoint", "heun", "k-diffusion")
-_FEW_CALLS = 15  # below, the last steps are of lower order
+_FEW_CALLS = 15  # below this, the last steps are of lower order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from gms_fast.tables import EmpiricalModel
 
 CORRECTORS = (None, "same", "next")
 HALVES = (False, True, "released")
-_HALF = 0.5  # time, of t in [0, 1]
+_HALF = 0.5  # of the time, which runs over [0, 1]
 
 
 Form = dict[int, Tensor]  # weights by element, by column
@@ -250,7 +250,7 @@ def _results(slope: Tensor, corrector: Tensor | None, predictor: Tensor) -> list
     f: Form = {0: slope, 1: -one}
     at = 2 if corrector is None else 3  # column of f at the state before
     state: Form = {0: one}
-    if corrector is not None:  # of the state before, through f at this one
+    if corrector is not None:  # weights on the state before it and on f, this one's included
         anchor, of_before, of_this, *older, added = corrector
         parts = [(anchor, {2: one}), (of_before, {at: one}), (of_this, f)]
         state = _sum([*parts, *((w, {at + j: one}) for j, w in enumerate(older, start=1))], added)

@@ -28,7 +28,7 @@ NOISE_SCALES |= {"sde_1": NOISE_SCALES["dropped"]}
 NOISE_SCALES |= {f"sde_{i + 1}": NOISE_SCALES[f"er_sde_{i}"] for i in (1, 2, 3, 4)}
 QUADRATURES = ("released", "exact")
 _RELEASED_CLIP = 1e-6
-_FAR = np.array([1e6, 1e9])  # where phi(x)/x tells its limit at infinity
+_FAR = np.array([1e6, 1e9])  # levels where phi(x)/x shows its limit
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 
@@ -187,7 +187,7 @@ def _checked(phi: Phi, lam: np.ndarray) -> Checked:
     """
 
     def quiet(x: float | np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # 1/inf is the limit that is wanted
+        with np.errstate(over="ignore"):  # the limit 1/inf = 0 is wanted
             return np.asarray(phi(np.asarray(x, dtype=np.float64)), dtype=np.float64)
 
     levels = np.where(np.isinf(lam), _FAR[-1], lam)[lam > 0]

@@ -118,7 +118,7 @@ class GGDM(Solver):
         first, rest = older[:MAX_TERMS], older[MAX_TERMS:]
         weights = update.weights if not rest else update.weights[: 2 + MAX_TERMS]
         (x_s,) = estimate.linear(first, weights, 0.0 if rest else update.std, draws)
-        while rest:  # a pass more for every `MAX_TERMS` states
+        while rest:  # one more pass for every `MAX_TERMS` states
             weights = [1.0, *update.weights[-len(rest) :][:MAX_TERMS]]
             first, rest = rest[:MAX_TERMS], rest[MAX_TERMS:]
             x_s = fused.affine_noise(x_s, first, weights, 0.0 if rest else update.std, draws)

@@ -149,7 +149,7 @@ class GMS(Solver):
             warnings.warn(
                 f"switch = {self.level:g} lies outside the steps' noise levels sigma/alpha, {first:.3g} to {last:.3g}: "
                 f"every step draws its elements {kind}",
-                stacklevel=5,  # whoever called `sample`
+                stacklevel=5,  # the caller of `sample`
             )
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:

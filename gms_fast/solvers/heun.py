@@ -73,7 +73,7 @@ class _Churning(Multistep):
         for i, k in enumerate(steps):
             weights = _predictor(k) if times[i] != times[i + 1] else _corrector(steps[i - 1] if i else None)
             raised = asked[i + 1] != times[i + 1]
-            kept = alpha[i + 1] / k.alpha_s if raised else 1.0  # of the state, to the level where the next step begins
+            kept = alpha[i + 1] / k.alpha_s if raised else 1.0  # factor of the state at the next step's level
             std = self.s_noise * math.sqrt(sigma[i + 1] ** 2 - (kept * k.sigma_s) ** 2) if raised else 0.0
             plan.append(([kept * w for w in weights], std))
         return plan
@@ -181,10 +181,10 @@ class Heun(_Churning):
     """
 
     order = 2
-    linear = False  # to those who take `plan` alone: without the times that stand twice it is Euler's
+    linear = False  # `plan` alone, without repeated times, is Euler's
 
     def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
-        return super()._visited(schedule, [t for t, _ in groupby(times)])  # they may already be given twice
+        return super()._visited(schedule, [t for t, _ in groupby(times)])  # given times may already be repeated
 
     def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
         """Return the times; those where a corrected step ends stand twice."""

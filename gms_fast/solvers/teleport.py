@@ -62,7 +62,7 @@ class Teleport(Solver):
 
     statistics: Gaussian
     until: float | None = None
-    then: Solver = None  # type: ignore[assignment]  # required, but stands behind `until`, which is not
+    then: Solver = None  # type: ignore[assignment]  # required, but follows `until`, which is not
     spacing: str | float | None = None
     direct: bool = False
     skip: float | None = field(default=None, kw_only=True)
@@ -113,7 +113,7 @@ class Teleport(Solver):
                 first = _reached(until, schedule, times)
             if skip is not None:
                 first = _skipped(skip, len(times) - 1)
-            del times[1 : first + times[first:].count(times[first]) - 1]  # one landing, also where a time stands twice
+            del times[1 : first + times[first:].count(times[first]) - 1]  # one arrival, also if its time is repeated
         if len(times) < 3 or not times[0] > times[1]:
             listed = ", ".join(f"{t:g}" for t in times)
             said = f"skip = {skip:g}" if until is None else f"until = {until:g}"
@@ -166,7 +166,7 @@ class Teleport(Solver):
 def _reached(until: float, schedule: Schedule, times: list[float]) -> int:
     """Return the index of the first time at or below a noise level."""
     _check_level(until, schedule, times[0], times[-1])
-    rounded = 1.01 * until  # a grid that was made of `until` may have been rounded to whole times
+    rounded = 1.01 * until  # a grid made from `until` may be rounded to whole times
     return next(i for i, t in enumerate(times) if _ratio(schedule, t) <= rounded)
 
 

@@ -241,7 +241,7 @@ def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
     """Return the kinds of table that a solver with these options takes, by option."""
     needed = {option: table for (owner, option), table in _TABLES.items() if owner is made}
     if made is GMS and not given.keys() & {"covariance", "switch"}:
-        return {}  # it takes one only where it is to draw elements together
+        return {}  # it needs one only to draw elements together
     return {option: table for option, table in needed.items() if given.get(option, "") is not None}
 
 

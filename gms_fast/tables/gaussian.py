@@ -30,7 +30,7 @@ _METADATA = {
     "range": Optional(Listed(Real(infinite=True), 2, 2)),
     "count": Optional(Integer(2)),
 }
-_ORTHONORMAL = 2e-3  # what half precision leaves of it
+_ORTHONORMAL = 2e-3  # tolerance: the error of half precision
 
 Spectrum = Callable[[Tensor], Tensor]  # of the variances of x_0
 
@@ -305,7 +305,7 @@ class Gaussian(Identified):
             return getattr(self, name).to(dtype).to(device)
         key = name, device, dtype
         if key not in self._copies:
-            with torch.inference_mode(False):  # of use to autograd later
+            with torch.inference_mode(False):  # usable by autograd later
                 self._copies[key] = getattr(self, name).to(dtype).to(device)
         return self._copies[key]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# In standard deviations. A node this far weighs at most 2^-52, and eigh has left 2^-26 of the near ones.
+# In standard deviations. A node this far has weight 2^-52 at most, and eigh then resolves the near ones to 2^-26.
 FARTHEST = 2.0**26
 TINY = 1e-300
 

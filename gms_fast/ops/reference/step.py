@@ -64,7 +64,7 @@ def gms_step(
     """
     *step, var_max = coefficients
     B = step[3]
-    ends = clip if fit == "free" and moments == "cumulant" else None  # that nodes of x_0 stay between
+    ends = clip if fit == "free" and moments == "cumulant" else None  # bounds of the nodes of x_0
     mean, base, excess, third, m = step_moments(
         x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=ends is not None, to=to
     )
