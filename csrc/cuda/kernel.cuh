@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Common parts of the kernels: the elements of a thread, their loads, stores and noise, and launches. The arithmetic is
-// in csrc/gms.
+// Common parts of the kernels: the elements of a thread, how it loads and stores them and draws their noise, and how a
+// kernel is launched. The arithmetic is csrc/gms.
 //
 // A thread takes two quads of four elements: a Philox call and an access of up to 16 bytes each. They lie a block's
 // width apart, so that a warp reads whole lines. The grid is (chunk of a sample, sample). Quick kernels serve the
