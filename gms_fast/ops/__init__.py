@@ -145,6 +145,7 @@ def fit_mixture(
     Raises:
         ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
         TypeError: If an argument is of another type or dtype.
+        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
 
     Examples:
         >>> mean, var, third = torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[0.5, 5.0]])
@@ -198,6 +199,7 @@ def sample_mixture(
     Raises:
         ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
         TypeError: If an argument is of another type or dtype.
+        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
 
     Examples:
         >>> mean, var, third = torch.zeros(4, 1000), torch.ones(4, 1000), torch.full((4, 1000), 0.5)
@@ -275,6 +277,7 @@ def gms_step(
     Raises:
         ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
         TypeError: If an argument is of another type or dtype.
+        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -340,6 +343,7 @@ def linear_step(
     Raises:
         ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
         TypeError: If an argument is of another type or dtype.
+        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
 
     Examples:
         >>> x, eps = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
@@ -396,6 +400,7 @@ def affine_noise(
     Raises:
         ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
         TypeError: If an argument is of another type or dtype.
+        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
 
     Examples:
         >>> x, m = torch.ones(2, 3), torch.full((2, 3), 2.0)

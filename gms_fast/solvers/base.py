@@ -60,8 +60,7 @@ class Solver(Identified, ABC):
     """Base class of the solvers: one step of a sampler, x_t to x_s.
 
     Subclasses are frozen dataclasses with keyword-only fields. They implement `step`, and `plan` for the numbers that
-    a step needs beyond its [`StepCoefficients`][gms_fast.StepCoefficients]. Class attributes tell the sampler what they
-    need.
+    a step needs beyond its [`StepCoefficients`][gms_fast.StepCoefficients]. Class attributes describe them.
 
     Attributes:
         moments_needed: Noise moments that a step reads: 1 for E[eps|x_t] alone; 2 or 3 need moment heads (default 1).
@@ -294,8 +293,8 @@ def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> St
     """Return the last step's coefficients with bounded variance; None where no bound applies.
 
     The noise that the last step draws stays visible. So in an image (B, C, H, W) it may leave a mean absolute deviation
-    of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022): var_max = (clip_pixel 2/255
-    sqrt(pi/2))^2.
+    of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022):
+    var_max = (clip_pixel 2/255 sqrt(pi/2))^2.
 
     The bound does not apply to other data. Nor does it apply to a state that another run continues: there the level
     sigma_s/alpha_s is itself more noise than two grey levels.
