@@ -421,7 +421,7 @@ def step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor |
 
 
 def watched(name: str, first: Tensor) -> bool:
-    """Return True if something wants to see the op pass the dispatcher.
+    """Return True if a mode or a transform must see the op in the dispatcher.
 
     The dispatcher costs as much as a small kernel, so ops avoid it otherwise. Raises TypeError if `first`, the op's
     first argument called `name`, is not a tensor.

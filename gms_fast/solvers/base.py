@@ -114,7 +114,7 @@ class Solver(Identified, ABC):
             spacing: Spacing of the grid, as in `Schedule.grid`; None for the solver's own.
 
         Returns:
-            List of times. A time stands as often as the network is evaluated there.
+            List of times. A time is repeated if the network is evaluated there more than once.
 
         Raises:
             ValueError: If the solver cannot use these times.

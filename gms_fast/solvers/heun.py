@@ -44,7 +44,7 @@ class _Churning(Multistep):
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
         """Return the times of the network evaluations, raised by churn where a step begins.
 
-        The first time is never raised. Of a time that stands twice, the second one is raised.
+        The first time is never raised. Of a repeated time, the second one is raised.
         """
         cleaned = self.denoise and float(schedule.sigma(times[-1])) > 0
         steps = len(set(times)) - 1 + cleaned
@@ -168,7 +168,7 @@ class Heun(_Churning):
         ValueError: If an argument is negative or not a number, or if s_max < s_min.
 
     Note:
-        A time s where a step is corrected stands twice in the times of a run. `sample(steps=..)` takes the paper's
+        A time s where a step is corrected appears twice in the times of a run. `sample(steps=..)` takes the paper's
         grid, "karras", or the schedule's own where that has no first or last level.
 
     Examples:
@@ -187,7 +187,7 @@ class Heun(_Churning):
         return super()._visited(schedule, [t for t, _ in groupby(times)])  # given times may already be repeated
 
     def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """Return the times; those where a corrected step ends stand twice."""
+        """Return the times; those where a corrected step ends appear twice."""
         signal = schedule.alpha(times) > 0
         corrected = signal[:-1] & signal[1:] & (schedule.sigma(times)[1:] > 0)
         return [times[0], *(t for t, twice in zip(times[1:], corrected, strict=True) for _ in range(1 + bool(twice)))]
