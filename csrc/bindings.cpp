@@ -19,7 +19,7 @@ namespace py = pybind11;
 
 namespace {
 
-// The widest instruction set that this processor runs, or the one named by the caller.
+// The widest instruction set that this processor runs, or the one that the caller named.
 struct Isa {
   const char* name;
   const gms::Table* table;
@@ -121,8 +121,8 @@ gms::Noise noise_of(const py::tuple& draws) {
   return n;
 }
 
-// Every op starts with: whether it runs on the GPU, the stream there or the number of threads, the tensors and their
-// layout.
+// First arguments of every op: whether it runs on the GPU, the stream there or the number of threads, the tensors and
+// their layout.
 const gms::Table& table_of(bool gpu) {
 #ifdef GMS_WITH_CUDA
   if (gpu) return gms::kCuda;
@@ -166,7 +166,7 @@ void fit_mixture(bool gpu, uintptr_t where, const py::tuple& given, const Layout
   table_of(gpu).fit_mixture(t.operands.data(), t.shape, scheme, where_of(gpu, where));
 }
 
-// A linear step but for its tensors, prepared once for many calls: how many tensors there are, and what it does.
+// A linear step without its tensors, prepared once for many calls: the number of tensors, and the operation.
 struct Linear {
   gms::Linear step;
   bool reads, keeps;  // an output of the network; whether E[x_0|x_t] is kept
@@ -191,7 +191,7 @@ Linear make_linear(const std::optional<std::array<double, 5>>& reading, const st
   return linear;
 }
 
-// With its operands, in the order x, output, unconditional, terms, results, kept; those are null that are not there.
+// Adds its operands, in the order x, output, unconditional, terms, results, kept; missing ones are null.
 gms::Linear placed(const Linear& linear, const gms::Operand* operands) {
   gms::Linear s = linear.step;
   s.output = operands[1], s.unconditional = operands[2];
@@ -229,10 +229,10 @@ void philox(bool gpu, uintptr_t where, const py::tuple& given, const Layout& lay
   table_of(gpu).philox(t.operands[0], t.shape, noise, stream, normal, where_of(gpu, where));
 }
 
-// ---- The same into new tensors, tensors and draws unchecked: None where a tensor is not plain, draws are given, or
-// anything is not as it must be. The caller then looks closer. ----
+// ---- The same into new tensors, from unchecked tensors and draws. The functions return None if a tensor is not plain,
+// draws are given, or an argument is wrong. The caller then checks in detail. ----
 
-// Draws from counters in their ranges: integers, or tensors of them where the others lie.
+// Draws from counters in their ranges: integers, or tensors of integers on the same device.
 std::optional<gms::Noise> counted_noise(const py::tuple& draws, const tensors::Alike& t) {
   const auto field = [&](DrawsField i) { return PyTuple_GET_ITEM(draws.ptr(), i); };
   if (field(kZ) != Py_None || field(kU) != Py_None || !PyUnicode_Check(field(kComponent))) return {};
@@ -259,7 +259,7 @@ std::optional<gms::Noise> counted_noise(const py::tuple& draws, const tensors::A
   return n;
 }
 
-// Calls run(operands, shape) with `t` and new tensors like its first behind it, which are returned.
+// Calls run(operands, shape) with `t` followed by new tensors like its first, and returns those.
 template <typename F>
 py::object into_new(tensors::Alike& t, const py::tuple& given, int results, const F& run) {
   py::tuple made(results);
@@ -316,7 +316,7 @@ py::object new_fit_mixture(bool gpu, uintptr_t where, const py::tuple& given, co
 }
 
 // tensors: x, output, unconditional, terms. numbers: rows of weights by element, checked, or None. Returns the results,
-// and behind them E[x_0|x_t] if it is kept.
+// followed by E[x_0|x_t] if it is kept.
 py::object new_linear_step(bool gpu, uintptr_t where, const py::tuple& given, const Linear& linear, py::handle numbers,
                            const py::tuple& draws, py::handle watch) {
   tensors::Alike t;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What an op is told, and the table of functions that every instruction set and the GPU fill in.
+// Arguments of the ops, and the table of functions that each instruction set and the GPU provide.
 #pragma once
 
 #include <type_traits>
@@ -40,7 +40,7 @@ struct Noise {
   }
 };
 
-// Looks out for what is not finite: *first takes the smallest code of all that is seen, and codes grow with time.
+// Detects values that are not finite: *first receives the smallest code seen, and codes grow with time.
 struct Watch {
   int32_t* first;  // or null: nobody asks
   int32_t code;  // of the network's first tensor; those of the next ones follow, and kWritten later that of results

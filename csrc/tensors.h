@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How the binding looks at torch's tensors without torch's headers: through DLPack's exchange table where torch has one
-// (2.10 and later), which tells all about a tensor in one call, else by asking for its attributes, as Python does.
+// Access to torch's tensors without torch's headers. Where torch has DLPack's exchange table (2.10 and later), one call
+// describes a tensor; else its attributes are read, as Python does.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -50,7 +50,7 @@ struct Torch {
 };
 
 inline Torch& torch() {
-  static Torch* const known = new Torch;  // as long as the process
+  static Torch* const known = new Torch;  // lives as long as the process
   return *known;
 }
 
@@ -107,7 +107,7 @@ inline int dtype_of(PyObject* tensor) {
   return -1;
 }
 
-// Whether elements follow each other, and there are any.
+// True for a tensor that is contiguous and not empty.
 inline bool dense(const DLTensor& t) {
   int64_t room = 1;
   for (int32_t d = t.dimensions - 1; d >= 0; --d) {
@@ -130,8 +130,8 @@ inline gms::Operand operand_of(const DLTensor& t) { return {t.data, static_cast<
 
 constexpr size_t kMost = gms::kMaxTerms + gms::kMaxResults + 4;  // tensors of an op
 
-// The sizes inside a sample, where neighbouring dimensions that merge for all tensors are one, and the strides of each
-// tensor that is not dense: gms_fast/ops/layout.py, which other backends need. False where more than three are left.
+// Sizes inside a sample, with neighbouring dimensions merged where all tensors allow it, and the strides of each tensor
+// that is not dense. Other backends use gms_fast/ops/layout.py for this. False if more than three dimensions remain.
 inline bool lay_out(const DLTensor* const* given, size_t count, gms::Shape& shape, gms::Operand* operands) {
   const DLTensor& first = *given[0];
   int64_t sizes[3] = {1, 1, 1};
@@ -159,12 +159,11 @@ inline bool lay_out(const DLTensor* const* given, size_t count, gms::Shape& shap
   return true;
 }
 
-// Plain tensors that a kernel takes as they lie: not empty, with a first dimension, of one shape and device, float32 or
-// narrower, asking for no gradient. Some may be None, and then have no data.
+// Plain tensors that a kernel reads in place: not empty, with a first dimension, of one shape and device, float32 or
+// narrower, without gradient. Some may be None; they then have no data.
 class Alike {
  public:
-  // False where a tensor is not of this kind, and where that is not told in one call. may_lack: bits of those that may
-  // be None.
+  // False if a tensor is of another kind, or if one call cannot tell. may_lack: bit mask of those that may be None.
   bool read(const py::tuple& given, uint32_t may_lack = 0) {
     if (torch().dlpack == nullptr || given.empty() || given.size() > kMost) return false;
     for (size_t i = 0; i < given.size(); ++i) {
@@ -218,7 +217,7 @@ class Alike {
   bool all_dense = true;
 };
 
-// The integers that a plain tensor of int64 holds on the device of `like`, one or a row of `count`; null for any other.
+// Data of a plain int64 tensor on the device of `like`, with one number or `count`; null for any other tensor.
 inline int64_t* integers(PyObject* tensor, const DLTensor& like, int64_t count, bool& row) {
   if (torch().dlpack == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != torch().tensor) return nullptr;
   DLTensor t = {};
@@ -244,7 +243,7 @@ inline gms::Shape shape_of(PyObject* tensor) {
   return s;
 }
 
-// The address, which is null for no tensor only.
+// The address; null only if there is no tensor.
 inline void* some(void* data, PyObject* tensor) {
   if (data != nullptr) return data;
   throw std::runtime_error(std::string("a tensor without data reached the kernels: ") + Py_TYPE(tensor)->tp_name);
@@ -264,7 +263,7 @@ inline gms::Operand operand_of(PyObject* tensor) {
   return operand_of(t);
 }
 
-// Where numbers lie that a kernel reads: a tensor's, or null for None.
+// Address of the numbers that a kernel reads; null for None.
 template <typename T>
 T* data_of(PyObject* tensor) {
   if (tensor == Py_None) return nullptr;

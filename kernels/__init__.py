@@ -1,4 +1,7 @@
-"""The ops as Triton kernels: the same arithmetic, under the same names, as csrc/gms. Imports torch and triton only."""
+"""The ops as Triton kernels, with the arithmetic and the names of csrc/gms.
+
+They import torch and triton only.
+"""
 
 if __name__ == "gms_fast.kernels":
     from gms_fast.kernels.launch import fit_mixture as fit_mixture

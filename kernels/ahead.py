@@ -1,4 +1,7 @@
-"""Compiles a launch for a GPU that need not be there: for tests, and to count what a kernel costs."""
+"""Compilation of a launch for a GPU that need not be present.
+
+Tests use it, and it lets one count what a kernel costs.
+"""
 
 from collections.abc import Callable
 
@@ -20,7 +23,7 @@ _POINTERS = {
 
 
 def launches(call: Callable[[], object]) -> list[Launch]:
-    """The launches of these kernels that call() makes, without running them."""
+    """Return the kernel launches that call() makes, without running them."""
     found: list[Launch] = []
     run, launchers._run = launchers._run, lambda launch, like: found.append(launch)
     try:
@@ -31,9 +34,10 @@ def launches(call: Callable[[], object]) -> list[Launch]:
 
 
 def compile_ahead(launch: Launch, architecture: int) -> object:
-    """The compiled kernel (its `asm` has "ttgir", "ptx", "cubin") for compute capability `architecture`, e.g. 90.
+    """Return the kernel compiled for a compute capability, e.g. 90.
 
-    As a launch compiles it, but that integers equal to 1 stay arguments.
+    Its `asm` has "ttgir", "ptx" and "cubin". It is compiled as a launch compiles it, except that integers equal to 1
+    stay arguments.
     """
     names = launch.kernel.arg_names
     arguments = dict(zip(names, launch.arguments, strict=False))
@@ -64,7 +68,7 @@ def _absent(value: object, path: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _aligned(value: object, path: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Pointers of tensors, and the number of elements where whole vectors hold it."""
+    """Return the paths of aligned pointers, and of the number of elements if 16 divides it."""
     if isinstance(value, tuple):
         return [found for i, v in enumerate(value) for found in _aligned(v, (*path, i))]
     whole = len(path) == 1 and isinstance(value, int) and value % 16 == 0

@@ -1,7 +1,8 @@
-"""Launches of kernels already compiled, past Triton's launcher: that looks into every argument anew at every call.
+"""Launches of kernels already compiled, without Triton's launcher.
 
-A kernel is found by what Triton compiles it for (`Launch.key`), and run as Triton runs it, on the current stream.
-Triton's knobs are those of the first such launch. On ROCm, whose GPUs take other arguments, Triton launches all.
+That launcher inspects every argument at every call. Here a kernel is found by what Triton compiles it for
+(`Launch.key`), and run as Triton runs it, on the current stream. Triton's knobs are those of the first such launch. On
+ROCm, whose GPUs take other arguments, Triton launches all kernels.
 """
 
 import torch
@@ -28,7 +29,7 @@ def run(launch, like: torch.Tensor) -> None:
 
 
 def run_by_triton(launch) -> object:
-    """The kernel that Triton finds or compiles, where it is compiled."""
+    """Launch through Triton, and return the kernel if it was compiled."""
     return launch.kernel[launch.grid](*launch.arguments, **launch.switches, **launch.options)
 
 
@@ -37,7 +38,7 @@ def _run_on(index: int, launch) -> None:
     key = index, key
     found = _kernels.get(key)
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    # A profiler wants to be told of every launch what only Triton knows.
+    # A profiler's hooks need facts of every launch that only Triton knows.
     if found is None or getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
         _keep(key, run_by_triton(launch))
         return

@@ -1,6 +1,7 @@
-"""log, sin/cos of a turn and cube root in float32 (csrc/gms/elementary.h): polynomials and rounded operations only.
+"""Elementary functions in float32, from polynomials and rounded operations.
 
-No tl.log or tl.sin: their results differ between GPUs and the interpreter, and from the C++ build.
+They are those of csrc/gms/elementary.h: log, sin and cos of a turn, and roots. tl.log and tl.sin are not used: their
+results differ between GPUs, the interpreter and the C++ build.
 """
 
 import triton
@@ -19,7 +20,10 @@ def from_bits(i):
 
 @triton.jit
 def minus_two_log(u):
-    """-2 log u for normal u in (0, 1]: u = 2^e (1 + r), 1 + r in [1/sqrt 2, sqrt 2), then -2r + r^2 + r^3 P(r)."""
+    """Return -2 log u for normal u in (0, 1].
+
+    u = 2^e (1 + r) with 1 + r in [1/sqrt 2, sqrt 2]; log(1 + r) then comes from -2r + r^2 + r^3 P(r).
+    """
     i = bits_of(u) - 0x3F3504F3  # offset by 1/sqrt 2
     e = (i >> 23).to(tl.float32)
     r = from_bits((i & 0x007FFFFF) + 0x3F3504F3) - 1.0
@@ -39,16 +43,22 @@ def minus_two_log(u):
 
 @triton.jit
 def root(x):
-    """Square root. `tl.sqrt_rn` takes zero through its slow path, and the whole warp with it: here it sees 1, and the
-    smaller of that root and a multiple of x is taken, which no other root exceeds."""
+    """Return the square root, on the fast path for zero too.
+
+    `tl.sqrt_rn` takes zero through its slow path, and the whole warp with it. Here it sees 1 instead. The result is the
+    smaller of that root and a multiple of x, which no other root exceeds.
+    """
     r = tl.sqrt_rn(tl.where(x == 0.0, 1.0, x))
     return tl.minimum(r, x * 1267650600228229401496703205376.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def root_of_log(x):
-    """Square root of such a number, zero or not tiny: rounded as IEEE 754 asks (csrc/cuda/quick.cuh), without the slow
-    path of `tl.sqrt_rn` for the rest. The summand changes no such number but zero, whose inverse root is infinite."""
+    """Return the square root of a number from `minus_two_log`, which is zero or not tiny.
+
+    It is rounded as IEEE 754 requires (csrc/cuda/quick.cuh), without the slow path of `tl.sqrt_rn`. The summand changes
+    no such number but zero, whose inverse root is infinite.
+    """
     y = tl.rsqrt(x + 7.888609052210118e-31)
     s = x * y
     return tl.fma(tl.fma(-s, s, x), 0.5 * y, s)
@@ -56,7 +66,7 @@ def root_of_log(x):
 
 @triton.jit
 def sincos_turn(u):
-    """sin and cos of 2 pi u for u in [0, 1]: the nearest quarter turn is taken off exactly."""
+    """Return sin and cos of 2 pi u for u in [0, 1]; the nearest quarter turn comes off exactly."""
     quarter = tl.fma(u, 4.0, 0.5).to(tl.int32)
     f = tl.fma(quarter.to(tl.float32), -0.25, u)  # in [-1/8, 1/8]
     y = f * f
@@ -79,10 +89,10 @@ def sincos_turn(u):
 
 @triton.jit
 def cbrt_newton(x):
-    """Cube root without a division, for normal x, zero and infinity (denormals give a number below 2^-42).
+    """Return the cube root without a division, for normal x, zero and infinity.
 
-    y ~ x^(-1/3) from a guess in the exponent bits and a third-order step; then with r = 1 - x y^3 it is
-    x y^2 (1 - r)^(-2/3).
+    Denormals give a number below 2^-42. y ~ x^(-1/3) comes from a guess in the exponent bits and a third-order step.
+    Then with r = 1 - x y^3 the root is x y^2 (1 - r)^(-2/3).
     """
     a = tl.abs(x)
     third = tl.umulhi(bits_of(a).to(tl.uint32, bitcast=True), 0x55555556).to(tl.int32, bitcast=True)

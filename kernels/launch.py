@@ -1,4 +1,4 @@
-"""The launchers: arguments arrive checked and grouped (gms_fast.ops), the output allocated.
+"""Launchers of the kernels, for checked and grouped arguments and an allocated output.
 
 `step`, `fit` and `draws` are the values of gms_fast/ops/types.py; `layout` is that of gms_fast/ops/layout.py.
 """
@@ -21,7 +21,7 @@ _MOST_SAMPLES = 65535  # as the second size of a grid
 
 
 class Launch(NamedTuple):
-    """A kernel with all it is called with, so that it can be compiled without being run."""
+    """Kernel with all its arguments, so that it can be compiled without being run."""
 
     kernel: object
     grid: tuple[int, int]
@@ -32,7 +32,7 @@ class Launch(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The part of a launch that many calls have in common, made once: that takes longer than the rest of it."""
+    """Part of a launch that many calls share, made once because it takes longer than the rest."""
 
     kernel: object
     grid: tuple[int, int]
@@ -44,27 +44,32 @@ class _Plan(NamedTuple):
 
 
 def gms_step(tensors, layout, step, numbers, fit, draws, watch) -> None:
-    """Noise moments to x_s; tensors: x, e1, e2, e3, e1 without condition, out; None stands for zeros or no guidance."""
+    """Launch the step from noise moments to x_s.
+
+    tensors: x, e1, e2, e3, e1 without condition, out. None stands for zeros, or for no guidance.
+    """
     plan = _step_plan(tensors[0].shape, step, fit, draws.component == "element")
     rest = numbers, *_counters(draws), draws.z, draws.u, *_looking(watch)
     _run(_launch(plan, tensors, layout, plan.floats, rest), tensors[0])
 
 
 def sample_mixture(tensors, layout, floor, fit, draws) -> None:
-    """Fit and draw; tensors: mean, var, third, out."""
+    """Launch fit and draw; tensors: mean, var, third, out."""
     plan = _sample_plan(tensors[0].shape, floor, fit, draws.component == "element")
     _run(_launch(plan, tensors, layout, plan.floats, (*_counters(draws), draws.z, draws.u)), tensors[0])
 
 
 def fit_mixture(tensors, layout, floor, fit) -> None:
-    """The fit alone; tensors: mean, var, third, weight, mean_a, mean_b, var."""
+    """Launch the fit alone; tensors: mean, var, third, weight, mean_a, mean_b, var."""
     plan = _fit_plan(tensors[0].shape, floor, fit)
     _run(_launch(plan, tensors, layout, plan.floats, ()), tensors[0])
 
 
 def linear_step(tensors, layout, step, numbers, draws, watch) -> None:
-    """A linear step; tensors: x, output or None, the same without condition or None, terms, results, and E[x_0|x_t] if
-    it is kept."""
+    """Launch a linear step.
+
+    tensors: x, output or None, the same without condition or None, terms, results, and E[x_0|x_t] if it is kept.
+    """
     kind = "given" if numbers is None else "on device" if numbers.ndim == 1 else "by element"
     plan = _linear_plan(tensors[0].shape, step, kind)
     read = {"given": (), "on device": ((numbers,),), "by element": ((numbers, float(step.weights[-1])),)}[kind]
@@ -73,7 +78,7 @@ def linear_step(tensors, layout, step, numbers, draws, watch) -> None:
 
 
 def philox(out, draws, stream, normal) -> None:
-    """Normals or uniforms of one stream."""
+    """Launch a kernel that draws normals or uniforms of one stream."""
     kernel, grid, elements, _, switches, options, variant = _philox_plan(out.shape, normal)
     rest = *_counters(draws), stream
     key = variant, elements, *map(_seen, (out, *rest))
@@ -81,7 +86,10 @@ def philox(out, draws, stream, normal) -> None:
 
 
 def _launch(plan: _Plan, tensors: Sequence[Tensor | None], layout, floats: tuple, rest: tuple) -> Launch:
-    """Of a kernel that takes tensors with their strides, sizes, elements of a sample, floats, and the rest."""
+    """Return the launch of a kernel.
+
+    Its arguments are tensors with strides, sizes, the elements of a sample, floats, and the rest.
+    """
     kernel, grid, elements, _, switches, options, variant = plan
     if layout is None:
         sizes, places = None, tuple([(t, None) for t in tensors])
@@ -92,7 +100,7 @@ def _launch(plan: _Plan, tensors: Sequence[Tensor | None], layout, floats: tuple
 
 
 def _seen(value: object) -> object:
-    """Describe a value that varies as far as Triton compiles a kernel for it: its type, a pointer's alignment too."""
+    """Return what Triton compiles a kernel for, of a value: its type, and a pointer's alignment."""
     if value is None:
         return None
     if isinstance(value, int):
@@ -136,7 +144,10 @@ def _linear_plan(shape: tuple[int, ...], step, kind: str) -> _Plan:
 
 
 def _places(step, before: int) -> Iterator[tuple[int, ...]]:
-    """Of the weights of x, E[x_0|x_t], the terms, and what is added, for each result; -1 where there is none."""
+    """Return for each result the places of the weights, -1 where there is none.
+
+    The weights are those of x, E[x_0|x_t] and the terms, and the constant that is added.
+    """
     inputs = range(step.terms + 2)
     for result in range(step.results):
         present = step.columns(result) if step.present else [c for c in inputs if c != 1 or step.reading is not None]
@@ -152,7 +163,7 @@ def _philox_plan(shape: tuple[int, ...], normal: bool) -> _Plan:
 
 def _plan(kernel, shape: tuple[int, ...], floats: tuple, switches: dict[str, object]) -> _Plan:
     elements = shape[1:].numel()
-    # Elements of a warp: of one Philox call a thread where registers are short, else of two.
+    # Elements per warp: one Philox call per thread where registers are scarce, else two.
     warp = 32 * (4 if switches.get("FIT") == "adan" else 8)
     block = min(max(triton.next_power_of_2(elements), warp), _MAX_BLOCK)
     # enable_fp_fusion=False: only the fma that the source spells out, as in the C++ build.
@@ -164,7 +175,7 @@ def _plan(kernel, shape: tuple[int, ...], floats: tuple, switches: dict[str, obj
 
 
 def _fit_switches(fit) -> dict[str, object]:
-    """Of the fits only "adan" counts iterations: the others are compiled once for all counts."""
+    """Return the fit's constants; only "adan" counts iterations, so others compile once for all."""
     return {"FIT": fit.kind, "ITERATIONS": fit.iterations if fit.kind == "adan" else 0}
 
 
@@ -191,5 +202,5 @@ def _looking(watch) -> tuple[Tensor | None, int]:
 
 
 def _word(value: int) -> int:
-    """The low 32 bits as int32: one type whatever the value, so that no value compiles the kernel anew."""
+    """Return the low 32 bits as int32: one type for all values, so none recompiles the kernel."""
     return (value + (1 << 31) & 0xFFFFFFFF) - (1 << 31)

@@ -1,8 +1,10 @@
-"""Two-component mixtures with a given mean, variance and third central moment (csrc/gms/mixture.h; docs/notation.md).
+"""Two-component mixtures with given first three moments.
+
+The formulas are those of csrc/gms/mixture.h and docs/notation.md.
 
 A mixture is the tuple (weight, mean_a, mean_b, var); the weight is one number except for the fit "free". A component is
-(mean, std). What is known of the variance besides the fitted part V is (scale, base, most, std): the whole is
-min(scale V + base, most), of which std = sqrt(min(base, most)) is left where V = 0.
+(mean, std). `known` describes the variance besides the fitted part V, as (scale, base, most, std). The whole variance
+is min(scale V + base, most); std = sqrt(min(base, most)) is what remains for V = 0.
 """
 
 from collections import namedtuple
@@ -19,15 +21,21 @@ FitParameters = namedtuple("FitParameters", "weight spread inv_spread inv_skew l
 
 @triton.jit
 def solve(excess, third, p):
-    """Of the weight w: (d, rest), means d apart with w(1-w)(1-2w) d^3 = third, and the rest of the variance, which is
-    negative where the third moment asks for more than the variance has."""
+    """Return (d, rest) of the mixture with weight w.
+
+    The means are d apart, with w(1-w)(1-2w) d^3 = third. rest is the remaining variance; it is negative where the third
+    moment needs more than there is.
+    """
     d = cbrt_newton(third * p.inv_skew)
     return d, tl.fma(-p.spread * d, d, excess)
 
 
 @triton.jit
 def two_point_slant(excess, third):
-    """S of `two_point`: past 2^60 the far weight is below every uniform draw, and S^2 must not overflow."""
+    """Return S of `two_point`, bounded.
+
+    Past 2^60 the far weight is below every uniform draw, and S^2 must not overflow.
+    """
     return clamp(tl.div_rn(third, excess), -1152921504606846976.0, 1152921504606846976.0)
 
 
@@ -38,11 +46,11 @@ def side_of(slant):
 
 @triton.jit
 def two_point(excess, slant, h):
-    """(light, far, near) of the two-point law of variance e and skewness S/sqrt(e), for S >= 0: nodes far above and
-    near below the mean. For S < 0 it is mirrored.
+    """Return (light, far, near) of the two-point law of variance e and skewness S/sqrt(e).
 
-    far near = e and far - near = S, hence far = (S + h)/2, h = sqrt(S^2 + 4e). The far node has the light weight
-    near/(far + near) = near/h, at most 1/2, of which float32 keeps all digits.
+    For S >= 0 the nodes lie far above and near below the mean; for S < 0 the law is mirrored. far near = e and
+    far - near = S, hence far = (S + h)/2, h = sqrt(S^2 + 4e). The far node has the light weight near/(far + near) =
+    near/h. It is at most 1/2, and float32 keeps all its digits.
     """
     far = 0.5 * (tl.abs(slant) + h)
     return tl.div_rn(excess, tl.fma(far, far, excess)), far, tl.div_rn(excess, far)
@@ -50,9 +58,10 @@ def two_point(excess, slant, h):
 
 @triton.jit
 def within(third, excess, below, above):
-    """The third moment whose two-point law stays within the range: a node a above has its partner e/a below.
+    """Return the third moment bounded so that its two-point law stays within the range.
 
-    Plain comparisons, which leave it alone where the bounds are NaN: for a range without end.
+    A node a above the mean has its partner e/a below. Plain comparisons leave the moment alone where the bounds are
+    NaN, as for a range without end.
     """
     product = below * above
     ordinary = (excess > 0.0) & (product < float("inf"))  # else the share is zero, or not used
@@ -66,16 +75,21 @@ def within(third, excess, below, above):
 
 @triton.jit
 def some_law(excess, third):
-    """(whether there is a law, its variance and third moment): ordinary numbers where there is none, as in an element
-    whose mean is clipped. A division of or by zero would send the whole warp down its slow path."""
+    """Return (whether there is a law, its variance, its third moment).
+
+    Without a law, as in an element whose mean is clipped, variance and moment are ordinary numbers. A division of or by
+    zero would send the whole warp down its slow path.
+    """
     some = excess > 0.0
     return some, tl.where(some, excess, 1.0), tl.where(some, third, 1.0)
 
 
 @triton.jit
 def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
-    """exact: the weight of `p`, and as much of the third moment as excess allows. FREE: where that is less than all of
-    it, the two-point law, whose far node is component a."""
+    """Return the closed fit: the weight of `p`, and as much third moment as excess allows.
+
+    FREE: where that is less than all of it, the two-point law, whose far node is component a.
+    """
     d, rest = solve(excess, third, p)
     infeasible = rest < 0.0
     d = tl.where(infeasible, copysign(root(excess * p.inv_spread), d), d)
@@ -96,9 +110,11 @@ def fit_closed(mean, base, excess, third, p, FREE: tl.constexpr):
 
 @triton.jit
 def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
-    """The component that u chooses of that mixture, with one square root for the fit and the draw together: where the
-    fit is feasible it is of the variance, elsewhere of what the means need. u < near/h is told without the
-    quotient."""
+    """Return the component of the closed fit that u chooses, with one square root.
+
+    Where the fit is feasible, the root is that of the variance; elsewhere it is the one that the means need. u < near/h
+    is decided without the quotient.
+    """
     scale, base, most, std_left = known
     d, rest = solve(excess, third, p)
     infeasible = rest < 0.0
@@ -123,7 +139,7 @@ def choose_closed(mean, excess, third, u, known, p, FREE: tl.constexpr):
 
 @triton.jit
 def adan_update(value, m, d, s, last, gradient, first_step, rates):
-    """One unknown of the released fit with its optimiser state, one iteration on."""
+    """Update one unknown of the released fit and its optimiser state by one iteration."""
     first, difference, second, eps = rates
     diff = tl.where(first_step, 0.0, gradient - last)
     nesterov = tl.fma(diff, 0.92, gradient)
@@ -137,14 +153,14 @@ def adan_update(value, m, d, s, last, gradient, first_step, rates):
 
 @triton.jit
 def adan_rates(first, second, p):
-    """lr/(1-0.9^k), 0.92 lr/(1-0.92^k), 1/sqrt(1-0.92^k), eps from 0.9^k and 0.92^k."""
+    """Return lr/(1-0.9^k), 0.92 lr/(1-0.92^k), 1/sqrt(1-0.92^k) and eps from 0.9^k and 0.92^k."""
     left = 1.0 - second
     return tl.div_rn(p.lr, 1.0 - first), tl.div_rn(0.92 * p.lr, left), tl.div_rn(1.0, tl.sqrt_rn(left)), p.eps
 
 
 @triton.jit
 def adan_gradients(x, y, beta, mean, var, second, raw, w):
-    """Derivatives of E0^2 + E1^2 + E2^2 by mean_a, mean_b and beta."""
+    """Return the derivatives of E0^2 + E1^2 + E2^2 by mean_a, mean_b and beta."""
     w2 = 1.0 - w
     v = var * clamp(beta, 0.1, 1.2)
     wx = w * x
@@ -163,7 +179,7 @@ def adan_gradients(x, y, beta, mean, var, second, raw, w):
 
 @triton.jit
 def fit_adan(mean, var, third, p, ITERATIONS: tl.constexpr):
-    """adan: the released fit, ITERATIONS of Adan on the squared residuals of the three raw moments."""
+    """Return the released fit "adan": Adan on the squared residuals of the three raw moments."""
     second = tl.fma(mean, mean, var)
     raw = tl.fma(mean, tl.fma(mean, mean, 3.0 * var), third)
     zero = tl.zeros_like(mean)
@@ -196,7 +212,7 @@ def fit_mixture(mean, base, excess, third, p, FIT: tl.constexpr, ITERATIONS: tl.
 
 @triton.jit
 def choose(mean, excess, third, u, known, p, FIT: tl.constexpr, ITERATIONS: tl.constexpr):
-    """The component that u chooses."""
+    """Return the component that u chooses, as (mean, std)."""
     scale, base, most, _ = known
     if FIT == "gaussian":
         component = mean, tl.sqrt_rn(at_most(tl.fma(excess, scale, base), most))
@@ -210,8 +226,10 @@ def choose(mean, excess, third, u, known, p, FIT: tl.constexpr, ITERATIONS: tl.c
 
 @triton.jit
 def base_of(var, floor, FIT: tl.constexpr):
-    """The part of the variance that the means may not use; only the closed fits look at the floor. A negative variance,
-    as rounding leaves, counts as zero."""
+    """Return the part of the variance that the means may not use.
+
+    Only the closed fits look at the floor. A negative variance, as rounding leaves, counts as zero.
+    """
     whole = at_least(var, 0.0)
     return at_most(whole, floor) if FIT == "exact" or FIT == "free" else whole
 

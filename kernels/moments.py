@@ -1,4 +1,7 @@
-"""From noise moments to the cumulants of x_0 given x_t, and of x_s (csrc/gms/moments.h; docs/notation.md, eqs. 1-3)."""
+"""Noise moments to cumulants of x_0 given x_t, and of x_s (csrc/gms/moments.h).
+
+Equations 1 to 3 of docs/notation.md.
+"""
 
 from collections import namedtuple
 
@@ -9,7 +12,7 @@ import triton.language as tl
 StepCoefficients = namedtuple("StepCoefficients", "inv_alpha r r2 r3 A B B2 c var_max std lo hi")
 
 
-# NaN goes through.
+# These propagate NaN.
 @triton.jit
 def at_least(x, low):
     return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
@@ -27,20 +30,23 @@ def clamp(x, low, high):
 
 @triton.jit
 def led(conditional, unconditional, scale):
-    """A network's output led away from its output without a condition (classifier-free guidance)."""
+    """Apply classifier-free guidance: unconditional + scale (conditional - unconditional)."""
     return tl.fma(conditional - unconditional, scale, unconditional)
 
 
 @triton.jit
 def data_estimate(x, y, of_x, of_output, lo, hi):
-    """E[x_0|x_t] from the state and a network's output, which it is linear in for every form of prediction."""
+    """Return E[x_0|x_t] = clip(of_x x + of_output y), linear in y for every prediction."""
     return clamp(tl.fma(y, of_output, x * of_x), lo, hi)
 
 
 @triton.jit
 def data_cumulants(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr):
-    """(m, v, third): mean, variance and third central moment of x_0 given x_t, as the network has them; `to` is the
-    first moment where guidance wants it, else e1: the moments about it stay."""
+    """Return (m, v, third): mean, variance and third central moment of x_0 given x_t.
+
+    They are those of the network, unclipped. `to` is the first moment that guidance asks for, else e1; the moments
+    about it stay.
+    """
     if CENTRAL:
         r2 = e2
         r3 = e3
@@ -52,7 +58,10 @@ def data_cumulants(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr):
 
 @triton.jit
 def posterior(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr, BOUND: tl.constexpr):
-    """The same within the data range: no wider law lies on [lo, hi]. BOUND: nor one of this mean (Bhatia-Davis)."""
+    """Return the cumulants of x_0 bounded by the data range [lo, hi].
+
+    The variance is at most that of any law on the range. BOUND: at most that of any with this mean (Bhatia-Davis).
+    """
     m, v, third = data_cumulants(x, e1, e2, e3, to, k, CENTRAL)
     m = clamp(m, k.lo, k.hi)
     half = 0.5 * (k.hi - k.lo)
@@ -64,16 +73,20 @@ def posterior(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr, BOUND: tl.constexpr):
 
 @triton.jit
 def step_moments(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr):
-    """(mean_s, base, excess, third_s), var_s = base + excess: the known Gaussian, and what x_0 adds."""
+    """Return (mean_s, base, excess, third_s) of x_s.
+
+    var_s = base + excess: the known Gaussian, and what x_0 adds.
+    """
     m, v, third = posterior(x, e1, e2, e3, to, k, CENTRAL, False)
     return tl.fma(m, k.B, k.A * x), k.c, k.B2 * v, k.B * k.B2 * third
 
 
 @triton.jit
 def released_moments(x, e1, e2, e3, to, k, CENTRAL: tl.constexpr):
-    """The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent.
+    """Return the moments of x_s as the released code clips them.
 
-    Its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, is `third` without the cancellation.
+    It clips E[x_0^2] and E[x_0^3] separately from m and v, so they are not consistent. `third` is its third raw moment
+    of x_s, less 3 mean_s var_s + mean_s^3, without the cancellation.
     """
     m, v, third = data_cumulants(x, e1, e2, e3, to, k, CENTRAL)
     q = clamp(tl.fma(m, m, v), 0.0, 1.0)

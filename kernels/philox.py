@@ -1,4 +1,6 @@
-"""Counter-based noise (csrc/gms/philox.h): Philox4x32-10, a pure function of (seed, sample, step, element).
+"""Counter-based noise: Philox4x32-10 (csrc/gms/philox.h).
+
+Each draw is a pure function of (seed, sample, step, element).
 
 Counter words: c0 = element // 4, c1 = step, c2 = sample & 0xffffffff, c3 = (sample >> 32) << 8 | stream.
 Key words: low and high half of the seed. Word j of a call belongs to element 4 c0 + j.
@@ -15,11 +17,11 @@ UNIFORMS = tl.constexpr(1)
 
 @triton.jit
 def make_counter(counters, sample, stream):
-    """Counter words c1..c3 and the key (k0, k1), uint32, from counters = (seeds, seed_at, step_at, seed_low, seed_high,
-    sample_offset, step): the first three are pointers to int64, or None.
+    """Return the counter words c1 .. c3 and the key (k0, k1), all uint32.
 
-    seeds: one key per sample; seed_at: one for all, else seed_low and seed_high, and samples are told apart by their
-    index; step_at, else step. The words are the bits of int32 numbers.
+    counters = (seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step); the first three are pointers to
+    int64, or None. `seeds` holds one key per sample. Otherwise `seed_at`, or seed_low and seed_high, is the key of all,
+    and the index tells samples apart. The step is at `step_at`, or is `step`. The words are the bits of int32 numbers.
     """
     seeds, seed_at, step_at, seed_low, seed_high, sample_offset, step = counters
     index = sample + sample_offset
@@ -37,7 +39,7 @@ def make_counter(counters, sample, stream):
 
 @triton.jit
 def philox_words(quad, counter):
-    """Four words; the products in 64 bits, which is one instruction for both halves."""
+    """Return four words; 64-bit products give both halves in one instruction."""
     c1, c2, c3, k0, k1 = counter
     c0 = quad
     for _ in tl.static_range(10):
@@ -54,13 +56,13 @@ def philox_words(quad, counter):
 
 @triton.jit
 def uniform(w):
-    """u = w 2^-32 + 2^-33 in float32, in (0, 1]."""
+    """Return u = w 2^-32 + 2^-33 in float32, in (0, 1]."""
     return tl.fma(w.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
 
 
 @triton.jit
 def box_muller(w0, w1):
-    """Two normals from two words."""
+    """Return two normals from two words."""
     s, c = sincos_turn(uniform(w1))
     r = root_of_log(minus_two_log(uniform(w0)))
     return r * c, r * s
@@ -68,7 +70,7 @@ def box_muller(w0, w1):
 
 @triton.jit
 def fill_noise(first, counter, NORMAL: tl.constexpr, BLOCK: tl.constexpr):
-    """The draws of elements 4 first .. 4 first + BLOCK - 1, in order: one Philox call for four of them."""
+    """Return the draws of elements 4 first .. 4 first + BLOCK - 1, four for each Philox call."""
     quad = (first + tl.arange(0, BLOCK // 4)).to(tl.uint32)
     w0, w1, w2, w3 = philox_words(quad, counter)
     if NORMAL:
@@ -81,6 +83,6 @@ def fill_noise(first, counter, NORMAL: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def shared_uniform(counter):
-    """The uniform of a whole sample: that of its element 0."""
+    """Return the uniform of a whole sample: that of its element 0."""
     w, _, _, _ = philox_words(counter[0] * 0, counter)
     return uniform(w)

@@ -1,10 +1,14 @@
-"""The kernels: each program takes BLOCK elements of one sample, BLOCK a multiple of 4 so that it starts at a whole
-Philox call. Any of float32, bfloat16, float16 each, float32 inside. WHOLE: samples are whole blocks. The grid is
-(blocks of a sample, samples), MANY: (samples, blocks), because the second size is below 2^16.
+"""The kernels: each program works on BLOCK elements of one sample.
 
-A tensor is (pointer or None, strides); the strides of the sample and of the sizes inside it, or None where all elements
-follow each other; sizes: inside a sample, where some tensor has strides. counters: see `make_counter`. z, u: pointers
-to given draws, or None. watch: (pointer to the smallest code of what was not finite, or None; the code of this step).
+BLOCK is a multiple of 4, so that a program starts at a whole Philox call. Each tensor is float32, bfloat16 or float16;
+the arithmetic is float32. WHOLE: samples are whole blocks. The grid is (blocks of a sample, samples); with MANY it is
+(samples, blocks), because the second size is below 2^16.
+
+tensor    (pointer or None, strides): strides of the sample and of the sizes inside it, or None for a dense tensor
+sizes     those inside a sample, if some tensor has strides
+counters  see `make_counter`
+z, u      pointers to given draws, or None
+watch     (pointer to the smallest code of what was not finite, or None; code of this step)
 """
 
 import triton
@@ -25,16 +29,16 @@ from gms_fast.kernels.philox import NORMALS, UNIFORMS, fill_noise, make_counter,
 
 WRITTEN = tl.constexpr(3)  # after the code of a step, where the network's tensors are 0, 1 and 2
 
-# They vary from step to step: one kernel for all values. (Triton looks at what is inside a tuple all the same.)
+# They vary from step to step, so one kernel serves all values. (Triton still inspects what is inside a tuple.)
 _VARYING = ["seed_low", "seed_high", "sample_offset", "step", "stream", "code"]
 
 
 @triton.jit
 def span(elements, BLOCK: tl.constexpr, WHOLE: tl.constexpr, MANY: tl.constexpr):
-    """(sample, first element, elements, number of elements, mask of those that exist) of this program.
+    """Return (sample, first element, elements, number of elements, mask of valid ones).
 
-    Four elements in a row a thread, as its noise lies, also where an access of narrow types could be wider: else they
-    would change places through shared memory.
+    A thread has four elements in a row, as its noise lies. A wider access to narrow types would be possible, but then
+    elements would change places through shared memory.
     """
     sample = tl.program_id(0 if MANY else 1).to(tl.int64)  # offsets pass 2^31 before the grid does
     begin = tl.program_id(1 if MANY else 0).to(tl.int64) * BLOCK
@@ -45,7 +49,7 @@ def span(elements, BLOCK: tl.constexpr, WHOLE: tl.constexpr, MANY: tl.constexpr)
 
 @triton.jit
 def offsets_in(strides, sizes, place):
-    """Offsets of the program's elements in a tensor."""
+    """Return the offsets of the program's elements in a tensor."""
     sample, _, inside, elements, _ = place
     if strides is None:
         offsets = sample * elements + inside
@@ -76,9 +80,9 @@ def store(tensor, sizes, place, value):
 
 @triton.jit
 def look(watch, which: tl.constexpr, value, place, INFINITE: tl.constexpr = 0x7F800000):
-    """Note the number `which` of a step's tensors where it is not finite: as large as the float32 of bits INFINITE.
+    """Record tensor number `which` of a step if it is not finite.
 
-    The four elements that a thread has in a row are looked at together.
+    That is, if it is at least as large as the float32 with bits INFINITE. A thread tests its four elements together.
     """
     first, code = watch
     if first is not None:
@@ -89,7 +93,7 @@ def look(watch, which: tl.constexpr, value, place, INFINITE: tl.constexpr = 0x7F
 
 @triton.jit
 def finish(tensor, sizes, place, value, watch):
-    """Store a result, once it is looked at in its own type."""
+    """Store a result, and record it if it is not finite in its own dtype."""
     value = tl.cast(value, tl.float32)
     if tensor[0].dtype.element_ty == tl.float16:
         look(watch, WRITTEN, value, place, 0x477FF000)
@@ -102,7 +106,7 @@ def finish(tensor, sizes, place, value, watch):
 
 @triton.jit
 def guided(output, unconditional, scale, sizes, place, watch):
-    """A network's output led by its output without condition, if there is one."""
+    """Return a network's output with classifier-free guidance, if there is an unconditional one."""
     if unconditional[0] is not None:
         without = load(unconditional, sizes, place)
         look(watch, 0, without, place)
@@ -112,7 +116,7 @@ def guided(output, unconditional, scale, sizes, place, watch):
 
 @triton.jit
 def normals(z, counters, place):
-    """The given normals, else drawn."""
+    """Return the given normals, or draw them."""
     sample, begin, inside, _, _ = place
     if z is None:
         value = fill_noise(begin // 4, make_counter(counters, sample, NORMALS), True, inside.shape[0])
@@ -123,7 +127,7 @@ def normals(z, counters, place):
 
 @triton.jit
 def uniforms(u, counters, place, ELEMENT: tl.constexpr):
-    """The given uniforms, else drawn: one for each element, or one for the sample."""
+    """Return the given uniforms, or draw them: one per element, or one for the sample."""
     sample, begin, inside, _, _ = place
     if u is None:
         counter = make_counter(counters, sample, UNIFORMS)
@@ -137,7 +141,7 @@ def uniforms(u, counters, place, ELEMENT: tl.constexpr):
 
 @triton.jit
 def coefficients_from(numbers, k):
-    """k, with the numbers that `numbers` points to on the device, where that is not None."""
+    """Return k, with the numbers that `numbers` points to, if it is not None."""
     if numbers is not None:
         n = numbers
         k = StepCoefficients(
@@ -176,8 +180,11 @@ def step_kernel(
     WHOLE: tl.constexpr,
     MANY: tl.constexpr,
 ):
-    """q(x_s|x_t) is the law of x_0 given x_t scaled by B, shifted by A x_t and widened by the known Gaussian (eq. 1):
-    the closed fits are of x_0. The released moments and optimiser are of x_s itself."""
+    """Take a GMS step: moments, fit and draw.
+
+    q(x_s|x_t) is the law of x_0 given x_t, scaled by B, shifted by A x_t and widened by the known Gaussian (eq. 1). So
+    the closed fits are made for x_0. The released moments and optimiser are those of x_s itself.
+    """
     place = span(elements, BLOCK, WHOLE, MANY)
     x, e1, e2, e3 = (
         load(tensors[0], sizes, place),
@@ -328,8 +335,10 @@ def linear_kernel(
 
 @triton.jit
 def weighted_sum(inputs, SUMS: tl.constexpr, r: tl.constexpr, weights, place, WEIGHTS: tl.constexpr):
-    """Of the inputs, each times its weight, in order, and what is added. SUMS[r]: the places of the weights, that of
-    what is added last; -1 where there is none."""
+    """Return the sum of the weighted inputs, in order, and of the constant that is added.
+
+    SUMS[r] has the places of the weights, the last that of the constant; -1 where there is none.
+    """
     total = None
     for i in tl.static_range(len(inputs)):
         if SUMS[r][i] >= 0:
@@ -342,8 +351,11 @@ def weighted_sum(inputs, SUMS: tl.constexpr, r: tl.constexpr, weights, place, WE
 
 @triton.jit
 def weight_at(weights, i: tl.constexpr, place, WEIGHTS: tl.constexpr):
-    """Weight i. weights: "given", the numbers; "on device", (pointer to them,); "by element", (pointer to rows of them,
-    and the weight of the noise)."""
+    """Return weight i.
+
+    weights: "given", the numbers; "on device", (pointer to them,); "by element", (pointer to rows of them, weight of
+    the noise).
+    """
     if WEIGHTS == "by element":
         _, begin, inside, elements, mask = place
         weight = load((weights[0], None), None, (tl.cast(i, tl.int64), begin, inside, elements, mask))

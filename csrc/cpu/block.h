@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Blocks that fit in the first-level cache: their inputs loaded (gathered, widened), their noise drawn, their results
-// watched and stored (narrowed, scattered).
+// Blocks that fit in the first-level cache: loading of inputs (gathered, widened), drawing of noise, watching and
+// storing of results (narrowed, scattered).
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct Span {  // part of one sample, or a few whole small ones
   int64_t sample, samples, begin, size;
 };
 
-// A block is kBlock elements of one sample, or as many samples as have room with every one at a whole Philox call.
+// A block is kBlock elements of one sample, or as many samples as fit with each starting at a whole Philox call.
 template <typename F>
 void for_each_block(const Shape& shape, const Where& where, const F& body) {
   const int64_t together = std::max<int64_t>(kBlock / ((shape.elements + 3) / 4 * 4), 1);
@@ -84,7 +84,7 @@ void with_type(const Operand& tensor, const F& body) {
   body(static_cast<Float16*>(tensor.data));
 }
 
-// Calls body(offset in the tensor, stride, place in the block, size) for the parts of a block that lie evenly.
+// Calls body(offset in the tensor, stride, place in the block, size) for the evenly spaced parts of a block.
 template <typename F>
 void for_each_run(const Operand& tensor, const Shape& shape, const Span& span, const F& body) {
   if (tensor.dense) return body(span.sample * shape.elements + span.begin, 1, 0, span.size);
@@ -103,7 +103,7 @@ float* address(const Operand& tensor, const Shape& shape, const Span& span) {
   return static_cast<float*>(tensor.data) + span.sample * shape.elements + span.begin;
 }
 
-// The block's values as float: in place where they are, else brought into `buffer`.
+// The block's values as float: in place if they are float, else copied into `buffer`.
 const float* load(const Operand& in, const Shape& shape, const Span& span, float* buffer) {
   if (in.data == nullptr) {
     std::fill_n(buffer, span.size, 0.0f);
@@ -123,7 +123,7 @@ const float* load(const Operand& in, const Shape& shape, const Span& span, float
   return buffer;
 }
 
-// Where a block's results are computed: in the output itself, or in `buffer`, from which `store` takes them.
+// Address for a block's results: in the output itself, or in `buffer`, from which `store` copies them.
 float* target(const Operand& out, const Shape& shape, const Span& span, float* buffer) {
   return in_place(out) ? address(out, shape, span) : buffer;
 }
@@ -238,7 +238,7 @@ struct Draws {  // normals and uniforms of one block
   }
 };
 
-// Notes that the number `which` of a step's tensors, see `Watch`, was not finite.
+// Records that tensor number `which` of a step was not finite; see `Watch`.
 void note(const Watch& watch, int32_t which) {
   const int32_t code = watch.code + which;
   int32_t seen = __atomic_load_n(watch.first, __ATOMIC_RELAXED);
@@ -263,7 +263,7 @@ void finish(const Operand& out, const Shape& shape, const Span& span, const floa
   store(out, shape, span, block);
 }
 
-// A network's output led by its output without condition, if there is one.
+// A network's output with guidance, if there is an unconditional one.
 const float* guided(const float* output, const Operand& unconditional, float scale, const Shape& shape,
                     const Span& span, float* buffer, const Watch& watch) {
   if (unconditional.data == nullptr) return output;

@@ -17,7 +17,7 @@ struct Constant {  // a weight that all elements share
 template <bool kByElement>
 using Weight = std::conditional_t<kByElement, const float*, Constant>;
 
-// What a result is the sum of: inputs, each times its weight.
+// Summands of a result: inputs, each times its weight.
 template <bool kByElement>
 struct Sum {
   size_t count = 0;
@@ -27,7 +27,7 @@ struct Sum {
   void add(const float* input, Weight<kByElement> times) { in[count] = input, weight[count++] = times; }
 };
 
-// In one loop, so that no sum goes through memory.
+// One loop, so that no partial sum goes through memory.
 template <bool kByElement, size_t kCount>
 void sum_block(const Sum<kByElement> sum, float* out, int64_t size) {
 #pragma GCC ivdep  // out may be an input, but no element is read after another is written
@@ -50,7 +50,7 @@ void compute(const Sum<kByElement>& sum, float* out, int64_t size) {
   blocks[sum.count - 1](sum, out, size);
 }
 
-// A row of weights, of the block's elements: in place where they are, else one sample after the other in `buffer`.
+// A row of weights for the block's elements: in place, or one sample after the other in `buffer`.
 const float* row_of(const Operand& by_element, int row, const Shape& shape, const Span& span, float* buffer) {
   const float* weights = address(by_element, shape, Span{row, 1, span.begin, 0});
   if (span.samples == 1) return weights;
@@ -58,7 +58,7 @@ const float* row_of(const Operand& by_element, int row, const Shape& shape, cons
   return buffer;
 }
 
-// E[x_0|x_t] of a block, in `buffer` or where it is kept.
+// E[x_0|x_t] of a block, in `buffer` or in its own output.
 const float* estimate_block(const Linear& step, const Shape& shape, const Span& span, const float* x, float* buffer) {
   Buffer outputs, without;
   const float* y = load(step.output, shape, span, outputs);

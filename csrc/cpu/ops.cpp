@@ -56,7 +56,7 @@ struct Fitted {  // the released fit of one block, iteration by iteration for a 
   }
 };
 
-// The blocks take their numbers by value: behind a reference they might change with every element that is written.
+// The blocks take their numbers by value: through a reference, any written element might change them.
 
 template <Fit kFit, Moments kMoments, bool kCentral>
 void step_block(const float* const in[5], float* out, int64_t size, const StepCoefficients<float> k,
@@ -135,7 +135,7 @@ void sample_mixture(const Operand tensors[4], const Shape& shape, const Scheme& 
   });
 }
 
-// Not inlined: there the compiler would forget that the seven do not overlap.
+// Not inlined: the compiler would then lose the fact that the seven do not overlap.
 template <Fit kFit>
 __attribute__((noinline)) void fit_block(const float* __restrict mean, const float* __restrict var,
                                          const float* __restrict third, float* __restrict weight,

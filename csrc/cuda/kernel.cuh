@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-// What the kernels share: which elements a thread takes, how it loads and stores them and draws their noise, and how a
+// Common parts of the kernels: the elements of a thread, how it loads and stores them and draws their noise, and how a
 // kernel is launched. The arithmetic is csrc/gms.
 //
 // A thread takes two quads of four elements: a Philox call and an access of up to 16 bytes each. They lie a block's
-// width apart, so that a warp reads whole lines. The grid is (chunk of a sample, sample). Quick kernels take what
-// people use, with all choices made at compile time: dense tensors of one or two types in whole quads, noise drawn,
-// numbers that are not extreme (`Quick`). The others take anything.
+// width apart, so that a warp reads whole lines. The grid is (chunk of a sample, sample). Quick kernels serve the
+// common case, with all choices made at compile time: dense tensors of one or two types in whole quads, drawn noise,
+// and numbers that are not extreme (`Quick`). The other kernels take anything.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -62,7 +62,7 @@ __device__ inline uint32_t narrow(float x, DType type) {
   return type == DType::kBFloat16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x)) : __half_as_ushort(__float2half_rn(x));
 }
 
-// A quad as it lies in memory.
+// A quad in memory.
 template <DType kType>
 struct alignas(4 * kSize<kType>) Packed {
   uint32_t w[kSize<kType>];
@@ -122,14 +122,14 @@ struct Flat {
   }
 };
 
-// The values of a tensor, fetched when made: a kernel makes all before it needs the first, and draws its noise
-// meanwhile. A quad that does not exist is left as the registers were: nothing that comes of it is stored.
+// The values of a tensor, fetched by the constructor. A kernel constructs all of them before it needs the first, and
+// draws its noise meanwhile. A quad that does not exist keeps the registers' old values; none of its results is stored.
 template <DType kType>
 struct Fetched {
   Packed<kType> quads[kQuads];
 
   Fetched() = default;
-  // Zeros where there is no tensor, which only some callers have to expect.
+  // Zeros if there is no tensor; only some callers need this.
   __device__ Fetched(const Operand& in, const Flat& flat, bool may_be_missing = false) {
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
@@ -146,7 +146,7 @@ struct Fetched {
   }
 };
 
-// The same, unknown to the compiler: what is made of it here is not kept in registers for what is made of it later.
+// The same value, hidden from the compiler, so that it keeps no results computed from it in registers for later use.
 template <DType kType>
 __device__ Fetched<kType> hidden(Fetched<kType> tensor) {
 #pragma unroll
@@ -171,8 +171,8 @@ __device__ inline void store(const Operand& out, const Flat& flat, const Values&
   store<DType::kFloat16>(out, flat, values);
 }
 
-// Calls body(index in the tensor, quad in the sample, element of the quad) for each element: not unrolled, for what is
-// done seldom.
+// Calls body(index in the tensor, quad in the sample, element of the quad) for each element. Not unrolled: for rare
+// work.
 template <typename F>
 __device__ void one_by_one(const Place& p, const Flat& flat, const F& body) {
 #pragma unroll 1
@@ -222,7 +222,7 @@ __device__ inline void store(const Operand& out, const Shape& shape, const Place
 
 constexpr int kRounds = 10;  // of Philox
 
-// Where the noise of a quick kernel comes from. kKeyed: seed or step index lie on the device.
+// Source of a quick kernel's noise. kKeyed: seed or step index are on the device.
 struct Draws {
   uint32_t step, sample, high;        // words of the counter: those of sample 0, `high` being c3 without the stream
   uint32_t counted;                   // 1, or 0 where every sample has a key of its own
@@ -306,7 +306,7 @@ __device__ float draw_one(const C& c, uint32_t stream, uint32_t quad, int elemen
   return element < 2 ? (element == 0 ? v[0] : v[1]) : (element == 2 ? v[2] : v[3]);
 }
 
-// What the first thread of a row makes, for all of the row: the others go on until they ask for it.
+// A value that the first thread of a row computes for the whole row; the others continue until they need it.
 template <typename F>
 __device__ const float* once_a_row(const F& make) {
   __shared__ float made[kThreads];
@@ -318,7 +318,7 @@ __device__ inline float when_made(const float* at) {
   return *at;
 }
 
-// The uniforms of a quick kernel, if it needs any: of each element, or of the sample, and then asked for late.
+// The uniforms of a quick kernel, if it needs any: one per element, or one per sample, which is then read late.
 template <bool kNeeded, bool kElement>
 struct Uniforms {
   Values of_elements = {};
@@ -407,7 +407,7 @@ inline unsigned chunks(int64_t elements, unsigned width) {
   return static_cast<unsigned>((elements + chunk - 1) / chunk);
 }
 
-// Blocks as wide as small samples have quads, and as many rows of threads. A launch of no blocks is an error.
+// Blocks as wide as a small sample's quads, with several rows of threads. A launch of no blocks is an error.
 template <typename A>
 void launch(const char* name, void (*kernel)(const A), A arguments, const Where& where) {
   const auto [samples, elements, sizes] = arguments.shape;
@@ -462,7 +462,7 @@ QuickArguments<kTensors> quick_arguments_of(const Operand* tensors, const Shape&
   return a;
 }
 
-// Whether a quick kernel can take them: dense, aligned to whole quads, in samples that fill half a block at least.
+// True if a quick kernel can take them: dense, aligned to whole quads, in samples that fill at least half a block.
 inline bool in_quads(const Operand* tensors, size_t count, const Shape& shape) {
   const auto fits = [](const Operand& t) {
     const uintptr_t quad = t.dtype == DType::kFloat32 ? 16 : 8;
@@ -477,8 +477,8 @@ inline bool all_of_type(const Operand* tensors, size_t count, DType type) {
   return std::all_of(tensors, tensors + count, [&](const Operand& t) { return t.data == nullptr || t.dtype == type; });
 }
 
-// Whether `Quick` may do with these numbers: where a third moment decides, it is not tiny then (`quotient`), and the
-// data range is infinite or can be squared.
+// True if `Quick` can handle these numbers: a third moment that decides is then not tiny (`quotient`), and the data
+// range is infinite or can be squared.
 inline bool in_reach(const Scheme& s) {
   const float width = s.coefficients.hi - s.coefficients.lo;
   const bool skewed = std::fabs(1 - 2 * s.parameters.weight) >= 0x1p-10f || s.fit == Fit::kGaussian;
@@ -506,8 +506,8 @@ void with_type(DType type, const F& body) {
   }
 }
 
-// The pairs of types that quick kernels take, of a first tensor and of all others that are read: one type, or float32
-// beside narrow ones. What is written has any type.
+// Pairs of types that quick kernels take, for the first tensor and for all others that are read: one type, or float32
+// with narrow ones. Results have any type.
 inline bool in_pairs(const Operand& first, const Operand* others, size_t count) {
   return (first.dtype == others->dtype || first.dtype == DType::kFloat32) && all_of_type(others, count, others->dtype);
 }

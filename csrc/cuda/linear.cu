@@ -42,7 +42,7 @@ __device__ Values estimated(const Reading& r, const Values& x, const Values& y) 
   return m;
 }
 
-// The results of a linear step: sums of what is taken, each input once.
+// The results of a linear step: sums of the inputs taken, each read once.
 template <bool kByElement>
 struct Sums {
   static constexpr int kCount = kByElement ? kMaxResults : 1;
@@ -54,7 +54,7 @@ struct Sums {
 #pragma unroll
     for (int r = 0; r < kCount; ++r) of[r] = splat(-0.0f);
   }
-  // row: brings one of the weights by element.
+  // row: fetches one of the weights by element.
   template <typename F>
   __device__ void take(int column, const Values& values, const F& row) {
     if (!kByElement) add(of[0], splat(step.weight(taken++)), values);

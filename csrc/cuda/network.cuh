@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What becomes of a network's output before a step, and of a step's results: they are watched, guided and stored.
+// Handling of a network's output before a step, and of a step's results: watching, guidance and storing.
 #pragma once
 
 #include "cuda/kernel.cuh"
@@ -7,7 +7,7 @@
 namespace gms {
 namespace {
 
-// Notes that the number `which` of a step's tensors, see `Watch`, was not finite.
+// Records that tensor number `which` of a step was not finite; see `Watch`.
 __device__ inline void note(const Watch& watch, int32_t which) {
   const int32_t code = watch.code + which;
   if (code < *static_cast<const volatile int32_t*>(watch.first)) atomicMin(watch.first, code);
@@ -21,7 +21,7 @@ __device__ inline void look(const Watch& watch, int32_t which, float value, DTyp
   if (watch.first != nullptr && infinite_in(type, std::fabs(value))) note(watch, which);
 }
 
-// A network's output led by its output without condition, if there is one: load(it) brings that, seen(what it brings).
+// A network's output with guidance, if there is an unconditional one. load(it) fetches that; seen(value) watches it.
 template <typename Load, typename Seen>
 __device__ Values guided(const Values& output, const Operand& unconditional, float scale, const Load& load,
                          const Seen& seen) {

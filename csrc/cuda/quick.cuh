@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Square roots and quotients without branches: the instructions that the compiler itself takes for ordinary numbers,
-// without its check of each. `Quick` notes the extremes of a thread's numbers instead, and the thread looks once: where
-// one was out of range, what it computed is thrown away and done again in `Ieee`. So the bits are those of `Ieee`.
+// Square roots and quotients without branches: the instructions that the compiler itself uses for ordinary numbers,
+// without its check of each. `Quick` records the extremes of a thread's numbers instead, and the thread checks once. If
+// one was out of range, the thread discards its results and repeats them in `Ieee`. So the bits are those of `Ieee`.
 #pragma once
 
 #include "gms/config.h"
@@ -43,7 +43,7 @@ struct Quick {
   uint32_t least = 0xffffffffu;  // of the bits less one, by which zero is the largest of all
   float largest = 0.0f;  // NaN stays
 
-  // Whether all numbers were zero or not tiny, and none was huge, infinite or NaN.
+  // True if all numbers were zero or not tiny, and none was huge, infinite or NaN.
   __device__ bool reliable() const { return least >= static_cast<uint32_t>(bits_of(kTiny)) - 1 && largest < kHuge; }
 
   __device__ float not_tiny(float x) {

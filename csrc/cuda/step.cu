@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, 4) step_kernel(const __grid_constant
   finish(a.tensors[5], a.shape, p, out, a.watch);
 }
 
-// Where there is one that is not, what a thread computed is not reliable: it is done again one by one, and noted there.
+// If one is not, a thread's results are unreliable: they are computed again one by one, and recorded there.
 __device__ void expect_finite(Quick& math, const Values& values) {
   float most = 0.0f;
 #pragma unroll
@@ -45,7 +45,7 @@ __device__ void expect_finite(Quick& math, const Values& values) {
   math.not_huge(most);
 }
 
-// Not inlined: what it reads would be brought into registers on the way to the branch.
+// Not inlined: the compiler would load what it reads into registers before the branch.
 template <Fit kFit, bool kCentral, bool kElement, bool kKeyed>
 __device__ __noinline__ void redo_step(const QuickStepArguments& a, float shared) {
   const Place p = quick_place(a);
@@ -67,7 +67,7 @@ __device__ __noinline__ void redo_step(const QuickStepArguments& a, float shared
   });
 }
 
-// Blocks that a processor holds at least, by measurement on an H200 (docs/decisions.md, 39).
+// Least number of blocks per processor, measured on an H200 (docs/decisions.md, 39).
 constexpr int blocks_of_step(Fit fit, bool element, DType moments) {
   if (fit == Fit::kFree || element) return kBlocksHeld;
   return moments == DType::kBFloat16 ? 9 : 8;

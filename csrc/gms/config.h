@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What both compilers need: the arithmetic below is compiled by g++ for the CPU and by nvcc for the GPU, for one
-// number at a time (float, or double in tests) or for a register of them (Lanes).
+// Definitions for both compilers. g++ compiles the arithmetic for the CPU and nvcc for the GPU, for one number at a
+// time (float, or double in tests) or for a register of numbers (Lanes).
 #pragma once
 
 #include <cmath>
@@ -81,7 +81,7 @@ GMS_HD T splat(Scalar<T> x) {
   return x - T{};  // x - 0 is x, -0 too
 }
 
-// NaN goes through, like in every comparison with it: x stays.
+// These propagate NaN in x: every comparison with NaN is false, so x stays.
 template <typename T>
 GMS_HD T at_least(T x, T low) {
   return x < low ? low : x;
@@ -107,9 +107,9 @@ GMS_HD T clamp(T x, T low, T high) {
   return at_most(at_least(x, low), high);
 }
 
-// Square roots and quotients as IEEE 754 rounds them, for all numbers. On a GPU that takes a branch each; `Quick`
-// (csrc/cuda/quick.cuh) does without, for numbers that are not extreme; `not_tiny` and `ordinary` tell it which
-// numbers must not be.
+// Square roots and quotients as IEEE 754 rounds them, for all numbers. On a GPU each takes a branch. `Quick`
+// (csrc/cuda/quick.cuh) takes none, for numbers that are not extreme; `not_tiny` and `ordinary` mark the numbers that
+// must not be extreme.
 struct Ieee {
   template <typename T>
   GMS_HD T root(T x) const {

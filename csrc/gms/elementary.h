@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// log, sin/cos of a turn and cube root in float32, from polynomials and correctly rounded operations only, so that
-// the result is defined by this text and not by a library. Errors against exact arithmetic, tested: 2 ulp at most.
+// log, sin/cos of a turn and cube root in float32, from polynomials and correctly rounded operations only. So this file
+// defines the result, not a library. Errors against exact arithmetic, tested: 2 ulp at most.
 #pragma once
 
 #include "gms/config.h"
@@ -43,7 +43,7 @@ GMS_HD float minus_two_log(float u) {
   return fma(e, -1.38671875f, fma(-2.0f, r, low));
 }
 
-// sin and cos of 2 pi u for u in [0, 1]: the nearest quarter turn is taken off exactly.
+// sin and cos of 2 pi u for u in [0, 1]: the nearest quarter turn is subtracted exactly.
 GMS_HD void sincos_turn(float u, float& s, float& c) {
   const int32_t quarter = static_cast<int32_t>(fma(u, 4.0f, 0.5f));
   const float f = fma(static_cast<float>(quarter), -0.25f, u);  // in [-1/8, 1/8]

@@ -25,7 +25,7 @@ struct Shape {
   int64_t sizes[3];           // inside a sample, as far as neighbouring dimensions do not merge
 };
 
-// A place inside a sample, that moves along in logical order; past the last element i is sizes[0].
+// A position inside a sample that advances in logical order; after the last element i is sizes[0].
 struct Cursor {
   int64_t sample, i, j, k;
 
@@ -38,7 +38,7 @@ struct Cursor {
   GMS_HD int64_t offset(const int64_t strides[4]) const {
     return sample * strides[0] + i * strides[1] + j * strides[2] + k * strides[3];
   }
-  // `count` elements on, not past the end of the row.
+  // Advance by `count` elements, not past the end of the row.
   GMS_HD void advance(const Shape& shape, int64_t count = 1) {
     k += count;
     if (k < shape.sizes[2]) return;

@@ -29,8 +29,8 @@ struct Range {  // how far the means may lie below and above the mean
   T below, above;
 };
 
-// What is known of the variance besides the fitted part V: the whole is min(scale V + base, most), of which
-// std = sqrt(min(base, most)) is left where V = 0.
+// The variance besides the fitted part V: the whole is min(scale V + base, most), and std = sqrt(min(base, most)) is
+// what remains for V = 0.
 template <typename T>
 struct Known {
   T scale, base, most, std;
@@ -41,8 +41,8 @@ struct Component {  // of a mixture, chosen by a uniform
   T mean, std;
 };
 
-// Of the weight w: means d apart with w(1-w)(1-2w) d^3 = third, and the rest V of the variance, which is negative
-// where the third moment asks for more than the variance has.
+// For weight w: the distance d of the means with w(1-w)(1-2w) d^3 = third, and the remaining variance V. V is negative
+// where the third moment needs more than there is.
 template <typename T>
 struct Solution {
   T d, rest;
@@ -53,9 +53,9 @@ GMS_HD Solution<T> solve(T excess, T third, const FitParameters<T>& p) {
   return {d, fma(-p.spread * d, d, excess)};
 }
 
-// The two-point law of variance e = excess and skewness S/sqrt(e), for S >= 0: nodes far above and near below the mean,
-// with far near = e and far - near = S, hence far = (S + h)/2, h = sqrt(S^2 + 4e). For S < 0 it is mirrored.
-// The far node has the light weight near/(far + near) = near/h, at most 1/2, of which float32 keeps all digits.
+// The two-point law of variance e = excess and skewness S/sqrt(e). For S >= 0 the nodes lie far above and near below
+// the mean, with far near = e and far - near = S, hence far = (S + h)/2, h = sqrt(S^2 + 4e). For S < 0 it is mirrored.
+// The far node has the light weight near/(far + near) = near/h. It is at most 1/2, and float32 keeps all its digits.
 template <typename T, typename Math>
 GMS_HD T two_point_slant(T excess, T third, Math&& math) {
   const T limit = T(0x1p60);  // past it the far weight is below every uniform draw, and S^2 must not overflow
@@ -75,8 +75,8 @@ GMS_HD TwoPoint<T> two_point(T excess, T slant, T h, Math&& math) {
   return {math.quotient(excess, fma(far, far, excess)), far, math.quotient(excess, far)};
 }
 
-// The third moment whose two-point law stays within the range: a node a above the mean has its partner e/a below.
-// Plain comparisons, which leave it alone where the bounds are NaN: for e = 0, and a range without end.
+// The third moment, bounded so that its two-point law stays within the range: a node a above the mean has its partner
+// e/a below. Plain comparisons leave it alone where the bounds are NaN: for e = 0, and for a range without end.
 template <typename T, typename Math = Ieee>
 GMS_HD T within(T third, T excess, const Range<T>& range, Math&& math = Math{}) {
   const T share = math.quotient(excess, math.not_tiny(range.below * range.above));
@@ -86,8 +86,8 @@ GMS_HD T within(T third, T excess, const Range<T>& range, Math&& math = Math{}) 
   return third > high ? high : third;
 }
 
-// exact: the weight of `p`, and as much of the third moment as excess allows. free: where that is less than all of
-// it, the two-point law, whose far node is component a.
+// exact: the weight of `p`, and as much of the third moment as excess allows. free: where that is less than all of it,
+// the two-point law, whose far node is component a.
 template <Fit kFit, typename T, typename Math>
 GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParameters<T>& p, Math&& math) {
   const Solution<T> s = solve(excess, third, p);
@@ -106,8 +106,9 @@ GMS_HD Mixture<T> fit_closed(T mean, T base, T excess, T third, const FitParamet
           var};
 }
 
-// The component that u chooses of that mixture, with one square root for the fit and the draw together: where the fit
-// is feasible it is of the variance, elsewhere of what the means need. u < near/h is told without the quotient.
+// The component of that mixture that u chooses, with one square root for fit and draw together. Where the fit is
+// feasible, it is that of the variance; elsewhere the one that the means need. u < near/h is decided without the
+// quotient.
 template <Fit kFit, typename T, typename Math>
 GMS_HD Component<T> choose_closed(T mean, T excess, T third, T u, const Known<T>& known, const FitParameters<T>& p,
                                   Math&& math) {

@@ -26,20 +26,20 @@ struct StepMoments {  // of x_s; its variance in two parts, base + excess: the k
   T mean, base, excess, third;
 };
 
-// A network's output led away from its output without a condition (classifier-free guidance).
+// Classifier-free guidance: unconditional + scale (conditional - unconditional).
 template <typename T>
 GMS_HD T led(T conditional, T unconditional, Scalar<T> scale) {
   return fma(splat<T>(scale), conditional - unconditional, unconditional);
 }
 
-// E[x_0|x_t] from the state and a network's output, which it is linear in for every form of prediction.
+// E[x_0|x_t] from the state and a network's output; it is linear in both for every form of prediction.
 template <typename T>
 GMS_HD T data_estimate(T x, T y, T of_x, T of_output, T lo, T hi) {
   return clamp(fma(of_output, y, of_x * x), lo, hi);
 }
 
-// Of x_0 given x_t, as the network has them; `to` is the first moment where guidance wants it, else e1: the moments
-// about it stay.
+// Cumulants of x_0 given x_t from the network's moments, unclipped. `to` is the first moment that guidance asks for,
+// else e1; the moments about it stay.
 template <bool kCentral, typename T>
 GMS_HD Cumulants<T> data_cumulants(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
   const T r2 = kCentral ? e2 : fma(-e1, e1, e2);
@@ -47,7 +47,8 @@ GMS_HD Cumulants<T> data_cumulants(T x, T e1, T e2, T e3, T to, const StepCoeffi
   return {fma(-k.r, to, x * k.inv_alpha), k.r2 * r2, k.r3 * r3};
 }
 
-// The same within the data range: no wider law lies on [lo, hi]. kBound: nor one of this mean (Bhatia-Davis).
+// The same, bounded by the data range: the variance is at most that of any law on [lo, hi], or with kBound of any with
+// this mean (Bhatia-Davis).
 template <bool kCentral, bool kBound, typename T>
 GMS_HD Cumulants<T> posterior(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
   const Cumulants<T> d = data_cumulants<kCentral>(x, e1, e2, e3, to, k);
@@ -62,8 +63,8 @@ GMS_HD StepMoments<T> step_moments(T x, T e1, T e2, T e3, T to, const StepCoeffi
   return {fma(k.B, d.mean, k.A * x), k.c, k.B2 * d.var, k.B * k.B2 * d.third};
 }
 
-// The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent with them.
-// Its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, is `third` without the cancellation.
+// The moments as the released code clips them: E[x_0^2] and E[x_0^3] separately from m and v, so not consistent with
+// them. `third` is its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, without the cancellation.
 template <bool kCentral, typename T>
 GMS_HD StepMoments<T> released_moments(T x, T e1, T e2, T e3, T to, const StepCoefficients<T>& k) {
   const Cumulants<T> d = data_cumulants<kCentral>(x, e1, e2, e3, to, k);

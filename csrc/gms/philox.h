@@ -18,7 +18,7 @@ GMS_HD Counter make_counter(uint64_t seed, uint64_t sample, uint32_t step, uint3
           static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
 }
 
-// The product of two words as two words. Of Wide words only the low halves count: no mask is spent on the others.
+// The product of two words as two words. Only the low halves of Wide words count, so the others need no mask.
 template <typename W>
 struct Product {
   W high, low;
@@ -36,7 +36,7 @@ GMS_HD Product<Wide> product(Wide a, uint32_t m) {
 
 constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;  // added to the key after each round
 
-// W: a word, or a register of them; K: the key's words, one for all or one for each, or what stands for them.
+// W: a word, or a register of words. K: the key's words, one for all or one for each, or a stand-in for them.
 template <typename W, typename K>
 GMS_HD void philox_rounds(W& c0, W& c1, W& c2, W& c3, K k0, K k1) {
   GMS_UNROLL

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The ops for one element: what every loop, on every device, calls.
+// The ops for one element, called by every loop on every device.
 #pragma once
 
 #include "gms/mixture.h"
@@ -7,8 +7,8 @@
 
 namespace gms {
 
-// Noise moments to x_s. q(x_s|x_t) is the law of x_0 given x_t scaled by B, shifted by A x_t and widened by the known
-// Gaussian (eq. 1): the closed fits are of x_0. The released moments and optimiser are of x_s itself.
+// Noise moments to x_s. q(x_s|x_t) is the law of x_0 given x_t, scaled by B, shifted by A x_t and widened by the known
+// Gaussian (eq. 1). So the closed fits are made for x_0. The released moments and optimiser are those of x_s itself.
 template <Fit kFit, Moments kMoments, bool kCentral, typename T, typename Math = Ieee>
 GMS_HD T gms_step(T x, T e1, T e2, T e3, T to, T z, T u, const StepCoefficients<T>& k, const FitParameters<T>& p,
                   Math&& math = Math{}) {
@@ -24,7 +24,7 @@ GMS_HD T gms_step(T x, T e1, T e2, T e3, T to, T z, T u, const StepCoefficients<
   return draw(Component<T>{fma(k.B, of_x_0.mean, k.A * x), of_x_0.std}, z);
 }
 
-// The part of the variance that the means may not use; only the closed fits look at the floor. A negative variance, as
+// The part of the variance that the means may not use. Only the closed fits look at the floor. A negative variance, as
 // rounding leaves, counts as zero.
 template <Fit kFit, typename T>
 GMS_HD T base_of(T var, T floor) {

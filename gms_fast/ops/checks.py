@@ -1,4 +1,4 @@
-"""Checks of the ops, whose errors name the argument, and values as backends take them."""
+"""Checks of the ops' arguments, with errors that name the argument, and values for backends."""
 
 import functools
 import math
@@ -31,18 +31,20 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_sample_offset(sample_offset: int, samples: int) -> None:
-    """Raise ValueError unless the indices of `samples` samples from `sample_offset` on fit in 56 bits."""
+    """Raise ValueError unless the indices of all samples fit in 56 bits."""
     if not 0 <= sample_offset <= (1 << 56) - samples:
         raise ValueError(f"sample_offset must lie in [0, 2^56 - {samples}]: got {sample_offset}")
 
 
 def check_tensor(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    """Raise unless a tensor has the shape and device of another and a dtype that the ops take."""
     if tensor.shape != like.shape:
         raise ValueError(f"{name} must match {like_name}: got {tuple(tensor.shape)}, want {tuple(like.shape)}")
     check_place(name, tensor, like, like_name)
 
 
 def check_place(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    """Raise unless a tensor is dense, on the right device and of a dtype that the ops take."""
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like_name}'s device: got {tensor.device}, want {like.device}")
     check_dtype(name, tensor.dtype)
@@ -59,12 +61,16 @@ def _check_forward_only(name: str, tensor: Tensor) -> None:
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raise TypeError unless the ops take the dtype."""
     if dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64: got {dtype}")
 
 
 def check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
-    """Raise unless all have the first tensor's shape and device, and ask for no gradient; `OPTIONAL` may be None."""
+    """Raise unless all tensors have the first one's shape and device and ask for no gradient.
+
+    Those named in `OPTIONAL` may be None.
+    """
     first = tensors[0]
     if isinstance(first, Tensor):
         shape, device = first.shape, first.device
@@ -85,7 +91,7 @@ def check_inputs(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None
 
 
 def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
-    """Raise the error that tells what is wrong, if anything is."""
+    """Raise the error that says what is wrong with the tensors, if anything is."""
     first = a_tensor(names[0], tensors[0])
     if first.ndim == 0:
         raise ValueError(f"{names[0]} must be (B, *) with at least one dimension: got a scalar")
@@ -95,15 +101,15 @@ def _explain(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
 
 
 def a_tensor(name: str, value: object) -> Tensor:
-    """The value of an argument. Raises TypeError where it is no tensor."""
+    """Return the value of an argument. Raises TypeError if it is not a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor: got {described(value)}")
     return value
 
 
 def number(name: str, value: Any) -> float:
-    """`value` as a float; a tensor or an array of one element as what it holds now. Raises TypeError."""
-    if is_dynamo_compiling():  # which sees through no more than this
+    """Return `value` as a float, reading a tensor or an array of one element. Raises TypeError."""
+    if is_dynamo_compiling():  # dynamo traces no more than this
         return float(value)
     if type(value) is float:
         return value
@@ -116,7 +122,7 @@ def number(name: str, value: Any) -> float:
 
 
 def integer(name: str, value: Any) -> int:
-    """`value` as an integer, as `number` does. Raises TypeError."""
+    """Return `value` as an integer, as `number` does. Raises TypeError."""
     if type(value) is int or is_dynamo_compiling():
         return value  # type: ignore[no-any-return]  # dynamo's own integers pass for Python's
     try:
@@ -126,13 +132,16 @@ def integer(name: str, value: Any) -> int:
 
 
 def described(value: Any) -> str:
-    """A value as an error shows it: of a tensor or an array not all that it holds."""
+    """Describe a value for an error message: a tensor or an array by its shape and dtype."""
     shape = getattr(value, "shape", ())
     return f"{type(value).__name__} {tuple(shape)} {value.dtype}" if shape else repr(value)
 
 
 def checked_fit(fit: Fit) -> Fit:
-    """The fit with numbers of Python's own; equal fits are one object, which kernels' parameters are found by."""
+    """Return the fit with Python numbers, checked. Raises ValueError or TypeError.
+
+    Equal fits are returned as one object, because kernels find their parameters by identity.
+    """
     kind, weight, iterations, lr, eps = fit
     if not (type(weight) is type(lr) is type(eps) is float and type(iterations) is int):
         fit = Fit(
@@ -150,7 +159,7 @@ def _known_fit(fit: Fit) -> Fit:
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1): got {weight}")
     if not 1e-6 <= weight <= 1 - 1e-6:
-        raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6] for float32 to tell it from 0 and 1: got {weight}")
+        raise ValueError(f"weight must lie in [1e-6, 1 - 1e-6], distinct from 0 and 1 in float32: got {weight}")
     if abs(weight - 0.5) < 2**-24 and kind in ("exact", "free"):
         raise ValueError(
             f"weight must not be 1/2, nor within 2^-24 of it: a symmetric mixture has no third moment: got {weight}"
@@ -163,12 +172,15 @@ def _known_fit(fit: Fit) -> Fit:
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and not negative: got {value}")
     if eps < LEAST_EPS:
-        raise ValueError(f"eps must be at least {LEAST_EPS}, for float32 not to divide zero by zero: got {eps}")
+        raise ValueError(f"eps must be at least {LEAST_EPS}, or float32 divides zero by zero: got {eps}")
     return fit
 
 
 def checked_draws(draws: Draws, like: Tensor, samples: int) -> Draws:
-    """The draws for a tensor like `like`, of so many samples; what is given of them is dense."""
+    """Return the draws, checked for a tensor like `like` of so many samples.
+
+    Given normals and uniforms are made dense.
+    """
     check_choice("component", draws.component, COMPONENTS)
     seed, step, sample_offset, component, _, _ = draws
     if type(sample_offset) is not int:
@@ -204,7 +216,7 @@ def _checked_uniforms(u: Tensor, like: Tensor, samples: int, component: str) -> 
 def on_device(
     name: str, tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """A tensor that the kernels read numbers from."""
+    """Return a tensor that kernels read numbers from, contiguous. Raises ValueError."""
     if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or tensor.device != device:
         want = f"{' or '.join(map(str, shapes))} {str(dtype).removeprefix('torch.')} on {device}"
         raise ValueError(f"{name} must be {want}: got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}")
@@ -226,6 +238,7 @@ def stepping_of(
     hi: float | None,
     guidance: float = 1.0,
 ) -> Stepping:
+    """Return a step's numbers and clipping for a kernel, checked. Raises ValueError."""
     check_choice("moments", moments, MOMENTS)
     lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
     if not lo < hi or math.isinf(lo) != math.isinf(hi):
@@ -244,7 +257,7 @@ def stepping_of(
 
 
 def not_negative(name: str, value: object) -> float:
-    """`value` as a finite number that is not negative."""
+    """Return `value` as a finite number >= 0. Raises ValueError."""
     found = value if type(value) is float else number(name, value)
     if not 0 <= found < math.inf:
         raise ValueError(f"{name} must be finite and not negative: got {found}")
@@ -252,6 +265,7 @@ def not_negative(name: str, value: object) -> float:
 
 
 def check_moments(e2: Tensor | None, e3: Tensor | None, fit: str, moments: str) -> None:
+    """Raise ValueError if a moment is missing that the fit reads."""
     for name, tensor in (("e2", e2), ("e3", e3)):
         if tensor is None and fit != "gaussian":
             raise ValueError(f"{name} must be given for fit={fit!r}: got None")
@@ -260,28 +274,38 @@ def check_moments(e2: Tensor | None, e3: Tensor | None, fit: str, moments: str) 
 
 
 def linear_names(terms: int) -> tuple[str, ...]:
+    """Return the names of a linear step's inputs in messages."""
     return "x", "output", "unconditional", *(f"terms[{i}]" for i in range(terms))
 
 
 def rows_of(results: int, columns: Iterable[int]) -> int:
-    """`Linear.present` of weights by element for x, these columns, and what is added, in each result."""
+    """Return `Linear.present` of weights by element.
+
+    Each result then has weights for x, for these columns, and a constant that is added.
+    """
     own = sum(1 << column for column in (0, *columns, ADDED))
     return sum(own << COLUMNS * result for result in range(results))
 
 
 def check_weights(terms: int, weights: Sequence[float] | None, own: int) -> None:
-    """Raise ValueError unless there are `own` of x and E[x_0|x_t], and one of each term. None: a tensor has them."""
+    """Raise ValueError unless there is a weight for x, E[x_0|x_t] and each term.
+
+    own: 1 for x alone, 2 for x and E[x_0|x_t]. With weights=None a tensor holds them.
+    """
     if terms > MAX_TERMS:
         raise ValueError(f"terms must be at most {MAX_TERMS} tensors: got {terms}")
-    wanted, of = terms + own, ("x", "x, of E[x_0|x_t]")[own - 1]
+    wanted, of = terms + own, ("x", "x, E[x_0|x_t]")[own - 1]
     if weights is not None and len(weights) != wanted:
-        raise ValueError(f"weights must be one of {of} and one of each term, {wanted}: got {len(weights)}")
+        raise ValueError(f"weights must be {wanted} numbers, for {of} and each term: got {len(weights)}")
     if weights is not None and not all(map(math.isfinite, weights)):
         raise ValueError(f"weights must be finite: got {tuple(weights)}")
 
 
 def check_linear(step: Linear, output: object) -> None:
-    """Raise ValueError unless the parts of a linear step belong together: kernels read as many numbers as it says."""
+    """Raise ValueError unless the parts of a linear step are consistent.
+
+    Kernels read as many numbers as the step announces.
+    """
     read = step.reading is not None
     if read != (output is not None):
         raise ValueError(f"reading must be given with an output, and only then: got {step.reading}")
@@ -289,20 +313,25 @@ def check_linear(step: Linear, output: object) -> None:
         raise ValueError("keeps must be False without an output: there is no E[x_0|x_t]")
     wanted = step.terms + 2 + read
     if len(step.weights) != wanted and (step.results or step.noisy):
-        raise ValueError(f"weights must be those of x, the inputs and the noise, {wanted}: got {len(step.weights)}")
+        raise ValueError(f"weights must be {wanted} numbers, for x, the inputs and the noise: got {len(step.weights)}")
     if not 0 <= step.results <= (MAX_RESULTS if step.present else 1) or not step.results + step.keeps:
-        raise ValueError(f"results must be at most {MAX_RESULTS} by element, else 1, and one: got {step.results}")
+        most = f"{MAX_RESULTS} with weights by element, else 1"
+        raise ValueError(f"results must be at most {most}, and at least 1 without keeps: got {step.results}")
     if step.terms > MAX_TERMS or step.present >> COLUMNS * step.results:
-        raise ValueError(f"terms must be at most {MAX_TERMS}, and present of the results alone: got {step}")
+        raise ValueError(f"terms must be at most {MAX_TERMS}, and present have no bits beyond the results: got {step}")
     known = {0, *([1] if read else []), *range(2, 2 + step.terms), ADDED}
     for result in range(step.results if step.present else 0):
         columns = step.columns(result)
         if not known.issuperset(columns) or not set(columns) - {ADDED}:
-            raise ValueError(f"present must have inputs that are there, in every result: got columns {columns}")
+            raise ValueError(f"present must name given inputs, at least one for every result: got columns {columns}")
 
 
 def weights_of(numbers: Tensor, inputs: Sequence[Tensor | None], step: Linear) -> Tensor:
-    """Weights in a tensor: of_x and of_output of the reading, those of the inputs and of the noise; or by element."""
+    """Return a tensor of weights, checked against a linear step.
+
+    It holds `of_x` and `of_output` of the reading, the weights of the inputs and the noise's std; or weights by
+    element.
+    """
     given = [t for t in inputs if t is not None]
     by_element = numbers.ndim > 1
     if by_element:
@@ -318,6 +347,7 @@ def weights_of(numbers: Tensor, inputs: Sequence[Tensor | None], step: Linear) -
 
 
 def check_out(out: Tensor, like: Tensor) -> None:
+    """Raise unless results can be written to `out`."""
     check_inputs(("x", "out"), (like, out))
     if out.is_neg():
         raise ValueError("out must not be a lazy negation: give out.resolve_neg()")
@@ -325,8 +355,8 @@ def check_out(out: Tensor, like: Tensor) -> None:
     for stride, size in sorted(zip(out.stride(), out.shape, strict=True)) if out.numel() else ():
         if size > 1 and stride < room:
             raise ValueError(
-                "out must have a place of its own for every element: got "
-                f"strides {tuple(out.stride())} for the shape {tuple(out.shape)}, with which elements may share one"
+                "out must have its own memory for every element: got "
+                f"strides {tuple(out.stride())} for the shape {tuple(out.shape)}, with which elements may share memory"
             )
         room += stride * (size - 1)
 
@@ -334,9 +364,12 @@ def check_out(out: Tensor, like: Tensor) -> None:
 def apart_from(
     out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], numbers: Tensor | None, draws: Draws
 ) -> tuple[Sequence[Tensor | None], Tensor | None, Draws]:
-    """Tensors to read, copied where writing out[i] may change what is read after it; out may be an input itself."""
+    """Return what a kernel reads, copied where writing to `out` would change it too early.
+
+    `out` may be an input itself: each element is read before it is written.
+    """
     check_out(out, like)
-    if not (out.is_cpu or out.is_cuda):  # plain torch, which reads all before it writes
+    if not (out.is_cpu or out.is_cuda):  # plain torch reads everything before it writes
         return inputs, numbers, draws
     extent = _extent(out)
 
@@ -353,6 +386,6 @@ def apart_from(
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of the first byte of a tensor and of the first behind it."""
+    """Return the addresses of a tensor's first byte and of the first byte after it."""
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else -1
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

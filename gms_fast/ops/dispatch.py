@@ -1,6 +1,6 @@
-"""Choice of the implementation of the ops: "cpp" (CPU), "cuda", "triton" (GPU) or "torch" (the reference, anywhere).
+"""Choice of the ops' backend: "cpp" (CPU), "cuda" or "triton" (GPU), "torch" (reference).
 
-A build of torch for ROCm calls its GPUs "cuda" too: the CUDA library never runs there, Triton may.
+A build of torch for ROCm calls its GPUs "cuda" too. The CUDA library never runs there; Triton may.
 """
 
 import functools
@@ -20,13 +20,16 @@ NAMES = ("cpp", "cuda", "triton", "torch")
 VARIABLE = "GMS_FAST_BACKEND"
 OTHER = "other"  # stands for every device that is neither "cpu" nor "cuda"
 _DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # "torch" runs on all there are
-_LEAST = 8, 0  # compute capability: older cards have no bfloat16, and no minimum that NaN goes through
+_LEAST = 8, 0  # compute capability: older GPUs have no bfloat16, and no minimum that propagates NaN
 _TRITON = 3, 6  # earlier ones compile square roots that count denormals as zero
 _forced: str | None = None
 
 
 class Backend(Protocol):
-    """The ops on checked arguments. `tensors` are what an op reads, in its own order, and then what it writes."""
+    """Interface of a backend: the ops on checked arguments.
+
+    `tensors` are those that an op reads, in its own order, and then those that it writes.
+    """
 
     def gms_step(
         self,
@@ -59,7 +62,7 @@ class Backend(Protocol):
 
 
 class Backends(TypedDict):
-    """The report of `backends`."""
+    """Report of `backends`."""
 
     available: list[str]
     missing: dict[str, str]
@@ -68,7 +71,7 @@ class Backends(TypedDict):
 
 
 def _missing(name: str) -> str:
-    """The reason why the backend cannot run here; empty if it can."""
+    """Return the reason why a backend cannot run here; empty if it can."""
     if name == "cpp":
         return native.reason
     if name == "cuda":
@@ -95,12 +98,15 @@ def _missing(name: str) -> str:
 
 
 def rocm() -> str | None:
-    """The version of ROCm that this torch is for; None for all other builds."""
+    """Return the ROCm version of this torch; None for all other builds."""
     return torch.version.hip
 
 
 def _triton() -> tuple[int, ...]:
-    """Its version, taken for the wanted one where its package goes by another name."""
+    """Return Triton's version.
+
+    If its package goes by another name, the least version that works is assumed.
+    """
     try:
         return tuple(map(int, version("triton").split(".")[:2]))
     except (PackageNotFoundError, ValueError):
@@ -108,7 +114,7 @@ def _triton() -> tuple[int, ...]:
 
 
 def _cards() -> list[tuple[str, tuple[int, int]]]:
-    """Name and compute capability of each visible GPU."""
+    """Return name and compute capability of each visible GPU."""
     return [
         (torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())
     ]
@@ -121,10 +127,11 @@ def _too_old(card: str, capability: tuple[int, int]) -> str:
 
 
 def _unsuited(card: str, capability: tuple[int, int], architectures: tuple[str, ...]) -> str:
-    """A reason why a card runs none of the code compiled for `architectures` (CMake's names); empty if it runs some.
+    """Return the reason why a GPU runs none of the compiled CUDA code; empty if it runs some.
 
-    Machine code runs on later cards of its generation, PTX ("90" and "90-virtual" have it, "90-real" not) on all later
-    cards. What names no number ("native", "all") was chosen by who compiled it.
+    `architectures` are CMake's names. Machine code runs on later GPUs of its generation. PTX, which "90" and
+    "90-virtual" contain but "90-real" does not, runs on all later GPUs. Names without a number ("native", "all") were
+    chosen by whoever compiled the code, and are trusted.
     """
     if too_old := _too_old(card, capability):
         return too_old
@@ -149,20 +156,33 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 def _runs_on(name: str, device: str) -> bool:
-    """Tell a backend that takes tensors of this device type, if it can run at all."""
+    """Return True if the backend takes tensors of this device type, provided that it can run."""
     devices = ("cpu", "cuda") if name == "triton" and interpreted() else _DEVICES.get(name)
     return devices is None or device in devices
 
 
 def interpreted() -> bool:
-    """Tell Triton's interpreter, which takes CPU tensors, from its compiler."""
+    """Return True if Triton runs in its interpreter, which takes CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def set_backend(name: str | None) -> None:
-    """Force one backend for every op, or None to choose by device again.
+    """Force one backend for every op, or let the device of the tensors decide again.
 
-    Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot run here.
+    The environment variable `GMS_FAST_BACKEND` does the same at import.
+
+    Args:
+        name: "cpp", "cuda", "triton" or "torch"; None to choose by device.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        RuntimeError: If it cannot run here; the message says why and what to install.
+
+    Examples:
+        >>> gms_fast.set_backend("torch")
+        >>> gms_fast.backends()["chosen"]["cpu"]
+        'torch'
+        >>> gms_fast.set_backend(None)
     """
     global _forced
     if name is not None:
@@ -176,7 +196,10 @@ def set_backend(name: str | None) -> None:
 
 @functools.cache
 def chosen(device: str) -> str:
-    """The backend for tensors on a type of device. Raises RuntimeError if a forced one cannot take them."""
+    """Return the backend for tensors of a device type.
+
+    Raises RuntimeError if a forced backend cannot take them.
+    """
     if _forced is not None:
         if not _runs_on(_forced, device):
             raise RuntimeError(f"backend {_forced!r} is forced, but it does not run on {device} tensors")
@@ -186,13 +209,22 @@ def chosen(device: str) -> str:
 
 
 def backends() -> Backends:
-    """Report what is available, what is missing and why, and what is chosen per device.
+    """Report the available backends, the missing ones with reasons, and the choice per device.
 
-    {"available": [...], "missing": {name: reason}, "chosen": {"cpu": name, "cuda": name or None, .., "other": name},
-     "instruction_set": "avx512" | "avx2" | "baseline" | None}
+    Returns:
+        Dictionary with four entries:
 
-    chosen["other"] is that of every type of device without an entry of its own; ROCm calls its GPUs "cuda" too. It is
-    None where there is no such device, or the forced backend does not run there.
+        - "available": names of the backends that can run here.
+        - "missing": the reason for each of the others, by name.
+        - "chosen": the backend for each device type, "cpu", "cuda", this machine's accelerator and "other", which
+          stands for all types without an entry. None where there is no such device, or the forced backend does not run
+          there. ROCm calls its GPUs "cuda" too.
+        - "instruction_set": "avx512", "avx2" or "baseline", used on CPUs; None without the compiled module.
+
+    Examples:
+        >>> report = gms_fast.backends()
+        >>> "torch" in report["available"], sorted(report)
+        (True, ['available', 'chosen', 'instruction_set', 'missing'])
     """
     missing = {name: why for name in NAMES if (why := _missing(name))}
     devices = {"cpu": True, "cuda": torch.cuda.is_available(), **_accelerator(), OTHER: True}
@@ -206,7 +238,7 @@ def backends() -> Backends:
 
 
 def _accelerator() -> dict[str, bool]:
-    """The type of this machine's accelerator: "mps", "xpu", ..; none without one."""
+    """Return the type of this machine's accelerator, as "mps" or "xpu"; empty without one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {} if found is None else {found.type: True}
 

@@ -1,8 +1,8 @@
-"""The ops on values: what solvers call, and the public ops once their keywords are grouped.
+"""The ops on grouped arguments: called by solvers, and by the public ops after grouping.
 
-Each `.._here` checks its arguments (compiled backends work on raw pointers), allocates the output and makes one pass on
-the backend of its tensors: in one call of the compiled module where nothing is unusual. The op of its name goes there
-at once, or through `torch.ops.gms_fast.*` where something watches the dispatcher, as torch.compile does.
+Each `.._here` checks its arguments, because compiled backends work on raw pointers. It allocates the output and makes
+one pass on the backend of its tensors, in the usual case by one call of the compiled module. The op without `_here`
+calls it directly, or through `torch.ops.gms_fast.*` where something watches the dispatcher, as torch.compile does.
 """
 
 import math
@@ -50,14 +50,14 @@ _OneTensor = Literal["sample_mixture", "gms_step", "affine_noise", "philox_norma
 
 
 def fit_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit) -> tuple[Tensor, ...]:
-    """(weight, mean_a, mean_b, V) as `gms_fast.ops.fit_mixture`."""
+    """Return (weight, mean_a, mean_b, V), as `gms_fast.ops.fit_mixture`."""
     if watched("mean", mean):
         return dispatched("fit_mixture", mean, var, third, floor=floor, **fit.flat())
     return fit_mixture_here(mean, var, third, floor, fit)
 
 
 def fit_mixture_here(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit) -> tuple[Tensor, ...]:
-    """`fit_mixture` past the dispatcher."""
+    """`fit_mixture` without the dispatcher."""
     inputs, floor, fit = (mean, var, third), not_negative("floor", floor), checked_fit(fit)
     place = _at_once(mean)
     if place is not None:
@@ -78,7 +78,7 @@ def sample_mixture(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: 
 
 
 def sample_mixture_here(mean: Tensor, var: Tensor, third: Tensor, floor: float, fit: Fit, draws: Draws) -> Tensor:
-    """`sample_mixture` past the dispatcher."""
+    """`sample_mixture` without the dispatcher."""
     inputs, floor, fit = (mean, var, third), not_negative("floor", floor), checked_fit(fit)
     place = _at_once(mean)
     if place is not None:
@@ -109,7 +109,7 @@ def gms_step(
     out: Tensor | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Noise moments to x_s, as `gms_fast.ops.gms_step`."""
+    """Return x_s from noise moments, as `gms_fast.ops.gms_step`."""
     lo, hi = UNIT if clip is UNIT else (None, None) if clip is None else as_range(clip)
     if watched("x", x):
         coefficients, numbers = step_numbers(step)
@@ -132,7 +132,10 @@ def gms_step_here(
     out: Tensor | None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """`gms_step` past the dispatcher, its step and fit as kernels take them; inputs: x, e1, e2, e3, unconditional."""
+    """`gms_step` without the dispatcher; its step and fit are in the kernels' form.
+
+    inputs: x, e1, e2, e3, unconditional.
+    """
     x, _, e2, e3, unconditional = inputs
     if unconditional is None and step.guidance != 1:
         raise _unguided(step.guidance)
@@ -162,7 +165,10 @@ def linear_step(
     unconditional: Tensor | None = None,
     watch: Watch | None = None,
 ) -> Sequence[Tensor]:
-    """The results of `step`, and E[x_0|x_t] behind them if it is kept; the weights may lie in `numbers`."""
+    """Return the results of `step`, followed by E[x_0|x_t] if the step keeps it.
+
+    `numbers` may hold the weights in a tensor.
+    """
     if watched("x", x):
         drawn = _wanted(draws, noisy=step.noisy).flat()
         del drawn["component"], drawn["u"]
@@ -183,7 +189,10 @@ def linear_step_here(
     out: Tensor | None = None,
     watch: Watch | None = None,
 ) -> Sequence[Tensor]:
-    """`linear_step` past the dispatcher; inputs: x, output, unconditional, terms. `out` takes the only result."""
+    """`linear_step` without the dispatcher.
+
+    inputs: x, output, unconditional, terms. `out` receives the only result.
+    """
     x = a_tensor("x", inputs[0])
     if step.reading is not None and step.reading.guidance != 1 and inputs[2] is None:
         raise _unguided(step.reading.guidance)
@@ -211,12 +220,12 @@ def linear_of(
     noise_std: float,
     numbers: Tensor | None,
 ) -> Linear:
-    """The step that `gms_fast.ops.linear_step` is asked for, checked. Raises ValueError or TypeError."""
+    """Return the checked step for `gms_fast.ops.linear_step`. Raises ValueError or TypeError."""
     on_device = _last_is_std(numbers)
     if (data is None) != on_device:
-        raise ValueError(f"data must be (p, q), beside a tensor of weights that holds them None: got {data!r}")
+        raise ValueError(f"data must be (p, q), or None with a tensor of weights, which holds them: got {data!r}")
     if on_device and number("noise_std", noise_std):
-        raise ValueError(f"noise_std must not be given beside a tensor of weights, which holds it: got {noise_std}")
+        raise ValueError(f"noise_std must not be given with a tensor of weights, which holds it: got {noise_std}")
     check_weights(terms, None if numbers is not None else weights, 2)
     p, q = (0.0, 0.0) if data is None else _pair("data", data)
     lo, hi = (-math.inf, math.inf) if clip is None else as_range(clip)
@@ -252,7 +261,7 @@ def affine_noise(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """w_0 x + sum_i w_i term_i + noise_std z, as `gms_fast.ops.affine_noise`; nothing is drawn for 0."""
+    """Return w_0 x + sum_i w_i term_i + noise_std z, as `gms_fast.ops.affine_noise`."""
     numbers, weights = (weights, ()) if isinstance(weights, Tensor) else (None, weights)
     if watched("x", x):
         drawn = _wanted(draws, noisy=noise_std != 0 or _last_is_std(numbers)).flat()
@@ -271,7 +280,10 @@ def affine_noise_here(
     draws: Draws,
     out: Tensor | None,
 ) -> Tensor:
-    """`affine_noise` past the dispatcher: a linear step without a network; `numbers` hold the weights, or None."""
+    """`affine_noise` without the dispatcher: a linear step that reads no network output.
+
+    `numbers` holds the weights, or is None.
+    """
     check_weights(len(terms), weights if numbers is None else None, 1)
     noise_std, count = not_negative("noise_std", noise_std), len(terms)
     by_element = numbers is not None and numbers.ndim > 1
@@ -288,7 +300,10 @@ def affine_noise_here(
 def _prepared(
     inputs: Sequence[Tensor | None], numbers: Tensor | None, draws: Draws, out: Tensor | None, alike: int
 ) -> tuple[Sequence[Tensor | None], Tensor | None, Draws, Tensor, int]:
-    """Inputs, numbers and draws, checked, and the output: a new tensor, or the one given, apart from what is read."""
+    """Return inputs, numbers and draws, checked, the output, and whether all lie alike.
+
+    The output is a new tensor, or the given one; what is read is then copied where it overlaps.
+    """
     x = a_tensor("x", inputs[0])
     draws = checked_draws(draws, x, alike or x.size(0))
     if out is None:
@@ -299,14 +314,14 @@ def _prepared(
 
 
 def _wanted(draws: Draws, *, noisy: bool) -> Draws:
-    """The draws of normals alone; none that a function gives where none are wanted."""
+    """Return the draws with normals alone; a function that gives noise is called only if noisy."""
     if callable(draws.z):
         draws = draws.given() if noisy else draws._replace(z=None)
     return draws if draws.u is None else draws._replace(u=None)
 
 
 def _last_is_std(numbers: Tensor | None) -> bool:
-    """Tell weights whose last number is noise_std."""
+    """Return True if the weights in a tensor end with noise_std."""
     return numbers is not None and numbers.ndim == 1
 
 
@@ -318,7 +333,7 @@ def philox(
     dtype: torch.dtype | None,
     device: torch.device | None,
 ) -> Tensor:
-    """Normals or uniforms of one stream, as `gms_fast.ops.philox_normal` and `philox_uniform`."""
+    """Draw normals or uniforms, as `gms_fast.ops.philox_normal` and `philox_uniform`."""
     if _watching():
         drawn = draws.flat()
         del drawn["component"], drawn["z"], drawn["u"]
@@ -335,7 +350,7 @@ def philox_here(
     dtype: torch.dtype | None,
     device: torch.device | None,
 ) -> Tensor:
-    """`philox` past the dispatcher."""
+    """`philox` without the dispatcher."""
     out = new_of_shape(shape, dtype, device)
     if not 0 <= stream < 256:
         raise ValueError(f"stream must lie in [0, 256): got {stream}")
@@ -346,7 +361,7 @@ def philox_here(
 
 
 def new_of_shape(shape: Sizes, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
-    """The output of `philox`, not yet written."""
+    """Return the output of `philox`, not yet written."""
     if not shape or any(n < 0 for n in shape):
         raise ValueError(f"shape must be (B, *), without negative sizes: got {tuple(shape)}")
     dtype = dtype or torch.float32
@@ -355,7 +370,10 @@ def new_of_shape(shape: Sizes, dtype: torch.dtype | None, device: torch.device |
 
 
 def _look_at(watch: Watch | None, given: Sequence[Tensor | None], made: Sequence[Tensor]) -> None:
-    """Look for what is not finite where no kernel could; given: e1, e2, e3, and e1 without a condition."""
+    """Look for values that are not finite where no kernel did.
+
+    given: e1, e2, e3, and e1 without a condition.
+    """
     for which, tensor in (*zip((0, 1, 2, 0), given, strict=True), *((WRITTEN, t) for t in made)):
         plain.look(watch, which, tensor)
 
@@ -373,7 +391,10 @@ def _stepping(
     hi: float | None,
     guidance: float,
 ) -> tuple[Stepping, Tensor | None]:
-    """The step for a kernel, found by the identity of `step`, which costs more to hash than to keep."""
+    """Return the step in the kernels' form, and its tensor of numbers or None.
+
+    A step is found by its identity, because hashing it costs more than keeping it.
+    """
     key = id(step), moments, central, lo, hi, guidance
     found = _steppings.get(key)
     if found is None:
@@ -388,7 +409,7 @@ def _stepping(
 
 
 def step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor | None]:
-    """(coefficients, or none, and the tensor that holds them, or None)."""
+    """Return (coefficients or [], the tensor that holds them or None)."""
     if isinstance(step, StepCoefficients):
         return step.as_list(), None
     if isinstance(step, Tensor):
@@ -400,9 +421,10 @@ def step_numbers(step: StepCoefficients | Tensor) -> tuple[list[float], Tensor |
 
 
 def watched(name: str, first: Tensor) -> bool:
-    """Check for anything that wants to see the op pass the dispatcher, which costs as much as a small kernel.
+    """Return True if a mode or a transform must see the op in the dispatcher.
 
-    Raises TypeError for what is no tensor: `name` is that of the op's first argument.
+    The dispatcher costs as much as a small kernel, so ops avoid it otherwise. Raises TypeError if `first`, the op's
+    first argument called `name`, is not a tensor.
     """
     if type(first) is not Tensor or not (first.is_cuda or first.is_cpu):
         return isinstance(a_tensor(name, first), Tensor)
@@ -428,7 +450,7 @@ def dispatched(name: Literal["linear_step"], *arguments: object, **options: Any)
 @overload
 def dispatched(name: _OneTensor, *arguments: object, **options: Any) -> Tensor: ...
 def dispatched(name: str, *arguments: object, out: Tensor | None = None, **options: Any) -> Any:
-    """The op by way of the dispatcher, which takes Python's own numbers only."""
+    """Call the op through the dispatcher, which takes Python numbers only."""
     options = {key: _KINDS[key](key, value) if key in _KINDS else value for key, value in options.items()}
     if out is None:
         return getattr(torch.ops.gms_fast, name)(*arguments, **options)
@@ -437,7 +459,7 @@ def dispatched(name: str, *arguments: object, out: Tensor | None = None, **optio
 
 
 def backend_of(like: Tensor, wide: bool) -> dispatch.Backend:
-    """The module whose functions take tensors where `like` is; float64 is the reference path."""
+    """Return the backend for tensors on the device of `like`; float64 runs the reference."""
     device = "cuda" if like.is_cuda else "cpu" if like.is_cpu else like.device.type
     name = "torch" if wide else dispatch.chosen(device)
     if name == "triton":
@@ -448,18 +470,20 @@ def backend_of(like: Tensor, wide: bool) -> dispatch.Backend:
 
 
 def _at_once(first: Tensor) -> tuple[bool, int] | None:
-    """`native.where` of an op's first tensor, if the compiled kernels run it: `native.compiled.new_..` then makes the
-    output in one call, or gives None where that takes a closer look at tensors and draws.
+    """Return `native.where` of an op's first tensor if the compiled kernels run it, else None.
+
+    `native.compiled.new_..` then makes the output in one call. It returns None where tensors or draws need a closer
+    look.
     """
     try:
         backend = backend_of(first, False)
-    except RuntimeError:  # of a forced backend that does not run there: float64 does not need it
+    except RuntimeError:  # a forced backend does not run there; float64 does not need it
         return None
     return native.where(first) if backend is native else None
 
 
 def _alike(names: Sequence[str], inputs: tuple[Tensor | None, ...]) -> int:
-    """`native.alike` of the inputs, without optional ones that are None; where it is 0 they pass `check_inputs`."""
+    """Return `native.alike` of the inputs that are given; where it is 0, check them."""
     given = [t for name, t in zip(names, inputs, strict=True) if t is not None or name not in OPTIONAL]
     samples = native.alike(tuple(given))
     if not samples:
@@ -468,9 +492,9 @@ def _alike(names: Sequence[str], inputs: tuple[Tensor | None, ...]) -> int:
 
 
 def _run(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], *arguments: object, alike: int) -> None:
-    """Call the backend: on the tensors where they lie if kernels can address them, else on contiguous copies.
+    """Call the backend on the tensors in place, or on contiguous copies.
 
-    alike: what `native.alike` says of all of them.
+    Copies are made where kernels cannot address the layout. `alike` is the result of `native.alike` for all tensors.
     """
     tensors, layout, dense, wide = (*inputs, *outputs), None, True, False
     if alike:

@@ -1,4 +1,4 @@
-"""Layouts of tensors, for backends that take any of them without copying."""
+"""Tensor layouts for backends that read any of them without copying."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,11 @@ Layout = tuple[tuple[int, ...], tuple[tuple[int, ...] | None, ...]]
 
 
 def layout_of(tensors: Sequence[Tensor | None]) -> Layout | None:
-    """(sizes inside a sample, strides of each tensor: of the sample, then of those sizes), in logical order.
+    """Return (sizes inside a sample, strides of each tensor), or None for a layout too complex.
 
-    Neighbouring dimensions that merge for all tensors are one. The strides are None for a dense tensor (and no
-    tensor). The layout is None where more than `DIMENSIONS` are left.
+    Strides are that of the sample, then those of the sizes, in logical order. Neighbouring dimensions that merge for
+    all tensors are one. The strides are None for a dense tensor and for no tensor. The whole layout is None if more
+    than `DIMENSIONS` remain.
     """
     given = [t for t in tensors if t is not None]
     sizes, *strides = _merged(given[0].shape[1:], [t.stride()[1:] for t in given])
@@ -28,7 +29,7 @@ def layout_of(tensors: Sequence[Tensor | None]) -> Layout | None:
 
 
 def _merged(shape: Sequence[int], strides: list[Sequence[int]]) -> list[list[int]]:
-    """The sizes, and for each tensor its strides, outermost first, as few of them as there can be."""
+    """Return sizes and each tensor's strides, outermost first, with as few entries as possible."""
     sizes: list[int] = []
     merged: list[list[int]] = [[] for _ in strides]
     for d in range(len(shape) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""The ops as `torch.ops.gms_fast.*`: schemas, which are flat, and fakes. All ops are forward only."""
+"""Registration as `torch.ops.gms_fast.*`: flat schemas and fakes. All ops are forward only."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ SCHEMAS = (
 )
 
 
-# The dispatcher leaves out arguments that equal the schema's defaults, which are those of the values.
+# The dispatcher omits arguments equal to the schema's defaults, which are those of `Fit` and `Draws`.
 
 
 _FIT_FIELDS = dict(zip(DEFAULT.flat(), Fit._fields, strict=True))
@@ -54,7 +54,7 @@ _DRAWN = Draws()
 
 
 def _values(flat: dict[str, Any]) -> tuple[Fit, Draws]:
-    """The fit and the draws that flat keywords stand for; those left out are as by default."""
+    """Return the fit and the draws that flat keywords describe; missing ones are the defaults."""
     if not flat:
         return DEFAULT, _DRAWN
     fit = {_FIT_FIELDS[name]: value for name, value in flat.items() if name in _FIT_FIELDS}
@@ -205,7 +205,7 @@ def _register() -> torch.library.Library:
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     ops = fit_mixture, sample_mixture, gms_step, gms_step_out, linear_step, affine_noise, affine_noise_out
     for op in (*ops, philox_normal, philox_uniform):
-        library.impl(op.__name__, op, "CompositeExplicitAutograd")  # every device; the fakes come before it
+        library.impl(op.__name__, op, "CompositeExplicitAutograd")  # for every device; fakes take precedence
     fakes: dict[str, Callable[..., object]] = {
         "fit_mixture": lambda *args, **kwargs: tuple(_fake_mixture(*args, **kwargs) for _ in range(4)),
         "sample_mixture": _fake_mixture,

@@ -1,4 +1,7 @@
-"""The compiled module `gms_fast._C`, which this file alone imports, and its ops on checked arguments."""
+"""The compiled module `gms_fast._C`, imported by this file alone, and its ops.
+
+The ops take checked arguments.
+"""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from gms_fast.ops.types import Draws, Fit, Linear, Stepping, StepTensors, Tensor
 
 
 def why_not(error: ImportError) -> str:
-    """Reason for the missing compiled module, and how to get one."""
+    """Return the reason why the compiled module is missing, and how to get it."""
     if find_spec("gms_fast._C") is None:
         return (
             "the compiled module was not built for this Python (GMS_FAST_PURE=1 leaves it out): reinstall gms_fast "
@@ -41,17 +44,20 @@ _NO_STEP = Stepping((0.0,) * 10, "cumulant", False, 0.0, 0.0)
 
 
 def instruction_set() -> str | None:
-    """The CPU instruction set in use: "avx512", "avx2" or "baseline"; None without the compiled module."""
+    """Return the CPU instruction set in use: "avx512", "avx2" or "baseline".
+
+    None without the compiled module.
+    """
     return compiled.instruction_set() if available else None
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The ones this processor runs, widest first."""
+    """Return the instruction sets that this processor runs, widest first."""
     return compiled.instruction_sets() if available else ()
 
 
 def set_instruction_set(name: str) -> None:
-    """Use one of `instruction_sets`; results do not depend on it, to the bit."""
+    """Use one of `instruction_sets`; results are the same to the bit with each."""
     compiled.set_instruction_set(name)
 
 
@@ -59,9 +65,9 @@ _schemes: dict[tuple[int, float, int], tuple[Fit, Stepping, "compiled.Scheme"]] 
 
 
 def scheme(fit: Fit, floor: float = 0.0, step: Stepping = _NO_STEP) -> "compiled.Scheme":
-    """Fit and step as the kernels take them, prepared once for many calls.
+    """Return fit and step in the kernels' form, prepared once for many calls.
 
-    Found by the identity of `fit` and `step`, which are made once too and cost more to hash than to keep.
+    They are found by the identity of `fit` and `step`, which are also made once and cost more to hash than to keep.
     """
     key = id(fit), floor, id(step)
     found = _schemes.get(key)
@@ -78,13 +84,13 @@ def scheme(fit: Fit, floor: float = 0.0, step: Stepping = _NO_STEP) -> "compiled
 
 @functools.lru_cache(4096)
 def linear(step: Linear) -> "compiled.Linear":
-    """A linear step as the kernels take it, prepared once for many calls."""
+    """Return a linear step in the kernels' form, prepared once for many calls."""
     reading = None if step.reading is None else (*step.reading[:2], step.reading.guidance, *step.reading[2:4])
     return compiled.Linear(reading, step.weights, *step[2:])
 
 
 def introduce(module: ModuleType) -> None:
-    """Tell a build of the compiled module what tensors and their dtypes are."""
+    """Tell a build of the compiled module the classes of tensors and dtypes."""
     module.set_torch(torch, Tensor, tuple(_DTYPES))
 
 
@@ -93,14 +99,19 @@ if available:
 
 
 def alike(tensors: tuple[Tensor | None, ...]) -> int:
-    """The number of samples, if tensors can be read as they lie: plain, dense, not empty, of one shape and device, of
-    dtypes that kernels take, asking for no gradient. 0 where they may still pass other checks, or there is no module.
+    """Return the number of samples if kernels can read all tensors in place, else 0.
+
+    Such tensors are plain, dense and not empty, of one shape and device, of dtypes that kernels take, and ask for no
+    gradient. With 0 they may still pass other checks. It is always 0 without the compiled module.
     """
     return compiled.alike(tensors) if available else 0
 
 
 def where(first: Tensor) -> tuple[bool, int] | None:
-    """(whether a tensor is on a GPU, the current stream there or the threads of the CPU); None on another GPU."""
+    """Return (on a GPU?, the current stream there or the number of CPU threads).
+
+    None for a tensor on a GPU other than the current one.
+    """
     if not first.is_cuda:
         return False, torch.get_num_threads()
     index = first.get_device()
@@ -108,7 +119,7 @@ def where(first: Tensor) -> tuple[bool, int] | None:
 
 
 def _call(op: Callable[..., None], first: Tensor, *arguments: object) -> None:
-    """Run an op of `compiled` where its first tensor is."""
+    """Run an op of `compiled` on the device of its first tensor."""
     place = where(first)
     if place is not None:
         op(*place, *arguments)

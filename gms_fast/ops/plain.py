@@ -1,4 +1,7 @@
-"""The "torch" backend: the reference on any device, in float64 for float64 inputs and in float32 for all others."""
+"""The "torch" backend: the reference on any device.
+
+It computes in float64 for float64 inputs and in float32 for all others.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -15,7 +18,7 @@ _NORMALS, _UNIFORMS = 0, 1
 
 
 def _keys(draws: Draws, samples: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Key (B,) and sample index (B,) of every sample."""
+    """Return key (B,) and sample index (B,) of every sample."""
     seed = draws.seed
     if isinstance(seed, Tensor) and seed.ndim:
         return seed, torch.zeros_like(seed)
@@ -26,7 +29,7 @@ def _keys(draws: Draws, samples: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def _drawn(draws: Draws, x: Tensor) -> tuple[Tensor, Tensor]:
-    """z like x, and u like x or (B, 1, ..)."""
+    """Return z like x, and u like x or (B, 1, ..)."""
     _, step, _, component, z, u = draws
     element = component == "element"
     keys, elements = _keys(draws, x.shape[0], x.device), x[0].numel() if x.shape[0] else 0
@@ -39,24 +42,27 @@ def _drawn(draws: Draws, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _working_dtype(tensors: Sequence[Tensor | None]) -> torch.dtype:
-    """float64 if any tensor is, else float32."""
+    """Return float64 if any tensor is float64, else float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _dense(tensors: Sequence[T], dtype: torch.dtype) -> list[T]:
-    """The tensors in a dtype, without strides: torch rounds otherwise where there are some."""
+    """Return the tensors in a dtype, contiguous: torch rounds differently on strided ones."""
     return [None if t is None else t.to(dtype).contiguous() for t in tensors]
 
 
 def _stored(fit: Fit, dtype: torch.dtype) -> Fit:
-    """The fit of the weight that a mixture in this dtype stores: with it a closed fit has the right moments."""
+    """Return the fit with its weight rounded to the dtype in which a mixture stores it.
+
+    With that weight, a closed fit has the right moments.
+    """
     if fit.kind == "adan":
         return fit
     return fit._replace(weight=torch.tensor(fit.weight, dtype=dtype, device="cpu").item())
 
 
 def _coefficients(step: Stepping, numbers: Tensor | None, dtype: torch.dtype) -> Sequence[float | Tensor]:
-    """(alpha_t, sigma_t, A, B, c, var_max) back from the kernels' numbers."""
+    """Recover (alpha_t, sigma_t, A, B, c, var_max) from the kernels' numbers."""
     inv_alpha, r, _, _, A, B, _, c, var_max, _ = step.numbers if numbers is None else numbers.to(dtype)
     return 1 / inv_alpha, r / inv_alpha, A, B, c, var_max
 
@@ -130,7 +136,7 @@ def linear_step(
 def _numbers_of(
     step: Linear, numbers: Tensor | None, dtype: torch.dtype
 ) -> tuple[Sequence[float | Tensor], Sequence[float | Tensor], Iterator[Tensor]]:
-    """(of_x and of_output of the reading, weights, rows of weights by element)."""
+    """Return (of_x and of_output of the reading, weights, rows of weights by element)."""
     read = step.reading[:2] if step.reading is not None else ()
     if numbers is None:
         return read, step.weights, iter(())
@@ -141,7 +147,7 @@ def _numbers_of(
 
 
 def _row(inputs: Sequence[Tensor | None], weights: Sequence[float | Tensor]) -> dict[int, float | Tensor]:
-    """Weights by their column, of the inputs that there are."""
+    """Return the weights of the given inputs, by column."""
     return dict(zip((column for column, t in enumerate(inputs) if t is not None), weights, strict=False))
 
 
@@ -151,7 +157,7 @@ def _write(out: Tensor, result: Tensor, watch: Watch | None) -> None:
 
 
 def look(watch: Watch | None, which: int, tensor: Tensor | None) -> None:
-    """Note the number `which` of a step's tensors where it is not finite."""
+    """Record tensor number `which` of a step if it is not finite."""
     if watch is None or tensor is None:
         return
     first, code = watch

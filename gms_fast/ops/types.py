@@ -1,7 +1,7 @@
-"""Values that travel from a solver to a kernel, made once and handed down: which mixture, which step, which draws.
+"""Values that travel from a solver to a kernel: which mixture, which step, which draws.
 
-They are flat in two places only: in the keywords of the public ops, and at the schemas of `torch.ops.gms_fast.*`, which
-take nothing else.
+They are made once. They are flat in two places only: in the keywords of the public ops, and in the schemas of
+`torch.ops.gms_fast.*`, which take nothing else.
 """
 
 import math
@@ -21,7 +21,7 @@ ADDED = COLUMNS - 1
 
 
 class Fit(NamedTuple):
-    """A choice of mixture: the kind of fit, the weight of component a, and the settings of the released optimiser."""
+    """Choice of mixture: kind of fit, weight of component a, settings of the released optimiser."""
 
     kind: str = "exact"
     weight: float = 1 / 3
@@ -30,7 +30,7 @@ class Fit(NamedTuple):
     eps: float = 1e-8
 
     def flat(self) -> dict[str, Any]:
-        """The keywords of the ops."""
+        """Return the keywords of the ops."""
         return {"fit": self.kind, **dict(zip(self._fields[1:], self[1:], strict=True))}
 
 
@@ -38,12 +38,15 @@ DEFAULT = Fit()
 
 
 class Draws(NamedTuple):
-    """Draws of one step: a pure function of counters, or given.
+    """Draws of one step: a pure function of counters, or given tensors.
 
-    seed       64 bits, or an int64 tensor: (B,), one key a sample, or (), one for all, read by the kernel
-    step       counter of the step, or an int64 tensor () that the kernel reads
-    component  "element": one uniform an element; "sample": one for all elements of a sample
-    z, u       given normals and uniforms; None is drawn. z may be a function that gives z or (z, u) when one is wanted
+    Args:
+        seed: 64 bits; or an int64 tensor that the kernel reads, (B,) with one key per sample or () with one for all.
+        step: Counter of the step, or an int64 tensor () that the kernel reads.
+        sample_offset: Index of the first sample.
+        component: "element": one uniform per element; "sample": one for all elements of a sample.
+        z: Given normals, or a function that returns z or (z, u) when noise is needed; None is drawn.
+        u: Given uniforms; None is drawn.
     """
 
     seed: int | Tensor = 0
@@ -54,28 +57,35 @@ class Draws(NamedTuple):
     u: Tensor | None = None
 
     def noise(self) -> tuple[Tensor | None, Tensor | None]:
-        """(z, u) as tensors where they are given. Raises TypeError for anything else."""
+        """Return (z, u) as tensors where they are given. Raises TypeError for anything else."""
         return (self.z, self.u) if self.z is None or isinstance(self.z, Tensor) else pair(self.z())
 
     def given(self) -> "Draws":
-        """These draws, with z and u as `noise` has them."""
+        """Return these draws with z and u as `noise` returns them."""
         z, u = self.noise()
         return self if z is self.z else self._replace(z=z, u=u)
 
     def on(self, device: torch.device) -> "Draws":
-        """These draws for tensors on that device."""
+        """Return these draws for tensors on that device."""
         return self._replace(seed=self.seed.to(device)) if isinstance(self.seed, Tensor) else self
 
     def flat(self) -> dict[str, Any]:
-        """The keywords of the schemas, where tensors have names of their own."""
+        """Return the keywords of the schemas, in which tensors have names of their own."""
         (seed, seeds), (step, step_at) = _apart(self.seed), _apart(self.step)
         rest = {"sample_offset": self.sample_offset, "component": self.component, "z": self.z, "u": self.u}
         return {"seed": seed, "seeds": seeds, "step": step, "step_at": step_at, **rest}
 
 
 class Stepping(NamedTuple):
-    """One reverse step for a kernel: numbers as of `kernel_numbers`, zeros where a tensor has them, and how moments
-    are read; the data range [lo, hi] may be infinite. guidance: scale of e1 less that without condition, if any.
+    """One reverse step for a kernel.
+
+    Args:
+        numbers: As `kernel_numbers` returns them; zeros if a tensor holds them.
+        moments: "cumulant" or "released".
+        central: True if the second and third moments are central.
+        lo: Lower end of the data range; may be infinite.
+        hi: Upper end of the data range; may be infinite.
+        guidance: Guidance scale of e1 over e1 without a condition, if that is given.
     """
 
     numbers: tuple[float, ...]
@@ -87,9 +97,14 @@ class Stepping(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """E[x_0|x_t] as a kernel makes it from a network's output y: clip(of_x x + of_output y, lo, hi).
+    """Kernel form of E[x_0|x_t] from a network's output y: clip(of_x x + of_output y, lo, hi).
 
-    guidance  scale of y less that without condition, if there is one
+    Args:
+        of_x: Factor of the state.
+        of_output: Factor of the output.
+        lo: Lower end of the data range; may be infinite.
+        hi: Upper end of the data range; may be infinite.
+        guidance: Guidance scale of y over y without a condition, if that is given.
     """
 
     of_x: float
@@ -102,12 +117,14 @@ class Reading(NamedTuple):
 class Linear(NamedTuple):
     """One linear step for a kernel: w_0 x + w_1 E[x_0|x_t] + sum_j w_{j+2} term_j + std z.
 
-    reading  None: no network's output is read, and there is no w_1
-    weights  of x, of E[x_0|x_t], of the terms, and last std; zeros where a tensor has them
-    terms, results  numbers of them. Weights by element may give more results than one, or none be asked for
-    keeps    whether E[x_0|x_t] is a result too, the last one
-    noisy    whether noise is added, to the first result
-    present  which weights by element there are: bit COLUMNS * result + column
+    Args:
+        reading: How the network's output is read; None if it is not, and then there is no w_1.
+        weights: Those of x, E[x_0|x_t] and the terms, and last std; zeros if a tensor holds them.
+        terms: Number of terms.
+        results: Number of results. Only weights by element may give more than one; none may be asked for.
+        keeps: True if E[x_0|x_t] is one more result, the last one.
+        noisy: True if noise is added, to the first result.
+        present: Bit mask of the weights by element: bit COLUMNS * result + column.
     """
 
     reading: Reading | None
@@ -119,14 +136,17 @@ class Linear(NamedTuple):
     present: int = 0
 
     def columns(self, result: int) -> list[int]:
-        """The columns of `present` of a result."""
+        """Return the columns of `present` of a result."""
         return [column for column in range(COLUMNS) if self.present >> (COLUMNS * result + column) & 1]
 
 
 class Watch(NamedTuple):
-    """A look-out for what is not finite: `first` (1,) int32 takes the smallest code of all that is seen.
+    """Detector of values that are not finite: kernels write the smallest code they see.
 
-    code  of the network's first tensor of a step; those of its other ones follow, and `WRITTEN` later that of results
+    Args:
+        first: Tensor (1,) int32 that receives the smallest code.
+        code: Code of the network's first tensor in a step. Those of its other tensors follow; that of results is
+            `WRITTEN` later.
     """
 
     first: Tensor
@@ -137,7 +157,7 @@ WRITTEN = 3
 
 
 def pair(noise: object) -> tuple[Tensor | None, Tensor | None]:
-    """(z, u) of what a caller gave as noise. Raises TypeError for what is neither z nor (z, u)."""
+    """Return (z, u) of given noise. Raises TypeError if it is neither z nor (z, u)."""
     given = tuple(noise) if isinstance(noise, (tuple, list)) else (noise, None)
     if len(given) != 2 or not all(draws is None or isinstance(draws, Tensor) for draws in given):
         kinds = ", ".join(type(draws).__name__ for draws in given)

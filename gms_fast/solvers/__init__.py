@@ -1,4 +1,4 @@
-"""Solvers: frozen dataclasses, one paper a file, all driven by the loop in `gms_fast/sampling.py`."""
+"""Solvers: frozen dataclasses, one paper a file, run by the loop of `gms_fast/sampling.py`."""
 
 from gms_fast.solvers.ancestral import DDPM as DDPM
 from gms_fast.solvers.ancestral import SNDDPM as SNDDPM

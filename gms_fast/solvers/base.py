@@ -1,4 +1,4 @@
-"""The base of all solvers: a step with explicit state; the loop that calls it stands in `gms_fast/sampling.py`."""
+"""Base classes of the solvers: one step with explicit state, called by the sampling loop."""
 
 import copy
 import functools
@@ -20,17 +20,28 @@ from gms_fast.steps import StepCoefficients
 
 
 class TimeStep(NamedTuple):
-    """One time of a plan and the step from there to the next: all that is known before the network is called.
+    """One time of a plan and the step to the next time, as known before the network is called.
 
-    i             place in the plan
-    t, s          the time and the next one; t again at the last time, where no step begins
-    network_time  time that the network is asked at
-    coefficients  of the step from t to s
-    meaning       of what the network says at t
-    numbers       what the solver's own `plan` says of the step
-    is_last       whether the step from here is the last
-    late          whether it lies in the last half of the plan
-    level         counter of the step's noise where counters follow the noise level
+    Args:
+        i: Index of the time in the plan, 0 the noisiest.
+        t: Time of the schedule.
+        s: Next time; `t` again at the last time, from which no step leads on.
+        network_time: Time that the network is evaluated at.
+        coefficients: [`StepCoefficients`][gms_fast.StepCoefficients] of the step from `t` to `s`.
+        meaning: `gms_fast.prediction.Meaning` of the network's output at `t`.
+        numbers: Entry of the solver's own `plan` for this step.
+        is_last: True for the last step.
+        late: True for the steps in the last half of the plan.
+        level: Noise counter of the step for runs whose counters follow the noise level.
+
+    Raises:
+        TypeError: If a field is missing.
+
+    Examples:
+        >>> stepper = gms_fast.Stepper("ddim", "linear", steps=5)
+        >>> step = stepper.plan.steps[0]
+        >>> step.i, step.t, step.is_last
+        (0, 999, False)
     """
 
     i: int
@@ -46,16 +57,30 @@ class TimeStep(NamedTuple):
 
 
 class Solver(Identified, ABC):
-    """One step of a sampler; subclasses are frozen dataclasses with keyword-only fields.
+    """Base class of the solvers: one step of a sampler, x_t to x_s.
 
-    moments_needed  1 for E[eps|x_t] alone, 2 and 3 for solvers that use the moment heads
-    spacing         the time grid that `sample` gives it, as `schedule.timesteps` takes it; None: the schedule's own
-    denoise         whether noise that is left at the last time is removed by one more call of the network
-    linear          whether the plan of a step is (weights, std) of the state and the last data estimates
-    known_steps     number of leading steps that need no network call; `known` supplies their estimate
-    rises           whether its times may lead to more noise
-    reach           sigma/alpha down to which a `Teleport` had best go for it, in units of the data's `spread`
-    counted_from    `step_offset` of its steps, which are then counted wherever a run begins; None: as the loop has it
+    Subclasses are frozen dataclasses with keyword-only fields. They implement `step`, and `plan` for the numbers that
+    a step needs beyond its [`StepCoefficients`][gms_fast.StepCoefficients]. Class attributes describe them.
+
+    Attributes:
+        moments_needed: Noise moments that a step reads: 1 for E[eps|x_t] alone; 2 or 3 need moment heads (default 1).
+        spacing: Time grid of `sample(steps=..)`, as `schedule.timesteps` takes it; None for the schedule's own.
+        denoise: True if one more network evaluation removes the noise that is left at the last time (default True).
+        linear: True if the plan of a step is (weights, std), for the state and the last data estimates (default False).
+        known_steps: Number of leading steps that need no network evaluation; `known` supplies their estimate (default
+            0).
+        rises: True if the times may lead to more noise (default False).
+        reach: Noise level sigma/alpha at which a [`Teleport`][gms_fast.solvers.Teleport] to this solver ends by
+            default, in units of the data's `spread` (default 2.3; measured in docs/quality.md).
+        counted_from: Offset of the noise counters of its steps, which then count from there wherever a run begins; None
+            leaves the counters to the sampler.
+
+    Examples:
+        >>> solver = gms_fast.solvers.build("er-sde:order=2")
+        >>> isinstance(solver, gms_fast.Solver)
+        True
+        >>> solver.times(gms_fast.schedules.build("linear"), 3)
+        [999, 665, 332, 0]
     """
 
     moments_needed: int = 1
@@ -64,12 +89,12 @@ class Solver(Identified, ABC):
     linear: bool = False
     known_steps: int = 0
     rises: bool = False
-    reach: float = 2.3  # docs/quality.md
+    reach: float = 2.3  # measured in docs/quality.md
     counted_from: int | None = None
 
     @property
     def name(self) -> str:
-        """The name in messages."""
+        """Name of the solver in messages."""
         return type(self).__name__
 
     def times(
@@ -80,91 +105,137 @@ class Solver(Identified, ABC):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """The times to visit, noisiest first: a grid of `wanted` steps, or the `wanted` times, checked.
+        """Return the times of a run, noisiest first: a grid of steps, or given times, checked.
 
-        t_max, spacing  of the grid, where they are not the schedule's first time and the solver's own spacing
+        Args:
+            schedule: Noise schedule of the run.
+            wanted: Number of steps K >= 1, or explicit times of the schedule.
+            t_max: First time of the grid; None for the schedule's first time.
+            spacing: Spacing of the grid, as in `Schedule.grid`; None for the solver's own.
+
+        Returns:
+            List of times. A time is repeated if the network is evaluated there more than once.
+
+        Raises:
+            ValueError: If the solver cannot use these times.
         """
         if isinstance(wanted, int):
             wanted = self._grid(schedule, wanted, self._own_spacing(schedule) if spacing is None else spacing, t_max)
         return self._visited(schedule, list(wanted))
 
     def _own_spacing(self, schedule: Schedule) -> str | float | None:
-        """The solver's grid, unless the schedule has one that was chosen."""
+        """Return the solver's spacing, or None if the user chose one for the schedule."""
         return None if schedule.chosen else self.spacing
 
     def _grid(self, schedule: Schedule, steps: int, spacing: str | float | None, t_max: float | None) -> list[float]:
         return schedule.timesteps(steps, spacing, t_max)
 
     def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """The times that stand for these. Raises ValueError where they are not to be visited."""
+        """Check explicit times and return the times of the run. Raises ValueError."""
         schedule.check_times(times)
         return self.visits(schedule, times)
 
     def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """The times, each as often as the network is asked there."""
+        """Return the times, each repeated as often as the network is evaluated there."""
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
-        """Numbers that `step` needs of each step beyond its coefficients: plain ones, computed once in float64."""
+        """Return what `step` needs for each step beyond its coefficients.
+
+        The numbers are plain ones, computed once in float64.
+
+        Args:
+            schedule: Noise schedule of the run.
+            times: Times of the run, noisiest first.
+
+        Returns:
+            One entry for each of the len(times) - 1 steps.
+        """
         return [None] * (len(times) - 1)
 
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
-        """The times where the network is asked, for each of those that are visited: later ones where a step adds noise
-        behind the time where it ends.
+        """Return the time of the network evaluation for each time of the run.
+
+        It is later (noisier) than the time itself where a step adds noise to the state that it ends at.
         """
         return times
 
     def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> Sequence[Any]:
-        """`plan` of a run that begins at the first of `times`, without history, where another would have come by.
+        """Return the plan of a run that starts at the first of `times` without history.
 
-        numbers  what that one's plan says of these steps
+        Args:
+            schedule: Noise schedule of the run.
+            times: The remaining times, noisiest first.
+            numbers: Plan of these steps in a run that started earlier.
+
+        Returns:
+            One entry for each step, as `plan` returns them.
         """
         return self.plan(schedule, times)
 
     def calls(self, schedule: Schedule, times: Sequence[float]) -> int:
-        """Network calls that visiting `times` takes."""
+        """Return the number of network evaluations (NFE) of a run through `times`."""
         return len(times) - 1 - self.known_steps + (self.denoise and float(schedule.sigma(times[-1])) > 0)
 
     def ending(self, denoise: bool) -> "Solver":
-        """This solver with such a `denoise`."""
+        """Return a copy of this solver with another `denoise`."""
         other = copy.copy(self)
         object.__setattr__(other, "denoise", denoise)
         return other
 
     def onward(self) -> "Solver":
-        """The solver that goes on after the steps without a network."""
+        """Return the solver that continues after the steps without a network."""
         return self
 
     def moments_at(self, step: TimeStep) -> int:
-        """The number of moments that the step reads."""
+        """Return the number of noise moments that the step reads."""
         return self.moments_needed
 
     def draws_at(self, step: TimeStep) -> bool:
-        """Tell whether the step draws noise."""
+        """Return True if the step draws noise."""
         return True
 
     def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
-        """Raise ValueError if the solver was made for another model, shape of one sample or data range."""
+        """Check that the solver fits a model, a sample shape and a data range.
+
+        Args:
+            model: Denoising network.
+            shape: Shape of one sample.
+            clip: Data range (lo, hi), or None.
+
+        Raises:
+            ValueError: If the solver's tables were made for something else.
+        """
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> Any:
-        """State before the first of the steps; multistep solvers keep their history in it."""
+        """Return the state before the first step; multistep solvers keep their history in it."""
         return None
 
     def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
-        """The estimate that takes the network's place in the first `known_steps` steps."""
+        """Return the estimate that replaces the network's in the first `known_steps` steps."""
         raise NotImplementedError(f"{type(self).__name__} needs the network at every step")
 
     @abstractmethod
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
-        """(x_s, new state) from x_t, the network's estimate there, the draws of the step and the state.
+        """Take one step from x_t to x_s.
 
-        Must not write to x.
+        Args:
+            x: State x_t (B, *). It must not be written to.
+            estimate: Estimate from the network's output at x_t.
+            step: Numbers of the step.
+            draws: Noise of the step: counters, or given tensors.
+            state: State that `start` or the last step returned.
+
+        Returns:
+            (x_s, new state).
         """
 
 
 class Multistep(Solver):
-    """x_s = w_0 x_t + sum_j w_j m_j + std z of the last data estimates m_0 = E[x_0|x_t], m_1, ..: (weights, std) is the
-    plan of a step, and history is all its state.
+    """Base of the solvers whose step is a weighted sum of state and data estimates.
+
+    x_s = w_0 x_t + sum_j w_{j+1} m_j + std z with m_0 = E[x_0|x_t] and m_1, m_2, .. those of the steps before. The plan
+    of a step is (weights, std). The history of estimates is the whole state.
     """
 
     order: int
@@ -175,10 +246,10 @@ class Multistep(Solver):
         return bool(std > 0)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[int], tuple[Tensor, ...]]:
-        """(number of estimates that are kept after each step, those kept)."""
+        """Return (number of estimates to keep after each step, the estimates kept so far)."""
         kept = [0] * len(steps)
         for i in range(len(steps) - 1, 0, -1):
-            older = len(steps[i].numbers[0]) - 2  # that the step reads
+            older = len(steps[i].numbers[0]) - 2  # number that the step reads
             kept[i - 1] = max(older, kept[i] - 1, 0)
         return kept, ()
 
@@ -190,11 +261,12 @@ class Multistep(Solver):
 
 
 class Extrapolating(Multistep):
-    """A multistep solver that extrapolates data estimates from past steps to the next.
+    """Base of the multistep solvers that extrapolate data estimates from past steps to the next.
 
-    That goes wrong where the next step is much longer in log(alpha/sigma) than those before, as the last one of a grid
-    uniform in time is (49 to 0 of 1000 times: 2.85, after 0.74). So for orders above 1 `sample(steps=..)` takes the
-    grid "quadratic", unless the schedule has a grid of its own, as EDM has. Explicit `timesteps` stay as they are.
+    Extrapolation fails where the next step is much longer in log(alpha/sigma) than those before. The last step of a
+    grid uniform in time is: from 49 to 0 of 1000 times it has length 2.85, after 0.74. So for orders above 1
+    `sample(steps=..)` takes the grid "quadratic", unless the schedule has a grid of its own, as EDM has. Explicit
+    `timesteps` stay as they are.
     """
 
     @property
@@ -218,16 +290,19 @@ def check_clip_pixel(clip_pixel: object) -> None:
 
 
 def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> StepCoefficients | None:
-    """The last step's numbers with var_max = (clip_pixel 2/255 sqrt(pi/2))^2, or None where the bound does not apply.
+    """Return the last step's coefficients with bounded variance; None where no bound applies.
 
-    What the last step draws stays in the picture as noise, so of a picture (B, C, H, W) it may leave a mean absolute
-    deviation of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022). Other data keeps its law, and
-    so does a state that is handed on, whose own level sigma_s/alpha_s is more noise than two grey levels.
+    The noise that the last step draws stays visible. So in an image (B, C, H, W) it may leave a mean absolute deviation
+    of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022):
+    var_max = (clip_pixel 2/255 sqrt(pi/2))^2.
+
+    The bound does not apply to other data. Nor does it apply to a state that another run continues: there the level
+    sigma_s/alpha_s is itself more noise than two grey levels.
     """
     k = step.coefficients
     if not step.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
         return None
-    bounded = replace if torch.compiler.is_compiling() else _replaced  # one object, by which kernels know it
+    bounded = replace if torch.compiler.is_compiling() else _replaced  # one object: kernels find steps by identity
     return bounded(k, var_max=_std_of(clip_pixel) ** 2)
 
 
@@ -235,5 +310,5 @@ _replaced = functools.lru_cache(256)(replace)
 
 
 def _std_of(grey_levels: float) -> float:
-    """The standard deviation of normals whose mean absolute value is so many of the 255 levels of [-1, 1]."""
+    """Return the standard deviation of normals with this mean absolute value, in grey levels."""
     return grey_levels * 2 / 255 * math.sqrt(math.pi / 2)

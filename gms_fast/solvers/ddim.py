@@ -16,11 +16,30 @@ from gms_fast.steps import StepCoefficients
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Multistep):
-    """x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z, m = E[x_0|x_t], e = (x_t - alpha_t m)/sigma_t.
+    """First-order solver of the probability flow, with optional noise.
 
-    eta            0: deterministic; 1: the noise of DDPM
-    clipped_noise  whether e follows an m that was clipped to the data range. False: e is the network's own, as in
-                   diffusers' DDIMScheduler without use_clipped_model_output; without a data range both are the same
+    x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z with m = E[x_0|x_t] and e = (x_t - alpha_t m)/sigma_t;
+    c is that of eq. 1 of docs/notation.md.
+
+    Take it as the baseline that every library has, for inversion, and where a step must need no history. It costs K + 1
+    network evaluations for K steps, or K where the schedule ends without noise.
+
+    Args:
+        eta: Noise, in [0, 1]: 0 is deterministic (default), 1 adds the noise of DDPM.
+        clipped_noise: True (default) computes e from an m that was clipped to the data range. False takes the network's
+            own noise, as diffusers' DDIMScheduler without use_clipped_model_output. Without a data range both are the
+            same.
+
+    Raises:
+        ValueError: If `eta` lies outside [0, 1].
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> gms_fast.sample(model, 5, solver=gms_fast.solvers.DDIM(eta=0.5), n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Song et al. 2021, arXiv 2010.02502.
     """
 
     eta: float = 0.0
@@ -36,7 +55,7 @@ class DDIM(Multistep):
         return self.clipped_noise  # else e is a third term
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
-        """Weights of x_t and m; without `clipped_noise` those of e and m."""
+        """Return the weights of x_t and m; those of e and m without `clipped_noise`."""
         return [self._step(k) for k in StepCoefficients.along(schedule, times)]
 
     def _step(self, k: StepCoefficients) -> tuple[list[float], float]:

@@ -11,34 +11,59 @@ from gms_fast.solvers.base import Extrapolating, check_order
 from gms_fast.steps import StepCoefficients
 
 KINDS = ("midpoint", "heun", "k-diffusion")
-_FEW_CALLS = 15  # below, the last steps are of lower order
+_FEW_CALLS = 15  # below this, the last steps are of lower order
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolverPP(Extrapolating):
-    """x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s (a_0 D_0 + a_1 D_1 + a_2 D_2) + sigma_s sqrt(1 - e^{-2 eta h}) z
-    with h = lambda_s - lambda_t, lambda = log(alpha/sigma), and eta how much noise: 0 the probability flow, 1 the
-    reverse SDE.
+    """Multistep solver of order 1 to 3 for the probability flow or the reverse SDE.
 
-    With p = 1 + eta and g = 1 - e^{-ph}: a_0 = g; order 2: a_1 = g/2 or 1 - g/(p h), by `kind`; order 3:
-    a_1 = 1 - g/(p h), a_2 = 1/2 - (p h - g)/(p h)^2.
-    D_0 = E[x_0|x_t]; D_1, D_2 its first and second differences over the last steps, in units of h.
+        x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s (a_0 D_0 + a_1 D_1 + a_2 D_2)
+              + sigma_s sqrt(1 - e^{-2 eta h}) z
 
-    order              1, 2 or 3; the first steps, with less history, are of lower order
-    sde                eta >= 0; True is 1 (SDE-DPM-Solver++), False 0
-    kind               order 2, and the step of order 2 that order 3 begins with: "midpoint", a_1 = g/2; "heun",
-                       a_1 = 1 - g/(p h), what integration gives; "k-diffusion" is "heun", and its noisy order 3 is
-                       k-diffusion's
-    lower_order_final  with fewer than 15 network calls, end with orders .. 2, 1
-    denoise            False: the state at the last time is the sample, and K steps cost K calls, as in the paper
+    with lambda = log(alpha/sigma) and h = lambda_s - lambda_t. D_0 = E[x_0|x_t]; D_1 and D_2 are its first and second
+    differences over the last steps, in units of h. With p = 1 + eta and g = 1 - e^{-ph}:
 
-    The kinds "midpoint" and "heun" equal diffusers' DPMSolverMultistepScheduler of that solver_type on the same times
-    with final_sigmas_type "zero", where the last call of `sample` is its last step, or "sigma_min" without `denoise`.
-    So a_2 is half of what integration gives, and for sde=True that less 1, as it is there: the noisy order 3 spreads
-    too far (std 14 % too large after 200 steps on a Gaussian), and the kind "k-diffusion", without that 1, does not.
-    With lower_order_final=False they equal k-diffusion's samplers of the same eta: dpmpp_2m without noise,
-    dpmpp_2m_sde of solver_type "midpoint" and "heun", and dpmpp_3m_sde, the kind "k-diffusion". For other eta than 0
-    and 1 order 3 has that kind alone.
+    - order 1: a_0 = g.
+    - order 2: a_1 = g/2 or 1 - g/(p h), by `kind`.
+    - order 3: a_1 = 1 - g/(p h), a_2 = 1/2 - (p h - g)/(p h)^2.
+
+    Take it where precision counts, and with `denoise=False` for up to 10 network evaluations. It needs no tables and no
+    moment heads. It costs K + 1 network evaluations for K steps, or K with `denoise=False` and where the
+    schedule ends without noise.
+
+    Args:
+        order: Order 1, 2 or 3 (default 2). The first steps, with less history, are of lower order.
+        sde: Noise eta >= 0: False or 0 is the probability flow (default), True or 1 the reverse SDE (SDE-DPM-Solver++).
+        kind: Form of order 2, and of the step of order 2 that order 3 begins with. "midpoint" (default) takes a_1 =
+            g/2. "heun" takes a_1 = 1 - g/(p h), the integral. "k-diffusion" is "heun", with k-diffusion's noisy order
+            3.
+        lower_order_final: True (default) ends with orders .., 2, 1 in runs of fewer than 15 network evaluations.
+        denoise: False returns the state at the last time, so that K steps cost K evaluations, as in the paper (default
+            True).
+
+    Raises:
+        ValueError: If an argument lies outside its range, or if order 3 with `sde` other than 0 and 1 is asked of a
+            kind other than "k-diffusion".
+
+    Note:
+        "midpoint" and "heun" equal diffusers' DPMSolverMultistepScheduler of that solver_type on the same times. Its
+        final_sigmas_type is then "zero", where the last evaluation is its last step, or "sigma_min" without `denoise`.
+        To equal it, a_2 is half of the integral, and for sde=True it is smaller by another 1. The noisy order 3
+        therefore spreads too far: std 14 % too large after 200 steps on a Gaussian. The kind "k-diffusion" leaves out
+        that 1 and does not.
+
+        With lower_order_final=False the solver equals k-diffusion's samplers of the same eta: dpmpp_2m without noise,
+        dpmpp_2m_sde for "midpoint" and "heun", and dpmpp_3m_sde for "k-diffusion".
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> solver = gms_fast.solvers.DPMSolverPP(order=3, denoise=False)
+        >>> gms_fast.sample(model, 8, solver=solver, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Lu et al. 2022, arXiv 2211.01095.
     """
 
     order: int = 2
@@ -64,7 +89,10 @@ class DPMSolverPP(Extrapolating):
         return [self._step(k, lam[: i + 2][::-1], min(self.order, most[i])) for i, k in enumerate(steps)]
 
     def _step(self, k: StepCoefficients, lam: list[float], order: int) -> tuple[list[float], float]:
-        """(weights, std) of a step of at most `order`; lam: those of s, t and of the times before, latest first."""
+        """Return (weights, std) of a step of at most `order`.
+
+        lam: log(alpha/sigma) of s, of t and of the times before, latest first.
+        """
         h, *past = (a - b for a, b in pairwise(lam))
         order = min(order, 1 + sum(map(math.isfinite, past))) if math.isfinite(h) else 1
         own = self._of_data(order, (1 + self.sde) * h, *(v / h for v in past[: order - 1]))
@@ -73,7 +101,10 @@ class DPMSolverPP(Extrapolating):
         return [k.sigma_s / k.sigma_t * kept, *(k.alpha_s * w for w in own)], std
 
     def _of_data(self, order: int, ph: float, r0: float = 1.0, r1: float = 1.0) -> list[float]:
-        """a_0 D_0 + a_1 D_1 + a_2 D_2 as weights of the estimates m_0, m_1, m_2; r_j = h_j/h of the steps before."""
+        """Return a_0 D_0 + a_1 D_1 + a_2 D_2 as weights of the data estimates m_0, m_1, m_2.
+
+        r0, r1: lengths h_j/h of the two steps before, in units of this one.
+        """
         g = -math.expm1(-ph)
         if order == 1:
             return [g]

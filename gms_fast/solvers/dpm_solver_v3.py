@@ -18,14 +18,17 @@ from gms_fast.tables import EmpiricalModel
 
 CORRECTORS = (None, "same", "next")
 HALVES = (False, True, "released")
-_HALF = 0.5  # time, of t in [0, 1]
+_HALF = 0.5  # of the time, which runs over [0, 1]
 
 
 Form = dict[int, Tensor]  # weights by element, by column
 
 
 class Rows(NamedTuple):
-    """Weights by element of the results of a step, as `gms_fast.ops.types.Linear` has them, and how many terms."""
+    """Weights by element for the results of one step, as `gms_fast.ops.types.Linear` takes them.
+
+    `present` is the bit mask of the weights that exist; `terms` is the number of terms.
+    """
 
     weights: Tensor
     present: int
@@ -40,14 +43,14 @@ class Rows(NamedTuple):
 
     @classmethod
     def to(cls, table: Sequence["Rows"], device: torch.device, dtype: torch.dtype) -> list["Rows"]:
-        """The rows of every step on a device, in one copy."""
+        """Return the rows of every step on a device, in one copy."""
         there = torch.cat([rows.weights for rows in table]).to(device, dtype)
         parts = torch.split(there, [len(rows.weights) for rows in table])
         return [rows._replace(weights=part) for rows, part in zip(table, parts, strict=True)]
 
 
 class Update(NamedTuple):
-    """One local update: statistics nodes of the known values, the anchor first, and of the target."""
+    """One local update: grid nodes of the known values, the anchor first, and of the target."""
 
     nodes: tuple[int, ...]
     target: int
@@ -56,27 +59,54 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DPMSolverV3(Solver):
-    """Predictor and corrector for dy/dlambda = -l y - f, y = x/alpha, lambda = log(alpha/sigma), where the empirical
-    model statistics l, s, b make f = (sigma eps - l x)/alpha as smooth as one network allows:
+    """Multistep predictor and corrector that uses statistics of the very network.
 
-    y_t = A [y_s - int E B - int E g], A = exp(-int l), E = exp(int l + s), B = int exp(-int s) b, all from the step's
-    start s, and g = exp(-int s) f - B, a polynomial through its last values.
+    With y = x/alpha and lambda = log(alpha/sigma) the probability flow is dy/dlambda = -l y - f. The empirical model
+    statistics l, s, b make f = (sigma eps - l x)/alpha as smooth as one network allows. From step start s to target t:
 
-    statistics         of this network and schedule: `gms_fast.statistics.empirical_model` or `.load`
-    order              of the predictor, >= 1; the first steps, with less history, are of lower order
-    corrector          after each call: None; "same", the order of the last predictor; "next", one order more, with
-                       pseudo derivatives. It costs no call
-    pseudo             derivatives by divided differences of ever more values, for the predictor: steadier in few steps
-    lower_order_final  end with orders .. 2, 1
-    half               correct in one half of time only: True where t <= 1/2, as published; "released" where t > 1/2, as
-                       the released code does
-    trust              lambda from which on the statistics are used (`EmpiricalModel.trusted`); None: all of them. -2 is
-                       best for those of the embedded models
-    spacing            grid of `sample(steps=..)`, as in `Schedule.grid`: the paper's are "log-snr" and "uniform"
+        y_t = A [y_s - int E B - int E g],    A = exp(-int l),  E = exp(int l + s),  B = int exp(-int s) b
 
-    Times are those of the nearest nodes of the statistics. One call a step; the state at the last time is the sample.
-    Where `trust` cuts in, f jumps: that helps few steps and costs many their order of convergence. Not for
-    torch.compile or CUDA graphs: it looks at statistics and network before it starts.
+    All integrals begin at s. g = exp(-int s) f - B is approximated by the polynomial through its last values.
+
+    Take it for 3 to 10 network evaluations if you have measured statistics; at 3 to 5 put it behind a
+    [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. It costs K network evaluations for K steps, with or
+    without the corrector: the state at the last time is the sample.
+
+    Args:
+        statistics: [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] of this network and schedule, from
+            `gms_fast.statistics.empirical_model` or `gms_fast.statistics.load`.
+        order: Order of the predictor, from 1 to 8, or to 7 with corrector="next" (default 3). The first steps, with
+            less history, are of lower order.
+        corrector: Correction of the state after each network evaluation, at no further cost. None: no correction.
+            "same": the order of the last predictor. "next" (default): one order more, with pseudo derivatives.
+        pseudo: True takes the predictor's derivatives from divided differences of ever more values: steadier in few
+            steps (default False).
+        lower_order_final: True (default) ends with orders .., 2, 1.
+        half: False (default) corrects at all times. True corrects where t <= 1/2 only, as published; "released" where
+            t > 1/2 only, as the released code does. Time runs over [0, 1] here.
+        trust: Lambda from which on the statistics are used, see `EmpiricalModel.trusted`; None (default) uses all of
+            them. -2 is best for those of the embedded models.
+        spacing: Grid of `sample(steps=..)`, as in `Schedule.grid` (default 0.7). The paper's are "log-snr" and
+            "uniform".
+
+    Raises:
+        TypeError: If `statistics` is not an EmpiricalModel.
+        ValueError: If another argument lies outside its range. A run raises it if the statistics belong to another
+            network, schedule or shape, or do not cover its times.
+
+    Note:
+        Times are rounded to the nearest nodes of the statistics. Where `trust` sets in, f jumps: this helps runs of few
+        steps and costs runs of many their order of convergence. The solver inspects statistics and network before it
+        starts, so it works neither under torch.compile nor in CUDA graphs.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> solver = gms_fast.solvers.DPMSolverV3(gms_fast.statistics.load("digits"), trust=-2)
+        >>> gms_fast.sample(model, 5, solver=solver, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Zheng et al. 2023, arXiv 2310.13268.
     """
 
     statistics: EmpiricalModel
@@ -111,7 +141,10 @@ class DPMSolverV3(Solver):
         self.statistics.check(model=model, shape=shape)
 
     def _grid(self, schedule: Schedule, steps: int, spacing: str | float | None, t_max: float | None) -> list[float]:
-        """From the statistics' first noise, or t_max, to their last; not rounded to what the network was trained on."""
+        """Return the grid from the statistics' first noise level, or `t_max`, to their last.
+
+        It is not rounded to the times that the network was trained on.
+        """
         self.statistics.check(schedule=schedule)
         self._check_whole(schedule, t_max)
         first, last = self._ends(schedule)
@@ -119,7 +152,10 @@ class DPMSolverV3(Solver):
         return [float(t) for t in schedule.grid(steps, spacing, first if t_max is None else t_max, last)]
 
     def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """Times of the statistics' nodes nearest to those wanted, which must be different ones."""
+        """Return the times of the statistics' nodes nearest to those wanted.
+
+        Raises ValueError unless the nodes are distinct and lie in the statistics' range.
+        """
         self.statistics.check(schedule=schedule)
         lam, N = self.statistics.lam.numpy(), self.statistics.N
         nodes = self._nodes(schedule, times)
@@ -129,24 +165,27 @@ class DPMSolverV3(Solver):
             raise ValueError(f"timesteps must lie in the statistics' range, {first:g} .. {last:g}: got {got}")
         if len(set(nodes)) < len(nodes) or nodes != sorted(nodes) or len(nodes) < 2:
             raise ValueError(
-                f"timesteps must visit different nodes of the statistics, noisiest first: {len(nodes)} times fall on "
+                f"timesteps must fall on different nodes of the statistics, noisiest first: {len(nodes)} times fall on "
                 f"nodes {nodes} of 0 .. {N}; take fewer steps, another spacing or statistics of more nodes"
             )
         return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
 
     def _ends(self, schedule: Schedule) -> list[float]:
-        """Times of the statistics' first and last node."""
+        """Return the times of the statistics' first and last node."""
         return [float(t) for t in schedule.inverse_log_snr(self.statistics.lam[[0, -1]])]
 
     def _check_whole(self, schedule: Schedule, t_max: float | None) -> None:
-        """Raise ValueError unless the statistics reach from the first noise, that of t_max if given, to the last."""
+        """Raise ValueError unless the statistics cover the grid's noise levels, first to last.
+
+        The first is that of `t_max` if given, else that of the schedule.
+        """
         lam, ends = self.statistics.lam, schedule.log_snr([schedule.t_max if t_max is None else t_max, schedule.t_min])
         cell = lam[1] - lam[0]
         early = t_max is None and lam[0] < ends[0] - cell
         if early or lam[0] > ends[0] + cell or lam[-1] < ends[1] - cell:
             raise ValueError(
-                f"statistics must reach over all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
-                f"timesteps say where to go: got {lam[0]:.3g} .. {lam[-1]:.3g}"
+                f"statistics must cover all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
+                f"timesteps are given: got {lam[0]:.3g} .. {lam[-1]:.3g}"
             )
 
     def _nodes(self, schedule: Schedule, times: Sequence[float]) -> list[int]:
@@ -155,7 +194,7 @@ class DPMSolverV3(Solver):
         return [int(i) for i in np.clip(place, -1, N + 1).round()]
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[int, Update | None, Update]]:
-        """(node, corrector of its state or None, predictor of the next state) of each step."""
+        """Return for each step its node, the corrector of its state or None, and the predictor."""
         nodes, clock, last = self._nodes(schedule, times), schedule.clock(times).numpy(), 0
         plan = []
         for i in range(len(nodes) - 1):
@@ -172,7 +211,7 @@ class DPMSolverV3(Solver):
         return not self.half or bool(t > _HALF) == (self.half == "released")
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[Rows], None, tuple[()]]:
-        """(weights of each step, state before the last, f of the last states, latest first)."""
+        """Return (weights of each step, state before the last, f at the last states, latest first)."""
         alphas = {step.numbers[0]: step.coefficients.alpha_t for step in steps}
         alphas[steps[-1].numbers[2].target] = steps[-1].coefficients.alpha_s
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -202,16 +241,16 @@ class DPMSolverV3(Solver):
 
 
 def _results(slope: Tensor, corrector: Tensor | None, predictor: Tensor) -> list[Form]:
-    """x_s, f at this state, and where it is corrected the state, each as a sum of x, E[x_0|x_t], the state before if it
-    is corrected, and f at the states before.
+    """Return x_s, f at this state and, if it is corrected, the state, as weighted sums.
 
-    With eps = (x - alpha E[x_0|x_t])/sigma, f = (sigma eps - l x)/alpha is slope x - E[x_0|x_t], slope = (1 - l)/alpha.
+    The columns are x, E[x_0|x_t], the state before if this one is corrected, and f at the states before. With
+    eps = (x - alpha E[x_0|x_t])/sigma, f = (sigma eps - l x)/alpha is slope x - E[x_0|x_t], slope = (1 - l)/alpha.
     """
     one = torch.ones_like(slope)
     f: Form = {0: slope, 1: -one}
     at = 2 if corrector is None else 3  # column of f at the state before
     state: Form = {0: one}
-    if corrector is not None:  # of the state before, through f at this one
+    if corrector is not None:  # weights on the state before it and on f, this one's included
         anchor, of_before, of_this, *older, added = corrector
         parts = [(anchor, {2: one}), (of_before, {at: one}), (of_this, f)]
         state = _sum([*parts, *((w, {at + j: one}) for j, w in enumerate(older, start=1))], added)
@@ -221,7 +260,7 @@ def _results(slope: Tensor, corrector: Tensor | None, predictor: Tensor) -> list
 
 
 def _sum(parts: Sequence[tuple[Tensor, Form]], added: Tensor) -> Form:
-    """The sum of weighted forms, and what is added."""
+    """Return the sum of weighted forms and of a constant."""
     total: Form = {ADDED: added}
     for weight, form in parts:
         for column, own in form.items():
@@ -230,7 +269,10 @@ def _sum(parts: Sequence[tuple[Tensor, Form]], added: Tensor) -> Form:
 
 
 def local_update(statistics: EmpiricalModel, update: Update, alphas: dict[int, float]) -> Tensor:
-    """x_target = W_0 x_anchor + sum_m W_{m+1} f_m + W_last: the rows of W, (nodes + 2, *sample) float64."""
+    """Return the weights W (nodes + 2, *sample), float64, of one update.
+
+    x_target = W_0 x_anchor + sum_m W_{m+1} f_m + W_last.
+    """
     table, (s, *_), t = statistics.tables, update.nodes, update.target
     L, S, I, B, C = table
     keep = (L[s] - L[t]).exp()
@@ -246,9 +288,10 @@ def local_update(statistics: EmpiricalModel, update: Update, alphas: dict[int, f
 
 
 def derivatives(lam: Tensor, update: Update) -> list[list[float]]:
-    """Derivatives 1, 2, .. of g at the anchor, as weights of its values at the nodes.
+    """Return derivatives 1, 2, .. of g at the anchor, as weights of its values at the nodes.
 
-    Of the polynomial through all nodes; pseudo derivatives are k! [g_0, .., g_k], of the first k + 1 nodes only.
+    They are those of the polynomial through all nodes. Pseudo derivatives are k! [g_0, .., g_k], of the first k + 1
+    nodes only.
     """
     delta = (lam[list(update.nodes)] - lam[update.nodes[0]]).numpy()
     n = len(delta) - 1
@@ -259,5 +302,5 @@ def derivatives(lam: Tensor, update: Update) -> list[list[float]]:
 
 
 def _divided(delta: np.ndarray) -> list[float]:
-    """The divided difference as weights of the values."""
+    """Return the divided difference as weights of the values."""
     return [1 / math.prod(d - other for j, other in enumerate(delta) if j != i) for i, d in enumerate(delta)]

@@ -28,29 +28,49 @@ NOISE_SCALES |= {"sde_1": NOISE_SCALES["dropped"]}
 NOISE_SCALES |= {f"sde_{i + 1}": NOISE_SCALES[f"er_sde_{i}"] for i in (1, 2, 3, 4)}
 QUADRATURES = ("released", "exact")
 _RELEASED_CLIP = 1e-6
-_FAR = np.array([1e6, 1e9])  # where phi(x)/x tells its limit at infinity
+_FAR = np.array([1e6, 1e9])  # levels where phi(x)/x shows its limit
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ERSDE(Multistep):
-    """x_s = alpha_s (r x_t/alpha_t + (1 - r) X + c_1 X' + c_2 X'') + alpha_s sqrt(lambda_s^2 - r^2 lambda_t^2) z with
-    lambda = sigma/alpha, r = phi(lambda_s)/phi(lambda_t), X = E[x_0|x_t] and X', X'' its differences over past steps.
+    """Multistep solver of the extended reverse SDE, with a choice of the noise at each level.
 
-    The extended reverse SDE of dy = (1 + eta)(y - X)/lambda dlambda + sqrt(2 eta lambda) dw, y = x/alpha, where
-    eta = lambda phi'/phi - 1 >= 0 is how much noise: 0 the probability flow, 1 the reverse SDE.
+        x_s = alpha_s (r x_t/alpha_t + (1 - r) X + c_1 X' + c_2 X'') + alpha_s sqrt(lambda_s^2 - r^2 lambda_t^2) z
 
-    order           1, 2 or 3; the first steps, with less history, are of lower order
-    noise_scale     phi: "ode" x, "sde" x^2, "er_sde_1" x^1.5, "er_sde_2" x^2.5, "er_sde_3" x^0.9 log10(1 + 100 x^1.5),
-                    "er_sde_4" x (exp(x^0.3) + 10), "sde_1" x (exp(-1/x) + 10); "sde_2".."sde_5" are the older names of
-                    "er_sde_1".."er_sde_4". Or any callable on float64 arrays, positive, with phi(x)/x not decreasing
-    quadrature      of 1/phi in c_1, c_2: "released", a left Riemann sum of `points`, or "exact" to rounding
-    points          of the released quadrature: 100 as in the released code (default), 200 as in ComfyUI
-    variance_clip   smaller variances (of x/alpha) draw no noise. None: 1e-6 with the released quadrature, as in the
-                    released code, else 0
+    with lambda = sigma/alpha, r = phi(lambda_s)/phi(lambda_t) and X = E[x_0|x_t]. X' and X'' are its differences over
+    past steps. The SDE is dy = (1 + eta) (y - X)/lambda dlambda + sqrt(2 eta lambda) dw for y = x/alpha. Its noise is
+    eta = lambda phi'/phi - 1 >= 0: 0 is the probability flow, 1 the reverse SDE.
 
-    One network call a step: the state at the last time is the sample, and where that time has no noise it is the last
-    E[x_0|x_t]. Order 3 converges like order 2 with a smaller error, because X' is a backward difference.
+    Take it for up to 10 network evaluations with no statistics at hand; then pass
+    `timesteps=schedule.timesteps(K, spacing=0.7)`. It needs no moment heads. It costs K network evaluations for K
+    steps: the state at the last time is the sample, and where that time has no noise it is the last E[x_0|x_t].
+
+    Args:
+        order: Order 1, 2 or 3 (default 3). The first steps, with less history, are of lower order. Order 3 converges
+            like order 2 with a smaller error, because X' is a backward difference.
+        noise_scale: The function phi. "ode": x; "sde": x^2; "er_sde_1": x^1.5; "er_sde_2": x^2.5; "er_sde_3":
+            x^0.9 log10(1 + 100 x^1.5); "er_sde_4" (default): x (exp(x^0.3) + 10); "sde_1": x (exp(-1/x) + 10), also
+            called "dropped". "sde_2" to "sde_5" are older names of "er_sde_1" to "er_sde_4". Or any callable on float64
+            arrays, positive, with phi(x)/x not decreasing.
+        quadrature: Rule for the integrals of 1/phi in c_1 and c_2. "released" (default) is the left Riemann sum of the
+            released code; "exact" is exact to rounding.
+        points: Points of the released quadrature, >= 1: 100 as in the released code (default), 200 as in ComfyUI.
+        variance_clip: Variance of x/alpha below which no noise is drawn. None (default): 1e-6 with the released
+            quadrature, as in the released code, else 0.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> times = model.schedule.timesteps(8, spacing=0.7)
+        >>> solver = gms_fast.solvers.ERSDE(noise_scale=lambda x: x**1.5)
+        >>> gms_fast.sample(model, solver=solver, timesteps=times, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Cui et al. 2023, arXiv 2309.06169.
     """
 
     order: int = 3
@@ -79,7 +99,10 @@ class ERSDE(Multistep):
         return [self._step(phi, alpha[i : i + 2], sigma[i : i + 2], lam[: i + 2][::-1]) for i in range(len(lam) - 1)]
 
     def _step(self, phi: Checked, alpha: np.ndarray, sigma: np.ndarray, lam: np.ndarray) -> tuple[list[float], float]:
-        """(weights, std) of a step; alpha, sigma at t and s; lam of s, t and the times before, latest first."""
+        """Return (weights, std) of a step.
+
+        alpha, sigma: levels at t and s. lam: sigma/alpha of s, of t and of the times before, latest first.
+        """
         (alpha_t, alpha_s), lam_s, lam_t = alpha, lam[0], lam[1]
         if lam_s == 0:
             return [0.0, float(alpha_s)], 0.0
@@ -97,7 +120,10 @@ class ERSDE(Multistep):
         return [float(w) for w in weights], self._std(alpha_s, lam_s, r * lam_t / lam_s)
 
     def _std(self, alpha_s: float, lam_s: float, kept: float) -> float:
-        """alpha_s sqrt(lambda_s^2 (1 - kept^2)), kept = r lambda_t/lambda_s: 1 but for rounding where phi = x."""
+        """Return alpha_s sqrt(lambda_s^2 (1 - kept^2)) for kept = r lambda_t/lambda_s.
+
+        For phi(x) = x, kept is 1 up to rounding, and the step draws no noise.
+        """
         clip = self.variance_clip
         if clip is None:
             clip = _RELEASED_CLIP if self.quadrature == "released" else 0.0
@@ -106,9 +132,10 @@ class ERSDE(Multistep):
         return 0.0 if variance < max(clip, rounding) else float(alpha_s * math.sqrt(variance))
 
     def _taylor(self, phi: Checked, lam_s: float, lam_t: float) -> tuple[float, float]:
-        """c_1 = -D + phi(lambda_s) int 1/phi and c_2 = D^2/2 + phi(lambda_s) int (l - lambda_t)/phi.
+        """Return c_1 and c_2, the weights of X' and X''.
 
-        D = lambda_t - lambda_s; the integrals run over l from lambda_s to lambda_t.
+        c_1 = -D + phi(lambda_s) int 1/phi and c_2 = D^2/2 + phi(lambda_s) int (l - lambda_t)/phi with D = lambda_t -
+        lambda_s. The integrals run over l from lambda_s to lambda_t.
         """
         D = lam_t - lam_s
         released = self.quadrature == "released"
@@ -118,12 +145,12 @@ class ERSDE(Multistep):
 
 
 def _riemann(low: float, high: float, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights of the released code, the lower end among them, the upper not."""
+    """Points and weights of the released code's Riemann sum: the lower end is a point."""
     return low + np.arange(n) / n * (high - low), np.full(n, (high - low) / n)
 
 
 def _gauss(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre points and weights in log l, in panels that are short there."""
+    """Gauss-Legendre points and weights in log l, on panels that are short there."""
     edges = np.linspace(math.log(low), math.log(high), 2 + int(math.log(high / low)))
     half = np.diff(edges)[:, None] / 2
     points = np.exp(edges[:-1, None] + half * (1 + _NODES)).ravel()
@@ -131,7 +158,10 @@ def _gauss(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _differences(lam: np.ndarray, order: int) -> list[list[float]]:
-    """X' and X'' as weights of X_0, X_1, X_2 at levels lam, latest first: 2 X[lam_0, lam_1, lam_2] is X''."""
+    """Return X' and X'' as weights of X_0, X_1, X_2 at levels `lam`, latest first.
+
+    X'' = 2 X[lam_0, lam_1, lam_2], twice the second divided difference.
+    """
     first = 1 / (lam[0] - lam[1])
     rows = [[first, -first, 0.0]]
     if order == 3:
@@ -141,17 +171,23 @@ def _differences(lam: np.ndarray, order: int) -> list[list[float]]:
 
 
 def _limit(phi: Checked, lam_s: float) -> float:
-    """lim phi(lambda_s) l/phi(l) for l to infinity: 0 unless phi grows as slowly as l."""
+    """Return the limit of phi(lambda_s) l/phi(l) for l to infinity.
+
+    It is 0 unless phi grows as slowly as l.
+    """
     with np.errstate(over="ignore"):
         near, far = phi(_FAR) / _FAR
     return float(phi(lam_s) / far) if far <= near * (1 + 1e-5) else 0.0
 
 
 def _checked(phi: Phi, lam: np.ndarray) -> Checked:
-    """phi, if it serves the levels lam: ValueError naming the level where it is not positive or phi(x)/x falls."""
+    """Return phi, checked on the levels `lam`.
+
+    Raises ValueError naming the level where phi is not positive or phi(x)/x decreases with x.
+    """
 
     def quiet(x: float | np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # 1/inf is the limit that is wanted
+        with np.errstate(over="ignore"):  # the limit 1/inf = 0 is wanted
             return np.asarray(phi(np.asarray(x, dtype=np.float64)), dtype=np.float64)
 
     levels = np.where(np.isinf(lam), _FAR[-1], lam)[lam > 0]
@@ -160,7 +196,7 @@ def _checked(phi: Phi, lam: np.ndarray) -> Checked:
     except (TypeError, ValueError) as error:
         raise TypeError(f"noise_scale must take and return float64 arrays: {error}") from error
     if values.shape != levels.shape:
-        raise TypeError(f"noise_scale must return one value a level, {levels.shape}: got {values.shape}")
+        raise TypeError(f"noise_scale must return one value per level, {levels.shape}: got {values.shape}")
     for level, value in zip(levels, values, strict=True):
         if not value > 0 or (math.isinf(value) and level < levels[0]):
             raise ValueError(f"noise_scale must be positive and finite on the grid: got phi({level:g}) = {value:g}")

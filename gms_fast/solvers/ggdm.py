@@ -1,4 +1,4 @@
-"""GGDM, generalised Gaussian diffusion models: Watson et al., ICLR 2022 (arXiv 2202.05830)."""
+"""Generalised Gaussian diffusion models (GGDM): Watson et al., ICLR 2022 (arXiv 2202.05830)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,13 @@ from gms_fast.tables import GGDMTable
 
 
 class Update(NamedTuple):
-    """One step: weights of x, the data estimate and some older states, which ones, how many states to keep; std."""
+    """One step of a GGDM: its weights, the older states that it reads, and its noise.
+
+    weights  of x, of the data estimate, and of the older states
+    older    indices of those states in the history, 0 the latest
+    keep     number of states to keep for later steps
+    std      standard deviation of the noise
+    """
 
     weights: list[float]
     older: list[int]
@@ -29,14 +35,34 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GGDM(Solver):
-    """x_{t-1} = mu[t-1][0] x0hat + sum_{u>=t} mu[t-1][u] x_u + sigma[t-1] z with x0hat = c_t x_t - d_t eps(x_t, tau_t),
-    after K steps and as many network calls the last x0hat.
+    """Sampler that runs a learned table of K steps, each reading all earlier states.
 
-    table  `GGDMTable`: learned by `gms_fast.search.ggdm`, or `load_table("mnist/5")`
+        x_{t-1} = mu[t-1][0] x0hat + sum_{u>=t} mu[t-1][u] x_u + sigma[t-1] z,    x0hat = c_t x_t - d_t eps(x_t, tau_t)
 
-    It goes through the times of its table: `steps` must be K. With a data range it is E[x_0|x_t] that is clipped to it,
-    which eps then follows, and the sample. Raises ValueError for another number of steps, schedule or network; the last
-    not under torch.compile and in CUDA graphs.
+    The result after K steps is the last x0hat. It goes through the times of its table, so `steps` must be K. With a
+    data range, E[x_0|x_t] is clipped to it, eps follows the clipped estimate, and the sample is clipped.
+
+    Take it at 5 or 10 network evaluations, for a network that you sample often enough to pay for `gms-fast search`,
+    which takes half an hour for a small one. It costs K network
+    evaluations for K steps.
+
+    Args:
+        table: [`GGDMTable`][gms_fast.solvers.GGDMTable], learned by `gms_fast.search.ggdm` or read by
+            `gms_fast.solvers.load_table`.
+
+    Raises:
+        TypeError: If `table` is not a GGDMTable.
+        ValueError: In a run with another number of steps, another schedule or another network than the table's. The
+            network is not checked under torch.compile and in CUDA graphs.
+
+    Examples:
+        >>> model = gms_fast.load("mnist")
+        >>> solver = gms_fast.solvers.GGDM(gms_fast.solvers.load_table("mnist/5"))
+        >>> gms_fast.sample(model, 5, solver=solver, n=2).shape
+        torch.Size([2, 1, 28, 28])
+
+    References:
+        Watson et al. 2022, arXiv 2202.05830.
     """
 
     table: GGDMTable
@@ -54,22 +80,18 @@ class GGDM(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Those of the table, if that is what is wanted."""
+        """Return the times of the table. Raises ValueError if others are wanted."""
         own = self.table.times
         self.table.check(schedule=schedule, steps=wanted if isinstance(wanted, int) else len(wanted) - 1)
         if not isinstance(wanted, int) and any(abs(a - b) > 1e-6 * own[0] for a, b in zip(own, wanted, strict=True)):
             raise ValueError(f"timesteps must be those of the table, {listed(own)}: got {listed(wanted)}")
         if t_max is not None or spacing is not None:
-            raise ValueError(
-                f"GGDM goes through the times of its table, from t = {own[0]:g} on: it takes no other grid"
-            )
+            raise ValueError(f"GGDM uses the times of its table, from t = {own[0]:g} on: it takes no other grid")
         return own
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Update]:
         if len(times) != len(self.table.tau):
-            raise ValueError(
-                f"GGDM goes through all times of its table, {listed(self.table.times)}: got {listed(times)}"
-            )
+            raise ValueError(f"GGDM needs all times of its table, {listed(self.table.times)}: got {listed(times)}")
         updates = [([float(w) for w in weights], float(std)) for weights, std in self.table.updates()]
         reach = [max((j for j, w in enumerate(weights[2:], start=1) if w != 0), default=0) for weights, _ in updates]
         plan = []
@@ -96,7 +118,7 @@ class GGDM(Solver):
         first, rest = older[:MAX_TERMS], older[MAX_TERMS:]
         weights = update.weights if not rest else update.weights[: 2 + MAX_TERMS]
         (x_s,) = estimate.linear(first, weights, 0.0 if rest else update.std, draws)
-        while rest:  # a pass more for every `MAX_TERMS` states
+        while rest:  # one more pass for every `MAX_TERMS` states
             weights = [1.0, *update.weights[-len(rest) :][:MAX_TERMS]]
             first, rest = rest[:MAX_TERMS], rest[MAX_TERMS:]
             x_s = fused.affine_noise(x_s, first, weights, 0.0 if rest else update.std, draws)

@@ -22,24 +22,57 @@ from gms_fast.tables import Gaussian
 
 @dataclass(frozen=True, kw_only=True)
 class GMS(Solver):
-    """Draws x_s from a two-component mixture with the first three moments of q(x_s|x_t), element by element.
+    """Gaussian Mixture Solver: draws x_s from a mixture with three matched moments.
 
-    fit         "free" | "exact" | "adan" (the released optimiser) | "gaussian", as in `gms_fast.ops.fit_mixture`
-    component   "element": one uniform each picks the component; "sample": one that of a whole sample (released).
-                None: "element", but "sample" for fit="adan" and where the noise given holds one uniform per sample
-    weight      of component a, in (0, 1), not 1/2
-    moments     "cumulant" | "released", as in `gms_fast.ops.gms_step`
-    covariance  Gaussian statistics of the data. While sigma_t/alpha_t > `switch`, x_s = A x_t + B E[x_0|x_t] plus noise
-                with the covariance that x_s has given x_t where x_0 is that Gaussian (`Gaussian.step_noise`), elements
-                together; afterwards the mixture, element by element. The network gives all moments at the first step
-    switch      sigma_t/alpha_t, default 0.75 `covariance.spread`; with 0 every step is drawn so, from a network of any
-                kind, without moment heads, at a loss of precision
-    iterations, lr, eps   of fit="adan"; eps = 1e-8 N reproduces the released code on N elements a call
-    clip_pixel  grey levels of noise that the last step, then Gaussian, may leave in a picture (1 suits the cosine
-                schedule); None draws it like every other step
+    For each element, x_s ~ w N(mean_a, V) + (1-w) N(mean_b, V) with the mean, variance and third central moment of
+    q(x_s|x_t). By eq. 1 and 2 of docs/notation.md these are A x_t + B m, c + B^2 v and B^3 k. The network's three noise
+    moments give m, v and k, the mean, variance and third central moment of x_0 given x_t.
 
-    Needs a model with second and third noise moments. The defaults, the time grid `spacing` among them, are what
-    docs/quality.md found best; for fit="adan" they are those of the released code.
+    With `covariance`, steps at high noise draw all elements together: x_s = A x_t + B E[x_0|x_t] plus noise with the
+    covariance that x_s has given x_t if x_0 is that Gaussian (`Gaussian.step_noise`). Below the noise level `switch`
+    the mixture takes over.
+
+    Take it for a network with second and third noise moments: for samples of few or independent elements at any number
+    of steps, for images from 20 steps on, and up to 10 behind a [`Teleport`][gms_fast.solvers.Teleport]. It costs K + 1
+    network evaluations for K steps, or K where the schedule ends without noise.
+
+    Args:
+        fit: Choice of the mixture: "free" (default), "exact", "adan" (the released optimiser) or "gaussian", as in
+            [`fit_mixture`][gms_fast.ops.fit_mixture].
+        component: "element": each element draws its own component. "sample": all elements of a sample share one, as in
+            the released code. None (default): "element", but "sample" for fit="adan" and for given noise that holds one
+            uniform a sample.
+        weight: Weight w of component a, in (0, 1), not 1/2 (default 1/3). fit="free" changes it where needed.
+        moments: "cumulant" (default) or "released", as in [`gms_step`][gms_fast.ops.gms_step].
+        covariance: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data, or None (default).
+        switch: Noise level sigma_t/alpha_t >= 0 above which `covariance` is used. Default: 0.75 `covariance.spread`.
+            With 0 every step uses it; then any network will do, without moment heads, at a loss of precision.
+        iterations: Iterations of fit="adan", >= 0 (default 70).
+        lr: Learning rate of fit="adan" (default 0.06).
+        eps: Denominator offset of fit="adan" (default 1e-8); 1e-8 N reproduces the released code on N elements a call.
+        clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels of which
+            [-1, 1] has 255 (default 2). That step is then Gaussian. 1 suits the cosine schedule. None draws the last
+            step like every other.
+
+    Raises:
+        ValueError: If an argument lies outside its range, or if `switch` is given without `covariance`.
+        TypeError: If `covariance` is not Gaussian statistics.
+
+    Note:
+        The grid of `sample(steps=..)` is "angle", or "uniform" for fit="adan". The defaults are the best ones found in
+        docs/quality.md; those of fit="adan" are the released code's. The network must return all moments in the first
+        step too, even if `covariance` is used there.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> gms_fast.sample(model, 10, solver=gms_fast.solvers.GMS(fit="exact"), n=2).shape
+        torch.Size([2, 1, 8, 8])
+        >>> known = gms_fast.statistics.load_gaussian("digits")
+        >>> gms_fast.sample(model, 10, solver=gms_fast.solvers.GMS(covariance=known), n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Guo et al. 2023, arXiv 2311.00941.
     """
 
     fit: str = "free"
@@ -85,13 +118,13 @@ class GMS(Solver):
 
     @property
     def level(self) -> float:
-        """sigma/alpha down to which elements are drawn together."""
+        """Noise level sigma/alpha above which elements are drawn together."""
         if self.covariance is None:
             return math.inf
         return self.reach * self.covariance.spread if self.switch is None else self.switch
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
-        """Of each step, whether its elements are drawn together."""
+        """Return for each step whether its elements are drawn together."""
         if len(times) < 2:
             return []
         together = [math.exp(-float(lam)) > self.level for lam in schedule.log_snr(times[:-1])]
@@ -112,11 +145,11 @@ class GMS(Solver):
             return
         if all(together) or not any(together):
             first, last = (step.coefficients.ratio for step in (steps[0], steps[-1]))
-            kind = "together: switch=0 says so, and needs no heads" if all(together) else "by itself"
+            kind = "together; switch=0 does so too, without moment heads" if all(together) else "independently"
             warnings.warn(
-                f"switch = {self.level:g} never happens on steps of sigma/alpha from {first:.3g} to {last:.3g}: "
-                f"all draw every element {kind}",
-                stacklevel=5,  # whoever called `sample`
+                f"switch = {self.level:g} lies outside the steps' noise levels sigma/alpha, {first:.3g} to {last:.3g}: "
+                f"every step draws its elements {kind}",
+                stacklevel=5,  # the caller of `sample`
             )
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:
@@ -136,7 +169,7 @@ class GMS(Solver):
 def _together(
     covariance: Gaussian, x: Tensor, estimate: Estimate, k: StepCoefficients, draws: Draws, z: Tensor | None
 ) -> Tensor:
-    """x_s = A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
+    """Return A x_t + B E[x_0|x_t] + (c + B^2 v)^(1/2) z, v the covariance of x_0 given x_t."""
     if z is None:
         z = fused.philox(
             True, x.shape, draws._replace(z=None, u=None), 0, torch.promote_types(x.dtype, torch.float32), x.device
@@ -148,5 +181,5 @@ def _together(
 
 @functools.lru_cache(1024)
 def _weights(A: float, B: float) -> tuple[float, float]:
-    """One object for each: kernels know it by that."""
+    """Return one object for equal weights: kernels find parameters by identity."""
     return A, B

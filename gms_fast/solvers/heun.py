@@ -1,5 +1,6 @@
-"""Euler's and Heun's methods for the probability flow, with churn: Karras et al., NeurIPS 2022 (arXiv 2206.00364),
-algorithm 2.
+"""Euler's and Heun's methods for the probability flow, with churn.
+
+Source: Karras et al., NeurIPS 2022 (arXiv 2206.00364), algorithm 2.
 """
 
 import math
@@ -19,6 +20,8 @@ _MOST = math.sqrt(2) - 1  # of gamma, in the paper
 
 @dataclass(frozen=True, kw_only=True)
 class _Churning(Multistep):
+    """Base of Euler's and Heun's methods: noise that is added between steps."""
+
     churn: float = 0.0
     s_min: float = 0.0
     s_max: float = math.inf
@@ -39,7 +42,10 @@ class _Churning(Multistep):
         return super()._own_spacing(schedule) if finite else None
 
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
-        """The times, those later by churn where a step begins, but for the first; of a pair the second."""
+        """Return the times of the network evaluations, raised by churn where a step begins.
+
+        The first time is never raised. Of a repeated time, the second one is raised.
+        """
         cleaned = self.denoise and float(schedule.sigma(times[-1])) > 0
         steps = len(set(times)) - 1 + cleaned
         if not self.churn or steps < 1:
@@ -49,7 +55,10 @@ class _Churning(Multistep):
         return [times[0], *list(later)[1:]]
 
     def raised(self, schedule: Schedule, t: float, steps: int) -> float:
-        """The time of (1 + gamma) sigma/alpha in a run of so many steps, if that of t lies in [s_min, s_max]."""
+        """Return the time of noise level (1 + gamma) sigma/alpha in a run of so many steps.
+
+        It is `t` itself where the level of `t` lies outside [s_min, s_max].
+        """
         lam, gamma = float(schedule.log_snr(t)), min(self.churn / steps, _MOST)
         if not (math.isfinite(lam) and self.s_min <= math.exp(-lam) <= self.s_max):
             return t
@@ -64,13 +73,16 @@ class _Churning(Multistep):
         for i, k in enumerate(steps):
             weights = _predictor(k) if times[i] != times[i + 1] else _corrector(steps[i - 1] if i else None)
             raised = asked[i + 1] != times[i + 1]
-            kept = alpha[i + 1] / k.alpha_s if raised else 1.0  # of the state, to the level where the next step begins
+            kept = alpha[i + 1] / k.alpha_s if raised else 1.0  # factor of the state at the next step's level
             std = self.s_noise * math.sqrt(sigma[i + 1] ** 2 - (kept * k.sigma_s) ** 2) if raised else 0.0
             plan.append(([kept * w for w in weights], std))
         return plan
 
     def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> Sequence[Any]:
-        """The same steps, but for a first one that corrects: no step ended there, and x stays but for its noise."""
+        """Return the same plan, but a first step that corrects leaves x alone except for its noise.
+
+        No step ended there in a run that begins there, so there is nothing to correct.
+        """
         (weights, std), *rest = numbers or [([], 0.0)]
         first = ([weights[0], 0.0], std) if len(weights) > 2 else (weights, std)
         return [first, *rest][: len(numbers)]
@@ -78,20 +90,46 @@ class _Churning(Multistep):
 
 @dataclass(frozen=True, kw_only=True)
 class Euler(_Churning):
-    """y_s = y_t + (l_s - l_t) d_t with d = (y - m)/l, the slope of y = x/alpha over l = sigma/alpha, and m = E[x_0|x].
+    """First-order solver of the probability flow in sigma/alpha, with churn.
 
-    With churn every step but the first is taken from a noisier level than where the last one ended:
+    With y = x/alpha, l = sigma/alpha and m = E[x_0|x], the slope of y over l is d = (y - m)/l, and
+
+        y_s = y_t + (l_s - l_t) d_t
+
+    With churn every step but the first begins at a noisier level than the one where the last step ended:
 
         l^ = (1 + gamma) l,    y^ = y + s_noise sqrt(l^^2 - l^2) z
 
-    with gamma = min(churn/K, sqrt 2 - 1) where s_min <= l <= s_max and 0 elsewhere, K being the number of steps, with
-    that to no noise. The network is asked at the time of l^ (`inverse_log_snr`), of discrete schedules the nearest
-    whole one, and no later than t_max; `Stepper.timesteps` shows these. Where that is the time of l itself, no noise is
-    added. The first level, at which a run begins, is that of x_T and stays: the paper's loop would raise it too.
+    with gamma = min(churn/K, sqrt 2 - 1) where s_min <= l <= s_max and 0 elsewhere. K counts the steps, including the
+    one to no noise.
 
-    churn         S_churn, how much noise all steps add together; 0: none, and DDIM
-    s_min, s_max  the levels sigma/alpha between which they do
-    s_noise       standard deviation of z
+    Without churn it is DDIM on another grid. Take it to reproduce samplers of EDM and k-diffusion.
+    [`Heun`][gms_fast.solvers.Heun] is of order 2, at two evaluations a step. It costs K + 1 network evaluations for K
+    steps, or K where the schedule ends without noise.
+
+    Args:
+        churn: S_churn, the amount of noise that all steps add together, >= 0; 0 adds none (default).
+        s_min: Smallest noise level sigma/alpha at which noise is added (default 0).
+        s_max: Largest such noise level (default infinity).
+        s_noise: Standard deviation of z (default 1).
+
+    Raises:
+        ValueError: If an argument is negative or not a number, or if s_max < s_min.
+
+    Note:
+        The network is evaluated at the time of l^ (`inverse_log_snr`), rounded to a whole one for discrete schedules,
+        and no later than t_max. `Stepper.timesteps` shows these times. Where that is the time of l itself, no noise is
+        added. The noise level of x_T is not raised, unlike in the paper's loop. `sample(steps=..)` takes the grid
+        "karras", or the schedule's own where that has no first or last level.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> solver = gms_fast.solvers.Euler(churn=2, s_min=0.05)
+        >>> gms_fast.sample(model, 10, solver=solver, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364.
     """
 
     order = 1
@@ -103,42 +141,69 @@ class Euler(_Churning):
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(_Churning):
-    """y_s = y_t + (l_s - l_t) (d_t + d_s')/2 with d = (y - m)/l, the slope of y = x/alpha over l = sigma/alpha, where
-    m = E[x_0|x] and d_s' is the slope after Euler's step, at y_s' = y_t + (l_s - l_t) d_t.
+    """Second-order solver of the probability flow in sigma/alpha, with churn.
 
-    In terms of x that is a predictor and a corrector, both linear in the data estimates m:
+    With y = x/alpha, l = sigma/alpha, m = E[x_0|x] and the slope d = (y - m)/l of y over l,
+
+        y_s = y_t + (l_s - l_t) (d_t + d_s')/2
+
+    where d_s' is the slope after Euler's step, at y_s' = y_t + (l_s - l_t) d_t. In terms of x this is a predictor and a
+    corrector, both linear in the data estimates m:
 
         x_s' = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) m_t
         x_s  = x_s' + alpha_s (l_t/l_s - 1)/2 (m_s' - m_t)
 
-    Order 2. The network is called twice a step, at x_t and at x_s', so the times that are visited hold s
-    twice. It is called once, and x_s = x_s', in a step to no noise (l_s = 0) and in one from no signal (l_t infinite).
-    `sample(steps=..)` takes the paper's grid, "karras", or the schedule's own where that has no first or last level.
+    Take it to reproduce results of EDM, or for many network evaluations. It costs two evaluations a step, at x_t and at
+    x_s'. A step to no noise (l_s = 0) or from no signal (l_t infinite) costs one, and x_s = x_s'. K steps cost 2 K + 1
+    evaluations on a schedule that ends with noise, 2 K - 1 on one that ends without.
 
-    churn, s_min, s_max, s_noise  as in `Euler`; the second call at s is then made at the level that x_s was raised to
+    Args:
+        churn: S_churn, the amount of noise that all steps add together, >= 0; 0 adds none (default). With churn the
+            second evaluation at s is at the level that x_s was raised to. See [`Euler`][gms_fast.solvers.Euler].
+        s_min: Smallest noise level sigma/alpha at which noise is added (default 0).
+        s_max: Largest such noise level (default infinity).
+        s_noise: Standard deviation of z in the formula of `Euler` (default 1).
+
+    Raises:
+        ValueError: If an argument is negative or not a number, or if s_max < s_min.
+
+    Note:
+        A time s where a step is corrected appears twice in the times of a run. `sample(steps=..)` takes the paper's
+        grid, "karras", or the schedule's own where that has no first or last level.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> gms_fast.sample(model, 5, solver=gms_fast.solvers.Heun(), n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364.
     """
 
     order = 2
-    linear = False  # to those who take `plan` alone: without the times that stand twice it is Euler's
+    linear = False  # `plan` alone, without repeated times, is Euler's
 
     def _visited(self, schedule: Schedule, times: list[float]) -> list[float]:
-        return super()._visited(schedule, [t for t, _ in groupby(times)])  # they may already be given twice
+        return super()._visited(schedule, [t for t, _ in groupby(times)])  # given times may already be repeated
 
     def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """The times, those twice where a step ends that is corrected."""
+        """Return the times; those where a corrected step ends appear twice."""
         signal = schedule.alpha(times) > 0
         corrected = signal[:-1] & signal[1:] & (schedule.sigma(times)[1:] > 0)
         return [times[0], *(t for t, twice in zip(times[1:], corrected, strict=True) for _ in range(1 + bool(twice)))]
 
 
 def _predictor(k: StepCoefficients) -> list[float]:
-    """Weights of x_t and m_t in x_s'."""
+    """Return the weights of x_t and m_t in x_s'."""
     kept = k.sigma_s / k.sigma_t
     return [kept, k.alpha_s - kept * k.alpha_t]
 
 
 def _corrector(k: StepCoefficients | None) -> list[float]:
-    """Weights of x_s', m_s' and m_t in x_s; None: no step ended here, as in a run that begins here, and x stays."""
+    """Return the weights of x_s', m_s' and m_t in x_s.
+
+    With None no step ended here, as in a run that begins here, and x stays.
+    """
     if k is None:
         return [1.0, 0.0]
     half = k.alpha_s * (k.sigma_t * k.alpha_s / (k.alpha_t * k.sigma_s) - 1) / 2

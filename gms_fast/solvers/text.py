@@ -1,11 +1,11 @@
-"""Solvers by text: "er-sde:order=2", "gms:fit=exact,component=sample", "teleport:until=10 then er-sde".
+"""Solvers from text: "er-sde:order=2", "gms:fit=exact", "teleport:until=10 then er-sde".
 
     text     name [":" option "=" value {"," option "=" value}] [" then " text]
     value    a number, true, false, none, or a word
 
-One language for `sample`, for every command and for configurations. A solver that knows a network or its data takes the
-name of an embedded model or a file for its table, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
-"ggdm:table=mnist/5". Where the text names none, it is that of the model that is sampled (`build`, origin).
+`sample`, every command and configuration files use this one language. A solver that needs statistics or a table takes
+the name of an embedded model or a file, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
+"ggdm:table=mnist/5". If the text names none, that of the sampled model is used (`origin` of `build`).
 """
 
 import ast
@@ -49,7 +49,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 class Table(NamedTuple):
-    """A table that a solver takes: how it is read, its file beside a model, and the command that makes it."""
+    """A kind of table that solvers take: its reader, its file beside a model, and the command."""
 
     load: Callable[[str | Path], Any]
     file: str
@@ -68,12 +68,34 @@ _TABLES = {
 
 
 def names() -> list[str]:
-    """The names of the solvers that need no table."""
+    """Return the names of the solvers that need no statistics or table.
+
+    Returns:
+        List of names, as [`build`][gms_fast.solvers.build] and `sample(solver=..)` take them.
+
+    Examples:
+        >>> "unipc" in gms_fast.solvers.names()
+        True
+    """
     return list(_PLAIN)
 
 
 def kind(name: str) -> type[Solver]:
-    """The class of that name, of solvers that need a table too."""
+    """Return the solver class of a name, including those that need a table.
+
+    Args:
+        name: Name of a solver, as "gms" or "dpm-solver-v3".
+
+    Returns:
+        A subclass of [`Solver`][gms_fast.Solver].
+
+    Raises:
+        ValueError: If no solver has that name; the message lists them.
+
+    Examples:
+        >>> gms_fast.solvers.kind("er-sde").__name__
+        'ERSDE'
+    """
     kinds = _PLAIN | _WITH_TABLES
     if name not in kinds:
         raise ValueError(f"solver must be a Solver or one of {', '.join(kinds)}: got {name!r}")
@@ -81,7 +103,10 @@ def kind(name: str) -> type[Solver]:
 
 
 def parse(text: str) -> tuple[str, dict[str, Any], str]:
-    """(name, options, what follows " then ") of a text. Raises ValueError for an option without a value, or twice."""
+    """Split a text into (name, options, text after " then ").
+
+    Raises ValueError for an option that has no value, or is given twice.
+    """
     name, given, then = _parts(text)
     return name, {option: value for option, value in given}, then  # noqa: C416 - torch.compile follows no dict(..)
 
@@ -100,7 +125,7 @@ def _parts(text: str) -> tuple[str, tuple[tuple[str, Any], ...], str]:
 
 
 def literal(text: str) -> Any:
-    """The number, True, False or None that a text is, else the text: a word, such as free."""
+    """Return the number, True, False or None that a text spells, else the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
@@ -117,12 +142,27 @@ def build(
     steps: int | None = None,
     load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
 ) -> Solver:
-    """The solver itself, or the one that a text says.
+    """Return the solver that a text describes, or the solver itself.
 
-    origin  where the model is from, an embedded name or a folder, for tables that the text does not name
-    steps   of the run, for the table of a GGDM
-    load    other ways than a table's own to find one by its name
-    Raises ValueError saying what is wrong, FileNotFoundError for a table that is nowhere.
+    Args:
+        solver: A Solver, or text such as "gms", "er-sde:order=2" or "teleport:until=10 then unipc".
+        origin: Place of the model, an embedded name or a folder, where tables that the text does not name are found.
+            None: such a table is an error.
+        steps: Number of steps of the run, which selects the table of a [`GGDM`][gms_fast.solvers.GGDM].
+        load: Readers that replace those of a kind of table; they get the name from the text.
+
+    Returns:
+        The [`Solver`][gms_fast.Solver].
+
+    Raises:
+        ValueError: If the text cannot be read, or names an unknown solver or option.
+        FileNotFoundError: If a table is found nowhere.
+
+    Examples:
+        >>> gms_fast.solvers.build("er-sde:order=2").order
+        2
+        >>> gms_fast.solvers.build("teleport then unipc", origin="digits").then.name
+        'UniPC'
     """
     if isinstance(solver, Solver):
         return solver
@@ -141,9 +181,9 @@ def of_options(
     steps: int | None = None,
     load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
 ) -> Solver:
-    """The solver of that name with these options, tables by name, and what follows it; further arguments as of `build`.
+    """Return the solver of a name with these options and follower; else as in `build`.
 
-    Raises as `build` does.
+    Tables are given by name. Raises as `build` does.
     """
     made, given = kind(name), dict(given)
     text = spelled(name, [f"{option}={value}" for option, value in given.items()], then)
@@ -166,7 +206,7 @@ def of_options(
 
 
 def _check_kinds(text: str, made: type[Solver], given: dict[str, Any]) -> None:
-    """Raise ValueError for a word where a number or a flag is wanted."""
+    """Raise ValueError for a word where an option takes a number or a flag."""
     for name, wanted in options(made):
         value = given.get(name)
         if wanted and value is not None and not _fits(value, wanted):
@@ -181,7 +221,10 @@ def _fits(value: Any, wanted: str) -> bool:
 
 @constants.function
 def options(made: type[Solver]) -> list[tuple[str, str]]:
-    """Names of a solver's options, and what each is to be: `FLAG`, `NUMBER`, `EITHER`, or "" where a word may do."""
+    """Return (name, kind of value) of each option of a solver.
+
+    The kind is `FLAG`, `NUMBER` or `EITHER`, or "" where a word may do.
+    """
     if not is_dataclass(made):
         return []
     return [(field.name, _wanted(get_args(field.type) or (field.type,))) for field in fields(made) if field.init]
@@ -195,15 +238,15 @@ def _wanted(types: tuple[object, ...]) -> str:
 
 
 def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
-    """The tables that a solver of these options takes, by option."""
+    """Return the kinds of table that a solver with these options takes, by option."""
     needed = {option: table for (owner, option), table in _TABLES.items() if owner is made}
     if made is GMS and not given.keys() & {"covariance", "switch"}:
-        return {}  # it takes one only where it is to draw elements together
+        return {}  # it needs one only to draw elements together
     return {option: table for option, table in needed.items() if given.get(option, "") is not None}
 
 
 def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> str | Path:
-    """The file of a table beside a model."""
+    """Return the file of a table beside a model. Raises ValueError if there is none."""
     file = table.file.format(steps=steps)
     found = None if origin is None else named(origin, file) or Path(origin) / file
     if found is None or not found.is_file():
@@ -214,7 +257,7 @@ def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> s
 
 
 def with_tables(text: str, change: Callable[[str], str]) -> str:
-    """The text with the names of its tables changed."""
+    """Return the text with the names of its tables changed."""
     name, given, then = parse(text)
     changed = {k: change(v) for k, v in given.items() if k in NAMES_OF_TABLES and isinstance(v, str)}
     if not changed and not then:
@@ -223,13 +266,25 @@ def with_tables(text: str, change: Callable[[str], str]) -> str:
 
 
 def spelled(name: str, options: Sequence[str], then: str = "") -> str:
-    """A solver's text."""
+    """Return the text of a solver."""
     return name + (":" + ",".join(options) if options else "") + (_THEN + then if then else "")
 
 
 def text_of(solver: Solver) -> str:
-    """The text that `build` makes this solver of. Raises ValueError for one with a table or a function, which have no
-    name.
+    """Return the text from which `build` makes this solver.
+
+    Args:
+        solver: Solver whose options are numbers, words, flags or None.
+
+    Returns:
+        Text that names the options that differ from their defaults.
+
+    Raises:
+        ValueError: If the solver is of no named class, or holds a table or a function, which text cannot name.
+
+    Examples:
+        >>> gms_fast.solvers.text_of(gms_fast.solvers.ERSDE(order=2))
+        'er-sde:order=2'
     """
     names_of = {kind: name for name, kind in (_PLAIN | _WITH_TABLES).items()}
     if type(solver) not in names_of:
@@ -238,5 +293,5 @@ def text_of(solver: Solver) -> str:
     chosen = {name: value for name, value in given.items() if value != getattr(type(solver), name, MISSING)}
     for name, value in chosen.items():
         if not (value is None or isinstance(value, (bool, int, float, str))):
-            raise ValueError(f"solver must have options that text can say: got {name} = {type(value).__name__}")
+            raise ValueError(f"solver must have options that text can express: got {name} = {type(value).__name__}")
     return spelled(names_of[type(solver)], [f"{name}={value}" for name, value in chosen.items()])

@@ -1,4 +1,4 @@
-"""UniPC, and UniP, its predictor alone: Zhao et al., NeurIPS 2023 (arXiv 2302.04867)."""
+"""UniPC and its predictor UniP: Zhao et al., NeurIPS 2023 (arXiv 2302.04867)."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,35 @@ _NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(40) + np.array([[1], [0]])) 
 
 @dataclass(frozen=True, kw_only=True)
 class UniP(Extrapolating):
-    """x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du with h = lambda_s - lambda_t, where m
-    is the polynomial through the last `order` values of E[x_0|x_t] over lambda = log(alpha/sigma).
+    """Multistep predictor of order 1 to 4 for the probability flow: UniPC without corrector.
 
-    order   1 .. 4; the first steps, with less history, are of lower order, and so are the last
-    lower_order_final  end with orders .., 2, 1, not counting the call that removes the last noise; False: counting it,
-                       as diffusers' UniPC does
+        x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du
 
-    The paper's a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). Its code sets
-    a_1 = 1/2 for p = 2, the value for h -> 0, which makes that order DPM-Solver++(2M).
+    with lambda = log(alpha/sigma) and h = lambda_s - lambda_t. m is the polynomial through the last `order` values of
+    E[x_0|x_t] over lambda.
+
+    Take [`UniPC`][gms_fast.solvers.UniPC], which costs the same, unless you want the plain exponential integrator. It
+    costs K + 1 network evaluations for K steps, or K where the schedule ends without noise.
+
+    Args:
+        order: Order 1 to 4 (default 3). The first steps, with less history, are of lower order.
+        lower_order_final: True (default) ends with orders .., 2, 1, not counting the evaluation that removes the last
+            noise. False counts it, as diffusers' UniPC does.
+
+    Raises:
+        ValueError: If `order` is not one of 1 to 4.
+
+    Note:
+        The paper's a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). The
+        paper's code sets a_1 = 1/2 for p = 2, the limit for h -> 0; that makes its order 2 DPM-Solver++(2M).
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> gms_fast.sample(model, 8, solver=gms_fast.solvers.UniP(order=2), n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Zhao et al. 2023, arXiv 2302.04867.
     """
 
     order: int = 3
@@ -47,23 +67,44 @@ class UniP(Extrapolating):
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(Extrapolating):
-    """UniP's step from a state x_t^c that the network's estimate there has corrected:
+    """Multistep predictor and corrector of order 1 to 4 for the probability flow.
+
+    The network's estimate at x_t first corrects x_t, then UniP's step starts from the corrected state:
 
         x_t^c = x_t + sum_j (c_j - b_j) m_j,    x_s = (sigma_s/sigma_t) x_t^c + sum_j b_j' m_j
 
-    where x_t = r x^c + sum_j b_j m_j was predicted without m_t, and r x^c + sum_j c_j m_j is the same integral of the
-    polynomial through m_t too. All of it is linear in the state that is given and the last estimates of x_0, so a step
-    is one pass and one network call, and what a host did to the state stays.
+    x_t = r x^c + sum_j b_j m_j was predicted without m_t; r x^c + sum_j c_j m_j is the same integral with the
+    polynomial through m_t too. All of it is linear in the given state and the last estimates of x_0. So a step is one
+    pass and one network evaluation, and changes that the host makes to the state stay.
 
-    order    1 .. 4 of the predictor; the corrector then is of one order more
-    variant  "bh2", B = 1 - e^{-h}, or "bh1", B = h: of predictors through two values and correctors through one past
-             value, which take B/2 times the slope as in the released code; the others meet their order for any B
-    corrector          False: the predictor alone
-    lower_order_final  end with orders .. 2, 1, counting the call that removes the last noise
-    disable_corrector  steps whose end is not corrected, 0 being the first
+    Take it for deterministic sampling without statistics or moment heads, or to match a pipeline that uses it. It costs
+    K + 1 network evaluations for K steps, or K where the schedule ends without noise.
 
-    Equals diffusers' UniPCMultistepScheduler(predict_x0=True) on the same times; a step to no noise is of order 1 here
-    in any case. A step from no signal (alpha = 0) has no corrector.
+    Args:
+        order: Order 1 to 4 of the predictor (default 2); the corrector is of one order more.
+        variant: Function B: "bh2" (default), B = 1 - e^{-h}, or "bh1", B = h. It matters for predictors through two
+            values and correctors through one past value, which take B/2 times the slope as in the released code. The
+            others meet their order for any B.
+        corrector: False runs the predictor alone (default True).
+        lower_order_final: True (default) ends with orders .., 2, 1, counting the evaluation that removes the last
+            noise.
+        disable_corrector: Indices of the steps whose end is not corrected, 0 the first (default none).
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Note:
+        It equals diffusers' UniPCMultistepScheduler(predict_x0=True) on the same times, but a step to no noise is
+        always of order 1 here. A step from no signal (alpha = 0) has no corrector.
+
+    Examples:
+        >>> model = gms_fast.load("digits")
+        >>> solver = gms_fast.solvers.UniPC(order=3, variant="bh1")
+        >>> gms_fast.sample(model, 8, solver=solver, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Zhao et al. 2023, arXiv 2302.04867.
     """
 
     order: int = 2
@@ -102,24 +143,30 @@ class UniPC(Extrapolating):
         return [whole - sloped, sloped]
 
     def _correction(self, h: float, r: np.ndarray, own: list[float]) -> list[float]:
-        """c - b as weights of the estimate at the step's end, of that at its beginning, and of those before."""
+        """Return c - b as weights of the estimates at the step's end, at its beginning, and before."""
         here, end, *before = self._weights(h, np.insert(r, 1, h))
         return [end, *(c - b for c, b in zip([here, *before], own, strict=True))]
 
 
 def _levels(schedule: Schedule, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """alpha, sigma and lambda."""
+    """Return alpha, sigma and lambda at the times."""
     return schedule.alpha(times).numpy(), schedule.sigma(times).numpy(), schedule.log_snr(times).numpy()
 
 
 def _known(lam: np.ndarray, i: int, most: int) -> np.ndarray:
-    """Places of known values, counted from lam[i], latest first: `most` at most, where the step is a finite one."""
+    """Return the places of at most `most` known values, relative to lam[i], latest first.
+
+    Only the one at lam[i] counts in a step to no noise.
+    """
     known = [v - lam[i] for v in lam[i::-1] if math.isfinite(v)] if math.isfinite(lam[i + 1]) else []
     return np.array(known[: max(most, 1)] or [0.0])
 
 
 def _weights(h: float, r: np.ndarray) -> list[float]:
-    """int_0^h e^{-(h-u)} of the polynomials that are 1 at one r and 0 at the others; r[0] = 0."""
+    """Integrate e^{-(h-u)} times each Lagrange polynomial of the nodes r over u in [0, h].
+
+    Each polynomial is 1 at one r and 0 at the others; r[0] = 0.
+    """
     if len(r) == 1:
         return [-math.expm1(-h)]
     powers = np.arange(len(r))  # of u/h

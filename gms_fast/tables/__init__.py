@@ -1,4 +1,4 @@
-"""Tables that solvers take: curves of a network, mean and covariance of data, learned tables; each with its file."""
+"""Tables for solvers, each with its file: network curves, data covariance, learned steps."""
 
 from gms_fast.tables.empirical import EmpiricalModel as EmpiricalModel
 from gms_fast.tables.gaussian import Gaussian as Gaussian

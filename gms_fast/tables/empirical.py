@@ -1,10 +1,10 @@
-"""The statistics themselves: curves over the half-log-SNR, their integrals, and their file.
+"""Empirical model statistics for DPM-Solver-v3: curves, their integrals, and their file.
 
 With y = x/alpha, lambda = log(alpha/sigma) and eps(x, lambda) the network's noise, all elementwise,
 
     f = exp(-lambda) eps - l y        dy/dlambda = -l y - f        df/dlambda ~ s f + b
 
-where l makes f as flat in x as can be, and s, b regress its derivative along the ODE on it.
+l makes f as flat in x as possible; s and b regress the derivative of f along the ODE on f.
 Source: Zheng et al. 2023 (arXiv 2310.13268), sections 3 and 4.
 """
 
@@ -52,13 +52,32 @@ class Tables(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalModel(Identified):
-    """Curves of a network for DPM-Solver-v3: l, s, b on a grid of lambda = log(alpha/sigma).
+    """Statistics of a network for DPM-Solver-v3: curves l, s, b over lambda = log(alpha/sigma).
 
-    schedule  the schedule they were measured on
-    lam       (N+1,) half-log-SNR, uniform, increasing: noisiest first
-    l, s, b   (N+1, *sample): no unit, no unit, and the data's
-    network   `fingerprint` of the network, samples  how many were averaged; None where unknown
-    Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
+    [`empirical_model`][gms_fast.statistics.empirical_model] measures them. All values are kept as float64 tensors on
+    the CPU; lists and arrays are accepted.
+
+    Args:
+        schedule: Noise schedule on which they were measured.
+        lam: Grid (N+1,) of lambda, uniform and increasing: noisiest first.
+        l: Linear coefficient (N+1, *sample), without unit.
+        s: Slope (N+1, *sample), without unit.
+        b: Offset (N+1, *sample), in the data's unit.
+        network: `gms_fast.statistics.fingerprint` of the network; None (default) if unknown.
+        samples: Number of samples that were averaged; None (default) if unknown.
+
+    Raises:
+        TypeError: If `schedule` is not a Schedule.
+        ValueError: If values are not finite, or shapes or grid are wrong; the message names the argument.
+
+    Examples:
+        >>> known = gms_fast.statistics.load("digits")
+        >>> known.N, known.sample_shape
+        (120, (1, 8, 8))
+        >>> solver = gms_fast.solvers.DPMSolverV3(known.trusted(-2))
+
+    References:
+        Zheng et al. 2023, arXiv 2310.13268.
     """
 
     schedule: Schedule
@@ -94,14 +113,20 @@ class EmpiricalModel(Identified):
         return tuple(self.l.shape[1:])
 
     def degenerate(self) -> "EmpiricalModel":
-        """The same with l = 1 and s = b = 0, which makes DPM-Solver++ of DPM-Solver-v3."""
+        """Return statistics with l = 1 and s = b = 0, with which DPM-Solver-v3 is DPM-Solver++."""
         return replace(self, l=torch.ones_like(self.l), s=torch.zeros_like(self.s), b=torch.zeros_like(self.b))
 
     def trusted(self, lam: float) -> "EmpiricalModel":
-        """The same from `lam` on; below, at more noise, those of the data prediction, l = 1 and s = b = 0.
+        """Return statistics with l = 1 and s = b = 0, those of data prediction, below `lam`.
 
-        Where sigma/alpha = exp(-lambda) is 7 and more, f is eps magnified by that, errors included: what is measured
-        there is the network's own error as much as its shape.
+        At and above `lam` nothing changes. Where sigma/alpha = exp(-lambda) is large, f is eps magnified by that
+        factor, errors included. At 7 and more, the curves measure the network's error as much as its shape.
+
+        Args:
+            lam: Smallest lambda at which the measured curves are kept.
+
+        Returns:
+            EmpiricalModel.
         """
         noisy, plain = self._along(self.lam < lam), self.degenerate()
         l, s, b = (torch.where(noisy, getattr(plain, name), getattr(self, name)) for name in _CURVES)
@@ -109,15 +134,26 @@ class EmpiricalModel(Identified):
 
     @cached_property
     def tables(self) -> Tables:
-        """The integrals by the trapezoid rule."""
+        """Integrals of the curves, by the trapezoid rule."""
         L, S = self._integral(self.l), self._integral(self.s)
         growth, B = (L + S).exp(), self._integral((-S).exp() * self.b)
         return Tables(L, S, self._integral(growth), B, self._integral(growth * B))
 
     def moment(self, i: int, j: int, k: int) -> Tensor:
-        """E_k(i, j) = INT exp((L+S) - (L+S)_i) (lambda - lambda_i)^k/k! dlambda from node i to node j > i.
+        """Integrate exp((L+S) - (L+S)_i) (lambda - lambda_i)^k/k! from node i to node j.
 
-        Trapezoid rule over all nodes between them; (*sample), float64.
+        The trapezoid rule runs over all nodes between them.
+
+        Args:
+            i: First node, >= 0.
+            j: Last node, i < j <= N.
+            k: Power, >= 0.
+
+        Returns:
+            E_k(i, j), a tensor (*sample) of float64.
+
+        Raises:
+            ValueError: If a node or the power lies outside its range.
         """
         if not 0 <= i < j <= self.N or k < 0:
             raise ValueError(f"i, j, k must have 0 <= i < j <= {self.N} and k >= 0: got {i}, {j}, {k}")
@@ -132,7 +168,16 @@ class EmpiricalModel(Identified):
         schedule: Schedule | None = None,
         shape: Sequence[int] | None = None,
     ) -> None:
-        """Raise ValueError saying what of these, where given, the statistics were not measured for."""
+        """Check that the statistics were measured for this model, schedule and sample shape.
+
+        Args:
+            model: Network, compared by its fingerprint; None to skip.
+            schedule: Noise schedule; None to skip.
+            shape: Shape of one sample; None to skip.
+
+        Raises:
+            ValueError: If any of them differs; the message says which.
+        """
         wrong = []
         if schedule is not None:
             wrong += other_schedule(self.schedule, schedule, self.schedule.inverse_log_snr(self.lam))
@@ -146,11 +191,17 @@ class EmpiricalModel(Identified):
             )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32, measurement: str | None = None) -> None:
-        """Write one safetensors file: the curves, and in its metadata what they belong to.
+        """Write the curves to one safetensors file, with metadata that says what they belong to.
 
-        dtype  of s and b, which sampling error makes uncertain anyway; l is stored as float32, the grid as float64
-        measurement  fingerprint of all that the curves depend on, by which a finished measurement knows its file
-        Raises ValueError for curves that `dtype` cannot hold.
+        Args:
+            path: File to write.
+            dtype: dtype of s and b, which sampling error makes uncertain anyway (default float32). l is stored in
+                float32, the grid in float64.
+            measurement: Fingerprint of all that the curves depend on, by which a finished measurement recognises its
+                file.
+
+        Raises:
+            ValueError: If `dtype` cannot hold the curves.
         """
         kept = {"lam": self.lam, "l": self.l.float(), "s": self.s.to(dtype), "b": self.b.to(dtype)}
         if lost := [name for name, curve in kept.items() if not bool(curve.isfinite().all())]:
@@ -167,7 +218,17 @@ class EmpiricalModel(Identified):
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":
-        """The statistics that `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        """Read statistics that `save` wrote.
+
+        Args:
+            path: File to read.
+
+        Returns:
+            EmpiricalModel.
+
+        Raises:
+            ValueError: If the file is damaged or of another kind; the message names it.
+        """
         curves, stored = tensors.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
         with refusing(f"statistics {path} make no sense", path):
             known = metadata(stored, _METADATA)
@@ -185,17 +246,33 @@ class EmpiricalModel(Identified):
         return statistics
 
     def _along(self, values: Tensor) -> Tensor:
-        """(n,) values over nodes, to multiply curves (n, *sample) by."""
+        """Shape values (n,) over nodes so that they multiply curves (n, *sample)."""
         return values.view(-1, *[1] * len(self.sample_shape))
 
     def _integral(self, values: Tensor) -> Tensor:
-        """(N+1, *sample): the integral from the first node to every node."""
+        """Return the integrals (N+1, *sample) from the first node to every node."""
         steps = (values[1:] + values[:-1]) / 2 * self._along(self.lam.diff())
         return torch.cat([torch.zeros_like(values[:1]), steps.cumsum(0)])
 
 
 def load(name_or_path: str | Path) -> EmpiricalModel:
-    """Statistics of an embedded model, by its name ("mnist", "digits"), or those of a file."""
+    """Load the empirical model statistics of an embedded model, or those in a file.
+
+    Args:
+        name_or_path: Name of an embedded model ("mnist", "digits"), or a file that `EmpiricalModel.save` or
+            `gms-fast statistics` wrote.
+
+    Returns:
+        [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel].
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or of another kind.
+
+    Examples:
+        >>> gms_fast.statistics.load("digits").samples
+        512
+    """
     return EmpiricalModel.load(named(name_or_path, FILE) or name_or_path)
 
 

@@ -1,7 +1,7 @@
-"""Mean and covariance of data: what a Gaussian knows of it, in closed form at every noise level.
+"""Mean and covariance of data: a Gaussian model with closed forms at every noise level.
 
-With Sigma = U diag(lam) U^T + residual (I - U U^T), x_0 ~ N(mu, Sigma) and x_t = alpha x_0 + sigma eps, every question
-is answered by a function of Sigma, a factor for each eigenvector and one for what is orthogonal to all of them.
+With Sigma = U diag(lam) U^T + residual (I - U U^T), x_0 ~ N(mu, Sigma) and x_t = alpha x_0 + sigma eps, every result is
+a function of Sigma: a factor for each eigenvector, and one for the directions orthogonal to all of them.
 Source: Wang & Vastola 2024 (arXiv 2412.09726).
 """
 
@@ -30,24 +30,42 @@ _METADATA = {
     "range": Optional(Listed(Real(infinite=True), 2, 2)),
     "count": Optional(Integer(2)),
 }
-_ORTHONORMAL = 2e-3  # what half precision leaves of it
+_ORTHONORMAL = 2e-3  # tolerance: the error of half precision
 
 Spectrum = Callable[[Tensor], Tensor]  # of the variances of x_0
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Identified):
-    """N(mean, U diag(eigenvalues) U^T + residual (I - U U^T)), in the units of the network.
+    """Mean and covariance of data: N(mean, U diag(eigenvalues) U^T + residual (I - U U^T)).
 
-    mean          (*sample), or (D,) for samples of any shape with D elements
-    eigenvectors  U, (D, r), orthonormal columns, r <= D, elements in C order
-    eigenvalues   (r,), not negative
-    residual      variance of the directions that U leaves out
-    range         smallest and largest value of the data, its unit; None where unknown: then only the mean can show that
-                  the unit is another
-    count         how many samples it was made of; None where unknown
-    spread        sqrt of the largest variance: the standard deviation along the first eigenvector
-    Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
+    [`gaussian`][gms_fast.statistics.gaussian] measures them. All values are in the units of the network and kept as
+    float64 tensors on the CPU; lists and arrays are accepted. The attribute `spread` is the square root of the largest
+    variance: the standard deviation along the first eigenvector.
+
+    Args:
+        mean: Mean (*sample), or (D,) for samples of any shape with D elements.
+        eigenvectors: U (D, r), orthonormal columns, r <= D, with elements in C order.
+        eigenvalues: Variances (r,) along them, >= 0.
+        residual: Variance of the directions that U leaves out, >= 0 (default 0).
+        range: Smallest and largest value of the data, which identify its unit. None (default) if unknown; then only the
+            mean can reveal a wrong unit.
+        count: Number of samples that were measured, >= 2; None (default) if unknown.
+
+    Raises:
+        ValueError: If values are not finite or lie outside their range, if shapes differ, or if the eigenvectors are
+            not orthonormal; the message names the argument.
+
+    Examples:
+        >>> data = gms_fast.statistics.load_gaussian("digits")
+        >>> data.sample_shape, data.rank, data.count
+        ((1, 8, 8), 64, 1797)
+        >>> x = 10 * torch.randn(2, 1, 8, 8)  # noise of sigma/alpha = 10
+        >>> data.denoise(x, alpha=1.0, sigma=10.0).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Wang & Vastola 2024, arXiv 2412.09726.
     """
 
     mean: Tensor
@@ -69,9 +87,9 @@ class Gaussian(Identified):
         D, r = self.mean.numel(), self.eigenvalues.numel()
         if self.mean.ndim == 0 or not 1 <= r <= D or self.eigenvalues.ndim != 1:
             got = f"{tuple(self.mean.shape)} and {tuple(self.eigenvalues.shape)}"
-            raise ValueError(f"mean, eigenvalues must be (*sample) and (r,), 1 <= r <= D elements: got {got}")
+            raise ValueError(f"mean, eigenvalues must be (*sample) of D elements and (r,), 1 <= r <= D: got {got}")
         if self.eigenvectors.shape != (D, r):
-            raise ValueError(f"eigenvectors must be ({D}, {r}), a column each: got {tuple(self.eigenvectors.shape)}")
+            raise ValueError(f"eigenvectors must be ({D}, {r}), one column each: got {tuple(self.eigenvectors.shape)}")
         object.__setattr__(self, "residual", float(self.residual))
         if bool((self.eigenvalues < 0).any()) or not 0 <= self.residual < math.inf:
             worst = min(float(self.eigenvalues.min()), self.residual)
@@ -97,20 +115,41 @@ class Gaussian(Identified):
 
     @property
     def variance_kept(self) -> float:
-        """Share of the trace of Sigma that lies along the eigenvectors."""
+        """Share of the trace of Sigma that lies along the eigenvectors, in [0, 1]."""
         along = float(self.eigenvalues.sum())
         return along / (along + self.residual * (self.mean.numel() - self.rank))
 
     def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu) for x (B, *), sigma > 0."""
+        """Return E[x_0|x_t], the denoiser of the Gaussian.
+
+        E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu).
+
+        Args:
+            x: State x_t (B, *).
+            alpha: Scale of the signal.
+            sigma: Standard deviation of the noise, > 0.
+
+        Returns:
+            Tensor (B, *) of x's dtype.
+        """
         mean = self._mean(x)
         away = self.filter(x - alpha * mean, lambda lam: alpha * lam / (alpha**2 * lam + sigma**2))
         return (mean + away).to(x.dtype)
 
     def teleport(self, x: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> Tensor:
-        """Move x_t (B, *) along the probability flow from noise level t to s; sigma_t > 0.
+        """Move x_t along the probability flow from noise level t to s, without steps.
 
-        x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu)
+        x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu).
+
+        Args:
+            x: State x_t (B, *).
+            alpha_t: Scale of the signal at t.
+            sigma_t: Standard deviation of the noise at t, > 0.
+            alpha_s: Scale of the signal at s.
+            sigma_s: Standard deviation of the noise at s.
+
+        Returns:
+            Tensor x_s (B, *) of x's dtype.
         """
         mean = self._mean(x)
 
@@ -120,14 +159,31 @@ class Gaussian(Identified):
         return (alpha_s * mean + self.filter(x - alpha_t * mean, gain)).to(x.dtype)
 
     def draw(self, z: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
-        """x_t = alpha mu + (alpha^2 Sigma + sigma^2)^(1/2) z of normals z (B, *): its exact law at a noise level."""
+        """Draw from the exact law of x_t: alpha mu + (alpha^2 Sigma + sigma^2)^(1/2) z.
+
+        Args:
+            z: Standard normals (B, *).
+            alpha: Scale of the signal (default 1).
+            sigma: Standard deviation of the noise (default 0).
+
+        Returns:
+            Tensor x_t (B, *) of z's dtype.
+        """
         away = self.filter(z, lambda lam: (alpha**2 * lam + sigma**2).sqrt())
         return (alpha * self._mean(z) + away).to(z.dtype)
 
     def step_noise(self, z: Tensor, step: StepCoefficients) -> Tensor:
-        """(c + B^2 v)^(1/2) z, at most var_max: what a reverse step adds to A x_t + B E[x_0|x_t] where x_0 is Gaussian.
+        """Return the noise (c + B^2 v)^(1/2) z of a reverse step if x_0 is Gaussian.
 
-        v = Sigma sigma_t^2/(alpha_t^2 Sigma + sigma_t^2) is the covariance of x_0 given x_t; z normals (B, *).
+        The step adds it to A x_t + B E[x_0|x_t]. v = Sigma sigma_t^2/(alpha_t^2 Sigma + sigma_t^2) is the covariance of
+        x_0 given x_t. The variances are bounded by var_max.
+
+        Args:
+            z: Standard normals (B, *).
+            step: Coefficients of the step.
+
+        Returns:
+            Tensor (B, *) of z's dtype.
         """
 
         def std(lam: Tensor) -> Tensor:
@@ -137,7 +193,15 @@ class Gaussian(Identified):
         return self.filter(z, std)
 
     def filter(self, r: Tensor, spectrum: Spectrum) -> Tensor:
-        """f(Sigma) r for r (B, *): two matrix products, in float64 for float64 and in float32 otherwise; r's dtype."""
+        """Return f(Sigma) r, by two matrix products in float64 for float64, else in float32.
+
+        Args:
+            r: Vectors (B, *).
+            spectrum: The function f, applied to a tensor of variances.
+
+        Returns:
+            Tensor (B, *) of r's dtype.
+        """
         wide = _wide(r)
         U = self._on("eigenvectors", r.device, wide)
         along, flat = spectrum(self._on("eigenvalues", home(r.device), torch.float64)), r.flatten(1).to(wide)
@@ -156,11 +220,17 @@ class Gaussian(Identified):
         clip: tuple[float, float] | None = None,
         name: str = "statistics",
     ) -> None:
-        """Raise ValueError saying what of these, where given, the statistics are not of: another shape, another unit.
+        """Check that the statistics are of data of this shape and unit.
 
-        shape  of one sample; flat statistics are of any shape, and a flat sample has any statistics of its size
-        clip   range of the data here: that of the statistics must not leave it, nor keep to one half of it
-        name   of the argument that they were
+        Args:
+            shape: Shape of one sample; None to skip. Flat statistics fit any shape of their size, and a flat sample
+                fits any statistics of its size.
+            clip: Data range of the run; None to skip. The range of the statistics must not leave it, nor lie in one
+                half of it.
+            name: Name of the argument that the statistics were, for messages.
+
+        Raises:
+            ValueError: If shape or unit differ.
         """
         if shape is not None and not self._fits(tuple(shape)):
             raise ValueError(f"{name} must be of samples of shape {tuple(shape)}: got {self.sample_shape}")
@@ -171,15 +241,21 @@ class Gaussian(Identified):
         half = self.range is not None and (low >= middle or high <= middle)
         if low < lo - slack or high > hi + slack or half:
             raise ValueError(
-                f"{name} must be of data in the units of clip, {lo:g} .. {hi:g}: theirs goes from {low:g} to "
-                f"{high:g}; make them of data that is scaled as the network's"
+                f"{name} must be of data in the units of clip, {lo:g} .. {hi:g}: got data from {low:g} to "
+                f"{high:g}; measure them on data that is scaled like the network's"
             )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32, measurement: str | None = None) -> None:
-        """Write one safetensors file.
+        """Write the statistics to one safetensors file.
 
-        dtype        of the eigenvectors: float64, float32 or float16
-        measurement  fingerprint of all that the statistics depend on, by which a finished measurement knows its file
+        Args:
+            path: File to write.
+            dtype: dtype of the eigenvectors: float64, float32 (default) or float16.
+            measurement: Fingerprint of all that the statistics depend on, by which a finished measurement recognises
+                its file.
+
+        Raises:
+            ValueError: If `dtype` is another one.
         """
         if dtype not in (torch.float64, torch.float32, torch.float16):
             raise ValueError(f"dtype must be float64, float32 or float16: got {dtype}")
@@ -189,7 +265,17 @@ class Gaussian(Identified):
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":
-        """The statistics that `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        """Read statistics that `save` wrote.
+
+        Args:
+            path: File to read.
+
+        Returns:
+            Gaussian.
+
+        Raises:
+            ValueError: If the file is damaged or of another kind; the message names it.
+        """
         found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
         with refusing(f"statistics {path} make no sense", path):
             known = metadata(stored, _METADATA)
@@ -211,18 +297,37 @@ class Gaussian(Identified):
         return self._on("mean", x.device, _wide(x)).view(x.shape[1:])
 
     def _on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A copy that later calls find again; a compiled graph makes its own, and asks for no dictionary's contents."""
+        """Return a tensor on a device and in a dtype, from a cache.
+
+        A compiled graph makes its own copy, because it cannot depend on a dictionary's contents.
+        """
         if torch.compiler.is_compiling():
             return getattr(self, name).to(dtype).to(device)
         key = name, device, dtype
         if key not in self._copies:
-            with torch.inference_mode(False):  # of use to autograd later
+            with torch.inference_mode(False):  # usable by autograd later
                 self._copies[key] = getattr(self, name).to(dtype).to(device)
         return self._copies[key]
 
 
 def load_gaussian(name_or_path: str | Path) -> Gaussian:
-    """Statistics of an embedded model's data, by its name ("mnist", "digits"), or those of a file."""
+    """Load mean and covariance of an embedded model's data, or those in a file.
+
+    Args:
+        name_or_path: Name of an embedded model ("mnist", "digits"), or a file that `Gaussian.save` or
+            `gms-fast statistics --gaussian` wrote.
+
+    Returns:
+        [`Gaussian`][gms_fast.statistics.Gaussian].
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or of another kind.
+
+    Examples:
+        >>> gms_fast.statistics.load_gaussian("digits").sample_shape
+        (1, 8, 8)
+    """
     return Gaussian.load(named(name_or_path, FILE) or name_or_path)
 
 
@@ -231,7 +336,11 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _check_orthonormal(U: Tensor) -> None:
-    """Raise ValueError unless U^T U v = v for v of random signs, and 1 on its diagonal: all of it may be too much."""
+    """Raise ValueError unless the columns are orthonormal.
+
+    The check is that U^T U v = v for one v of random signs, and that U^T U has 1 on its diagonal. The whole product may
+    be too large to compute.
+    """
     signs = torch.randint(0, 2, (U.shape[1],), generator=torch.Generator().manual_seed(0), device="cpu")
     v = signs.double() * 2 - 1
     off = max(float((U.T @ (U @ v) - v).norm() / v.norm()), float((U.square().sum(0) - 1).abs().max()))

@@ -1,6 +1,7 @@
-"""Tables of GGDM, generalised Gaussian diffusion models: Watson et al., ICLR 2022 (arXiv 2202.05830).
+"""Learned tables of generalised Gaussian diffusion models (GGDM) of K steps.
 
-Levels are counted k = K (noisiest) .. 1, and 0 for clean data; tables are indexed by them, unused entries are zero.
+Levels are counted k = K (noisiest) .. 1, and 0 for clean data. Tables are indexed by them; unused entries are zero.
+Source: Watson et al., ICLR 2022 (arXiv 2202.05830).
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,10 @@ _METADATA = {
 
 
 class Linear(Protocol):
-    """A solver whose plan of a step is (weights, std) of the state and the last data estimates."""
+    """Interface of a solver whose plan of a step is (weights, std).
+
+    The weights are those of the state and the last data estimates.
+    """
 
     linear: bool
 
@@ -40,9 +44,10 @@ class Linear(Protocol):
 
 
 def marginals(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """a, v (K+1,) of q(x_t|x_0) = N(a_t x_0, v_t I) (theorem 1), for mu (K+1, K+1) and sigma (K+1,). Entry 0 is 0.
+    """Return a, v (K+1,) of q(x_t|x_0) = N(a_t x_0, v_t I) (theorem 1); entry 0 is 0.
 
-    a_t = mu[t][0] + sum_u mu[t][u] a_u, and the same of the noise, N_t = sigma_t e_t + sum_u mu[t][u] N_u, v = |N|^2.
+    a_t = mu[t][0] + sum_u mu[t][u] a_u. The noise obeys the same recursion, N_t = sigma_t e_t + sum_u mu[t][u] N_u, and
+    v = |N|^2. `mu` is (K+1, K+1) and `sigma` (K+1,).
     """
     unit = torch.eye(len(sigma) - 1, dtype=mu.dtype, device=mu.device)
     known = torch.cat([mu[1:, :1], torch.diag(sigma[1:])], dim=1)
@@ -52,9 +57,9 @@ def marginals(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tied(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """c, d (K+1,) of the data estimate c_t x_t - d_t eps that the marginals give: 1/a_t and sqrt(v_t)/a_t.
+    """Return c, d (K+1,) of the data estimate c_t x_t - d_t eps that the marginals imply.
 
-    Raises ValueError where |a_t| <= 1e-4, t < K (a_K is the schedule's own).
+    They are 1/a_t and sqrt(v_t)/a_t. Raises ValueError where |a_t| <= 1e-4 for t < K; a_K is the schedule's own.
     """
     a, v = marginals(mu, sigma)
     if bool((a[1:-1].abs() <= _LEAST).any()):
@@ -68,11 +73,12 @@ def tied(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 def update_weights(
     levels: tuple[Tensor, Tensor], mu: Tensor, sigma: Tensor, c: Tensor, d: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """(weights, std) of the K steps, noisiest first: x_{t-1} = w_0 x_t + w_1 m + sum_j w_{j+1} x_{t+j} + std z.
+    """Return (weights, std) of the K steps, noisiest first.
 
-    levels  alpha_t and sigma_t of the schedule, (K+1,), by which m = (x_t - sigma_t eps)/alpha_t is the network's data
-            estimate. That of the family is p m + q x_t, p = d_t alpha_t/sigma_t and q = c_t - d_t/sigma_t
-    The last step is to the data estimate, with no noise.
+    x_{t-1} = w_0 x_t + w_1 m + sum_j w_{j+1} x_{t+j} + std z. The last step goes to the data estimate, without noise.
+
+    levels  alpha_t and sigma_t of the schedule, (K+1,). With them m = (x_t - sigma_t eps)/alpha_t is the network's data
+            estimate; that of the family is p m + q x_t with p = d_t alpha_t/sigma_t and q = c_t - d_t/sigma_t
     """
     alpha_t, sigma_t = (values[1:] for values in levels)
     p, q = d[1:] * alpha_t / sigma_t, c[1:] - d[1:] / sigma_t
@@ -86,15 +92,36 @@ def update_weights(
 
 @dataclass(frozen=True, eq=False)
 class GGDMTable(Identified):
-    """q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2): a sampler of K steps.
+    """Table of a sampler of K steps, each a Gaussian given all earlier states and x_0.
 
-    schedule  the one that it was made for
-    tau       (K+1,) times of the schedule, increasing; tau[0], the last time of the schedule, stands for clean data
-    mu        (K+1, K+1), and mu[K][0] = alpha(tau[K])
-    sigma     (K+1,), not negative, and sigma[K] = sigma(tau[K])
-    c, d      (K+1,): x_0 is replaced by c_t x_t - d_t eps(x_t, tau_t). None: by that of the marginals (`tied`)
-    network   `gms_fast.statistics.fingerprint` of the network it was learned for; None: it was not learned
-    Kept as float64 tensors on the CPU; lists and arrays will do. Raises ValueError naming the argument.
+    q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2). Level K is the noisiest,
+    level 0 clean data. `gms_fast.search.ggdm` learns such tables, and `GGDMTable.of` makes one of a linear solver. All
+    values are kept as float64 tensors on the CPU; lists and arrays are accepted.
+
+    Args:
+        schedule: Noise schedule that the table was made for.
+        tau: Times (K+1,) of the schedule, increasing. tau[0], the schedule's last time, stands for clean data.
+        mu: Weights (K+1, K+1), zero except for u = 0 and u > t, with mu[K][0] = alpha(tau[K]).
+        sigma: Standard deviations (K+1,), >= 0, with sigma[K] = sigma(tau[K]).
+        c: Factors (K+1,) of x_t in the data estimate c_t x_t - d_t eps(x_t, tau_t), which replaces x_0. None (default):
+            that of the marginals.
+        d: Factors (K+1,) of eps in it; given if and only if `c` is.
+        network: `gms_fast.statistics.fingerprint` of the network that it was learned for; None (default) if it was not
+            learned.
+
+    Raises:
+        TypeError: If `schedule` is not a Schedule.
+        ValueError: If values are not finite or lie outside their range, or shapes differ; the message names the
+            argument.
+
+    Examples:
+        >>> schedule = gms_fast.schedules.build("linear")
+        >>> table = gms_fast.solvers.GGDMTable.of(gms_fast.solvers.DDIM(), schedule, [999, 666, 333])
+        >>> table.steps, table.times
+        (3, [999.0, 666.0, 333.0, 0.0])
+
+    References:
+        Watson et al. 2022, arXiv 2202.05830.
     """
 
     schedule: Schedule
@@ -127,14 +154,14 @@ class GGDMTable(Identified):
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Names of the tables that there are."""
+        """Names of the tables that were given."""
         return ("tau", "mu", "sigma") + (() if self.c is None else ("c", "d"))
 
     def _check_ends(self) -> None:
         K, strange = self.steps, self.mu.tril()
         strange[:, 0] = 0
         if bool(strange.any()) or bool(self.mu[0].any()):
-            raise ValueError("mu[t][u] must be zero but for u = 0 and u > t, t >= 1")
+            raise ValueError("mu[t][u] must be zero except for u = 0 and u > t, t >= 1")
         for name, known in (("alpha", self.mu[K, 0]), ("sigma", self.sigma[K])):
             wanted = float(getattr(self.schedule, name)(self.tau[K]))
             if abs(known - wanted) > 1e-6:
@@ -147,32 +174,43 @@ class GGDMTable(Identified):
 
     @property
     def steps(self) -> int:
-        """K: network calls, too."""
+        """Number of steps K, which is also the number of network evaluations."""
         return len(self.tau) - 1
 
     @property
     def times(self) -> list[float]:
-        """Times to visit, noisiest first, K + 1 of them."""
+        """Times of a run, noisiest first, K + 1 of them."""
         return [float(t) for t in self.tau.flip(0)]
 
     def marginals(self) -> tuple[Tensor, Tensor]:
-        """a, v (K+1,): x_t given x_0 is N(a_t x_0, v_t I)."""
+        """Return a, v (K+1,): x_t given x_0 is N(a_t x_0, v_t I)."""
         return marginals(self.mu, self.sigma)
 
     def updates(self) -> list[tuple[Tensor, Tensor]]:
-        """(weights, std) of each step, noisiest first, as in `update_weights`."""
+        """Return (weights, std) of each step, noisiest first, as in `update_weights`."""
         levels = self.schedule.alpha(self.tau), self.schedule.sigma(self.tau)
         c, d = tied(self.mu, self.sigma) if self.c is None or self.d is None else (self.c, self.d)
         return update_weights(levels, self.mu, self.sigma, c, d)
 
     @classmethod
     def of(cls, solver: Linear, schedule: Schedule, times: Sequence[float]) -> "GGDMTable":
-        """The table that does as a linear solver does: DDIM, DPMSolverPP or UniP, say.
+        """Return the table that reproduces a linear solver, such as DDIM, DPMSolverPP or UniP.
 
-        times  K of them, noisiest first, where the network is called, before the last one of the schedule; the last
-               step is to E[x_0|x_t]
-        An older data estimate is a linear function of the states around it, if no noise came between: raises ValueError
-        for a solver with noise and history.
+        An older data estimate is a linear function of the states around it if no noise came between. So a solver may
+        have noise or history, but not both.
+
+        Args:
+            solver: Solver whose attribute `linear` is true.
+            schedule: Noise schedule.
+            times: The K times of the network evaluations, noisiest first, all before the schedule's last time. The last
+                step goes to E[x_0|x_t].
+
+        Returns:
+            GGDMTable of K steps.
+
+        Raises:
+            TypeError: If the solver is not linear.
+            ValueError: If it has both noise and history, or if `times` do not end before the schedule's last time.
         """
         if not getattr(solver, "linear", False):
             raise TypeError(f"solver must be a linear one, such as DDIM() or DPMSolverPP(): got {solver!r}")
@@ -194,7 +232,16 @@ class GGDMTable(Identified):
         return cls(schedule, tau, mu, sigma, c, d)
 
     def check(self, *, model: Any = None, schedule: Schedule | None = None, steps: int | None = None) -> None:
-        """Raise ValueError saying what of these, where given, the table was not made for."""
+        """Check that the table was made for this model, schedule and number of steps.
+
+        Args:
+            model: Network, compared by its fingerprint; None to skip.
+            schedule: Noise schedule; None to skip.
+            steps: Number of steps; None to skip.
+
+        Raises:
+            ValueError: If any of them differs; the message says which.
+        """
         wrong = []
         if steps is not None and steps != self.steps:
             wrong.append(f"steps: {self.steps} there, {steps} here")
@@ -208,14 +255,30 @@ class GGDMTable(Identified):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one small safetensors file: the numbers in float64, and in its metadata what they belong to."""
+        """Write the table to one small safetensors file.
+
+        The numbers are float64; the metadata says what they belong to.
+
+        Args:
+            path: File to write.
+        """
         known = {"schedule": self.schedule.config, "steps": self.steps, "network": self.network}
         numbers = {name: getattr(self, name) for name in self.given}
         tensors.write_described(path, numbers, FORMAT, known)
 
     @classmethod
     def load(cls, path: str | Path) -> "GGDMTable":
-        """The table that `save` wrote. Raises ValueError naming the file and what is wrong with it."""
+        """Read a table that `save` wrote.
+
+        Args:
+            path: File to read.
+
+        Returns:
+            GGDMTable.
+
+        Raises:
+            ValueError: If the file is damaged or of another kind; the message names it.
+        """
         numbers, stored = tensors.read(
             Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table", optional=("c", "d")
         )
@@ -230,10 +293,13 @@ class GGDMTable(Identified):
 
 
 def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
-    """Write the row of x_{t-1} = w_0 x_t + sum_j w_{j+1} m_{t+j}: m_u = (x_{u-1} - sum mu[u-1][w] x_w)/mu[u-1][0]."""
+    """Write the row of a step x_{t-1} = w_0 x_t + sum_j w_{j+1} m_{t+j} into `mu`.
+
+    m_u = (x_{u-1} - sum_w mu[u-1][w] x_w)/mu[u-1][0] replaces each older data estimate by states.
+    """
     row = mu[t - 1]
     if std > 0 and len(weights) > 2:
-        raise ValueError("solver must be without noise, or without history, to be a table")
+        raise ValueError("solver must be without noise, or without history, to become a table")
     row[0], row[t] = weights[1], weights[0]
     for u, weight in enumerate(weights[2:], start=t + 1):
         older = mu[u - 1] * weight / mu[u - 1, 0]
@@ -242,9 +308,22 @@ def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
 
 
 def load_table(name_or_path: str | Path) -> GGDMTable:
-    """The table of an embedded model for so many steps, as "mnist/5", or that of a file.
+    """Load the learned table of an embedded model, or one in a file.
 
-    Raises FileNotFoundError where there is none, saying which there are.
+    Args:
+        name_or_path: Embedded model and number of steps, as "mnist/5" or "mnist/10", or a file that `GGDMTable.save` or
+            `gms-fast search` wrote.
+
+    Returns:
+        [`GGDMTable`][gms_fast.solvers.GGDMTable].
+
+    Raises:
+        FileNotFoundError: If there is none; the message lists the embedded ones.
+        ValueError: If the file is damaged or of another kind.
+
+    Examples:
+        >>> gms_fast.solvers.load_table("mnist/5").steps
+        5
     """
     shipped = {
         f"{file.parent.name}/{file.stem.removeprefix(_SHIPPED)}": file for file in embedded(f"{_SHIPPED}*.safetensors")

@@ -1,4 +1,4 @@
-"""The origin of a table: the schedule, and the network by a fingerprint of its parameters."""
+"""Origin of a table: its schedule, and its network by a fingerprint of the parameters."""
 
 from collections.abc import Callable
 
@@ -11,23 +11,36 @@ from gms_fast.storage import fingerprints
 
 
 def other_schedule(own: Schedule, other: Schedule, times: Tensor) -> list[str]:
-    """A line if the other schedule differs at the times of what was made for the own one; else none."""
+    """Describe the difference if another schedule differs at these times; else return []."""
     if own.agrees(other, times):
         return []
     return [f"schedule: {own!r} there, {other!r} here, of other noise levels or network times"]
 
 
 def other_network(own: str | None, model: Callable[..., object] | None) -> list[str]:
-    """A line if the model, if given, has another fingerprint than the own one, if that is known; else none."""
+    """Describe the difference if the model has another fingerprint; else return [].
+
+    A missing model, or an unknown fingerprint, counts as equal.
+    """
     found = None if model is None or own is None else fingerprint(model)
     return [] if found is None or found == own else [f"network: {own} there, {found} here"]
 
 
 def fingerprint(model: Callable[..., object]) -> str | None:
-    """16 hexadecimal digits that tell a network's parameters from others; None for what has no parameters.
+    """Return a fingerprint of a network's parameters: 16 hexadecimal digits.
 
-    Names, shapes, and values rounded to bfloat16: casting a network to bfloat16, or one that was loaded from a
-    half-precision file to half precision, keeps them, and so does `torch.compile`.
+    It covers names, shapes, and values rounded to bfloat16. Casting a network to bfloat16 keeps it, and so does
+    `torch.compile`. A network loaded from a half-precision file keeps it when cast to half precision.
+
+    Args:
+        model: Network; wrappers of guidance and of torch are removed first.
+
+    Returns:
+        The digits, or None for a model without parameters.
+
+    Examples:
+        >>> gms_fast.statistics.fingerprint(gms_fast.load("digits"))
+        'f6dd6d46d48116d3'
     """
     model = unwrapped(getattr(unwrapped(model), "unguided", model))  # statistics are those of the network alone
     parameters = dict(model.named_parameters()) if isinstance(model, torch.nn.Module) else {}

@@ -1,4 +1,7 @@
-"""Nodes for ComfyUI that make a SAMPLER of gms_fast's solvers: this folder goes into `custom_nodes`."""
+"""ComfyUI nodes that make a SAMPLER of gms_fast's solvers.
+
+Copy this folder into `custom_nodes`.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +18,7 @@ S_NOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01, "to
 
 
 class _Node:
-    """A node whose one output is a SAMPLER, for `SamplerCustom` and `SamplerCustomAdvanced`."""
+    """Node whose one output is a SAMPLER, for `SamplerCustom` and `SamplerCustomAdvanced`."""
 
     RETURN_TYPES = ("SAMPLER",)
     FUNCTION = "get_sampler"
@@ -24,7 +27,7 @@ class _Node:
 
 class GMS(_Node):
     DESCRIPTION = (
-        "Gaussian Mixture Solver with all elements drawn together: needs the covariance of the data, as latents."
+        "Gaussian Mixture Solver that draws all elements together: needs the covariance of the data, as latents."
     )
 
     @classmethod
@@ -32,7 +35,11 @@ class GMS(_Node):
         return {"required": {"covariance": FILE, "s_noise": S_NOISE}}
 
     def get_sampler(self, covariance: str, s_noise: float) -> tuple[Any]:
-        """With switch=0: guidance and masks of ComfyUI leave one tensor of the moments that a model may give."""
+        """Return the sampler, with switch=0.
+
+        ComfyUI's guidance and masks keep one tensor of the moments that a model may return, so all elements are drawn
+        together.
+        """
         known = load_gaussian(_named("covariance", covariance))
         return _sampler(k_diffusion.sample_gms, covariance=known, switch=0, s_noise=s_noise)
 
@@ -51,7 +58,7 @@ class ERSDE(_Node):
 
 
 class DPMSolverV3(_Node):
-    DESCRIPTION = "DPM-Solver-v3: needs statistics of this very network."
+    DESCRIPTION = "DPM-Solver-v3, for a network whose statistics you have measured."
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
@@ -84,12 +91,12 @@ class UniPC(_Node):
 
 
 class Teleport(_Node):
-    DESCRIPTION = "Skips the noisiest steps by a Gaussian of the data: needs its statistics, of latents."
+    DESCRIPTION = "Skips the noisiest steps with a Gaussian model of the data: needs its covariance, as latents."
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
-        until = {"default": 10.0, "min": 1.0, "max": 1000.0, "step": 0.1, "tooltip": "sigma where the model takes over"}
-        then = {"default": "dpm-solver++", "tooltip": "the solver from there on, such as er-sde:order=2"}
+        until = {"default": 10.0, "min": 1.0, "max": 1000.0, "step": 0.1, "tooltip": "noise level where the jump ends"}
+        then = {"default": "dpm-solver++", "tooltip": "solver from there on, such as er-sde:order=2"}
         needed = {"statistics": FILE, "until": ("FLOAT", until), "then": ("STRING", then), "s_noise": S_NOISE}
         return {"required": needed}
 
@@ -105,7 +112,7 @@ def _named(option: str, file: str) -> str:
 
 
 def _sampler(function: Callable[..., Any], **options: Any) -> tuple[Any]:
-    """The SAMPLER of a function with k-diffusion's signature and its options."""
+    """Return the SAMPLER of a function with k-diffusion's signature and its options."""
     from comfy.samplers import KSAMPLER
 
     return (KSAMPLER(function, options),)

@@ -1,7 +1,7 @@
-"""The C++ and CUDA kernels of a second build against the installed ones, bit for bit; test_native.py runs this.
+"""Bit comparison of a second build's C++ and CUDA kernels with the installed ones.
 
-The second build has sanitizers, which end the process at the first bad address or undefined operation, and its CUDA
-kernels run on the CPU, thread by thread (tests/cuda_shim).
+test_native.py runs this file. The second build has sanitizers, which end the process at the first bad address or
+undefined operation. Its CUDA kernels run on the CPU, thread by thread (tests/cuda_shim).
 """
 
 import importlib.util
@@ -63,18 +63,18 @@ native.introduce(SECOND)
 
 
 def forget():
-    """Each build prepares its own steps."""
+    """Clear the prepared steps, of which each build has its own."""
     native._schemes.clear()
     native.linear.cache_clear()
 
 
 @pytest.fixture(params=["cpp", "cuda"])
 def same(request, monkeypatch):
-    """same(op, ...): the op's result, which has the same bits in both builds."""
+    """Function same(op, ...): the op's result, checked to have the same bits in both builds."""
     device = OnDevice(SECOND, request.param == "cuda")
 
     def check(op, *arguments, out=None, **options):
-        """A given `out` is a tensor of NaN for each build."""
+        """Compare both builds, with a given `out` that starts as NaN for each."""
 
         def given():
             return options if out is None else {**options, "out": torch.full_like(out, math.nan)}
@@ -166,7 +166,7 @@ def test_numbers_in_tensors_given_draws_and_absent_moments(same, shape):
 
 @pytest.mark.parametrize("fit", FITS)
 def test_extremes(same, fit):
-    """Defined results, in both builds the same, for all that is no sensible moment."""
+    """Check that both builds give the same defined results for senseless moments."""
     odd = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, 2e-5, -0.3, 7.0, 1e20, -3e38, math.inf, -math.inf, math.nan])
     grid = [t.flatten()[None] for t in torch.meshgrid(odd, odd, odd, indexing="ij")]
     same(ops.fit_mixture, *grid, fit=fit)
@@ -273,7 +273,7 @@ def test_a_linear_step_tells_what_it_saw_first(same, form, state, network, _, va
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 63), *QUICK_SHAPES])
 def test_results_are_watched_in_their_own_type(same, shape, dtype):
-    """The least float32 that rounds to infinity and the one below it, as sums and as estimates that are kept."""
+    """Use the least float32 that rounds to infinity, and the one below it."""
     info = torch.finfo(dtype)
     power = 2.0 ** math.floor(math.log2(info.max))
     least = 2.0 - info.eps / 2  # halfway from the largest number to a next one
@@ -325,7 +325,7 @@ def test_a_step_watches_its_result_in_its_own_type(same, shape):
 
 
 def _step_named(seeds):
-    """The step's index under the name that sample_mixture gives it."""
+    """Return the keyword for the step's index, which sample_mixture names differently."""
     return {"step" if name == "step_index" else name: value for name, value in seeds.items()}
 
 
@@ -368,7 +368,7 @@ ODD += [1e20, 2.0**126, -3e38, math.inf, -math.inf, math.nan]
 @pytest.mark.parametrize("weight", [1 / 3, 0.5 + 2**-12, 1e-6])
 @pytest.mark.parametrize("fit", FITS)
 def test_quick_kernels_at_extremes(same, fit, weight, clip):
-    """Each number in a quad of ordinary ones, which must not be redone wrongly with it."""
+    """Put each number among three ordinary ones, whose results must not change with it."""
     odd = torch.tensor(ODD)
     triples = torch.cartesian_prod(odd, odd, odd)
     ordinary = torch.rand((len(triples), 3, 3), generator=torch.Generator().manual_seed(0))

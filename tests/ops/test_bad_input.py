@@ -1,4 +1,7 @@
-"""Bad input that is easy to miss: aliased outputs, missing tensors, numbers out of range; each names its argument."""
+"""Bad input that is easy to miss: aliased outputs, missing tensors, numbers out of range.
+
+Each error names its argument.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Arguments that the ops refuse, each by its name."""
+"""Arguments that the ops reject, each by its name."""
 
 import math
 from dataclasses import replace
@@ -82,12 +82,12 @@ REFUSALS = {
     "out expanded": (
         lambda: gms_step(X, X, X, X, out=X[:1].expand(2, 3)),
         ValueError,
-        "out must have a place of its own",
+        "out must have its own memory",
     ),
     "out over itself": (
         lambda: gms_step(X, X, X, X, out=torch.zeros(9).as_strided((2, 3), (1, 1))),
         ValueError,
-        "out must have a place of its own",
+        "out must have its own memory",
     ),
     "z with a gradient": (
         lambda: gms_step(X, X, X, X, noise=torch.rand(2, 3, requires_grad=True)),
@@ -152,7 +152,7 @@ REFUSALS = {
     "weights and noise_std": (
         lambda: ops.affine_noise(X, [X], torch.ones(3), 5.0),
         ValueError,
-        "noise_std must not be given beside a tensor of weights",
+        "noise_std must not be given with a tensor of weights",
     ),
     "step shape": (
         lambda: gms_step(X, X, X, X, torch.ones(6)),
@@ -176,7 +176,7 @@ REFUSALS = {
         ValueError,
         "terms must be at most 8 tensors: got 9",
     ),
-    "weights": (lambda: ops.affine_noise(X, [X], [1.0]), ValueError, "weights must be one of x and .*, 2: got 1"),
+    "weights": (lambda: ops.affine_noise(X, [X], [1.0]), ValueError, "weights must be 2 numbers, .*: got 1"),
     "weights NaN": (lambda: ops.affine_noise(X, [X], [1.0, NAN]), ValueError, "weights must be finite: got"),
     "weights tensor": (
         lambda: ops.affine_noise(X, [X], torch.ones(2)),

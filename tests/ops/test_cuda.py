@@ -1,4 +1,7 @@
-"""The CUDA kernels on a GPU give the bits of the C++ kernels on the CPU. (Without one: test_native.py.)"""
+"""Bit comparison of the CUDA kernels on a GPU with the C++ kernels on the CPU.
+
+Without a GPU, test_native.py runs the CUDA kernels.
+"""
 
 import itertools
 
@@ -73,7 +76,7 @@ def test_dtypes_and_layouts(shape, dtype):
 
 
 def here_and_there(run, *arguments):
-    """A watched step sees the same on both devices, and has the same results."""
+    """Check that a watched step reports the same, and has the same results, on both devices."""
     move = lambda t: t.cuda() if isinstance(t, torch.Tensor) else [*map(move, t)] if isinstance(t, list) else t  # noqa: E731
     want, got = run(*arguments), run(*map(move, arguments))
     for g, w in zip(got, want, strict=True):

@@ -1,4 +1,4 @@
-"""The choice of a backend: what is reported, what can be forced, and what importing the package leaves alone."""
+"""Choice of a backend: the report, forcing, and an import without side effects."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ STEP = gms_fast.StepCoefficients.between(VPLinear(), 400, 300)
 
 @pytest.fixture(autouse=True)
 def _unforced(monkeypatch):
-    """Every test starts and ends with the choice by device."""
+    """Reset the choice of backend before and after every test."""
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     gms_fast.set_backend(None)
     yield
@@ -27,7 +27,7 @@ def _unforced(monkeypatch):
 
 
 def python(code, **environment):
-    """A fresh interpreter, whose modules no other test has imported."""
+    """Run code in a fresh interpreter, whose modules no other test has imported."""
     inherited = {k: v for k, v in os.environ.items() if k not in (dispatch.VARIABLE, "TRITON_INTERPRET")}
     return subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
 
@@ -78,10 +78,10 @@ def test_forced_backend_refuses_tensors_it_cannot_take(monkeypatch):
 @pytest.mark.skipif(not native.available, reason="the compiled module was not built (GMS_FAST_PURE=1)")
 @pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
 def test_forced_torch_equals_cpp(fit):
-    """Two float32 evaluations of the same formulas.
+    """Compare two float32 evaluations of the same formulas.
 
-    The third cumulant of eps is kept at 0.5 and more; it is a sum of terms up to 14 altogether, hence off by 3 EPS 14.
-    The cube root takes a third of that, relatively: d <= 2.5 moves by at most 2.5/3 (42 EPS)/0.5 = 70 EPS.
+    The third cumulant of eps is at least 0.5. It is a sum of terms up to 14 in total, hence off by 3 EPS 14. The cube
+    root takes a third of that, relatively: d <= 2.5 changes by at most 2.5/3 (42 EPS)/0.5 = 70 EPS.
     """
     generator = torch.Generator().manual_seed(0)
     x, e1, spread, skew = (torch.rand(3, 2, 9, 5, generator=generator) for _ in range(4))
@@ -109,7 +109,7 @@ def test_environment_variable_with_an_unknown_name_is_an_error():
 
 
 def test_import_is_lean():
-    """Importing takes no optional dependency and touches no device."""
+    """Check that an import loads no optional dependency and touches no device."""
     heavy = [
         "triton",
         "diffusers",
@@ -144,7 +144,7 @@ CARDS = {  # compute capabilities, what is compiled: what is chosen, and a word 
 
 @pytest.mark.parametrize(("capabilities", "compiled", "chosen", "why"), CARDS.values(), ids=CARDS)
 def test_the_card_decides(capabilities, compiled, chosen, why, monkeypatch):
-    """A backend without code for a card is never chosen, and refused with what to do."""
+    """Check that a backend without code for a GPU is never chosen, and that the error helps."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
     monkeypatch.setattr(native, "with_cuda", True)
@@ -173,7 +173,7 @@ def test_an_older_triton_is_refused(monkeypatch):
 
 @pytest.fixture
 def rocm(monkeypatch):
-    """A torch for ROCm with one GPU, which it calls "cuda", and a library that was compiled for NVIDIA's."""
+    """A torch for ROCm with one GPU, called "cuda", and a library compiled for NVIDIA GPUs."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.version, "hip", "6.4.43482")
     monkeypatch.setattr(torch.version, "cuda", None)

@@ -1,4 +1,4 @@
-"""The float32 functions of csrc/gms/elementary.h against float64, in units in the last place."""
+"""Float32 functions of csrc/gms/elementary.h against float64, in units in the last place."""
 
 import math
 
@@ -50,7 +50,10 @@ def test_cbrt_passes_special_values_through(x):
 
 
 def test_cbrt_of_a_denormal_is_tiny():
-    """Denormals are third moments that no float32 sample can show; their cube roots are below 2^-42."""
+    """Check cube roots of denormals, which are below 2^-42.
+
+    Such third moments show in no float32 sample.
+    """
     for x in (1e-45, -1e-40, 1.1754942e-38):
         got = C.elementary("cbrt", x)
         assert 0 <= math.copysign(got, got * x) <= 2.0**-42

@@ -1,4 +1,4 @@
-"""Layouts: values that do not depend on where elements lie in memory."""
+"""Layouts: results that do not depend on the place of elements in memory."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_values_do_not_depend_on_the_layout(layout, dtype):
 
 
 def test_layouts_of_many_dimensions_are_copied():
-    """Layouts of more than three strides."""
+    """Use layouts with more than three strides."""
     x = torch.rand(2, 3, 4, 5, 6, 2)[..., 0].permute(0, 4, 2, 3, 1)
     moved = [x, *(torch.rand(2, 6, 4, 5, 3) for _ in range(3))]
     assert torch.equal(gms_step(*moved), gms_step(*(t.contiguous() for t in moved)))
@@ -52,7 +52,7 @@ def test_weights_by_element_follow_the_logical_index(layout, dtype):
 
 
 def test_weights_by_element_without_three_strides():
-    """Tensors that must be copied, and weights with them."""
+    """Use tensors that must be copied, and weights with them."""
     x = torch.rand(2, 3, 4, 5, 6, 2)[..., 0].permute(0, 4, 2, 3, 1)
     weights = by_element(1, x)
     want = ops.affine_noise(x.contiguous(), [x.contiguous()], weights, 0.3)

@@ -1,4 +1,4 @@
-"""The ops as PyTorch registers them: schemas, fakes, compilation, transforms, and no gradients."""
+"""The ops as PyTorch registers them: schemas, fakes, compilation, transforms, no gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One pass from a network's output to the next state: against float64, in every form, and looking out for NaN."""
+"""Linear steps from a network's output: against float64, in every form, and with NaN."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ def inputs(count, shape=(3, 5, 11), dtype=torch.float32):
 
 
 def in_float64(x, output, terms, weights, std, *, data, clip=None, unconditional=None, guidance=1.0, z=None):
-    """(x_s, m, the sum of the magnitudes that x_s and m are rounded in), as the formula stands."""
+    """Return x_s, m and the magnitudes in which they are rounded, by the formula."""
     x, y, *terms = (t.double() for t in (x, output, *terms))
     p, q = data
     size = q * y
@@ -59,7 +59,7 @@ def in_float64(x, output, terms, weights, std, *, data, clip=None, unconditional
 @pytest.mark.parametrize("guidance", [None, 1.0, 7.5, -2.0])
 @pytest.mark.parametrize("std", [0.0, 0.3])
 def test_result_is_the_formula_s_to_rounding(terms, guidance, std):
-    """Four roundings of the magnitudes that are added, those of its factors in float32 among them."""
+    """Allow four roundings of the added magnitudes, including those of factors in float32."""
     x, y, u, *history = inputs(3 + terms)
     weights = [0.7, -1.4, *(0.3 * (-1) ** j / (j + 1) for j in range(terms))]
     options = {"data": (1.7, -1.3), "clip": (-0.9, 1.1)}
@@ -75,7 +75,7 @@ def test_result_is_the_formula_s_to_rounding(terms, guidance, std):
 @pytest.mark.parametrize("solver", LINEAR)
 @pytest.mark.parametrize("form", ["noise", "x0", "v", "flow", "edm"])
 def test_steps_of_linear_solvers_are_four_roundings_from_float64(solver, form):
-    """Of every solver's own weights, on every form of prediction, with the history that the step reads."""
+    """Use every solver's own weights, on every form of prediction, with the history of the step."""
     schedule, solver = VPLinear(), build(solver)
     assert isinstance(solver, Multistep)
     times = solver.times(schedule, 8)
@@ -146,7 +146,7 @@ def test_bits_do_not_depend_on_the_layout(layout, dtype):
 
 @compiled
 def test_part_of_an_output_s_channels_is_read_where_it_lies():
-    """A network that learned a variance too gives 2C channels."""
+    """Use the output of a network that also learned a variance: 2C channels."""
     x = ops.philox_normal((2, 3, 4, 4), seed=1)
     whole = ops.philox_normal((2, 9, 4, 4), seed=2)
     for part in whole.chunk(3, dim=1):
@@ -236,7 +236,7 @@ WRONG = {
     "unconditional must match x": {"unconditional": X[:, :2]},
     "unconditional must be given where guidance is not 1": {"guidance": 2.0},
     "terms[0] must match x": {"terms": [X[0]]},
-    "weights must be one of x, of E[x_0|x_t] and one of each term, 3: got 2": {"weights": [1.0, 2.0]},
+    "weights must be 3 numbers, for x, E[x_0|x_t] and each term: got 2": {"weights": [1.0, 2.0]},
     "weights must be finite": {"weights": [1.0, math.inf, 0.0]},
     "terms must be at most 8 tensors": {"terms": [X] * 9, "weights": [0.1] * 11},
     "data must be (p, q), two numbers": {"data": 3.0},
@@ -245,7 +245,7 @@ WRONG = {
     "clip must be (lo, hi)": {"clip": (1.0, -1.0)},
     "weights must be (4, 3)": {"weights": torch.rand(3, 2)},
     "weights must be (6,)": {"weights": torch.rand(5), "data": None},
-    "noise_std must not be given beside a tensor of weights": {
+    "noise_std must not be given with a tensor of weights": {
         "weights": torch.rand(6),
         "data": None,
         "noise_std": 0.1,
@@ -266,11 +266,11 @@ def test_registered_op_takes_nothing_that_kernels_would_read_beyond():
     for given, options, message in (
         ((X, None, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0]), {"keeps": True}, "reading must be given with an output"),
         ((X, X, None, [], [], [1.0, 0.0]), {}, "reading must be given with an output"),
-        ((X, X, None, [X, X], [1.0, 0, 0, 0, 1], [1.0, 0.0]), {}, "weights must be those of x"),
+        ((X, X, None, [X, X], [1.0, 0, 0, 0, 1], [1.0, 0.0]), {}, "for x, the inputs and the noise"),
         ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"results": 2}, "results must be at most 3"),
-        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 10}, "present must have inputs"),
-        ((X, None, None, [X], [], [1.0, 0.0, 0.0]), {"present": 2}, "present must have inputs"),
-        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 12}, "present of the results alone"),
+        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 10}, "present must name given inputs"),
+        ((X, None, None, [X], [], [1.0, 0.0, 0.0]), {"present": 2}, "present must name given inputs"),
+        ((X, X, None, [], [1.0, 0, 0, 0, 1], [1.0, 0.0, 0.0]), {"present": 1 << 12}, "no bits beyond the results"),
     ):
         with pytest.raises(ValueError, match=message):
             op(*given, **options)

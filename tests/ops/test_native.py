@@ -1,4 +1,7 @@
-"""A second build of the C++ and CUDA sources: with sanitizers, and its CUDA kernels run on the CPU by a small shim."""
+"""Second build of the C++ and CUDA sources, with sanitizers.
+
+A small shim runs its CUDA kernels on the CPU.
+"""
 
 import os
 import shutil
@@ -22,7 +25,7 @@ pytestmark = [
 
 
 def runtime():
-    """The sanitizer's library, which must be loaded before Python."""
+    """Return the sanitizer's library, which must be loaded before Python."""
     found = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     return found.stdout.strip()
 

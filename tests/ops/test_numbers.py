@@ -1,4 +1,4 @@
-"""Numbers, seeds, given draws and devices as the public ops take them."""
+"""Numbers, seeds, given draws and devices as arguments of the public ops."""
 
 import numpy as np
 import pytest
@@ -142,7 +142,7 @@ def test_what_is_no_seed_is_named(given, error):
 @pytest.mark.parametrize("backend", [None, "torch"])
 @pytest.mark.parametrize("component", ["element", "sample"])
 def test_either_of_two_draws_may_be_given(component, backend):
-    """Draws that are not given are the numbers that are drawn without any given."""
+    """Check that a draw that is not given equals the one drawn when none is given."""
     shape = (4, 6)
     inputs = [t[:1, :1].expand(shape) for t in MOMENTS]
     counters = {"seed": 3, "sample_offset": 5}

@@ -1,4 +1,4 @@
-"""The ops' values: `out=`, rounding, sums by weights, numbers and noise that are given."""
+"""Results of the ops: `out=`, rounding, weighted sums, given numbers and noise."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_out_of_another_dtype_is_rounded_once(into):
 
 
 def test_out_over_anything_that_is_read_gives_the_same_result():
-    """Whatever storage holds it: inputs and draws that `out` lies over are copied first."""
+    """Let `out` overlap inputs and draws, which are then copied first."""
     x, e1, e2, e3 = (t.flatten(1) for t in tensors(4, shape=(2, 300)))
     z, u = torch.randn(2, 300), torch.rand(2, 300)
     want = gms_step(x, e1, e2, e3, noise=(z, u), component="element")
@@ -52,7 +52,7 @@ def test_affine_noise_is_the_weighted_sum():
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 7), (2, 3, 2, 2, 2)])
 @pytest.mark.parametrize("terms", [0, 3, 8])
 def test_affine_noise_by_element_is_the_weighted_sum(terms, shape):
-    """Element by element in Python's own float64, sum after sum."""
+    """Compare each element with sums in Python's float64."""
     x, z, *rest = tensors(2 + terms, torch.float64, shape=shape)
     weights = by_element(terms, x, torch.float64)
     got = ops.affine_noise(x, rest, weights, 0.3, noise=z).flatten(1)
@@ -67,8 +67,11 @@ def test_affine_noise_by_element_is_the_weighted_sum(terms, shape):
 
 @compiled
 def test_affine_noise_by_element_rounds_in_one_order():
-    """W_0 x, then an fma for each term, then the constant, then an fma for the noise; each column tells one of these
-    from its neighbours. p^2 = q + 2^-24 rounds to q, so that only an fma keeps the rest; 2^24 + 1 rounds to 2^24."""
+    """Check the order: w_0 x, an fma for each term, the constant, then an fma for the noise.
+
+    Each column distinguishes one of these from its neighbours. p^2 = q + 2^-24 rounds to q, so only an fma keeps the
+    rest; 2^24 + 1 rounds to 2^24.
+    """
     p, q, large = 1 + 2.0**-12, 1 + 2.0**-11, 2.0**24
     columns = {  # what is told: x, W_0, y, W_1, constant, z; the result
         "W_0 x is rounded": (p, p, -q, 1, 0, 0, 0),
@@ -86,7 +89,7 @@ def test_affine_noise_by_element_rounds_in_one_order():
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_weights_by_element_are_the_weights(dtype):
-    """The bits of scalar weights, with a constant of zero; and noise like theirs."""
+    """Compare bits with those of scalar weights, for a constant of zero, with and without noise."""
     x, *terms = tensors(4, dtype)
     numbers = [0.5, -2.0, 0.25, 1.0]
     weights = torch.tensor([*numbers, 0.0])[:, None, None, None].expand(-1, *x.shape[1:])
@@ -110,7 +113,7 @@ def test_float64_weights_by_element_keep_their_digits():
 
 
 def test_out_over_weights_by_element_gives_the_same_result():
-    """Samples after the first would else read what the first has written."""
+    """Let `out` overlap the weights, which later samples still read."""
     x, y = (t.flatten(1) for t in tensors(2, shape=(4, 300)))
     weights = by_element(1, x)
     want = ops.affine_noise(x, [y], weights, 0.3)
@@ -123,7 +126,10 @@ def test_out_over_weights_by_element_gives_the_same_result():
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_may_come_in_tensors(dtype):
-    """As a CUDA graph needs them: seed, step index, coefficients and weights, read when the kernel runs."""
+    """Give seed, step index, coefficients and weights in tensors, read when the kernel runs.
+
+    A CUDA graph needs this.
+    """
     inputs = tensors(4, dtype)
     seed, index = torch.tensor(-5), torch.tensor(7)
     want = gms_step(*inputs, seed=-5, step_index=7, sample_offset=3)

@@ -1,4 +1,7 @@
-"""Compiled kernels against the float64 oracle: every fit, clipping, component, dtype and instruction set."""
+"""Compiled kernels against the float64 reference.
+
+The tests cover every fit, clipping, component, dtype and instruction set.
+"""
 
 import itertools
 import math
@@ -38,7 +41,7 @@ def instruction_set(request):
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch):
-    """Outputs start as NaN, so that an element no kernel writes is seen."""
+    """Fill outputs with NaN first, so that an element that no kernel writes is detected."""
     monkeypatch.setattr(torch, "empty_like", lambda like, **options: torch.full_like(like, math.nan))
 
 
@@ -166,7 +169,7 @@ def test_sample_has_the_same_bits_in_any_batch_and_order(component):
 
 @pytest.mark.parametrize("shape", [(64, 3, 5, 5), (64, 1000)])
 def test_weights_by_element_are_those_of_every_sample(shape):
-    """In any batch: blocks that hold several samples, or parts of one, read the same rows."""
+    """Use blocks that hold several samples or parts of one; all read the same rows."""
     x, *terms = network_moments(shape, 400)
     weights = weights_by_element(3, x)
     whole = ops.affine_noise(x, terms, weights, 0.3, seed=9)

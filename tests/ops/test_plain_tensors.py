@@ -1,4 +1,4 @@
-"""The compiled module's look at tensors: which need no other check, and how they are read on any torch."""
+"""The compiled module's inspection of tensors: those it accepts at once, on any torch."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ DRAWS = [
 
 @pytest.fixture
 def looked_closer(monkeypatch):
-    """looked_closer(call) -> the result of call(), made by the way that checks everything in Python."""
+    """Function looked_closer(call): the result of call() with every check made in Python."""
 
     def looked_closer(call):
         with monkeypatch.context() as patch:

@@ -1,4 +1,7 @@
-"""The Triton kernels: parity in the interpreter and on a GPU (triton_parity.py), and compilation without one."""
+"""The Triton kernels: parity in the interpreter and on a GPU, and compilation without one.
+
+The parity tests are in triton_parity.py.
+"""
 
 import os
 import re
@@ -36,7 +39,7 @@ compiles = pytest.mark.skipif(interpreted or not COMPILER.exists(), reason="trit
 
 
 def run_parity(directory, **environment):
-    """In a process of its own, because triton reads TRITON_INTERPRET when it is imported."""
+    """Run in a new process, because triton reads TRITON_INTERPRET when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", str(PARITY)]
     # From elsewhere: in the repository's root, `python -m` would put gms_fast without its kernels on the path.
     done = subprocess.run(command, cwd=directory, env=os.environ | environment, capture_output=True, text=True)
@@ -57,7 +60,7 @@ def test_parity_on_the_gpu(tmp_path):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """compiled(call, architecture) -> [(launch, its compiled kernel)]: what the ops of call() would launch on a GPU."""
+    """Return the launches that call() would make on a GPU, each with its compiled kernel."""
     from gms_fast import kernels
     from gms_fast.kernels.ahead import compile_ahead, launches
 
@@ -66,8 +69,10 @@ def compiled(monkeypatch):
 
 
 def check_compiled(compiled, directory):
-    """A cubin that keeps its state in registers and whose arithmetic is IEEE: no approximation, no flush to zero, but
-    for the guess that `root_of_log` starts from."""
+    """Check that a cubin keeps its state in registers and uses IEEE arithmetic.
+
+    It has no approximation and no flush to zero, except for the guess that `root_of_log` starts from.
+    """
     path = directory / "kernel.cubin"
     path.write_bytes(compiled.asm["cubin"])
     usage = subprocess.run([COMPILER / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
@@ -178,7 +183,10 @@ def test_weights_by_element_are_read_in_whole_vectors(architecture, compiled):
 
 @compiles
 def test_counters_do_not_compile_a_kernel_anew(monkeypatch):
-    """Triton makes kernels for 1 and for multiples of 16, but not of what is marked and not hidden in a tuple."""
+    """Check that Triton does not specialise marked arguments.
+
+    It specialises others for 1 and for multiples of 16, also inside a tuple.
+    """
     from gms_fast import kernels
     from gms_fast.kernels.ahead import launches
 

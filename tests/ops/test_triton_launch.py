@@ -1,4 +1,4 @@
-"""Launches that go past Triton's launcher: to the kernel that it would have found, with what it would have passed."""
+"""Launches without Triton's launcher: the kernel and the arguments that it would have used."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ STEPS = tuple(StepCoefficients.between(VPLinear(), t, s) for t, s in ((999, 800)
 
 @pytest.fixture
 def launched():
-    """launched(call) -> (launch, what ran a kernel for it, what does so where Triton launches)."""
+    """Function launched(call): the launch, what ran it, and what Triton's launcher runs."""
     from bench.speed.triton_call import stand_in
     from gms_fast.kernels import direct, launch
 
@@ -42,7 +42,7 @@ def launched():
 
 
 def is_direct(run):
-    """Triton's launcher gives the chains of hooks, empty or not."""
+    """Return True for a direct launch; Triton's launcher passes chains of hooks, empty or not."""
     _, arguments = run
     return arguments[7] is arguments[8] is None
 
@@ -56,7 +56,7 @@ def check_same(ours, theirs):
 
 
 def chooser(seed, changed=None):
-    """choose(*options), the same ones for a seed but for the choice of number `changed`."""
+    """Function choose(*options): the same choices for one seed, except number `changed`."""
     numbers = itertools.count()
 
     def choose(*options):
@@ -88,7 +88,7 @@ def fitting(choose):
 
 
 def drawing(choose, shape):
-    """Counters, or given draws."""
+    """Choose counters or given draws."""
     component = choose("element", "sample")
     z = a_tensor(choose, shape, torch.float32)
     u = a_tensor(choose, shape if component == "element" else shape[:1], torch.float32, ["dense"])
@@ -109,7 +109,7 @@ def gms_step(choose):
 
 
 def watched_step(choose):
-    """With guidance or without."""
+    """Choose a watched step, with guidance or without."""
     shape = choose(*SHAPES)
     x, e1, e2, e3, unconditional = (a_tensor(choose, shape) for _ in range(5))
     unconditional = choose(None, unconditional)
@@ -143,7 +143,7 @@ def affine_noise(choose):
 
 
 def linear_step(choose):
-    """With a network's output, in a sum or two."""
+    """Choose a linear step that reads a network's output, with one sum or two."""
     shape, terms, results = choose(*SHAPES), choose(0, 1, 3), choose(0, 1, 2)
     x, output, *rest = (a_tensor(choose, shape) for _ in range(terms + 2))
     unconditional = choose(None, a_tensor(choose, shape))
@@ -180,7 +180,10 @@ def philox(choose):
     "call", [gms_step, watched_step, sample_mixture, fit_mixture, linear_step, affine_noise, philox]
 )
 def test_every_launch_is_that_of_triton(call, launched):
-    """Calls that differ in one choice: where one key served two kernels, the second would find that of the first."""
+    """Compare calls that differ in one choice.
+
+    If one key served two kernels, the second call would find the kernel of the first.
+    """
     direct = 0
     for seed in range(30):
         for changed in (None, *range(50)):
@@ -198,7 +201,7 @@ def test_it_matters_which_moment_is_absent(launched):
 
 
 def test_large_samples_and_offsets_are_told_apart(launched):
-    """The elements of a sample, and sample offsets, on either side of 2^31, of whole vectors and not."""
+    """Use sizes and sample offsets on either side of 2^31, of whole vectors and not."""
     from gms_fast import kernels
 
     sizes = [n + more for n in (1 << 30, 1 << 31, 1 << 32) for more in (-1, 0, 1, 16)]

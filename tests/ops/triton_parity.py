@@ -1,7 +1,8 @@
-"""The Triton kernels against the float64 oracle, through the ops; test_triton.py runs this file in its own process.
+"""The Triton kernels against the float64 reference; test_triton.py runs this file.
 
-With TRITON_INTERPRET=1 the kernels run on CPU tensors in Triton's interpreter, which is chosen when triton is imported;
-without, on the GPU. The interpreter is made to compute as a GPU does, and then must give the bits of the C++ kernels.
+With TRITON_INTERPRET=1 the kernels run on CPU tensors in Triton's interpreter, else on the GPU. triton reads the
+variable when it is imported, so this file runs in a process of its own. The interpreter is made to compute as a GPU
+does, and must then give the bits of the C++ kernels.
 """
 
 import functools
@@ -39,7 +40,10 @@ def _as_on_a_gpu(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch):
-    """Every op runs on the kernels, and outputs start as NaN, so that an element no kernel writes is seen."""
+    """Force Triton for every op, and fill outputs with NaN first.
+
+    An element that no kernel writes is then detected.
+    """
     monkeypatch.setattr(torch, "empty_like", lambda like, **options: torch.full_like(like, math.nan))
     gms_fast.set_backend("triton")
     yield
@@ -129,7 +133,7 @@ def test_missing_moments():
 
 
 def test_exact_fit_takes_any_size_of_third_moment():
-    """The cube root over its whole range: denormals, zero and the largest number."""
+    """Test the cube root over its whole range: denormals, zero and the largest number."""
     third = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, 2e-5, -0.3, 7.0, 1e20, -3e38], device=DEVICE)[None]
     inputs = (torch.zeros_like(third), torch.ones_like(third), third)
     check(lambda i: tuple(ops.fit_mixture(*i)), inputs)
@@ -137,7 +141,10 @@ def test_exact_fit_takes_any_size_of_third_moment():
 
 @pytest.mark.parametrize("words", [{"seed": 0}, {"seed": -1, "step": 7, "stream": 2, "sample_offset": (1 << 55) + 9}])
 def test_philox_words_are_those_of_the_reference(words):
-    """Uniforms bit for bit (their first four have published words), normals within float32."""
+    """Compare uniforms bit for bit, and normals within float32.
+
+    The first four uniforms have published words.
+    """
     shape = (3, 5, 7)
     got, z = (draw(shape, device=DEVICE, **words) for draw in (ops.philox_uniform, ops.philox_normal))
     want = ops.philox_uniform(shape, device=DEVICE, dtype=torch.float64, **words)
@@ -221,7 +228,7 @@ def test_nan_stays_in_its_element():
 
 @pytest.mark.parametrize("elements", [4, 1100])
 def test_more_samples_than_the_second_size_of_a_grid(elements, monkeypatch):
-    """On the GPU as many as that is; in the interpreter, where that takes minutes, the limit is lowered."""
+    """Use that many samples on the GPU; in the slow interpreter the limit is lowered instead."""
     from gms_fast.kernels import launch
     from gms_fast.kernels.ahead import launches
 
@@ -293,7 +300,7 @@ def test_random_fits_are_those_of_cpp(fit, dtype):
 @pytest.mark.parametrize("weight", [1 / 3, 1 - 1e-6, 0.5 + 2.0**-20])
 @pytest.mark.parametrize("fit", ["exact", "free", "gaussian"])
 def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit, weight):
-    """Variances of zero, denormal, ordinary, huge and negative, where the third moment asks for more than there is."""
+    """Use variances from zero to huge, and negative ones, below what the third moment needs."""
     sizes = torch.tensor([0.0, 1e-45, 1e-40, 1e-38, 1e-30, 1e-10, 0.3, 1e10, 1e30, 3e38, math.inf, math.nan])
     both = torch.cat([sizes, -sizes])
     var, third = (t.reshape(1, -1).to(DEVICE) for t in torch.meshgrid(both, sizes * 2, indexing="ij"))
@@ -309,7 +316,10 @@ def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit, weight):
 
 @pytest.fixture
 def as_cpp():
-    """as_cpp(run, ...): what a watched step saw, by Triton and by C++ the same, as are its results."""
+    """Function as_cpp(run, ...): the code that a watched step reported.
+
+    Triton and C++ must report the same, and give the same results.
+    """
 
     def check(run, *arguments):
         move = lambda t: t.to(DEVICE) if isinstance(t, torch.Tensor) else [*map(move, t)] if isinstance(t, list) else t  # noqa: E731
@@ -373,7 +383,7 @@ def test_what_is_not_finite_is_noted(as_cpp, shape, value):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_results_are_watched_in_their_own_type(as_cpp, dtype):
-    """The least float32 that rounds to infinity, and the one below it."""
+    """Use the least float32 that rounds to infinity, and the one below it."""
     info = torch.finfo(dtype)
     power, least = 2.0 ** math.floor(math.log2(info.max)), 2.0 - info.eps / 2
     (x,), output = parity.spoiled([torch.zeros(2, 77, dtype=dtype)], 0, power), torch.zeros(2, 77, dtype=dtype)

@@ -1,4 +1,4 @@
-"""DDPM and SN-DDPM: against the released runs, a loop over arrays, and what DDPM's variance lacks."""
+"""DDPM and SN-DDPM against recorded runs and a loop over arrays, and DDPM's variance."""
 
 import math
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(("method", "solver"), [("ddpm", solvers.DDPM()), ("analyticdpm", solvers.SNDDPM())])
 def test_gaussian_solvers_reproduce_the_released_run(method, solver):
-    """As close as the recorded run's own rounding lets them.
+    """Compare as closely as the recorded run's own rounding allows.
 
-    That run read 1 - alpha_bar_0 = 1e-4 of its last network call from a float32 table of alpha_bar, whose entries below
-    one are off by up to 2^-25: relatively delta = 2^-25/1e-4 = 3e-4 of sigma_0^2. Per component sigma e1 =
-    sigma^2 (x - alpha m)/(alpha^2 s^2 + sigma^2) is proportional to sigma^2 at most, so that x_0 = (x - sigma e1)/alpha
-    moves by up to delta sigma_0 |e1|/alpha_0; twice that leaves room for the weights of the components.
+    That run read 1 - alpha_bar_0 = 1e-4 of its last network evaluation from a float32 table of alpha_bar. Its entries
+    below one are off by up to 2^-25: relatively delta = 2^-25/1e-4 = 3e-4 of sigma_0^2. Per component, sigma e1 =
+    sigma^2 (x - alpha m)/(alpha^2 s^2 + sigma^2) is proportional to sigma^2 at most. So x_0 = (x - sigma e1)/alpha
+    moves by up to delta sigma_0 |e1|/alpha_0; twice that leaves a margin for the weights of the components.
     """
     got, want, e1 = recorded(method, solver)
     bound = 2 * (2.0**-25 / 1e-4) * float(VPLinear().sigma(0)) * float(e1.abs().max())
@@ -29,7 +29,7 @@ def test_gaussian_solvers_reproduce_the_released_run(method, solver):
 
 
 def naive_run(method):
-    """docs/notation.md as a loop over numpy arrays."""
+    """Run docs/notation.md as a loop over numpy arrays."""
     case, bar = CASES[method], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     w, m, s = (np.array(DATA[k]) for k in ("w", "mean", "std"))
 

@@ -1,4 +1,4 @@
-"""Solvers among themselves: where one is another, and how they are built."""
+"""Solvers compared with each other: where one equals another, and how they are built."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def without(model, *, second):
-    """The same e1, with central moments of zero."""
+    """Network with the same e1, and central moments of zero."""
     zero = torch.zeros_like
     return Model(lambda x, t: NoiseMoments(model(x, t).e1, second * (1 + 0 * x), zero(x)), moments="central")
 
@@ -31,9 +31,10 @@ def without(model, *, second):
     ids=["exact=sn", "free=sn", "gaussian=sn", "sn=ddpm", "exact=ddpm", "ddim1=ddpm"],
 )
 def test_solver_reduces_to_another(one, other, second, shape):
-    """Without skewness, without variance, with the noise of DDPM; from the same draws, but for rounding.
+    """Compare solvers without skewness, without variance or with the noise of DDPM.
 
-    Without a data range, which bounds the variance of the fit "free" more tightly.
+    They use the same draws and agree up to rounding. There is no data range, which would bound the variance of the fit
+    "free" more tightly.
     """
     model = without(MIXTURE, second=second)
     times = VPLinear().timesteps(5)

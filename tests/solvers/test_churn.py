@@ -1,4 +1,4 @@
-"""Euler and Heun with churn: algorithm 2 of Karras et al. 2022, its times, where a walk begins, and what is refused."""
+"""Euler and Heun with churn: algorithm 2 of Karras et al. 2022, its times, and bad input."""
 
 import math
 from itertools import pairwise
@@ -36,12 +36,12 @@ def levels(schedule, times):
 
 
 def data(y, level):
-    """E[x_0|y] of N(MEAN, STD^2) and a sine, which is no data's, at y = x_0 + level eps."""
+    """Return E[x_0|y] of N(MEAN, STD^2) plus a sine that no data has, at y = x_0 + level eps."""
     return MEAN + (STD**2 * (y - MEAN)) / (STD**2 + level**2) + 0.1 * np.sin(3 * y / (1 + level))
 
 
 def network(schedule):
-    """The same in terms of x and the time that the network is asked at."""
+    """The same estimate as a function of x and the network's time."""
 
     def estimate(x, t):
         at = schedule.from_network_time(t[0])
@@ -52,7 +52,10 @@ def network(schedule):
 
 
 def algorithm_2(y, sigmas, rounded, draw, *, heun, churn, s_min=0.0, s_max=math.inf, s_noise=1.0):
-    """The paper's loop over t = sigma/alpha down to 0, but that its first level is not raised; draw(i): z of step i."""
+    """Run the paper's loop over t = sigma/alpha down to 0, without raising its first level.
+
+    draw(i): z of step i.
+    """
     steps = len(sigmas) - 1
     for i in range(steps):
         t, following = sigmas[i], sigmas[i + 1]
@@ -68,7 +71,7 @@ def algorithm_2(y, sigmas, rounded, draw, *, heun, churn, s_min=0.0, s_max=math.
 
 
 def rounding(schedule):
-    """EDM's `round_sigma`: the level of the nearest whole time, where there are whole times alone."""
+    """EDM's `round_sigma`: the level of the nearest whole time, if a schedule has only such."""
     if not isinstance(schedule, VPLinear):
         return lambda level: min(level, float(levels(schedule, schedule.t_max)))
     return lambda level: float(levels(schedule, float(schedule.inverse_log_snr(-math.log(level)).round())))
@@ -78,7 +81,10 @@ def rounding(schedule):
 @pytest.mark.parametrize("options", CHURN, ids=str)
 @pytest.mark.parametrize("heun", [False, True])
 def test_paper_s_loop(schedule, options, heun):
-    """From the same normals. 1e-12 of the largest y: float64's rounding in 12 steps, times of log sigma included."""
+    """Compare with the paper's loop on the same normals.
+
+    The tolerance is 1e-12 of the largest y: float64's rounding in 12 steps, including times from log sigma.
+    """
     solver, steps = (Heun if heun else Euler)(**options), 12
     times, z = solver.times(schedule, steps), normals()
     x_T = float(schedule.sigma(times[0])) * z[-1]
@@ -105,7 +111,10 @@ def test_without_churn_euler_is_ddim(schedule):
 
 
 def test_network_is_asked_at_the_raised_times():
-    """By 1 + min(churn/K, sqrt 2 - 1) of sigma between the bounds, but at the first; no later than t_max."""
+    """Check that sigma is raised by 1 + min(churn/K, sqrt 2 - 1) between the bounds.
+
+    The first time is not raised, and no time exceeds t_max.
+    """
     visited, options = [50.0, 10.0, 3.0, 1.0, 0.0], {"schedule": EDM(), "timesteps": [50.0, 10.0, 3.0, 1.0, 0.0]}
     assert Stepper(Euler(churn=1.0), **options).timesteps == pytest.approx([50.0, 12.5, 3.75, 1.25])
     assert Stepper(Euler(churn=9.0, s_min=3.0), **options).timesteps == pytest.approx([50, 200**0.5, 18**0.5, 1.0])
@@ -125,7 +134,10 @@ def test_network_is_asked_at_the_raised_times():
 @pytest.mark.parametrize("solver", [Euler(churn=3.0), Heun(churn=3.0)], ids=["euler", "heun"])
 @pytest.mark.parametrize("schedule", [EDM(), VPLinear(), Flow()], ids=repr)
 def test_walk_begins_at_any_index(solver, schedule):
-    """With the state that a whole run had there it goes on as that; where Heun would correct, x stays but for noise."""
+    """Compare a whole run with one that begins in its middle, from its state.
+
+    Where Heun would correct, x stays except for its noise.
+    """
     z, model = normals(), network(schedule)
     stepper = Stepper(solver, schedule, steps=5, prediction="x0")
     ask = lambda x, i: model(x, torch.full((3,), stepper.network_times[i], dtype=torch.float64))  # noqa: E731
@@ -154,7 +166,10 @@ def corrects(stepper, i):
 
 @pytest.mark.parametrize("schedule", [EDM(), VPLinear()], ids=repr)
 def test_law_of_gaussian_data_is_kept(schedule):
-    """By Heun to 1/2 %, and by Euler with an error that halves with the steps; 4 standard errors of 65,536 numbers."""
+    """Check that Heun keeps the law to 1/2 %, and that Euler's error halves with the steps.
+
+    The margin is 4 standard errors of 65,536 numbers.
+    """
     model = GaussianMixture1D([1.0], [MEAN], [STD], sample_shape=(64, 64), schedule=schedule)
     chance = 4 / math.sqrt(2 * 65536)
 

@@ -1,4 +1,4 @@
-"""DDIM: exact where x_0 is known, and without eta a function of the start."""
+"""DDIM: exact for known x_0, and without eta a function of the initial noise."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("t", "s"), STEPS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, None])
 def test_ddim_and_ddpm_carry_a_single_picture_along(eta, t, s):
-    """With x_0 known, every eta keeps the marginals; None stands for DDPM."""
+    """Check that with a known x_0 every eta keeps the marginals; None stands for DDPM."""
     solver, model = solvers.DDPM() if eta is None else solvers.DDIM(eta=eta), Gaussian(0.3, 0.0)
     p, a, b = affine_step(solver, model, t, s)
     (mean_t, var_t), (mean_s, var_s) = model.marginal(t), model.marginal(s)
@@ -37,7 +37,7 @@ RAW = solvers.DDIM(eta=0.5, clipped_noise=False)
 
 
 def by_hand(schedule, times, x, noises, data, noise, eta=0.5):
-    """x_s = alpha_s clip(m) + sqrt(sigma_s^2 - std^2) e + std z with the network's own e, by its two functions."""
+    """Return alpha_s clip(m) + sqrt(sigma_s^2 - std^2) e + std z with the network's own e."""
     alpha, sigma = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     for i, z in enumerate(noises):
         std = eta * sigma[i + 1] * (1 - (alpha[i] * sigma[i + 1] / (alpha[i + 1] * sigma[i])) ** 2) ** 0.5
@@ -49,8 +49,9 @@ def by_hand(schedule, times, x, noises, data, noise, eta=0.5):
 @pytest.mark.parametrize("form", prediction.names())
 @pytest.mark.parametrize("schedule", [VPLinear(), EDM(), Flow(0.98)], ids=repr)
 def test_noise_of_the_network_is_kept_where_data_is_clipped(schedule, form):
-    """From an output 0.8 x + 0.3 of any form; x_T three times as wide, so that clipping bites. 1e-12: 6 steps, of
-    float64's rounding times the largest sigma/alpha, 80 and 157, in m.
+    """Use an output 0.8 x + 0.3 of any form, and a wide x_T so that clipping acts.
+
+    The tolerance 1e-12 is 6 steps of float64's rounding times the largest sigma/alpha, 80 and 157, in m.
     """
     times = schedule.timesteps(6)
     noises = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0), **DOUBLE)
@@ -75,7 +76,7 @@ def test_without_a_data_range_the_network_s_noise_is_what_data_leaves():
 
 @pytest.mark.parametrize("moments", [False, True])
 def test_guidance_leads_the_network_s_noise(moments):
-    """One pass of both outputs is the pass of their sum."""
+    """Check that one pass over both outputs equals the pass over their guided sum."""
 
     def network(x, t, label):
         made = polynomial(x + label[:, None], t)

@@ -1,4 +1,4 @@
-"""DPM-Solver++ against diffusers, its mathematics and its neighbours."""
+"""DPM-Solver++ against diffusers, k-diffusion, closed forms and other solvers."""
 
 import math
 from itertools import pairwise
@@ -26,7 +26,10 @@ def noises(steps):
 
 
 def of_diffusers(times, x, draws, **options):
-    """The sample of diffusers' scheduler, in float32, on the same times; its own alphas carry 10^-5 of rounding."""
+    """Return the sample of diffusers' scheduler, in float32, on the same times.
+
+    Its own alphas carry 10^-5 of rounding.
+    """
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, **options)
     scheduler.alphas_cumprod = VPLinear().alpha(torch.arange(1000)) ** 2
@@ -86,7 +89,7 @@ def test_first_order_is_ddim(schedule):
 
 
 def of_flow(model):
-    """The velocity eps - x_0 of a model, finite at t = 1 too, where x_0 is what the data are on average."""
+    """Return a model's velocity eps - x_0, finite at t = 1 too, where x_0 is the data's mean."""
 
     def flow(x, t):
         if float(t[0]) == 1:
@@ -104,7 +107,7 @@ def model_form(model):
 
 @pytest.mark.parametrize(("order", "slope"), [(1, 1), (2, 2), (3, 2)])
 def test_order_of_convergence(order, slope):
-    """With 1/2 of the second difference, as published, order 3 converges like order 2."""
+    """Measure the orders; with half of the second difference, order 3 converges like 2."""
     schedule = EDM()
     model = GaussianMixture1D([0.3, 0.7], [-1.0, 0.6], [0.25, 0.15], sample_shape=(3,), schedule=schedule)
     x_T = torch.tensor([[7.0, -3.0, 1.5]], dtype=torch.float64)
@@ -125,7 +128,7 @@ def test_order_of_convergence(order, slope):
 
 
 def test_noise_of_gaussian_data_has_the_right_size():
-    """Reverse SDE on N(0.3, 0.5^2): the law at the end tends to that of the data, as 1/K and faster."""
+    """Run the reverse SDE on N(0.3, 0.5^2): the final law tends to the data's, as 1/K or faster."""
     model = GaussianMixture1D([1.0], [0.3], [0.5], sample_shape=(64, 64))
     solvers = {DPMSolverPP(order=1, sde=True): 0.025, DPMSolverPP(sde=True): 0.005, DPMSolverPP(order=3): 0.005}
     for solver, error in solvers.items():
@@ -175,8 +178,11 @@ LEVELS = [80.0, 31.0, 14.0, 6.0, 2.5, 1.1, 0.4, 0.1, 0.02, 0.0]
 
 
 def of_k_diffusion(order, eta, middle, x, draws):
-    """Of each step h in -log(sigma): the polynomial c_0 + c_1 u + c_2 u^2 through the last data estimates, u counting
-    steps of h from here, is weighted by 1 - e^{-z}, z = (1 + eta) h, and by what of its integral those samplers take.
+    """Run k-diffusion's samplers, written as integrals of a polynomial.
+
+    For each step h in -log(sigma), the polynomial c_0 + c_1 u + c_2 u^2 runs through the last data estimates, with u in
+    steps of h from here. c_0 has weight 1 - e^{-z}, z = (1 + eta) h; the others have the part of their integral that
+    those samplers take.
     """
     past = []
     for i, (here, there) in enumerate(pairwise(LEVELS)):
@@ -198,7 +204,7 @@ def of_k_diffusion(order, eta, middle, x, draws):
 
 
 def denoised(x, sigma):
-    """E[x_0|x] at a level of `EDM`."""
+    """Return E[x_0|x] at a noise level of `EDM`."""
     model = GaussianMixture1D([0.3, 0.7], [-1.0, 0.6], [0.25, 0.15], sample_shape=(4, 4), schedule=EDM())
     return model.data_moments(x, EDM().network_time(torch.full((len(x),), sigma, dtype=torch.float64)), 1)[0]
 
@@ -208,7 +214,7 @@ def denoised(x, sigma):
     ("order", "kind"), [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (2, "k-diffusion"), (3, "k-diffusion")]
 )
 def test_equals_k_diffusion(order, kind, eta):
-    """1e-12 of x_T's 80 times 4: what either side rounds in float64."""
+    """Compare within 1e-12 of x_T's 80 times 4, the float64 rounding of either side."""
     draws, x_T = noises(len(LEVELS)), start(scale=80.0)
     want = of_k_diffusion(order, eta, kind == "midpoint", x_T.numpy(), draws.numpy())
     got = gms_fast.sample(
@@ -232,7 +238,10 @@ def test_no_noise_is_the_probability_flow_and_one_is_the_reverse_sde():
 
 @pytest.mark.parametrize("sde", [0.5, 1, 2])
 def test_noisy_third_order_of_k_diffusion_keeps_the_law_of_a_gaussian(sde):
-    """The kind "heun" ends 14 % too wide at 200 steps; 0.005 besides 4 standard errors of 65,536 numbers."""
+    """Check the width after 200 steps, where the kind "heun" ends 14 % too wide.
+
+    The margin is 0.005 plus 4 standard errors of 65,536 numbers.
+    """
     model = GaussianMixture1D([1.0], [0.3], [0.5], sample_shape=(64, 64))
     x = gms_fast.sample(model, 200, solver=DPMSolverPP(order=3, sde=sde, kind="k-diffusion"), n=16, clip=None)
     assert float(x.std()) == pytest.approx(0.5, abs=0.005 + 4 * 0.5 / math.sqrt(2 * x.numel()))

@@ -1,4 +1,4 @@
-"""DPM-Solver-v3 against numbers of the released code, closed solutions and its neighbours."""
+"""DPM-Solver-v3 against numbers of the released code, closed solutions and other solvers."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def statistics(key):
 
 
 class Mixture:
-    """Exact noise of the 2-D mixture of the vectors; given a condition >= 0, of that component alone."""
+    """Exact noise of the 2-D mixture of the vectors; of one component given a condition >= 0."""
 
     sample_shape = (2,)
 
@@ -117,7 +117,7 @@ def test_half_corrector_by_the_published_rule():
 
 
 def gaussian(schedule, N):
-    """Statistics and noise of N(mean, diag std^2)."""
+    """Return statistics and noise of N(mean, diag std^2)."""
     stored = VECTORS["gaussian_exactness"]
     mean, std = wide(stored["mean"]), wide(stored["std"])
     first, last = (80.0, 0.002) if isinstance(schedule, EDM) else (1.0, 1e-3)
@@ -158,7 +158,10 @@ def mixture_statistics(N, factor=(1.0, 0.0, 0.0)):
 
 @pytest.mark.parametrize("factor", [(1.0, 0.0, 0.0), (0.0, -1.0, 0.0)])
 def test_degenerate_first_order_is_ddim(factor):
-    """With l = 1, and with l = 0, s = -1; up to the trapezoid rule on cells of h: h^2/12 of integrals of size 1."""
+    """Compare with DDIM for l = 1, and for l = 0, s = -1.
+
+    They agree up to the trapezoid rule on cells of h: h^2/12 of integrals of size 1.
+    """
     model, x_T = Mixture(VPContinuous()), wide(VECTORS["x_T"]["unit"])
     for N in (1200, 12000):
         solver = DPMSolverV3(mixture_statistics(N, factor), order=1, corrector=None)
@@ -175,7 +178,10 @@ def test_degenerate_first_order_is_ddim(factor):
 
 @pytest.mark.parametrize(("order", "pseudo", "slope"), [(1, False, 1), (2, False, 2), (3, False, 3), (3, True, 2)])
 def test_order_of_convergence(order, pseudo, slope):
-    """Pseudo derivatives of order 3 lose one order. Statistics of 2,400 nodes keep their own error below 10^-5."""
+    """Measure the orders; pseudo derivatives of order 3 lose one.
+
+    Statistics of 2,400 nodes keep their own error below 10^-5.
+    """
     stored = VECTORS["ems"]["vp_linear_N120"]
     coarse = statistics("vp_linear_N120")
     lam = torch.linspace(*wide(stored["lam"])[[0, -1]].tolist(), 2401, dtype=torch.float64)
@@ -191,7 +197,7 @@ def test_order_of_convergence(order, pseudo, slope):
 
 
 def fine(grid, curve, lam):
-    """(N, 2) values between nodes, linearly: any bounded curves serve."""
+    """Interpolate (N, 2) values linearly between nodes: any bounded curves will do."""
     place = ((lam - grid[0]) / (grid[1] - grid[0])).clamp(0, len(grid) - 1 - 1e-9)
     low = place.long()
     return torch.lerp(curve[low], curve[low + 1], (place - low)[:, None])
@@ -216,7 +222,7 @@ def test_derivatives_of_a_polynomial_are_exact():
 
 
 def test_ve_and_vp_agree_in_y():
-    """l, s, b and the network are functions of (y, lambda): with the same nodes the schedule does not matter."""
+    """Compare schedules on the same nodes: l, s, b and the network depend on (y, lambda) only."""
     vp, lam = VPContinuous(), statistics("vp_linear_N120").lam
     curves = [getattr(statistics("vp_linear_N120"), k) for k in ("l", "s", "b")]
     edm = EDM(*(-lam[[-1, 0]]).exp().tolist())
@@ -232,7 +238,7 @@ def test_ve_and_vp_agree_in_y():
 
 
 def test_a_grid_that_the_schedule_chose_is_kept():
-    """A shifted flow has a grid of its own, of which the nearest nodes are visited."""
+    """Use a shifted flow, which has a grid of its own; times are its nearest nodes."""
     schedule = Flow(0.99, 0.01, shift=3)
     lam = torch.linspace(*schedule.log_snr([0.99, 0.01]).tolist(), 1001, dtype=torch.float64)
     curve = torch.ones(1001, 2, dtype=torch.float64)
@@ -318,21 +324,21 @@ REFUSALS = {
     "order of correctors": ({"order": 8}, ValueError, "order must be an integer from 1 to 7: got 8"),
     "trust": ({"trust": float("nan")}, ValueError, "trust must be a finite lambda, or None: got nan"),
     "range": (
-        {"known": part(KNOWN, 20, 121)}, ValueError, "statistics must reach over all of .*, lambda -5.02 .. 4.56",
+        {"known": part(KNOWN, 20, 121)}, ValueError, "statistics must cover all of .*, lambda -5.02 .. 4.56",
     ),
-    "end": ({"known": part(KNOWN, 0, 100)}, ValueError, "statistics must reach over all of"),
+    "end": ({"known": part(KNOWN, 0, 100)}, ValueError, "statistics must cover all of"),
     "infinite": (
         {"known": EmpiricalModel(KNOWN.schedule, KNOWN.lam, KNOWN.l, 1e3 + KNOWN.s, KNOWN.b)}, ValueError,
         "statistics must have finite integrals",
     ),
-    "no times": ({"timesteps": []}, ValueError, "must visit different nodes"),
-    "steps": ({"steps": 121}, ValueError, "must visit different nodes .* of 0 .. 120; take fewer steps"),
-    "duplicates": ({"steps": 100, "spacing": "uniform"}, ValueError, "must visit different nodes"),
+    "no times": ({"timesteps": []}, ValueError, "must fall on different nodes"),
+    "steps": ({"steps": 121}, ValueError, "must fall on different nodes .* of 0 .. 120; take fewer steps"),
+    "duplicates": ({"steps": 100, "spacing": "uniform"}, ValueError, "must fall on different nodes"),
     "no steps": ({"steps": 0}, ValueError, "steps must be at least 1: got 0"),
     "beyond": ({"timesteps": [1.0, 0.5, 1e-4]}, ValueError, r"must lie in the statistics' range, 1 \.\. 0.001"),
     "clean": ({"timesteps": [1.0, 0.5, 0.0]}, ValueError, r"must lie in the statistics' range, 1 \.\. 0.001"),
-    "upwards": ({"timesteps": [0.5, 1.0]}, ValueError, "must visit different nodes"),
-    "alone": ({"timesteps": [0.5]}, ValueError, "must visit different nodes"),
+    "upwards": ({"timesteps": [0.5, 1.0]}, ValueError, "must fall on different nodes"),
+    "alone": ({"timesteps": [0.5]}, ValueError, "must fall on different nodes"),
     "late": (
         {"known": DISCRETE, "schedule": VPLinear(), "timesteps": [1200, 0]},
         ValueError, r"times must lie in \[0, 999\]",
@@ -375,7 +381,10 @@ def test_statistics_of_another_network_are_refused():
 
 
 def test_degenerate_statistics_agree_with_dpm_solver_pp():
-    """Both are second order in the data prediction; they differ in how they weigh D_1, which vanishes with h^2."""
+    """Compare two second-order solvers in the data prediction.
+
+    They differ in the weight of D_1, by an amount that vanishes with h^2.
+    """
     model, x_T = Mixture(VPContinuous()), wide(VECTORS["x_T"]["unit"])
     gaps = []
     for steps in (20, 40):

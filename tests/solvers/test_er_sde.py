@@ -1,4 +1,4 @@
-"""ER-SDE against numbers of the released code, its mathematics and its neighbours."""
+"""ER-SDE against numbers of the released code, closed forms and other solvers."""
 
 import json
 import math
@@ -20,7 +20,7 @@ CASES = {case["id"]: case for case in VECTORS["cases"]}
 
 
 class EndsClean(Schedule):
-    """The linear schedule whose time 0 has no noise."""
+    """Linear schedule without noise at time 0."""
 
     def alpha(self, t):
         t = torch.as_tensor(t, dtype=torch.float64)
@@ -32,7 +32,7 @@ class EndsClean(Schedule):
 
 
 def grid_of(case):
-    """(schedule, times, alpha) of a case."""
+    """Return (schedule, times, alpha) of a case."""
     grid = VECTORS["grids"][case["grid"]]
     if grid["kind"] == "ve":
         return EDM(), grid["sigma"], [1.0] * len(grid["sigma"])
@@ -42,7 +42,7 @@ def grid_of(case):
 
 
 def network(case, schedule):
-    """The exact denoiser of the case's data, as the case predicts."""
+    """Return the exact denoiser of the case's data, in the case's prediction."""
     data = VECTORS["models"][case["model"]]
     w, means, stds = (torch.tensor(data[k], dtype=torch.float64) for k in ("weights", "means", "stds"))
 
@@ -99,7 +99,10 @@ def test_noise_scales_have_the_values_of_the_released_code():
 
 @pytest.mark.parametrize("row", VECTORS["gaussian_moments"]["rows"], ids=lambda r: "-".join(map(str, r.values()))[:30])
 def test_moments_on_gaussian_data(row):
-    """The sampler is linear there: mean and variance follow from what each number of x_T and noise contributes."""
+    """Compare mean and variance on Gaussian data, where the sampler is linear.
+
+    They follow from the contributions of x_T and of each noise.
+    """
     moments = VECTORS["gaussian_moments"]
     if row["family"] == "ve":
         schedule, times = EDM(), EDM().timesteps(row["num_steps"])
@@ -121,7 +124,7 @@ MIXTURE = {"weights": [0.3, 0.7], "means": [-1.0, 0.6], "stds": [0.25, 0.15], "s
 
 
 def run(solver, schedule, times, x_T, draws=None, model=None):
-    """All states."""
+    """Return all states of a run."""
     states = []
     x = gms_fast.sample(
         model or GaussianMixture1D(**MIXTURE, schedule=schedule), solver=solver, schedule=schedule, timesteps=times,
@@ -164,7 +167,7 @@ def test_scale_of_phi_does_not_matter(order, quadrature):
 
 
 def test_noise_to_signal_ratio_is_all_that_matters():
-    """VP at (alpha, sigma) is alpha times VE at sigma/alpha."""
+    """Check that VP at (alpha, sigma) is alpha times VE at sigma/alpha."""
     times = VPLinear().timesteps(8)
     alpha, sigma = VPLinear().alpha(times), VPLinear().sigma(times)
     x, z = start(VPLinear(), times)
@@ -185,8 +188,9 @@ def test_constant_data_are_found_by_every_order():
 
 
 def test_data_linear_in_the_level_are_integrated_exactly():
-    """X = 0.3 - 0.2 lambda has y = 0.3 + lambda (C + 0.2 log lambda): order 2 follows it from the second step on, and
-    order 3 is order 2.
+    """Use X = 0.3 - 0.2 lambda, for which y = 0.3 + lambda (C + 0.2 log lambda).
+
+    Order 2 follows it from the second step on, and order 3 equals order 2.
     """
     times = [10.0, 6.0, 3.0, 1.5, 0.5]
     model = lambda x, t: (x - (0.3 - 0.2 * t[:, None])) / t[:, None]  # noqa: E731
@@ -217,7 +221,10 @@ def test_order_of_convergence(order, quadrature, slope):
 
 @pytest.mark.parametrize("phi", [n for n in NAMES.values() if n != "er_sde_3"])
 def test_flow_starts_from_pure_noise(phi):
-    """At t = 1 the velocity of N(0, 0.5^2) data is x: the limit of starts ever closer to 1 is the start at 1."""
+    """Compare a start at t = 1 with the limit of starts ever closer to 1.
+
+    At t = 1 the velocity of N(0, 0.5^2) data is x.
+    """
 
     def model(x, t):
         t = t[:, None]

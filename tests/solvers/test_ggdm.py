@@ -1,4 +1,4 @@
-"""GGDM: against the vectors, its theorem, the solvers it contains, and what it refuses."""
+"""GGDM: recorded vectors, its theorem, the solvers that it contains, and bad input."""
 
 import json
 import math
@@ -18,18 +18,18 @@ VECTORS = json.loads((places.VECTORS / "ggdm_vectors.json").read_text())
 
 
 def times_of(entry):
-    """Times where the network is called: the vectors count tau from 1 where the schedule counts from 0."""
+    """Return the times of the network evaluations; the vectors count tau from 1, not 0."""
     return [t - 1 for t in entry["tau"][:0:-1]]
 
 
 def table_of(entry, **prediction):
-    """The table that stands in a vector."""
+    """Return the table of a recorded vector."""
     tau = double([SCHEDULE.t_min, *(t - 1 for t in entry["tau"][1:])])
     return GGDMTable(SCHEDULE, tau, entry["mu"], entry["sigma"], **prediction)
 
 
 def states(table, entry, clip=None):
-    """States by level, in the loop of `sample`."""
+    """Return the states by level, in the loop of `sample`."""
     K, z, seen = table.steps, entry.get("z"), {}
 
     def keep(i, t, x, x0):
@@ -55,7 +55,7 @@ def test_the_toy_is_that_of_the_vectors():
 
 
 def eliminated(mu, sigma, t):
-    """a_t, v_t as in the paper: the states above t are put in one after the other, in ascending order."""
+    """Return a_t, v_t as in the paper, inserting the states above t in ascending order."""
     K, row, var = len(sigma) - 1, list(mu[t]), sigma[t] ** 2
     for w in range(t + 1, K + 1):
         c, row[w] = row[w], 0.0
@@ -75,7 +75,7 @@ def test_theorem_by_both_algorithms():
 
 
 def test_theorem_by_drawing():
-    """A million draws of the states given x_0: mean and variance within 4 of their standard errors."""
+    """Draw states given x_0 a million times: mean and variance within 4 standard errors."""
     entry, n = VECTORS["theorem"], 1_000_000
     mu, sigma, generator = entry["mu"], entry["sigma"], torch.Generator().manual_seed(0)
     x_0, x = 0.7, {}
@@ -146,7 +146,7 @@ LEVELS = [(VPLinear(), [999, 640, 333, 100, 20]), (VPCosine(), [990, 700, 300, 4
 @pytest.mark.parametrize("solver", CONTAINED, ids=repr)
 @pytest.mark.parametrize(("schedule", "times"), LEVELS, ids=["linear", "cosine", "edm"])
 def test_a_table_does_what_its_solver_does(solver, schedule, times):
-    """K calls: the solver's steps through the times and its last call, where it has one."""
+    """Compare K evaluations: the solver's steps, and its last evaluation if it has one."""
     model = Model(lambda x, t: (0.3 * x).tanh() + 0.01 * t.view(-1, 1) / 1000, schedule=schedule)
     x_T = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * schedule.sigma(times[0])
     table, options = GGDMTable.of(solver, schedule, times), {"x_T": x_T, "clip": None, "seed": 3}
@@ -177,7 +177,7 @@ def test_the_range_is_kept_as_by_its_solver():
 
 @pytest.mark.parametrize("K", [1, 2, 5, 12])
 def test_long_histories_and_the_equation_itself(K):
-    """x_{t-1} = mu x0hat + sum mu x_u + sigma z written down, with more states than one pass of the op takes."""
+    """Compare with mu x0hat + sum mu x_u + sigma z, for more states than a pass takes."""
     table, model = busy(K), Model(lambda x, t: 0.5 * x.sin(), sample_shape=(4,))
     random = torch.Generator().manual_seed(1)
     z = {i: torch.randn(3, 4, dtype=torch.float64, generator=random) for i in range(K)}

@@ -1,4 +1,4 @@
-"""GMS: against the released run, and exact on Gaussian data; with their covariance in one step of any size."""
+"""GMS against the released run, and exact on Gaussian data; with covariance in one step."""
 
 import math
 import warnings
@@ -19,7 +19,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_gms_reproduces_the_released_run():
-    """To 1e-3: the released optimiser amplifies rounding. It ran on N = 64 elements a call, so eps = 1e-8 N."""
+    """Compare to 1e-3, because the released optimiser amplifies rounding.
+
+    It ran on N = 64 elements a call, so eps = 1e-8 N.
+    """
     got, want, _ = recorded("gmddpm", solvers.GMS(fit="adan", moments="released", eps=64e-8))
     assert (got - want).abs().max() < 1e-3
     plain, _, _ = recorded("gmddpm", solvers.SNDDPM())
@@ -32,7 +35,7 @@ EXACT = [solvers.SNDDPM(), *(solvers.GMS(fit=fit, component="sample") for fit in
 @pytest.mark.parametrize(("t", "s"), STEPS)
 @pytest.mark.parametrize("solver", EXACT, ids=["sn-ddpm", "exact", "free", "gaussian"])
 def test_step_carries_gaussian_data_along(solver, t, s):
-    """Of any size: q(x_s|x_t) is Gaussian then, and its mean and variance are all there is to match."""
+    """Check steps of any size: q(x_s|x_t) is Gaussian, and only two moments must match."""
     model = Gaussian(0.3, 0.4)
     p, a, b = affine_step(solver, model, t, s)
     (mean_t, var_t), (mean_s, var_s) = model.marginal(t), model.marginal(s)
@@ -41,7 +44,10 @@ def test_step_carries_gaussian_data_along(solver, t, s):
 
 
 def test_last_step_of_pictures_is_bounded():
-    """Of (B, C, H, W) the last draw keeps at most (2 2/255)^2 pi/2 of variance; other data keeps its law."""
+    """Check that the last draw of images keeps at most (2 2/255)^2 pi/2 of variance.
+
+    Data of another shape than (B, C, H, W) keeps its law.
+    """
     unsure = Model(lambda x, t: NoiseMoments(0 * x, 1 + 0 * x, 0 * x), moments="central")
     for shape, bound in (((1, 50, 50), (4 / 255) ** 2 * math.pi / 2), ((2500,), math.inf)):
         for solver in (solvers.GMS(), solvers.SNDDPM(), solvers.DDPM()):
@@ -130,7 +136,7 @@ def test_samples_do_not_depend_on_the_batch(solver):
 
 
 def test_a_flow_that_starts_without_signal_may_draw_together():
-    """At alpha = 0 a velocity tells E[x_0], which is all that (13) asks for."""
+    """Start at alpha = 0, where a velocity gives E[x_0], which is all that eq. 13 needs."""
 
     def velocity(x, t):
         alpha, sigma = float(1 - t[0]), float(t[0])
@@ -155,10 +161,10 @@ def test_noise_of_another_shape_is_refused_by_name():
         )
 
 
-@pytest.mark.parametrize(("switch", "kind"), [(200.0, "by itself"), (1e-3, "together")])
+@pytest.mark.parametrize(("switch", "kind"), [(200.0, "independently"), (1e-3, "together")])
 def test_a_switch_that_never_happens_is_said(switch, kind):
     model = Model(polynomial, sample_shape=(D,))
-    with pytest.warns(UserWarning, match=rf"switch = {switch:g} never happens on steps .* 157 to .* {kind}"):
+    with pytest.warns(UserWarning, match=rf"switch = {switch:g} lies outside .* 157 to .* {kind}"):
         gms_fast.sample(model, 5, solver=GMS(covariance=KNOWN, switch=switch), n=1, clip=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Heun's method: the paper's loop, its order, its calls, and where there is no corrector."""
+"""Heun's method: the paper's loop, order, network evaluations, and steps without corrector."""
 
 import math
 from itertools import pairwise
@@ -22,17 +22,17 @@ MIXTURE = [0.3, 0.7], [-1.0, 0.6], [0.25, 0.15]
 
 
 def levels(schedule, times):
-    """(alpha, sigma) of the times, as numpy arrays."""
+    """Return (alpha, sigma) of the times, as numpy arrays."""
     return schedule.alpha(times).numpy(), schedule.sigma(times).numpy()
 
 
 def start(schedule, t):
-    """x_T, float64."""
+    """Return x_T in float64."""
     return float(schedule.sigma(t)) * gms_fast.ops.philox_normal(SHAPE, seed=1, dtype=torch.float64)
 
 
 class OfGaussian(Model):
-    """E[x_0|x_t] of N(MEAN, STD^2), in float64: it knows what is asked next, and not the rounded time."""
+    """E[x_0|x_t] of N(MEAN, STD^2) in float64, at the exact time instead of the rounded one."""
 
     sample_shape, prediction = (4,), "x0"
 
@@ -47,14 +47,14 @@ class OfGaussian(Model):
 
 
 def flow_of_gaussian(schedule, x, t, s):
-    """The end of the probability flow from t to s: the deviation from the mean scales as the marginal's."""
+    """Return the probability flow from t to s: the deviation from the mean scales with the std."""
     (alpha_t, alpha_s), (sigma_t, sigma_s) = levels(schedule, [t, s])
     widths = [math.hypot(a * STD, b) for a, b in ((alpha_t, sigma_t), (alpha_s, sigma_s))]
     return alpha_s * MEAN + widths[1] / widths[0] * (x - alpha_t * MEAN)
 
 
 def of_paper(denoiser, y, sigmas):
-    """Karras et al. 2022, algorithm 1 without churn: x in its units, down to no noise."""
+    """Run algorithm 1 of Karras et al. 2022 without churn, down to no noise, in its units."""
     for t, t_next in pairwise(sigmas):
         d = (y - denoiser(y, t)) / t
         y_next = y + (t_next - t) * d
@@ -66,7 +66,7 @@ def of_paper(denoiser, y, sigmas):
 
 
 def denoiser(y, r):
-    """E[x_0|y] of the mixture for y = x_0 + r eps."""
+    """Return E[x_0|y] of the mixture for y = x_0 + r eps."""
     weights, means, stds = (np.array(values) for values in MIXTURE)
     var, y = stds**2 + r**2, y[..., None]
     log = np.log(weights) - np.log(var) / 2 - (y - means) ** 2 / (2 * var)
@@ -80,8 +80,10 @@ SCHEDULES = [VPLinear(), VPCosine(), VPContinuous(), EDM(), Flow(0.98), Flow(0.9
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("steps", [1, 2, 7, 18])
 def test_paper_s_loop(schedule, steps):
-    """Over x/alpha and sigma/alpha, to no noise. m is made of e1 here and loses sigma/alpha < 2.1e4 of 2^-53, 2.4e-12
-    of the state; in a long step the trapezoid multiplies m and its error alike.
+    """Compare over x/alpha and sigma/alpha, to no noise.
+
+    m comes from e1 here and loses sigma/alpha < 2.1e4 of 2^-53, 2.4e-12 of the state. In a long step the trapezoid
+    multiplies m and its error alike.
     """
     times = Heun().times(schedule, steps)
     x_T = start(schedule, times[0])
@@ -94,7 +96,7 @@ def test_paper_s_loop(schedule, steps):
 
 
 def slope(schedule, times_of, solver="heun"):
-    """Order by the error of N(MEAN, STD^2) data after 40 and after 80 steps."""
+    """Return the order, from the errors on N(MEAN, STD^2) data after 40 and 80 steps."""
 
     def error(steps):
         times = times_of(steps)
@@ -118,14 +120,14 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_order_of_convergence(name):
-    """40 and 80 steps: what is left of the next order changes the slope by less than 0.1."""
+    """Measure the order at 40 and 80 steps, where the next order changes it by less than 0.1."""
     assert slope(*RUNS[name]) == pytest.approx(2, abs=0.1)
     assert slope(*RUNS[name], "ddim") == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("schedule", [VPLinear(), EDM(), Flow(0.98)], ids=repr)
 def test_single_picture_is_drawn_exactly(schedule):
-    """With x_0 known there is nothing to correct."""
+    """Use a known x_0, for which there is nothing to correct."""
     model = Model(lambda x, t: torch.full_like(x, MEAN), prediction="x0", schedule=schedule)
     for denoise in (True, False):
         x_T = start(schedule, schedule.t_max)
@@ -135,7 +137,7 @@ def test_single_picture_is_drawn_exactly(schedule):
 
 
 def flow_of_a_point(schedule, x_T):
-    """The end of a state at the last time if all data is MEAN."""
+    """Return the state at the last time if all data is MEAN."""
     (alpha_T, alpha), (sigma_T, sigma) = levels(schedule, [schedule.t_max, Heun().times(schedule, 5)[-1]])
     return alpha * MEAN + sigma / sigma_T * (x_T - alpha_T * MEAN)
 
@@ -164,7 +166,7 @@ def test_calls_are_counted(name, steps):
 
 
 def polynomial_x0(x, t):
-    """E[x_0|x_t] out of sums and products alone."""
+    """Return an E[x_0|x_t] of sums and products only."""
     return 0.3 * x - 0.05 * x * x
 
 
@@ -198,7 +200,7 @@ def test_first_step_without_signal_is_ddim_s():
 
 @pytest.mark.parametrize("schedule", [VPLinear(), EDM(), Flow()], ids=repr)
 def test_walk_begins_at_any_index(schedule):
-    """Begun at the second call of a time, where there is nothing to correct, it is the run from there."""
+    """Begin at the second evaluation of a time: it equals a run from there, without correction."""
     model = Model(polynomial_x0, prediction="x0", schedule=schedule)
     stepper = Stepper("heun", schedule, steps=4, prediction="x0", clip=(-1, 1))
     times = stepper.timesteps if stepper.plan.denoise else [*stepper.timesteps, stepper.plan.last.t]
@@ -217,7 +219,7 @@ KNOWN = statistics.gaussian(torch.linspace(-1, 1, 40 * 4).reshape(40, 4) ** 3, r
 
 @pytest.mark.parametrize("jump", [{"until": 4.0}, {"skip": 0.3}, {"skip": 0.4}], ids=str)
 def test_after_a_teleport_it_begins_where_that_lands(jump):
-    """Also where every other of the times that are left is the second of its kind."""
+    """Cut the times so that every other one left is the second of a pair, too."""
     model, solver = Model(polynomial), Teleport(KNOWN, then=Heun(), **jump)
     for wanted in (5, VPLinear().timesteps(5)):
         times, states = solver.times(VPLinear(), wanted), []
@@ -234,7 +236,7 @@ def test_after_a_teleport_it_begins_where_that_lands(jump):
 
 
 def test_it_is_no_table():
-    """A table visits a time once, where the solver's plan would be that of DDIM."""
+    """Check that Heun makes no table: a table has each time once, and the plan would be DDIM's."""
     with pytest.raises(TypeError, match="solver must be a linear one"):
         GGDMTable.of(Heun(), VPLinear(), [999, 500, 100])
     assert Heun().plan(VPLinear(), [999, 500, 100]) == DDIM().plan(VPLinear(), [999, 500, 100])

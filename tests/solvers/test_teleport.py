@@ -1,4 +1,4 @@
-"""Teleport: against closed forms, in the loop, and what it refuses."""
+"""Teleport against closed forms and in the sampling loop, and bad input."""
 
 import math
 
@@ -19,7 +19,7 @@ THEN = (DDIM(), DPMSolverPP(), DPMSolverPP(order=3, denoise=False), ERSDE(), SND
 
 @pytest.mark.parametrize(("schedule", "T"), [(VPLinear(), 999.0), (EDM(), 80.0), (Flow(), 1.0)])
 def test_it_lands_where_the_probability_flow_of_the_network_does(schedule, T):
-    """On Gaussian data many DDIM steps from T agree with a jump half way; the difference is that of the steps."""
+    """Compare a jump half way with many DDIM steps on Gaussian data, up to the steps' error."""
     options = {"schedule": schedule, "clip": None}
     x_T = start() * float(schedule.sigma(T))
 
@@ -67,7 +67,7 @@ def test_explicit_times_that_are_noisier_are_skipped():
 
 @pytest.mark.parametrize("then", THEN, ids=lambda s: type(s).__name__)
 def test_afterwards_all_is_as_if_begun_there(then):
-    """Seeds, history, orders of the first and last steps: the run from the landing, started there by hand."""
+    """Compare with a run started by hand where the jump ends: seeds, history, and orders."""
     model = Model(polynomial, sample_shape=(D,))
     solver = Teleport(KNOWN, 4.0, then)
     times = solver.times(model.schedule, 6)
@@ -89,7 +89,7 @@ def test_direct_start_has_the_law_of_the_data_there():
 
 
 def test_one_exact_step_is_enough_for_gaussian_data():
-    """To the last noise level and one call that removes the rest: mean and covariance of the data."""
+    """Jump to the last noise level and remove the rest: mean and covariance are the data's."""
     model = OfGaussian(schedule=VPLinear())
     solver = Teleport(KNOWN, 1.0, DDIM(), direct=True)
     x = gms_fast.sample(model, 200, solver=solver, n=20_000, seed=3, dtype=torch.float64, clip=None)
@@ -135,7 +135,7 @@ def test_a_grid_made_of_until_may_be_given_back():
 
 @pytest.mark.parametrize("schedule", [EDM(), VPLinear()])
 def test_before_dpm_solver_v3_from_any_schedule(schedule):
-    """Its grid ends where its statistics end, not at the schedule's sigma = 0, and may fall between whole times."""
+    """Use a grid that ends where the statistics end, not at sigma = 0, between whole times."""
     lam = torch.linspace(*schedule.log_snr([schedule.t_max, max(schedule.t_min, 0.002)]).tolist(), 121)
     curves = torch.zeros(121, D)
     known = statistics.EmpiricalModel(schedule, lam.double(), curves, curves, curves)
@@ -152,7 +152,10 @@ def test_before_dpm_solver_v3_from_any_schedule(schedule):
 
 @pytest.mark.parametrize(("then", "times"), [(DDIM(), 2.3), (GMS(), 0.75), (SNDDPM(), 0.75)])
 def test_by_itself_a_jump_ends_at_a_level_of_the_data(then, times):
-    """In units of the largest standard deviation, so that data of another unit has the same steps; never below 1."""
+    """Check the default level in units of the largest standard deviation, never below 1.
+
+    Data of another unit then has the same steps.
+    """
     wide, narrow = (Gaussian(torch.zeros(3), torch.eye(3), torch.tensor([v, 1.0, 0.1])) for v in (16.0, 0.01))
     assert Teleport(wide, then=then).level == pytest.approx(4 * times)
     assert Teleport(narrow, then=then).level == pytest.approx(max(1, times))
@@ -214,7 +217,7 @@ def test_statistics_of_flat_data_serve_pictures():
 
 
 def test_counters_of_a_continued_run_count_the_steps_after_the_jump():
-    """The first step after it is the step `step_offset`, as before there were plans."""
+    """Check that the first step after the jump has the counter `step_offset`."""
     solver, x = Teleport(KNOWN, 10.0, DDPM()), start()
     seen = []
     options = {"solver": solver, "x_T": x, "schedule": VPLinear(), "clip": None, "step_offset": 7}

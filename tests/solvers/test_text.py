@@ -1,4 +1,4 @@
-"""Solvers by text: what is made of it, wherever it stands, and what is refused."""
+"""Solvers from text: what it builds, in every place that takes it, and bad input."""
 
 import re
 
@@ -190,7 +190,7 @@ def test_tables_of_a_text_may_be_renamed():
 
 
 def test_options_may_hold_what_a_text_cannot(tmp_path):
-    """A file whose name has a comma, and a tuple."""
+    """Use a file whose name has a comma, and a tuple."""
     table = tmp_path / "a,b=c.safetensors"
     table.write_bytes(embedded.named("mnist", "gaussian.safetensors").read_bytes())
     made = of_options("teleport", {"statistics": str(table), "until": 5.0}, "ddim")

@@ -1,4 +1,7 @@
-"""UniP and UniPC: exact for polynomials in lambda, against diffusers (and tests/schedules/test_hosts.py) and Adams."""
+"""UniP and UniPC: exact for polynomials in lambda, and against diffusers and Adams.
+
+tests/schedules/test_hosts.py has more of diffusers.
+"""
 
 import json
 import math
@@ -20,7 +23,7 @@ VECTORS = json.loads((places.VECTORS / "ggdm_vectors.json").read_text())
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_unip_is_exact_for_polynomials_in_lambda(order):
-    """x_0 a polynomial of degree order - 1 along the path: the last step of full order against fine quadrature."""
+    """Let x_0 be a polynomial of degree order - 1; compare the last full step with quadrature."""
     times = [900, 700, 500, 350, 200, 100, 50, 10, 0]
     lam = SCHEDULE.log_snr(times)
     data = lambda v: sum((k + 1) * (v / 4) ** k for k in range(order))  # noqa: E731
@@ -60,14 +63,14 @@ def test_unip_of_order_3_is_diffusers_without_its_corrector():
 
 
 class AlwaysFull(UniP):
-    """Without lower orders at the end, and one call more than `plan` is told."""
+    """UniP without lower orders at the end, whose `plan` counts one evaluation more."""
 
     def calls(self, schedule, times):
         return len(times) + 10
 
 
 class HalfSecond(AlwaysFull):
-    """With the second step as in the released code."""
+    """UniP with the second step as in the released code."""
 
     def plan(self, schedule, times):
         plan = super().plan(schedule, times)
@@ -76,7 +79,10 @@ class HalfSecond(AlwaysFull):
 
 
 def test_unip_of_small_steps_is_adams_bashforth():
-    """Weights of order 4 for steps of h in lambda: h (55, -59, 37, -9)/24, to first order in h."""
+    """Compare weights of order 4 with h (55, -59, 37, -9)/24, for steps of h in lambda.
+
+    They agree to first order in h.
+    """
     for h in (1e-2, 1e-4, 1e-6):
         lam = torch.arange(12) * h
         times = [float(t) for t in VPContinuous().inverse_log_snr(lam)]
@@ -87,7 +93,7 @@ def test_unip_of_small_steps_is_adams_bashforth():
 
 
 def test_unip_converges_faster_than_the_second_order():
-    """On the exact network of two Gaussians, with the answer of a fine grid of steps that are alike to the end."""
+    """Compare with a fine grid of equal steps, on the exact network of two Gaussians."""
     model, x_T = Toy(VECTORS["toy"]), double(VECTORS["ddim_eta0"]["x_T"])
 
     def end(solver, steps):
@@ -105,7 +111,7 @@ TIMES = [900, 700, 500, 350, 200, 100, 50, 10, 0]
 
 
 def integral(data, t, s):
-    """alpha_s int e^{-(h-u)} of a function of lambda over the step, by trapezoids."""
+    """Return alpha_s int e^{-(h-u)} f over the step, for f of lambda, by trapezoids."""
     fine = torch.linspace(float(SCHEDULE.log_snr(t)), float(SCHEDULE.log_snr(s)), 20001, dtype=torch.float64)
     return float(SCHEDULE.alpha(s) * torch.trapezoid((fine - fine[-1]).exp() * data(fine), fine))
 
@@ -113,7 +119,7 @@ def integral(data, t, s):
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_corrected_state_is_exact_for_one_degree_more(order, variant):
-    """x_0 a polynomial of degree `order` along the path: what the corrector takes back of step i - 1's error is all."""
+    """Let x_0 be a polynomial of degree `order`: the corrector removes the error of step i - 1."""
     data = lambda v: sum((k + 1) * (v / 4) ** k for k in range(order + 1))  # noqa: E731
     lam = SCHEDULE.log_snr(TIMES)
     i = 5
@@ -134,7 +140,7 @@ def test_corrected_state_is_exact_for_one_degree_more(order, variant):
 
 @pytest.mark.parametrize("order", [1, 3, 4])
 def test_without_its_corrector_it_is_unip_that_counts_the_last_call(order):
-    """But for steps of order 2, which are DPM-Solver++'s for "bh2"."""
+    """Compare with UniP, except steps of order 2, which are DPM-Solver++'s for "bh2"."""
     got = UniPC(order=order, corrector=False).plan(SCHEDULE, TIMES)
     want = UniP(order=order, lower_order_final=False).plan(SCHEDULE, TIMES)
     midpoint = DPMSolverPP(order=2, lower_order_final=False).plan(SCHEDULE, TIMES)
@@ -143,7 +149,7 @@ def test_without_its_corrector_it_is_unip_that_counts_the_last_call(order):
 
 
 def test_first_corrected_state_is_that_of_the_released_rule():
-    """Order 1: half of B times what the estimate changed by, B = h or 1 - e^{-h}."""
+    """Check order 1: half of B times the change of the estimate, B = h or 1 - e^{-h}."""
     times = TIMES[:3]
     (alpha, kept), h = (float(SCHEDULE.alpha(700)), float(SCHEDULE.sigma(500) / SCHEDULE.sigma(700))), 0.0
     h = float(SCHEDULE.log_snr(700) - SCHEDULE.log_snr(900))
@@ -165,7 +171,10 @@ def test_correctors_are_left_out_one_by_one():
 
 @pytest.mark.parametrize(("order", "slope"), [(1, 2), (2, 3), (3, 4)])
 def test_order_of_convergence(order, slope):
-    """At least one more than the predictor's, by 40 and 80 steps; that of order 3 still falls faster there."""
+    """Check that the order, from 40 and 80 steps, is at least one more than the predictor's.
+
+    That of order 3 still falls faster there.
+    """
     schedule = EDM()
     model = GaussianMixture1D([1.0], [0.3], [0.2], sample_shape=(3,), schedule=schedule)
     x_T = torch.tensor([[7.0, -3.0, 1.5]], dtype=torch.float64)
@@ -181,7 +190,10 @@ def test_order_of_convergence(order, slope):
 
 
 def test_a_host_s_change_of_the_state_stays():
-    """An addition to x before a step is in x_s as sigma_s/sigma_t of it: the corrector is no state of its own."""
+    """Check that an addition to x before a step reaches x_s times sigma_s/sigma_t.
+
+    The corrector keeps no state of its own.
+    """
     outputs = list(torch.randn(9, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
 
     def end(added):

@@ -1,4 +1,4 @@
-"""Empirical model statistics: their curves, what they belong to, and their file."""
+"""Empirical model statistics: curves, what they belong to, and their file."""
 
 import math
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**changes):
-    """Statistics of no network in particular, N = 4 and samples (2, 3)."""
+    """Return statistics of no network in particular, with N = 4 and samples (2, 3)."""
     lam = torch.linspace(-4, 4, 5, dtype=torch.float64)
     curves = {k: normal(5, 2, 3, seed=i) for i, k in enumerate("lsb")}
     return EmpiricalModel(**{"schedule": EDM(), "lam": lam, **curves, **changes})

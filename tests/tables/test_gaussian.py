@@ -1,4 +1,4 @@
-"""Gaussian statistics: against the recorded numbers, against mathematics, and what they refuse."""
+"""Gaussian statistics against recorded numbers and closed forms, and bad input."""
 
 import math
 from itertools import pairwise
@@ -99,7 +99,7 @@ def test_direct_start():
 
 
 def heun(x, sigmas):
-    """The second-order ODE solver of Karras et al. 2022."""
+    """Run the second-order ODE solver of Karras et al. 2022."""
     for s, r in pairwise(sigmas):
         slope = (x - MIXTURE(x, s)) / s
         y = x + (r - s) * slope
@@ -109,7 +109,7 @@ def heun(x, sigmas):
 
 @pytest.fixture(scope="module")
 def end():
-    """(x_T, where the probability flow takes it: down to 0.002, and its mean there)."""
+    """Return x_T, and the end of its probability flow at 0.002, with the mean there."""
     from scipy.integrate import solve_ivp
 
     x_T = 80 * np.random.default_rng(0).standard_normal((256, 6))
@@ -132,7 +132,7 @@ def test_the_mixture_and_its_end_are_those_recorded(end):
 
 
 def _error(end, sigmas):
-    """Mean distance from the end after a jump to the first of the noise levels and Heun's steps over all."""
+    """Return the mean distance from the end after a jump to the first level and Heun's steps."""
     x_T, x_0 = end
     x = MIXTURE.gaussian.teleport(x_T, 1, 80.0, 1, sigmas[0])
     return float((heun(x, [*sigmas, 0.0]) - x_0).norm(dim=1).mean())
@@ -165,7 +165,10 @@ def test_paths_compose_and_run_back():
 
 
 def test_step_noise_makes_reverse_steps_exact_for_gaussian_data():
-    """Cov x_s = A^2 Cov x_t + 2 A B Cov(x_t, m) + B^2 Cov m + Cov noise must be that of the schedule at s."""
+    """Check that the covariance of x_s is the schedule's.
+
+    Cov x_s = A^2 Cov x_t + 2 A B Cov(x_t, m) + B^2 Cov m + Cov noise.
+    """
     schedule = schedules.VPLinear()
     k = StepCoefficients.between(schedule, 700, 300)
     lam = PROBLEM.eigenvalues

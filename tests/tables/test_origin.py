@@ -1,4 +1,4 @@
-"""Marks of the network and the schedule that a table was made for."""
+"""Fingerprints of the network, and comparison of schedules."""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""The oracle: every op in plain torch, written to be read. Takes any floating dtype; float64 is what counts."""
+"""The reference: every op in plain torch, written to be read.
+
+It takes any floating dtype; the float64 results are the standard that kernels are tested against.
+"""
 
 from gms_fast.ops.reference.linear import data_estimate as data_estimate
 from gms_fast.ops.reference.linear import led as led

@@ -1,4 +1,4 @@
-"""Two-component mixtures with a given mean, variance and third central moment (docs/notation.md, eqs. 4-6)."""
+"""Two-component mixtures with given first three moments (docs/notation.md, eqs. 4-6)."""
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ def fit_mixture(
     eps: float,
     node_range: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(weight, mean_a, mean_b, V), elementwise, for var = base + excess, of which the means may use `excess`.
+    """Return (weight, mean_a, mean_b, V), elementwise, for var = base + excess.
 
-    fit         "free": where it frees the weight, component a is the light one, far above the mean or far below
-    node_range  for fit="free": how far the means may lie (below, above) the mean; bounds the third moment
+    The distance of the means may use `excess` only.
+
+    fit         "free": where it changes the weight, component a is the light one, far above or below the mean
+    node_range  for fit="free": how far the means may lie (below, above) the mean; it bounds the third moment
     """
     w = torch.full_like(mean, weight)
     if fit == "gaussian":
@@ -51,7 +53,7 @@ def _cbrt(x: Tensor) -> Tensor:
 
 
 def _within(third: Tensor, excess: Tensor, below: Tensor, above: Tensor) -> Tensor:
-    """The nearest third moment whose two-point law lies inside [mean - below, mean + above].
+    """Return the nearest third moment whose two-point law lies in [mean - below, mean + above].
 
     A node q s above the mean has its partner s/q below, and the skewness q - 1/q grows with q.
     """
@@ -60,8 +62,10 @@ def _within(third: Tensor, excess: Tensor, below: Tensor, above: Tensor) -> Tens
 
 
 def _two_point(mean: Tensor, excess: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Light weight, far node and near node of the two-point law: w = (1 - |g|/h)/2, h = sqrt(4 + g^2); the far node is
-    s (|g| + h)/2 away from the mean, to the side of g's sign."""
+    """Return light weight, far node and near node of the two-point law.
+
+    w = (1 - |g|/h)/2 with h = sqrt(4 + g^2). The far node is s (|g| + h)/2 away from the mean, on the side of g's sign.
+    """
     s = excess.sqrt()
     g = (third / s / s / s).clamp(-MAX_SKEWNESS, MAX_SKEWNESS)
     h = (4 + g * g).sqrt()
@@ -74,9 +78,10 @@ def _two_point(mean: Tensor, excess: Tensor, third: Tensor) -> tuple[Tensor, Ten
 def adan(
     mean: Tensor, var: Tensor, third: Tensor, weight: float, iterations: int, lr: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The released fit: `iterations` of Adan on the squared residuals of the three raw moments -> (mean_a, mean_b, V).
+    """Run the released fit: Adan on the squared residuals of the three raw moments.
 
-    Per element: eps = 1e-8 N reproduces a released call on N elements at once, whose loss is a mean over them.
+    Returns (mean_a, mean_b, V) after `iterations`. It works per element. eps = 1e-8 N reproduces a released call on N
+    elements at once, whose loss is a mean over them.
     """
     w, w2 = weight, 1 - weight
     second, raw = mean**2 + var, third + 3 * mean * var + mean**3
@@ -107,6 +112,6 @@ def adan(
 
 
 def draw(mixture: tuple[Tensor, Tensor, Tensor, Tensor], z: Tensor, u: Tensor) -> Tensor:
-    """(mean_a if u < weight else mean_b) + sqrt(V) z."""
+    """Return (mean_a if u < weight else mean_b) + sqrt(V) z."""
     w, mean_a, mean_b, v = mixture
     return torch.where(u < w, mean_a, mean_b) + v.sqrt() * z

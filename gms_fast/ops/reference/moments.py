@@ -1,4 +1,4 @@
-"""From noise moments to the mean, variance and third central moment of x_s (docs/notation.md, eqs. 1-3)."""
+"""Noise moments to the first three moments of x_s (docs/notation.md, eqs. 1-3)."""
 
 from collections.abc import Sequence
 
@@ -19,14 +19,14 @@ def step_moments(
     bound: bool = False,
     to: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(mean_s, base, excess, third_s, m), all shaped like x: cumulants of q(x_s|x_t), and m = E[x_0|x_t].
+    """Return (mean_s, base, excess, third_s, m), shaped like x: cumulants of q(x_s|x_t), and m.
 
-    The variance var_s = base + excess comes in two parts, the known Gaussian (base = c) and what x_0 adds
-    (excess = B^2 v), because a fit needs the second alone and their sum would have rounded it.
+    m = E[x_0|x_t]. The variance var_s = base + excess comes in two parts: the known Gaussian, base = c, and what x_0
+    adds, excess = B^2 v. A fit needs the second alone, and their sum would have rounded it.
 
     coefficients  (alpha_t, sigma_t, A, B, c)
-    e2, e3        None stands for a posterior of x_0 without variance, without skewness; without e2, e3 is not read
-    to            the first moment where guidance wants it: those about it stay as e1, e2, e3 have them
+    e2, e3        None: a posterior of x_0 without variance, without skewness; without e2, e3 is not read
+    to            first moment that guidance asks for; the moments about it stay those of e1, e2, e3
     bound         also bound v by (m - lo)(hi - m) (Bhatia-Davis), which the two nodes of fit="free" need
     """
     alpha, sigma, A, B, c = coefficients
@@ -49,9 +49,10 @@ def step_moments(
 def _released(
     x: Tensor, m: Tensor, v: Tensor, k: Tensor, A: float | Tensor, B: float | Tensor, c: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The moments as the released code clips them: E[x_0^2] and E[x_0^3] apart from m and v, so not consistent.
+    """Return the moments as the released code clips them.
 
-    Its third raw moment of x_s, less 3 mean_s var_s + mean_s^3, is what the last lines give without the cancellation.
+    It clips E[x_0^2] and E[x_0^3] separately from m and v, so they are not consistent. The last lines give its third
+    raw moment of x_s, less 3 mean_s var_s + mean_s^3, without the cancellation.
     """
     q = (m**2 + v).clamp(0, 1)
     u = m**3 + 3 * m * v + k

@@ -1,4 +1,6 @@
-"""Counter-based noise: Philox4x32-10 (Salmon et al. 2011), a pure function of (seed, sample, step, element).
+"""Counter-based noise: Philox4x32-10 (Salmon et al. 2011).
+
+Each draw is a pure function of (seed, sample, step, element).
 
 Counter words: c0 = element // 4, c1 = step, c2 = sample & 0xffffffff, c3 = (sample >> 32) << 8 | stream.
 Key words: low and high half of the seed. Word j of a call belongs to element 4 c0 + j.
@@ -16,14 +18,20 @@ MASK = 0xFFFFFFFF
 
 
 def _mul32(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """High and low word of a m for 32-bit words kept in int64 (whose products would overflow: split m in halves)."""
+    """Return the high and low word of a m, for 32-bit words kept in int64.
+
+    m is split into halves, because the whole product would overflow.
+    """
     low, high = a * (m & 0xFFFF), a * (m >> 16)
     mid = (low >> 16) + (high & 0xFFFF)
     return (high >> 16) + (mid >> 16), ((mid & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
 def philox_words(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Four random words for four counter words and two key words; 32-bit values in int64 tensors that broadcast."""
+    """Return four random words for four counter words and two key words.
+
+    All are 32-bit values in int64 tensors that broadcast.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -35,7 +43,7 @@ def philox_words(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tup
 
 
 def _words(seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elements: int) -> tuple[Tensor, ...]:
-    """Words (B, ceil(elements / 4)) for seeds (B,) and sample indices (B,), int64."""
+    """Return words (B, ceil(elements / 4)) for seeds (B,) and sample indices (B,), int64."""
     quads = torch.arange((elements + 3) // 4, dtype=torch.int64, device=seeds.device)[None]
     seeds, samples = seeds[:, None], samples[:, None]
     counter = (quads, (torch.zeros_like(quads) + step) & MASK, samples & MASK, ((samples >> 32) << 8) | stream)
@@ -43,14 +51,14 @@ def _words(seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elem
 
 
 def _uniform(word: Tensor) -> Tensor:
-    """u = w 2^-32 + 2^-33 in float32: in (0, 1]."""
+    """Return u = w 2^-32 + 2^-33 in float32, in (0, 1]."""
     return word.to(torch.float32) * 2.0**-32 + 2.0**-33
 
 
 def philox_uniform(
     seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elements: int, dtype: torch.dtype
 ) -> Tensor:
-    """Uniforms (B, elements)."""
+    """Return uniforms (B, elements)."""
     u = torch.stack([_uniform(w) for w in _words(seeds, samples, step, stream, elements)], dim=-1)
     return u.flatten(1)[:, :elements].to(dtype)
 
@@ -58,7 +66,10 @@ def philox_uniform(
 def philox_normal(
     seeds: Tensor, samples: Tensor, step: int | Tensor, stream: int, elements: int, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normals (B, elements): two Box-Muller pairs a call, computed in `dtype` from float32 uniforms."""
+    """Return standard normals (B, elements), two Box-Muller pairs for each Philox call.
+
+    They are computed in `dtype` from float32 uniforms.
+    """
     u = [_uniform(w).to(dtype) for w in _words(seeds, samples, step, stream, elements)]
     z = []
     for radius, angle in ((u[0], u[1]), (u[2], u[3])):

@@ -1,8 +1,8 @@
-"""Gauss quadrature of a law known by its moments, element by element: n weighted points with its first 2n - 1 moments.
+"""Gauss quadrature of a law known by its moments: n weighted points for 2n - 1 moments.
 
-For the posterior of x_0 it makes x_s = A x_t + B node_i + sqrt(c) z, node i drawn with its weight, share 2n - 1 moments
-with q(x_s|x_t); n = 2 is fit="free" where that frees its weight (docs/notation.md, eq. 5).
-Sources: Golub & Welsch 1969; Gautschi 2004, Orthogonal Polynomials, section 2.1.7 (Chebyshev's algorithm).
+It works element by element. For the posterior of x_0, x_s = A x_t + B node_i + sqrt(c) z, with node i drawn with its
+weight, shares 2n - 1 moments with q(x_s|x_t). n = 2 is fit="free" where that changes its weight (docs/notation.md,
+eq. 5). Sources: Golub & Welsch 1969; Gautschi 2004, Orthogonal Polynomials, section 2.1.7 (Chebyshev's algorithm).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# In standard deviations. A node this far weighs at most 2^-52, and eigh has left 2^-26 of the near ones.
+# In standard deviations. A node this far has weight 2^-52 at most, and eigh then resolves the near ones to 2^-26.
 FARTHEST = 2.0**26
 TINY = 1e-300
 
@@ -21,13 +21,14 @@ def quadrature(
     node_range: tuple[float, float] | None = None,
     tolerance: float = 1e-12,
 ) -> tuple[Tensor, Tensor]:
-    """(weights, nodes), each (*, n), nodes ascending, for laws whose `moments` are tensors of one shape (*).
+    """Return (weights, nodes), each (*, n), nodes ascending, of laws with the given moments.
 
-    moments     mean, variance, third, ..., (2n-1)th central moment; float64, in the data's unit and its powers
-    node_range  (lo, hi) around every mean: where moments (inconsistent ones) would put nodes outside it, the last ones
-                of them give way
-    tolerance   a law counts as one of k < n points if its k+1st orthogonal polynomial has a norm, relative to the
-                moment of order 2k, below this; its other n - k nodes then have weight 0
+    moments     mean, variance, third, .., (2n-1)th central moment, tensors (*) of float64, in the data's unit and
+    powers node_range  (lo, hi) around every mean; where inconsistent moments would put nodes outside, the highest ones
+    give way tolerance   a law counts as one of k < n points if its k+1st orthogonal polynomial has a norm below this,
+    relative to
+                the moment of order 2k; its other n - k nodes then have weight 0
+
     Raises ValueError for too few moments.
     """
     if nodes < 1 or len(moments) < 2 * nodes - 1:
@@ -47,13 +48,19 @@ def quadrature(
 
 
 def pick(weights: Tensor, nodes: Tensor, u: Tensor) -> Tensor:
-    """The node at quantile u in (0, 1] of each law; u (*) broadcasts against the laws (*) of weights, nodes (*, n)."""
+    """Return the node at quantile u in (0, 1] of each law.
+
+    u (*) broadcasts against the laws (*) of `weights` and `nodes` (*, n).
+    """
     above = (u[..., None] > weights.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
     return nodes.gather(-1, above.expand(*nodes.shape[:-1], 1))[..., 0]
 
 
 def _standardised(central: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
-    """Moments 0, 1, ... of (x - mean)/unit; divided one unit at a time, as unit^n may underflow."""
+    """Return moments 0, 1, .. of (x - mean)/unit.
+
+    The moments are divided by one unit at a time, because unit^n may underflow.
+    """
     one = torch.ones_like(unit)
     mu = [one, torch.zeros_like(unit), one]
     for n, moment in enumerate(central[1:], start=3):
@@ -64,10 +71,11 @@ def _standardised(central: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
 
 
 def _recurrence(mu: Sequence[Tensor], tolerance: float) -> tuple[list[Tensor], list[Tensor]]:
-    """a_0 .. a_(n-1) and b_1 .. b_(n-1) of p_(k+1)(x) = (x - a_k) p_k(x) - b_k p_(k-1)(x), orthogonal for moments mu.
+    """Return a_0 .. a_(n-1) and b_1 .. b_(n-1) of the polynomials orthogonal for moments `mu`.
 
-    Chebyshev's algorithm on rows s_k[j] = <p_k, x^(k+j)>. From the first k on whose norm s_k[0] is rounding, both are
-    0: the Jacobi matrix falls apart, and its first block is the law.
+    p_(k+1)(x) = (x - a_k) p_k(x) - b_k p_(k-1)(x). Chebyshev's algorithm works on rows s_k[j] = <p_k, x^(k+j)>. From
+    the first k whose norm s_k[0] is only rounding, both are 0: the Jacobi matrix splits, and its first block is the
+    law.
     """
     older, row = [torch.zeros_like(mu[0])] * (len(mu) + 2), list(mu)
     a, b, last_b = [mu[1]], [], torch.zeros_like(mu[0])
@@ -83,10 +91,11 @@ def _recurrence(mu: Sequence[Tensor], tolerance: float) -> tuple[list[Tensor], l
 
 
 def _limited(a: Sequence[Tensor], b: Sequence[Tensor], lo: Tensor, hi: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The nearest coefficients, from the first on, whose nodes lie in [lo, hi] (a_0 = 0 between the two).
+    """Return the nearest coefficients whose nodes lie in [lo, hi]; a_0 = 0 lies between the two.
 
-    q_k = p_k/p_(k-1) at an end obeys q_(k+1) = end - a_k - b_k/q_k; nodes are inside while q > 0 at hi and q < 0 at lo.
-    For n = 2 the bound of b is Bhatia-Davis, that of a is eq. 6 of docs/notation.md.
+    Each coefficient is bounded given those before it. q_k = p_k/p_(k-1) at an end obeys q_(k+1) = end - a_k - b_k/q_k,
+    and nodes are inside while q > 0 at hi and q < 0 at lo. For n = 2 the bound of b is Bhatia-Davis, and that of a is
+    eq. 6 of docs/notation.md.
     """
     at_lo, at_hi = lo.clamp(max=-TINY), hi.clamp(min=TINY)
     inner_a, inner_b = [a[0]], []
@@ -102,7 +111,10 @@ def _limited(a: Sequence[Tensor], b: Sequence[Tensor], lo: Tensor, hi: Tensor) -
 
 
 def _golub_welsch(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Weights and nodes (*, n): eigenvalues of the Jacobi matrix, and squares of its eigenvectors' first components."""
+    """Return weights and nodes (*, n) from the Jacobi matrix.
+
+    The nodes are its eigenvalues, the weights the squares of its eigenvectors' first components.
+    """
     side = torch.stack(list(b), -1).sqrt()
     jacobi = torch.diag_embed(torch.stack(list(a), -1)) + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
     nodes, vectors = torch.linalg.eigh(jacobi)

@@ -10,10 +10,10 @@ from gms_fast.ops.reference.moments import step_moments
 
 
 def split_variance(var: Tensor, floor: float, fit: str) -> tuple[Tensor, Tensor]:
-    """(base, excess) of a variance: the part up to `floor`, which the means of a mixture may not use, and the rest.
+    """Return (base, excess) of a variance: the part up to `floor`, and the rest.
 
-    Only the closed fits look at the floor: for the others all is base. A negative variance, as rounding leaves, counts
-    as zero.
+    The means of a mixture may use the rest only. Only the closed fits look at the floor: for the others all is base. A
+    negative variance, as rounding leaves, counts as zero.
     """
     whole = var.clamp(min=0)
     if fit not in ("exact", "free"):
@@ -34,7 +34,7 @@ def sample_mixture(
     lr: float,
     eps: float,
 ) -> Tensor:
-    """Fit and draw; u broadcasts against mean."""
+    """Fit a mixture and draw from it; u broadcasts against mean."""
     return draw(fit_mixture(mean, *split_variance(var, floor, fit), third, fit, weight, iterations, lr, eps), z, u)
 
 
@@ -57,10 +57,14 @@ def gms_step(
     eps: float,
     to: Tensor | None = None,
 ) -> Tensor:
-    """Noise moments to x_s; coefficients = (alpha_t, sigma_t, A, B, c, var_max); to: see `step_moments`."""
+    """Return x_s from noise moments.
+
+    coefficients  (alpha_t, sigma_t, A, B, c, var_max)
+    to            as in `step_moments`
+    """
     *step, var_max = coefficients
     B = step[3]
-    ends = clip if fit == "free" and moments == "cumulant" else None  # that nodes of x_0 stay between
+    ends = clip if fit == "free" and moments == "cumulant" else None  # bounds of the nodes of x_0
     mean, base, excess, third, m = step_moments(
         x, e1, e2, e3, step, moments=moments, central=central, clip=clip, bound=ends is not None, to=to
     )

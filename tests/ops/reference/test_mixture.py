@@ -1,4 +1,4 @@
-"""The oracle against mathematics: moments of the fitted mixtures, the released optimiser's recorded numbers."""
+"""Reference fits: moments of the mixtures, and the recorded numbers of the released one."""
 
 import json
 import math
@@ -19,7 +19,7 @@ DTYPES = [torch.float64, torch.float32]  # the reference itself, and the compile
 
 
 def moments_of(mixture):
-    """Mean, variance and third central moment of a mixture, in float64."""
+    """Return mean, variance and third central moment of a mixture, in float64."""
     w, a, b, v = (t.double() for t in mixture)
     mean = w * a + (1 - w) * b
     p, q = a - mean, b - mean
@@ -109,7 +109,7 @@ def test_negative_variance_counts_as_zero(fit, dtype):
 @pytest.mark.parametrize("fit", ["exact", "free"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments_are_of_the_weight_that_is_stored(dtype, fit, weight):
-    """In float32 it is another weight, and 1 - w or 1 - 2w then differ by a hundredth."""
+    """Fit with a weight that float32 rounds, so that 1 - w or 1 - 2w changes by a hundredth."""
     moments = tensors(dtype, 0.0, 1.0, -1e-7)
     given = Problem(fit, weight, 0.0, *moments)
     mixture = ops.fit_mixture(*moments, fit=fit, weight=weight)

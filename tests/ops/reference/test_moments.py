@@ -1,4 +1,4 @@
-"""Moments of a step against those of a posterior that is known."""
+"""Moments of a step against those of a known posterior."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gms_fast.ops import reference
 
 @pytest.mark.parametrize("central", [False, True])
 def test_step_moments_are_the_cumulants_of_the_posterior(central):
-    """x_s = A x + B x_0 + sqrt(c) z for a two-point x_0, whose moments are sums of two terms."""
+    """Take x_s = A x + B x_0 + sqrt(c) z for a two-point x_0, with moments of two terms."""
     points, p = torch.tensor([-0.7, 0.4], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
     alpha, sigma, A, B, c = 0.8, 0.6, 0.5, 0.3, 0.04
     x = torch.tensor([[0.25]], dtype=torch.float64)

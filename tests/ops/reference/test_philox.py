@@ -1,4 +1,4 @@
-"""Counter-based noise: known answers, independence of the batch, and the laws."""
+"""Counter-based noise: known answers, independence of the batch, and distributions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Gauss quadrature from moments, against mathematics: exactness, classical rules, degenerate and impossible laws."""
+"""Gauss quadrature from moments: exactness, classical rules, degenerate and impossible laws."""
 
 import math
 
@@ -20,7 +20,7 @@ def tensor(values):
 
 
 def central_moments(weights, points, order):
-    """Mean and central moments 2..order of discrete laws (*, n)."""
+    """Return mean and central moments 2..order of discrete laws (*, n)."""
     mean = (weights * points).sum(-1, keepdim=True)
     return [mean[..., 0], *((weights * (points - mean) ** k).sum(-1) for k in range(2, order + 1))]
 
@@ -31,7 +31,7 @@ def law(points, masses):
 
 
 def assert_same_moments(rule, moments, rtol):
-    """Each central moment to rtol of its size on the scale of the law's standard deviation and of its largest node."""
+    """Compare central moments, to rtol on the scale of the law's std and its largest node."""
     got = central_moments(*rule, len(moments))
     for order, (g, w) in enumerate(zip(got, moments, strict=True), start=1):
         size = (rule[0] * (rule[1] - moments[0][..., None]).abs() ** order).sum(-1)
@@ -51,7 +51,7 @@ LAWS = st.integers(2, 8).flatmap(
 @given(law_=LAWS, shift=st.sampled_from([0.0, 10.0]), scale=st.sampled_from([1.0, 1e-3, 1e6]))
 @settings(max_examples=300, deadline=None)
 def test_polynomials_integrate_exactly(nodes, law_, shift, scale):
-    """Up to degree 2n - 1, for laws of fewer points than n, nearly fewer, exactly n and more."""
+    """Test degrees up to 2n - 1, for laws of fewer than n points, nearly fewer, n and more."""
     weights, points = law(*law_)
     moments = central_moments(weights, scale * points, 2 * nodes - 1)
     moments[0] = moments[0] + shift * scale
@@ -66,7 +66,10 @@ def test_polynomials_integrate_exactly(nodes, law_, shift, scale):
 @given(law_=LAWS)
 @settings(max_examples=300, deadline=None)
 def test_nodes_lie_within_the_data(law_):
-    """Strictly, by theory; where the law nearly has two points alone the third one needs the range to be told."""
+    """Check that nodes lie strictly inside, as theory says.
+
+    A third node needs `node_range` where the law nearly has two points only.
+    """
     weights, points = law(*law_)
     moments = central_moments(weights, points, 5)
     low, high = points.min().item(), points.max().item()
@@ -79,7 +82,7 @@ def test_nodes_lie_within_the_data(law_):
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5])
 def test_known_rules(nodes):
-    """Legendre: the uniform law on [-1, 1]; Hermite: the normal law."""
+    """Compare with Legendre, for the uniform law on [-1, 1], and Hermite, for the normal law."""
     uniform = [tensor(0.0), *(tensor((k % 2 == 0) / (k + 1)) for k in range(2, 2 * nodes))]
     normal = [tensor(0.0), *(tensor((k % 2 == 0) * float(math.prod(range(k - 1, 0, -2)))) for k in range(2, 2 * nodes))]
     hermite = np.polynomial.hermite_e.hermegauss(nodes)
@@ -97,7 +100,7 @@ def test_known_rules(nodes):
 )
 @settings(max_examples=200, deadline=None)
 def test_two_nodes_are_the_free_fit(mean, scale, skew, up):
-    """Laws that free the weight: from a skewness of 0.71 on."""
+    """Use laws that change the weight: those of skewness 0.71 and more."""
     moments = tensor([[mean * scale], [scale**2], [(skew if up else -skew) * scale**3]])
     free = ops.fit_mixture(*moments[:, None], fit="free")
     (w,), (nodes,) = quadrature(list(moments), 2)
@@ -108,7 +111,7 @@ def test_two_nodes_are_the_free_fit(mean, scale, skew, up):
 
 
 def test_two_nodes_in_a_range_are_those_of_the_free_fit():
-    """Bhatia-Davis for the variance, eq. 6 for the third moment."""
+    """Compare the bounds: Bhatia-Davis for the variance, eq. 6 for the third moment."""
     torch.manual_seed(0)
     m, third = tensor(torch.rand(500) * 2 - 1), tensor(torch.randn(500))
     v = torch.minimum(tensor(torch.rand(500)), (m + 1) * (1 - m))
@@ -144,7 +147,10 @@ def test_two_point_laws_keep_their_points(nodes, light):
 
 @pytest.mark.parametrize("nodes", [2, 3, 4])
 def test_any_moments_give_a_law(nodes):
-    """Moments of no law, at the ends of float64: finite nodes, in the range if one is given, the mean kept."""
+    """Use moments of no law, at the ends of float64.
+
+    The nodes must be finite, and in the range if one is given; the mean is kept.
+    """
     tiny, huge = 2.0**-1022, 1e60
     values = tensor([0.0, tiny, tiny / 2**20, 1e-30, 1e-3, 1.0, 3.0, huge])
     signed = torch.cat([values, -values])

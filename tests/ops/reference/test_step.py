@@ -1,4 +1,4 @@
-"""The step of the oracle."""
+"""The reference of a whole step."""
 
 import math
 
@@ -8,7 +8,7 @@ from gms_fast.ops import reference
 
 
 def test_free_keeps_both_nodes_inside_the_data_range():
-    """Whatever the (inconsistent) moments, x_0 drawn by the two-point law lies in [lo, hi]."""
+    """Check that the two-point law draws x_0 in [lo, hi], even for inconsistent moments."""
     torch.manual_seed(1)
     x, e1 = torch.randn(4, 500).double(), torch.randn(4, 500).double()
     e2, e3 = e1**2 + torch.rand(4, 500).double() * 3, 10 * torch.randn(4, 500).double()
