@@ -112,9 +112,9 @@ def test_bad_labels_are_refused_before_the_first_step(tmp_path, data, options, m
 
 def test_dropout_of_labels_is_for_networks_with_classes(tmp_path):
     plain = MomentUNet(**TINY, attention_resolutions=())
-    with pytest.raises(ValueError, match=r"label_dropout must be 0 for a network without a class for none: got 0\.1"):
+    with pytest.raises(ValueError, match=r"label_dropout must be 0 for a network without a null class: got 0\.1"):
         train_noise_network(plain, X, steps=1, out=tmp_path / "run", label_dropout=0.1, **QUIET)
-    with pytest.raises(ValueError, match="data must be images alone: MomentUNet asks for no condition"):
+    with pytest.raises(ValueError, match=r"data must be images alone, or .*: MomentUNet needs no condition"):
         train_noise_network(plain, (X, Y), steps=1, out=tmp_path / "run", **QUIET)
 
 

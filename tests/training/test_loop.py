@@ -112,7 +112,7 @@ def test_normalised_heads_learn_the_mean_square_deviation(tmp_path):
 
 def test_normalised_heads_learn_central_moments_only(tmp_path, digits):
     model = tiny(moments="central", normalised=True)
-    with pytest.raises(ValueError, match="target must be \"central\" for a model with normalised heads: got 'raw'"):
+    with pytest.raises(ValueError, match="target must be \"central\" for a model with normalised=True: got 'raw'"):
         train_moment_heads(model, digits, steps=1, out=tmp_path, target="raw", **QUIET)
 
 
