@@ -95,7 +95,7 @@ def test_what_it_refuses():
         found(0)
     with pytest.raises(ValueError, match=r"data must be \(N, 1, 4, 4\)"):
         search.gms(MODEL, POINTS.flatten(1), 3)
-    with pytest.raises(ValueError, match="features must let a gradient through"):
+    with pytest.raises(ValueError, match="features must be differentiable in the images"):
         found(features=lambda x: x.detach().flatten(1))
     with pytest.raises(ValueError, match="with 3 moments"):
         search.gms(Model(lambda x, t: x, sample_shape=(1, 4, 4)), POINTS, 3, **QUICK)

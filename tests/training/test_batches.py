@@ -220,8 +220,8 @@ def test_large_data_are_encoded_in_parts():
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        (lambda x: x[:3], r"encoder must give a tensor with a row for each of 24 images: got \(3, 1, 4, 4\)"),
-        (lambda x: {"latents": x}, "encoder must give a tensor with a row for each of 24 images: got dict"),
+        (lambda x: x[:3], r"encoder must return a tensor with a row for each of 24 images: got \(3, 1, 4, 4\)"),
+        (lambda x: {"latents": x}, "encoder must return a tensor with a row for each of 24 images: got dict"),
         (lambda x: x[..., :2], r"data must be \(N, 1, 4, 4\) for this model: got \(24, 1, 4, 2\)"),
         (lambda x: x * torch.nan, r"data must be finite and lie in \[-1, 1\]"),
     ],
