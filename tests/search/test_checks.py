@@ -27,7 +27,11 @@ class Blocking(torch.nn.Module):
         (lambda x: x.view(1, -1), ValueError, r"features must return \(N, D\)"),
         (lambda x: [x], ValueError, r"features must return \(N, D\).*got list"),
         (Blocking(), ValueError, "features must be differentiable in the images"),
-        (lambda x: torch.zeros(len(x), 3, requires_grad=True), ValueError, "features must be differentiable in the images"),
+        (
+            lambda x: torch.zeros(len(x), 3, requires_grad=True),
+            ValueError,
+            "features must be differentiable in the images",
+        ),
         (lambda x: x.detach().flatten(1), ValueError, "features must be differentiable in the images"),
         (lambda x: x.flatten(1) / 0, ValueError, "features must be finite"),
     ],
