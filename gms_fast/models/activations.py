@@ -130,9 +130,9 @@ def _first_leaf(module: nn.Module) -> nn.Module:
 
 
 def _ratio(grid: Sequence[int], whole: Sequence[int]) -> int | None:
-    """Return the integer by which every axis of `whole` exceeds `grid`; None where they differ.
+    """Return the integer ratio of `whole` to `grid` that all axes share.
 
-    Without axes it is 1.
+    It is None or 0 if there is none, and 1 without axes.
     """
     ratios = {side // part if part and not side % part else 0 for part, side in zip(grid, whole, strict=True)} or {1}
     return ratios.pop() if len(ratios) == 1 else None

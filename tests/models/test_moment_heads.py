@@ -240,10 +240,10 @@ def test_networks_set_to_training_later_are_refused():
     [
         (
             {"network": Dropping().eval()},
-            "network must give one answer for one input, without dropout: two calls differ",
+            "network must be deterministic, without dropout: two calls with one input differ",
         ),
-        ({"features": "lst"}, "features must be the name of a module of Convolutional.*got 'lst'; near it are last"),
-        ({"features": None}, "features must be given: where Convolutional has its last activations is not known"),
+        ({"features": "lst"}, "features must be the name of a module of Convolutional.*got 'lst'; the closest names are last"),
+        ({"features": None}, "features must be given: the last activations of Convolutional are not known"),
         ({"features": "labels"}, "features must be the name of a module"),
         ({"network": Twice().eval()}, "features must be a module that a call .* once.*called 2 times"),
         ({"network": convolutional().train()}, "network must be in eval mode: Convolutional is in training mode"),
