@@ -86,7 +86,7 @@ def test_watch_sees_the_input_while_it_is_on():
 def test_unknown_names_come_with_near_ones():
     network = nn.Module()
     network.conv_norm_out = nn.Identity()
-    with pytest.raises(ValueError, match=r"features must be the name .* got 'conv_norm'; the closest names are conv_norm_out"):
+    with pytest.raises(ValueError, match=r"features must be .* got 'conv_norm'; the closest names are conv_norm_out"):
         module_of(network, "conv_norm")
     with pytest.raises(ValueError, match="got 7; the closest names are conv_norm_out"):
         module_of(network, 7)

@@ -242,7 +242,7 @@ def test_networks_set_to_training_later_are_refused():
             {"network": Dropping().eval()},
             "network must be deterministic, without dropout: two calls with one input differ",
         ),
-        ({"features": "lst"}, "features must be the name of a module of Convolutional.*got 'lst'; the closest names are last"),
+        ({"features": "lst"}, "features must be the name of a module of Conv.*got 'lst'; the closest names are last"),
         ({"features": None}, "features must be given: the last activations of Convolutional are not known"),
         ({"features": "labels"}, "features must be the name of a module"),
         ({"network": Twice().eval()}, "features must be a module that a call .* once.*called 2 times"),
