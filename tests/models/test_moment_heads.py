@@ -1,4 +1,4 @@
-"""Moment heads on networks of any kind: one call, the network untouched, nothing done that nobody reads."""
+"""Moment heads on any network: one call, an unchanged network, and no needless work."""
 
 import copy
 import gc
@@ -43,7 +43,7 @@ def test_moments_come_with_the_first_one_of_the_network():
 )
 @torch.no_grad()
 def test_any_prediction_on_any_schedule_is_sampled_as_the_bare_network_is(form, schedule):
-    """E[x_0|x_t] by way of the moments' e1 is that of the network's own form, to rounding."""
+    """E[x_0|x_t] from e1 of the moments equals that of the network's own form, up to rounding."""
     network = convolutional()
     model = heads(network, schedule=schedule, prediction=form)
     times = schedule.timesteps(4)
@@ -63,7 +63,7 @@ def test_heads_are_skipped_where_nobody_reads_them():
     gms_fast.sample(model, 4, solver="ddim", n=2)
     assert not called
     gms_fast.sample(model, 4, solver="sn-ddpm", n=2)
-    assert len(called) == 4  # not in the last call, of one moment
+    assert len(called) == 4  # not in the last call, which computes one moment
 
 
 def test_heads_are_skipped_with_a_condition_and_under_guidance_too():

@@ -1,4 +1,4 @@
-"""Refusals of a search, before it begins."""
+"""Errors that a search raises before it starts."""
 
 import math
 

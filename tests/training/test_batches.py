@@ -1,4 +1,4 @@
-"""Training data: every way to give it, the same batches after a kill, and what is refused."""
+"""Training data: every form of it, the same batches after a kill, and errors."""
 
 import itertools
 
@@ -21,7 +21,7 @@ X, Y = pictures(), torch.arange(24)
 
 
 def with_classes(**options):
-    """Heads on a network that asks for `y`."""
+    """Heads on a network that needs `y`."""
     network = UNetModel(channels=1, num_classes=24, learned=False)
     return heads(wrap(network.eval(), schedule="linear"), condition={"y": torch.tensor([1])}, **options)
 
@@ -43,7 +43,7 @@ def assert_same(got, want):
 
 
 class Counted:
-    """Six batches of pictures with classes, again and again, of a random kind; counts those that are read."""
+    """Repeated rounds of six batches of images with classes, which counts the batches read."""
 
     reads, rounds = 0, 0
 
@@ -60,7 +60,7 @@ class Counted:
 
 
 class Once:
-    """A generator, which cannot begin again."""
+    """A generator, which cannot start again."""
 
     def __new__(cls):
         return (batch for batch in Counted())
@@ -89,7 +89,7 @@ def test_data_are_told_from_other_data():
     assert len({source.fingerprint for source in prints}) == 6
 
 
-# --- as it comes ---
+# --- in batches ---
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_conditions_come_by_name_or_are_the_only_one():
 
 def test_loader_shuffles_by_the_seed_and_by_nothing_else():
     def some(seed):
-        torch.rand(seed)  # nor by what was drawn before
+        torch.rand(seed)  # earlier draws must not matter
         return read(Loaded(shuffled(), wanted(with_classes()), None, seed % 10), range(12))
 
     first = some(1)
@@ -150,7 +150,7 @@ def test_earlier_rounds_are_not_read_again():
 
 
 def test_run_goes_on_with_the_batches_of_an_uninterrupted_one(tmp_path):
-    """Steps 7 and 8 of rounds of five batches, whose dataset draws numbers of its own."""
+    """Steps 7 and 8 of rounds of five batches, whose dataset draws its own random numbers."""
 
     def train(name, stop=None):
         def shaken(rows):
@@ -188,7 +188,7 @@ def test_reading_leaves_the_global_generator_alone():
 
 
 class Encoder:
-    """Latents of pictures of twice their size, with a draw; counts the pictures."""
+    """An encoder with a random draw that halves the sides of images and counts them."""
 
     seen = 0
 
@@ -233,7 +233,7 @@ def test_encoder_that_gives_something_else_is_refused(tmp_path, encoder, message
     assert not (tmp_path / "run").exists()
 
 
-# --- what is refused ---
+# --- errors ---
 
 LATENTS = {"clip": None, "data_std": 1.0}
 
@@ -262,9 +262,9 @@ def test_data_of_another_unit_or_shape_are_refused(tmp_path, images, options, me
     ("images", "options"),
     [
         (X / 2 + 0.5, {"clip": (0.0, 1.0)}),
-        ((X > 0).float(), {}),  # two values: a drawing, perhaps of ones alone
+        ((X > 0).float(), {}),  # two values may be a line drawing in any scale
         (8 * torch.randn(24, 1, 4, 4), {"clip": None, "data_std": 8.0}),
-        (torch.zeros(24, 1, 4, 4), LATENTS),  # of which no unit can be told
+        (torch.zeros(24, 1, 4, 4), LATENTS),  # constant data has no scale
         (X.double(), {}),
     ],
 )

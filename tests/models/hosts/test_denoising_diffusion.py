@@ -1,4 +1,4 @@
-"""Networks of denoising-diffusion-pytorch."""
+"""Adapter for denoising-diffusion-pytorch."""
 
 import pytest
 import torch

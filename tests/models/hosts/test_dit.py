@@ -1,4 +1,4 @@
-"""Networks of DiT."""
+"""Adapter for DiT."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_dit():
 
 
 class SiT(DiT):
-    """The same parts, and time from noise to data."""
+    """A network with the same parts, and time from noise to data."""
 
 
 def test_relatives_that_only_look_like_a_kind_are_not_taken_for_it():

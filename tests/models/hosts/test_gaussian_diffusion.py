@@ -1,4 +1,4 @@
-"""Networks with the diffusion that their scripts make beside them."""
+"""Adapter for networks that come with a GaussianDiffusion."""
 
 import pytest
 import torch
