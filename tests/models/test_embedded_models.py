@@ -50,7 +50,7 @@ def test_every_step_has_three_finite_moments(model):
 def test_picture_does_not_depend_on_the_batch(model, solver, median):
     """Images agree up to the network's rounding, which may depend on the batch.
 
-    The noise is equal to the bit, and e3 to about 1e-6. GMS takes a cube root of the third moment, which turns that into
+    The noise is equal to the bit, e3 to about 1e-6. GMS takes a cube root of the third moment, which turns that into
     at most (13.5e-6)^(1/3) = 0.024 near zero. Each element draws a component, and such a difference in a weight may
     also switch one of the 784. The network then passes a little of it to all other elements.
     """
