@@ -29,9 +29,9 @@ def test_weights_are_half_precision_and_at_most_six_megabytes(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
-def test_model_card_tells_how_it_was_made(folder):
+def test_model_card_describes_the_training(folder):
     card = (folder / "README.md").read_text()
-    for word in ("licence", "seed", "curve", "## how it was made", "docs/quality.md"):
+    for word in ("licence", "seed", "curve", "## training", "docs/quality.md"):
         assert word in card.lower()
     assert (folder / "noise_curve.csv").exists()
     assert (folder / "heads_curve.csv").exists()
