@@ -68,7 +68,7 @@ class Watch:
         """
         if len(seen) != 1:
             raise ValueError(
-                f"features must be a module that each call of the network calls once, with a tensor: {self.name!r} was "
+                f"features must be a module that a call of the network calls once, with a tensor: {self.name!r} was "
                 f"called {len(seen)} times; if the network was compiled, put heads on it before torch.compile"
             )
         return seen[0]

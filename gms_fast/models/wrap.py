@@ -188,7 +188,7 @@ def _for_batch(name: str, value: Any, n: int, device: torch.device, dtype: torch
     value = value.to(device, dtype if value.is_floating_point() else value.dtype)
     if value.ndim and len(value) not in (1, n):
         raise ValueError(
-            f"{name} must have 1 row, or {n} for as many samples: got {tuple(value.shape)}; "
+            f"{name} must have 1 row or {n}, one for each sample: got {tuple(value.shape)}; "
             "give conditions of single samples as the `condition` of `sample`"
         )
     return value.expand(n, *value.shape[1:]) if value.ndim else value

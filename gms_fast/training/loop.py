@@ -275,7 +275,7 @@ def _rows(batch_size: int | None, data: Data) -> int | None:
     if batches.whole(data) is not None:
         return BATCH_SIZE if batch_size is None else batch_size
     if batch_size is not None:
-        raise ValueError(f"batch_size must be None for data that already comes in batches: got {batch_size}")
+        raise ValueError(f"batch_size must be None for data that comes in batches: got {batch_size}")
     return None
 
 
@@ -422,8 +422,8 @@ class _Step:
                 return self.learning([partial(self._share, part, total, dtype) for part in parts])
         except torch.OutOfMemoryError as error:
             rows = len(parts[0].x_0)
-            small = f"micro_batch must be less than {rows}" if rows > 1 else "model must be smaller"
-            raise MemoryError(f"{small}: {rows} rows at a time need more memory than {self.device} has") from error
+            small = f"micro_batch must be less than {rows}" if rows > 1 else "the network must be smaller"
+            raise MemoryError(f"{small}: {rows} rows at a time are more than {self.device} has memory for") from error
 
     def _share(self, part: Noised, total: int, dtype: torch.dtype) -> Tensor:
         return len(part.x_0) * self.ranks.count / total * self.loss_fn(self.model, part, dtype)

@@ -275,7 +275,7 @@ def test_what_is_no_network_is_refused():
 
 def test_activations_of_another_batch_are_refused():
     model = heads(Doubled().eval())
-    with pytest.raises(ValueError, match="features must have a row for each of 3 samples: 'last' got 6; guidance"):
+    with pytest.raises(ValueError, match="features must have a row for each of 3 samples: 'last' got 6; put guidance"):
         model(X, T)
 
 

@@ -106,7 +106,7 @@ def test_outputs_of_other_shapes_are_refused():
         ValueError, match=r"network must return as many channels as x, \(1, 3, 4, 4\): got \(1, 9, 4, 4\)"
     ):
         wrap(Wide(), schedule=VPLinear())(normal(1, 3, 4, 4), torch.zeros(1))
-    with pytest.raises(ValueError, match=r'"learned-range", and schedule a VP, .*gives 6 channels for 3'):
+    with pytest.raises(ValueError, match=r'"learned-range" and schedule a VP .*returns 6 channels for 3'):
         wrap(made(UNetModel), schedule=EDM())(normal(1, 3, 4, 4), torch.zeros(1))
 
 

@@ -102,9 +102,9 @@ def test_what_is_no_number_of_rows_is_refused(tmp_path, rows):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (None, "micro_batch must be less than 6: 6 rows at a time need more memory than cpu has"),
+        (None, "micro_batch must be less than 6: 6 rows at a time are more than cpu has memory for"),
         (4, "micro_batch must be less than 4: 4 rows at a time"),
-        (1, "model must be smaller: 1 rows at a time"),
+        (1, "the network must be smaller: 1 rows at a time"),
     ],
 )
 def test_gpu_that_is_too_small_is_told_by_the_option_that_helps(tmp_path, monkeypatch, rows, message):
