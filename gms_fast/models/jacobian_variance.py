@@ -59,9 +59,10 @@ class JacobianVariance(torch.nn.Module):
         torch.Size([2, 1, 8, 8])
 
     Note:
-        With `distance`, a call costs 1 + P network calls. The derivative costs 4 to 6 plain calls on a CPU with one
-        probe, and 2 to 4 more with each other probe; this holds in forward mode and for the two backward passes that
-        replace it where a layer has none (bench/results/jacobian.md). Attention then runs without fast kernels.
+        With `distance`, a call costs 1 + P network calls. Without it, a call costs 4 to 6 plain calls on a CPU with one
+        probe, and 2 to 4 more for each other probe (bench/results/jacobian.md). Derivatives are taken in forward mode,
+        or by two backward passes where a layer has none, at about the same cost. Attention then runs without fast
+        kernels.
         `torch.compile` takes only layers that it can trace in forward mode, which excludes group norms (torch 2.13).
         docs/quality.md shows the effect on samples. `first_moment` is one plain call, so solvers that use no variance
         pay nothing.

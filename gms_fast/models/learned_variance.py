@@ -12,8 +12,8 @@ from gms_fast.schedules import VP, Schedule
 class LearnedVariance:
     """E[(eps - e1)^2|x_t] from the output v of a network that learned step variances.
 
-    The network gives the log variance of its steps t -> t-1, log var = f log beta + (1 - f) log c, with f = (v + 1)/2
-    and c the variance of the step with x_0 known. A Gaussian step has var = c + B^2 Var[x_0|x_t]. Therefore
+    A step t -> t-1 has the variance log var = f log beta + (1 - f) log c with f = (v + 1)/2, where c is the variance of
+    the step with x_0 known. A Gaussian step has var = c + B^2 Var[x_0|x_t]. Therefore
 
         e2 = (alpha/sigma)^2 Var[x_0|x_t] = alpha^2 (e^{f d} - 1)/(e^d - 1),   d = log(beta/c).
 

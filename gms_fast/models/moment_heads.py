@@ -170,8 +170,8 @@ class MomentHeads(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the heads, without the network, to `moment_heads.safetensors` in a folder.
 
-        The file also holds their config, the schedule, a fingerprint of the network's weights, the record of the
-        training, and the source of the network if `gms_fast.io.network` loaded it.
+        The file also holds their config, the schedule, the record of the training and a fingerprint of the network's
+        weights. If `gms_fast.io.network` loaded the network, the file holds its source too.
 
         Args:
             folder: Folder, created if missing.

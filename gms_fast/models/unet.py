@@ -271,10 +271,9 @@ def _forms(head: object) -> tuple[str | None, str | None]:
 class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t].
 
-    A call with x (B, C, H, W), network times t (B,) and, for a network with classes, y (B,) or (1,) returns
-    [`NoiseMoments`][gms_fast.NoiseMoments] in the shape of x. It returns the noise alone where `head` is None. All
-    moments come from one pass. H and W must be divisible by 2^(levels - 1). The attribute `clip` is the data range,
-    (-1, 1).
+    A call with x (B, C, H, W) and network times t (B,) returns [`NoiseMoments`][gms_fast.NoiseMoments] in the shape of
+    x, or the noise alone where `head` is None. A network with classes also takes y, (B,) or (1,). All moments come from
+    one pass. H and W must be divisible by 2^(levels - 1). The attribute `clip` is the data range, (-1, 1).
 
     Args:
         image_size: Height and width of the training images; it sets `sample_shape`.
