@@ -142,7 +142,7 @@ def test_learned_variance_as_the_scheduler_has_it(monkeypatch):
 
 def test_a_second_half_of_unknown_meaning_is_refused():
     network = unet(out_channels=6)
-    with pytest.raises(ValueError, match=r'moments must be "learned-range".*UNet2DModel gives 6 channels for 3'):
+    with pytest.raises(ValueError, match=r'moments must be "learned-range".*UNet2DModel returns 6 channels for 3'):
         gms_fast.sample(wrap((network, diffusers.DDPMScheduler())), 3, solver="ddim", n=1)
     model = wrap(network, schedule=VPLinear(), moments="learned-range")
     assert gms_fast.sample(model, 3, solver="sn-ddpm", n=1).shape == (1, 3, 8, 8)
