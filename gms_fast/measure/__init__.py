@@ -1,1 +1,1 @@
-"""Estimators of what solvers take: of a network's curves, of mean and covariance of data, and how far those reach."""
+"""Measurements that solvers use: network statistics, data covariance, and their reach."""

@@ -1,7 +1,7 @@
-"""Measuring the empirical model statistics of a network: the two passes over noised data, batch by batch.
+"""Measurement of the empirical model statistics of a network.
 
-Noise and probes are counter-based, functions of the seed, the node and the index of the sample, so that neither the
-size of the batches nor an interruption changes the result.
+It takes two passes over noised data, batch by batch. Noise and probes are counter-based functions of the seed, the node
+and the sample index, so neither the batch size nor an interruption changes the result.
 """
 
 import math
@@ -31,7 +31,7 @@ from gms_fast.tables.origin import fingerprint
 from gms_fast.tables.wide import home
 from gms_fast.types import NoiseMoments
 
-NOISE_1, PROBES, NOISE_2 = 3, 4, 5  # streams of the counter-based noise, whose step is the node
+NOISE_1, PROBES, NOISE_2 = 3, 4, 5  # streams of the counter-based noise; its step is the node
 
 
 @torch.no_grad()
@@ -56,32 +56,61 @@ def empirical_model(
     progress: bool = False,
     device: torch.device | str | None = None,
 ) -> EmpiricalModel:
-    """Measure l, s, b of a network on data, in the time of about 8 samples (N + 1) calls.
+    """Measure the curves l, s, b of a network for DPM-Solver-v3.
 
-    model      callable (x, t) -> Tensor or NoiseMoments, in eval mode; x (B, *), t (B,) network times. Its attributes
-               `schedule` and `prediction`, if any, are the defaults here
-    data       (M, *) floating point, scaled as the network was trained. `samples` of them in random order, all again
-               where M is smaller, are noised afresh at every node
-    N          intervals of the grid, uniform in lambda from t_max to t_min (default: the schedule's). A solver's steps
-               end on nodes, so take many more than it has steps
-    samples    averaged at a node; errors fall as their square root. The published statistics have 1024 or 4096, and
-               gain more by samples than by nodes
-    prediction "noise", "x0", ...: what a single tensor from the model means
-    seed       determines probes and noise, whatever the batch_size
-    window     in lambda, of the moving average of dl/dlambda; None for none. The released script takes 11 nodes, a
-               window of 10 (lambda_N - lambda_0)/N
-    tolerance  s = 0 and b = E f' where Var(f) is at most this times E[(sigma eps/alpha)^2 + (l x/alpha)^2], the size of
-               the terms that f is the difference of: as for Gaussian data, where f is constant; and where |s| exceeds
-               one over the distance of nodes. 1e-12 is what float32 leaves of a difference
-    out        file for the result. Unfinished results are kept in `<out>.partial`, which a run with the same arguments
-               goes on from if `resume`, and a finished file of the same arguments is then the result. If `replace`, it
-               begins anew and replaces `out` when it is done; else both are refused
-    dtype      of s and b in the file (`EmpiricalModel.save`)
-    progress   whether to show a progress bar on stderr
-    device     of the calls (default: the model's, or the data's)
-    Derivatives are taken in forward mode, or by two backward passes through a network with a layer that has none.
-    Raises ValueError or TypeError naming the argument before the model is called, FileExistsError for `out`, and
-    ValueError naming the node where the model returns NaN or infinity.
+    The curves are averages over noised data on a grid of lambda = log(alpha/sigma). With y = x/alpha and the network's
+    noise eps, l makes f = exp(-lambda) eps - l y as flat in x as possible, and df/dlambda ~ s f + b. One measurement
+    costs about as much as 8 `samples` (N + 1) network evaluations. Derivatives are taken in forward mode, or by two
+    backward passes where a layer has no forward mode.
+
+    Args:
+        model: Callable `(x, t)` that returns a Tensor or NoiseMoments, in eval mode; x (B, *sample), t (B,) network
+            times. Its attributes `schedule` and `prediction`, if any, are the defaults here.
+        data: Samples (M, *sample), floating point, scaled as the network was trained. `samples` of them in random order
+            are noised afresh at every node; they repeat where M is smaller.
+        N: Number of intervals of the grid, >= 2, uniform in lambda from t_max to t_min. The steps of a solver end on
+            nodes, so take many more intervals than steps.
+        samples: Number of samples averaged at a node, >= 2. Errors fall as its square root. The published statistics
+            have 1024 or 4096; more samples help more than more nodes.
+        schedule: Noise schedule, or its name; None for the model's.
+        prediction: Meaning of a single tensor from the model: "noise", "x0", ...; None for the model's.
+        t_max: Noisiest time; None for the schedule's.
+        t_min: Least noisy time; None for the schedule's.
+        batch_size: Samples per network call, >= 1; it limits memory and does not change the result.
+        seed: Seed of probes and noise, >= 0.
+        window: Width in lambda of the moving average of dl/dlambda; None for no average. The released script averages
+            11 nodes, a window of 10 (lambda_N - lambda_0)/N.
+        tolerance: Relative variance of f below which s = 0 and b = E f', as for Gaussian data, where f is constant. It
+            is relative to E[(sigma eps/alpha)^2 + (l x/alpha)^2], the size of the terms whose difference f is. 1e-12 is
+            the rounding of such a difference in float32. s is 0 too where |s| exceeds one over the distance of nodes.
+        out: File for the result; None writes nothing. Unfinished results are kept in `<out>.partial`.
+        resume: Continue from `<out>.partial` of a run with the same arguments; return the finished `out` of the same
+            arguments. If False, such files are refused.
+        replace: Measure anew, and replace `out` at the end.
+        dtype: Type of s and b in the file, as in [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel]`.save`.
+        progress: Show a progress bar on stderr.
+        device: Device of the network calls; None for the model's, or the data's.
+
+    Returns:
+        The [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] with curves (N + 1, *sample).
+
+    Raises:
+        ValueError: If an argument is out of range (before the model is called), or the model returns NaN or infinity at
+            a node.
+        TypeError: If an argument is of another kind, such as `data` of integers.
+        FileExistsError: If `out` exists and may be neither resumed nor replaced.
+
+    Examples:
+        >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")
+        >>> statistics = gms_fast.statistics.empirical_model(model, data, N=8, samples=8)
+        >>> statistics.l.shape
+        torch.Size([9, 1, 8, 8])
+        >>> solver = gms_fast.solvers.DPMSolverV3(statistics)
+        >>> gms_fast.sample(model, 2, solver=solver, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Zheng et al. 2023, arXiv 2310.13268.
     """
     said = describe(model, schedule, prediction)
     schedule, form = said.built(), said.prediction
@@ -118,7 +147,7 @@ def empirical_model(
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """One measurement: of what, where, with which samples and draws."""
+    """Model, nodes, data and settings of one measurement."""
 
     noise: Noise
     nodes: list[Node]
@@ -133,7 +162,7 @@ class _Run:
         return torch.stack([node.lam for node in self.nodes])
 
     def configuration(self) -> dict[str, object]:
-        """All that the results depend on, beside the network and how it is called."""
+        """Return all settings on which the results depend, besides the network and its form."""
         return {
             "N": len(self.nodes) - 1,
             "lambda": self.lam[[0, -1]].tolist(),
@@ -145,7 +174,7 @@ class _Run:
         }
 
     def fill(self, work: Work, bar: tqdm) -> None:
-        """Measure what `work` lacks: l at every node, and from all of it the moments."""
+        """Measure the missing rows of `work`: first l at every node, then the moments."""
         nodes = range(len(self.nodes))
         derivative = derivative_for(self.noise, (self._noised(0, 0, NOISE_1)[:1], self.nodes[0].t))
         for j in nodes[len(work.rows["l"]) :]:
@@ -158,7 +187,7 @@ class _Run:
             bar.update()
 
     def linear(self, derivative: Derivative, j: int) -> Tensor:
-        """l at node j, (*sample)."""
+        """Return l at node j, (*sample)."""
         node = self.nodes[j]
         draws = {"seed": self.seed, "step": j, "stream": PROBES}
 
@@ -169,12 +198,15 @@ class _Run:
         return self._mean(batch, j, NOISE_1)
 
     def moments(self, derivative: Derivative, j: int, l: Tensor, l_slope: Tensor) -> Tensor:
-        """Means at node j of what `moments` sums, (5, *sample)."""
+        """Return the means of `moments` at node j, (5, *sample)."""
         node, (l, l_slope) = self.nodes[j], (v.to(home(self.device)) for v in (l, l_slope))
         return self._mean(lambda _, x: moments(*residuals(self.noise, derivative, node, x, l, l_slope)), j, NOISE_2)
 
     def _mean(self, batch: Callable[[int, Tensor], Tensor], j: int, stream: int) -> Tensor:
-        """Mean over the samples of what `batch` sums, given the first index and the noised samples of a batch."""
+        """Return the mean over all samples of what `batch` sums.
+
+        `batch` gets the first sample index and the noised samples of a batch.
+        """
         starts = range(0, len(self.data), self.batch_size)
         total = reduce(operator.add, (batch(first, self._noised(first, j, stream)) for first in starts))
         if not bool(total.isfinite().all()):
@@ -182,7 +214,7 @@ class _Run:
         return total.cpu() / len(self.data)
 
     def _noised(self, first: int, j: int, stream: int) -> Tensor:
-        """alpha x_0 + sigma z at node j, for a batch of samples from index `first` on."""
+        """Return alpha x_0 + sigma z at node j, for a batch of samples from index `first` on."""
         x_0, node = self.data[first : first + self.batch_size].to(self.device), self.nodes[j]
         draws = {"seed": self.seed, "step": j, "stream": stream, "sample_offset": first}
         z = ops.philox_normal(x_0.shape, **draws, device=x_0.device, dtype=x_0.dtype)
@@ -192,7 +224,7 @@ class _Run:
 def check_numbers(
     N: int, samples: int, batch_size: int, seed: int, window: float | None, tolerance: float = 0.0
 ) -> None:
-    """Raise ValueError naming the one that is out of range."""
+    """Raise ValueError naming the argument that is out of range."""
     for name, value, least in (("N", N, 2), ("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}: got {value!r}")
@@ -202,7 +234,7 @@ def check_numbers(
 
 
 def check_data(model: object, data: object) -> None:
-    """Raise TypeError or ValueError unless `data` are finite samples for the model."""
+    """Raise TypeError or ValueError unless `data` holds finite samples for the model."""
     if not isinstance(data, Tensor) or not data.is_floating_point():
         raise TypeError(f"data must be a floating-point tensor (M, *): got {getattr(data, 'dtype', type(data))}")
     wanted = tuple(attribute(model, "sample_shape", data.shape[1:]))
@@ -213,7 +245,10 @@ def check_data(model: object, data: object) -> None:
 
 
 def _chosen(model: object, data: Tensor, samples: int, seed: int) -> Tensor:
-    """`samples` of the data in random order, on the CPU, float32 or float64; over and over where there are fewer."""
+    """Choose `samples` of the data in random order, repeating them where there are fewer.
+
+    The result is on the CPU, float32 or float64.
+    """
     check_data(model, data)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed), device="cpu")
     chosen = data.detach().cpu()[order[torch.arange(samples, device="cpu") % len(data)]]
@@ -221,7 +256,7 @@ def _chosen(model: object, data: Tensor, samples: int, seed: int) -> Tensor:
 
 
 def _grid(schedule: Schedule, N: int, t_max: float | None, t_min: float | None) -> tuple[Tensor, Tensor]:
-    """Times and half-log-SNR of the nodes, (N+1,) each."""
+    """Return the times and the half-log-SNR of the nodes, (N+1,) each."""
     t_max, t_min = schedule.t_max if t_max is None else t_max, schedule.t_min if t_min is None else t_min
     if not t_max > t_min:
         raise ValueError(f"t_max must be greater than t_min: got {t_max}, {t_min}")

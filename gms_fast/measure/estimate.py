@@ -1,12 +1,13 @@
-"""Averages over samples for the empirical model statistics, and the statistics made of them.
+"""Sample averages for the empirical model statistics, and the curves made from them.
 
-Pass 1, with probes v of independent signs: l = E[sigma (J v) v], J = d eps/dx, the diagonal of sigma J on average.
-Pass 2, with ' the derivative along the ODE: s = Cov(f, f')/Var(f) and b = E f' - s E f of
+Pass 1, with probes v of independent signs: l = E[sigma (J v) v], J = d eps/dx, the average diagonal of sigma J.
+Pass 2, with ' the derivative along the ODE: s = Cov(f, f')/Var(f) and b = E f' - s E f, of
 
     f  = (sigma eps - l x)/alpha        f' = exp(-lambda) ((l - 1) eps + eps') - l' x/alpha
 
-eps' = d eps along dx/dlambda = dlog(alpha)/dlambda x - sigma eps. All elementwise, expectations over x = alpha x_0 +
-sigma z with data x_0. Source: Zheng et al. 2023 (arXiv 2310.13268), section 3.2, and its authors' script.
+eps' = d eps along dx/dlambda = dlog(alpha)/dlambda x - sigma eps. All is elementwise. Expectations are over
+x = alpha x_0 + sigma z with data x_0. Source: Zheng et al. 2023, arXiv 2310.13268, section 3.2, and its authors'
+script.
 """
 
 import math
@@ -22,7 +23,10 @@ from gms_fast.tables.wide import wide
 
 
 class Node(NamedTuple):
-    """One point of the grid, float64 tensors (); `drift` = dlog(alpha)/dlambda, `dt` = dt/dlambda."""
+    """One node of the grid, as float64 scalars.
+
+    `drift` is dlog(alpha)/dlambda, and `dt` is dt/dlambda.
+    """
 
     t: Tensor
     lam: Tensor
@@ -33,7 +37,10 @@ class Node(NamedTuple):
 
 
 def nodes_of(schedule: Schedule, t: Tensor, lam: Tensor) -> list[Node]:
-    """The numbers of the times t (N+1,), slopes by automatic differentiation of the schedule."""
+    """Return the nodes at the times t (N+1,).
+
+    Slopes come from automatic differentiation of the schedule.
+    """
     along = torch.ones_like(t)
     log_alpha_slope = torch.func.jvp(lambda t: schedule.alpha(t).log(), (t,), (along,))[1]
     dt = 1 / torch.func.jvp(schedule.log_snr, (t,), (along,))[1]
@@ -41,7 +48,7 @@ def nodes_of(schedule: Schedule, t: Tensor, lam: Tensor) -> list[Node]:
 
 
 def diagonal(noise: Noise, derivative: Derivative, node: Node, x: Tensor, v: Tensor) -> Tensor:
-    """sigma (J v) v of every sample, (B, *) float64: without bias sigma times the diagonal of J."""
+    """Return sigma (J v) v of every sample, (B, *) float64: an unbiased diagonal of sigma J."""
     _, (along,) = derivative(noise, (x, node.t), [(v, torch.zeros_like(node.t))])
     return float(node.sigma) * wide(along * v)
 
@@ -49,7 +56,7 @@ def diagonal(noise: Noise, derivative: Derivative, node: Node, x: Tensor, v: Ten
 def residuals(
     noise: Noise, derivative: Derivative, node: Node, x: Tensor, l: Tensor, l_slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """f, f', and how large the two terms are whose difference f is, squared; of every sample, (B, *) float64."""
+    """Return f, f' and the squared size of the two terms of f, for every sample, (B, *) float64."""
     alpha, sigma, drift, r = map(float, (node.alpha, node.sigma, node.drift, (-node.lam).exp()))
     with torch.no_grad():
         eps = noise(x, node.t)
@@ -60,14 +67,15 @@ def residuals(
 
 
 def moments(f: Tensor, f_slope: Tensor, size: Tensor) -> Tensor:
-    """Sums over the batch of f, f', f^2, f f' and of `size`, (5, *)."""
+    """Return sums over the batch of f, f', f^2, f f' and `size`, (5, *)."""
     return torch.stack([f, f_slope, f * f, f * f_slope, size]).sum(1)
 
 
 def slope(l: Tensor, lam: Tensor, window: float | None) -> Tensor:
-    """dl/dlambda (N+1, *): central differences, one-sided at the ends, then their moving average.
+    """Return dl/dlambda (N+1, *): central differences, one-sided at the ends, then averaged.
 
-    window  its width in lambda, rounded to an odd number of nodes and cut off at the ends; none for None or 0
+    `window` is the width of the moving average in lambda. It is rounded to an odd number of nodes and cut off at the
+    ends; None or 0 means no average.
     """
     step = float(lam[-1] - lam[0]) / (len(lam) - 1)
     raw = torch.gradient(l, spacing=step, dim=0)[0]
@@ -76,10 +84,10 @@ def slope(l: Tensor, lam: Tensor, window: float | None) -> Tensor:
 
 
 def regress(means: Tensor, tolerance: float, limit: float = math.inf) -> tuple[Tensor, Tensor]:
-    """s and b of mean `moments` (N+1, 5, *): least squares of f' on f.
+    """Return s and b from mean `moments` (N+1, 5, *), the least-squares fit of f' on f.
 
-    s = 0 where f varies too little to tell it, and where |s| > limit: an error of l' enters f' as an error of y, which
-    dwarfs f where f hardly varies.
+    s = 0 where f varies too little to determine it. s = 0 too where |s| > limit: an error of l' enters f' as an error
+    in y, which exceeds f where f hardly varies.
     """
     f, f_slope, f_f, f_f_slope, size = means.unbind(1)
     variance = f_f - f * f

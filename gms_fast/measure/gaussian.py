@@ -1,4 +1,4 @@
-"""Gaussian statistics of data, read once, batch by batch."""
+"""Gaussian statistics of data, measured in one pass over batches."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from gms_fast.measure.moments import Moments
 from gms_fast.tables.gaussian import Gaussian
 from gms_fast.tables.wide import on_cpu
 
-DENSE = 4096  # elements up to which all eigenvectors are a matter of a minute
+DENSE = 4096  # elements up to which all eigenvectors take about a minute
 
 
 def gaussian(
@@ -23,20 +23,40 @@ def gaussian(
     batch_size: int = 1024,
     progress: bool = False,
 ) -> Gaussian:
-    """Mean, and leading eigenvectors and eigenvalues of the unbiased covariance, in float64.
+    """Measure mean and covariance of data in one pass.
 
-    data     (M, *) floating point, scaled as the network was trained, or batches (b, *) of it, read once: training
-             images, or some thousand samples of the model
-    rank     how many eigenvectors to keep, the largest; the mean variance of the others becomes `residual`. Default:
-             all that M samples can have, min(D, M - 1)
-    flips    count every image mirrored (last dimension) too, for networks trained with random flips
-    batch_size  of a tensor; changes nothing but memory
-    progress whether to show a progress bar on stderr
-    Takes 8 D^2 bytes for the covariance and some three times that for all of its eigenvectors. Of D > 4096, up to D/8
-    of them come from subspace iteration (Halko, Martinsson & Tropp 2011), in much less: 64x64x3 takes minutes on two
-    cores. Eigenvalues, and the variance kept, are right to 1e-6 even where they fall no faster than 1/k.
-    Raises TypeError or ValueError naming the argument: data that is not finite or of different shapes, fewer samples
-    than `rank` needs. Source: Wang & Vastola 2024 (arXiv 2412.09726).
+    The covariance is unbiased and in float64. Its leading eigenvectors and eigenvalues are kept; the mean variance of
+    the other directions becomes `residual`.
+
+    Args:
+        data: Samples (M, *sample), floating point, scaled as the network was trained, or an iterable of batches
+            (b, *sample), read once. Use training images, or some thousand samples of the model.
+        rank: Number of eigenvectors to keep, those of the largest eigenvalues. None for all that M samples can have,
+            min(D, M - 1) with D elements per sample.
+        flips: Count every image mirrored in its last dimension too, for networks trained with random flips.
+        batch_size: Rows of a tensor per step, >= 1; it limits memory and does not change the result.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        A [`Gaussian`][gms_fast.statistics.Gaussian] with `range` and `count` of the data.
+
+    Raises:
+        ValueError: If the data is not finite, has different shapes, or has fewer samples than `rank` needs.
+        TypeError: If the data is not floating point, or is neither a tensor nor an iterable.
+
+    Examples:
+        >>> statistics = gms_fast.statistics.gaussian(gms_fast.data.load("digits"), rank=8)
+        >>> statistics.eigenvectors.shape, statistics.count
+        (torch.Size([64, 8]), 1797)
+
+    Note:
+        The covariance takes 8 D^2 bytes, and all of its eigenvectors about three times that. For D > 4096, up to D/8
+        eigenvectors come from subspace iteration (Halko, Martinsson & Tropp 2011) in much less memory: 64x64x3 images
+        take minutes on two cores. Eigenvalues, and the variance kept, are then right to 1e-6 even where they fall no
+        faster than 1/k.
+
+    References:
+        Wang & Vastola 2024, arXiv 2412.09726.
     """
     _check_rank(rank, None, None)
     sums = _Sums()
@@ -66,12 +86,12 @@ def gaussian(
 
 
 def _leading(covariance: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors, the largest first."""
+    """Return the largest eigenvalues in descending order, and their eigenvectors."""
     if len(covariance) <= DENSE or 8 * kept > len(covariance):
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         return eigenvalues.flip(0)[:kept].clamp(min=0), vectors[:, -kept:].flip(1)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # the subspace to start from
+        torch.default_generator.manual_seed(0)  # for the first subspace
         vectors, eigenvalues, _ = torch.svd_lowrank(covariance, q=kept + kept // 2 + 8, niter=8)
     return eigenvalues[:kept], vectors[:, :kept]
 
@@ -81,7 +101,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
-        self.shape, self.moments = torch.Size(), Moments(0)  # of no batch yet
+        self.shape, self.moments = torch.Size(), Moments(0)  # until the first batch
 
     def add(self, batch: object) -> None:
         if not isinstance(batch, Tensor) or not batch.is_floating_point():
@@ -99,7 +119,7 @@ class _Sums:
             self.moments.add(flat)
 
     def mirror(self) -> None:
-        """Add every sample once more, its last dimension reversed."""
+        """Add every sample once more with its last dimension reversed."""
         order = torch.arange(len(self.moments.mean), device="cpu").view(self.shape).flip(-1).flatten()
         mirrored = copy.copy(self.moments)
         mirrored.mean, mirrored.rest = self.moments.mean[order], self.moments.rest[order]

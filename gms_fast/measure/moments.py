@@ -5,13 +5,15 @@ from torch import Tensor
 
 
 class Moments:
-    """Count, mean (D,) and scatter sum (x - mean)(x - mean)^T (D, D) of all rows so far, float64 on the CPU.
+    """Count, mean (D,) and scatter matrix (D, D) of all rows so far, float64 on the CPU.
 
-    Two parts of n and m rows, d = mean' - mean, are together
+    The scatter is sum (x - mean)(x - mean)^T. Two parts of n and m rows, with d = mean' - mean, merge to
+
         mean + d m/(n + m),   scatter + scatter' + d d^T n m/(n + m)
+
     (the pairwise update of Chan, Golub & LeVeque 1983). The mean is kept in two numbers, `mean + rest`, which are added
-    without error (Knuth's TwoSum): rows far from zero beside their spread leave d its digits, and the order of parts
-    changes nothing but the last bits of the scatter.
+    without error (Knuth's TwoSum). Rows that lie far from zero compared with their spread therefore keep the digits of
+    d. The order of the parts changes only the last bits of the scatter.
     """
 
     def __init__(self, width: int) -> None:
@@ -20,20 +22,20 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64, device="cpu")
 
     def add(self, rows: Tensor) -> None:
-        """Count rows (n, D), n >= 1, float64 on the CPU."""
+        """Add rows (n, D), n >= 1, float64 on the CPU."""
         mean = rows.mean(0)
         away = rows - mean
         self._join(len(rows), mean, away.mean(0))
         self.scatter.addmm_(away.T, away)
 
     def merge(self, other: "Moments") -> None:
-        """Count the rows of another, which stays as it is."""
+        """Add the rows of another, which does not change."""
         if other.count:
             self._join(other.count, other.mean, other.rest)
             self.scatter += other.scatter
 
     def _join(self, count: int, mean: Tensor, rest: Tensor) -> None:
-        """All of a merge but the sum of both scatters."""
+        """Merge count and mean, and add the term of d d^T to the scatter."""
         total = self.count + count
         if self.count:
             apart = (mean - self.mean) + (rest - self.rest)
@@ -43,7 +45,7 @@ class Moments:
 
 
 def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounded sum, and what rounding took from it."""
+    """Return the rounded sum a + b, and its rounding error."""
     total = a + b
     shared = total - a
     return total, (a - (total - shared)) + (b - shared)

@@ -1,4 +1,4 @@
-"""A network's noise as a function of state and time, to be derived in both."""
+"""The noise prediction of a network as a differentiable function of state and time."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,10 @@ Noise = Callable[[Tensor, Tensor], Tensor]
 
 
 def noise_of(model: Callable[..., Tensor | NoiseMoments], schedule: Schedule, form: str) -> Noise:
-    """eps(x, t): E[eps|x_t] by the model, x (B, *), t () a time of the schedule in float64; x's dtype."""
+    """Return the function eps(x, t) = E[eps|x_t] of the model.
+
+    x is (B, *); t is a scalar time of the schedule in float64. The result has the dtype of x.
+    """
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The noise level down to which a Gaussian can stand for a network."""
+"""Search for the noise level down to which a Gaussian can replace a network."""
 
 import math
 from collections.abc import Callable
@@ -16,18 +16,37 @@ from gms_fast.tables.gaussian import Gaussian
 from gms_fast.tables.wide import wide
 from gms_fast.types import NoiseMoments
 
-PILOT = 3  # stream of the counter-based noise, whose step is the noise level
-_NOISIEST = 100.0  # sigma/alpha to begin with where a schedule starts without signal
+PILOT = 3  # stream of the counter-based noise; its step is the index of the noise level
+_NOISIEST = 100.0  # first sigma/alpha where the schedule starts without signal
 
 
 class Pilot(NamedTuple):
-    """Answers of a Gaussian and a network about x_0 = data, by noise level, noisiest first."""
+    """Comparison of a Gaussian's denoiser with a network's, by noise level, noisiest first.
 
-    ratio: list[float]  # sigma/alpha
-    r2: list[float]  # of the network's denoiser, how much the Gaussian's explains
-    gaussian_error: list[float]  # mean square of E[x_0|x_t] - x_0
+    Result of [`pilot`][gms_fast.statistics.pilot].
+
+    Args:
+        ratio: sigma/alpha of each level.
+        r2: Share of the variance of the network's denoiser that the Gaussian's explains, at most 1.
+        gaussian_error: Mean square of E[x_0|x_t] - x_0 with the Gaussian's estimate.
+        network_error: The same with the network's estimate.
+        until: Lowest ratio down to which the Gaussian can replace the network; None if there is none.
+
+    Raises:
+        TypeError: If a field is missing.
+
+    Examples:
+        >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]
+        >>> found = gms_fast.statistics.pilot(model, data, gms_fast.statistics.load_gaussian("digits"), levels=4)
+        >>> [round(r) for r in found.ratio]
+        [157, 29, 5, 1]
+    """
+
+    ratio: list[float]
+    r2: list[float]
+    gaussian_error: list[float]
     network_error: list[float]
-    until: float | None  # the lowest ratio down to which the Gaussian will do
+    until: float | None
 
 
 @torch.no_grad()
@@ -42,18 +61,45 @@ def pilot(
     threshold: float = 0.9,
     seed: int = 0,
 ) -> Pilot:
-    """Proposes how far `Teleport` may go, from E[x_0|x_t] of noised data: D of the network and D_gauss of the Gaussian.
+    """Find the noise level down to which a Gaussian can replace a network.
 
-    A Gaussian will do at a level where R^2 = 1 - sum |D - D_gauss|^2/sum |D - mu|^2 exceeds the threshold, or where it
-    is as near to the data as the network: at much noise a network's error can exceed all that there is to say. `until`
-    is the last level before the first at which it will not do; None if nothing lies between.
+    The result proposes `until` for [`Teleport`][gms_fast.solvers.Teleport]. Data is noised at several levels, and
+    E[x_0|x_t] of the network, D, is compared with that of the Gaussian, D_gauss. The Gaussian is good enough at a level
+    if
 
-    model, schedule, prediction   as in `gms_fast.statistics.empirical_model`
-    data       (M, *): 256 or so images that the network was trained on; one call on all of them at each level
-    levels     how many, evenly in log(sigma/alpha) from the schedule's first down to 1
-    threshold  of R^2
-    Raises ValueError or TypeError naming the argument, ValueError where the model returns NaN.
-    Source: Wang & Vastola 2024 (arXiv 2412.09726), whose own score measure is near 1 everywhere.
+        R^2 = 1 - sum |D - D_gauss|^2/sum |D - mu|^2
+
+    exceeds `threshold`, or if D_gauss is as close to the data as D. At high noise the error of a network can exceed the
+    whole signal. `until` is the last level before the first that fails; None unless at least two levels pass.
+
+    Args:
+        model: As in [`empirical_model`][gms_fast.statistics.empirical_model].
+        data: Samples (M, *sample) that the network was trained on; about 256 are enough. Each level is one network call
+            on all of them.
+        statistics: The [`Gaussian`][gms_fast.statistics.Gaussian] of the data.
+        schedule: Noise schedule, or its name; None for the model's.
+        prediction: Meaning of a single tensor from the model: "noise", "x0", ...; None for the model's.
+        levels: Number of noise levels, >= 2, even in log(sigma/alpha) from the schedule's first one down to 1.
+        threshold: Least R^2, < 1.
+        seed: Seed of the noise.
+
+    Returns:
+        A [`Pilot`][gms_fast.statistics.Pilot].
+
+    Raises:
+        ValueError: If an argument is out of range, shapes do not fit, or the model returns NaN or infinity.
+        TypeError: If `data` is not a floating-point tensor.
+
+    Examples:
+        >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]
+        >>> gaussian = gms_fast.statistics.load_gaussian("digits")
+        >>> found = gms_fast.statistics.pilot(model, data, gaussian, levels=4)
+        >>> solver = gms_fast.solvers.Teleport(gaussian, found.until, gms_fast.solvers.DPMSolverPP())
+        >>> gms_fast.sample(model, 4, solver=solver, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Wang & Vastola 2024, arXiv 2412.09726; their own score measure is near 1 everywhere.
     """
     said = describe(model, schedule, prediction)
     schedule, form = said.built(), said.prediction

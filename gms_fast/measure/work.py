@@ -1,4 +1,4 @@
-"""Rows of an unfinished measurement, in memory and in a file beside the one that they will become."""
+"""Finished rows of an unfinished measurement, in memory and in a file beside its result."""
 
 import json
 import time
@@ -16,14 +16,14 @@ from gms_fast.storage.reading import metadata, refusing
 from gms_fast.storage.schema import Fields, Plain
 
 FORMAT = "gms_fast unfinished statistics 1"
-SECONDS = 30.0  # between two writes
-_REPLACES = "replaces"  # in the metadata of rows that were measured anew to replace a file
+SECONDS = 30.0  # least time between two writes
+_REPLACES = "replaces"  # metadata key of rows that are to replace a finished file
 
 
 class Work:
-    """Rows of named results, one a node or a sample, in order.
+    """Rows of named results in order, one per node or sample.
 
-    most  how many there will be of each name, and the shape of one
+    `most` holds for each name the final number of rows and the shape of one.
     """
 
     def __init__(self, most: dict[str, tuple[int, tuple[int, ...]]]) -> None:
@@ -34,13 +34,12 @@ class Work:
     def keep_for(
         self, out: Path, configuration: dict[str, Any], beside: dict[str, Any], *, resume: bool, replace: bool
     ) -> bool:
-        """Go on from the rows in `<out>.partial`, if it is there, and keep them there from now on.
+        """Resume from the rows in `<out>.partial`, if it exists, and keep rows there from now on.
 
-        configuration  what the rows depend on, JSON
-        beside         what the result depends on beside the rows, JSON
-        Returns True where nothing is left to do: `out` is the result of an equal configuration. Raises FileExistsError
-        for files that are neither to be resumed nor to be replaced, ValueError naming what differs for rows of another
-        configuration.
+        `configuration` (JSON) is what the rows depend on, `beside` (JSON) what the result depends on besides.
+        Returns True if nothing is left to do because `out` is the result of an equal configuration. Raises
+        FileExistsError for files that may be neither resumed nor replaced, and ValueError naming the difference for
+        rows of another configuration.
         """
         self.path, self._written = partial(out), time.monotonic()
         text = json.dumps(configuration)
@@ -69,7 +68,7 @@ class Work:
         return False
 
     def _check(self, path: Path, stored: dict[str, Tensor]) -> None:
-        """Raise ValueError naming rows that are of another shape or more than there will be."""
+        """Raise ValueError naming rows that have another shape or are too many."""
         for name, (most, shape) in self.most.items():
             found = tuple(stored[name].shape)
             if found != (0,) and (found[1:] != shape or not 1 <= found[0] <= most):
@@ -79,14 +78,14 @@ class Work:
         return sum(map(len, self.rows.values()))
 
     def add(self, name: str, row: Tensor) -> None:
-        """One row more of `name`, written with the others if the last time is some while ago."""
+        """Add one row to `name`; all rows are written if the last write is some time ago."""
         self.rows[name].append(row.cpu())
         if self.path is not None and time.monotonic() - self._written > SECONDS:
             self._write(self.path)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """A block whose rows are written, if there is a file to write to, however it ends."""
+        """Write the rows to the file, if there is one, when an error ends the block."""
         try:
             yield
         except BaseException:
@@ -106,7 +105,7 @@ class Work:
 
 
 def partial(out: Path) -> Path:
-    """The file of unfinished results for `out`."""
+    """Return the file of unfinished results for `out`."""
     return out.with_name(out.name + ".partial")
 
 

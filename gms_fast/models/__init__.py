@@ -1,4 +1,4 @@
-"""Networks with moment heads, and models whose noise moments are exact."""
+"""Networks with moment heads, adapters for other networks, and models with exact moments."""
 
 from gms_fast.models.analytic import GaussianMixture1D as GaussianMixture1D
 from gms_fast.models.analytic import PointCloud as PointCloud

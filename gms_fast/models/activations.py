@@ -1,4 +1,4 @@
-"""Activations inside a network: which module's input they are, how they lie, and a watch for them."""
+"""Activations inside a network: the module that receives them, their layout, and a watch."""
 
 import difflib
 import math
@@ -12,7 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 
 def module_of(network: object, name: object) -> nn.Module:
-    """The module of that name. Raises TypeError or ValueError naming `features`, with the nearest names there are."""
+    """Return the module with this name.
+
+    Raises TypeError or ValueError naming `features`, with the closest names that exist.
+    """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be a torch.nn.Module with modules inside: got {type(network).__name__}")
     names = [known for known, _ in network.named_modules() if known]
@@ -20,27 +23,27 @@ def module_of(network: object, name: object) -> nn.Module:
         return network.get_submodule(str(name))
     near = difflib.get_close_matches(str(name), names, 5, 0.4) or names[-5:]
     raise ValueError(
-        f"features must be the name of a module of {type(network).__name__}, the one whose input the heads are to "
-        f"read: got {name!r}; near it are {', '.join(near)}"
+        f"features must be the name of a module of {type(network).__name__}, whose input the heads read: got {name!r}; "
+        f"the closest names are {', '.join(near)}"
     )
 
 
-_CALLS = threading.RLock()  # of all networks: a lock of each could not be copied with it
+_CALLS = threading.RLock()  # one for all networks: a lock inside a network could not be copied with it
 
 
 class Watch:
-    """The input of a module during a call of its network."""
+    """Recorder of a module's input during a call of its network."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.seen: list[Tensor] | None = None
 
     def put_on(self, module: nn.Module) -> RemovableHandle:
-        """Have the module tell its input during calls, until the handle is removed."""
+        """Record the module's input during calls, until the handle is removed."""
         return module.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def during(self, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
-        """The result of a call, and the inputs of the module in it; one thread at a time."""
+        """Return the result of a call and the module's inputs in it, one thread at a time."""
         if torch.compiler.is_compiling():
             return self._during(call)
         with _CALLS:
@@ -59,22 +62,26 @@ class Watch:
             self.seen += [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:1]
 
     def one(self, seen: list[Tensor]) -> Tensor:
-        """The only tensor among those seen. Raises ValueError for none and for several."""
+        """Return the only recorded tensor.
+
+        Raises ValueError for none and for several.
+        """
         if len(seen) != 1:
             raise ValueError(
                 f"features must be a module that a call of the network calls once, with a tensor: {self.name!r} was "
-                f"called {len(seen)} times (a network tells nothing if it was compiled first: put heads on it before)"
+                f"called {len(seen)} times; if the network was compiled, put heads on it before torch.compile"
             )
         return seen[0]
 
 
 class Layout(NamedTuple):
-    """The way activations of a sample lie beside it.
+    """Layout of the activations of a sample in relation to the sample.
 
-    kind        "map": (F, *grid), "tokens": (N, F) of a grid in row-major order, "last": (*, F) beside samples (*, C)
-    features    F
-    patch       elements of the sample along each axis for one of the grid
-    of_moments  whether the network gives moments of the noise, of which the first alone is taken
+    Args:
+        kind: "map": (F, *grid). "tokens": (N, F) of a grid in row-major order. "last": (*, F) beside samples (*, C).
+        features: Number of features F.
+        patch: Elements of the sample along each axis per position of the grid.
+        of_moments: True if the network returns moments of the noise, of which only the first is used.
     """
 
     kind: str
@@ -84,9 +91,9 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, name: str, module: nn.Module, h: Sequence[int], x: Sequence[int]) -> "Layout":
-        """The layout of activations of shape h in a network for samples of shape x.
+        """Infer the layout of activations of shape `h` in a network for samples of shape `x`.
 
-        Raises ValueError naming `features` where one does not fit the other.
+        Raises ValueError naming `features` where the shapes do not fit.
         """
         h, x = tuple(h), tuple(x)
         last = isinstance(_first_leaf(module), (nn.Linear, nn.LayerNorm, nn.RMSNorm))
@@ -100,12 +107,15 @@ class Layout(NamedTuple):
             if patch and h[0] * patch**axes == math.prod(x[1:]) and not any(side % patch for side in x[1:]):
                 return cls("tokens", h[1], patch)
         raise ValueError(
-            f"features must be activations (F, *grid) or (tokens, F), samples {x} being a whole multiple of the grid: "
-            f"the input of {name!r} is {h}"
+            f"features must be activations (F, *grid) or (tokens, F), where samples {x} are a whole multiple of the "
+            f"grid: the input of {name!r} is {h}"
         )
 
     def parts(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Two tensors like samples x, of both on the grid: y (B, 2C patch^d, *grid), or the like with channels last."""
+        """Split outputs of both heads on the grid into two tensors like the samples x.
+
+        `y` is (B, 2C patch^d, *grid), or the same with channels last.
+        """
         if self.kind == "last":
             first, second = y.chunk(2, dim=-1)
             return first, second
@@ -120,13 +130,16 @@ def _first_leaf(module: nn.Module) -> nn.Module:
 
 
 def _ratio(grid: Sequence[int], whole: Sequence[int]) -> int | None:
-    """The number of times that a grid fits into another along every axis; 1 where there is no axis."""
+    """Return the integer ratio of `whole` to `grid` that all axes share.
+
+    It is None or 0 if there is none, and 1 without axes.
+    """
     ratios = {side // part if part and not side % part else 0 for part, side in zip(grid, whole, strict=True)} or {1}
     return ratios.pop() if len(ratios) == 1 else None
 
 
 def unpatched(y: Tensor, patch: int) -> Tensor:
-    """(B, C patch^d, *grid) -> (B, C, *(patch grid)), d axes."""
+    """Rearrange (B, C patch^d, *grid) to (B, C, *(patch grid)), with d axes."""
     if patch == 1:
         return y
     axes = y.ndim - 2

@@ -1,7 +1,8 @@
-"""Models whose noise moments are known exactly, for tests and for judging solvers without a network's error.
+"""Models whose noise moments are known exactly, for tests and for judging solvers alone.
 
-Both are mixtures of Gaussians: given x_t and the component i, x_0 is Gaussian with mean and variance
-mu_i = (sigma^2 m_i + alpha s_i^2 x)/(alpha^2 s_i^2 + sigma^2) and tau_i = sigma^2 s_i^2/(alpha^2 s_i^2 + sigma^2).
+Both are mixtures of Gaussians. Given x_t and the component i, x_0 is Gaussian with mean
+mu_i = (sigma^2 m_i + alpha s_i^2 x)/(alpha^2 s_i^2 + sigma^2) and variance
+tau_i = sigma^2 s_i^2/(alpha^2 s_i^2 + sigma^2).
 """
 
 import math
@@ -18,9 +19,10 @@ from gms_fast.types import NoiseMoments
 
 
 class _Analytic:
-    """A model with exact moments of x_0 and of the noise; called like a network it returns three of the noise.
+    """A model with exact moments of x_0 and of the noise.
 
-    Its subclasses define `data_moments`, from which the others follow.
+    A call returns three raw moments of the noise, as a network does. Subclasses define `data_moments`, from which the
+    others follow.
     """
 
     prediction = "noise"
@@ -31,16 +33,33 @@ class _Analytic:
         return NoiseMoments(*(e.to(x.dtype) for e in self.noise_moments(x, t, (1, 2, 3))))
 
     def data_moments(self, x: Tensor, t: Tensor, order: int) -> tuple[Tensor, ...]:
-        """Mean and central moments 2..order of every element of x_0 given x_t, float64, each shaped like x (B, *).
+        """Return the mean and the central moments 2..order of every element of x_0 given x_t.
 
-        t (B,) network times. Moments of x_0 made of raw noise moments lose (sigma/alpha)^order in accuracy, these none.
+        They lose no accuracy at high noise, while moments of x_0 computed from raw noise moments lose
+        (sigma/alpha)^order.
+
+        Args:
+            x: States (B, *).
+            t: Network times (B,).
+            order: Highest order, >= 1.
+
+        Returns:
+            `order` tensors like x, float64.
         """
         raise NotImplementedError
 
     def noise_moments(self, x: Tensor, t: Tensor, orders: Sequence[int]) -> tuple[Tensor, ...]:
-        """E[eps^order|x_t] for each of `orders` (>= 1), float64, shaped like x (B, *); t (B,) network times.
+        """Return the raw noise moments E[eps^order|x_t].
 
         eps - e1 = -(alpha/sigma)(x_0 - m), so E[eps^n] = sum_k C(n, k) e1^(n-k) (-alpha/sigma)^k E[(x_0 - m)^k].
+
+        Args:
+            x: States (B, *).
+            t: Network times (B,).
+            orders: Orders >= 1.
+
+        Returns:
+            One tensor like x for each order, float64.
         """
         alpha, sigma = self._alpha_sigma(x, t)
         mean, *central = self.data_moments(x, t, max(orders))
@@ -49,11 +68,20 @@ class _Analytic:
         return tuple(e1**n + sum(math.comb(n, k) * e1 ** (n - k) * powers[k] for k in range(2, n + 1)) for n in orders)
 
     def noise_moment(self, x: Tensor, t: Tensor, order: int) -> Tensor:
-        """E[eps^order|x_t], float64, shaped like x (B, *); t (B,) network times."""
+        """Return the raw noise moment E[eps^order|x_t].
+
+        Args:
+            x: States (B, *).
+            t: Network times (B,).
+            order: Order >= 1.
+
+        Returns:
+            Tensor like x, float64.
+        """
         return self.noise_moments(x, t, (order,))[0]
 
     def _alpha_sigma(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha, sigma (B, 1, ...) in float64 for network times t (B,)."""
+        """Return alpha and sigma (B, 1, ...) in float64 for network times t (B,)."""
         times = self.schedule.from_network_time(t)
         view = (-1, *[1] * (x.ndim - 1))
         alpha, sigma = (f(times).to(x.device).view(view) for f in (self.schedule.alpha, self.schedule.sigma))
@@ -65,15 +93,35 @@ def _total(terms: Iterable[Tensor]) -> Tensor:
 
 
 def _gaussian_power(order: int) -> list[tuple[int, int]]:
-    """(coefficient, j) with E[(mu + sqrt(tau) g)^order] = sum coefficient mu^(order-2j) tau^j."""
+    """Return pairs (coefficient, j) of E[(mu + sqrt(tau) g)^order].
+
+    It equals sum coefficient mu^(order-2j) tau^j.
+    """
     odd_factorial = [math.prod(range(1, 2 * j, 2)) for j in range(order // 2 + 1)]
     return [(math.comb(order, 2 * j) * odd_factorial[j], j) for j in range(order // 2 + 1)]
 
 
 class GaussianMixture1D(_Analytic):
-    """Every element of x_0 is drawn from sum_i w_i N(mean_i, std_i^2), independently.
+    """Exact model of data whose elements are independent draws from a 1D Gaussian mixture.
 
-    weights, means, stds  (N,); weights sum to 1, stds >= 0
+    Every element of x_0 has the law sum_i w_i N(mean_i, std_i^2). A call `(x, t)` returns
+    [`NoiseMoments`][gms_fast.NoiseMoments] with the exact raw moments E[eps^k|x_t], k = 1, 2, 3.
+
+    Args:
+        weights: Weights w_i > 0 of the N components, (N,); they sum to 1.
+        means: Means of the components, (N,).
+        stds: Standard deviations of the components, (N,), >= 0.
+        schedule: Noise schedule; None for `VPLinear()`.
+        sample_shape: Shape of one sample.
+
+    Raises:
+        ValueError: If the lengths differ, a weight is not positive, weights do not sum to 1, or a std is negative.
+
+    Examples:
+        >>> model = gms_fast.models.GaussianMixture1D([0.5, 0.5], [-1, 1], [0.1, 0.1])
+        >>> x = gms_fast.sample(model, 10, solver="gms", n=1000, clip=None)
+        >>> 0.9 < float(x.abs().mean()) < 1.1
+        True
     """
 
     def __init__(
@@ -111,17 +159,45 @@ class GaussianMixture1D(_Analytic):
         return mean[..., 0], *central
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n samples (n, *sample_shape) of x_0, float64."""
+        """Draw samples of x_0.
+
+        Args:
+            n: Number of samples.
+            generator: Generator of torch on the CPU; None for the global one.
+
+        Returns:
+            Tensor (n, *sample_shape), float64.
+        """
         shape = (n, *self.sample_shape)
         i = torch.multinomial(self.weights, math.prod(shape), replacement=True, generator=generator).view(shape)
         return self.means[i] + self.stds[i] * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 class PointCloud(_Analytic):
-    """x_0 is one of the given data points plus N(0, bandwidth^2) in every element.
+    """Exact model of data that consists of given points plus Gaussian noise.
 
-    data  (N, *); bandwidth >= 0. Memory of a call: a few (B, N) float64; time: one matrix product (B, D) x (D, N) for
-    the posterior and one (B, N) x (N, D) for each order.
+    x_0 is one of the points, all equally likely, plus N(0, bandwidth^2) in every element. A call `(x, t)` returns
+    [`NoiseMoments`][gms_fast.NoiseMoments] with the exact raw moments E[eps^k|x_t], k = 1, 2, 3.
+
+    Args:
+        data: Points (N, *sample), N >= 1.
+        bandwidth: Standard deviation of the noise added to every point, >= 0.
+        schedule: Noise schedule; None for `VPLinear()`.
+
+    Raises:
+        ValueError: If `data` is empty or has one dimension, or `bandwidth` is negative.
+
+    Examples:
+        >>> data = gms_fast.data.load("digits")[:100]
+        >>> model = gms_fast.models.PointCloud(data)
+        >>> x = gms_fast.sample(model, 20, n=2)
+        >>> nearest = torch.cdist(x.flatten(1).double(), data.flatten(1).double()).amin(1)
+        >>> bool((nearest < 0.5).all())
+        True
+
+    Note:
+        A call needs memory for a few (B, N) float64 tensors. It takes one matrix product (B, D) x (D, N) for the
+        posterior, and one (B, N) x (N, D) for each order.
     """
 
     def __init__(self, data: Tensor, bandwidth: float = 0.0, *, schedule: Schedule | None = None) -> None:
@@ -136,7 +212,15 @@ class PointCloud(_Analytic):
         self._cache: dict[tuple[torch.device, int], Tensor] = {}
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
-        """Probability of each data point given x_t, (B, N) float64; t (B,) network times."""
+        """Return the probability of each data point given x_t.
+
+        Args:
+            x: States (B, *sample).
+            t: Network times (B,).
+
+        Returns:
+            Tensor (B, N), float64.
+        """
         flat = x.double().flatten(1)
         alpha, sigma = self._alpha_sigma(flat, t)
         spread = (alpha * self.bandwidth) ** 2 + sigma**2
@@ -151,25 +235,39 @@ class PointCloud(_Analytic):
         shrink, tau = sigma**2 / spread, (sigma * self.bandwidth) ** 2 / spread
         raw = [posterior @ self._power(n, x.device) for n in range(1, order + 1)]
         mean = shrink * (self._centre.to(x.device) + raw[0]) + alpha * self.bandwidth**2 / spread * flat
-        away = [c * shrink**n for n, c in enumerate(_central(raw))]  # of the component's mean, about the mean
+        away = [c * shrink**n for n, c in enumerate(_central(raw))]  # central moments of the components' means
         central = [_total(c * tau**j * away[n - 2 * j] for c, j in _gaussian_power(n)) for n in range(2, order + 1)]
         return tuple(v.expand_as(flat).reshape(x.shape) for v in (mean, *central))
 
     def _power(self, n: int, device: torch.device) -> Tensor:
-        """(data - its mean)^n (N, D); about the mean, so that little cancels where all points are alike."""
+        """Return (data - its mean)^n, (N, D).
+
+        Centring keeps precision where all points are alike.
+        """
         if (device, n) not in self._cache:
             self._cache[device, n] = (self.data - self._centre).pow(n).to(device)
         return self._cache[device, n]
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n samples (n, *sample_shape) of x_0, float64."""
+        """Draw samples of x_0.
+
+        Args:
+            n: Number of samples.
+            generator: Generator of torch on the CPU; None for the global one.
+
+        Returns:
+            Tensor (n, *sample_shape), float64.
+        """
         i = torch.randint(len(self.data), (n,), generator=generator, device="cpu")
         noise = torch.randn(n, self.data.shape[1], generator=generator, dtype=torch.float64, device="cpu")
         return (self.data[i] + self.bandwidth * noise).view(n, *self.sample_shape)
 
 
 def _central(raw: Sequence[Tensor]) -> list[Tensor]:
-    """Central moments 0..order from the raw moments 1..order: c_n = sum_k C(n, k) (-raw_1)^(n-k) raw_k."""
+    """Return central moments 0..order from the raw moments 1..order.
+
+    c_n = sum_k C(n, k) (-raw_1)^(n-k) raw_k.
+    """
     one = torch.ones_like(raw[0])
     full, shift = [one, *raw], -raw[0]
     higher = (_total(math.comb(n, k) * shift ** (n - k) * full[k] for k in range(n + 1)) for n in range(2, len(full)))

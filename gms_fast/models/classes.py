@@ -1,13 +1,14 @@
-"""Classes that a network takes as y, one for each sample."""
+"""Check of the classes y, one per sample, that a network takes."""
 
 import torch
 from torch import Tensor
 
 
 def check_classes(y: object, rows: int, num_classes: int, no_class: int | None) -> None:
-    """Raise ValueError unless y holds integers (rows,) or (1,) in 0 .. num_classes - 1, or `no_class` if there is one.
+    """Raise ValueError unless y holds valid classes, integers (rows,) or (1,).
 
-    Values on a GPU are not looked at: it would be waited for.
+    Valid are 0 .. num_classes - 1, and `no_class` if there is one. Values on a GPU are not checked, as that would wait
+    for the GPU.
     """
     whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if not isinstance(y, Tensor) or not whole or y.ndim != 1 or len(y) not in (1, rows):

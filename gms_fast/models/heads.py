@@ -1,4 +1,4 @@
-"""Heads for the second and third moment of the noise on activations of any network."""
+"""Heads for the second and third noise moment on the activations of any network."""
 
 import math
 
@@ -10,18 +10,23 @@ from gms_fast.models.unet import ModulatedNorm, zeroed
 
 FORMS = ("simple", "complex")
 _GROUPS, _EMBEDDED = 8, 64
-_FASTEST = 640.0  # radians of the fastest sine by radian of the angle from data to noise
+_FASTEST = 640.0  # highest angular frequency of the embedding of the angle arctan(sigma/(alpha s))
 
 
 class Heads(nn.Module):
-    """One trunk for both moments on the grid of the activations, and a layer that is zero at first.
+    """One trunk for both moments on the grid of the activations, and a zero-initialised layer.
 
-    Call: activations of the layout, samples x (B, C, *), angles from data to noise (B, 1, ..) -> two tensors like x.
-    Maps go through convolutions of size 3, tokens, which have seen each other, through linear layers one by one.
+    A call maps activations h of the layout, samples x (B, C, *) and angles arctan(sigma/(alpha s)) (B, 1, ..) to two
+    tensors like x. Maps go through convolutions of size 3. Tokens, which attention has mixed already, go through linear
+    layers one by one.
 
-    form      "simple": norm, SiLU, layer; "complex": a projection to a few channels, a residual block that knows the
-              noise level, norm, SiLU, layer
-    positive  whether the first of them is made positive
+    Args:
+        layout: Layout of the activations.
+        channels: Channels C of the samples.
+        axes: Number of axes of the grid.
+        form: "simple": norm, SiLU, layer. "complex": a projection to few channels, a residual block conditioned on the
+            noise level, norm, SiLU, layer.
+        positive: Make the second moment positive.
     """
 
     def __init__(self, layout: Layout, channels: int, axes: int, form: str, *, positive: bool) -> None:
@@ -47,7 +52,7 @@ class Heads(nn.Module):
 
 
 class _OnMaps:
-    """Layers for (B, F, *grid)."""
+    """Layers for maps (B, F, *grid)."""
 
     widest = 64
 
@@ -60,7 +65,7 @@ class _OnMaps:
         return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](cin, cout, size, padding=size // 2)
 
     def norm(self, channels: int) -> nn.Module:
-        """A norm of a few groups, of one where they do not divide the channels."""
+        """Return a group norm with 8 groups, or with one where 8 does not divide the channels."""
         return nn.GroupNorm(_GROUPS if channels % _GROUPS == 0 else 1, channels)
 
     def modulated(self, channels: int) -> nn.Module:
@@ -68,7 +73,7 @@ class _OnMaps:
 
 
 class _OnTokens:
-    """Layers for (B, *, F)."""
+    """Layers for tokens (B, *, F)."""
 
     widest = 128
 
@@ -86,7 +91,10 @@ class _OnTokens:
 
 
 class _ModulatedTokens(nn.LayerNorm):
-    """norm(x) (1 + scale) + shift; x (B, *, C), scale, shift (B, C)."""
+    """Layer norm followed by scale and shift: norm(x) (1 + scale) + shift.
+
+    x is (B, *, C); scale and shift are (B, C).
+    """
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
         view = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
@@ -94,9 +102,10 @@ class _ModulatedTokens(nn.LayerNorm):
 
 
 class Trunk(nn.Module):
-    """A projection and a residual block: activations, angles from data to noise (B,) -> as many of `width` features.
+    """A projection and a residual block from activations to `width` features.
 
-    Few operations, because for a small network each is a good part of its call.
+    The block is conditioned on the angles arctan(sigma/(alpha s)) (B,). It has few operations, since each takes a good
+    part of the call of a small network.
     """
 
     _bits: Tensor
@@ -108,7 +117,7 @@ class Trunk(nn.Module):
         self.norm = made.modulated(width)
         self.layer_1, self.layer_2 = made.layer(width, width, 3), zeroed(made.layer(width, width, 3))
         frequencies = torch.logspace(math.log10(_FASTEST), 0, _EMBEDDED // 2, dtype=torch.float64)
-        # as integers, which `module.to(torch.bfloat16)` leaves alone
+        # stored as integers, which `module.to(torch.bfloat16)` does not convert
         self.register_buffer("_bits", frequencies.float().view(torch.int32), persistent=False)
 
     def forward(self, h: Tensor, angle: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The second moment of the noise from a network's own derivative, without training."""
+"""Second moment of the noise from the Jacobian of a network, without training."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,32 +23,52 @@ _PER_SEED, _PER_HIGH_SEED, _PER_PROBE = 0x9E3779B9, 0x85EBCA6B, 0x7F4A7C15
 
 
 class JacobianVariance(torch.nn.Module):
-    """A network with the variance of the noise given x_t, for SNDDPM() and GMS(fit="gaussian"); it was trained for e1.
+    """Model that adds the variance of the noise given x_t to a network that predicts its mean.
 
-    By Tweedie's formula Var[x_0|x_t] = (sigma^2/alpha) dm/dx, m = E[x_0|x_t] = (x - sigma e1)/alpha; in every element
+    The result serves `SNDDPM()` and `GMS(fit="gaussian")` without trained heads. By Tweedie's formula
+    Var[x_0|x_t] = (sigma^2/alpha) dm/dx with m = E[x_0|x_t] = (x - sigma e1)/alpha. In every element
 
-        e2 = E[(eps - e1)^2|x_t] = (alpha/sigma)^2 Var[x_0|x_t] = 1 - sigma d e1_i/dx_i
+        e2 = E[(eps - e1)^2|x_t] = (alpha/sigma)^2 Var[x_0|x_t] = 1 - sigma d e1_i/dx_i.
 
-    of which each of P probes, signs v, gives an estimate without bias: 1 - sigma v_i (J v)_i with J = d e1/dx. The
-    variance of their mean is (sigma^2/P) sum_{j != i} J_ij^2; of Var[x_0,i|x_t] that is the sum over other elements j
-    of Cov(x_0,i, x_0,j|x_t)^2, over P. Where elements are independent one probe is exact. Single estimates may be
-    negative, which solvers count as no variance; a bound here would leave them biased where they are averaged.
+    Each of P probes v of random signs gives an unbiased estimate 1 - sigma v_i (J v)_i, J = d e1/dx. The variance of
+    their mean is (sigma^2/P) sum_{j != i} J_ij^2. For Var[x_0,i|x_t] it is the sum over other elements j of
+    Cov(x_0,i, x_0,j|x_t)^2, over P. One probe is exact where elements are independent. Single estimates may be
+    negative, and solvers treat those as no variance; a bound here would bias averages of them.
 
-    network     callable (x, t, **condition) -> Tensor or NoiseMoments, as `sample` takes it; of moments e1 counts
-    probes      P >= 1
-    schedule, prediction  of the network, unless it has attributes of these names
-    distance    d in (0, 1]: (e1(x + d sigma v) - e1(x))/(d sigma) in place of J v, off by d^2 on average, for networks
-                in float32 or float64; 0.01 leaves 10^-4 of float32 there. None: the derivative itself
-    seed        of the signs >= 0, which differ by element, network time and probe and are the same for all samples, so
-                that a batch may be split
-    Called with x (B, *) and network times (B,) it returns NoiseMoments(e1, e2, None), central, e2 in float32 at least.
+    A call with x (B, *) and network times (B,) returns NoiseMoments(e1, e2, None), central, e2 at least in float32.
 
-    With `distance` a call costs 1 + P of the network. The derivative costs more: with one probe 4 to 6 plain calls on
-    a CPU and with each other 2 to 4 more, in forward mode as in the two backward passes that are taken where a layer
-    has none (bench/results/jacobian.md). Attention is computed without fast kernels then, and `torch.compile` takes
-    only layers that it can trace so, which group norms are not (torch 2.13). What it brings: docs/quality.md.
-    `first_moment` is one plain call: solvers that read no variance pay nothing.
-    Raises ValueError or TypeError naming the argument. Source of the estimator: Hutchinson 1990; Bekas et al. 2007.
+    Args:
+        network: Callable `(x, t, **condition)` that returns a Tensor or NoiseMoments, as in
+            [`sample`][gms_fast.sample]. Of moments, only e1 is used.
+        probes: Number of probes P >= 1.
+        schedule: Noise schedule of the network, or its name; None for its attribute.
+        prediction: Meaning of a single tensor from the network: "noise", "x0", ...; None for its attribute.
+        distance: d in (0, 1]: (e1(x + d sigma v) - e1(x))/(d sigma) replaces J v, for networks in float32 or float64.
+            Its average error is of order d^2; with 0.01, float32 leaves an error of 1e-4. None for the derivative
+            itself.
+        seed: Seed >= 0 of the signs. They differ by element, network time and probe, and are the same for all samples,
+            so that a batch may be split.
+
+    Raises:
+        ValueError: If an argument is out of range, or `distance` is given for a network in 16 bits.
+        TypeError: If `network` is not callable.
+
+    Examples:
+        >>> model = gms_fast.models.JacobianVariance(gms_fast.load("digits"))
+        >>> gms_fast.sample(model, 3, solver=gms_fast.solvers.SNDDPM(), n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    Note:
+        With `distance`, a call costs 1 + P network calls. Without it, a call costs 4 to 6 plain calls on a CPU with one
+        probe, and 2 to 4 more for each other probe (bench/results/jacobian.md). Derivatives are taken in forward mode,
+        or by two backward passes where a layer has none, at about the same cost. Attention then runs without fast
+        kernels.
+        `torch.compile` takes only layers that it can trace in forward mode, which excludes group norms (torch 2.13).
+        docs/quality.md shows the effect on samples. `first_moment` is one plain call, so solvers that use no variance
+        pay nothing.
+
+    References:
+        Hutchinson 1990; Bekas et al. 2007.
     """
 
     def __init__(
@@ -95,11 +115,20 @@ class JacobianVariance(torch.nn.Module):
         return NoiseMoments(e1, 1 - along.mean(0))
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        """E[eps|x_t] alone, in one plain call of the network."""
+        """Return E[eps|x_t] alone, in one plain network call.
+
+        Args:
+            x: States (B, *).
+            t: Network times (B,).
+            **condition: Conditions of the network.
+
+        Returns:
+            Tensor like x.
+        """
         return self._noise(x, t, condition)[0](x)
 
     def _noise(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """(e1 as a function of the state at times t, sigma)."""
+        """Return e1 as a function of the state at times t, and sigma."""
         alpha, sigma, *_ = self._levels(t, x)
         network = Network(self.network, condition=condition, guarded=False)
         meaning = Meaning(self.form, LevelTensors(alpha, sigma))
@@ -108,7 +137,7 @@ class JacobianVariance(torch.nn.Module):
     def _derived(
         self, noise: Callable[[Tensor], Tensor], x: Tensor, signs: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """e1 and J v of each of the probes v."""
+        """Return e1, and J v for each of the probes v."""
         directions = [(v,) for v in signs]
         if torch.compiler.is_compiling() or self._derivative is double_backward:
             return self._derivative(noise, (x,), directions)
@@ -119,11 +148,16 @@ class JacobianVariance(torch.nn.Module):
         dtype = dtypes_of(self.network, x)[0]
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else dtype
         if dtype not in _PRECISE:
-            raise ValueError(f"distance must be None for a network in {dtype}, which rounds such a difference away")
+            raise ValueError(
+                f"distance must be None for a network in {dtype}, whose rounding is larger than such a difference"
+            )
 
 
 def probe(x: Tensor, t: Tensor, seed: int, k: int) -> Tensor:
-    """Signs of probe k at times t (B,), shaped like x (B, *) and in its dtype: a hash, computed where x is."""
+    """Return the random signs of probe k at times t (B,), shaped like x (B, *) and in its dtype.
+
+    They come from a hash that is computed on the device of x.
+    """
     word = (seed * _PER_SEED + (seed >> 32) * _PER_HIGH_SEED + k * _PER_PROBE) & _WORD
     key = _mixed((t.float().view(torch.int32).long() & _WORD) ^ word)
     element = torch.arange(math.prod(x.shape[1:]), device=x.device)
@@ -132,7 +166,7 @@ def probe(x: Tensor, t: Tensor, seed: int, k: int) -> Tensor:
 
 
 def _mixed(word: Tensor) -> Tensor:
-    """A permutation of the 32-bit words in an int64 tensor that leaves no order."""
+    """Hash the 32-bit words in an int64 tensor; the hash is a permutation."""
     for _ in range(2):
         word = ((word ^ (word >> 16)) * _FACTOR) & _WORD
     return word ^ (word >> 16)

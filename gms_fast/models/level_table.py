@@ -1,4 +1,4 @@
-"""Noise levels of a schedule at a network's times, on the device of those."""
+"""Noise levels of a schedule at network times, looked up on the device of the times."""
 
 from typing import NamedTuple
 
@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from gms_fast.models.normalised import unit
 from gms_fast.schedules import Schedule
 
-_NODES = 1 << 14  # of a schedule of continuous time: levels are straight between them to 3e-6 of themselves
+_NODES = 1 << 14  # for schedules of continuous time: linear interpolation has a relative error of 3e-6
 
 
 class NoiseLevel(NamedTuple):
-    """Numbers of each sample's level, (B, 1, ..) float32.
+    """Noise level of each sample, (B, 1, ..) float32.
 
-    unit   of normalised heads
-    angle  arctan(sigma/(alpha s)) in [0, pi/2], the way from data to noise
+    `unit` is that of normalised heads. `angle` is arctan(sigma/(alpha s)) in [0, pi/2], from data to noise.
     """
 
     alpha: Tensor
@@ -25,13 +24,15 @@ class NoiseLevel(NamedTuple):
 
 
 class LevelTable(nn.Module):
-    """Levels by network time, without waiting for a GPU: for a network that gives moments at any level.
+    """Noise levels by network time, for networks that give moments at any level.
 
-    Call: t (B,) network times, a tensor x (B, *) -> `NoiseLevel`. Exact at the times of a discrete schedule, linear
-    between its nodes else: alpha and sigma of EDM and flow matching are exact.
+    A call with network times t (B,) and a tensor x (B, *) returns a `NoiseLevel`, without waiting for a GPU. It is
+    exact at the times of a discrete schedule, and linear between nodes otherwise. alpha and sigma of EDM and flow
+    matching are exact.
 
-    schedule  its network times rise with its times
-    data_std  s, of `normalised.unit`
+    Args:
+        schedule: Noise schedule whose network times rise with its times.
+        data_std: s, as in `normalised.unit`.
     """
 
     _bits: Tensor
@@ -39,13 +40,13 @@ class LevelTable(nn.Module):
     def __init__(self, schedule: Schedule, data_std: float = 1.0) -> None:
         super().__init__()
         self.data_std, whole = data_std, schedule.whole_times
-        self.goes_on = whole is None  # beyond its ends, as EDM's levels to a larger sigma_max than it was made for
+        self.goes_on = whole is None  # extrapolate, for instance EDM's levels to a larger sigma_max
         times = schedule.grid(_NODES, "quadratic").flip(0) if whole is None else whole  # denser where sigma bends
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
         rows = [schedule.network_time(times), alpha, sigma]
         table = torch.stack([*rows, unit(alpha, sigma, data_std), torch.atan2(sigma, alpha * data_std)])
         table = table[:, table[0].argsort()].float().repeat(1, 2 if len(times) == 1 else 1)
-        # as integers, which `module.to(torch.bfloat16)` leaves alone
+        # stored as integers, which `module.to(torch.bfloat16)` does not convert
         self.register_buffer("_bits", table.view(torch.int32), persistent=False)
 
     def forward(self, t: Tensor, x: Tensor) -> NoiseLevel:
@@ -56,7 +57,7 @@ class LevelTable(nn.Module):
         apart = above[0] - below[0]
         share = torch.where(apart > 0, (t - below[0]) / apart, 0)
         alpha, sigma, of, angle = torch.lerp(below[1:], above[1:], share)
-        if self.goes_on:  # alpha and sigma alone do so straight
+        if self.goes_on:  # alpha and sigma extrapolate linearly, the others do not
             beyond = (share < 0) | (share > 1)
             of = torch.where(beyond, unit(alpha, sigma, self.data_std), of)
             angle = torch.where(beyond, torch.atan2(sigma, alpha * self.data_std), angle)

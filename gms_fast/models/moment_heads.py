@@ -1,7 +1,7 @@
-"""Heads for the second and third moment of the noise on a frozen network of any kind.
+"""Heads for the second and third noise moment on a frozen network of any kind.
 
-The second stage of Guo et al. 2023 (arXiv 2311.00941), section 3.1: two small heads on the activations before the
-network's output learn E[(eps - e1)^k|x_t], and the network stays as it is.
+This is the second training stage of Guo et al. 2023, arXiv 2311.00941, section 3.1. Two small heads on the activations
+before the network's output learn E[(eps - e1)^k|x_t]. The network does not change.
 """
 
 import weakref
@@ -28,39 +28,57 @@ from gms_fast.storage.reading import refusing
 from gms_fast.storage.schema import Choice, Flag, Real, argument
 from gms_fast.types import NoiseMoments, as_range
 
-_SAME = 0.02  # of the largest output: more than kernels that add in any order differ by, in bfloat16 too
+_SAME = 0.02  # share of the largest output: above the rounding of nondeterministic kernels, in bfloat16 too
 
 
 class MomentHeads(nn.Module):
-    """A network with heads for the second and third moment of the noise, in one call of it.
+    """Model that adds heads for the second and third noise moment to any network.
 
-        model = gms_fast.models.MomentHeads(pipeline)
-        gms_fast.training.train_moment_heads(model, images, steps=4000, out="run")
-        x = gms_fast.sample(model, steps=10)
+    A call with x (B, *sample_shape), network times t (B,) and the network's conditions as keywords returns
+    [`NoiseMoments`][gms_fast.NoiseMoments] from one network call. e1 is the network's; e2 and e3 come from the heads,
+    which are untrained until [`train_moment_heads`][gms_fast.training.train_moment_heads] or `from_pretrained`. The
+    network stays in eval mode and is never changed.
 
-    Call: x (B, *sample_shape), network times t (B,), and the network's conditions as keywords -> `NoiseMoments`: e1 as
-    the network has it, e2 and e3 by the heads, which are new until they are trained or loaded.
+    Args:
+        network: A network or pipeline that [`wrap`][gms_fast.models.wrap] takes, its result, or any module called `(x,
+            t)` that [`sample`][gms_fast.sample] takes; in eval mode.
+        features: Name of the module, inside the network without torch's wrappers, whose input the heads read: a map
+            (B, F, *grid) or tokens (B, N, F) on the grid of the sample or of its patches. None for the norm,
+            convolution or projection before the output, which is known for the kinds of network that `wrap` recognises.
+        schedule: Noise schedule of the network, or its name; None if the network has one.
+        prediction: Meaning of the network's output: "noise", "x0", ...; None if the network has it as an attribute.
+        sample_shape: Shape of one sample; None if the network has it as an attribute.
+        head: Form of the heads. "complex": a residual block conditioned on the noise level. "simple": one convolution.
+        moments: Meaning of the heads: "central" E[(eps - e1)^k|x_t] or "raw" E[eps^k|x_t].
+        normalised: Train the heads in the units of `gms_fast.models.normalised`, in which outputs are of order one at
+            every noise level. None for True with central moments and False with raw ones, which have no such units.
+        data_std: s of those units, about the standard deviation of the data.
+        clip: Range (lo, hi) that E[x_0|x_t] is clipped to in these units and in sampling; None for latents. Default:
+            that of the network, else (-1, 1).
+        condition: Conditions of one sample for the trial call in the constructor, where the network needs any.
+        layout: Layout of the activations, as the attribute `layout` holds it; it replaces the trial call.
 
-    network       what `gms_fast.models.wrap` takes or gives, or any module called (x, t) that `sample` takes. It is in
-                  eval mode, and is never written to; guidance goes around the heads, not inside
-    features      name of the module of the network (without torch's wrappers) whose input the heads read: a map
-                  (B, F, *grid) or tokens (B, N, F) on the sample's grid or one of patches. None: found for kinds that
-                  `wrap` knows, the norm, convolution or projection before the output
-    schedule, prediction, sample_shape  of the network, unless it says them
-    head          "complex": a residual block that knows the noise level; "simple": one convolution
-    moments       what the heads predict, "central" E[(eps - e1)^k] or "raw" E[eps^k]
-    normalised    whether they do so in the units of `gms_fast.models.normalised`, of order one at every level; for
-                  central moments alone, of which it is the default
-    data_std      s of those units: about the data's standard deviation
-    clip          data range that E[x_0|x_t] is clipped to in these units, and in sampling: (lo, hi), None for latents;
-                  else as the network says, and [-1, 1] if it does not
-    condition     conditions of one sample with which to try the network, which is called once here, where it needs any
-    layout        of the activations (`model.layout`), with which the network is not tried
+    Raises:
+        ValueError: If `features` does not exist or does not fit the sample, the network is in training mode, or
+            schedule, prediction or shape are unknown.
+        TypeError: If `network` is neither callable nor a module with modules inside.
 
-    Under classifier-free guidance, `guidance.ClassifierFree(model, ..)`, moments about e1 are those of the conditional
-    network, as its module says. A network that learned a variance gives e1 alone here; the heads take its place.
-    Raises TypeError or ValueError naming the argument: features that are not there or do not fit the sample, a network
-    in training mode, what neither call nor network says.
+    Examples:
+        >>> network = gms_fast.load("digits")
+        >>> model = gms_fast.models.MomentHeads(network, "out")
+        >>> images = gms_fast.data.load("digits")
+        >>> model = gms_fast.training.train_moment_heads(model, images, steps=2, out="run",
+        ...                                              batch_size=8, progress=False)
+        >>> model.save_pretrained("heads")
+        >>> model = gms_fast.models.MomentHeads.from_pretrained("heads", network)
+
+    Note:
+        Classifier-free guidance goes around the model, `ClassifierFree(model, ..)`, not inside; central moments are
+        then those of the conditional network. A network that learned a variance provides e1 alone here; the heads
+        replace its variance.
+
+    References:
+        Guo et al. 2023, arXiv 2311.00941.
     """
 
     def __init__(
@@ -85,8 +103,8 @@ class MomentHeads(nn.Module):
         name = features if features is not None else getattr(getattr(self.network, "host", None), "features", None)
         if name is None:
             raise ValueError(
-                f"features must be given: where {type(bare).__name__} has its last activations is not known; take the "
-                "norm, convolution or linear layer before its output"
+                f"features must be given: the last activations of {type(bare).__name__} are not known; name the norm, "
+                "convolution or linear layer before its output"
             )
         module = module_of(bare, name)
         check_eval(bare)
@@ -100,7 +118,7 @@ class MomentHeads(nn.Module):
         said = attribute(self.network, "clip", PICTURES) if isinstance(clip, str) and clip == UNSAID else clip
         self.clip = None if said is None else as_range(said)
         self._watch = Watch(name)
-        weakref.finalize(self, self._watch.put_on(module).remove)  # also where this fails below
+        weakref.finalize(self, self._watch.put_on(module).remove)  # also if the constructor fails below
         self.layout = layout or self._tried(module, condition)
         self.prediction = "noise" if self.layout.of_moments else self._form
         channels = self.sample_shape[-1 if self.layout.kind == "last" else 0]
@@ -108,14 +126,14 @@ class MomentHeads(nn.Module):
         self.heads = Heads(self.layout, channels, axes, head, positive=self.normalised)
         self.heads.to(device_of(bare))
         self.levels = LevelTable(self.schedule, self.data_std).to(device_of(bare))
-        self.record: dict[str, Any] | None = None  # of the training
+        self.record: dict[str, Any] | None = None  # settings and loss of the training
         self.source: dict[str, Any] | None = attribute(self.network, "source")
-        self.origin: str | None = None  # the folder that it was loaded from
+        self.origin: str | None = None  # folder from which it was loaded
         self.eval()
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that is said of the heads, plain values."""
+        """Settings of the heads as plain values."""
         return {
             "features": self.features,
             "head": self.head,
@@ -136,25 +154,30 @@ class MomentHeads(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype in which x is given to the network."""
+        """Type in which the network takes x."""
         said: torch.dtype | None = attribute(self.network, "dtype")
         return said or dtype_of_weights(self.bare)
 
     @property
     def needed(self) -> Sequence[str]:
-        """Conditions without which the network is not to be called."""
+        """Names of the conditions that every call must give."""
         return attribute(self.network, "needed", ())
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the heads, by name; all else is frozen."""
+        """Return the parameters of the heads, by name; all others are frozen."""
         return {name: weight for name, weight in self.named_parameters() if name.startswith("heads.")}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the heads alone into a folder, `moment_heads.safetensors`, without the network.
+        """Write the heads, without the network, to `moment_heads.safetensors` in a folder.
 
-        Beside them stand their config, the schedule, a fingerprint of the network's weights, the record of the
-        training, and where the network was loaded from, if `gms_fast.io.network` did that. Raises ValueError for heads
-        that are not finite.
+        The file also holds their config, the schedule, the record of the training and a fingerprint of the network's
+        weights. If `gms_fast.io.network` loaded the network, the file holds its source too.
+
+        Args:
+            folder: Folder, created if missing.
+
+        Raises:
+            ValueError: If weights of the heads are NaN or infinite.
         """
         said = {"config": self.config, "schedule": self.schedule.described, "record": self.record}
         said |= {"network": saved_heads.fingerprint(self.bare), "source": self.source}
@@ -162,16 +185,24 @@ class MomentHeads(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, network: Any) -> "MomentHeads":
-        """The heads of a folder on their network, given as for the class; it may be in a narrower dtype than it was.
+        """Load the heads in a folder for their network.
 
-        Raises FileNotFoundError where there are none, ValueError for a file that is damaged, and for a network, a
-        schedule or a prediction other than those of the training.
+        Args:
+            folder: Folder that `save_pretrained` wrote.
+            network: The network of the training, as in the constructor; it may be in a narrower dtype.
+
+        Returns:
+            The model, in eval mode.
+
+        Raises:
+            FileNotFoundError: If the folder holds no heads.
+            ValueError: If the file is damaged, or network, schedule or prediction differ from those of the training.
         """
         weights, said = saved_heads.read(folder)
         config = dict(said["config"])
         try:
             model = _as_model(network, None, None)
-        except ValueError:  # it does not tell its schedule, or its prediction
+        except ValueError:  # the network has no schedule or prediction: use those of the file
             stored = schedules.stored(said["schedule"]) if isinstance(said["schedule"], dict) else None
             model = _as_model(network, stored, config["prediction"])
         schedule = saved_heads.schedule_of(said["schedule"], attribute(model, "schedule"), folder)
@@ -185,29 +216,57 @@ class MomentHeads(nn.Module):
         return made
 
     def train(self, mode: bool = True) -> "MomentHeads":
-        """Set the mode of the heads; the network stays in that of use."""
+        """Set the mode of the heads; the network stays in eval mode.
+
+        Args:
+            mode: True for training mode.
+
+        Returns:
+            The model itself.
+        """
         self.training = mode
         self.heads.train(mode)
         return self
 
     def observed(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """The network's output in its form of prediction, and what `heads` reads: all from one call."""
+        """Call the network once, for its output and the inputs of `heads`.
+
+        Args:
+            x: States (B, *sample_shape).
+            t: Network times (B,).
+            **condition: Conditions of the network.
+
+        Returns:
+            The output in the form `prediction`, and the triple (activations, x, angle of the noise level).
+
+        Raises:
+            ValueError: If the activations have other rows than x.
+        """
         y, h, level = self._observed(x, t, condition)
         return y, (h, x, level.angle)
 
     def _observed(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> tuple[Tensor, Tensor, NoiseLevel]:
-        given = x.clone()  # networks may write to it, and x is read again
+        given = x.clone()  # networks may write to their input, and x is used below
         y, seen = self._watch.during(lambda: self.first_moment(given, t, **condition))
         h = self._watch.one(seen)
         if len(h) != len(x):
             raise ValueError(
-                f"features must have a row for each of {len(x)} samples: {self.features!r} got {len(h)}; guidance goes "
-                "around the heads, and a condition has a row for each sample or one for all"
+                f"features must have a row for each of {len(x)} samples: {self.features!r} got {len(h)}; put guidance "
+                "around the heads, not inside, and give conditions one row, or one for each sample"
             )
         return y, h, self.levels(t, x)
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        """The network's output alone, in its form of prediction, without the work of the heads."""
+        """Return the network's output in the form `prediction`, without computing the heads.
+
+        Args:
+            x: States (B, *sample_shape).
+            t: Network times (B,).
+            **condition: Conditions of the network.
+
+        Returns:
+            Tensor like x.
+        """
         if self.bare.training:
             check_eval(self.bare)
         output = self.network(x, t, **condition)
@@ -228,7 +287,10 @@ class MomentHeads(nn.Module):
 
     @torch.no_grad()
     def _tried(self, module: nn.Module, condition: Mapping[str, Any] | None) -> Layout:
-        """The layout of the activations, by calls with one sample of noise, which must agree."""
+        """Find the layout of the activations by two calls with one sample of noise.
+
+        Raises ValueError where the calls disagree.
+        """
         device = device_of(self.bare)
         noise = torch.randn(1, *self.sample_shape, generator=torch.Generator().manual_seed(0))
         x = noise.to(device, self.dtype or noise.dtype)
@@ -241,31 +303,31 @@ class MomentHeads(nn.Module):
             if condition is None and self.needed:
                 wanted = ", ".join(self.needed)
                 raise ValueError(
-                    f"condition must be given, {wanted} of one sample: the network is tried once"
+                    f"condition must be given, {wanted} of one sample: the network is called here once"
                 ) from error
             raise
         if first.shape != x.shape:
-            raise ValueError(f"network must give a tensor like x, {tuple(x.shape)}: got {tuple(first.shape)}")
+            raise ValueError(f"network must return a tensor like x, {tuple(x.shape)}: got {tuple(first.shape)}")
         if (apart := float((first - again).abs().max())) > _SAME * float(first.abs().max()):
             raise ValueError(
-                f"network must give one answer for one input, without dropout: two calls differ by {apart:g}"
+                f"network must be deterministic, without dropout: two calls with one input differ by {apart:g}"
             )
         layout = Layout.of(self.features, module, self._watch.one(seen).shape[1:], self.sample_shape)
         return layout._replace(of_moments=not isinstance(output, Tensor))
 
 
 def check_eval(network: nn.Module) -> None:
-    """Raise ValueError for a network with a part in training mode, where dropout or the like may act."""
+    """Raise ValueError for a network with a part in training mode, where dropout may act."""
     name = next((name or type(part).__name__ for name, part in network.named_modules() if part.training), None)
     if name is not None:
         raise ValueError(f"network must be in eval mode: {name} is in training mode; call network.eval() first")
 
 
 def _as_model(network: Any, schedule: Schedule | str | None, prediction: str | None) -> Any:
-    """The network as a model called (x, t, **condition)."""
+    """Return the network as a model called (x, t, **condition)."""
     bare = unwrapped(network)
     if isinstance(bare, MomentHeads):
-        raise ValueError("network must be one without heads: got MomentHeads")
+        raise ValueError("network must be one without heads: got MomentHeads; give its attribute `network`")
     if not isinstance(bare, Wrapped) and hosts.known(bare):
         return wrap(network, schedule=schedule, prediction=prediction)
     if not callable(network):

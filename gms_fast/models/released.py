@@ -1,6 +1,6 @@
-"""Checkpoints with the parameter names of improved-DDPM and GMS: their weights, and the network they belong to.
+"""Weights and architecture of checkpoints with the names of improved-DDPM and GMS.
 
-Sources: Nichol & Dhariwal 2021 (arXiv 2102.09672), Guo et al. 2023 (arXiv 2311.00941).
+Sources: Nichol & Dhariwal 2021, arXiv 2102.09672; Guo et al. 2023, arXiv 2311.00941.
 """
 
 import re
@@ -17,7 +17,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
 CONTAINERS = ("ema_model", "ema", "state_dict", "model", "sd")
 LABELS = "label_emb.weight"
 ELSEWHERE = "build the network with its own code and use gms_fast.models.wrap"
-FOREIGN = {  # a module that other networks have, and whose they are
+FOREIGN = {  # module names of other networks, and the kind of network
     r"model\.diffusion_model": "a latent diffusion model",
     r"time_embedding\.linear_1": "a U-Net of diffusers",
     r"pos_embed\.proj": "a transformer of diffusers",
@@ -32,9 +32,9 @@ FOREIGN = {  # a module that other networks have, and whose they are
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The network's weights by name, from a file with one of SUFFIXES.
+    """Read the network's weights by name, from a file with one of SUFFIXES.
 
-    The state dict may lie under one of CONTAINERS (in `.npz`: keys `container/name`), and its names may start with
+    The state dict may be stored under one of CONTAINERS (in `.npz`: keys `container/name`). Names may start with
     "module.". Raises ValueError naming the file and the reason if it cannot be read or holds something else.
     """
     if path.suffix == ".pkl":
@@ -63,7 +63,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         value = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         if slash:
             nested.setdefault(container, {})[name] = value
-        elif array.ndim or array.dtype.kind == "f":  # a number of steps, say, is no weight
+        elif array.ndim or array.dtype.kind == "f":  # skips integers such as a step count
             flat[key] = value
     return flat | nested
 
@@ -72,11 +72,11 @@ _READERS = {".safetensors": lambda path: tensors.load(path)[0], ".npz": _read_np
 
 
 def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of `MomentUNet` that `weights` reveal.
+    """Infer the arguments of `MomentUNet` from the shapes of `weights`.
 
-    Not among them, because no shape depends on them: num_heads, image_size, dropout, schedule, moments.
-    Raises ValueError naming the first weight that an improved-DDPM U-Net has and `weights` lacks, or what other network
-    they seem to be of.
+    num_heads, image_size, dropout, schedule and moments are left out, because no shape depends on them. Raises
+    ValueError naming the first weight of an improved-DDPM U-Net that `weights` lacks, or the other network they seem to
+    belong to.
     """
     _refuse_foreign(weights)
     model_channels, in_channels = _shape(weights, "input_blocks.0.0.weight", 4)[:2]
@@ -90,7 +90,7 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     if out_channels not in (in_channels, 2 * in_channels):
         raise ValueError(
             f"weights must have {in_channels} or {2 * in_channels} output channels for {in_channels} of the input: "
-            f"got {out_channels}, as of a network with an image for a condition; {ELSEWHERE}"
+            f"got {out_channels}, as if the network took an image as a condition; {ELSEWHERE}"
         )
     return {
         "in_channels": in_channels,
@@ -107,14 +107,17 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _refuse_foreign(weights: dict[str, Tensor]) -> None:
-    """Raise ValueError saying what the weights seem to be of, if it is no network that `MomentUNet` can be."""
+    """Raise ValueError naming the kind of network if `weights` are not of a `MomentUNet`."""
     for module, kind in FOREIGN.items():
         if found := next((name for name in weights if re.search(rf"(^|\.){module}\.", name)), None):
             raise ValueError(f"seems to be of {kind}, by its {found}: {ELSEWHERE}")
 
 
 def _levels(weights: dict[str, Tensor]) -> tuple[list[int], list[int], list[int]]:
-    """Width and number of residual blocks per level, and the downsampling factors with attention, on the way down."""
+    """Return the widths, block counts and attention factors of the way down.
+
+    They are the width and the number of residual blocks of each level, and the downsampling factors with attention.
+    """
     found = (re.match(r"input_blocks\.(0|[1-9][0-9]{0,5})\.", name) for name in weights)
     last = max((int(match[1]) for match in found if match), default=0)
     widths, blocks, attention = [0], [0], []
@@ -132,7 +135,10 @@ def _levels(weights: dict[str, Tensor]) -> tuple[list[int], list[int], list[int]
 
 
 def _heads(weights: dict[str, Tensor]) -> str | list[str | None] | None:
-    """Argument `head` of `MomentUNet`: each head has its own form, as "simple" and "complex" in released files."""
+    """Return the argument `head` of `MomentUNet`.
+
+    Each head has its own form, as released files mix "simple" and "complex".
+    """
     second, third = (_head(weights, name) for name in ("out2", "out3"))
     if second is None and third is not None:
         raise ValueError("weights have a head of the third moment, out3, but none of the second: missing out2")
@@ -147,7 +153,9 @@ def _head(weights: dict[str, Tensor], name: str) -> str | None:
 
 def _shape(weights: dict[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
     if name not in weights:
-        raise ValueError(f"weights are not those of an improved-DDPM U-Net: missing {name}; of another, {ELSEWHERE}")
+        raise ValueError(
+            f"weights are not those of an improved-DDPM U-Net: missing {name}; for another network {ELSEWHERE}"
+        )
     shape = tuple(weights[name].shape)
     if len(shape) != axes or 0 in shape:
         raise ValueError(f"weights must have {axes} axes and elements in {name}: got {shape}")

@@ -1,4 +1,4 @@
-"""Files of moment heads: the heads alone, and what tells the network they belong to from every other."""
+"""Files of moment heads: the heads alone, with a fingerprint of the network they belong to."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from gms_fast.storage.reading import metadata, refusing
 from gms_fast.storage.schema import Choice, Either, Fields, Flag, Integer, Listed, Optional, Plain, Real, Text, Want
 
 FILE, FORMAT = "moment_heads.safetensors", "gms_fast moment heads 1"
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # that a network may be loaded in
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in which a network may be loaded
 _CONFIG = Fields(
     {
         "features": Text(),
@@ -46,7 +46,10 @@ _SAID: dict[str, Want] = {
 
 
 def fingerprint(network: nn.Module) -> dict[str, str]:
-    """Digits of a network's weights and buffers by dtype: as they are when it is loaded in that one or a narrower."""
+    """Return digests of a network's weights and buffers, by dtype.
+
+    They cover the dtype of the network and every narrower one in which it may be loaded.
+    """
     found = {n: w for n, w in network.state_dict().items() if isinstance(w, Tensor)}
     own = _narrowest(found)
     known = [dtype for dtype in _DTYPES if dtype.itemsize < own.itemsize] if own.itemsize > 2 else []
@@ -63,7 +66,7 @@ def _as(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_network(network: nn.Module, known: dict[str, str], where: Path) -> None:
-    """Raise ValueError unless this is the network with these digits, whatever dtype it is loaded in."""
+    """Raise ValueError unless a network has one of the known digests, in any dtype."""
     ours = fingerprint(network)
     if not any(known.get(dtype) == digits for dtype, digits in ours.items()):
         raise ValueError(
@@ -73,14 +76,17 @@ def check_network(network: nn.Module, known: dict[str, str], where: Path) -> Non
 
 
 def write(folder: Path, weights: dict[str, Tensor], said: dict[str, Any]) -> None:
-    """Write the file of heads into a folder. Raises ValueError for weights that are not finite."""
+    """Write the file of heads to a folder.
+
+    Raises ValueError for weights that are NaN or infinite.
+    """
     tensors.check_numbers(weights, "heads")
     folder.mkdir(parents=True, exist_ok=True)
     tensors.write_described(folder / FILE, weights, FORMAT, said)
 
 
 def read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of the heads in a folder, and what is said of them, looked at."""
+    """Read and check the weights of the heads in a folder, and their description."""
     path = atomic.present(folder) / FILE
     weights, found = tensors.read(path, FORMAT, None, _SAID, what="moment heads")
     with refusing(f"moment heads {path}", path):
@@ -88,7 +94,10 @@ def read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def schedule_of(said: object, own: Schedule | None, where: str | Path) -> Schedule:
-    """The schedule of the training. Raises ValueError where the network has another, or one that only it knows."""
+    """Return the noise schedule of the training.
+
+    Raises ValueError where the network has another one, or where the file cannot describe it and the network has none.
+    """
     if isinstance(said, str):
         if own is None or repr(own) != said:
             raise ValueError(f"schedule must be that of the training of {where}, {said}: got {own!r}")
@@ -101,7 +110,7 @@ def schedule_of(said: object, own: Schedule | None, where: str | Path) -> Schedu
 
 
 def _some(schedule: Schedule) -> list[float]:
-    """A few times of a schedule."""
+    """Return a few times of a schedule."""
     whole = schedule.whole_times
     times: list[float] = (schedule.grid(7, "uniform") if whole is None else whole[:: max(1, len(whole) // 7)]).tolist()
     return times

@@ -1,8 +1,8 @@
-"""The improved-DDPM U-Net with one extra output head per noise moment (docs/notation.md).
+"""The improved-DDPM U-Net with an output head for each noise moment (docs/notation.md).
 
 Parameter names are those of the released improved-DDPM and GMS checkpoints (`time_embed`, `input_blocks`,
 `middle_block`, `output_blocks`, `out`, and the heads `out2`, `out3`), so that their weights load unchanged.
-Sources: Nichol & Dhariwal 2021 (arXiv 2102.09672), Guo et al. 2023 (arXiv 2311.00941).
+Sources: Nichol & Dhariwal 2021, arXiv 2102.09672; Guo et al. 2023, arXiv 2311.00941.
 """
 
 import math
@@ -24,7 +24,7 @@ from gms_fast.types import NoiseMoments
 GROUPS = 32
 HEADS = (None, "simple", "complex")
 _COUNT = Integer(1, 1 << 16)
-ARGUMENTS = {  # of `MomentUNet`, but for the schedule: what each must be by itself
+ARGUMENTS = {  # allowed values of each argument of `MomentUNet`, except the schedule
     "image_size": _COUNT,
     "in_channels": _COUNT,
     "model_channels": _COUNT,
@@ -44,7 +44,7 @@ ARGUMENTS = {  # of `MomentUNet`, but for the schedule: what each must be by its
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal features (cos, then sin) of network times t (B,) -> (B, dim), in float32."""
+    """Return sinusoidal features (cos, then sin) of network times t (B,), (B, dim) float32."""
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies[None]
@@ -57,21 +57,22 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ModulatedNorm(nn.GroupNorm):
-    """norm(x) (1 + scale) + shift in one pass; scale, shift (B, C).
+    """Group norm followed by scale and shift in one pass: norm(x) (1 + scale) + shift.
 
-    The norm of one sample that has the channels and the groups of all, each channel with a weight of its own.
+    scale and shift are (B, C). The batch is treated as one sample with B C channels and B times the groups, so that
+    each channel of each sample has a weight of its own.
     """
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
         if not x.numel():
-            return x  # `group_norm` wants at least one group
+            return x  # `group_norm` needs at least one group
         weight, bias = (self.weight * (1 + scale)).flatten(), (self.bias * (1 + scale) + shift).flatten()
         whole = x.reshape(1, -1, *x.shape[2:])
         return torch.group_norm(whole, len(x) * self.num_groups, weight, bias, self.eps).view(x.shape)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The module, its weights at zero."""
+    """Set the weights of a module to zero and return it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -82,7 +83,7 @@ def _conv(cin: int, cout: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Skip(nn.Conv2d):
-    """A 1x1 convolution of x that is added to h, in one product."""
+    """A 1x1 convolution of x added to h, in one matrix product."""
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
         h = h if self.bias is None else h + self.bias[:, None, None]
@@ -91,7 +92,10 @@ class Skip(nn.Conv2d):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions, the second conditioned on the time embedding, plus a skip connection."""
+    """Two 3x3 convolutions and a skip connection, conditioned on the time embedding.
+
+    The embedding enters before the second convolution.
+    """
 
     def __init__(self, cin: int, cout: int, emb: int, dropout: float, scale_shift: bool) -> None:
         super().__init__()
@@ -121,21 +125,28 @@ class Pointwise(nn.Conv1d):
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T/sqrt(C)) v; torch's fast kernels have no forward mode, that for CPUs no second derivatives."""
+    """Return softmax(q k^T/sqrt(C)) v.
+
+    Torch's fast kernels have no forward mode, and that for CPUs has no second derivatives; both cases are computed in
+    plain operations.
+    """
     if _transformed() or (q.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()):
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
     return nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 def _transformed() -> bool:
-    """Tell a call under forward-mode derivatives or a transform of torch.func."""
+    """Return True in a call under forward-mode derivatives or a transform of torch.func."""
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over positions; channels of `qkv` are ordered head by head (q, k, v inside each)."""
+    """Self-attention over positions.
+
+    Channels of `qkv` are ordered head by head, with q, k, v inside each.
+    """
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -151,7 +162,7 @@ class AttentionBlock(nn.Module):
         b, c, h, w = x.shape
         tokens = self.norm(x).reshape(b, c, h * w).transpose(1, 2)  # (B, HW, C)
         qkv = self.qkv(tokens).view(b, h * w, self.heads, 3, c // self.heads)
-        # each (B, heads, HW, C/heads); with channels that are not side by side no fast kernel takes them
+        # each (B, heads, HW, C/heads); the fast kernels need contiguous channels
         q, k, v = qkv.transpose(1, 2).unbind(3)
         a = _attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
         return x + self.proj_out(a).transpose(1, 2).reshape(b, c, h, w)
@@ -167,7 +178,7 @@ class Downsample(nn.Module):
 
 
 class Enlarging(nn.Conv2d):
-    """A 3x3 convolution of the picture with each pixel repeated 2x2."""
+    """A 3x3 convolution of the image with each pixel repeated 2x2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -175,7 +186,7 @@ class Enlarging(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or _transformed():
             return super().forward(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        # Taps that meet copies of one pixel are added first: 4 products for an output in place of 9.
+        # Taps on copies of the same pixel are added first: an output takes 4 products instead of 9.
         taps = nn.functional.avg_pool2d(self.weight, 2, stride=1, padding=1, divisor_override=1)  # (C, C, 4, 4)
         x = x.contiguous(memory_format=torch.channels_last)
         return nn.functional.conv_transpose2d(x, taps.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
@@ -199,22 +210,22 @@ class Narrow(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        # Kernels for CPUs compute 16 channels at least. Here a product gives the 9 taps, which are shifted and added;
-        # in 16 bits each tap would be rounded.
+        # CPU kernels compute at least 16 channels. One product gives the 9 taps instead, which are shifted and added.
+        # In 16 bits each tap would be rounded, so those take the plain way.
         weight = self.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)
         taps = nn.functional.fold(weight @ x.flatten(2), x.shape[2:], 3, padding=1)
         return taps if self.bias is None else taps + self.bias[:, None, None]
 
 
 class Stem(nn.Conv2d):
-    """The first convolution; takes the embedding like every other layer of a block and ignores it."""
+    """The first convolution, which ignores the embedding that every layer of a block gets."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 
 class Block(nn.Sequential):
-    """Layers in a row that all see the time embedding."""
+    """Layers in sequence that all get the time embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -227,7 +238,10 @@ def _output(channels: int, out_channels: int) -> list[nn.Module]:
 
 
 class ComplexHead(nn.Sequential):
-    """Residual block with time embedding, then GroupNorm, SiLU and a zero-initialised 3x3 convolution."""
+    """A residual block with time embedding, then group norm, SiLU and a 3x3 convolution.
+
+    The convolution is zero-initialised.
+    """
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         block, norm, silu, conv = self
@@ -235,14 +249,17 @@ class ComplexHead(nn.Sequential):
 
 
 class SimpleHead(nn.Sequential):
-    """GroupNorm, SiLU and a zero-initialised 3x3 convolution."""
+    """Group norm, SiLU and a zero-initialised 3x3 convolution."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 
 def _forms(head: object) -> tuple[str | None, str | None]:
-    """Forms of the heads of the second and third moment. Raises ValueError unless `head` describes them."""
+    """Return the forms of the heads of the second and third moment.
+
+    Raises ValueError unless `head` describes them.
+    """
     second, third = head if isinstance(head, (list, tuple)) and len(head) == 2 else (head, head)
     if second not in HEADS or third not in HEADS:
         raise ValueError(f'head must be None, "simple", "complex" or a pair of these: got {head!r}')
@@ -252,38 +269,58 @@ def _forms(head: object) -> tuple[str | None, str | None]:
 
 
 class MomentUNet(nn.Module):
-    """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t] in one pass.
+    """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t].
 
-    Call: x (B, C, H, W), network times t (B,), and y (B,) or (1,) of a network with classes -> `NoiseMoments` of the
-    shape of x, or the noise alone where `head` is None. H and W must be divisible by 2^(levels-1). `clip` is the data
-    range.
+    A call with x (B, C, H, W) and network times t (B,) returns [`NoiseMoments`][gms_fast.NoiseMoments] in the shape of
+    x, or the noise alone where `head` is None. A network with classes also takes y, (B,) or (1,). All moments come from
+    one pass. H and W must be divisible by 2^(levels - 1). The attribute `clip` is the data range, (-1, 1).
 
-    image_size          side of the training images (sets `sample_shape`)
-    in_channels         C
-    model_channels      width of the first level, a multiple of 32; level i has `channel_mult[i]` times that
-    num_res_blocks      residual blocks per level on the way down (one more on the way up)
-    attention_resolutions   downsampling factors (1, 2, 4, ...) at which attention blocks follow
-    head                None | "simple" | "complex": form of the heads of the second and third moment, or a pair, a form
-                        for each: released "simple" is ("simple", "complex"), (.., None) has no third moment
-    out_channels        channels of `out`: C, or 2C for checkpoints that also learned a variance (first C used)
-    moments             what the heads predict: "raw" E[eps^k], or "central" E[(eps - e1)^k]
-    normalised          whether the heads' own outputs are in the units of `gms_fast.models.normalised`: of order one at
-                        every t, the second made positive. `forward` scales them back. Needs moments = "central"
-    schedule            the schedule the network was trained with; asked at 1000 t/T, as improved-diffusion's networks
-                        are, unless it says otherwise
-    num_classes         K of a network with classes y = 0 .. K-1, whose embedding (`label_emb`, K + 1 rows) is added to
-                        that of the time; K itself, `no_class`, stands for none of them, as for classifier-free
-                        guidance. None: without classes
-    null_class          whether there is that row; files of others have none
-    Raises ValueError naming the argument that is of another type or out of range (`ARGUMENTS`).
+    Args:
+        image_size: Height and width of the training images; it sets `sample_shape`.
+        in_channels: Channels C of the images.
+        model_channels: Width of the first level, a multiple of 32.
+        channel_mult: Width of each level as a multiple of `model_channels`; its length is the number of levels.
+        num_res_blocks: Residual blocks per level on the way down; there is one more on the way up.
+        attention_resolutions: Downsampling factors (1, 2, 4, ...) whose levels have attention blocks. The middle of the
+            network always has one.
+        num_heads: Attention heads; they must divide the channels.
+        dropout: Dropout probability in the residual blocks, in [0, 1).
+        use_scale_shift_norm: Apply the time embedding as scale and shift of a norm. If False, it is added.
+        head: Form of the moment heads: None, "simple" (one convolution) or "complex" (a residual block before it). A
+            pair gives the forms of the second and third moment: released "simple" checkpoints are ("simple",
+            "complex"), and (form, None) has no third moment.
+        out_channels: Channels of the output: C, or 2C for checkpoints that also learned a variance, of which the first
+            C are used. None for C.
+        moments: Meaning of the heads: "raw" E[eps^k|x_t], or "central" E[(eps - e1)^k|x_t].
+        normalised: Train the heads in the units of `gms_fast.models.normalised`, in which outputs are of order one at
+            every noise level and the second is made positive. Calls return the moments in ordinary units. Needs
+            moments="central".
+        schedule: Noise schedule that the network was trained with; None for `VPLinear()`. Network times are 1000 t/T,
+            as in improved-diffusion, unless the schedule has others.
+        num_classes: Number K of classes y = 0 .. K-1, whose embedding is added to that of the time. None for a network
+            without classes.
+        null_class: Give the network a class `no_class` = K that stands for none, as classifier-free guidance needs.
+
+    Raises:
+        ValueError: If an argument is of another type or out of range, or a call gets a wrong shape or class.
+
+    Examples:
+        >>> net = gms_fast.models.MomentUNet(image_size=8, in_channels=1, model_channels=32,
+        ...                                  channel_mult=(1, 2), num_res_blocks=1)
+        >>> moments = net(torch.zeros(2, 1, 8, 8), torch.tensor([10.0, 500.0]))
+        >>> moments.e1.shape, moments.e3.shape
+        (torch.Size([2, 1, 8, 8]), torch.Size([2, 1, 8, 8]))
+
+    References:
+        Nichol & Dhariwal 2021, arXiv 2102.09672; Guo et al. 2023, arXiv 2311.00941.
     """
 
-    origin: str | None = None  # the embedded name or the folder that it was loaded from
+    origin: str | None = None  # embedded name or folder from which it was loaded
 
     prediction = "noise"
     clip = (-1.0, 1.0)
-    data_std = 1.0  # of normalised heads
-    needed: tuple[str, ...]  # conditions of a network with classes; others have no such attribute
+    data_std = 1.0  # s of normalised heads
+    needed: tuple[str, ...]  # ("y",) of a network with classes; others have no such attribute
 
     def __init__(
         self,
@@ -382,23 +419,37 @@ class MomentUNet(nn.Module):
 
     @property
     def normalised(self) -> bool:
+        """True if the heads are trained in the units of `gms_fast.models.normalised`."""
         return bool(self.config["normalised"])
 
     @property
     def no_class(self) -> int | None:
-        """The value of y that stands for no class; None of a network without one."""
+        """Value of y that stands for no class; None for a network without one."""
         return self.config.get("num_classes") if self.config.get("null_class", True) else None
 
     @property
     def has_heads(self) -> bool:
+        """True if the network has moment heads."""
         return self.out2 is not None
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the heads, by name."""
+        """Return the parameters of the heads, by name."""
         return {name: weight for name, weight in self.named_parameters() if name.startswith(("out2.", "out3."))}
 
     def features(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features before the output convolution (B, model_channels, H, W), and the time embedding (B, 4x as many)."""
+        """Compute the features before the output convolution, and the time embedding.
+
+        Args:
+            x: States (B, C, H, W).
+            t: Network times (B,).
+            y: Classes (B,) or (1,) of a network with classes.
+
+        Returns:
+            Features (B, model_channels, H, W), and embedding (B, 4 model_channels).
+
+        Raises:
+            ValueError: If a shape or `y` does not fit the network.
+        """
         if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"x must be (B, {self.in_channels}, H, W) with H and W divisible by {self.factor}: got {tuple(x.shape)}"
@@ -414,7 +465,7 @@ class MomentUNet(nn.Module):
         return h, emb
 
     def _embedding(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """The embedding of time and class, (B, 4 model_channels)."""
+        """Return the embedding of time and class, (B, 4 model_channels)."""
         emb: Tensor = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
         if "num_classes" not in self.config:
             if y is not None:
@@ -426,9 +477,17 @@ class MomentUNet(nn.Module):
         return emb + self.label_emb(y.to(x.device).long())
 
     def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The second and third moment from the features of `features`, in the heads' own units.
+        """Compute the second and third moment from features, in the heads' own units.
 
-        None stands for a third moment without a head.
+        Args:
+            h: Features, as [`features`][gms_fast.models.MomentUNet.features] returns them.
+            emb: Embedding, as `features` returns it.
+
+        Returns:
+            Second and third moment; None in place of a third moment without a head.
+
+        Raises:
+            ValueError: If the network has no heads.
         """
         if self.out2 is None:
             raise ValueError('model has no moment heads: make it with head="simple" or "complex"')
@@ -436,12 +495,30 @@ class MomentUNet(nn.Module):
         return (nn.functional.softplus(second) if self.normalised else second), third
 
     def observed(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """E[eps|x_t], and what `heads` reads."""
+        """Compute E[eps|x_t] and the inputs of `heads`.
+
+        Args:
+            x: States (B, C, H, W).
+            t: Network times (B,).
+            y: Classes (B,) or (1,) of a network with classes.
+
+        Returns:
+            E[eps|x_t], and the pair (features, embedding).
+        """
         h, emb = self.features(x, t, y)
         return self.out(h)[:, : self.in_channels], (h, emb)
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """E[eps|x_t] alone, without the work of the heads; the condition as for a call."""
+        """Return E[eps|x_t] alone, without computing the heads.
+
+        Args:
+            x: States (B, C, H, W).
+            t: Network times (B,).
+            **condition: `y` of a network with classes.
+
+        Returns:
+            Tensor like x.
+        """
         return self.observed(x, t, **condition)[0]
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> NoiseMoments | Tensor:

@@ -30,24 +30,47 @@ def wrap(
     moments: str | None = None,
     **conditions: object,
 ) -> "Wrapped":
-    """A model, called as model(x, t, **condition), of a network of another library.
+    """Make a model of a network from another library.
 
-    network     "diffusers": a network, a pipeline, or (network, scheduler); "edm": a preconditioned network;
-                "guided-diffusion": a U-Net of it, of improved-diffusion or their like; "dit": a DiT; either of them
-                also (network, diffusion), as their scripts make both;
-                "denoising-diffusion": a network or GaussianDiffusion of denoising-diffusion-pytorch; "azula": denoisers
-    kind        one of these names; None: found out from the network, which may be in torch's wrappers
-    schedule, prediction  as for `sample`; needed where the network does not tell them
-    moments     what outputs hold beyond a prediction: "raw" or "central" where the network returns (e1, e2, ..) of the
-                noise; "learned-range" where the second half of 2C channels is a learned variance in improved DDPM's
-                sense. None: nothing, or for networks that are known for it a learned variance
-    conditions  keywords of every call (class labels, embeddings, dictionaries of them), tensors of 1 or n rows. Those
-                of single samples are the `condition` of `sample`, and take precedence
+    The model is called `(x, t, **condition)` and has the attributes that [`sample`][gms_fast.sample] needs: schedule,
+    prediction, sample shape and data range, as far as the network tells them.
 
-    A learned variance makes the model give central moments (`LearnedVariance`), so that SNDDPM(clip_pixel=None) over
-    all steps is the library's own sampling. On coarser grids the same Var[x_0|x_t] is used: the variance of longer
-    steps follows from it, which the network was not trained for but which the law of x_0 demands.
-    Raises ValueError or TypeError naming the argument.
+    Args:
+        network: By kind. "diffusers": a network, a pipeline, or (network, scheduler). "edm": a preconditioned network.
+            "guided-diffusion": a U-Net of guided-diffusion, improved-diffusion or their descendants. "dit": a DiT. Both
+            also (network, diffusion), as their scripts create them. "denoising-diffusion": a network or
+            GaussianDiffusion of denoising-diffusion-pytorch. "azula": a denoiser.
+        kind: One of these names; None to recognise it from the network, which may be in torch's wrappers.
+        schedule: Noise schedule, or its name; None if the network tells it.
+        prediction: Meaning of the output: "noise", "x0", ...; None if the network tells it.
+        moments: Further content of the output. "raw" or "central": the network returns moments (e1, e2, ..) of the
+            noise. "learned-range": the second half of 2C channels is a learned variance as in improved DDPM. None: a
+            learned variance for networks that are known to have one, else nothing.
+        **conditions: Keywords of every call, such as class labels or embeddings: tensors with 1 or n rows, or
+            dictionaries of them. The `condition` of `sample` takes precedence; use it for conditions of single samples.
+
+    Returns:
+        A module that `sample` and [`MomentHeads`][gms_fast.models.MomentHeads] take.
+
+    Raises:
+        ValueError: If the kind is unknown, the network does not tell its schedule or prediction, or a call lacks a
+            condition.
+        TypeError: If `network` is neither callable nor a pipeline nor a pair.
+
+    Examples:
+        >>> import diffusers
+        >>> network = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1,
+        ...     block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+        >>> model = gms_fast.models.wrap((network.eval(), diffusers.DDPMScheduler()))
+        >>> model.schedule, model.prediction
+        (VP(T=1000), 'noise')
+        >>> gms_fast.sample(model, 3, solver="ddim", n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    Note:
+        A learned variance gives central moments. `SNDDPM(clip_pixel=None)` over all steps is then the sampling of the
+        library itself. Longer steps use the variance that follows from the same Var[x_0|x_t]; the network was not
+        trained for them.
     """
     outer = network
     bare = unwrapped(network)
@@ -63,13 +86,13 @@ def wrap(
 
 
 class Wrapped(torch.nn.Module):
-    """The model that `wrap` makes: a network with all that `sample` asks of a model."""
+    """Model of a network from another library, the result of `wrap`."""
 
     def __init__(self, host: Host, moments: str | None, conditions: Mapping[str, object]) -> None:
         super().__init__()
         self.network = host.network
         if isinstance(host.bare, torch.nn.Module) and not isinstance(host.network, torch.nn.Module):
-            self.bare = host.bare  # whose weights a partial hides
+            self.bare = host.bare  # registers weights that a functools.partial hides
         self.schedule = _told("schedule", host.schedule, host)
         self.prediction = _told("prediction", host.prediction, host)
         if host.clip != UNSAID:
@@ -83,12 +106,15 @@ class Wrapped(torch.nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype in which x is given to the network."""
+        """Type in which the network takes x."""
         return self.host.dtype(self.host.bare)
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Conditions that each call must give: those that the network depends on and is not given already."""
+        """Names of the conditions that every call must give.
+
+        The network needs them, and `conditions` does not hold them.
+        """
         return tuple(self._missing(self.conditions))
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments:
@@ -114,13 +140,13 @@ class Wrapped(torch.nn.Module):
             )
 
     def _split(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor | NoiseMoments:
-        """Mean and learned variance of 2C channels."""
+        """Split 2C channels into the moments of the noise that mean and learned variance give."""
         if output.ndim < 2 or output.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
-            raise ValueError(f"network must give as many channels as x, {tuple(x.shape)}: got {tuple(output.shape)}")
+            raise ValueError(f"network must return as many channels as x, {tuple(x.shape)}: got {tuple(output.shape)}")
         if self._learned is None:
             raise ValueError(
-                f'moments must be "{_LEARNED}", and schedule a VP, where the second half of the output is a learned '
-                f"variance; otherwise wrap a callable that drops it: {type(self.host.bare).__name__} gives "
+                f'moments must be "{_LEARNED}" and schedule a VP if the second half of the output is a learned '
+                f"variance, else wrap a callable that drops it: {type(self.host.bare).__name__} returns "
                 f"{output.shape[1]} channels for {x.shape[1]}"
             )
         y, v = output.chunk(2, dim=1)
@@ -136,7 +162,7 @@ def _told(name: str, value: Told | None, host: Host) -> Told:
 
 
 def _unpacked(output: Any, moments: str | None) -> Any:
-    """The tensor of what a network returns, or the moments that it is said to."""
+    """Extract the tensor, or the moments that `moments` promises, from a network's output."""
     if isinstance(output, NoiseMoments):
         return output
     if moments in ("raw", "central") and isinstance(output, (tuple, list)) and 1 <= len(output) <= 3:
@@ -150,7 +176,11 @@ def _unpacked(output: Any, moments: str | None) -> Any:
 
 
 def _for_batch(name: str, value: Any, n: int, device: torch.device, dtype: torch.dtype) -> Any:
-    """A condition for n samples where x is; of numbers that are not whole in the network's dtype."""
+    """Convert a condition for a batch of n samples.
+
+    Tensors move to the device of x, and floating-point ones to the dtype of the network. Raises ValueError for a wrong
+    number of rows.
+    """
     if isinstance(value, Mapping):
         return {key: _for_batch(f"{name}[{key!r}]", v, n, device, dtype) for key, v in value.items()}
     if not isinstance(value, Tensor):
@@ -158,14 +188,14 @@ def _for_batch(name: str, value: Any, n: int, device: torch.device, dtype: torch
     value = value.to(device, dtype if value.is_floating_point() else value.dtype)
     if value.ndim and len(value) not in (1, n):
         raise ValueError(
-            f"{name} must have 1 row or {n}, as many as there are samples: got {tuple(value.shape)}; "
-            "conditions of single samples are the `condition` of `sample`"
+            f"{name} must have 1 row or {n}, one for each sample: got {tuple(value.shape)}; "
+            "give conditions of single samples as the `condition` of `sample`"
         )
     return value.expand(n, *value.shape[1:]) if value.ndim else value
 
 
 def _keywords(network: Any) -> Iterator[tuple[str, Any]]:
-    """The keywords that are bound to a network by functools.partial."""
+    """Yield the keywords that functools.partial has bound to a network."""
     for layer in layers(network):
         if isinstance(layer, partial):
             yield from layer.keywords.items()

@@ -1,5 +1,8 @@
-"""Learning the sampler itself: `ggdm` differentiates a distance between samples and data through all of its steps, to
-the few hundred numbers of its table (Watson et al. 2022, arXiv 2202.05830); `gms` finds the few that GMS has.
+"""Searches for the numbers of a sampler.
+
+[`ggdm`][gms_fast.search.ggdm] learns the few hundred numbers of a solver table. It follows the gradient of a distance
+between samples and data through all steps (Watson et al. 2022, arXiv 2202.05830). [`gms`][gms_fast.search.gms] finds
+the time steps and the few settings of GMS without gradients.
 """
 
 from gms_fast.search.ddss import Settings as Settings

@@ -1,4 +1,4 @@
-"""Checks of a network and of features before a search starts, and the state that it keeps them in."""
+"""Checks of a network, features and data before a search starts."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,10 @@ from gms_fast.solvers import GGDMTable
 
 @contextmanager
 def frozen(*owners: object) -> Iterator[None]:
-    """The modules among `owners` in eval mode and without gradients of their weights, and then as they were."""
+    """Put the modules among `owners` in eval mode and stop their gradients during the block.
+
+    Modes and gradient flags are restored afterwards.
+    """
     modules = [m for owner in owners if isinstance(owner, nn.Module) for m in owner.modules()]
     modes = [(m, m.training) for m in modules]
     wanted = [(p, p.requires_grad) for m in modules for p in m.parameters(recurse=False)]
@@ -36,13 +39,15 @@ def frozen(*owners: object) -> Iterator[None]:
 
 
 def device_of(model: object, data: Tensor) -> torch.device:
-    """The device of the network, or of the data if it has no parameters."""
+    """Return the device of the network, or of the data if the network has no parameters."""
     return network.device_of(model) or data.device
 
 
 def check_model(sampler: Sampler, table: GGDMTable, variant: str) -> Sampler:
-    """The sampler, told whether its model gives moments. Raises TypeError or ValueError for one that gives something
-    else, or no gradient.
+    """Call the network once, and return the sampler with the form of its output.
+
+    A network that returns moments gets the form "noise". Raises TypeError or ValueError for another output, or for one
+    without a gradient.
     """
     t, shape = table.tau[-1:], sampler.shape
     x = torch.linspace(-1, 1, torch.Size(shape).numel(), device=sampler.device, dtype=sampler.dtype).view(1, *shape)
@@ -55,16 +60,19 @@ def check_model(sampler: Sampler, table: GGDMTable, variant: str) -> Sampler:
     if said.requires_grad:
         slopes = torch.autograd.grad(said.sum(), (x, time), allow_unused=True)
     if slopes[0] is None:
-        raise ValueError("model must let a gradient through to x: look for torch.no_grad or detach in it")
+        raise ValueError("model must be differentiable in x: its output has no gradient; look for no_grad or detach")
     if variant == "time" and slopes[1] is None:
-        raise ValueError('variant "time" needs a network that is differentiable in t, with a smooth embedding of times')
+        raise ValueError(
+            'variant "time" needs a network that is differentiable in t, with a smooth embedding of times: its output '
+            'has no gradient in t; use variant="pred"'
+        )
     return sampler
 
 
 def check_features(features: object, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> int:
-    """Width of the features (N, width) of samples (N, *shape). Raises TypeError or ValueError for what is none.
+    """Return the width D of the features (N, D) of samples (N, *shape).
 
-    They must be finite, one row a sample, and let a gradient through.
+    Features must be finite, have one row per sample, and be differentiable. Raises TypeError or ValueError otherwise.
     """
     if not callable(features):
         raise TypeError(f"features must be callable as features(images) -> (N, D): got {type(features).__name__}")
@@ -83,14 +91,14 @@ def check_features(features: object, shape: tuple[int, ...], device: torch.devic
         slope = torch.autograd.grad(found.sum(), probe, allow_unused=True)[0] if found.requires_grad else None
     if slope is None:
         raise ValueError(
-            "features must let a gradient through to the images: they return a tensor without one; "
+            "features must be differentiable in the images: they return a tensor without a gradient; "
             "look for torch.no_grad, detach or rounding in them"
         )
     return found.shape[1]
 
 
 def check_data(model: object, data: object) -> tuple[int, ...]:
-    """Shape of one sample."""
+    """Check the data, and return the shape of one sample."""
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or len(data) < 4:
         got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(f"data must be a floating tensor (N, *shape) of at least 4 samples: got {got}")
@@ -103,7 +111,10 @@ def check_data(model: object, data: object) -> tuple[int, ...]:
 
 
 def positive(name: str, value: object) -> int:
-    """The integer, at least 1. Raises ValueError for anything else, naming the argument."""
+    """Return `value` as an integer of at least 1.
+
+    Raises ValueError naming the argument for anything else.
+    """
     try:
         found = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

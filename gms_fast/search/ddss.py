@@ -1,7 +1,7 @@
-"""DDSS, differentiable diffusion sampler search: Watson et al., ICLR 2022 (arXiv 2202.05830).
+"""Differentiable diffusion sampler search (DDSS): Watson et al. 2022, arXiv 2202.05830.
 
-Every random number of iteration k is a counter-based draw of samples of its own, so a search that was stopped and
-resumed walks through the same batches as one that never was.
+The random numbers of iteration k are counter-based draws for sample indices of its own. A search that is stopped and
+resumed therefore uses the same batches as an uninterrupted one.
 """
 
 import dataclasses
@@ -40,12 +40,40 @@ TABLE, CHECKPOINT, CURVE = "table.safetensors", "checkpoint.pt", "curve.csv"
 FORMAT = "gms_fast search checkpoint 1"
 FIELDS = {"configuration", "iteration", "smooth", "parameters", "average", "optimiser", "best", "curve"}
 FILES = (TABLE, CHECKPOINT, CURVE)
-TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first indices of the samples of the loss and of the score, far from any in use
+TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first sample indices of the loss and of the score, far from others
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a search depends on beside the network, the data and the first table: arguments of `ggdm`."""
+    """Settings of a search, on which its result depends besides network, data and first table.
+
+    They are keyword arguments of [`ggdm`][gms_fast.search.ggdm], with the same defaults.
+
+    Args:
+        variant: Numbers that are learned: "ggdm", "pred", "time" or "constrained".
+        stochastic: Learn the noise sigma[t] of each step too.
+        kernel: Kernel of the distance: "cubic" or "linear".
+        iterations: Largest number of Adam steps, >= 1.
+        batch_size: Samples per step, >= 2; iterations times batch_size is at most 2^40.
+        lr: Peak learning rate, > 0.
+        warmup: Iterations over which the learning rate rises, >= 0; it then falls to 0 as a cosine.
+        ema: Decay of the averaged numbers, in [0, 1).
+        clip_norm: Largest norm of the gradient, > 0.
+        held_out: Share of the data that the score uses, in (0, 1).
+        score_samples: Samples of a score, >= 2.
+        score_every: Iterations between scores, >= 1.
+        patience: Scores in a row without a new best after which the search ends, >= 1.
+        seed: Seed of all randomness, in [-2^63, 2^64).
+
+    Raises:
+        ValueError: If a setting is out of range.
+        TypeError: If `seed` is not an integer.
+
+    Examples:
+        >>> settings = gms_fast.search.Settings(iterations=100, warmup=10)
+        >>> settings.lr_at(0), settings.lr_at(50)
+        (0.001, 0.005)
+    """
 
     variant: str = "pred"
     stochastic: bool = False
@@ -85,7 +113,14 @@ class Settings:
         ops.as_seed(self.seed)
 
     def lr_at(self, iteration: int) -> float:
-        """Learning rate of iteration 0 .. iterations-1."""
+        """Return the learning rate of an iteration.
+
+        Args:
+            iteration: Index of the iteration, 0 .. iterations - 1.
+
+        Returns:
+            Learning rate in (0, lr].
+        """
         return learning_rate(self.lr, iteration, self.iterations, self.warmup)
 
 
@@ -122,39 +157,69 @@ def ggdm(
     patience: int = Settings.patience,
     seed: int = Settings.seed,
 ) -> GGDMTable:
-    """The table that makes `steps` calls of a frozen network give samples nearest to data: all steps are unrolled, and
-    Adam follows the gradient of the kernel distance between features of samples and of data to the table's numbers.
+    """Learn a sampler table whose samples are nearest to data.
 
-    model     as for `gms_fast.sample`, differentiable; while it is used here it is in eval mode and takes no gradient
-    data      (N, *shape), in the model's units
-    steps     K >= 1, the network calls of the sampler
-    initial   "ddim", "dpm-solver++", "unip", a linear solver or a table: where it starts
-    spacing   grid of its times, as in `Schedule.grid`; None: the solver's, else the schedule's own
-    features  differentiable callable, images (n, *shape) -> (n, D), such as `load_features(..)` or any module, which is
-              in eval mode meanwhile; None: the pixels
-    clip      data range for E[x_0|x_t] and the sample, or None: what `sample` will be told
-    dtype     of states: torch.float32 or torch.float64
-    chunk     samples that the network sees at a time; a `batch_size` of any size is accumulated exactly
-    rematerialise  compute the inside of the network again on the way back: memory for one call instead of K, at half as
-              much time again
-    out       folder for `table.safetensors` (the best so far), `checkpoint.pt` and `curve.csv`; one that holds a search
-              is continued if `resume`, begun anew if `replace`, else refused. Without it nothing is left when it is
-              stopped
-    variant   what is free (`gms_fast.search.parameters`): "ggdm", "pred", "time" or "constrained"
-    stochastic  whether sigma[t] is learned too; else the sampler stays without noise, if it is
-    kernel    of the distance: "cubic" or "linear"
-    iterations  steps of Adam at most
-    batch_size  samples of a step
-    lr        peak learning rate, reached after `warmup` iterations; it falls to 0 as a cosine
-    ema       decay of the averaged table (smaller in the first iterations: (1+k)/(10+k))
-    clip_norm  largest norm of the gradient
-    held_out  share of the data that the score is taken against; the loss sees the rest
-    score_samples, score_every  samples of the score, the same ones every so many iterations
-    patience  scores in a row without a new best one that end the search
-    seed      determines everything that is random
-    Returns the table with the best score on held-out data, which may be the first. Raises ValueError or TypeError
-    naming the argument, FloatingPointError naming the iteration where the loss is NaN or infinite: the best table
-    stays in `out`.
+    The K = `steps` network evaluations of a sampler are unrolled into one differentiable function. Adam lowers the
+    kernel distance between features of its samples and of the data. The network itself does not change.
+
+    Args:
+        model: As in [`sample`][gms_fast.sample], and differentiable. It is in eval mode and frozen during the search.
+        data: Samples (N, *shape) in the model's data range, N >= 4, floating point.
+        steps: Number of network evaluations K >= 1.
+        initial: Start of the search: "ddim", "dpm-solver++", "unip", another linear solver, or a
+            [`GGDMTable`][gms_fast.solvers.GGDMTable].
+        spacing: Spacing of the first time steps, as in `Schedule.grid`. None for that of the solver, else of the
+            schedule. Must be None beside a table.
+        features: Differentiable callable from images (n, *shape) to (n, D), such as
+            [`load_features`][gms_fast.search.load_features] or a module; None for the pixels. A module is in eval mode
+            during the search.
+        schedule: Noise schedule of the model, or its name; None if the model has an attribute `schedule`.
+        prediction: Meaning of a single tensor from the model: "noise", "x0", ...; None for the model's attribute.
+        clip: Range that E[x_0|x_t] and the samples are clipped to; None for no clipping. Give `sample` the same.
+        dtype: Type of the sampler states: torch.float32 or torch.float64.
+        chunk: Samples per network call, >= 1. It limits memory and does not change the gradient.
+        rematerialise: Recompute the network in the backward pass. This needs memory for one call instead of K, and
+            about half as much time again.
+        out: Folder for `table.safetensors` (the best table so far), `checkpoint.pt` and `curve.csv`. None writes
+            nothing, and an interrupted search is lost.
+        resume: Continue the search that `out` holds. If False, such a folder is refused.
+        replace: Delete the search that `out` holds and start again.
+        progress: Show a progress bar on stderr.
+        variant: Numbers that are learned. "ggdm": the weights mu of older states. "pred": also the data estimate
+            p_t E[x_0|x_t] + q_t x_t. "time": also the time steps between the first and the last.
+            "constrained": mu such that the marginals q(x_t|x_0) stay those of the schedule.
+        stochastic: Learn the noise sigma[t] of each step too. If False, it stays that of the first table.
+        kernel: Kernel of the distance: "cubic" or "linear", as in [`KernelDistance`][gms_fast.search.KernelDistance].
+        iterations: Largest number of Adam steps, >= 1.
+        batch_size: Samples per step, >= 2.
+        lr: Peak learning rate, > 0.
+        warmup: Iterations over which the learning rate rises, >= 0; it then falls to 0 as a cosine.
+        ema: Decay of the averaged table, in [0, 1). The first iterations k use (1+k)/(10+k) where that is smaller.
+        clip_norm: Largest norm of the gradient, > 0.
+        held_out: Share of the data that the score uses, in (0, 1). The loss uses the rest.
+        score_samples: Samples of a score, >= 2; every score uses the same ones.
+        score_every: Iterations between scores, >= 1.
+        patience: Scores in a row without a new best after which the search ends, >= 1.
+        seed: Seed of all randomness, in [-2^63, 2^64).
+
+    Returns:
+        The [`GGDMTable`][gms_fast.solvers.GGDMTable] with the best score on held-out data; this may be the first one.
+
+    Raises:
+        ValueError: If an argument is out of range, or `out` holds a search with another configuration.
+        TypeError: If `model`, `features` or `dtype` is of another kind.
+        FileExistsError: If `out` holds a search and both `resume` and `replace` are False.
+        FloatingPointError: If the loss becomes NaN or infinite. The best table stays in `out`.
+
+    Examples:
+        >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]
+        >>> table = gms_fast.search.ggdm(model, data, 2, iterations=2, batch_size=4,
+        ...                              score_samples=4, progress=False)
+        >>> gms_fast.sample(model, 2, solver=gms_fast.solvers.GGDM(table), n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Watson et al. 2022, arXiv 2202.05830.
     """
     run = Settings(
         variant=variant,
@@ -202,7 +267,7 @@ def ggdm(
 
 
 class _Search:
-    """Parameters, their running average, the optimiser, the best table so far, and the curve of scores."""
+    """State of a search: parameters, running average, optimiser, best table and scores."""
 
     def __init__(
         self, settings: Settings, sampler: Sampler, features: Features, data: Tensor, table: GGDMTable
@@ -225,7 +290,7 @@ class _Search:
         return Parameters(self.first, self.settings.variant, stochastic=self.settings.stochastic)
 
     def open(self, folder: Path | None, resume: bool, replace: bool) -> None:
-        """Go on from what is in the folder, if there is something, or begin anew there."""
+        """Resume the search in the folder, if it holds one, or start there."""
         if folder is None:
             return
         self.folder, path = folder, folder / CHECKPOINT
@@ -262,7 +327,7 @@ class _Search:
 
     @cached_property
     def _configuration(self) -> dict[str, Any]:
-        """All that the result depends on."""
+        """Settings on which the result depends."""
         run, features = self.sampler, self.features
         return {
             **asdict(self.settings),
@@ -295,7 +360,7 @@ class _Search:
         return self.table()
 
     def step(self) -> None:
-        """One iteration of Adam."""
+        """Take one step of Adam."""
         n = self.settings.batch_size
         x = self.sampler(*self._made(self.parameters), n, TRAINED + self.iteration * n)
         loss = self.loss(x)
@@ -312,7 +377,7 @@ class _Search:
         self.iteration += 1
 
     def table(self) -> GGDMTable:
-        """The best so far."""
+        """Return the best table so far."""
         values = self.best["parameters"]
         if values is None:
             return dataclasses.replace(self.first, network=self.network)
@@ -321,20 +386,20 @@ class _Search:
         return best.table(self.network)
 
     def _made(self, parameters: Parameters) -> tuple[Tensor, Updates]:
-        """Times and updates of these numbers."""
+        """Return the times and the updates of these parameters."""
         try:
             made = parameters()
             return made["tau"], parameters.updates(made)
-        except ValueError as error:  # the guard of the marginals
+        except ValueError as error:  # the marginals have lost their signal
             raise self._diverged(str(error)) from error
 
     def _seen(self, images: Tensor) -> Tensor:
-        """Features (N, D), a few at a time."""
+        """Return the features (N, D) of images, computed in chunks."""
         return self.sampler.in_chunks(lambda part: seen(self.features, part.to(self.sampler.device)), images)
 
     @torch.no_grad()
     def _judge(self, tau: Tensor, updates: Updates, parameters: dict[str, Tensor] | None) -> None:
-        """Score a table, keep what made it if it is the best, and write everything down."""
+        """Score a table, keep its parameters if they are the best, and save."""
         x = self.sampler(tau, updates, self.settings.score_samples, HELD_OUT)
         score = self.score(x)
         self._check("the score", score)
@@ -344,14 +409,14 @@ class _Search:
         self._save()
 
     def _stalled(self) -> bool:
-        """Tell that the last `patience` scores brought no new best one."""
+        """Return True if the last `patience` scores brought no new best."""
         return sum(iteration > self.best["iteration"] for iteration, *_ in self.curve) >= self.settings.patience
 
     def _save(self) -> None:
-        """Write everything down, the checkpoint last: what it stands for is there when it is."""
+        """Write all files, the checkpoint last, so that it never refers to missing ones."""
         if self.folder is None:
             return
-        self.folder.stat()  # one that vanished is not made anew
+        self.folder.stat()  # raises if the folder was deleted during the search
         self.table().save(self.folder / TABLE)
         atomic.write_rows(self.folder / CURVE, [["iteration", "loss", "score"], *self.curve])
         state = {
@@ -379,7 +444,7 @@ class _Search:
 def _first(initial: str | Solver | GGDMTable, schedule: Schedule, steps: int, spacing: str | float | None) -> GGDMTable:
     if isinstance(initial, GGDMTable):
         if spacing is not None:
-            raise ValueError(f"spacing must not be given beside a table, which has its times: got {spacing!r}")
+            raise ValueError(f"spacing must be None when initial is a table, which has its times: got {spacing!r}")
         return initial
     solver = solvers.build(initial)
     spacing = next(s for s in (spacing, solver.spacing, schedule.spacing) if s is not None)

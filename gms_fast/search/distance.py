@@ -1,4 +1,4 @@
-"""The differentiable score of a search: the squared kernel distance of features without bias (KID's statistic)."""
+"""Differentiable score of a search: the unbiased squared kernel distance of features (KID)."""
 
 import math
 import operator
@@ -11,20 +11,37 @@ from torch import Tensor
 from gms_fast.ops.checks import check_choice
 
 KERNELS = ("cubic", "linear")
-_LEAST = 0.05  # of the largest spread of a feature: one that hardly varies is not made to count as much
+_LEAST = 0.05  # least spread, as a share of the largest: keeps a feature that hardly varies from being scaled up
 _ROWS = 1000
 
 
 class Units:
-    """Features (N, D) less the mean of those of data, each in units of its spread there: then they, and the powers of
-    the kernel, weigh alike.
+    """Standardisation of features by their mean and spread on data.
+
+    A call maps features (N, D) to (f - mean)/spread, float64. All features, and the powers of the kernel, then have
+    similar weight. Spreads below 0.05 of the largest one are raised to it.
+
+    Args:
+        real: Features (M, D) of data, M >= 2.
+
+    Raises:
+        ValueError: If the features are not finite or do not vary.
+
+    Examples:
+        >>> features = gms_fast.search.load_features("digits")
+        >>> real = features(gms_fast.data.load("digits")[:200])
+        >>> units = gms_fast.search.Units(real)
+        >>> bool(units(real).std(0).max() < 1.001)
+        True
     """
 
     def __init__(self, real: Tensor) -> None:
         real = real.detach().double()
         self.centre, spread = real.mean(0), real.std(0)
         if not 0 < float(spread.max()) < math.inf:
-            raise ValueError(f"features of data must be finite and differ: their spread is {float(spread.max()):g}")
+            raise ValueError(
+                f"features of data must be finite and vary: got a largest standard deviation of {float(spread.max()):g}"
+            )
         self.spread = spread.clamp(min=_LEAST * float(spread.max()))
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -32,11 +49,31 @@ class Units:
 
 
 class KernelDistance:
-    """mean_{i!=j} k(f_i, f_j) + mean_{i!=j} k(g_i, g_j) - 2 mean_{ij} k(f_i, g_j) of features f of samples to those g
-    of data, without bias, so it may be negative. Differentiable in f; the middle term is computed once.
+    """Unbiased squared kernel distance between features of samples and of data.
 
-    real    (M, D) features of data, M >= 2
-    kernel  "cubic": (f g/D + 1)^3, as in the kernel inception distance; "linear": f g, |E f - E g|^2, means alone
+    For features f of samples and g of data it is
+
+        mean_{i!=j} k(f_i, f_j) + mean_{i!=j} k(g_i, g_j) - 2 mean_{ij} k(f_i, g_j).
+
+    A call maps features (N, D) to a float64 scalar, differentiable in f. It is unbiased and may therefore be negative.
+    The term of the data is computed once.
+
+    Args:
+        real: Features (M, D) of data, M >= 2.
+        kernel: "cubic": (f g/D + 1)^3, as in the kernel inception distance. "linear": f g, which compares means alone.
+
+    Raises:
+        ValueError: If `kernel` has another name, or features do not have two rows or the width D.
+
+    Examples:
+        >>> features = gms_fast.search.load_features("digits")
+        >>> images = gms_fast.data.load("digits")
+        >>> distance = gms_fast.search.KernelDistance(features(images[:200]))
+        >>> bool(distance(features(images[200:400])) < distance(features(-images[200:400])))
+        True
+
+    References:
+        Binkowski et al. 2018, arXiv 1801.01401.
     """
 
     def __init__(self, real: Tensor, kernel: str = "cubic") -> None:
@@ -48,7 +85,7 @@ class KernelDistance:
             self.own = self._among(self.real)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """The distance of features (N, D), N >= 2, a float64 scalar."""
+        """Return the distance of features (N, D), N >= 2, a float64 scalar."""
         if features.ndim != 2 or len(features) < 2 or features.shape[1] != self.real.shape[1]:
             raise ValueError(
                 f"features must be (N, {self.real.shape[1]}), at least two rows: got {tuple(features.shape)}"
@@ -57,7 +94,7 @@ class KernelDistance:
         return self._among(features) + self.own - 2 * self._between(features)
 
     def _among(self, f: Tensor) -> Tensor:
-        """Mean of k over pairs of different rows."""
+        """Return the mean of k over pairs of different rows."""
         n = len(f)
         if self.kernel == "linear":
             return (f.sum(0).square().sum() - f.square().sum()) / (n * (n - 1))
@@ -81,8 +118,10 @@ def _cubic(f: Tensor, g: Tensor) -> Tensor:
 def distances(
     see: Callable[[Tensor], Tensor], data: Tensor, *, kernel: str, held_out: float, seed: int
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """(loss, score) of images: the distance of what `see` makes of them from most of the data, and from the share of it
-    that is held out, drawn by the seed; in `Units`.
+    """Return the loss and the score of a search, both functions of images.
+
+    Both are kernel distances of the features `see(images)` in `Units`. The score compares with a share `held_out` of
+    the data, drawn by the seed; the loss compares with the rest.
     """
     with torch.no_grad():
         real = see(data)

@@ -1,7 +1,7 @@
-"""Feature extractors of a search: digit classifiers of its own, any module, or nothing.
+"""Feature extractors for the search loss: digit classifiers, any module, or the pixels.
 
-They are not those of `gms_fast.quality` but of another architecture: what is learned through one is judged through the
-other.
+The classifiers differ in architecture from those of `gms_fast.quality`, so that a search is not judged by the features
+that it was trained on.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,29 @@ Features = Callable[[Tensor], Tensor]
 
 
 class DigitFeatures(nn.Module):
-    """Three small towers side by side, of strided convolutions, of convolutions with pooling, and of large windows on a
-    coarser picture: images (N, 1, side, side) in [-1, 1] -> (N, `WIDTH`).
+    """Feature network for images of digits.
 
-    A search finds what one network overlooks; three that look differently leave it less. `classes` makes ten logits of
-    them; `bench/assets/classifier.py` trains all.
+    Three small towers stand side by side: strided convolutions, convolutions with pooling, and large windows on an
+    image of half the resolution. A call maps images (N, 1, side, side) in [-1, 1] to features (N, 160). A search
+    exploits the weaknesses of a single feature network; three different ones leave fewer. `classes` maps features to
+    ten logits. `python -m bench.assets.classifier --search` trains the weights.
+
+    Args:
+        side: Height and width of the images, a multiple of 4.
+
+    Raises:
+        ValueError: If a call gets images of another shape.
+
+    Examples:
+        >>> net = gms_fast.search.DigitFeatures(8).eval()
+        >>> net(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 160])
     """
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
-        area = (side // 4) ** 2  # of what every tower makes of a picture whose side is a multiple of 4
+        area = (side // 4) ** 2  # positions that every tower leaves of an image whose side is a multiple of 4
         self.towers = nn.ModuleList(
             [
                 nn.Sequential(
@@ -62,12 +74,31 @@ class DigitFeatures(nn.Module):
         return self.hidden(images)
 
     def hidden(self, images: Tensor) -> Tensor:
-        """The towers' outputs, joined."""
+        """Return the joined outputs of the towers, (N, 160).
+
+        Args:
+            images: Images (N, 1, side, side) in [-1, 1].
+        """
         return torch.cat([tower(images) for tower in self.towers], dim=1)
 
 
 def load_features(data: str) -> DigitFeatures:
-    """The network for a data set, "mnist5k" or "digits", in eval mode. Raises ValueError where there is none."""
+    """Load the embedded feature network of a data set.
+
+    Args:
+        data: "mnist5k" (28x28) or "digits" (8x8).
+
+    Returns:
+        A frozen [`DigitFeatures`][gms_fast.search.DigitFeatures] in eval mode.
+
+    Raises:
+        ValueError: If there is no network for `data`.
+
+    Examples:
+        >>> features = gms_fast.search.load_features("digits")
+        >>> features(gms_fast.data.load("digits")[:2]).shape
+        torch.Size([2, 160])
+    """
     if data not in NAMES:
         raise ValueError(f"features must be one of {', '.join(NAMES)}: got {data!r}")
     net = DigitFeatures(NAMES[data])
@@ -76,16 +107,16 @@ def load_features(data: str) -> DigitFeatures:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """The images themselves, (N, D)."""
+    """Return the pixels of images as features, (N, D)."""
     return images.flatten(1)
 
 
 def described(features: Features) -> str:
-    """The mark that tells features from others: the fingerprint of a module, the name of a function."""
+    """Return a string that identifies features: a module's fingerprint or a function's name."""
     name: str = getattr(features, "__qualname__", type(features).__qualname__)
     return fingerprint(features) or name
 
 
 def seen(features: Features, images: Tensor) -> Tensor:
-    """Features of images, in the dtype of the module's weights if it has any."""
+    """Return features of images, which are first converted to the dtype of the module."""
     return features(images.to(dtypes_of(features, images)[0]))

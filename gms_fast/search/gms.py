@@ -1,7 +1,7 @@
-"""The few numbers of GMS, learned by the loss of `gms_fast.search.ddss`.
+"""Search for the few numbers of GMS, with the loss of `gms_fast.search.ddss`.
 
-A component is chosen, not differentiated, and a discrete schedule has integer times: Nelder and Mead's simplex, with
-the same samples at every point, takes the place of Adam, and the kernels do the drawing.
+The drawn mixture component and the integer times of a discrete schedule have no gradient. Nelder and Mead's simplex
+therefore replaces Adam. Every point uses the same samples, and the kernels draw them.
 """
 
 import json
@@ -36,12 +36,14 @@ from gms_fast.tables.origin import fingerprint
 from gms_fast.types import NoiseMoments
 
 _FILE = Fields({"configuration": Fields({}, others=Plain()), "values": Listed(Real(infinite=True), 1_000_000)})
-_CORNER = 0.3  # of the first simplex, in the logarithm of every number
+_CORNER = 0.3  # size of the first simplex, in the logarithm of every number
 
 
 class Numbers:
-    """A point of the search, 0 where it begins: logarithms of factors of the gaps between times, of `switch`, of
-    `clip_pixel` and of the odds of `weight`, those that the solver has a use for.
+    """Coordinates of the search; its start is the point 0.
+
+    A coordinate is the logarithm of a factor: of a gap between times, of `switch`, of `clip_pixel`, or of the odds of
+    `weight`. Those that the solver does not use are left out.
     """
 
     def __init__(self, schedule: Schedule, solver: GMS, times: Sequence[float]) -> None:
@@ -54,7 +56,10 @@ class Numbers:
         return len(self.times) - 1 + len(self.names)
 
     def __call__(self, point: np.ndarray) -> tuple[list[float], GMS]:
-        """(times, solver); the times of a discrete schedule are rounded, and may then be equal."""
+        """Return the times and the solver of a point.
+
+        The times of a discrete schedule are rounded, and may then coincide.
+        """
         first, last = self.times[0], self.times[-1]
         gaps = -np.diff(self.times) * np.exp(point[: len(self.times) - 1])
         inner = first - (first - last) * np.cumsum(gaps)[:-1] / gaps.sum()
@@ -92,17 +97,47 @@ def gms(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[list[float], GMS]:
-    """(timesteps, solver) for `gms_fast.sample` that make samples of GMS in `steps` steps nearest to data: the times
-    between the first and the last, `weight`, `switch` of a solver with covariance, and `clip_pixel`.
+    """Find time steps and settings of GMS whose samples are nearest to data.
 
-    model, data, features, schedule, clip, kernel, held_out   as in `gms_fast.search.ggdm`; nothing is differentiated
-    steps, spacing  of the grid that it starts from
-    solver        GMS to start as; default GMS()
-    evaluations   points of the search at most, each of `batch_size` samples, the same ones
-    score_samples of the held-out score by which the best of them is compared with the start
-    out           JSON file of all values so far, by which the same call goes on
-    Returns the start where the best point has a worse score. Raises ValueError or TypeError naming the argument. Needs
-    scipy (`pip install "gms-fast[quality]"`).
+    The search varies the times between the first and the last, `weight` of a fit that uses it, `switch` of a solver
+    with a covariance, and `clip_pixel`. It uses no gradients.
+
+    Args:
+        model: As in [`sample`][gms_fast.sample], with moments of the noise that GMS needs.
+        data: Samples (N, *shape) in the model's data range, N >= 4, floating point.
+        steps: Number of steps >= 1.
+        solver: [`GMS`][gms_fast.solvers.GMS] to start from; None for `GMS()`.
+        spacing: Spacing of the first time steps, as in `Schedule.grid`.
+        features: As in [`ggdm`][gms_fast.search.ggdm]; None for the pixels.
+        schedule: Noise schedule of the model, or its name; None if the model has an attribute `schedule`.
+        clip: As in [`sample`][gms_fast.sample]; None for no clipping.
+        kernel: Kernel of the distance: "cubic" or "linear".
+        evaluations: Largest number of points, >= 1.
+        batch_size: Samples of each point; all points use the same ones.
+        score_samples: Samples by which the best point is compared with the start, on held-out data.
+        held_out: Share of the data that this score uses, in (0, 1). The loss uses the rest.
+        chunk: Samples per network call, >= 1.
+        seed: Seed of all randomness, in [-2^63, 2^64).
+        out: JSON file of all values so far, from which the same call resumes; None writes nothing.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        `(timesteps, solver)` for [`sample`][gms_fast.sample]: those of the start where the best point has a worse
+        score.
+
+    Raises:
+        ValueError: If an argument is out of range, or `out` holds a search with another configuration.
+        TypeError: If `solver` is not a GMS, or `features` is not callable.
+        ImportError: If scipy is missing: `pip install "gms-fast[quality]"`.
+
+    Examples:
+        >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]
+        >>> times, solver = gms_fast.search.gms(model, data, 2, evaluations=3, batch_size=4,
+        ...                                     score_samples=4, progress=False)
+        >>> len(times)
+        3
+        >>> gms_fast.sample(model, solver=solver, timesteps=times, n=2).shape
+        torch.Size([2, 1, 8, 8])
     """
     from scipy.optimize import minimize
 
@@ -167,7 +202,10 @@ def gms(
 
 
 class _Values:
-    """Values in the order in which they are asked for, which is always the same; kept in a file if there is one."""
+    """Values of the evaluated points in order, kept in a file if there is one.
+
+    The order is the same in every run, so a resumed search reads its first values from the file.
+    """
 
     def __init__(self, path: Path | None, configuration: dict[str, Any]) -> None:
         self.path, self.configuration = path, json.loads(json.dumps(configuration))
@@ -182,7 +220,7 @@ class _Values:
             check_same(stored, self.configuration, message)
 
     def next(self, value: Callable[[], float]) -> float:
-        """The next value: one from the file, as long as there are some."""
+        """Return the next value, from the file as long as it has some."""
         place = len(self.known)
         self.known.append(self.stored[place] if place < len(self.stored) else value())
         if self.path is not None and place >= len(self.stored):

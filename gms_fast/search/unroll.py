@@ -22,11 +22,14 @@ Updates = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A network and what `gms_fast.sample` would be told of it beside a solver: the same counters, so the same noise.
+    """A network, and the arguments of `gms_fast.sample` besides a solver.
 
-    form           what the network predicts, as in `gms_fast.sample`
-    chunk          samples that the network sees at a time
-    rematerialise  keep states alone for the way back, and compute the inside of the network again there
+    It uses the same counters as `sample`, so it draws the same noise.
+
+    Args:
+        form: Meaning of the network's output, `prediction` of `gms_fast.sample`.
+        chunk: Samples per network call.
+        rematerialise: Keep only the states for the backward pass, and recompute the network there.
     """
 
     model: Callable[[Tensor, Tensor], Tensor | NoiseMoments]
@@ -41,9 +44,11 @@ class Sampler:
     rematerialise: bool = True
 
     def __call__(self, tau: Tensor, updates: Updates, n: int, offset: int) -> Tensor:
-        """Samples offset .. offset + n - 1 of the seed, (n, *shape): those of `sample` with the same table.
+        """Draw samples (n, *shape), the same as `sample` with this table.
 
-        tau, updates  times by level (K+1,) and the K steps of `GGDMTable.updates`, float64; gradients go to both
+        They have the indices offset .. offset + n - 1 of the seed.
+        `tau` (K+1,) holds the times by level, and `updates` the K steps of `GGDMTable.updates`, float64. Gradients
+        reach both.
         """
         draw = partial(
             ops.philox_normal,
@@ -57,7 +62,7 @@ class Sampler:
         older: list[Tensor] = []
         for i, (weights, std) in enumerate(updates):
             t = tau[len(tau) - 1 - i]
-            m = self.estimate(x, t if i else t.detach())  # x_T and its time are given
+            m = self.estimate(x, t if i else t.detach())  # x_T and its time are fixed
             numbers = weights.to(self.device).unbind()
             z = torch.zeros((), device=self.device)
             if bool(std > 0):
@@ -68,18 +73,21 @@ class Sampler:
         return x if self.clip is None else x.clamp(*self.clip)
 
     def estimate(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_0|x_t], clipped to the data range."""
+        """Return E[x_0|x_t], clipped to the data range."""
         time = self.network_time(t)
         output = self.in_chunks(lambda part: self.network(part, time.expand(len(part))), x, time.requires_grad)
         level = LevelTensors(*(values(t).to(self.device) for values in (self.schedule.alpha, self.schedule.sigma)))
         return estimate(output, x, Meaning(self.form, level, self.clip)).x0()
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The number that the network takes for time t."""
+        """Return the network time of time t."""
         return self.schedule.network_time(t).to(self.device, self.dtype)
 
     def in_chunks(self, f: Callable[[Tensor], Tensor], x: Tensor, learned: bool = False) -> Tensor:
-        """f(x), row by row independent, of a few rows at a time; `learned` if f has a gradient of its own."""
+        """Compute f(x) a few rows at a time, where rows are independent.
+
+        `learned` tells that f itself has learned inputs.
+        """
         again = self.rematerialise and torch.is_grad_enabled() and (x.requires_grad or learned)
         if again:
             parts = [checkpoint(f, part, use_reentrant=False, preserve_rng_state=False) for part in x.split(self.chunk)]
@@ -88,6 +96,6 @@ class Sampler:
         return torch.cat(parts)
 
     def network(self, x: Tensor, time: Tensor) -> Tensor:
-        """The network's output, of moments the first."""
+        """Return the network's output; of moments, the first one."""
         output = network.call(self.model, x, time, first=True)
         return output if isinstance(output, Tensor) else output[0]

@@ -1,4 +1,4 @@
-"""Training data: tensors as a whole, or batches as they come from a loader; images, or images with conditions."""
+"""Training data: whole tensors or the batches of a loader, with or without conditions."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,29 +15,34 @@ from gms_fast.training.noising import seed_of, sent
 Condition = dict[str, Tensor]
 Batch = tuple[Tensor, Condition]
 Encoder = Callable[[Tensor], Tensor]
-_AT_A_TIME = 256  # images that are encoded
-_ENOUGH = 8  # images that tell of what range the data is
+_AT_A_TIME = 256  # images per call of the encoder
+_ENOUGH = 8  # least number of images from which the scale of the data is judged
 
 
 class Batches(Protocol):
-    """Batches by step. `fingerprint` tells the data from other data."""
+    """Training batches by step; `fingerprint` identifies the data."""
 
     fingerprint: str
 
     def at(self, step: int, generator: torch.Generator) -> tuple[int, Callable[[slice], Batch]]:
-        """(rows of the batch of a step, what gives some of them); the generator is that of the step."""
+        """Return the number of rows of a step's batch, and a function that returns some of them.
+
+        `generator` is that of the step.
+        """
         ...
 
 
 class Wanted:
-    """Demands of a model on its training data.
+    """Requirements of a model on its training data.
 
-    shape   of one sample
-    clip    range of the data, or None
-    std     about the standard deviation of data without a range, or None
-    needed  conditions without which the network is not to be called
-    takes   whether it takes any
-    none    the class that stands for none, of a network with classes that has one
+    Attributes:
+        name: Class name of the network, for messages.
+        shape: Shape of one sample.
+        clip: Data range (lo, hi), or None.
+        std: Approximate standard deviation of data without a range.
+        needed: Conditions that every call must give.
+        takes: True if the network takes conditions at all.
+        none: Class that stands for none; None where the network has no such class.
     """
 
     def __init__(self, model: Any) -> None:
@@ -50,7 +55,10 @@ class Wanted:
         self.none: int | None = getattr(getattr(model, "bare", model), "no_class", None)
 
     def images(self, images: Tensor) -> Tensor:
-        """The images as float32, or bytes as they are, where they lie. Raises ValueError for others than are wanted."""
+        """Return the images as float32, or uint8 unchanged, on their device.
+
+        Raises ValueError for images of another shape or out of range.
+        """
         if not isinstance(images, Tensor) or tuple(images.shape[1:]) != self.shape or not len(images):
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"data must be (N, {', '.join(map(str, self.shape))}) for this model: got {got}")
@@ -60,55 +68,59 @@ class Wanted:
         low, high = (float(v) for v in images.aminmax()) if bool(images.isfinite().all()) else (-torch.inf, torch.inf)
         lo, hi = self.clip or (-3e38, 3e38)
         if not lo <= low <= high <= hi:
-            of = f"[{lo:g}, {hi:g}]: got {low:g} .. {high:g}; the range is the model's clip"
+            of = f"[{lo:g}, {hi:g}], the clip of the model: got {low:g} .. {high:g}"
             raise ValueError(f"data must be finite and lie in {of}")
         return images
 
     def floating(self, images: Tensor) -> Tensor:
-        """Images of `images` as float32: of bytes, 0 .. 255 stand for the range of the data."""
+        """Convert images to float32; bytes 0 .. 255 are mapped to the data range."""
         if images.dtype != torch.uint8:
             return images
         lo, hi = self.clip or (0, 255)
         return images.float() / (255 / (hi - lo)) + lo
 
     def scale(self, images: Tensor) -> None:
-        """Raise ValueError for images in another unit than the model's, as far as all of them tell."""
+        """Raise ValueError for images that seem to be in another scale than the model's."""
         if images.dtype == torch.uint8:
             if int(images.max()) <= 1:
-                raise ValueError("data must be bytes of 0 .. 255, or floating point: all of its bytes are 0 or 1")
+                raise ValueError("data must be uint8 in 0 .. 255, or floating point: got uint8 that are all 0 or 1")
             return
         if self.clip is None:
             std = float(images.std())
             if std and not self.std / 4 < std < self.std * 4:
                 raise ValueError(
-                    f"data must have a standard deviation near data_std = {self.std:g} of the model: got {std:.3g}; "
-                    "latents are scaled before a network sees them"
+                    f"data must have a standard deviation near the model's data_std = {self.std:g}: got {std:.3g}; "
+                    "scale latents as the network was trained"
                 )
         elif self.clip[0] < 0 and float(images.min()) >= 0 and float(images.max()) > 0.5 and len(images.unique()) > 2:
             lo, hi = self.clip
             raise ValueError(
-                f"data must lie in [{lo:g}, {hi:g}]: all of it is in [0, {hi:g}], as of pictures of another scale "
-                f"(2 x - 1 is the usual one); for data that is positive give the model clip=(0, {hi:g})"
+                f"data must fill [{lo:g}, {hi:g}]: got [0, {hi:g}] alone, as if images were in another scale (usual is "
+                f"2 x - 1); for data that is never negative give the model clip=(0, {hi:g})"
             )
 
     def condition(self, given: Any, rows: int) -> Condition:
-        """The condition as keywords, none for None.
+        """Return the condition as keywords; none for None.
 
-        Raises ValueError where one is missing, where the network takes none, and for one of other rows.
+        Raises ValueError where a needed condition is missing, where the network takes none, and for a wrong number
+        of rows.
         """
         given = {} if given is None else given
         if isinstance(given, Tensor):
             if not self.needed:
-                raise ValueError(f"data must be images alone: {self.name} asks for no condition, and got one unnamed")
+                raise ValueError(
+                    f"data must be images alone, or (images, {{name: tensor}}): {self.name} needs no condition, but "
+                    "got one without a name"
+                )
             if len(self.needed) > 1:
                 asks = ", ".join(self.needed)
                 raise ValueError(
-                    f"data must have conditions by keyword, (images, {{name: values}}): {self.name} asks for {asks}"
+                    f"data must have conditions by keyword, (images, {{name: tensor}}): {self.name} needs {asks}"
                 )
             given = {self.needed[0]: given}
         if not isinstance(given, Mapping) or not all(isinstance(value, Tensor) for value in given.values()):
             raise ValueError(
-                f"data must be images or (images, {{name: tensor}}): got {type(given).__name__} beside them"
+                f"data must be images or (images, {{name: tensor}}): got {type(given).__name__} beside the images"
             )
         for name, value in given.items():
             if not value.ndim or len(value) != rows:
@@ -118,21 +130,29 @@ class Wanted:
         if missing := [name for name in self.needed if name not in given]:
             raise ValueError(f"data must be (images, condition) with {missing[0]}: {self.name} depends on it")
         if self.none is not None:
-            check_classes(given[self.needed[0]].cpu(), rows, self.none, self.none)  # before a GPU fails by them
+            # checked on the CPU: a GPU would fail later, without a message
+            check_classes(given[self.needed[0]].cpu(), rows, self.none, self.none)
         return dict(given)
 
     def dropped(self, condition: Condition, rows: Tensor) -> Condition:
-        """The condition without the class of some rows (N,), True for those."""
+        """Replace the class of some rows by the class that stands for none.
+
+        `rows` (N,) is True for those rows.
+        """
         name = self.needed[0]
         y = condition[name].long()
         return {**condition, name: torch.where(sent(rows, y.device), self.none or 0, y)}
 
 
 class Whole:
-    """Tensors, of which every step takes rows at random, where they lie.
+    """Training data in memory, from which every step takes random rows on their device.
 
-    floating  what makes float32 of the images of a batch
-    raw       what the images were before an encoder
+    Args:
+        images: Images (N, *) or latents.
+        condition: Conditions by keyword, N rows each.
+        size: Rows per batch.
+        floating: Function that converts the images of a batch to float32.
+        raw: Images before an encoder, for the fingerprint; None without an encoder.
     """
 
     def __init__(
@@ -145,7 +165,7 @@ class Whole:
     ) -> None:
         self.images, self._condition, self.size, self._floating = images, condition, size, floating
         self._devices = {value.device for value in condition.values()}
-        told = images if raw is None else raw  # an encoder may differ from card to card
+        told = images if raw is None else raw  # latents may differ between GPU models
         self.fingerprint = fingerprints.of_tensors([told, *condition.values()])
 
     def at(self, step: int, generator: torch.Generator) -> tuple[int, Callable[[slice], Batch]]:
@@ -160,24 +180,24 @@ class Whole:
 
 
 class Loaded:
-    """Batches of an iterable, a step each, from its beginning again when it ends.
+    """Batches of an iterable, one per step; it starts again when it ends.
 
-    A generator of torch's that the iterable draws from is seeded by (seed, step), so that a loader shuffles alike when
-    training goes on after a kill; it is then read from the beginning of its round up to the step.
+    The generator of torch that the iterable draws from is seeded by (seed, step), so that a loader shuffles alike when
+    training resumes after a kill. The iterable is then read from the beginning of its round up to the step.
     """
 
     def __init__(self, data: Iterable[Any], wanted: Wanted, encoder: Encoder | None, seed: int) -> None:
         if isinstance(getattr(data, "sampler", None), torch.utils.data.DistributedSampler):
-            raise ValueError("data must be the same on every rank, which takes its rows of a batch: got a loader with "
-                             "a DistributedSampler")  # fmt: skip
+            raise ValueError("data must be the same on every rank, since each rank takes its rows of every batch: got "
+                             "a loader with a DistributedSampler; remove it")  # fmt: skip
         self._data, self._wanted, self._encoder, self._seed = data, wanted, encoder, seed
         self._iterator: Iterator[Any] | None = None
         self._step = 0
-        first = self._next(0)  # it tells what the data is
+        first = self._next(0)  # for the fingerprint and the checks
         self._kept: Batch | None = self._understood(first, 0)
         if len(self._kept[0]) >= _ENOUGH:
             wanted.scale(self._kept[0])
-        seen = _parts(first)[0] if encoder is not None else self._kept[0]  # an encoder may differ from card to card
+        seen = _parts(first)[0] if encoder is not None else self._kept[0]  # latents may differ between GPU models
         self.fingerprint = fingerprints.of_tensors([seen, *self._kept[1].values()])
 
     def at(self, step: int, generator: torch.Generator) -> tuple[int, Callable[[slice], Batch]]:
@@ -198,12 +218,12 @@ class Loaded:
         return self._understood(self._next(step), step)
 
     def _next(self, step: int) -> Any:
-        """The item of the iterable at a step, the first of a round where it has ended."""
+        """Return the item of the iterable at a step; after its end, the first of a new round."""
         with torch.random.fork_rng(devices=[]):
             for again in (False, True):
-                torch.manual_seed(seed_of(self._seed, step, 1))  # the end of a round may draw
+                torch.manual_seed(seed_of(self._seed, step, 1))  # again for a new round, since its end may have drawn
                 if self._iterator is None:
-                    with interrupts.blocked((signal.SIGINT,)):  # workers would end by a Ctrl-C, and fail the step
+                    with interrupts.blocked((signal.SIGINT,)):  # Ctrl-C must not kill the workers
                         self._iterator = iter(self._data)
                 try:
                     found = next(self._iterator)
@@ -214,7 +234,9 @@ class Loaded:
                 else:
                     self._step = step + 1
                     return found
-        raise ValueError(f"data must have a batch for every step, or be iterable again: it ended after {step}")
+        raise ValueError(
+            f"data must have a batch for every step, or be iterable more than once: it ended after {step} batches"
+        )
 
     def _understood(self, found: Any, step: int) -> Batch:
         images, given = _parts(found)
@@ -226,14 +248,14 @@ class Loaded:
 
 
 def _parts(found: Any) -> tuple[Any, Any]:
-    """Images and condition (or None) of what an iterable gives."""
+    """Split an item of an iterable into images and condition (or None)."""
     if isinstance(found, (tuple, list)) and len(found) in (1, 2):
         return found[0], found[1] if len(found) == 2 else None
     return found, None
 
 
 def _length(data: Any) -> int:
-    """Batches of a round, 0 where that is unknown."""
+    """Return the number of batches in a round; 0 where it is unknown."""
     try:
         return len(data)
     except TypeError:
@@ -241,14 +263,14 @@ def _length(data: Any) -> int:
 
 
 def whole(data: Any) -> tuple[Tensor, Any] | None:
-    """Images and condition (or None) of data that is there as a whole."""
+    """Return images and condition (or None) of data in memory; None for an iterable."""
     if isinstance(data, Tensor):
         return data, None
     return data if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor) else None
 
 
 def encoded(images: Tensor, encoder: Encoder, seed: int) -> Tensor:
-    """Latents of all images, made once; an encoder that draws does so from the seed."""
+    """Encode all images once; an encoder that draws random numbers uses the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, 2))
         return torch.cat([_encoded(part, encoder) for part in images.split(_AT_A_TIME)])
@@ -259,5 +281,5 @@ def _encoded(images: Tensor, encoder: Encoder) -> Tensor:
     latents = encoder(images)
     if not isinstance(latents, Tensor) or len(latents) != len(images):
         got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise ValueError(f"encoder must give a tensor with a row for each of {len(images)} images: got {got}")
+        raise ValueError(f"encoder must return a tensor with a row for each of {len(images)} images: got {got}")
     return latents.detach().float().cpu()

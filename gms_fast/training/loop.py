@@ -1,7 +1,7 @@
-"""Two-stage training: a noise network, then heads for its higher moments on the frozen network.
+"""Two-stage training: a noise network, then moment heads on the frozen network.
 
-Every random number of step k comes from a generator seeded by (seed, k) alone, so a run that was killed and
-resumed walks through the same batches, times and noise as one that never stopped, and so do several processes that
+Every random number of step k comes from a generator seeded by (seed, k) alone. A run that is killed and resumed
+therefore uses the same batches, times and noise as an uninterrupted run. The same holds for several processes that
 share the rows of each batch.
 """
 
@@ -32,7 +32,7 @@ from gms_fast.training.state import CHECKPOINT, State
 
 Data = Tensor | tuple[Tensor, Any] | Iterable[Any]
 Model = MomentUNet | MomentHeads
-_LEARN = (torch.float32, torch.float64)  # dtypes in which small steps are not lost
+_LEARN = (torch.float32, torch.float64)  # dtypes precise enough for small weight updates
 
 
 def train_noise_network(
@@ -60,41 +60,72 @@ def train_noise_network(
     seed: int = Settings.seed,
     weights: str = "uniform",
 ) -> MomentUNet:
-    """Stage 1: minimise E w (e1(x_t, t) - eps)^2 over random t; returns `model` with the averaged weights.
+    """Train a U-Net to predict the noise (stage 1).
 
-    model       a `MomentUNet` (its heads, if any, are left alone)
-    data        images (N, C, H, W) in the model's range, or uint8, whose 0 .. 255 stand for it; for a network with
-                classes (images, labels (N,) or {"y": labels}); or an iterable of such batches, as a DataLoader is. A
-                tensor stays where it is: on a GPU batches are taken there. t is uniform in the times of a discrete
-                schedule, else it lies as the schedule's own grid does
-    steps       optimiser steps in all
-    out         folder for `checkpoint.pt` and `curve.csv`; one that holds a run is continued if `resume`, else refused
-    encoder     callable from images to what the model learns, as latents; images that are there as a whole are encoded
-                once, others as they come
-    checkpoint_every, checkpoint_seconds  steps, and seconds if given, after which there is a checkpoint again
-    progress    whether to show a progress bar on stderr
-    batch_size  images per step (64), of all ranks together; None for data that comes in batches
-    micro_batch rows that go through the network at a time, on each rank; None: all. Fewer need less memory for the
-                same result, to rounding, but for a dropout of the network, which draws for each part
-    compile     whether torch.compile makes the network's step, for the same result, to rounding, but for a dropout of
-                the network
-    lr          peak learning rate of Adam, reached after `warmup` steps
-    decay       "cosine" | "linear" (both to 0 at the last step) | "constant"
-    ema         decay of the averaged weights (smaller in the first steps: (1+k)/(10+k))
-    clip_norm   largest norm of the gradient
-    flips       mirror each image with probability 1/2 (wrong for digits)
-    label_dropout  probability that a picture is shown with the class that stands for none, for guidance; 0 for a
-                network without classes
-    precision   "float32" | "bfloat16": arithmetic of the network (weights and losses stay float32)
-    seed        determines everything that is random; an iterable draws from torch's own generator to be included
-    weights     w by level, in SNR = alpha^2/sigma^2: "uniform", 1; "min-snr", min(SNR, 5)/SNR (Hang et al. 2023);
-                "edm", 1 + 4/SNR with log(sigma/alpha) ~ N(-1.2, 1.2^2) in place of t as above (Karras et al. 2022)
-    On a GPU losses are read every 16 steps, and signals answered then; Adam is fused, and weights lie channels last
-    where the network computes in 16 bits.
-    Under torchrun, or in a process group, ranks share the rows of each batch: the result is that of one process, to
-    rounding, but for a dropout of the network, and any number of ranks goes on from the checkpoint of any other.
-    Raises ValueError for bad settings or data, a truncated checkpoint, or a folder made with another configuration;
-    MemoryError where a GPU is too small for `micro_batch` rows; ConnectionError where another rank has ended.
+    Minimises E w (e1(x_t, t) - eps)^2 over random times t, with x_t = alpha_t x_0 + sigma_t eps.
+    Times are uniform over those of a discrete schedule. Otherwise they are spaced as the schedule's own grid is.
+
+    Args:
+        model: A [`MomentUNet`][gms_fast.models.MomentUNet]. Its moment heads, if any, are not trained.
+        data: Images (N, C, H, W) in the model's data range, or uint8, where 0 .. 255 stand for that range. For a
+            network with classes: (images, labels) or (images, {"y": labels}), labels (N,). Also an iterable of such
+            batches, as a DataLoader is. A tensor stays on its device: batches of a tensor on a GPU are taken there.
+        steps: Total number of optimiser steps, >= 1.
+        out: Folder for `checkpoint.pt` and `curve.csv` (step, loss, seconds).
+        encoder: Callable from images to latents, if the model learns latents. A whole tensor of images is encoded once;
+            batches of an iterable are encoded as they come. Default: none.
+        resume: Continue the run that `out` holds. If False, such a folder is refused.
+        checkpoint_every: Steps between checkpoints, >= 1.
+        checkpoint_seconds: Seconds after which a checkpoint is written besides; None for no such limit.
+        progress: Show a progress bar on stderr.
+        batch_size: Images per step, of all ranks together; None for 64. Must be None for data that comes in batches.
+        micro_batch: Rows that go through the network at a time, on each rank; None for all. Fewer rows need less
+            memory. The result is the same up to rounding, except with dropout, which draws anew for each part.
+        compile: Run the network's step through torch.compile. The result is the same up to rounding, except with
+            dropout.
+        lr: Peak learning rate of Adam, > 0.
+        warmup: Steps over which the learning rate rises to its peak, >= 0.
+        decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
+        ema: Decay of the averaged weights, in [0, 1). The first steps k use (1+k)/(10+k) where that is smaller.
+        clip_norm: Largest norm of the gradient, > 0.
+        flips: Mirror each image with probability 1/2 (wrong for digits).
+        label_dropout: Probability in [0, 1) that an image is trained with the class that stands for none, as
+            classifier-free guidance needs. 0 for a network without classes.
+        precision: "float32" or "bfloat16": arithmetic of the network. Weights and losses stay float32.
+        seed: Seed of all randomness, in [0, 2^31). An iterable is covered if it draws from torch's own generator.
+        weights: Weight w by noise level, with SNR = alpha^2/sigma^2. "uniform": 1. "min-snr": min(SNR, 5)/SNR.
+            "edm": 1 + 4/SNR, and times with log(sigma/alpha) ~ N(-1.2, 1.2^2) replace those above.
+
+    Returns:
+        `model`, in eval mode and with the averaged weights.
+
+    Raises:
+        ValueError: If a setting or the data is unsuitable, a checkpoint is truncated, or `out` was made with another
+            configuration.
+        TypeError: If `data` is neither a tensor nor an iterable of batches.
+        FileExistsError: If `out` holds a run and `resume` is False.
+        FloatingPointError: If the loss becomes NaN or infinite.
+        MemoryError: If the GPU is too small for `micro_batch` rows.
+        ConnectionError: If another rank has ended.
+
+    Examples:
+        >>> images = gms_fast.data.load("digits")
+        >>> net = gms_fast.models.MomentUNet(image_size=8, in_channels=1, model_channels=32,
+        ...                                  channel_mult=(1,), num_res_blocks=1, head=None)
+        >>> net = gms_fast.training.train_noise_network(net, images, steps=2, out="noise",
+        ...                                             batch_size=8, progress=False)
+        >>> net(images[:2], torch.tensor([500.0, 500.0])).shape
+        torch.Size([2, 1, 8, 8])
+
+    Note:
+        On a GPU, losses are read and signals are answered every 16 steps. Adam is fused, and weights are channels-last
+        where the network computes in 16 bits.
+
+        Under torchrun, or in a process group, the ranks share the rows of each batch. The result is that of one process
+        up to rounding, except with dropout. A run may continue with another number of ranks.
+
+    References:
+        "min-snr": Hang et al. 2023, arXiv 2303.09556. "edm": Karras et al. 2022, arXiv 2206.00364.
     """
     if precision == "float16":
         raise ValueError('precision must be "float32" or "bfloat16" for weights that learn: got "float16"')
@@ -145,16 +176,62 @@ def train_moment_heads(
     precision: str = Settings.precision,
     seed: int = Settings.seed,
 ) -> Model:
-    """Stage 2: heads for E[eps^2], E[eps^3] ("raw") or E[(eps-e1)^k] ("central") on the frozen noise network.
+    """Train the moment heads of a frozen noise network (stage 2).
 
-    Arguments as for `train_noise_network`, but for:
+    The heads learn E[eps^2|x_t] and E[eps^3|x_t] ("raw"), or E[(eps - e1)^k|x_t] for k = 2, 3 ("central").
+    The loss is the mean of (e2 - y^2)^2 + (e3 - y^3)^2 with y = eps or eps - e1.
+    The network runs without dropout, and its weights do not change by a bit.
 
-    model      a `MomentHeads`, or a `MomentUNet` that has heads, or that of the second moment alone
-    data       also (images, condition), or an iterable of such pairs, for a network with conditions: keywords of
-               tensors with a row for each image, or the tensor of the only one that the network asks for
-    target     None: as the model says; `model.moments` becomes it
-    precision  also "float16": heads compute in float32 in any case
-    The network is called without its dropout, and keeps its weights to the bit.
+    Args:
+        model: A [`MomentHeads`][gms_fast.models.MomentHeads] or a [`MomentUNet`][gms_fast.models.MomentUNet] with
+            heads. The head of the second moment alone is enough.
+        data: As in [`train_noise_network`][gms_fast.training.train_noise_network]. For a network with conditions also
+            (images, condition), or an iterable of such pairs. The condition maps keywords to tensors with a row for
+            each image; one tensor is enough for a network that needs a single condition.
+        steps: Total number of optimiser steps, >= 1.
+        out: Folder for `checkpoint.pt` and `curve.csv` (step, loss, seconds).
+        target: "raw" or "central"; `model.moments` is set to it. None for the `moments` of the model.
+        encoder: As in [`train_noise_network`][gms_fast.training.train_noise_network].
+        resume: Continue the run that `out` holds. If False, such a folder is refused.
+        checkpoint_every: Steps between checkpoints, >= 1.
+        checkpoint_seconds: Seconds after which a checkpoint is written besides; None for no such limit.
+        progress: Show a progress bar on stderr.
+        batch_size: Images per step, of all ranks together; None for 64. Must be None for data that comes in batches.
+        micro_batch: Rows that go through the network at a time, on each rank; None for all.
+        compile: Run the network's step through torch.compile. The result is the same up to rounding.
+        lr: Peak learning rate of Adam, > 0.
+        warmup: Steps over which the learning rate rises to its peak, >= 0.
+        decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
+        ema: Decay of the averaged weights, in [0, 1). The first steps k use (1+k)/(10+k) where that is smaller.
+        clip_norm: Largest norm of the gradient, > 0.
+        flips: Mirror each image with probability 1/2 (wrong for digits).
+        label_dropout: Probability in [0, 1) of the class that stands for none, as in
+            [`train_noise_network`][gms_fast.training.train_noise_network].
+        precision: "float32", "bfloat16" or "float16": arithmetic of the network. The heads always compute in float32.
+        seed: Seed of all randomness, in [0, 2^31).
+
+    Returns:
+        `model`, in eval mode and with the averaged weights of the heads.
+
+    Raises:
+        ValueError: If `model` has no heads, if `target` does not suit them, and as in
+            [`train_noise_network`][gms_fast.training.train_noise_network].
+        TypeError: If `data` is neither a tensor nor an iterable of batches.
+        FileExistsError: If `out` holds a run and `resume` is False.
+        FloatingPointError: If the loss becomes NaN or infinite.
+        MemoryError: If the GPU is too small for `micro_batch` rows.
+        ConnectionError: If another rank has ended.
+
+    Examples:
+        >>> images = gms_fast.data.load("digits")
+        >>> model = gms_fast.models.MomentHeads(gms_fast.load("digits"), "out")
+        >>> model = gms_fast.training.train_moment_heads(model, images, steps=2, out="heads",
+        ...                                              batch_size=8, progress=False)
+        >>> gms_fast.sample(model, 3, n=2).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Guo et al. 2023, arXiv 2311.00941, section 3.1.
     """
     target = model.moments if target is None else target
     if target not in ("raw", "central"):
@@ -178,7 +255,7 @@ def train_moment_heads(
     if isinstance(model, MomentHeads):
         check_eval(model.bare)
     if model.normalised and target != "central":
-        raise ValueError(f'target must be "central" for a model with normalised heads: got {target!r}')
+        raise ValueError(f'target must be "central" for a model with normalised=True: got {target!r}')
     stage = {"stage": "heads", "target": target, "unused": ()}
     steering = Steering(out, resume, checkpoint_every, checkpoint_seconds, micro_batch, compile, progress)
     state = _train(model, parameters, data, encoder, moment_loss(target), stage, run, steering)
@@ -191,7 +268,10 @@ def train_moment_heads(
 
 
 def _rows(batch_size: int | None, data: Data) -> int | None:
-    """Rows of a batch. Raises ValueError where data comes in batches and has rows of its own."""
+    """Return the batch size for `data`.
+
+    Raises ValueError for a batch size beside data that already comes in batches.
+    """
     if batches.whole(data) is not None:
         return BATCH_SIZE if batch_size is None else batch_size
     if batch_size is not None:
@@ -211,12 +291,18 @@ def _train(
 ) -> State:
     folder, device = Path(steering.out), next(iter(parameters.values())).device
     if run.flips and len(model.sample_shape) < 3:
-        raise ValueError(f"flips must be False for samples {tuple(model.sample_shape)}, which are no pictures")
+        raise ValueError(f"flips must be False for samples of shape {tuple(model.sample_shape)}, which are no images")
     if run.label_dropout and Wanted(model).none is None:
-        raise ValueError(f"label_dropout must be 0 for a network without a class for none: got {run.label_dropout}")
+        raise ValueError(
+            f"label_dropout must be 0 for a network without a null class: got {run.label_dropout}; make it with "
+            "num_classes=K and null_class=True"
+        )
     narrow = next((p.dtype for p in parameters.values() if p.dtype not in _LEARN), None)
     if narrow is not None:
-        raise ValueError(f"model must have float32 weights where it learns: got {narrow}; see precision")
+        raise ValueError(
+            f"model must have float32 or float64 weights where it learns: got {narrow}; call model.float() first, and "
+            "choose the arithmetic with precision"
+        )
     source = _source(model, data, encoder, run)
     frozen = {n: p for n, p in model.named_parameters() if n not in parameters}
     configuration = {
@@ -247,7 +333,7 @@ def _train(
 
 @contextmanager
 def _learning_alone(model: Model, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-    """In the block, gradients are of these parameters, and of no other."""
+    """Require gradients of `parameters` alone during the block."""
     learning = {id(p) for p in parameters.values()}
     was = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -260,7 +346,10 @@ def _learning_alone(model: Model, parameters: dict[str, nn.Parameter]) -> Iterat
 
 
 def _source(model: Model, data: Data, encoder: Encoder | None, run: Settings) -> Batches:
-    """The data by steps. Raises ValueError where it is not what the model wants."""
+    """Return the training data as batches by step.
+
+    Raises ValueError or TypeError for data that does not suit the model.
+    """
     wanted, given = Wanted(model), batches.whole(data)
     if given is None:
         if not isinstance(data, Iterable) or isinstance(data, (str, Mapping)):
@@ -274,16 +363,19 @@ def _source(model: Model, data: Data, encoder: Encoder | None, run: Settings) ->
 
 
 def _laid_out(model: Model, run: Settings, device: torch.device) -> None:
-    """Have the weights of a U-Net lie as tensor cores take them. On a CPU backward passes of some norms would fail."""
+    """Make the weights of a U-Net channels-last for tensor cores.
+
+    On a CPU the backward passes of some norms would fail in this layout.
+    """
     if device.type == "cuda" and run.precision != "float32" and isinstance(model, MomentUNet):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class _Step:
-    """One step of training on this rank's rows.
+    """One training step on this rank's rows.
 
-    Call with the state -> (3,) on the device: the loss of all rows, how many ranks are to stop, and whether seconds ask
-    for a checkpoint.
+    A call with the state returns a tensor (3,) on the device: the loss of all rows, the number of ranks that received a
+    signal to stop, and a positive number if a checkpoint is due by time.
     """
 
     def __init__(
@@ -319,7 +411,10 @@ class _Step:
         return self.ranks.total(torch.cat([loss[None] / self.ranks.count, told]))
 
     def _learnt(self, batch: Noised, total: int, seed: int, dtype: torch.dtype) -> Tensor:
-        """The loss of this rank's rows out of `total`, a term of the mean over ranks, when its gradients are made."""
+        """Compute gradients for this rank's rows out of `total`, and return their loss.
+
+        The loss is this rank's term in the mean over the ranks.
+        """
         parts = batch.split(self.steering.micro_batch)
         try:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -335,12 +430,18 @@ class _Step:
 
 
 def _read_after(device: torch.device) -> int:
-    """Steps after which losses and signals are read, for which a GPU is waited for."""
+    """Return the number of steps between readings of losses and signals.
+
+    Each reading waits for the GPU, so a GPU is read less often.
+    """
     return 16 if device.type == "cuda" else 1
 
 
 def _run(step: _Step, state: State, steering: Steering) -> None:
-    """Take all steps, and have a checkpoint every so many, at the end, and where a signal ends them before."""
+    """Run all remaining steps and write checkpoints.
+
+    A checkpoint is written at the set intervals, at the end, and when a signal stops the run.
+    """
     total, stage, shown = state.run.steps, state.configuration["stage"], steering.progress and step.ranks.first
     bar = tqdm(total=total, initial=state.step, disable=not shown, desc=stage, unit="step")
     every, unread = _read_after(step.device), list[Tensor]()
@@ -357,7 +458,7 @@ def _run(step: _Step, state: State, steering: Steering) -> None:
             bar.update(len(told))
             stop, late = (any(row[i] > 0 for row in told) for i in (1, 2))
             if stop or late or due:
-                step.ranks.by_first(state.save)  # a full disk ends all
+                step.ranks.by_first(state.save)  # an error, such as a full disk, ends all ranks
             if stop:
                 check()
-                raise KeyboardInterrupt  # a signal to another rank
+                raise KeyboardInterrupt  # another rank received the signal

@@ -15,7 +15,10 @@ Loss = Callable[[Any, Noised, torch.dtype], Tensor]
 
 
 def noise_loss(weights: str = "uniform") -> Loss:
-    """Stage 1: mean of w (e1 - eps)^2, a scalar, by name of the weights w (`WEIGHTS`)."""
+    """Return the loss of stage 1: the mean of w (e1 - eps)^2, a scalar.
+
+    `weights` is the name of the weight w in `WEIGHTS`.
+    """
     weight = WEIGHTS[weights]
 
     def loss(model: Any, batch: Noised, dtype: torch.dtype) -> Tensor:
@@ -27,17 +30,18 @@ def noise_loss(weights: str = "uniform") -> Loss:
 
 
 def min_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """min(SNR, 5)/SNR with SNR = alpha^2/sigma^2: min(SNR, 5) of the error of x_0, for that of the noise.
+    """Min-SNR weight of the noise error: min(SNR, 5)/SNR with SNR = alpha^2/sigma^2.
 
-    Source: Hang et al. 2023 (arXiv 2303.09556).
+    It weights the error of x_0 by min(SNR, 5). Source: Hang et al. 2023, arXiv 2303.09556.
     """
     return (_GAMMA * (sigma / alpha) ** 2).clamp(max=1)
 
 
 def edm(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """(r^2 + s^2)/(r s)^2 of the error of x_0, r = sigma/alpha and s = 0.5, for that of the noise: 1 + (r/s)^2.
+    """EDM weight of the noise error: 1 + (r/s)^2 with r = sigma/alpha and s = 0.5.
 
-    Meant for levels that are log-normal (`noising.log_normal_times`). Source: Karras et al. 2022 (arXiv 2206.00364).
+    It weights the error of x_0 by (r^2 + s^2)/(r s)^2, and is meant for log-normal noise levels
+    (`noising.log_normal_times`). Source: Karras et al. 2022, arXiv 2206.00364.
     """
     return 1 + (sigma / alpha / _DATA_STD) ** 2
 
@@ -46,14 +50,15 @@ WEIGHTS = {"uniform": None, "min-snr": min_snr, "edm": edm}
 
 
 def moment_loss(target: str) -> Loss:
-    """Stage 2: mean of (e2 - y^2)^2 + (e3 - y^3)^2, without the second where e3 has no head; only heads learn.
+    """Return the loss of stage 2: the mean of (e2 - y^2)^2 + (e3 - y^3)^2.
 
-    y = eps ("raw"), eps - e1 ("central"), or for normalised heads that in the units of `gms_fast.models.normalised`.
+    The second term is left out where e3 has no head. Gradients reach the heads alone. y = eps ("raw") or eps - e1
+    ("central"); for normalised heads y is in the units of `gms_fast.models.normalised`.
     """
 
     def loss(model: Any, batch: Noised, dtype: torch.dtype) -> Tensor:
         with torch.no_grad(), _autocast(batch, dtype):
-            x_t = batch.x_t.to(getattr(model, "dtype", None) or torch.float32)  # as a narrow network takes it
+            x_t = batch.x_t.to(getattr(model, "dtype", None) or torch.float32)  # a 16-bit network takes its own dtype
             output, seen = model.observed(x_t, batch.time, **batch.condition)
         y = batch.eps if target == "raw" else _deviation(model, batch, output.float())
         second, third = model.heads(*(tensor.float() for tensor in seen))

@@ -14,7 +14,10 @@ _HALF = 2.0**-25  # of a step of float32 in [0.5, 1): keeps random numbers off b
 
 
 class Noised(NamedTuple):
-    """x_t = alpha x_0 + sigma eps of a batch, levels (B, 1, ..), with the network's times (B,) and conditions."""
+    """A noised batch x_t = alpha x_0 + sigma eps, with its times and conditions.
+
+    alpha and sigma are (B, 1, ..), `time` (B,) holds network times, and conditions have B rows.
+    """
 
     x_0: Tensor
     eps: Tensor
@@ -25,7 +28,7 @@ class Noised(NamedTuple):
     condition: Mapping[str, Tensor]
 
     def split(self, rows: int | None) -> "list[Noised]":
-        """Parts of at most so many rows, in order; None: the whole."""
+        """Split the batch into parts of at most `rows` rows, in order; None keeps it whole."""
         if rows is None or rows >= len(self.x_0):
             return [self]
         condition = {name: value.split(rows) for name, value in self.condition.items()}
@@ -34,14 +37,15 @@ class Noised(NamedTuple):
 
 
 def seed_of(*numbers: int) -> int:
-    """32 bits of some numbers, since torch's CPU generator takes no more."""
+    """Hash numbers to a 32-bit seed, the most that torch's CPU generator takes."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
 def times(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
-    """n random times: uniform in those of a discrete schedule, else as the schedule's own grid is spaced.
+    """Draw n random times for training.
 
-    Levels without noise or without signal, at which there is nothing to learn, are left out.
+    They are uniform over the times of a discrete schedule, else spaced as the schedule's own grid is. Levels without
+    noise or without signal have nothing to teach and are left out.
     """
     whole = _telling(schedule)
     if whole is None:
@@ -50,15 +54,15 @@ def times(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
 
 
 def _telling(schedule: Schedule) -> Tensor | None:
-    """The times of a discrete schedule with signal and noise; None for a continuous one."""
+    """Return the times of a discrete schedule with signal and noise; None for a continuous one."""
     whole = schedule.whole_times
     return None if whole is None else whole[(schedule.alpha(whole) > 0) & (schedule.sigma(whole) > 0)]
 
 
 def log_normal_times(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
-    """n random times with log(sigma/alpha) ~ N(-1.2, 1.2^2), as EDM draws its levels, the nearest that there are.
+    """Draw n random times with log(sigma/alpha) ~ N(-1.2, 1.2^2), as EDM does.
 
-    Source: Karras et al. 2022 (arXiv 2206.00364), table 1.
+    Levels outside the schedule move to its nearest level. Source: Karras et al. 2022, arXiv 2206.00364, table 1.
     """
     mean, std = _LOG_NORMAL
     ends = schedule.log_snr([schedule.t_max, schedule.t_min]).tolist()
@@ -69,7 +73,10 @@ def log_normal_times(schedule: Schedule, n: int, generator: torch.Generator) -> 
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. What comes from the host waits for no work that a GPU still has."""
+    """Move a tensor to a device.
+
+    A copy from the host to a GPU does not wait for work that the GPU still has to do.
+    """
     if device.type != "cuda" or not tensor.is_cpu:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -85,7 +92,11 @@ def noised(
     device: torch.device,
     drawn: Callable[[Schedule, int, torch.Generator], Tensor] = times,
 ) -> Noised:
-    """Noised `rows` of a batch of `total`: x_0 and condition are those rows, times and noise are drawn for all."""
+    """Noise the given `rows` of a batch of `total` rows.
+
+    `x_0` and `condition` hold those rows alone. Times and noise are drawn for all `total` rows, so that the result does
+    not depend on how ranks share the batch.
+    """
     t = drawn(schedule, total, generator)[rows]
     eps = sent(torch.randn(total, *x_0.shape[1:], generator=generator)[rows], device)
     levels = (f(t).float().view(-1, *[1] * (x_0.ndim - 1)) for f in (schedule.alpha, schedule.sigma))

@@ -1,4 +1,7 @@
-"""Processes that train together, one for each GPU: those of torchrun, or of a group that is there already."""
+"""Processes that train together, one per GPU.
+
+They are started by torchrun, or belong to a process group that already exists.
+"""
 
 import atexit
 import os
@@ -18,11 +21,11 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 Made = TypeVar("Made")
-_PATIENCE = 1800.0  # seconds that ranks wait for each other at their start, as torch's do
+_PATIENCE = 1800.0  # seconds that ranks wait for each other at their start, as in torch
 
 
 class Ranks:
-    """This process among others that run the same lines: `rank` of `count`."""
+    """This process, number `rank` of `count` processes that run the same code."""
 
     def __init__(self) -> None:
         together = distributed.is_available() and distributed.is_initialized()
@@ -31,27 +34,36 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Tell the one that writes files and shows progress."""
+        """True on the rank that writes files and shows progress."""
         return self.rank == 0
 
     def rows(self, total: int) -> slice:
-        """Those of a batch of `total` that are this rank's. Raises ValueError where a rank would have none."""
+        """Return this rank's rows of a batch of `total`.
+
+        Raises ValueError where a rank would have none.
+        """
         if total < self.count:
             raise ValueError(
-                f"batches must have at least {self.count} rows, one for each rank: got {total}; see batch_size, and "
-                "drop_last of a loader"
+                f"batches must have at least {self.count} rows, one for each rank: got {total}; raise batch_size, or "
+                "set drop_last in the loader"
             )
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
     @contextmanager
     def alone(self, hold: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-        """Have the first rank hold something during the block; where it cannot, no rank begins."""
+        """Hold a context on the first rank during the block.
+
+        If the first rank cannot enter it, no rank enters the block.
+        """
         with ExitStack() as held:
             self.by_first(lambda: held.enter_context(hold()))
             yield
 
     def by_first(self, make: Callable[[], Made]) -> Made:
-        """The result of a function that the first rank alone runs, on every rank; its error is raised on every one."""
+        """Run a function on the first rank alone, and return its result on every rank.
+
+        An error of the function is raised on every rank.
+        """
         if self.count == 1:
             return make()
         said: list[Any] = [None, None]
@@ -67,16 +79,17 @@ class Ranks:
         return said[0]
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Sums over the ranks."""
+        """Return the sums over the ranks."""
         if self.count > 1:
             distributed.all_reduce(numbers)
         return numbers
 
     def learning(self, weights: list[nn.Parameter]) -> Callable[[Sequence[Callable[[], Tensor]]], Tensor]:
-        """A call of losses, one after another, that adds to the gradients of the weights; it returns the losses' sum.
+        """Return a function that accumulates the gradients of several losses.
 
-        What is added are means over the ranks, which meet once a call. From then on the weights are those of the first
-        rank.
+        The function takes callables that compute one loss each, calls them in turn, and returns the sum of the losses.
+        It adds the mean over the ranks to the gradients; the ranks synchronise once per call. From then on every rank
+        has the weights of the first one.
         """
         return _alone if self.count == 1 else _Together(weights)
 
@@ -91,14 +104,18 @@ def _backward(loss: Tensor) -> Tensor:
 
 
 class _Together:
-    """Losses of several ranks. Memory holds one part at a time, and gradients go round with the last one."""
+    """Gradients of losses that several ranks share.
+
+    Memory holds one loss at a time. Gradients are exchanged with the last one.
+    """
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
-        # One kernel gives the gradient of a weight (1, C, 3, 3) other strides along its side of 1: nothing to be slow.
+        # One kernel returns gradients of weights (1, C, 3, 3) with another stride along the axis of size 1. That
+        # costs no time, so the warning is of no use.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self._call = DistributedDataParallel(_Called(weights))
-        # Torch puts gradients in other buckets after the first round, and buckets say in which order ranks are added.
-        # With that round made here, a run that goes on adds as one that never stopped.
+        # Torch rebuilds its gradient buckets after the first backward pass, and the buckets determine the order in
+        # which the ranks are summed. Making that pass here lets a resumed run sum as an uninterrupted one.
         self([lambda: torch.stack([weight.sum() for weight in weights]).sum()])
         for weight in weights:
             weight.grad = None
@@ -110,7 +127,10 @@ class _Together:
 
 
 class _Called(nn.Module):
-    """The weights that learn, apart from a network that may be large and is the same on every rank."""
+    """Module of the trained weights alone.
+
+    It leaves out a frozen network, which may be large and is the same on every rank.
+    """
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
         super().__init__()
@@ -121,9 +141,10 @@ class _Called(nn.Module):
 
 
 def gathered(device: torch.device) -> Ranks:
-    """The ranks of the group there is, or under torchrun of one that is made here, and stays for what follows.
+    """Return the ranks of the process group.
 
-    It is not ended with a run: gloo's threads may wait for Python then, and Python for them.
+    Under torchrun without a group, a group is made here and outlives the run. It is not ended with the run because
+    gloo's threads and Python could then wait for each other.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
         if device.type == "cuda":
@@ -139,9 +160,10 @@ def gathered(device: torch.device) -> Ranks:
 
 
 def _fresh(store: "Store", rank: int, count: int) -> "Store":
-    """A part of the store that these processes alone have written to, when all of them are there.
+    """Return a part of the store that only these processes use, once all have started.
 
-    A store of torchrun outlives a restart of the ranks, and says where those were that ended (pytorch issue 135712).
+    A store of torchrun outlives a restart of the ranks and still holds the addresses of those that ended
+    (pytorch issue 135712).
     """
     from torch.distributed import distributed_c10d
 
@@ -149,28 +171,33 @@ def _fresh(store: "Store", rank: int, count: int) -> "Store":
     store.set(f"gms_fast/{rank}", mine)
     known = [f"gms_fast/{k}" for k in range(count)]
     while time.monotonic() < end:
-        if store.check(known):  # some may be of an earlier start
+        if store.check(known):  # some keys may be left from an earlier start
             all_of_them = " ".join(store.get(key).decode() for key in known)
             store.set(f"{all_of_them} {mine}", "seen")
             if store.check([f"{all_of_them} {name}" for name in all_of_them.split()]):
                 return distributed_c10d.PrefixStore(all_of_them, store)
         time.sleep(0.02)
-    raise ConnectionError(f"{count} ranks must start within {_PATIENCE} s of each other: some are missing")
+    raise ConnectionError(
+        f"{count} ranks must start within {_PATIENCE:g} s of each other: some are missing; look for their errors"
+    )
 
 
 @contextmanager
 def telling() -> Iterator[None]:
-    """Have an error of the group, as when another rank was killed, raise ConnectionError, which says so in a line."""
+    """Convert errors of the process group, as when another rank was killed, to ConnectionError.
+
+    The message has one line.
+    """
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
             raise
-        reason = re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]  # without places in sources
+        reason = re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]  # without source locations
         raise ConnectionError(f"another rank has ended, or cannot be reached: {reason}") from error
 
 
 def _end() -> None:
-    """End the group, of which NCCL wants to be told."""
+    """End the process group, which NCCL expects before the process exits."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

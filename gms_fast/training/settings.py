@@ -1,4 +1,4 @@
-"""Settings of a training run: everything it depends on beside the model and the data."""
+"""Settings of a training run: everything it depends on besides the model and the data."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -6,13 +6,38 @@ from typing import Any
 
 from gms_fast.training.rates import learning_rate
 
-BATCH_SIZE = 64  # of data that does not come in batches
+BATCH_SIZE = 64  # default for data that does not come in batches
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Arguments of `train_noise_network` and `train_moment_heads`. batch_size None: as the data comes, else 64."""
+    """Settings on which the result of a training run depends.
+
+    They are keyword arguments of [`train_noise_network`][gms_fast.training.train_noise_network] and
+    [`train_moment_heads`][gms_fast.training.train_moment_heads], with the same defaults.
+
+    Args:
+        steps: Total number of optimiser steps, >= 1.
+        batch_size: Images per step; None for 64, or for data that comes in batches.
+        lr: Peak learning rate of Adam, > 0.
+        warmup: Steps over which the learning rate rises to its peak, >= 0.
+        decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
+        ema: Decay of the averaged weights, in [0, 1).
+        clip_norm: Largest norm of the gradient, > 0.
+        flips: Mirror each image with probability 1/2.
+        label_dropout: Probability in [0, 1) of the class that stands for none.
+        precision: "float32", "bfloat16" or "float16": arithmetic of the network.
+        seed: Seed of all randomness, in [0, 2^31).
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Examples:
+        >>> run = gms_fast.training.Settings(steps=1000, lr=1e-3, warmup=10, decay="linear")
+        >>> run.lr_at(0), run.lr_at(500)
+        (0.0001, 0.0005)
+    """
 
     steps: int
     batch_size: int | None = None
@@ -48,17 +73,30 @@ class Settings:
 
     @property
     def described(self) -> dict[str, Any]:
-        """The settings by name, without those that are younger than some checkpoints and change nothing."""
+        """Settings by name, as they are stored in checkpoints.
+
+        `label_dropout` is left out where it is 0, so that checkpoints made before it existed still match.
+        """
         return {name: value for name, value in asdict(self).items() if name != "label_dropout" or value}
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 0 .. steps-1."""
+        """Return the learning rate of a step.
+
+        Args:
+            step: Index of the step, 0 .. steps - 1.
+
+        Returns:
+            Learning rate in (0, lr].
+        """
         return learning_rate(self.lr, step, self.steps, self.warmup, self.decay)
 
 
 @dataclass(frozen=True)
 class Steering:
-    """Arguments that change nothing of a run but rounding, and that may be others when it goes on."""
+    """Settings that change a run by no more than rounding.
+
+    They may differ when a run is resumed.
+    """
 
     out: str | Path
     resume: bool

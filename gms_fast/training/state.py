@@ -1,4 +1,4 @@
-"""State of a training run: weights, their running average, the optimiser and the loss curve, here and in a file."""
+"""State of a training run: weights, running average, optimiser and loss curve."""
 
 import math
 import time
@@ -19,7 +19,7 @@ CHECKPOINT, CURVE = "checkpoint.pt", "curve.csv"
 
 
 class State:
-    """Weights being trained and all that goes with them."""
+    """Weights in training, their running average, optimiser, loss curve and checkpoint."""
 
     def __init__(
         self, parameters: dict[str, nn.Parameter], run: Settings, path: Path, configuration: dict[str, Any]
@@ -33,7 +33,10 @@ class State:
         self._since = self._saved = time.perf_counter()
 
     def update(self, learn: Callable[[], Tensor]) -> Tensor:
-        """One step down a loss, which `learn` returns when it has made its gradients."""
+        """Take one optimiser step.
+
+        `learn` computes the gradients and returns the loss.
+        """
         self.optimiser.zero_grad(set_to_none=True)
         loss = learn()
         nn.utils.clip_grad_norm_(self.parameters.values(), self.run.clip_norm)
@@ -47,11 +50,14 @@ class State:
 
     @property
     def unsaved(self) -> float:
-        """Seconds since the last checkpoint, or the beginning."""
+        """Seconds since the last checkpoint, or since the start."""
         return time.perf_counter() - self._saved
 
     def record(self, loss: float, step: int) -> None:
-        """Keep the loss of a step for the curve. Raises FloatingPointError for one that is not finite."""
+        """Add the loss of a step to the curve.
+
+        Raises FloatingPointError for a loss that is NaN or infinite.
+        """
         if not math.isfinite(loss):
             raise FloatingPointError(f"training diverged: loss is {loss} at step {step}; start again with a lower lr")
         self.smooth = loss if math.isnan(self.smooth) else 0.99 * self.smooth + 0.01 * loss
@@ -77,11 +83,18 @@ class State:
         self._saved = time.perf_counter()
 
     def write_curve(self) -> None:
-        """Write the curve alone, which is missing or old where a kill came after the checkpoint."""
+        """Write the curve alone.
+
+        It is missing or outdated where the process was killed just after the checkpoint.
+        """
         atomic.write_rows(self.path.with_name(CURVE), [["step", "loss", "seconds"], *self.curve])
 
     def stored(self, resume: bool) -> dict[str, Any] | None:
-        """The state in the file, looked at, or None without a file; `take` goes on from it."""
+        """Read and check the checkpoint; None without a file. `take` resumes from it.
+
+        Raises FileExistsError if there is a checkpoint and `resume` is False. Raises ValueError for another
+        configuration or a damaged checkpoint.
+        """
         if not self.path.exists():
             return None
         folder = self.path.parent
@@ -103,17 +116,17 @@ class State:
         return state
 
     def take(self, state: dict[str, Any]) -> None:
-        """Go on from a stored state."""
+        """Continue from a stored state."""
         self.step, self.smooth, self.seconds = state["step"], state["smooth"], state["seconds"]
         self.curve = state["curve"]
         self._copy(state["weights"], self.parameters)
         self._copy(state["average"], self.average)
         self.optimiser.load_state_dict(state["optimiser"])
-        for p, kept in self.optimiser.state.items():  # laid out like the weights, as one kernel for all wants them
+        for p, kept in self.optimiser.state.items():  # the fused kernel needs the memory layout of the weights
             kept |= {name: torch.empty_like(p).copy_(kept[name]) for name in ("exp_avg", "exp_avg_sq")}
 
     def load_average(self) -> None:
-        """Give the model the averaged weights."""
+        """Copy the averaged weights into the model."""
         self._copy(self.average, self.parameters)
 
     @staticmethod

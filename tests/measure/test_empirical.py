@@ -1,4 +1,4 @@
-"""Measuring empirical model statistics: what changes the numbers, what does not, and what can go wrong."""
+"""Measurement of empirical model statistics: invariances and errors."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_tolerance_says_where_f_varies_too_little():
 
 
 def test_nearly_gaussian_data_do_not_break_the_solver():
-    """The error of l' over a variance of f that is next to nothing: rates beyond the grid's are cut."""
+    """The error of l' is divided by a tiny variance of f; s beyond the grid's rate is cut."""
 
     def almost(x, t):
         alpha, sigma = (f(schedule.from_network_time(t))[:, None] for f in (schedule.alpha, schedule.sigma))
@@ -78,11 +78,14 @@ def test_batches_do_not_matter_and_seeds_do():
 
 
 def test_probes_know_nothing_of_the_noise():
-    """J v of eps_i = x_0 x_1 has v_0 v_1 x_i beside its diagonal: signs like those of x would add E|x_i|."""
+    """Probes must be independent of x.
+
+    For eps_i = x_0 x_1, J v has v_0 v_1 x_i besides its diagonal: signs that follow x would add E|x_i|.
+    """
     model = Model(lambda x, t: x.prod(1, keepdim=True).expand(-1, 2), schedule=EDM(), sample_shape=(2,))
     K = 4000
     got = empirical_model(model, torch.zeros(K, 2, dtype=torch.float64), N=2, samples=K, t_max=2.0, t_min=0.5)
-    level = (-2 * got.lam).exp()[:, None]  # sigma^2, and the standard deviation of sigma (J v) v is sqrt(2) of it
+    level = (-2 * got.lam).exp()[:, None]  # sigma^2; the standard deviation of sigma (J v) v is sqrt(2) times that
     assert bool((got.l.abs() < 6 * level * math.sqrt(2 / K)).all())
 
 
@@ -93,7 +96,7 @@ def test_few_data_are_used_again_with_other_noise():
 
 
 def test_samples_are_taken_from_all_the_data():
-    """Sorted data: the first half alone would have a mean of 0.5 less."""
+    """The data is sorted: the mean of its first half is 0.5 less."""
     means = []
     schedule = EDM()
     model = Model(lambda x, t: means.append(x.mean()) or torch.zeros_like(x), schedule=schedule, sample_shape=(1,))

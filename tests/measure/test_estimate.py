@@ -1,4 +1,4 @@
-"""The estimator: against the published one's numbers and closed forms."""
+"""The estimator against published numbers and closed forms."""
 
 import math
 
@@ -46,7 +46,10 @@ def test_estimator_reproduces_the_published_one_on_given_draws(derivative):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_slope_of_f_is_its_derivative_along_the_ode(schedule):
-    """f' against differences of f between x + h dx/dlambda and x - h dx/dlambda, for l = 1/(1 + exp(lambda))."""
+    """f' against differences of f between x + h dx/dlambda and x - h dx/dlambda.
+
+    l = 1/(1 + exp(lambda)).
+    """
     h, lam = 1e-4, torch.tensor([-1e-4, 0, 1e-4], dtype=torch.float64) + 0.4321
     nodes = nodes_of(schedule, schedule.inverse_log_snr(lam), lam)
     noise, l = noise_of(Mixture(schedule), schedule, "noise"), torch.sigmoid(-lam)
@@ -62,7 +65,10 @@ def test_slope_of_f_is_its_derivative_along_the_ode(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_gaussian_data_give_the_closed_form(schedule):
-    """l = 1/(1 + c^2 e^(2 lambda)), s = 0 by the guard, b = 2 m l (1 - l); l' by differences is all that errs in b."""
+    """l = 1/(1 + c^2 e^(2 lambda)), s = 0 by the tolerance, and b = 2 m l (1 - l).
+
+    The only error is that of l' by differences, in b.
+    """
     mean, c, K = torch.tensor([0.5, -1.0], dtype=torch.float64), torch.tensor([0.3, 1.2], dtype=torch.float64), 50
 
     def gaussian(x, time):
@@ -78,17 +84,20 @@ def test_gaussian_data_give_the_closed_form(schedule):
     torch.testing.assert_close(got.l, l, rtol=0, atol=1e-10)
     assert not got.s.any()
     mistake = (slope(l, got.lam, None) + 2 * l * (1 - l)).abs()
-    mean_y = mean.abs() + 6 * ((c**2 + (-2 * lam).exp()) / K).sqrt()  # at most, but once in 10^8
+    mean_y = mean.abs() + 6 * ((c**2 + (-2 * lam).exp()) / K).sqrt()  # exceeded once in 10^8
     assert bool(((got.b - 2 * mean * l * (1 - l)).abs() <= mistake * mean_y + 1e-8).all())
     assert mistake.max() < 0.1
 
 
 def test_mixture_gives_its_population_statistics():
-    """Every tenth node against the stored integrals, in standard errors: the mean's for l, White's for s and b."""
+    """Every tenth node agrees with the stored integrals within standard errors.
+
+    They are those of the mean for l, and White's for s and b.
+    """
     K, wanted, schedule = 20_000, tensors(VECTORS["ems"]["vp_linear_N120"]), VPContinuous()
     lam, l = wanted["lam"], wanted["l"]
     stencil = torch.tensor([-1.0, 9, -45, 0, 45, -9, 1], dtype=torch.float64) / (60 * float(lam[1] - lam[0]))
-    l_slope = (l.unfold(0, 7, 1) * stencil).sum(-1)  # of nodes 3 .., true to the sixth power of the step
+    l_slope = (l.unfold(0, 7, 1) * stencil).sum(-1)  # at nodes 3 .., with an error of the sixth order in the step
     noise, x_0, scores = noise_of(Mixture(schedule), schedule, "noise"), draw(K), []
     chosen = range(5, 120, 10)
     for j, node in zip(chosen, nodes_of(schedule, schedule.inverse_log_snr(lam[5::10]), lam[5::10]), strict=True):
@@ -97,16 +106,16 @@ def test_mixture_gives_its_population_statistics():
         f, f_slope, size = residuals(noise, forward_mode, node, other, l[j], l_slope[j - 3])
         s, b = (v[0] for v in regress(moments(f, f_slope, size)[None] / K, 1e-12))
         away, rest = f - f.mean(0), f_slope - s * f - b
-        pull = away * rest / away.var(0)  # of one sample on s
+        pull = away * rest / away.var(0)  # influence of one sample on s
         errors = (one.std(0), pull.std(0), (rest - f.mean(0) * pull).std(0))
         for got, error, name in zip((one.mean(0), s, b), errors, "lsb", strict=True):
             scores.append((got - wanted[name][j]) / (error / math.sqrt(K)))
             assert bool((scores[-1].abs() < 5).all()), f"{name} at node {j}: {scores[-1]} standard errors"
-    assert 0.5 < float(torch.stack(scores).square().mean()) < 1.6  # about 1, if the errors are what they should be
+    assert 0.5 < float(torch.stack(scores).square().mean()) < 1.6  # about 1 if the standard errors are right
 
 
 def test_measured_mixture_is_near_the_population():
-    """All of it, draws included: l within six standard errors, s and b where they are well known."""
+    """A whole measurement: l within six standard errors, s and b where they are well determined."""
     wanted, schedule = tensors(VECTORS["ems"]["vp_linear_N120"]), VPContinuous()
     got = empirical_model(
         Mixture(schedule), draw(1000), N=60, samples=1000, batch_size=1000, window=None, t_max=1.0, t_min=1e-3

@@ -52,7 +52,7 @@ def test_low_rank_keeps_the_largest_and_all_of_the_variance():
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_subspace_iteration_finds_what_the_dense_solver_finds(monkeypatch, power):
-    """Standard deviations that fall as k^-1/2 make eigenvalues that fall as 1/k: the slowest that is promised."""
+    """Eigenvalues fall as 1/k, the slowest decay for which accuracy is documented."""
     falling = torch.arange(1, 401, dtype=torch.float64) ** -power
     data = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * falling
     dense = gaussian(data, rank=50)

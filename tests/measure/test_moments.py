@@ -1,4 +1,4 @@
-"""Mean and scatter in parts, against all rows at once."""
+"""Mean and scatter from parts, against all rows at once."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ import torch
 
 from gms_fast.measure.moments import Moments
 
-FAR = [(0.0, 1.0), (1e3, 1e-2), (-1e6, 1e-3)]  # where the rows lie, and their spread
+FAR = [(0.0, 1.0), (1e3, 1e-2), (-1e6, 1e-3)]  # mean and spread of the rows
 
 
 def rows(count, width, mean, std, seed=0):
@@ -41,7 +41,10 @@ def test_parts_have_the_moments_of_all_rows_far_from_zero_too(mean, std, size):
 
 @pytest.mark.parametrize(("mean", "std"), FAR)
 def test_merging_in_any_order_and_partition_gives_the_same(mean, std):
-    """To 1e-12 of the largest variance, beside which the rounding of 1,000 sums is 1e-16 sqrt(1000)."""
+    """Results agree to 1e-12 of the largest variance.
+
+    The rounding of 1,000 sums is 1e-16 sqrt(1000).
+    """
     x, whole = rows(1000, 5, mean, std), moments([rows(1000, 5, mean, std)], 5)
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -68,4 +71,4 @@ def test_an_empty_part_changes_nothing():
         assert some.count == 10
         assert torch.equal(some.scatter, moments([x], 3).scatter)
     empty.add(x + 1)
-    assert torch.equal(found.mean, moments([x], 3).mean)  # what was merged is no longer shared
+    assert torch.equal(found.mean, moments([x], 3).mean)  # a merge shares no memory with its parts

@@ -1,4 +1,4 @@
-"""A network's noise as a function of the schedule's time, which has a slope."""
+"""A network's noise as a differentiable function of the schedule's time."""
 
 import torch
 from published_statistics import Mixture, normal

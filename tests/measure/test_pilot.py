@@ -1,4 +1,4 @@
-"""The reach of a Gaussian in place of a network, against the recorded numbers."""
+"""The noise level down to which a Gaussian can replace a network, against recorded numbers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Unfinished measurements: they go on where they were, and are mixed with no other."""
+"""Unfinished measurements: they resume where they stopped, and never mix with others."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(("calls", "saved"), [(1, 0), (3, 2), (9, 7)])
 def test_interrupted_measurement_goes_on_where_it_was(tmp_path, calls, saved):
-    """One call finds out how to derive; of the five nodes each takes one for l, and then two."""
+    """One call chooses the derivative; each of the five nodes takes one call for l and then two."""
     mixture, data, out = Mixture(EDM()), draw(20), tmp_path / "x.safetensors"
     wanted = empirical_model(mixture, data, **SETTINGS)
 
@@ -48,13 +48,13 @@ def test_unfinished_work_is_written_now_and_then(tmp_path, monkeypatch):
     empirical_model(
         Model(model, schedule=EDM(), sample_shape=(2,)), draw(20), out=tmp_path / "x.safetensors", **SETTINGS
     )
-    assert seen.count(False) == 2  # finding out how to derive, and the first node
+    assert seen.count(False) == 2  # the choice of the derivative, and the first node
     assert not path.exists()
 
 
 @pytest.fixture
 def unfinished(tmp_path):
-    """A file for statistics beside which an interrupted measurement of 20 samples left its work."""
+    """A path for statistics, with the partial file of an interrupted measurement of 20 samples."""
 
     def interrupted(x, t):
         raise KeyboardInterrupt

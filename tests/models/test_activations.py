@@ -1,4 +1,4 @@
-"""Activations of a network: found by name, caught in a call, laid beside samples."""
+"""Activations of a network: found by name, recorded in a call, and rearranged like samples."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_activations_that_do_not_fit_are_refused(h, x):
 
 
 def test_tokens_are_laid_on_the_grid_that_they_were_cut_from():
-    """Row by row, as patch embeddings flatten it."""
+    """Tokens are in row-major order, as patch embeddings flatten them."""
     x, grid = torch.zeros(2, 1, 4, 6), torch.randn(2, 8, 2, 3)
     both = Layout("tokens", 5, 2).parts(grid.flatten(2).transpose(1, 2), x)
     assert torch.equal(torch.cat(both, 1), unpatched(grid, 2))
@@ -53,7 +53,7 @@ def test_parts_of_other_layouts():
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_patches_are_laid_side_by_side(axes):
-    """Element (i, j) of the patch at (r, c) lies at (p r + i, p c + j)."""
+    """Element (i, j) of the patch at (r, c) goes to (p r + i, p c + j)."""
     p, grid = 2, (3, 2, 2)[:axes]
     y = torch.randn(2, 5 * p**axes, *grid)
     found = unpatched(y, p)
@@ -86,9 +86,9 @@ def test_watch_sees_the_input_while_it_is_on():
 def test_unknown_names_come_with_near_ones():
     network = nn.Module()
     network.conv_norm_out = nn.Identity()
-    with pytest.raises(ValueError, match=r"features must be the name .* got 'conv_norm'; near it are conv_norm_out"):
+    with pytest.raises(ValueError, match=r"features must be .* got 'conv_norm'; the closest names are conv_norm_out"):
         module_of(network, "conv_norm")
-    with pytest.raises(ValueError, match="got 7; near it are conv_norm_out"):
+    with pytest.raises(ValueError, match="got 7; the closest names are conv_norm_out"):
         module_of(network, 7)
     with pytest.raises(TypeError, match=r"network must be a torch\.nn.Module with modules inside: got function"):
         module_of(lambda x, t: x, "out")

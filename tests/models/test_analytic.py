@@ -1,4 +1,4 @@
-"""Analytic models: exact noise moments against numerical integration, draws, and what they refuse."""
+"""Analytic models: exact noise moments against numerical integration, draws, and errors."""
 
 import math
 
@@ -25,16 +25,19 @@ def mixture_density(x, weights, means, stds):
 
 
 def tolerance(schedule, t, order):
-    """Rounding of eps^order, whose terms (x/sigma)^order are up to (2/sigma)^order and cancel to order one."""
+    """Rounding error of eps^order.
+
+    Its terms (x/sigma)^order are up to (2/sigma)^order and cancel to order one.
+    """
     return 1e-9 + 64 * EPS * (2 / float(schedule.sigma(t))) ** order
 
 
 @pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(T=4000), VPLinear(time_shift=1)], ids=repr)
 @pytest.mark.parametrize("t", TIMES)
 def test_mixture_moments_equal_quadrature(schedule, t):
-    """E[eps^k|x] = int eps^k p(x_0) N(x; alpha x_0, sigma^2) dx_0 / the same without eps^k.
+    """E[eps^k|x] is int eps^k p(x_0) N(x; alpha x_0, sigma^2) dx_0, normalised.
 
-    Trapezoids on a smooth integrand that vanishes at both ends are exact up to rounding.
+    The trapezoidal rule is exact up to rounding for a smooth integrand that vanishes at both ends.
     """
     model = GaussianMixture1D(**MIXTURE, schedule=schedule)
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
@@ -85,7 +88,7 @@ def test_point_cloud_with_bandwidth_equals_quadrature(t):
 
 
 def centred(p, values, order):
-    """Mean and central moments 2..order of the laws p (B, N) of the values (N,) or (B, N)."""
+    """Mean and central moments 2..order of distributions p (B, N) over values (N,) or (B, N)."""
     mean = (p * values).sum(1, keepdim=True)
     return [mean[:, 0], *((p * (values - mean) ** n).sum(1) for n in range(2, order + 1))]
 
@@ -104,7 +107,10 @@ def test_data_moments_of_the_mixture_equal_quadrature(t):
 
 @pytest.mark.parametrize("t", TIMES)
 def test_data_moments_of_the_cloud_keep_their_digits(t):
-    """To 1e-14 at every noise: they are sums over the points, never scaled by (sigma/alpha)^order, 10^11 at t = 999."""
+    """Moments are right to 1e-14 at every noise level.
+
+    They are sums over the points and never scaled by (sigma/alpha)^order, which is 10^11 at t = 999.
+    """
     generator = torch.Generator().manual_seed(0)
     data = torch.rand(50, 3, generator=generator, dtype=torch.float64) * 2 - 1
     model = PointCloud(data)
@@ -120,7 +126,7 @@ def test_data_moments_of_the_cloud_keep_their_digits(t):
 
 @pytest.mark.parametrize("model", [GaussianMixture1D(**MIXTURE), PointCloud(torch.rand(40, 1) * 2 - 1)])
 def test_third_moment_of_the_data_survives_raw_noise_moments(model):
-    """At sigma/alpha = 157, where e3 - 3 e1 e2 + 2 e1^3 is multiplied by 4e6: float64 gives 4e-8, no better."""
+    """At sigma/alpha = 157, e3 - 3 e1 e2 + 2 e1^3 is multiplied by 4e6, so float64 reaches 4e-8."""
     x, t = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None], torch.full((41,), 999.0)
     alpha, sigma = (float(f(999)) for f in (model.schedule.alpha, model.schedule.sigma))
     e1, e2, e3 = model(x, t)
@@ -137,7 +143,7 @@ def test_call_takes_one_posterior_for_all_orders(monkeypatch):
 
 
 def test_constant_elements_have_no_variance():
-    """A border that is black in every picture stays exactly black, whatever the rounding of the posterior."""
+    """A border that is black in every image stays exactly black in spite of rounding."""
     data = torch.cat([torch.full((99, 1), 0.1), torch.rand(99, 1)], dim=1)
     mean, *central = PointCloud(data).data_moments(torch.randn(20, 2), torch.full((20,), 500.0), 5)
     torch.testing.assert_close(mean[:, 0], data[:20, 0].double(), rtol=1e-15, atol=0)
@@ -173,7 +179,7 @@ def test_analytic_model_is_called_like_a_network(model):
 
 
 def test_mixture_draws_from_its_law():
-    """Moments over 2^18 draws, each within 5 of its standard errors."""
+    """Moments over 2^18 draws lie within 5 standard errors."""
     model = GaussianMixture1D(**MIXTURE, sample_shape=(4, 4))
     x = model.draw(1 << 14, torch.Generator().manual_seed(1))
     assert x.shape == (1 << 14, 4, 4)

@@ -1,4 +1,4 @@
-"""Networks with classes: the embedding of y, what each way of calling takes, and what is refused."""
+"""Networks with classes: the embedding of y, the ways to give it, and errors."""
 
 import json
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(num_classes=3, **options):
-    """A small network with none of the zeros it starts training with."""
+    """A small network whose zero-initialised weights are random."""
     torch.manual_seed(0)
     small = {"image_size": 8, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
     model = MomentUNet(**small | {"attention_resolutions": (), "num_classes": num_classes} | options)
@@ -136,7 +136,10 @@ def test_network_with_classes_compiles_into_one_graph():
 
 
 def test_files_of_others_have_no_class_for_none(tmp_path):
-    """The last row of a released file is its last class: nothing may guide away from it, or be trained over it."""
+    """The last row of a released file is its last class.
+
+    Guidance must not use it as the null class, and training must not overwrite it.
+    """
     model, (x, t) = network(3, null_class=False), given()
     torch.save(model.state_dict(), tmp_path / "released.pt")
     found = io.load(tmp_path / "released.pt", image_size=8, moments="central", normalised=False)

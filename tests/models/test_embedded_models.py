@@ -1,4 +1,4 @@
-"""The model inside the package: its files, its size, and that ten steps of GMS draw digits a classifier recognises."""
+"""The embedded model: its files and size, and digits that a classifier recognises."""
 
 import pytest
 import torch
@@ -29,9 +29,9 @@ def test_weights_are_half_precision_and_at_most_six_megabytes(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
-def test_model_card_tells_how_it_was_made(folder):
+def test_model_card_describes_the_training(folder):
     card = (folder / "README.md").read_text()
-    for word in ("licence", "seed", "curve", "## how it was made", "docs/quality.md"):
+    for word in ("licence", "seed", "curve", "## training", "docs/quality.md"):
         assert word in card.lower()
     assert (folder / "noise_curve.csv").exists()
     assert (folder / "heads_curve.csv").exists()
@@ -48,11 +48,11 @@ def test_every_step_has_three_finite_moments(model):
     ("solver", "median"), [("sn-ddpm", 1e-5), (GMS(fit="exact", component="sample"), 1e-5), ("gms", 1e-4)]
 )
 def test_picture_does_not_depend_on_the_batch(model, solver, median):
-    """Same noise to the bit; the network's own rounding, some 1e-6 of e3, may differ with the batch size.
+    """Images agree up to the network's rounding, which may depend on the batch.
 
-    GMS takes a cube root of the third moment, which near zero turns that into (13.5e-6)^(1/3) = 0.024 at most. With a
-    component for each element, such a difference in a weight may also switch one of the 784: the network then hands
-    on a little of it to all the others.
+    The noise is equal to the bit, e3 to about 1e-6. GMS takes a cube root of the third moment, which turns that into
+    at most (13.5e-6)^(1/3) = 0.024 near zero. Each element draws a component, and such a difference in a weight may
+    also switch one of the 784. The network then passes a little of it to all other elements.
     """
     whole = gms_fast.sample(model, 3, n=7, seed=5, solver=solver)
     for i in (0, 3, 6):
@@ -64,7 +64,7 @@ def test_picture_does_not_depend_on_the_batch(model, solver, median):
 @pytest.mark.slow(30)
 @pytest.mark.parametrize(("name", "n", "sure"), [("mnist", 200, 0.8), ("digits", 400, 0.8)])
 def test_ten_steps_draw_digits_of_every_class(name, n, sure):
-    """The default solver; a share of n samples may fall short of the bar by three of its standard errors."""
+    """The default solver reaches the bar, less three standard errors of a share of n samples."""
     subject = subjects.build(name)
     images = cells.samples(cells.Cell(name, "gms", steps=10), subject, n)[0]
     net = classifier.load(subject.features)

@@ -1,4 +1,4 @@
-"""docs/heads.md: its lines run in order, on networks of diffusers made of little."""
+"""docs/heads.md: its code runs in order, on tiny networks of diffusers."""
 
 import re
 

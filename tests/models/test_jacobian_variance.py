@@ -1,4 +1,4 @@
-"""The second moment by a network's derivative: against exact moments, and as a model of the sampler."""
+"""The second moment from a network's Jacobian: against exact moments, and in the sampler."""
 
 import pytest
 import torch
@@ -42,13 +42,13 @@ def central(model, x, t):
 
 
 def cloud():
-    """Data whose elements hang together."""
+    """A point cloud whose elements are correlated."""
     data = torch.randn(7, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     return PointCloud(0.5 * data @ data.T @ data / 7, 0.2)
 
 
 def outputs_as(form, model):
-    """The exact model as a network of such a form."""
+    """The exact model as a network with another form of prediction."""
 
     def network(x, t):
         e1 = model.noise_moment(x, t, 1)
@@ -84,7 +84,10 @@ def test_every_form_of_prediction_gives_the_same(form):
 
 
 def test_probes_average_to_the_variance_within_what_other_elements_add():
-    """Each e2_i is off by sum_{j != i} sigma J_ij v_i v_j, whose variance the whole Jacobian tells."""
+    """The error of e2_i is sum_{j != i} sigma J_ij v_i v_j.
+
+    Its variance follows from the whole Jacobian.
+    """
     model, n = cloud(), 400
     t = torch.full((2,), 300.0)
     x = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -106,7 +109,7 @@ def test_difference_is_off_by_its_square_on_average():
     exact, errors = central(model, x, t), []
     for distance in (0.2, 0.1):
         both = [JacobianVariance(model, distance=distance, seed=seed)(x, t).e2 for seed in range(16)]
-        up, down = max(both), min(both)  # by a probe of each sign
+        up, down = max(both), min(both)  # one probe of each sign
         errors.append(float(((up + down) / 2 - exact).abs()))
         assert errors[-1] < 0.5 * float((up - exact).abs())
     assert 3 < errors[0] / errors[1] < 5.5
@@ -116,7 +119,7 @@ def test_difference_is_off_by_its_square_on_average():
 
 
 class OneWay(torch.autograd.Function):
-    """The same tensor, with a backward pass only; counts."""
+    """Identity with a backward pass only, which counts its calls."""
 
     calls = 0
 
@@ -190,7 +193,7 @@ def test_batch_may_be_split_and_the_global_generator_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(probe(x, t, 0, 0)[i : i + 1], probe(x[:1], t[:1], 0, 0)) for i in range(5))
     parts = torch.cat([network(x[:2], t[:2]).e2, network(x[2:], t[2:]).e2])
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-13)  # of products of other sizes
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-13)  # matrix products of other sizes round differently
     elementwise = JacobianVariance(GaussianMixture1D(*MIXTURE, sample_shape=(6,)))
     assert torch.equal(torch.cat([elementwise(x[:2], t[:2]).e2, elementwise(x[2:], t[2:]).e2]), elementwise(x, t).e2)
 
@@ -241,7 +244,7 @@ def test_first_moment_costs_one_plain_call():
 
 
 class Conditional(Model):
-    """A network with a condition of each sample."""
+    """A network with a condition for each sample."""
 
     def __call__(self, x, t, shift):
         return ((x - shift) * 0.5).sin() + 0 * t[:, None]

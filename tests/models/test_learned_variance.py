@@ -18,7 +18,7 @@ def down(T):
 
 
 def of_improved_ddpm(network, betas, x, z, form, times=lambda t: t, **conditions):
-    """Ancestral sampling with the learned variance: eqs. 10, 11 and 15 of Nichol & Dhariwal 2021."""
+    """Ancestral sampling with the learned variance, eqs. 10, 11, 15 of Nichol & Dhariwal 2021."""
     total = (1 - betas).cumprod(0)
     before = torch.cat([torch.ones(1, dtype=betas.dtype), total[:-1]])
     posterior = betas * (1 - before) / (1 - total)
@@ -62,7 +62,10 @@ def test_learned_variance_at_rescaled_times():
 
 
 def test_ends_of_a_learned_variance():
-    """v = -1 is a known x_0; v = 1 is what data N(0, 1) would have: E[eps^2] - E[eps]^2 = alpha^2."""
+    """v = -1 means a known x_0; v = 1 means data N(0, 1).
+
+    For the latter E[eps^2] - E[eps]^2 = alpha^2.
+    """
     schedule = VPLinear()
     learned, t = LearnedVariance(schedule), torch.arange(1000.0)
     none, all_of_it = (learned.second(torch.full((1000, 1), v), t)[:, 0].double() for v in (-1.0, 1.0))

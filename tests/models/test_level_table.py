@@ -1,4 +1,4 @@
-"""Levels by network time: those of the schedule, wherever the table lies and in whatever dtype the model is."""
+"""Noise levels by network time equal those of the schedule, on any device and in any dtype."""
 
 import pytest
 import torch
@@ -31,7 +31,10 @@ def test_whole_times_have_their_own_levels(schedule):
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=repr)
 def test_levels_between_the_nodes_are_near(schedule):
-    """A chord of f over a step h errs by f'' h^2/8; nodes even in the root of time have steps of 2^-13 sqrt(t)."""
+    """A chord of f over a step h has an error of f'' h^2/8.
+
+    Nodes that are uniform in the root of time have steps of 2^-13 sqrt(t).
+    """
     t = schedule.grid(997, "uniform").flip(0)
     alpha, sigma, *_ = looked_up(LevelTable(schedule), schedule.network_time(t))
     torch.testing.assert_close(alpha, schedule.alpha(t), rtol=1e-5, atol=1e-7)
@@ -39,7 +42,10 @@ def test_levels_between_the_nodes_are_near(schedule):
 
 
 def test_unit_is_the_spread_of_the_noise_about_its_mean_for_gaussian_data():
-    """Var[eps|x_t] = (alpha/sigma)^2 Var[x_0|x_t] with Var[x_0|x_t] = (s sigma)^2/((alpha s)^2 + sigma^2)."""
+    """Var[eps|x_t] = (alpha/sigma)^2 Var[x_0|x_t].
+
+    For Gaussian data Var[x_0|x_t] = (s sigma)^2/((alpha s)^2 + sigma^2).
+    """
     schedule, std = VPLinear(), 2.5
     t = torch.tensor([0.0, 300, 999])
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -51,7 +57,7 @@ def test_unit_is_the_spread_of_the_noise_about_its_mean_for_gaussian_data():
 
 
 def test_units_beyond_the_table_are_those_of_their_level():
-    """A line through the last two would make a unit negative at sigma = 200."""
+    """Linear extrapolation from the last two nodes would make a unit negative at sigma = 200."""
     t = torch.tensor([0.0001, 200.0, 1000.0])
     alpha, sigma, found, angle = looked_up(LevelTable(EDM(), 0.5), t)
     torch.testing.assert_close(sigma, t.double())

@@ -1,4 +1,4 @@
-"""Moment heads on networks of any kind: one call, the network untouched, nothing done that nobody reads."""
+"""Moment heads on any network: one call, an unchanged network, and no needless work."""
 
 import copy
 import gc
@@ -43,7 +43,7 @@ def test_moments_come_with_the_first_one_of_the_network():
 )
 @torch.no_grad()
 def test_any_prediction_on_any_schedule_is_sampled_as_the_bare_network_is(form, schedule):
-    """E[x_0|x_t] by way of the moments' e1 is that of the network's own form, to rounding."""
+    """E[x_0|x_t] from e1 of the moments equals that of the network's own form, up to rounding."""
     network = convolutional()
     model = heads(network, schedule=schedule, prediction=form)
     times = schedule.timesteps(4)
@@ -63,7 +63,7 @@ def test_heads_are_skipped_where_nobody_reads_them():
     gms_fast.sample(model, 4, solver="ddim", n=2)
     assert not called
     gms_fast.sample(model, 4, solver="sn-ddpm", n=2)
-    assert len(called) == 4  # not in the last call, of one moment
+    assert len(called) == 4  # not in the last call, which computes one moment
 
 
 def test_heads_are_skipped_with_a_condition_and_under_guidance_too():
@@ -240,10 +240,10 @@ def test_networks_set_to_training_later_are_refused():
     [
         (
             {"network": Dropping().eval()},
-            "network must give one answer for one input, without dropout: two calls differ",
+            "network must be deterministic, without dropout: two calls with one input differ",
         ),
-        ({"features": "lst"}, "features must be the name of a module of Convolutional.*got 'lst'; near it are last"),
-        ({"features": None}, "features must be given: where Convolutional has its last activations is not known"),
+        ({"features": "lst"}, "features must be the name of a module of Conv.*got 'lst'; the closest names are last"),
+        ({"features": None}, "features must be given: the last activations of Convolutional are not known"),
         ({"features": "labels"}, "features must be the name of a module"),
         ({"network": Twice().eval()}, "features must be a module that a call .* once.*called 2 times"),
         ({"network": convolutional().train()}, "network must be in eval mode: Convolutional is in training mode"),
@@ -275,7 +275,7 @@ def test_what_is_no_network_is_refused():
 
 def test_activations_of_another_batch_are_refused():
     model = heads(Doubled().eval())
-    with pytest.raises(ValueError, match="features must have a row for each of 3 samples: 'last' got 6; guidance"):
+    with pytest.raises(ValueError, match="features must have a row for each of 3 samples: 'last' got 6; put guidance"):
         model(X, T)
 
 

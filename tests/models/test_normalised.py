@@ -1,4 +1,4 @@
-"""Units of normalised heads: one equation, forwards and back."""
+"""Units of normalised heads, converted in both directions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ LEVELS = [(1.0, 80.0), (1.0, 0.002), (0.3, 0.7), (0.006, 0.99998)]
 @pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
 @pytest.mark.parametrize("std", [1.0, 0.5, 7.0])
 def test_deviation_in_its_unit_is_that_of_the_noise(alpha, sigma, std):
-    """eps - e1 = -(alpha/sigma)(x_0 - m), as x_t is the same."""
+    """eps - e1 = -(alpha/sigma)(x_0 - m), since x_t is the same."""
     alpha, sigma = torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
     m, x_0 = torch.tensor([0.2, -0.9], dtype=torch.float64), torch.tensor([-0.5, 0.9], dtype=torch.float64)
     y = deviation(m, x_0, alpha, sigma, std)
@@ -26,7 +26,7 @@ def test_powers_of_the_unit_scale_the_moments():
 
 
 def test_narrow_outputs_of_heads_are_scaled_in_float32():
-    """The third power of alpha = 0.006 is 2e-7, next to nothing for float16."""
+    """The third power of alpha = 0.006 is 2e-7, which float16 cannot represent well."""
     found = moments(torch.zeros(1), torch.ones(1).half(), torch.ones(1).half(), torch.tensor([0.006]))
     assert found.e3.dtype == torch.float32
     assert float(found.e3) == pytest.approx(0.006**3)

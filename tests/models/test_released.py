@@ -1,4 +1,4 @@
-"""Released checkpoint files: read by their weights, or refused by name."""
+"""Released checkpoint files: recognised by their weights, or refused by name."""
 
 import numpy as np
 import places
@@ -116,7 +116,7 @@ def test_released_head_of_mode_simple_is_that_of_the_second_moment_alone(tmp_pat
 
 
 def test_released_file_may_have_the_second_moment_alone(tmp_path, weights, vectors):
-    """As those of Extended-Analytic-DPM, for SN-DDPM."""
+    """Files of Extended-Analytic-DPM for SN-DDPM are like this."""
     torch.save({n: w for n, w in weights.items() if not n.startswith("out3")}, tmp_path / "released.pt")
     model = io.load(tmp_path / "released.pt", **KNOWN)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_released_truncated_file_is_named(tmp_path, weights, suffix, keep):
 
 
 def test_class_conditional_files_are_read(tmp_path, weights, vectors):
-    """They have a row for each class and none for no class."""
+    """Files have a row for each class and none for the null class."""
     rows = torch.zeros(10, 4 * released.architecture(weights)["model_channels"])
     torch.save(weights | {released.LABELS: rows}, tmp_path / "released.pt")
     model = io.load(tmp_path / "released.pt", **KNOWN)
@@ -227,7 +227,7 @@ def test_class_conditional_files_of_guided_diffusion_are_refused_by_name(tmp_pat
         io.load(tmp_path / "released.pt", **KNOWN)
 
 
-FOREIGN = {  # one weight each of what others release
+FOREIGN = {  # one weight of each kind of network that others release
     "latent diffusion": "model.diffusion_model.label_emb.0.0.weight",
     "U-Net of diffusers": "time_embedding.linear_1.weight",
     "transformer of diffusers": "pos_embed.proj.weight",
@@ -307,7 +307,7 @@ def test_released_foreign_files_are_refused(tmp_path):
 
 
 class Foreign:
-    """Something that only an unsafe unpickler would build."""
+    """An object that only an unsafe unpickler would build."""
 
 
 def test_units_of_the_heads_are_not_overridden():

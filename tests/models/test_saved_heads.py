@@ -1,4 +1,4 @@
-"""Heads on disk: they come back on their network alone, in whatever dtype it is loaded."""
+"""Saved heads: loaded on their own network only, in any dtype of it."""
 
 import pytest
 import torch

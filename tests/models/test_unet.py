@@ -1,4 +1,4 @@
-"""The U-Net: its heads, its times, where it starts, and what it refuses."""
+"""The U-Net: its heads, times, initial values and errors."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def network(**options):
 
 
 def awake(model):
-    """The network with none of the zeros it starts training with."""
+    """The network with random values in place of its zero-initialised weights."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -1,4 +1,4 @@
-"""The U-Net's layers against the operations they stand for, one after the other."""
+"""Optimised layers of the U-Net against the plain operations that they replace."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ OPTIONS = [
 
 
 def network(dtype=torch.float64, **options):
-    """A small network with none of the zeros it starts training with."""
+    """A small network whose zero-initialised weights are random."""
     torch.manual_seed(0)
     small = {"image_size": 8, "in_channels": 2, "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
     model = MomentUNet(**small | {"attention_resolutions": (2,)} | options)
@@ -86,7 +86,7 @@ def plain_output(layers, x, emb):
 
 
 def plain(model, x, t):
-    """The network's return value with raw moments, written out."""
+    """The network's result with raw moments, written out in plain operations."""
     emb = model.time_embed(unet.timestep_embedding(t, model.model_channels).to(x.dtype))
     h, skips = x, []
     for block in model.input_blocks:
@@ -104,7 +104,7 @@ def listed(output):
 
 
 def gradients(outputs, model):
-    """Of one number that all outputs count in, by the parameters."""
+    """Gradients by the parameters of one number to which all outputs contribute."""
     loss = sum((e**2).sum() for e in outputs)
     return torch.autograd.grad(loss, list(model.parameters()))
 
@@ -166,7 +166,7 @@ def test_first_moment_runs_no_head():
 
 @torch.no_grad()
 def test_features_of_one_pixel_are_normalised_for_each_sample():
-    """A group of one number has no spread: its mean is all that is left out."""
+    """A group of one number has no spread, so its norm only removes the mean."""
     model, (x, t) = network(channel_mult=(1, 1, 1, 1), attention_resolutions=()), states()
     torch.testing.assert_close(listed(model(x[:2], t[:2])), plain(model, x[:2], t[:2]), rtol=1e-12, atol=1e-12)
 
@@ -180,7 +180,7 @@ def test_the_whole_network_compiles_into_one_graph():
 
 
 def test_hooks_and_layers_put_in_place_of_others_are_called():
-    """As adapters of low rank do."""
+    """Low-rank adapters replace layers like this."""
 
     class Adapter(nn.Module):
         def __init__(self, base):
@@ -217,7 +217,7 @@ def test_hooks_and_layers_put_in_place_of_others_are_called():
 
 
 def test_network_has_derivatives_of_every_kind():
-    """Forward mode, and second ones, which torch's fast attention for CPUs has not."""
+    """Forward mode and second derivatives work; torch's fast CPU attention has neither."""
     model = network(head=None)
     x, t = states()
     along = torch.randn_like(x)

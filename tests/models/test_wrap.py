@@ -1,4 +1,4 @@
-"""Networks of other libraries as models: what is found out, what is converted, and what is refused."""
+"""Networks of other libraries as models: detection, conversion and errors."""
 
 import functools
 
@@ -20,7 +20,7 @@ def test_weights_mode_and_device_are_those_of_the_network():
     assert not model.training
     assert wrap(network.train(), schedule=VPLinear()).training
     bound = functools.partial(made(UNetModel, num_classes=3), y=torch.tensor([1, 2]))
-    model = wrap(bound, schedule=VPLinear())  # its labels are known
+    model = wrap(bound, schedule=VPLinear())  # the partial provides its labels
     assert len(list(model.parameters())) == 2
     assert gms_fast.sample(model, 3, solver="ddim", n=2).shape == (2, 3, 4, 4)
 
@@ -46,7 +46,7 @@ def test_copies_are_models_of_their_own():
 
 
 class Labelled(UNetModel):
-    """Keeps what it is given."""
+    """A network that records its arguments."""
 
     def forward(self, x, timesteps, **conditions):
         self.given = conditions
@@ -103,10 +103,10 @@ def test_outputs_of_other_shapes_are_refused():
             return torch.cat([x, x, x], 1)
 
     with pytest.raises(
-        ValueError, match=r"network must give as many channels as x, \(1, 3, 4, 4\): got \(1, 9, 4, 4\)"
+        ValueError, match=r"network must return as many channels as x, \(1, 3, 4, 4\): got \(1, 9, 4, 4\)"
     ):
         wrap(Wide(), schedule=VPLinear())(normal(1, 3, 4, 4), torch.zeros(1))
-    with pytest.raises(ValueError, match=r'"learned-range", and schedule a VP, .*gives 6 channels for 3'):
+    with pytest.raises(ValueError, match=r'"learned-range" and schedule a VP .*returns 6 channels for 3'):
         wrap(made(UNetModel), schedule=EDM())(normal(1, 3, 4, 4), torch.zeros(1))
 
 

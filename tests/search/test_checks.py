@@ -1,4 +1,4 @@
-"""Refusals of a search, before it begins."""
+"""Errors that a search raises before it starts."""
 
 import math
 
@@ -26,9 +26,13 @@ class Blocking(torch.nn.Module):
         (lambda x: x.flatten(), ValueError, r"features must return \(N, D\)"),
         (lambda x: x.view(1, -1), ValueError, r"features must return \(N, D\)"),
         (lambda x: [x], ValueError, r"features must return \(N, D\).*got list"),
-        (Blocking(), ValueError, "features must let a gradient through"),
-        (lambda x: torch.zeros(len(x), 3, requires_grad=True), ValueError, "features must let a gradient through"),
-        (lambda x: x.detach().flatten(1), ValueError, "features must let a gradient through"),
+        (Blocking(), ValueError, "features must be differentiable in the images"),
+        (
+            lambda x: torch.zeros(len(x), 3, requires_grad=True),
+            ValueError,
+            "features must be differentiable in the images",
+        ),
+        (lambda x: x.detach().flatten(1), ValueError, "features must be differentiable in the images"),
         (lambda x: x.flatten(1) / 0, ValueError, "features must be finite"),
     ],
 )
@@ -58,7 +62,7 @@ def test_features_that_are_none(features, error, says):
         (
             {"initial": GGDMTable.of(DDIM(), SCHEDULE, [999, 9, 3])},
             ValueError,
-            "spacing must not be given beside a table",
+            "spacing must be None when initial is a table",
         ),
         ({"clip": (1, -1)}, ValueError, "clip must be"),
         ({"speed": 3}, TypeError, "speed"),
@@ -85,7 +89,7 @@ def test_data_that_is_none(data, says):
 
 
 def test_data_that_is_all_the_same():
-    with pytest.raises(ValueError, match="features of data must be finite and differ"):
+    with pytest.raises(ValueError, match="features of data must be finite and vary"):
         search.ggdm(TOY, torch.ones(10, 2), 3, **QUICK)
 
 
@@ -96,7 +100,7 @@ def test_tables_that_a_variant_cannot_begin_as():
     mu[3] = free.mu[3]
     wide = GGDMTable(SCHEDULE, free.tau, mu, free.sigma)
     for variant, table in (("ggdm", free), ("constrained", free), ("constrained", wide)):
-        with pytest.raises(ValueError, match=f'initial must be a table that variant "{variant}" can begin as'):
+        with pytest.raises(ValueError, match=f'initial must be a table that variant "{variant}" can represent'):
             searched(initial=table, spacing=None, variant=variant)
     for variant, table in (("ggdm", wide), ("pred", free), ("pred", wide), ("time", free)):
         Parameters(table, variant, stochastic=False)
@@ -109,7 +113,7 @@ def test_nothing_to_learn(variant):
 
 
 def test_a_network_without_gradient():
-    with pytest.raises(ValueError, match="model must let a gradient through"):
+    with pytest.raises(ValueError, match="model must be differentiable in x"):
         search.ggdm(Model(lambda x, t: (0.3 * x).detach(), sample_shape=(2,)), data_of_toy(20), 3, **QUICK)
 
 

@@ -1,4 +1,4 @@
-"""The search: what it learns, how it stops and goes on, and what it leaves."""
+"""The search: what it learns, how it stops and resumes, and its files."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ from gms_fast.solvers import DDIM, GGDM, GGDMTable, UniP
 
 
 def judged(table, n=4000):
-    """The distance of fresh samples through the kernels from fresh data."""
+    """Distance of fresh samples, drawn by the kernels, from fresh data."""
     x = gms_fast.sample(TOY, table.steps, solver=GGDM(table), n=n, seed=99, clip=None, dtype=torch.float64)
     return float(search.KernelDistance(seven(data_of_toy(n, seed=7)))(seven(x)))
 
@@ -34,7 +34,7 @@ def learned(tmp_path_factory):
 
 
 def test_it_learns_a_better_sampler(learned):
-    """On other seeds and data than it learned from the distance falls at least ten times."""
+    """The distance falls at least ten times on seeds and data that the search has not used."""
     times = [float(t) for t in SCHEDULE.grid(3, "uniform")][:-1]
     first = GGDMTable.of(DDIM(), SCHEDULE, times)
     assert judged(first) > 0.1
@@ -43,7 +43,10 @@ def test_it_learns_a_better_sampler(learned):
 
 @pytest.mark.parametrize(("steps", "variant", "before", "after"), VECTORS["toy_ddss"]["rows"])
 def test_toy_searches_of_the_vectors(steps, variant, before, after):
-    """From the same distance to one as small, by fresh samples; theirs and ours have noise of up to .005 each."""
+    """Searches start at the recorded distance and end at one as small, on fresh samples.
+
+    Both have noise of up to .005.
+    """
     variant = {"ggdm": "ggdm", "ggdm+pred": "pred", "ggdm+pred+time": "time"}[variant]
     first = GGDMTable.of(DDIM(), SCHEDULE, [1000 * (k / steps) ** 2 - 1 for k in range(steps, 0, -1)])
     assert judged(first) == pytest.approx(before, abs=0.01)
@@ -64,7 +67,7 @@ def test_what_it_leaves(learned):
 def test_other_variants_learn_too(variant, stochastic):
     first = GGDMTable.of(DDIM(), SCHEDULE, [float(t) for t in SCHEDULE.grid(4, "uniform")][:-1])
     table = searched(4, variant=variant, iterations=100, stochastic=stochastic)
-    # on the marginals of fixed times there is less to win
+    # with fixed times and marginals the gain is smaller
     assert judged(table) < judged(first) * (0.95 if variant == "constrained" else 0.5)
     assert bool((table.tau != first.tau).any()) == (variant == "time")
     assert bool((table.sigma[1:-1] > 0).all()) == stochastic
@@ -93,7 +96,7 @@ def test_the_seed_determines_it_and_it_resumes(tmp_path, monkeypatch):
     searched(**options, out=tmp_path / "whole")
     assert (tmp_path / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
     (tmp_path / "table.safetensors").unlink()
-    searched(**options, out=tmp_path)  # finished, but what it stands for is there again
+    searched(**options, out=tmp_path)  # the search is finished, but the deleted files are written again
     assert torch.equal(GGDMTable.load(tmp_path / "table.safetensors").mu, want.mu)
     with pytest.raises(FileExistsError, match="already holds a search"):
         searched(**options, out=tmp_path, resume=False)
@@ -101,20 +104,20 @@ def test_the_seed_determines_it_and_it_resumes(tmp_path, monkeypatch):
         searched(**options | {"batch_size": 65}, out=tmp_path)
     with pytest.raises(ValueError, match="batch_size"):
         searched(**options | {"batch_size": 1}, out=tmp_path, replace=True)
-    assert GGDMTable.load(tmp_path / "table.safetensors").steps == 3  # what is refused deletes nothing
+    assert GGDMTable.load(tmp_path / "table.safetensors").steps == 3  # a refused call deletes nothing
     searched(**options | {"iterations": 1}, out=tmp_path, replace=True)
     assert len((tmp_path / "curve.csv").read_text().splitlines()) == 3
 
 
 def test_it_stops_early_and_keeps_the_best(tmp_path):
-    """A rate at which it only gets worse: what comes back is the first table."""
+    """At a rate that makes all scores worse, the result is the first table."""
     first = GGDMTable.of(DDIM(), SCHEDULE, [999, 600, 200])
     table = searched(initial=first, spacing=None, lr=3.0, clip_norm=1e9, warmup=0, patience=2, score_every=2, ema=0.0,
                      batch_size=16, out=tmp_path)  # fmt: skip
     assert torch.equal(table.mu, first.mu)
     assert (
         len(list(csv.reader((tmp_path / "curve.csv").open()))) == 4
-    )  # a heading, the first score and two without luck
+    )  # a heading, the first score and two without improvement
 
 
 def test_divergence_names_the_iteration_and_leaves_the_best(tmp_path):
@@ -152,7 +155,7 @@ def test_one_step_learns_its_prediction():
 @pytest.mark.parametrize("schedule", [Flow(t_max=0.99), VPCosine(), VPContinuous(), EDM()], ids=repr)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_schedule(variant, schedule):
-    """Schedules whose clean data has no noise, or whose first level has almost no signal, too."""
+    """Schedules include clean data without noise, and a first level with little signal."""
     model = Model(lambda x, t: 0.4 * x.tanh() + 0.01 * t[:, None], sample_shape=(2,), schedule=schedule)
     quick = {"features": seven, "iterations": 2, "batch_size": 8, "score_samples": 8, "progress": False}
     table = search.ggdm(model, data_of_toy(50), 4, variant=variant, stochastic=True, dtype=torch.float64, **quick)
@@ -161,7 +164,7 @@ def test_every_schedule(variant, schedule):
 
 
 def test_modules_that_are_in_training():
-    """Dropout and running statistics rest meanwhile, and go on after it."""
+    """Dropout and running statistics are off during the search, and on again afterwards."""
     features = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 8), torch.nn.Dropout(0.5)
     ).train()
@@ -186,7 +189,7 @@ def test_it_learns_where_gradients_are_off():
 
 
 def test_gradient_through_the_guidance_of_a_classifier():
-    """Against central differences: the gradient that guides has one itself."""
+    """Gradients agree with central differences; the guiding gradient is differentiated itself."""
     guided = guidance.Classifier(TOY, lambda x, t: (x - 1).cos().sum(1), scale=0.5)
     known = Parameters(GGDMTable.of(DDIM(), SCHEDULE, [999, 600, 200]), "pred", stochastic=False)
     run = sampler(guided, seed=5)
@@ -240,7 +243,10 @@ def test_other_forms_of_prediction(prediction):
 
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
 def test_learned_table_runs_alike_on_the_kernels(backend):
-    """The loop on a backend against the unrolled reference: float32 has 24 bits, an update rounds a sum of terms."""
+    """The sampling loop on a backend against the unrolled reference.
+
+    float32 has 24 bits, and an update rounds a sum of terms.
+    """
     if backend not in gms_fast.backends()["available"]:
         pytest.skip("not built")
     points = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -260,7 +266,10 @@ def test_learned_table_runs_alike_on_the_kernels(backend):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
 def test_on_a_gpu():
-    """Network and features there, data here; the table then draws there what the unrolled sampler drew."""
+    """Network and features are on the GPU, the data on the CPU.
+
+    The table then draws on the GPU what the unrolled sampler drew.
+    """
     torch.manual_seed(0)
     model = MomentUNet(image_size=8, in_channels=1, model_channels=32, channel_mult=(1, 1), head=None).eval().cuda()
     for p in model.parameters():
@@ -271,7 +280,7 @@ def test_on_a_gpu():
     run = sampler(model, shape=(1, 8, 8), clip=(-1.0, 1.0), dtype=torch.float32)
     want = dataclasses.replace(run, device=torch.device("cuda"))(table.tau, table.updates(), 4, 0)
     got = gms_fast.sample(model, 3, solver=GGDM(table), n=4)
-    assert (got - want).abs().max() < 1e-3  # of a network in TF32 or with another convolution
+    assert (got - want).abs().max() < 1e-3  # the network may use TF32 or another convolution
 
 
 def test_it_is_there_without_an_import_of_its_own():
@@ -288,7 +297,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("key", ["parameters", "average", "best"])
 def test_search_that_cannot_be_gone_on_with_is_named(tmp_path, key):
-    """Its numbers are finite, but no table can be made of them."""
+    """The stored numbers are finite, but no table can be made from them."""
     damage_files._searched(tmp_path)
     file = tmp_path / "checkpoint.pt"
     value = torch.load(file)

@@ -1,4 +1,4 @@
-"""The kernel distance: against the vectors and the quality measures, and without bias."""
+"""The kernel distance against the vectors and the quality measures, and its bias."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_cubic_is_the_kernel_distance_of_the_quality_measures():
 
 @pytest.mark.parametrize("kernel", ["linear", "cubic"])
 def test_distance_has_no_bias(kernel):
-    """Over many draws of both sides from one law its mean is 0, within 4 standard errors."""
+    """For draws of both sides from one distribution its mean is 0 within 4 standard errors."""
     random = torch.Generator().manual_seed(0)
     draws = torch.randn(4000, 2, 6, 3, dtype=torch.float64, generator=random)
     found = double([float(search.KernelDistance(y, kernel)(x)) for x, y in draws])

@@ -1,4 +1,4 @@
-"""Features that come with the package."""
+"""Feature networks that come with the package."""
 
 import pytest
 import torch

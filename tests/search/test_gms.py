@@ -1,4 +1,4 @@
-"""The search of GMS's own numbers: the points, the loop, and what it refuses."""
+"""The search for GMS settings: its points, its loop and its errors."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_points_are_times_and_options():
 
 
 def test_it_finds_better_numbers():
-    """On samples that it did not see, of a start that is not good."""
+    """It improves a poor start, judged on samples that it has not used."""
     solver = GMS(covariance=COVARIANCE)
     times, better = found(solver=solver, spacing="uniform", evaluations=60)
     assert times[0] == 999
@@ -77,7 +77,7 @@ def test_the_seed_determines_it_and_it_goes_on(tmp_path):
 
 
 def test_a_solver_with_a_switch_of_its_own(tmp_path):
-    """And what was found with one covariance is not gone on with for another."""
+    """The values found with one covariance are not used to resume with another."""
     out, solver = tmp_path / "values.json", GMS(covariance=COVARIANCE, switch=2)
     _, better = found(solver=solver, evaluations=15, out=out)
     assert better.covariance is COVARIANCE
@@ -95,7 +95,7 @@ def test_what_it_refuses():
         found(0)
     with pytest.raises(ValueError, match=r"data must be \(N, 1, 4, 4\)"):
         search.gms(MODEL, POINTS.flatten(1), 3)
-    with pytest.raises(ValueError, match="features must let a gradient through"):
+    with pytest.raises(ValueError, match="features must be differentiable in the images"):
         found(features=lambda x: x.detach().flatten(1))
     with pytest.raises(ValueError, match="with 3 moments"):
         search.gms(Model(lambda x, t: x, sample_shape=(1, 4, 4)), POINTS, 3, **QUICK)

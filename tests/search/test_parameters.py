@@ -1,4 +1,4 @@
-"""Learned numbers: they begin as those of the first table, and their constraints hold."""
+"""Learned parameters: they start as the first table, and their constraints hold."""
 
 import pytest
 import torch

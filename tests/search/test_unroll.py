@@ -1,4 +1,4 @@
-"""Gradients through the sampler: against the vectors and finite differences, and what they keep."""
+"""Gradients through the sampler against vectors and finite differences, and their memory."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def shifted(tau):
 
 
 class Given(Sampler):
-    """With the noise of the vectors."""
+    """A sampler with the noise of the vectors."""
 
     def __call__(self, tau, updates, n, offset):
         entry, real = VECTORS["sampler_grad"], gms_fast.ops.philox_normal
@@ -43,7 +43,7 @@ class Given(Sampler):
 
 
 def loss_of_vectors(values, *, free, rematerialise):
-    """The loss of `sampler_grad` for tables with gradients; tau as the vectors count it."""
+    """Loss of `sampler_grad` for tables with gradients; tau counts as in the vectors."""
     entry, tau = VECTORS["sampler_grad"], shifted(values["tau"])
     options = {"form": "noise", "shape": (2,), "clip": None, "seed": 0, "dtype": torch.float64, "chunk": 5}
     run = Given(model=TOY, schedule=SCHEDULE, device=torch.device("cpu"), rematerialise=rematerialise, **options)
@@ -81,7 +81,7 @@ def test_gradients_of_the_vectors(kind, rematerialise):
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradient_to_every_number_of_a_variant(variant, stochastic):
-    """Against central differences, away from the first table, at times that are no integers."""
+    """Compare with central differences, away from the first table and at times between integers."""
     first = GGDMTable.of(DPMSolverPP(), SCHEDULE, [998.6, 700.3, 300.4, 60.7])
     known = Parameters(first, variant, stochastic=stochastic)
     random = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def test_gradient_to_every_number_of_a_variant(variant, stochastic):
     free = {"ggdm": K * (K - 1) // 2 + K - 1, "constrained": K * (K - 1) // 2}
     free["pred"] = free["ggdm"] + 2 * K
     free["time"] = free["pred"] + K
-    scale_free = 1 if variant == "constrained" else 0  # of a row with one entry, only the direction counts
+    scale_free = 1 if variant == "constrained" else 0  # in a row with one entry, only the direction matters
     assert checked == free[variant] - scale_free + (K - 1) * stochastic
 
 
@@ -138,7 +138,7 @@ def test_rematerialised_gradients_are_identical():
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
 def test_accumulation_is_exact(chunk):
-    """The gradient of a batch does not depend on how many samples the network sees at a time."""
+    """The gradient of a batch does not depend on the number of samples per network call."""
     known = Parameters(GGDMTable.of(DDIM(), SCHEDULE, [999, 400, 50]), "pred", stochastic=False)
     distance, made = search.KernelDistance(seven(data_of_toy(30))), known()
     distance(seven(sampler(chunk=chunk)(made["tau"], known.updates(made), 16, 0))).backward()
@@ -150,7 +150,10 @@ def test_accumulation_is_exact(chunk):
 
 
 def test_without_noise_the_mean_gradient_to_sigma_is_zero():
-    """The law of the sample is even in sigma: over z and -z the gradient at 0 cancels, which is why it starts above."""
+    """The gradient at sigma = 0 cancels over z and -z.
+
+    The distribution of the sample is even in sigma. This is why sigma starts above 0.
+    """
     values = values_of_vectors(False)
     values["sigma"] = values["sigma"] * double([0, 0, 0, 0, 1])
     slopes = []
@@ -174,7 +177,10 @@ def test_without_noise_the_mean_gradient_to_sigma_is_zero():
 
 
 def saved_bytes(steps, rematerialise):
-    """The memory that an unrolled sampler keeps for the way back, each storage once, but for the network's weights."""
+    """Bytes that an unrolled sampler keeps for the backward pass.
+
+    Each storage counts once, and the weights of the network do not count.
+    """
     layers = [layer for _ in range(5) for layer in (torch.nn.Linear(256, 256), torch.nn.SiLU())]
     net = torch.nn.Sequential(torch.nn.Linear(2, 256), *layers, torch.nn.Linear(256, 2)).double().requires_grad_(False)
     weights, kept = {p.data_ptr() for p in net.parameters()}, {}
@@ -186,7 +192,7 @@ def saved_bytes(steps, rematerialise):
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no other takes its place
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # a reference, so that the address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -195,8 +201,11 @@ def saved_bytes(steps, rematerialise):
 
 
 def test_a_step_keeps_states_alone():
-    """The vectors keep 2 kB a step of a network like this one, and 787 kB of its inside: a few states are allowed here,
-    of x, m and the network's output, and the numbers of the table."""
+    """A step keeps a few states and the numbers of the table, and not the inside of the network.
+
+    The states are x, m and the network's output. The vectors keep 2 kB a step of a network like this one, and 787 kB of
+    its inside.
+    """
     rows = {(k, remat): size for k, remat, size in VECTORS["remat_saved_bytes"]["rows"]}
     a_step = (saved_bytes(20, True) - saved_bytes(5, True)) / 15
     assert a_step < 10 * (rows[20, True] - rows[5, True]) / 15
@@ -222,7 +231,10 @@ print(memory("VmHWM") - before)
 
 
 def peak(steps, rematerialise):
-    """KiB that a search needs beside what was there; what is freed goes back at once, so that it is not counted."""
+    """Peak memory in KiB that a search adds.
+
+    Freed memory returns to the system at once, so that it does not count.
+    """
     command = [sys.executable, "-c", MEMORY, str(steps), str(rematerialise)]
     settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=settings).stdout)

@@ -1,4 +1,4 @@
-"""Training data: every way to give it, the same batches after a kill, and what is refused."""
+"""Training data: every form of it, the same batches after a kill, and errors."""
 
 import itertools
 
@@ -21,7 +21,7 @@ X, Y = pictures(), torch.arange(24)
 
 
 def with_classes(**options):
-    """Heads on a network that asks for `y`."""
+    """Heads on a network that needs `y`."""
     network = UNetModel(channels=1, num_classes=24, learned=False)
     return heads(wrap(network.eval(), schedule="linear"), condition={"y": torch.tensor([1])}, **options)
 
@@ -43,7 +43,7 @@ def assert_same(got, want):
 
 
 class Counted:
-    """Six batches of pictures with classes, again and again, of a random kind; counts those that are read."""
+    """Repeated rounds of six batches of images with classes, which counts the batches read."""
 
     reads, rounds = 0, 0
 
@@ -60,7 +60,7 @@ class Counted:
 
 
 class Once:
-    """A generator, which cannot begin again."""
+    """A generator, which cannot start again."""
 
     def __new__(cls):
         return (batch for batch in Counted())
@@ -89,7 +89,7 @@ def test_data_are_told_from_other_data():
     assert len({source.fingerprint for source in prints}) == 6
 
 
-# --- as it comes ---
+# --- in batches ---
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_conditions_come_by_name_or_are_the_only_one():
 
 def test_loader_shuffles_by_the_seed_and_by_nothing_else():
     def some(seed):
-        torch.rand(seed)  # nor by what was drawn before
+        torch.rand(seed)  # earlier draws must not matter
         return read(Loaded(shuffled(), wanted(with_classes()), None, seed % 10), range(12))
 
     first = some(1)
@@ -150,7 +150,7 @@ def test_earlier_rounds_are_not_read_again():
 
 
 def test_run_goes_on_with_the_batches_of_an_uninterrupted_one(tmp_path):
-    """Steps 7 and 8 of rounds of five batches, whose dataset draws numbers of its own."""
+    """Steps 7 and 8 of rounds of five batches, whose dataset draws its own random numbers."""
 
     def train(name, stop=None):
         def shaken(rows):
@@ -188,7 +188,7 @@ def test_reading_leaves_the_global_generator_alone():
 
 
 class Encoder:
-    """Latents of pictures of twice their size, with a draw; counts the pictures."""
+    """An encoder with a random draw that halves the sides of images and counts them."""
 
     seen = 0
 
@@ -220,8 +220,8 @@ def test_large_data_are_encoded_in_parts():
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        (lambda x: x[:3], r"encoder must give a tensor with a row for each of 24 images: got \(3, 1, 4, 4\)"),
-        (lambda x: {"latents": x}, "encoder must give a tensor with a row for each of 24 images: got dict"),
+        (lambda x: x[:3], r"encoder must return a tensor with a row for each of 24 images: got \(3, 1, 4, 4\)"),
+        (lambda x: {"latents": x}, "encoder must return a tensor with a row for each of 24 images: got dict"),
         (lambda x: x[..., :2], r"data must be \(N, 1, 4, 4\) for this model: got \(24, 1, 4, 2\)"),
         (lambda x: x * torch.nan, r"data must be finite and lie in \[-1, 1\]"),
     ],
@@ -233,7 +233,7 @@ def test_encoder_that_gives_something_else_is_refused(tmp_path, encoder, message
     assert not (tmp_path / "run").exists()
 
 
-# --- what is refused ---
+# --- errors ---
 
 LATENTS = {"clip": None, "data_std": 1.0}
 
@@ -241,12 +241,12 @@ LATENTS = {"clip": None, "data_std": 1.0}
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        (X / 2 + 0.5, {}, r"data must lie in \[-1, 1\]: all of it is in \[0, 1\]"),
-        ((X / 2 + 0.5) * 255, {}, r"data must be finite and lie in \[-1, 1\]: got 2\.59.* \.\. 254"),
+        (X / 2 + 0.5, {}, r"data must fill \[-1, 1\]: got \[0, 1\] alone"),
+        ((X / 2 + 0.5) * 255, {}, r"data must be finite and lie in \[-1, 1\], .*: got 2\.59.* \.\. 254"),
         (torch.full_like(X, torch.nan), {}, "data must be finite"),
         (torch.full_like(X, torch.inf), LATENTS, "data must be finite"),
-        (8 * torch.randn(24, 1, 4, 4), LATENTS, "data must have a standard deviation near data_std = 1 .*: got [78]"),
-        (X / 10, LATENTS, "data must have a standard deviation near data_std = 1 .*: got 0.0"),
+        (8 * torch.randn(24, 1, 4, 4), LATENTS, "data must have .* near the model's data_std = 1: got [78]"),
+        (X / 10, LATENTS, "data must have .* near the model's data_std = 1: got 0.0"),
         (X[:, 0], {}, r"data must be \(N, 1, 4, 4\) for this model: got \(24, 4, 4\)"),
         (X[:0], {}, r"got \(0, 1, 4, 4\)"),
     ],
@@ -262,9 +262,9 @@ def test_data_of_another_unit_or_shape_are_refused(tmp_path, images, options, me
     ("images", "options"),
     [
         (X / 2 + 0.5, {"clip": (0.0, 1.0)}),
-        ((X > 0).float(), {}),  # two values: a drawing, perhaps of ones alone
+        ((X > 0).float(), {}),  # two values may be a line drawing in any scale
         (8 * torch.randn(24, 1, 4, 4), {"clip": None, "data_std": 8.0}),
-        (torch.zeros(24, 1, 4, 4), LATENTS),  # of which no unit can be told
+        (torch.zeros(24, 1, 4, 4), LATENTS),  # constant data has no scale
         (X.double(), {}),
     ],
 )
@@ -284,8 +284,8 @@ def test_later_batches_are_looked_at_as_the_first_one_is(tmp_path):
         ({"y": Y[:5]}, r"data must have a y for each of 24 images: got \(5,\)"),
         (Y[:5], r"data must have a y for each of 24 images: got \(5,\)"),
         ({"y": torch.tensor(3)}, r"data must have a y for each of 24 images: got \(\)"),
-        ({"y": [1] * 24}, r"data must be images or \(images, \{name: tensor\}\): got dict beside them"),
-        ("labels", r"data must be images or \(images, \{name: tensor\}\): got str beside them"),
+        ({"y": [1] * 24}, r"data must be images or \(images, \{name: tensor\}\): got dict beside the images"),
+        ("labels", r"data must be images or \(images, \{name: tensor\}\): got str beside the images"),
         ({}, r"data must be \(images, condition\) with y: UNetModel depends on it"),
         (None, r"data must be \(images, condition\) with y: UNetModel depends on it"),
     ],
@@ -302,7 +302,7 @@ def test_labels_for_a_network_that_asks_for_none_are_refused(tmp_path):
     unet = MomentUNet(**{**TINY, "image_size": 4}, attention_resolutions=(), head="simple")
     for model, name in ((heads(), "Small"), (unet, "MomentUNet")):
         for data in ((X, Y), [(X, Y)], shuffled()):
-            with pytest.raises(ValueError, match=rf"images alone: {name} asks for no condition"):
+            with pytest.raises(ValueError, match=rf"images alone.*: {name} (takes no y|needs no condition)"):
                 train_moment_heads(model, data, steps=1, out=tmp_path / "run", **QUIET)
     for train in (train_noise_network, train_moment_heads):
         with pytest.raises(ValueError, match="data must be images alone: MomentUNet takes no y"):
@@ -318,9 +318,9 @@ def test_loader_that_divides_its_data_among_ranks_is_refused(tmp_path):
 
 
 def test_data_that_end_too_early_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="iterable again: it ended after 3"):
+    with pytest.raises(ValueError, match="iterable more than once: it ended after 3"):
         train_moment_heads(heads(), iter(X.split(8)), steps=4, out=tmp_path / "run", **QUIET)
-    with pytest.raises(ValueError, match="iterable again: it ended after 0"):
+    with pytest.raises(ValueError, match="iterable more than once: it ended after 0"):
         train_moment_heads(heads(), [], steps=4, out=tmp_path / "none", **QUIET)
     train_moment_heads(heads(), iter(X.split(8)), steps=3, out=tmp_path / "enough", **QUIET)
 

@@ -1,4 +1,4 @@
-"""Networks with classes: training on labels, some of them dropped, and what is refused."""
+"""Networks with classes: training on labels, label dropout, and errors."""
 
 import pytest
 import torch
@@ -44,13 +44,13 @@ def test_every_row_of_the_embedding_is_learned(tmp_path):
 
 
 def test_classes_make_a_difference(tmp_path):
-    """Of pictures that are one grey for each class, the class tells all."""
+    """Images of a class are one shade of grey, so the class determines the image."""
     data = torch.linspace(-0.8, 0.8, 3)[Y].view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
     model = trained(tmp_path, (data, Y), steps=150, lr=3e-3, label_dropout=0.1)
     x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.full((3,), 900.0)
     with torch.no_grad():
         e1 = model.first_moment(x, t, y=torch.arange(3)).mean((1, 2, 3)) - x.mean((1, 2, 3))
-    assert e1[0] > e1[2]  # the noise is what the grey leaves of x_t
+    assert e1[0] > e1[2]  # the noise is x_t less the grey
 
 
 def test_a_run_that_goes_on_drops_the_same_labels(tmp_path, monkeypatch):
@@ -112,17 +112,17 @@ def test_bad_labels_are_refused_before_the_first_step(tmp_path, data, options, m
 
 def test_dropout_of_labels_is_for_networks_with_classes(tmp_path):
     plain = MomentUNet(**TINY, attention_resolutions=())
-    with pytest.raises(ValueError, match=r"label_dropout must be 0 for a network without a class for none: got 0\.1"):
+    with pytest.raises(ValueError, match=r"label_dropout must be 0 for a network without a null class: got 0\.1"):
         train_noise_network(plain, X, steps=1, out=tmp_path / "run", label_dropout=0.1, **QUIET)
-    with pytest.raises(ValueError, match="data must be images alone: MomentUNet asks for no condition"):
+    with pytest.raises(ValueError, match=r"data must be images alone, or .*: MomentUNet needs no condition"):
         train_noise_network(plain, (X, Y), steps=1, out=tmp_path / "run", **QUIET)
 
 
-# --- what changes nothing but time and memory ---
+# --- options that change only time and memory ---
 
 
 def test_bytes_are_the_pictures_that_they_stand_for(tmp_path):
-    """To the bit: `gms_fast.data.load` reads them alike."""
+    """uint8 data equals what `gms_fast.data.load` makes of it, to the bit."""
     data = (X * 127.5 + 127.5).round().to(torch.uint8)
     floating = Wanted(network()).floating(data)
     assert floating.aminmax() == (data.float() / 127.5 - 1).aminmax()
@@ -133,7 +133,7 @@ def test_bytes_are_the_pictures_that_they_stand_for(tmp_path):
 
 
 def test_compiled_step_is_the_same_to_rounding(tmp_path):
-    """By the losses of the first steps, which other weights of the loss or another seed change by a tenth and more."""
+    """The first losses agree; another loss weight or seed changes them by a tenth or more."""
     curves = {}
     for name, options in {"plain": {}, "compiled": {"compile": True}, "other": {"seed": 1}}.items():
         trained(tmp_path / name, steps=3, weights="edm", **options)
@@ -156,7 +156,7 @@ def test_checkpoints_by_seconds(tmp_path, monkeypatch):
 
 
 def test_losses_that_are_read_late_are_those_of_their_steps(tmp_path, monkeypatch):
-    """As on a GPU, which is waited for every so many steps: same curve, same weights."""
+    """Reading losses every few steps, as on a GPU, gives the same curve and weights."""
     options = {"steps": 101, "checkpoint_every": 30, "batch_size": 2}
     whole = weights(trained(tmp_path / "each", **options))
     monkeypatch.setattr(loop, "_read_after", lambda device: 16)

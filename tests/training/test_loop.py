@@ -1,4 +1,4 @@
-"""Two-stage training: what it learns, and that nothing is lost or mixed up when it stops."""
+"""Two-stage training: what it learns, and exact resumption after a stop."""
 
 import csv
 import os
@@ -52,7 +52,7 @@ def assert_identical(got, want):
     assert [n for n in want if not torch.equal(got[n], want[n])] == []
 
 
-# --- what is learned ---
+# --- learning ---
 
 
 def test_noise_loss_falls(tmp_path, digits):
@@ -66,8 +66,8 @@ def test_noise_loss_falls(tmp_path, digits):
 
 
 def test_second_moment_head_learns_the_variance_of_the_noise(tmp_path):
-    # With e1 = 0 and x_0 = 0 the noise seen by the heads is eps = x_t / sigma_t: by the tower property e2 averages to
-    # E[eps^2] = 1 and e3 to E[eps^3] = 0 over x_t.
+    # With e1 = 0 and x_0 = 0 the noise is eps = x_t / sigma_t. By the tower property e2 averages to E[eps^2] = 1 and
+    # e3 to E[eps^3] = 0 over x_t.
     model, zeros = tiny(), torch.zeros(4, 1, 8, 8)
     train_moment_heads(model, zeros, steps=120, out=tmp_path, target="central", lr=1e-2, **{**QUIET, "warmup": 5})
     generator = torch.Generator().manual_seed(5)
@@ -81,9 +81,9 @@ def test_second_moment_head_learns_the_variance_of_the_noise(tmp_path):
 
 
 def test_normalised_heads_learn_deviations_from_the_clipped_mean():
-    """(m - x_0)/sigma_t is (eps - e1)/alpha_t, but where e1 would put m outside the data range."""
+    """(m - x_0)/sigma_t is (eps - e1)/alpha_t, except where m is clipped to the data range."""
     schedule, x_0 = tiny().schedule, torch.tensor([-0.5, 0.25, 1.0])
-    for t, rtol in ((999, 1e-4), (300, 1e-5), (5, 1e-3)):  # float32 loses what alpha or sigma is small by
+    for t, rtol in ((999, 1e-4), (300, 1e-5), (5, 1e-3)):  # float32 loses digits where alpha or sigma is small
         alpha, sigma = (f(t).float() for f in (schedule.alpha, schedule.sigma))
         eps, m = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([0.1, 0.9, -1.0])
         x_t = alpha * x_0 + sigma * eps
@@ -97,7 +97,7 @@ def test_normalised_heads_learn_deviations_from_the_clipped_mean():
 
 
 def test_normalised_heads_learn_the_mean_square_deviation(tmp_path):
-    """By the tower property the second head averages to E (m - x_0)^2/sigma_t^2 over t, x_0 and eps."""
+    """The second head averages to E (m - x_0)^2/sigma_t^2 over t, x_0 and eps (tower property)."""
     model, images = tiny(moments="central", normalised=True), torch.full((2, 1, 8, 8), 0.5)
     train_moment_heads(model, images, steps=150, out=tmp_path, target="central", lr=1e-2, **{**QUIET, "warmup": 5})
     generator = torch.Generator().manual_seed(5)
@@ -112,12 +112,15 @@ def test_normalised_heads_learn_the_mean_square_deviation(tmp_path):
 
 def test_normalised_heads_learn_central_moments_only(tmp_path, digits):
     model = tiny(moments="central", normalised=True)
-    with pytest.raises(ValueError, match="target must be \"central\" for a model with normalised heads: got 'raw'"):
+    with pytest.raises(ValueError, match="target must be \"central\" for a model with normalised=True: got 'raw'"):
         train_moment_heads(model, digits, steps=1, out=tmp_path, target="raw", **QUIET)
 
 
 def test_every_seed_and_step_draws_its_own(tmp_path, digits):
-    """torch's CPU generator takes 32 bits of a seed, so (seed << 32) + step would forget the seed."""
+    """Every seed and step has its own generator.
+
+    torch's CPU generator takes 32 bits of a seed, so (seed << 32) + step would ignore the seed.
+    """
     assert len({seed_of(seed, step) for seed in range(40) for step in range(50)}) == 2000
     one, two = (
         train_noise_network(tiny(), digits, steps=2, out=tmp_path / str(seed), seed=seed, **QUIET) for seed in (0, 1)
@@ -181,7 +184,7 @@ def test_heads_are_refused_where_there_are_none(tmp_path, digits):
         train_moment_heads(tiny(), digits, steps=1, out=tmp_path, target="cumulant")
 
 
-# --- stopping and going on ---
+# --- stopping and resuming ---
 
 
 @pytest.mark.parametrize("stage", ["noise", "heads"])
@@ -191,7 +194,7 @@ def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path,
     whole = train(tiny(dropout=0.3), digits, out=tmp_path / "whole", **options)
     train_until(6, monkeypatch, train, tiny(dropout=0.3), digits, out=tmp_path / "cut", **options)
     assert checkpoint.read(tmp_path / "cut" / "checkpoint.pt")["step"] == 4
-    torch.manual_seed(99)  # neither the global generator nor what was done since may matter
+    torch.manual_seed(99)  # neither the global generator nor earlier work may matter
     resumed = tiny(dropout=0.3)
     torch.rand(7)
     train(resumed, digits, out=tmp_path / "cut", **options)
@@ -244,7 +247,7 @@ def test_finished_run_is_loaded_without_further_steps(tmp_path, digits, monkeypa
     assert (tmp_path / "curve.csv").read_bytes() == curve
 
 
-# --- what is refused ---
+# --- errors ---
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Losses of both stages: deviations against float64 mathematics, known minima, and a network that stays as it is."""
+"""Losses of both stages: deviations in float64, known minima, and a frozen network."""
 
 import itertools
 import math
@@ -60,7 +60,10 @@ def told(form, clip, normalised=True, data_std=0.7):
 @pytest.mark.parametrize(("name", "form"), EVERY)
 @pytest.mark.parametrize("clip", [None, (-0.8, 0.9)])
 def test_deviation_is_that_of_the_mathematics(name, form, clip):
-    """(m - x_0)/c with c = s sigma/(alpha^2 s^2 + sigma^2)^(1/2), m the clipped E[x_0|x_t] of a mixture."""
+    """y = (m - x_0)/c with m the clipped E[x_0|x_t] of a mixture.
+
+    c = s sigma/(alpha^2 s^2 + sigma^2)^(1/2).
+    """
     schedule = schedules.build(name)
     batch = batch_of(schedule, mixture())
     x_0, eps, alpha, sigma, x = wide(batch)
@@ -77,7 +80,7 @@ def test_deviation_is_that_of_the_mathematics(name, form, clip):
 
 @pytest.mark.parametrize(("name", "form"), EVERY)
 def test_deviation_in_the_unit_of_a_level_is_that_of_the_noise(name, form):
-    """By the unit of which heads are read: unit y = eps - e1 where m is not clipped."""
+    """unit y = eps - e1 where m is not clipped, with the unit by which heads are scaled."""
     schedule = schedules.build(name)
     batch = batch_of(schedule, mixture(500))
     _, eps, alpha, sigma, x = wide(batch)
@@ -96,7 +99,7 @@ def test_deviation_in_the_unit_of_a_level_is_that_of_the_noise(name, form):
 
 
 def constant(model, second, third):
-    """Heads that give the same everywhere, in the units in which they learn."""
+    """Heads with constant outputs, in the units in which they learn."""
     channels = model.sample_shape[0]
     with torch.no_grad():
         model.heads.out[-1].bias[:channels] = math.log(math.expm1(second))  # of softplus
@@ -110,7 +113,10 @@ def gaussian(n, std):
 
 @pytest.mark.parametrize(("name", "form"), EVERY)
 def test_loss_of_true_moments_is_what_the_mathematics_says(name, form):
-    """Of Gaussian data y is N(0, 1) at every level: Var[y^2] + Var[y^3] = 2 + 15, by the tower property the least."""
+    """For Gaussian data y is N(0, 1) at every level.
+
+    By the tower property the least loss is Var[y^2] + Var[y^3] = 2 + 15.
+    """
     model = constant(heads(Gaussian(name, form, 0.6), data_std=0.6, head="simple"), 1.0, 0.0)
     batch, loss = batch_of(model.schedule, gaussian(30000, 0.6)), losses.moment_loss("central")
     least = float(loss(model, batch, torch.float32))
@@ -123,7 +129,10 @@ def test_loss_of_true_moments_is_what_the_mathematics_says(name, form):
 
 
 def test_moments_of_true_heads_are_those_of_the_noise_at_every_level():
-    """Var[eps|x_t] = alpha^2 s^2/(alpha^2 s^2 + sigma^2) of Gaussian data, and no third moment."""
+    """For Gaussian data Var[eps|x_t] = alpha^2 s^2/(alpha^2 s^2 + sigma^2).
+
+    The third moment is zero.
+    """
     for name, form in EVERY:
         model = constant(heads(Gaussian(name, form, 0.6), data_std=0.6), 1.0, 0.0)
         batch = batch_of(model.schedule, gaussian(50, 0.6))
@@ -149,7 +158,10 @@ def test_heads_learn_the_moments_of_gaussian_data(tmp_path, name, form):
 
 @pytest.mark.parametrize("target", ["raw", "central"])
 def test_loss_of_plain_heads_is_that_of_powers_of_the_noise(target):
-    """Heads begin at 0, so that the loss is E y^4 + E y^6: 3 + 15 of raw moments, v^2 3 + v^3 15 of central ones."""
+    """Heads start at 0, so the loss is E y^4 + E y^6.
+
+    It is 3 + 15 for raw moments, and v^2 3 + v^3 15 for central ones.
+    """
     model = heads(Gaussian("linear", "v", 0.6), moments=target, normalised=False)
     batch = batch_of(model.schedule, gaussian(30000, 0.6))
     variance = 0.36 * batch.alpha**2 / (0.36 * batch.alpha**2 + batch.sigma**2) if target == "central" else 1.0
@@ -158,14 +170,17 @@ def test_loss_of_plain_heads_is_that_of_powers_of_the_noise(target):
 
 
 def test_noise_loss_is_the_mean_square_of_what_is_left_of_the_noise():
-    model = MomentUNet(**{**TINY, "image_size": 4}, attention_resolutions=(), head=None)  # which gives 0 at first
+    model = MomentUNet(**{**TINY, "image_size": 4}, attention_resolutions=(), head=None)  # its output starts at 0
     batch = batch_of(model.schedule, pictures())
     assert float(losses.noise_loss()(model, batch, torch.float32)) == pytest.approx(float(batch.eps.square().mean()))
 
 
 @pytest.mark.parametrize(("name", "of_data"), [("min-snr", lambda snr: min(snr, 5)), ("edm", lambda snr: snr + 4)])
 def test_weights_are_those_of_the_error_of_the_data(name, of_data):
-    """(m - x_0)^2 = (eps - e1)^2/SNR: min(SNR, 5) by Hang et al., (r^2 + s^2)/(r s)^2 = SNR + 4 by EDM, s = 0.5."""
+    """(m - x_0)^2 = (eps - e1)^2/SNR gives the weights of the error of x_0.
+
+    They are min(SNR, 5) by Hang et al., and (r^2 + s^2)/(r s)^2 = SNR + 4 by EDM with s = 0.5.
+    """
     for alpha, sigma in ((0.99, 0.02), (0.8, 0.6), (0.3, 0.95), (0.006, 1.0)):
         snr, pair = (alpha / sigma) ** 2, (torch.tensor(v, dtype=torch.float64) for v in (alpha, sigma))
         assert float(losses.WEIGHTS[name](*pair)) == pytest.approx(of_data(snr) / snr)
@@ -190,7 +205,7 @@ def unet():
 
 
 def frozen(model):
-    """All but the heads: weights that learn and others that do not, and buffers."""
+    """All weights and buffers except the heads, whether they take gradients or not."""
     free = model.head_parameters()
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in free}
 
@@ -264,7 +279,7 @@ def test_heads_are_trained_on_a_network_of_a_narrow_dtype(tmp_path, dtype):
 
 
 def test_heads_are_trained_on_activations_whose_channels_lie_last(tmp_path):
-    """Of which torch 2.13 ends the process in the gradient of a GroupNorm."""
+    """In this layout torch 2.13 kills the process in the gradient of a GroupNorm."""
     plain = train_moment_heads(heads(), pictures(), steps=2, out=tmp_path / "plain", **QUIET)
     network = Small().to(memory_format=torch.channels_last)
     last = train_moment_heads(heads(network), pictures(), steps=2, out=tmp_path / "last", **QUIET)
@@ -309,7 +324,7 @@ def test_networks_that_write_to_their_input_teach_what_others_do(tmp_path):
 def test_narrow_heads_and_flips_of_no_pictures_are_refused(tmp_path):
     torch.manual_seed(0)
     model = MomentHeads(Convolutional().eval(), "last", **OF_PICTURES).bfloat16()
-    with pytest.raises(ValueError, match=r"model must have float32 weights where it learns: got torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"model must have float32 or float64 weights .*: got torch\.bfloat16"):
         train_moment_heads(model, torch.zeros(4, 1, 8, 8), steps=1, out=tmp_path)
     model.float().requires_grad_(False)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Rows of a batch that go through the network a few at a time, for the same result in less memory."""
+"""Micro-batches: a few rows at a time, with the same result in less memory."""
 
 import pytest
 import torch
@@ -14,9 +14,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_near(got, want, atol=1e-5):
-    """Compare weights of 50 steps at a rate of 0.01: a rounding in each gradient is 50 x 0.01 x 2^-24 = 3e-8 of them.
+    """Compare weights of 50 steps at a learning rate of 0.01.
 
-    A gradient is a sum of terms larger than itself; 1e-5 leaves 300 roundings of its own size to each.
+    A rounding in each gradient changes them by 50 x 0.01 x 2^-24 = 3e-8. A gradient is a sum of larger terms; 1e-5
+    allows 300 roundings of its own size.
     """
     assert got.keys() == want.keys()
     for name, weight in want.items():
@@ -25,14 +26,14 @@ def assert_near(got, want, atol=1e-5):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Weights of heads that saw 6 rows at once, and the loss at the end."""
+    """Weights of heads trained on 6 rows at once, and the final loss."""
     out = tmp_path_factory.mktemp("whole")
     return train(out), checkpoint.read(out / "checkpoint.pt")["smooth"]
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Rows of each call of the small network."""
+    """Number of rows in each call of the small network."""
     found, forward = [], Small.forward
 
     def called(self, x, t):

@@ -1,4 +1,4 @@
-"""Two processes that train together: one result, one writer, and one end, over gloo on this machine."""
+"""Two ranks over gloo on this machine: one result, one writer and one end."""
 
 import re
 import threading
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow(45)]
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """The folder of runs of two ranks, and by scene the status and words of each of them."""
+    """Folder of the runs of two ranks, and status and output of each rank by scene."""
     folder = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 20)
@@ -31,7 +31,7 @@ def played(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(played):
-    """The folder, and the words of ranks that went through to the end."""
+    """Folder, and output of the ranks, for a scene that ran to the end."""
     folder, found = played
     assert [status for status, *_ in found["together"]] == [0, 0], found
     return folder, [out for _, out, _ in found["together"]]
@@ -39,7 +39,7 @@ def together(played):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The result of a run of one process that nothing ends."""
+    """Result of an uninterrupted run of one process."""
     return train(tmp_path_factory.mktemp("whole"))
 
 
@@ -68,7 +68,7 @@ def test_two_ranks_end_as_one_process_does(tmp_path, together, name, options):
     alone = train(tmp_path, **options)
     assert_near(first, alone)
     start = train(tmp_path / "start", steps=1, **{**options, "lr": 1e-9})
-    assert max(float((alone[n] - start[n]).abs().max()) for n in alone) > 0.05  # it has moved
+    assert max(float((alone[n] - start[n]).abs().max()) for n in alone) > 0.05  # the weights have changed
 
 
 def test_noise_network_of_two_ranks_answers_as_that_of_one(tmp_path, together):
@@ -133,7 +133,7 @@ def test_run_of_two_killed_goes_on_as_one_and_ends_as_an_uninterrupted_one(playe
     folder, found = played
     statuses = [status for status, *_ in found[scene]]
     assert statuses[which] == -9
-    assert statuses[1 - which] == 1  # it has not waited for ever
+    assert statuses[1 - which] == 1  # the other rank did not wait for ever
     out = folder / f"killed {which}"
     assert checkpoint.read(out / "checkpoint.pt")["step"] == 16
     assert_near(train(out), whole)
@@ -155,7 +155,7 @@ def test_signal_to_one_rank_ends_both_after_a_checkpoint(played, whole):
 
 
 def test_store_that_says_where_ended_ranks_were_is_not_believed():
-    """As that of torchrun after --max-restarts."""
+    """A store like that of torchrun after --max-restarts."""
     store, found = distributed.HashStore(), {}
     for rank in (0, 1):
         store.set(f"gms_fast/{rank}", f"gms_fast/{rank}/old")

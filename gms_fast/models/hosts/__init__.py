@@ -1,4 +1,7 @@
-"""Adapters for networks of other libraries: one file for each kind, `recognises` and `host` in each."""
+"""Adapters for networks of other libraries.
+
+Each kind has its own module with the functions `recognises` and `host`.
+"""
 
 from types import ModuleType
 
@@ -16,17 +19,20 @@ _KINDS: dict[str, ModuleType] = {
 
 
 def names() -> list[str]:
-    """The kinds of network."""
+    """Return the kinds of network."""
     return list(_KINDS)
 
 
 def known(bare: object) -> bool:
-    """Tell a network of one of these kinds."""
+    """Return True for a network of one of these kinds."""
     return any(host.recognises(bare) for host in _KINDS.values())
 
 
 def of_kind(kind: str | None, bare: object) -> ModuleType:
-    """The file of a kind, or of the kind that a network is of. Raises ValueError for neither."""
+    """Return the adapter of a kind; of the network's own kind for None.
+
+    Raises ValueError for an unknown kind or network.
+    """
     if kind in _KINDS:
         return _KINDS[kind]
     wanted = f"one of {', '.join(_KINDS)}"
@@ -34,5 +40,5 @@ def of_kind(kind: str | None, bare: object) -> ModuleType:
         raise ValueError(f"kind must be {wanted}, or None: got {kind!r}")
     found = next((host for host in _KINDS.values() if host.recognises(bare)), None)
     if found is None:
-        raise ValueError(f"kind must be given, {wanted}: a network of class {type(bare).__name__} does not tell it")
+        raise ValueError(f"kind must be given, {wanted}: it is not known for a network of class {type(bare).__name__}")
     return found

@@ -1,4 +1,7 @@
-"""Denoisers of azula: q(x_0|x_t) = denoiser(x_t, t), with a mean and perhaps a variance."""
+"""Adapter for denoisers of azula.
+
+q(x_0|x_t) = denoiser(x_t, t) has a mean and perhaps a variance.
+"""
 
 from typing import Any
 
@@ -23,14 +26,17 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
         bare=bare,
         schedule=schedule or AzulaSchedule(bare.schedule),
         prediction=prediction or "x0",
-        clip=None,  # it may be any data
+        clip=None,  # the data range is unknown
         call=call,
-        dtype=lambda bare: dtype_of_weights(bare) and torch.float32,  # it gives its backbone what that wants
+        dtype=lambda bare: dtype_of_weights(bare) and torch.float32,  # the denoiser converts for its backbone
     )
 
 
 def _moments(schedule: Any, posterior: Any, x: Tensor, t: Tensor) -> Tensor | NoiseMoments:
-    """E[x_0|x_t], or where there is a variance the moments of the noise (x - alpha x_0)/sigma."""
+    """Return E[x_0|x_t], or moments of the noise where there is a variance.
+
+    The noise is (x - alpha x_0)/sigma.
+    """
     mean: Any = getattr(posterior, "mean", None)
     var: Any = getattr(posterior, "var", None)
     if var is None:
@@ -40,7 +46,7 @@ def _moments(schedule: Any, posterior: Any, x: Tensor, t: Tensor) -> Tensor | No
 
 
 class AzulaSchedule(Schedule):
-    """The levels alpha, sigma of a schedule of azula, at t in [0, 1]."""
+    """Noise schedule with the levels alpha, sigma of a schedule of azula, t in [0, 1]."""
 
     t_max, t_min = 1.0, 0.0
 
@@ -61,7 +67,7 @@ class AzulaSchedule(Schedule):
         return self._at(t)[1]
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """By halving [0, 1] until float64 ends; values beyond give its ends."""
+        """Bisect [0, 1] down to float64 precision; values beyond give its ends."""
         lam = as_float64(lam)
         low, high = torch.zeros_like(lam), torch.ones_like(lam)
         for _ in range(60):

@@ -1,4 +1,4 @@
-"""Description of a network of another library."""
+"""Description of a network from another library."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,19 @@ from gms_fast.network import ARITHMETIC, weights_of
 from gms_fast.schedules import Schedule
 from gms_fast.types import NoiseMoments
 
-_PIXEL_CHANNELS = (1, 3)  # any other number are latents
+_PIXEL_CHANNELS = (1, 3)  # other numbers mean latents
 
 
 def called(network: Callable[..., Any], x: Tensor, t: Tensor, **conditions: Any) -> Any:
-    """A network that takes x and t first."""
+    """Call a network that takes x and t first."""
     return network(x, t, **conditions)
 
 
 def dtype_of_weights(bare: object) -> torch.dtype | None:
-    """The dtype that a network says, or that all of its parameters have that are not mere storage; else None."""
+    """Return the dtype that a network states, or that all of its parameters share; else None.
+
+    Dtypes in which no arithmetic is done, as of quantised storage, do not count.
+    """
     said = getattr(bare, "dtype", None)
     found = {said} if said in ARITHMETIC else {weight.dtype for weight in weights_of(bare)} & {*ARITHMETIC}
     return found.pop() if len(found) == 1 else None
@@ -29,17 +32,20 @@ def dtype_of_weights(bare: object) -> torch.dtype | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """A network as its library has it.
+    """A network of another library, with its properties.
 
-    network       what is called
-    bare          the network without torch's wrappers: what is looked at
-    schedule, prediction, sample_shape  None where the network does not tell
-    clip          (lo, hi) of the data, None for latents, or UNSAID
-    learned       whether outputs of 2C channels hold a learned variance, None if unknown
-    needed        keywords without which the network is not to be called
-    features      the module before its output, by name in `bare`: what moment heads read is its input; None if unknown
-    call          network, x, t, **conditions -> output
-    dtype         bare -> the dtype in which x is to be given
+    Args:
+        network: What is called.
+        bare: The network without torch's wrappers, whose attributes are read.
+        schedule: Noise schedule; None where the network does not tell it.
+        prediction: Meaning of the output; None where the network does not tell it.
+        sample_shape: Shape of one sample; None where the network does not tell it.
+        clip: Range (lo, hi) of the data; None for latents, UNSAID where it is unknown.
+        learned: True if outputs of 2C channels hold a learned variance; None if unknown.
+        needed: Keywords that every call must give.
+        features: Name of the module in `bare` whose input moment heads read; None if unknown.
+        call: Function of (network, x, t, **conditions) that returns the output.
+        dtype: Function of `bare` that returns the dtype in which x is given.
     """
 
     network: Callable[..., Any]
@@ -56,7 +62,7 @@ class Host:
 
 
 def square(channels: int | None, size: Any) -> tuple[int, ...] | None:
-    """(C, H, W) of a picture whose size is a number or (H, W); None if it is unknown."""
+    """Return (C, H, W) of an image whose size is a number or (H, W); None if it is unknown."""
     if channels is None or size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
@@ -64,20 +70,26 @@ def square(channels: int | None, size: Any) -> tuple[int, ...] | None:
 
 
 def range_of(channels: int | None) -> str | None:
-    """The data range by the number of channels: latents lie anywhere, of what may be pixels nothing is said."""
+    """Return the data range by the number of channels.
+
+    It is None for latents, which have no range, and UNSAID for channels that may be pixels.
+    """
     return UNSAID if channels in (None, *_PIXEL_CHANNELS) else None
 
 
 def has(network: object, *names: str) -> bool:
-    """Tell a network with all these attributes: files of networks often carry classes without their modules."""
+    """Return True for a network with all these attributes.
+
+    Attributes are tested because files of networks often carry classes without their modules.
+    """
     return all(hasattr(network, name) for name in names)
 
 
 def first_of(network: object, *names: str) -> str | None:
-    """The first of these names that is a module's."""
+    """Return the first of these names that names a module of the network."""
     return next((name for name in names if isinstance(getattr(network, name, None), torch.nn.Module)), None)
 
 
 def root_modules(network: object) -> set[str]:
-    """The packages that the classes of an object come from."""
+    """Return the names of the packages that define the classes of an object."""
     return {kind.__module__.partition(".")[0] for kind in type(network).__mro__}

@@ -1,4 +1,4 @@
-"""denoising-diffusion-pytorch: a network, or a `GaussianDiffusion` with its network, betas and objective."""
+"""Adapter for denoising-diffusion-pytorch: a network, or a `GaussianDiffusion` around one."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def _shape(diffusion: Any) -> tuple[int, ...] | None:
 def _of_network(network: Any, bare: Any, **known: Any) -> Host:
     if getattr(bare, "self_condition", False):
         raise ValueError(
-            "network must not ask for its own last answer, which samplers here do not keep: "
+            "network must not take its previous output, which samplers here do not keep: "
             f"got {type(bare).__name__}(self_condition=True)"
         )
     if hasattr(bare, "classes_emb"):
@@ -64,5 +64,8 @@ def _of_network(network: Any, bare: Any, **known: Any) -> Host:
 
 
 def _kept(network: Any, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-    """All of the classes count: left to itself the network drops half of them, as in training."""
+    """Call the network without dropping classes.
+
+    By default it drops half of them, as in training.
+    """
     return called(network, x, t, **{"cond_drop_prob": 0.0, **conditions})

@@ -1,4 +1,4 @@
-"""diffusers: a network, a pipeline, or (network, scheduler)."""
+"""Adapter for diffusers: a network, a pipeline, or (network, scheduler)."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -13,12 +13,12 @@ from gms_fast.schedules import Flow, Schedule
 from gms_fast.schedules.hosts import training_of
 from gms_fast.storage.reading import read_json, refusing
 
-_NETWORKS = ("unet", "transformer")  # what pipelines call theirs
-_LAST = ("conv_norm_out", "conv_out", "proj_out_2", "proj_out", "out_block")  # before the output, by kind of network
+_NETWORKS = ("unet", "transformer")  # names of the network in a pipeline
+_LAST = ("conv_norm_out", "conv_out", "proj_out_2", "proj_out", "out_block")  # modules before the output
 _SCHEDULER, _CONFIG, _SCHEDULER_CONFIG = "scheduler", "config.json", "scheduler_config.json"
 _CODERS = ("vae", "vqvae", "movq")
 _LEARNED = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel")
-_NEEDED = {  # what a network is made with, and the keyword that it then wants
+_NEEDED = {  # config entry of a network, and the keyword of its call that the entry demands
     "num_class_embeds": "class_labels",
     "class_embed_type": "class_labels",
     "num_embeds_ada_norm": "class_labels",
@@ -30,7 +30,7 @@ _NEEDED = {  # what a network is made with, and the keyword that it then wants
     "time_cond_proj_dim": "timestep_cond",
     "addition_embed_type": "added_cond_kwargs",
 }
-_PER_MILLE = (  # networks that pipelines ask at t/1000
+_PER_MILLE = (  # networks that pipelines call with t/1000
     "AuraFlowTransformer2DModel",
     "ChromaTransformer2DModel",
     "Flux2Transformer2DModel",
@@ -43,7 +43,7 @@ _PER_MILLE = (  # networks that pipelines ask at t/1000
     "PRXTransformer2DModel",
     "QwenImageTransformer2DModel",
 )
-_REVERSED = (
+_REVERSED = (  # networks whose times fall with the noise
     "Lumina2Transformer2DModel",
     "LuminaNextDiT2DModel",
     "OmniGenTransformer2DModel",
@@ -52,14 +52,14 @@ _REVERSED = (
 
 
 def is_folder(path: Path) -> bool:
-    """Tell a folder that diffusers wrote: of a network, or of a network and its scheduler."""
+    """Return True for a folder that diffusers wrote: a network, or a network and its scheduler."""
     return path.is_dir() and (_part(path) is not None or _class_name(path / _CONFIG) is not None)
 
 
 def load(folder: Path) -> Any:
-    """The network of a folder of diffusers, or (network, scheduler) where both are there; its other parts stay unread.
+    """Load the network in a folder of diffusers, or (network, scheduler) where both are there.
 
-    Raises ImportError without diffusers, ValueError for a folder whose classes it does not know.
+    Other parts of the pipeline are not read. Raises ImportError without diffusers, ValueError for unknown classes.
     """
     part = _part(folder)
     network = _made(
@@ -69,7 +69,7 @@ def load(folder: Path) -> Any:
 
 
 def _part(folder: Path) -> str | None:
-    """The subfolder of the network in that of a pipeline."""
+    """Return the name of the network's subfolder in the folder of a pipeline."""
     there = (folder / _SCHEDULER).is_dir()
     return next((name for name in _NETWORKS if there and (folder / name).is_dir()), None)
 
@@ -87,7 +87,7 @@ def _made(folder: Path, config: str, **options: Any) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ImportError(f'{folder} is of diffusers: pip install "gms-fast[diffusers]"') from error
+        raise ImportError(f'{folder} needs diffusers: pip install "gms-fast[diffusers]"') from error
     name = _class_name(folder / config)
     kind = getattr(diffusers, str(name), None)
     if not isinstance(kind, type):
@@ -110,9 +110,12 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
     bare = unwrapped(network)
     name, config = type(bare).__name__, getattr(bare, "config", None)
     if name in _REVERSED:
-        raise ValueError(f"network must be asked at times that rise with the noise: got {name}")
+        raise ValueError(
+            f"network must take times that rise with the noise: got {name}, whose times fall; wrap a callable that "
+            "converts them"
+        )
     if isinstance(schedule, Flow):
-        schedule = schedule.asked_like(Flow(time_scale=1000.0))  # as their schedulers ask
+        schedule = schedule.asked_like(Flow(time_scale=1000.0))  # the network times of their schedulers
     if scheduler is not None and (schedule is None or prediction is None):
         trained, form = training_of(scheduler)
         schedule, prediction = schedule or trained, prediction or form
@@ -143,7 +146,7 @@ def _channels(name: str, config: Any) -> int | None:
     inner, outer = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
     if inner is not None and outer is not None and outer not in (inner, 2 * inner):
         raise ValueError(
-            f"network must take pictures like those it gives: got {name} with in_channels={inner}, "
+            f"network must take as many channels as it returns: got {name} with in_channels={inner}, "
             f"out_channels={outer}; wrap a callable that adds the other channels"
         )
     return inner
@@ -157,7 +160,10 @@ def _shape(name: str, channels: int | None, config: Any) -> tuple[int, ...] | No
 
 
 def _clip(whole: Any, scheduler: Any, channels: int | None) -> tuple[float, float] | str | None:
-    """None for latents; for pixels what the scheduler does, if it does anything of the kind."""
+    """Return the data range: None for latents, for pixels that of the scheduler.
+
+    It is UNSAID where the scheduler states none.
+    """
     if any(getattr(whole, coder, None) is not None for coder in _CODERS) or range_of(channels) is None:
         return None
     clips = _said(scheduler, "clip_sample")
@@ -168,13 +174,16 @@ def _clip(whole: Any, scheduler: Any, channels: int | None) -> tuple[float, floa
 
 
 def _needed(bare: Any) -> tuple[str, ...]:
-    """Keywords that the network cannot do without, and those that it was made for but would do without unasked."""
+    """Return the keywords that the network needs.
+
+    They are those without a default, and those that its config demands although they have one.
+    """
     _, *accepted = _parameters(bare)
     if "timestep" not in {p.name for p in accepted}:
-        accepted = accepted[1:]  # the time, by another name
+        accepted = accepted[1:]  # the time, under another name
     required = [p.name for p in accepted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     wanted = [keyword for name, keyword in _NEEDED.items() if _said(bare, name)]
-    if _said(bare, "addition_embed_type") == "text":  # made of encoder_hidden_states
+    if _said(bare, "addition_embed_type") == "text":  # computed from encoder_hidden_states
         wanted.remove("added_cond_kwargs")
     names = {p.name for p in accepted}
     return tuple(dict.fromkeys(n for n in (*required, *wanted) if n in names and n != "timestep"))
@@ -185,7 +194,7 @@ def _parameters(bare: Any) -> Iterable[inspect.Parameter]:
 
 
 def _call_of(bare: Any, schedule: Schedule | None) -> Callable[..., Any]:
-    """The network's call: its time by name, in thousandths if it wants."""
+    """Return the call of the network: time by keyword, in thousandths where it expects that."""
     names = [parameter.name for parameter in _parameters(bare)]
     tells = {"return_dict": False} if "return_dict" in names else {}
     named = type(bare).__name__ in _PER_MILLE

@@ -1,4 +1,4 @@
-"""Transformers of the DiT repository: model(x, t, y)."""
+"""Adapter for transformers of the DiT repository: model(x, t, y)."""
 
 from typing import Any
 
@@ -8,7 +8,10 @@ from gms_fast.schedules import Schedule
 
 
 def recognises(bare: object) -> bool:
-    """True for DiT by its name, too: SiT has the same parts, and time the other way round."""
+    """Return True for a DiT.
+
+    The name of the class counts too, because SiT has the same parts and reversed time.
+    """
     network = network_of(bare)
     parts = ("x_embedder", "t_embedder", "y_embedder", "learn_sigma")
     return type(network).__name__.startswith("DiT") and has(network, *parts)

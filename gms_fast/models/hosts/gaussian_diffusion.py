@@ -1,4 +1,7 @@
-"""Schedule and outputs as a `GaussianDiffusion` of guided-diffusion, improved-diffusion or DiT tells them."""
+"""Schedule and output of networks with a `GaussianDiffusion`.
+
+It is that of guided-diffusion, improved-diffusion or DiT.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +13,7 @@ _FORMS = {"EPSILON": "noise", "START_X": "x0"}
 
 
 class Told(NamedTuple):
-    """A network, and what is said of it."""
+    """A network, and the properties that its diffusion states."""
 
     network: Any
     bare: Any
@@ -20,13 +23,13 @@ class Told(NamedTuple):
 
 
 def network_of(bare: Any) -> Any:
-    """The network, without torch's wrappers, of a pair with a diffusion; else what was given."""
+    """Return the bare network of a (network, diffusion) pair; anything else unchanged."""
     pair = isinstance(bare, tuple) and len(bare) == 2 and has(bare[1], "betas", "model_mean_type", "model_var_type")
     return unwrapped(bare[0]) if pair else bare
 
 
 def told(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Told:
-    """Of a pair what its diffusion says, of a network what is assumed."""
+    """Return the properties that a pair's diffusion states, or the defaults for a network alone."""
     if not isinstance(bare, tuple):
         return Told(network, bare, schedule, prediction or "noise", True)
     network, diffusion = bare
@@ -39,7 +42,8 @@ def _schedule(diffusion: Any) -> VP:
     trained = getattr(diffusion, "original_num_steps", kept)
     if kept != trained:
         raise ValueError(
-            f"diffusion must have all of the training's times, timestep_respacing empty: got {kept} of {trained}"
+            f"diffusion must have all times of the training: got {kept} of {trained}; make it with "
+            "timestep_respacing empty"
         )
     return VP(diffusion.betas, rescale_time=getattr(diffusion, "rescale_timesteps", False))
 

@@ -1,4 +1,7 @@
-"""U-Nets of guided-diffusion, improved-diffusion and their heirs: model(x, timesteps, y=None)."""
+"""Adapter for U-Nets of guided-diffusion, improved-diffusion and their descendants.
+
+They are called as model(x, timesteps, y=None).
+"""
 
 from typing import Any
 
@@ -14,7 +17,7 @@ def recognises(bare: object) -> bool:
 
 def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     network, bare, schedule, prediction, learned = told(network, bare, schedule, prediction)
-    enlarges = type(bare).__name__ == "SuperResModel"  # sees the picture and a smaller one, of as many channels
+    enlarges = type(bare).__name__ == "SuperResModel"  # takes the image and a smaller one, of as many channels
     channels = getattr(bare, "in_channels", None)
     channels = channels // 2 if enlarges and channels is not None else channels
     labels = ("y",) if getattr(bare, "num_classes", None) is not None else ()
@@ -28,5 +31,5 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
         learned=learned,
         needed=("low_res", *labels) if enlarges else labels,
         features=first_of(bare, "out"),
-        dtype=lambda bare: dtype_of_weights(getattr(bare, "out", bare)),  # its torso may be float16, its ends are not
+        dtype=lambda bare: dtype_of_weights(getattr(bare, "out", bare)),  # inner layers may be float16
     )

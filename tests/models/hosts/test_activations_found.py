@@ -1,4 +1,4 @@
-"""Activations of known kinds of networks are found by the module before the output, and heads fit them."""
+"""Heads on the module before the output, which is found for known kinds of networks."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def features(network):
 
 
 class Named(nn.Module):
-    """Modules of the names, and the attributes by which a kind is known."""
+    """A network with modules of these names, and the attributes that identify its kind."""
 
     def __init__(self, names, **attributes):
         super().__init__()

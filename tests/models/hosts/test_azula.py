@@ -1,4 +1,4 @@
-"""Denoisers of azula."""
+"""Adapter for azula."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_azula():
 
 
 def test_azula_variance_is_a_moment_of_the_noise():
-    """Var[x_0|x_t] + E[x_0|x_t]^2 over all x_t is E[x_0^2], whatever the way it is told."""
+    """Var[x_0|x_t] + E[x_0|x_t]^2 averages to E[x_0^2], with either form of the variance."""
     model = wrap(Denoiser(tells_variance=True))
     x, t = normal(5, 2), torch.full((5,), 0.4, dtype=torch.float64)
     moments = model(x, t)
@@ -33,4 +33,4 @@ def test_azula_variance_is_a_moment_of_the_noise():
     torch.testing.assert_close((x - sigma * moments.e1) / alpha, posterior.mean)
     torch.testing.assert_close((sigma / alpha) ** 2 * moments.e2, posterior.var.expand_as(x))
     samples = gms_fast.sample(model, 8, solver="sn-ddpm", n=4000, shape=(2,))
-    assert float(samples.std()) == pytest.approx(0.5, rel=0.03)  # exact at any number of steps, but for the start
+    assert float(samples.std()) == pytest.approx(0.5, rel=0.03)  # exact at any number of steps, except for the start

@@ -1,4 +1,4 @@
-"""Networks and pipelines of diffusers as models, and the networks of other hosts where they are installed."""
+"""Adapter for diffusers, and for the other libraries where they are installed."""
 
 import functools
 
@@ -66,7 +66,7 @@ def flux():
 
 
 def times_of(network):
-    """The times that a network is asked at from now on."""
+    """Return a list that records the times with which a network is called from now on."""
     asked = []
 
     def note(module, arguments, keywords):
@@ -114,7 +114,7 @@ def test_the_sample_of_a_pipeline(monkeypatch):
     module = "diffusers.pipelines.ddim.pipeline_ddim.randn_tensor"
     monkeypatch.setattr(module, lambda *shape, **rest: x_T.clone())
     want = pipeline(2, num_inference_steps=10, output_type="np", use_clipped_model_output=True).images
-    model = wrap(pipeline)  # by what its scheduler was trained with, though that is set to ten steps now
+    model = wrap(pipeline)  # uses the training schedule, although the scheduler is set to ten steps now
     assert model.schedule.T == 1000
     levels, timesteps, _ = from_diffusers(pipeline.scheduler)
     got = gms_fast.sample(model, solver="ddim", schedule=levels, timesteps=timesteps, x_T=x_T)
@@ -122,7 +122,7 @@ def test_the_sample_of_a_pipeline(monkeypatch):
 
 
 def test_learned_variance_as_the_scheduler_has_it(monkeypatch):
-    """DDPMScheduler(variance_type="learned_range") over all steps, at v in (-1, 1)."""
+    """Compare with DDPMScheduler(variance_type="learned_range") over all steps, at v in (-1, 1)."""
     network = unet(out_channels=6)
     network.register_forward_hook(lambda *call: (torch.cat([call[2][0][:, :3], call[2][0][:, 3:].tanh()], 1),))
     scheduler = diffusers.DDPMScheduler(30, beta_end=0.3, variance_type="learned_range")
@@ -142,7 +142,7 @@ def test_learned_variance_as_the_scheduler_has_it(monkeypatch):
 
 def test_a_second_half_of_unknown_meaning_is_refused():
     network = unet(out_channels=6)
-    with pytest.raises(ValueError, match=r'moments must be "learned-range".*UNet2DModel gives 6 channels for 3'):
+    with pytest.raises(ValueError, match=r'moments must be "learned-range".*UNet2DModel returns 6 channels for 3'):
         gms_fast.sample(wrap((network, diffusers.DDPMScheduler())), 3, solver="ddim", n=1)
     model = wrap(network, schedule=VPLinear(), moments="learned-range")
     assert gms_fast.sample(model, 3, solver="sn-ddpm", n=1).shape == (1, 3, 8, 8)
@@ -166,7 +166,10 @@ def test_flows_are_asked_at_a_thousand_t():
 
 @pytest.mark.parametrize("schedule", [None, Flow(), Flow(time_scale=1.0)])
 def test_flux_is_asked_at_t(schedule):
-    """Its pipeline divides the scheduler's times by 1000; its positions are bound by partial, for they have no rows."""
+    """Its pipeline divides the scheduler's times by 1000.
+
+    Positions have no batch axis, so a partial binds them.
+    """
     network = flux()
     asked = times_of(network.func)
     conditions = {"encoder_hidden_states": normal(1, 2, 6), "pooled_projections": normal(1, 5)}
@@ -245,9 +248,9 @@ def test_denoising_diffusion_pytorch_itself(objective, monkeypatch):
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_float8_is_storage(compute):
-    """Under layerwise casting x comes in the dtype of the arithmetic: samples stay near those of the float32 network.
+    """Samples under layerwise casting stay close to those of the float32 network.
 
-    float8 keeps three bits of a weight, 2^-4 of it at most lost.
+    x then comes in the dtype of the arithmetic. float8 keeps three bits of a weight, so it loses at most 2^-4 of it.
     """
     network, stored = unet(), unet()
     stored.load_state_dict(network.state_dict())

@@ -1,4 +1,4 @@
-"""Networks of DiT."""
+"""Adapter for DiT."""
 
 import pytest
 import torch
@@ -22,10 +22,12 @@ def test_dit():
 
 
 class SiT(DiT):
-    """The same parts, and time from noise to data."""
+    """A network with the same parts, and time from noise to data."""
 
 
 def test_relatives_that_only_look_like_a_kind_are_not_taken_for_it():
-    with pytest.raises(ValueError, match=r"kind must be given, one of diffusers, edm, .*: a network of class SiT"):
+    with pytest.raises(
+        ValueError, match=r"kind must be given, one of diffusers, edm, .*: it is not known for a network of class SiT"
+    ):
         wrap(made(SiT), schedule=VPLinear())
     assert wrap(made(SiT), "dit", schedule=VPLinear(), y=torch.tensor([2])).sample_shape == (4, 4, 4)

@@ -1,4 +1,4 @@
-"""Networks of EDM."""
+"""Adapter for EDM."""
 
 import itertools
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_edm():
     model = wrap(EDMPrecond())
     assert (model.sample_shape, model.prediction) == ((3, 4, 4), "x0")
-    assert not hasattr(model, "clip")  # assumed, and watched
+    assert not hasattr(model, "clip")  # the range is assumed, and checked while sampling
     assert (repr(model.schedule), model.dtype) == (repr(EDM(0.002, 80.0)), torch.float32)
     x_T = 80 * normal(2, 3, 4, 4)
     got = gms_fast.sample(model, 40, solver="ddim", x_T=x_T, clip=None)

@@ -1,4 +1,4 @@
-"""Networks of guided-diffusion."""
+"""Adapter for guided-diffusion."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_guided_diffusion_says_what_it_is():
     model = wrap(made(UNetModel), schedule=VPLinear())
     assert (model.sample_shape, model.prediction) == ((3, 4, 4), "noise")
-    assert not hasattr(model, "clip")  # assumed, and watched
-    assert model.dtype == torch.float64  # of the weights that x meets, not of the torso
+    assert not hasattr(model, "clip")  # the range is assumed, and checked while sampling
+    assert model.dtype == torch.float64  # dtype of the first and last weights, not of the inner ones
     assert wrap(made(UNetModel, 4), schedule=VPLinear()).clip is None  # latents
     one = wrap(made(UNetModel, learned=False), schedule=VPLinear())
     assert isinstance(one(normal(2, 3, 4, 4), torch.zeros(2)), torch.Tensor)

@@ -1,4 +1,4 @@
-"""docs/hosts.md: its lines run, on the hosts themselves where they are installed, and do what it says of them."""
+"""docs/hosts.md: its code runs and does what the text says, on installed libraries."""
 
 import json
 import re
@@ -28,7 +28,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 SECTIONS = {part.partition("\n")[0]: blocks for part in PARTS if (blocks := BLOCK.findall(part))}
 RELEASED = SECTIONS.pop("The released code of GMS")
 LINES, WHOLE_STEP, WHOLE_LOOP, THEIR_FIT = range(4)  # its blocks
-HOSTS = {  # section: what it imports, and the shape of what comes out of each block
+HOSTS = {  # section: imports, and the shape of the result of each block
     "EDM": (host_libraries.edm, (4, 3, 4, 4)),
     "EDM2": (host_libraries.edm2, (4, 3, 4, 4)),
     "improved-diffusion": (host_libraries.improved_diffusion, (4, 3, 32, 32)),
@@ -60,7 +60,7 @@ def test_lines_run_without_a_warning(host, tmp_path, monkeypatch):
         torch.manual_seed(0)
         provide(monkeypatch)
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "clip")  # untrained networks know no range
+        warnings.filterwarnings("ignore", "clip")  # samples of untrained networks leave the data range
         for block in SECTIONS[host]:
             exec(block, scope := {})
             assert scope["x"].shape == shape
