@@ -73,9 +73,6 @@ class Mixture(NamedTuple):
         mean_b: Mean of component b.
         var: Variance of both components, >= 0.
 
-    Raises:
-        TypeError: If a field is missing.
-
     Examples:
         >>> half = torch.full((1, 2), 0.5)
         >>> fit = gms_fast.Mixture(half, 2 * half, -2 * half, half)

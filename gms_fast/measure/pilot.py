@@ -25,15 +25,12 @@ class Pilot(NamedTuple):
 
     Result of [`pilot`][gms_fast.statistics.pilot].
 
-    Args:
+    Attributes:
         ratio: sigma/alpha of each level.
         r2: Share of the variance of the network's denoiser that the Gaussian's explains, at most 1.
         gaussian_error: Mean square of E[x_0|x_t] - x_0 with the Gaussian's estimate.
         network_error: The same with the network's estimate.
         until: Lowest ratio down to which the Gaussian can replace the network; None if there is none.
-
-    Raises:
-        TypeError: If a field is missing.
 
     Examples:
         >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]

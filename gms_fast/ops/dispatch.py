@@ -216,10 +216,11 @@ def backends() -> Backends:
 
         - "available": names of the backends that can run here.
         - "missing": the reason for each of the others, by name.
-        - "chosen": the backend for each device type, "cpu", "cuda", this machine's accelerator and "other", which
-          stands for all types without an entry. None where there is no such device, or the forced backend does not run
-          there. ROCm calls its GPUs "cuda" too.
+        - "chosen": the backend for each device type. "other" stands for all types without an entry.
         - "instruction_set": "avx512", "avx2" or "baseline", used on CPUs; None without the compiled module.
+
+        A chosen backend is None where there is no such device, or where the forced backend does not run. ROCm calls
+        its GPUs "cuda" too.
 
     Examples:
         >>> report = gms_fast.backends()

@@ -38,9 +38,6 @@ class Trial(NamedTuple):
         distance: Frechet distance between features of samples and data, along the leading principal components of the
             data's features.
 
-    Raises:
-        TypeError: If a field is missing.
-
     Examples:
         >>> trial = gms_fast.recommendation.Trial("er-sde", steps=10, samples=1600, distance=0.7)
         >>> trial.text
@@ -65,9 +62,6 @@ class Recommendation(NamedTuple):
         steps: Number of steps for [`sample`][gms_fast.sample].
         reason: Reason for this solver.
         trials: Tried candidates, best first; empty if no data was given.
-
-    Raises:
-        TypeError: If a field is missing.
 
     Examples:
         >>> model = gms_fast.load("digits")

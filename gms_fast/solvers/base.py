@@ -22,7 +22,7 @@ from gms_fast.steps import StepCoefficients
 class TimeStep(NamedTuple):
     """One time of a plan and the step to the next time, as known before the network is called.
 
-    Args:
+    Attributes:
         i: Index of the time in the plan, 0 the noisiest.
         t: Time of the schedule.
         s: Next time; `t` again at the last time, from which no step leads on.
@@ -33,9 +33,6 @@ class TimeStep(NamedTuple):
         is_last: True for the last step.
         late: True for the steps in the last half of the plan.
         level: Noise counter of the step for runs whose counters follow the noise level.
-
-    Raises:
-        TypeError: If a field is missing.
 
     Examples:
         >>> stepper = gms_fast.Stepper("ddim", "linear", steps=5)

@@ -94,15 +94,15 @@ def update_weights(
 class GGDMTable(Identified):
     """Table of a sampler of K steps, each a Gaussian given all earlier states and x_0.
 
-    q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2). Level K is the noisiest,
-    level 0 clean data. `gms_fast.search.ggdm` learns such tables, and `GGDMTable.of` makes one of a linear solver. All
+    `q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2)`. Level K is the
+    noisiest, level 0 clean data. `gms_fast.search.ggdm` learns such tables, and `GGDMTable.of` makes one of a linear solver. All
     values are kept as float64 tensors on the CPU; lists and arrays are accepted.
 
     Args:
         schedule: Noise schedule that the table was made for.
         tau: Times (K+1,) of the schedule, increasing. tau[0], the schedule's last time, stands for clean data.
-        mu: Weights (K+1, K+1), zero except for u = 0 and u > t, with mu[K][0] = alpha(tau[K]).
-        sigma: Standard deviations (K+1,), >= 0, with sigma[K] = sigma(tau[K]).
+        mu: Weights (K+1, K+1), zero except for u = 0 and u > t, with `mu[K][0] = alpha(tau[K])`.
+        sigma: Standard deviations (K+1,), >= 0, with `sigma[K] = sigma(tau[K])`.
         c: Factors (K+1,) of x_t in the data estimate c_t x_t - d_t eps(x_t, tau_t), which replaces x_0. None (default):
             that of the marginals.
         d: Factors (K+1,) of eps in it; given if and only if `c` is.

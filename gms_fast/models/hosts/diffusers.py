@@ -90,8 +90,11 @@ def _made(folder: Path, config: str, **options: Any) -> Any:
         raise ImportError(f'{folder} needs diffusers: pip install "gms-fast[diffusers]"') from error
     name = _class_name(folder / config)
     kind = getattr(diffusers, str(name), None)
-    if not isinstance(kind, type):
-        raise ValueError(f"{folder / config} must name a class of diffusers {diffusers.__version__}: got {name!r}")
+    if not (isinstance(kind, type) and issubclass(kind, (diffusers.ModelMixin, diffusers.SchedulerMixin))):
+        # A pipeline would import code that lies in the folder.
+        raise ValueError(
+            f"{folder / config} must name a network or a scheduler of diffusers {diffusers.__version__}: got {name!r}"
+        )
     return kind.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[attr-defined]
 
 
