@@ -11,7 +11,12 @@ from mkdocs.structure.files import File, Files
 BORROWED = {"graph.png": "integrations/comfyui/graph.png"}  # pictures of pages that lie elsewhere and are put in here
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+SIGNS = {  # as latex2mathml sets them, and as they should be: an operator, and bars close to what they enclose
+    "<mi>&#x000B1;</mi>": "<mo>&#x000B1;</mo>",
+    '<mo stretchy="false">&#x0007C;</mo>': '<mo stretchy="false" lspace="0em" rspace="0em">&#x0007C;</mo>',
+}
 NUMBER = re.compile(r"\\tag\{(\w+)\}\s*$")
+PAGE = re.compile(r"docs/([\w-]+)\.md(?!\w)")
 LINK = re.compile(r'href="([\w-]+)\.md(#[^"]*)?"')
 HELP = re.compile(r"<!-- help: ([\w-]+) -->")
 
@@ -46,6 +51,8 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     """Replace each formula by MathML, which browsers draw without a script, and mend the links of notebooks."""
     if page.file.src_uri.endswith(".ipynb"):  # mkdocs knows the links of Markdown alone
         content = LINK.sub(r'href="../\1/\2"', content)
+    if page.file.src_uri.startswith("reference/"):  # docstrings name pages by their file
+        content = PAGE.sub(r'<a href="../../\1/">\g<0></a>', content)
     return FORMULA.sub(lambda found: formula(html.unescape(found[2]).strip(), block=found[1] == "div"), content)
 
 
@@ -53,6 +60,8 @@ def formula(latex: str, *, block: bool) -> str:
     """Convert one formula; the number of a `\\tag` stands at its right."""
     number = NUMBER.search(latex)
     drawn = convert(NUMBER.sub("", latex), display="block" if block else "inline")
+    for given, wanted in SIGNS.items():
+        drawn = drawn.replace(given, wanted)
     if not block:
         return drawn
     side = f'<span class="equation-number">({number[1]})</span>' if number else ""
