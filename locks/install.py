@@ -1,6 +1,6 @@
-"""Install what is locked into the environment of this Python: `python locks/install.py`. pip checks every file's hash.
+"""Install the locked packages into this Python's environment: `python locks/install.py`.
 
-On Linux the torch of the package index is one for CUDA. Where pip is pointed at another build, that one is taken, if
+pip checks every file's hash. On Linux the torch of the package index is one for CUDA. Where pip is pointed at another build, that one is taken, if
 its hash is known. --unchecked installs the versions of constraints.txt instead, from wherever they come.
 """
 

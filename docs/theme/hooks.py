@@ -1,4 +1,4 @@
-"""Hooks of the site: formulas as MathML, help texts of commands, and pictures from elsewhere."""
+"""Hooks of the site: formulas as MathML, help texts, and pictures from elsewhere."""
 
 import html
 import re
@@ -48,7 +48,7 @@ def help_of(command: str) -> str:
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Replace each formula by MathML, which browsers draw without a script, and mend the links of notebooks."""
+    """Replace formulas by MathML, which browsers draw without a script, and mend links."""
     if page.file.src_uri.endswith(".ipynb"):  # mkdocs knows the links of Markdown alone
         content = LINK.sub(r'href="../\1/\2"', content)
     if page.file.src_uri.startswith("reference/"):  # docstrings name pages by their file

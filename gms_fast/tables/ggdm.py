@@ -95,8 +95,8 @@ class GGDMTable(Identified):
     """Table of a sampler of K steps, each a Gaussian given all earlier states and x_0.
 
     `q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2)`. Level K is the
-    noisiest, level 0 clean data. `gms_fast.search.ggdm` learns such tables, and `GGDMTable.of` makes one of a linear solver. All
-    values are kept as float64 tensors on the CPU; lists and arrays are accepted.
+    noisiest, level 0 clean data. `gms_fast.search.ggdm` learns such tables, and `GGDMTable.of` makes one of a linear
+    solver. All values are kept as float64 tensors on the CPU; lists and arrays are accepted.
 
     Args:
         schedule: Noise schedule that the table was made for.

@@ -1,4 +1,4 @@
-"""The guides: every block of Python runs, and every command that they show is one that is understood."""
+"""The guides: every block of Python runs, and every command is understood."""
 
 import re
 import shlex
