@@ -224,7 +224,7 @@ def stored(path, **change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": None}, "there is no tensors mean"),
+        ({"mean": None}, "missing tensors mean"),
         ({"mean": torch.zeros(5, dtype=torch.float64)}, r"rest is a tensor \(6,\) of torch.float64, wanted \(5,\)"),
         ({"mean": torch.zeros(6)}, r"mean is a tensor \(6,\) of torch.float32, wanted \(6,\) of torch.float64"),
         ({"mean": torch.full((6,), math.nan, dtype=torch.float64)}, "NaN or infinity in mean"),
