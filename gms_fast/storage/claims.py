@@ -115,7 +115,7 @@ class Claims:
         return name in self._mine and locks.leads_to(self._mine[name], self.folder / name)
 
     def is_here(self, name: str) -> bool:
-        """Return True if the claim's owner runs on this machine, where its death is detected at once."""
+        """Return True if the claim's owner runs on this machine, which detects its death at once."""
         return _host(self.folder / name) == socket.gethostname()
 
     def drop(self, name: str) -> None:

@@ -89,7 +89,7 @@ def test_an_error_ends_the_run_at_once(tmp_path):
     [
         (Cell("digits", "gms", "fast", 2), {}, "spacing must be"),
         (Cell("digits", "gms", "uniform", 5000), {}, "steps must be at most 1000"),
-        (Cell("digits", "gms", "uniform", 2), {"n": {"mnist": 100}}, "n must say how many samples of digits to draw"),
+        (Cell("digits", "gms", "uniform", 2), {"n": {"mnist": 100}}, "n must give the number of samples of digits"),
         (Cell("digits", "gms", "uniform", 2), {"n": 64}, "n must be at least 65 samples"),
         (Cell("nowhere", "gms", "uniform", 2), {}, "nothing is at nowhere"),
         (Cell("eight", "gms", "uniform", 2), {"data": "digits"}, "data is for learned models; eight has its own"),
@@ -142,7 +142,7 @@ def test_a_damaged_line_is_named(tmp_path):
     file = tmp_path / matrix.RECORDS
     for line, said in (("{", "Expecting"), (record.replace("1.5", '"x"'), "frechet is 'x', wanted a number")):
         file.write_text(f"{record}\n{line}\n")
-        with pytest.raises(ValueError, match=rf"records\.jsonl, line 2, is no record: .*{said}"):
+        with pytest.raises(ValueError, match=rf"records\.jsonl, line 2, is not a record: .*{said}"):
             matrix.read(tmp_path)
 
 
