@@ -1,7 +1,9 @@
-"""Train one noise network on 8x8 digits and several kinds of moment heads on it: `python -m bench.assets.heads OUT`.
+"""Train a noise network on 8x8 digits, and several kinds of moment heads on it.
 
-Writes for each kind a folder that `gms_fast.load` takes, OUT/<kind>/model; `bench.experiments.quality` compares them.
---schedule cosine trains another network, for the question which noise schedule suits which solver.
+    python -m bench.assets.heads OUT
+
+Each kind gets a folder that `gms_fast.load` takes, OUT/<kind>/model; `bench.experiments.quality` compares them.
+--schedule cosine trains another network, to find which noise schedule suits which solver.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from gms_fast import data, io, schedules
 from gms_fast.models import MomentUNet
 from gms_fast.training import train_moment_heads, train_noise_network
 
-KINDS: dict[str, dict[str, Any]] = {  # the first is what the package ships
+KINDS: dict[str, dict[str, Any]] = {  # the package ships the first
     "normalised": {"moments": "central", "normalised": True, "head": "complex"},
     "simple": {"moments": "central", "normalised": True, "head": "simple"},
     "central": {"moments": "central", "head": "complex"},

@@ -1,8 +1,8 @@
 """Random GMS steps: finite noise moments of any size must give a finite x_s.
 
-The moments may contradict each other. The domain is |x|, |e1|, sqrt(|e2|) and cbrt(|e3|) up to 10^6, within the range of the dtype. fit="adan" with
-moments="cumulant" needs a data range: x_t/alpha_t may be 157 times x_t, and its gradient takes the sixth power. x_s may
-exceed the range of a narrow type, so it is written to float32.
+The moments may contradict each other. The domain is |x|, |e1|, sqrt(|e2|) and cbrt(|e3|) up to 10^6, within the range
+of the dtype. fit="adan" with moments="cumulant" needs a data range: x_t/alpha_t may be 157 times x_t, and its gradient
+takes the sixth power. x_s may exceed the range of a narrow type, so it is written to float32.
 """
 
 import random
