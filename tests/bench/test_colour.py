@@ -78,7 +78,7 @@ def test_the_same_command_finds_all_of_it_done(finished, file, capsys):
     command(file, finished)
     assert capsys.readouterr().out == ""
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
-    with pytest.raises(SystemExit, match=r"is of a run of --minutes 0\.01: give the same"):
+    with pytest.raises(SystemExit, match=r"holds one of --minutes 0\.01: give the same"):
         command(file, finished, "--minutes", "3")
 
 
