@@ -1,7 +1,9 @@
-"""Cost of Gaussian statistics of large images: `python -m bench.experiments.gaussian [--size 64] [--out FILE]`.
+"""Time and memory of Gaussian statistics of large images.
 
-`gms_fast.statistics.gaussian` of synthetic pictures, three colours of smooth noise with a power law of natural images
-made batch by batch: the seconds it takes beyond making them, and the most memory that the process ever held.
+    python -m bench.experiments.gaussian [--size 64] [--out FILE]
+
+`gms_fast.statistics.gaussian` runs on synthetic pictures: three colours of smooth noise with the power law of natural
+images, made batch by batch. The results are the seconds beyond making the pictures, and the process's peak memory.
 """
 
 import argparse
@@ -19,7 +21,10 @@ from gms_fast import statistics
 
 
 def pictures(count: int, size: int, batch: int, spent: list[float]) -> Iterator[Tensor]:
-    """Batches (b, 3, size, size) in [-1, 1] whose amplitudes fall as 1/frequency; the seconds go to `spent`."""
+    """Yield batches (b, 3, size, size) in [-1, 1] whose amplitudes fall as 1/frequency.
+
+    The seconds that they take are added to `spent`.
+    """
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
     falling = 1 / (rows**2 + columns**2).sqrt().clamp(min=1 / size)
