@@ -1,4 +1,4 @@
-"""Processes that fill a folder and are killed: the short form of the bench."""
+"""Short form of the kill tests of generation by several processes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Feature networks by name, import path and file, and the input that they are given."""
+"""Feature networks by name, import path and file, and the input that they get."""
 
 import zipfile
 

@@ -1,4 +1,4 @@
-"""The quality matrix: how a run resumes, what it refuses, and what it keeps."""
+"""The quality matrix: how a run resumes, and which cells and folders it refuses."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def first_run(tmp_path_factory):
 
 @pytest.fixture
 def first(first_run, tmp_path):
-    """A folder with the records of the first cell, which take a process to make."""
+    """Return a folder with the record of the first cell, which takes a process to make."""
     return Path(shutil.copytree(first_run, tmp_path / "out"))
 
 
@@ -71,7 +71,7 @@ def test_interrupted_matrix_goes_on_to_the_same_records(tmp_path, monkeypatch):
 
 
 def test_an_error_ends_the_run_at_once(tmp_path):
-    """The cells after the one that fails are not begun, but for those already handed to the one worker."""
+    """Start no cells after one that fails, except those already given to the only worker."""
     network = gms_fast.load("digits")
     with torch.no_grad():
         network.out[2].weight.fill_(3e38)
@@ -123,7 +123,7 @@ def test_reading_changes_nothing(tmp_path):
 
 
 def test_records_with_a_strength_and_without_name_their_cells(tmp_path):
-    """Those of before there were strengths have no such field, and those of cells without have none."""
+    """Read records from before strengths existed, which lack that field like cells without one."""
     cell = Cell("digits", "ddim", "angle", 5, 1, strength=0.4)
     for one in (CELLS[0], cell):
         assert matrix.cell_of(json.loads(json.dumps(one.fields)) | {"frechet": 1.5}) == one
@@ -164,7 +164,7 @@ def test_records_of_another_configuration_are_not_mixed(first, monkeypatch, chan
 
 
 def test_other_features_are_another_configuration(first):
-    """A folder of before features could be named has none of them."""
+    """Accept a folder from before features could be named, as one without features."""
     file = first / matrix.SETTINGS
     settings = json.loads(file.read_text())
     assert settings.pop("features") is None
@@ -183,7 +183,7 @@ def test_a_model_trained_anew_is_another_configuration(tmp_path):
     run(out, [Cell(models[0], "ddim", "uniform", 1)], data="digits", n=100)
     run(
         out, [Cell(m, "ddim", "uniform", 1) for m in models], data="digits", n=100
-    )  # one more is no other configuration
+    )  # another model does not change the configuration
     with torch.no_grad():
         network.out[2].bias.add_(0.1)
     gms_fast.io.save(network, models[0])
@@ -192,7 +192,7 @@ def test_a_model_trained_anew_is_another_configuration(tmp_path):
 
 
 def test_a_name_is_no_path(tmp_path, monkeypatch):
-    """A folder that happens to be called like a model, the very output for instance, is not what is evaluated."""
+    """Ignore a folder that happens to have a model's name, for instance the output folder."""
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
         run("mixture-1d", CELLS[:1])

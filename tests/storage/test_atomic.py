@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writing of files and folders."""
 
 import os
 import stat
@@ -128,7 +128,7 @@ def test_threads_that_write_one_file_leave_one_of_theirs(tmp_path):
 
 
 def test_scratch_is_not_swept_between_its_making_and_its_lock(tmp_path, monkeypatch):
-    """The other writer takes it for left behind; this one then makes another."""
+    """A scratch file that another writer deletes as abandoned is made again."""
     hold, swept = locks.hold, []
 
     def late(handle, path):

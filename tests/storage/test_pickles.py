@@ -1,4 +1,4 @@
-"""Files of torch from strangers: read as torch reads them, or refused by name; nothing in them runs."""
+"""Foreign torch files: read as torch reads them, or refused by name; nothing in them runs."""
 
 import io as bytes_io
 import zipfile
@@ -37,7 +37,7 @@ def test_files_of_torch_are_read_as_torch_reads_them(tmp_path, zipped):
 
 
 def trained():
-    """A checkpoint as training frameworks write it."""
+    """Return a checkpoint like those of training frameworks."""
     network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     network[1].weight = network[0].weight  # tied
     optimiser = torch.optim.AdamW(network.parameters())
@@ -170,7 +170,7 @@ def refused(tmp_path, content):
 
 
 def test_tensors_that_leave_their_storage_are_refused(tmp_path):
-    """torch reads what lies behind it in memory."""
+    """Refusal of tensors for which torch would read memory behind their storage."""
     stored = damage._Stored("0", 4)
     for count, offset, size, stride in (
         (4, 0, (5,), (1,)),
@@ -207,7 +207,7 @@ def bytes_text(text):
 
 
 def colliding(count):
-    """Items with integers of one hash for keys."""
+    """Return dictionary items whose integer keys have equal hashes."""
     return (
         b"".join(b"\x8a\x0a" + (i * ((1 << 61) - 1) << 3).to_bytes(10, "little") + b"Ns" for i in range(1, count + 1))
         + b"."

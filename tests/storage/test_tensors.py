@@ -1,4 +1,4 @@
-"""Bytes of tensors: equal where what is written is equal, and read as the library reads them."""
+"""Bytes of tensor files: deterministic, and read as the safetensors library reads them."""
 
 import json
 import subprocess
