@@ -46,7 +46,7 @@ NAME = "CIFAR-10 (JPEG 75)"
 PEAK = 989e12  # dense bfloat16 operations per second of an H100 or H200
 SHARES = (0.10, 0.15, 0.25, 0.35, 0.40)  # shares of the peak that a network may reach
 HEADS = 1 / 8  # time of the heads, as a share of the noise network's
-WEIGHTS = "min-snr"  # of the loss: bench/results/loss_weights.json
+WEIGHTS = "min-snr"  # of the loss, chosen in bench/results/loss_weights.json
 
 
 class Size(NamedTuple):
@@ -108,7 +108,7 @@ class Seen(nn.Module):
     used, because another classifier judges the result.
     """
 
-    TIME = 50.0  # of 1000
+    TIME = 50.0  # time step out of 1000
 
     def __init__(self, network: MomentUNet) -> None:
         super().__init__()

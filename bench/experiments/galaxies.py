@@ -56,7 +56,7 @@ class Galaxies(nn.Module):
         blocks = [inner[i : i + 12] for i in range(0, len(inner) - 2, 12)]
         self.blocks = nn.ModuleList(_Block(channels, patches, block) for block in blocks)
         self.norm = _filled(nn.LayerNorm((channels, patches)), *inner[-2:])
-        out = last.transpose(0, 1).flip(2, 3)  # jax correlates, torch convolves
+        out = last.transpose(0, 1).flip(2, 3)  # torch flips transposed kernels, jax does not
         self.out = _filled(nn.ConvTranspose2d(channels, 1, side, side), out, last_bias.flatten())
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

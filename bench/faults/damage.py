@@ -183,7 +183,7 @@ def _zipped(members: dict[str, bytes]) -> bytes:
 def misdescribed(data: bytes, rng: random.Random) -> bytes:
     """Change a value, key or nesting of JSON text, or of the header of a safetensors file."""
     if data[:1] in b"{[" and not data.startswith(b"\x93"):
-        if data.count(b"\n{") and data.startswith(b'{"model"'):  # lines
+        if data.count(b"\n{") and data.startswith(b'{"model"'):  # JSON lines
             lines = data.splitlines()
             i = rng.randrange(len(lines))
             return b"\n".join([*lines[:i], _mutated(lines[i], rng), *lines[i + 1 :]]) + b"\n"

@@ -116,7 +116,7 @@ class Command(NamedTuple):
     out: str
     again: str = "--resume"
     result: Callable[[Path], object] = content
-    done: Callable[[Path], int] = lambda _: 0  # what may not get less
+    done: Callable[[Path], int] = lambda _: 0
 
 
 def _steps(out: Path) -> int:
@@ -301,7 +301,7 @@ def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str =
     alone = _group_ends(child)
     if not ended:
         os.waitpid(child, 0)
-    os.write(words, b"\n")  # so that the read below never blocks
+    os.write(words, b"\n")  # so that the read below finds something
     text = os.read(said, 1 << 16).decode()
     os.close(said)
     os.close(words)

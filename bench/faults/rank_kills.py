@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch._dynamo  # ranks would import it, each for itself
+import torch._dynamo  # once here instead of in each rank
 
 from bench.faults import kills
 from bench.faults.kills import FULL, VANISHED

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-_TRACEME, _SYSCALL, _SETOPTIONS = 0, 24, 0x4200  # of ptrace
+_TRACEME, _SYSCALL, _SETOPTIONS = 0, 24, 0x4200  # requests of ptrace
 _SYSGOOD, _EXITKILL = 1, 1 << 20
 _AT_CALL = signal.SIGTRAP | 0x80
 

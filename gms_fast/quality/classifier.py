@@ -108,9 +108,9 @@ def _convolution(given: int, made: int, stride: int = 1) -> nn.Sequential:
 
 
 def load(name: str) -> Classifier:
-    """The classifier of a name of `SHAPES`, in eval mode. Raises ValueError where there is none."""
+    """Load the classifier of a name in `SHAPES`, in eval mode; raise ValueError for other names."""
     if name not in SHAPES:
-        raise ValueError(f"there are classifiers for {', '.join(SHAPES)}: got {name!r}")
+        raise ValueError(f"name must be one of the classifiers {', '.join(SHAPES)}: got {name!r}")
     net = ColourClassifier() if name == "cifar10" else DigitClassifier(SHAPES[name][-1])
     tensors.load_into(net, WEIGHTS / f"{name}.safetensors")
     return net.requires_grad_(False).eval()

@@ -226,7 +226,7 @@ def _results(todo: Sequence[Cell], n: Any, said: dict[str, Any], workers: int) -
         ours.close()
         raise
     finally:
-        pool.shutdown(cancel_futures=True)  # not `with`: its shutdown would not cancel
+        pool.shutdown(cancel_futures=True)  # not `with`: its own shutdown would undo the cancelling
         theirs.close()
 
 

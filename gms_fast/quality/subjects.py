@@ -130,7 +130,7 @@ def build(model: str, source: str | None = None, schedule: str | None = None, fe
     seen = _features(features, source, tuple(real.shape[1:]))
     asked = tuple(getattr(network, "needed", ()))
     if len(asked) > 1:
-        raise ValueError(f"model must depend on classes at most: {model} asks for {', '.join(asked)}")
+        raise ValueError(f"model must need no condition other than classes: {model} needs {', '.join(asked)}")
     classes = int(data.load_labels(source).max()) + 1 if asked else 0
     return Subject(network, real[:half][:REFERENCE], real[half:], seen, (-1.0, 1.0), torch.float32, classes)
 

@@ -30,7 +30,7 @@ from gms_fast.storage import locks
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_EXCHANGE, _AT_FDCWD = 2, -100  # of Linux's renameat2
+_EXCHANGE, _AT_FDCWD = 2, -100  # arguments of renameat2 (Linux)
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 _SYNCED = 8  # files flushed in parallel
 _LONGEST = 200  # bytes of a target's name; scratch names are longer by a suffix

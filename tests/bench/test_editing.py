@@ -16,7 +16,7 @@ def test_the_conditional_law_is_that_of_many_draws():
     free = torch.tensor([False, False, True, True])
     mean, covariance = editing.conditional(law, torch.tensor([0.5, -0.5, 9.0, 9.0], dtype=torch.float64), free)
     C = (vectors * law.eigenvalues) @ vectors.T
-    precision = torch.linalg.inv(C)  # of the free given the others: its block, inverted
+    precision = torch.linalg.inv(C)  # its inverted block is the conditional covariance
     wanted = torch.linalg.inv(precision[2:, 2:])
     assert torch.allclose(covariance, wanted, atol=1e-8)
     away = torch.tensor([0.4, -0.7], dtype=torch.float64)

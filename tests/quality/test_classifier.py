@@ -27,7 +27,7 @@ def test_classifier_refuses_other_images():
     for shape in ((1, 32, 32), (3, 28, 28)):
         with pytest.raises(ValueError, match=r"images must be \(N, 3, 32, 32\): got \(2, "):
             classifier.load("cifar10").features(torch.zeros(2, *shape))
-    with pytest.raises(ValueError, match="there are classifiers for mnist5k, digits, cifar10: got 'cifar'"):
+    with pytest.raises(ValueError, match="name must be one of the classifiers mnist5k, digits, cifar10: got 'cifar'"):
         classifier.load("cifar")
 
 
