@@ -47,9 +47,9 @@ def train(kind: type[nn.Module], images: Tensor, labels: Tensor, epochs: int, se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", default=data.names(), choices=data.names())
+    parser.add_argument("data", nargs="*", default=data.names(), choices=data.names(), help="data sets (default: all)")
     parser.add_argument("--search", action="store_true", help="train the networks of gms_fast.search")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=30, help="passes over the data (default: %(default)s)")
     args = parser.parse_args()
     folder, kind = (features.WEIGHTS, features.DigitFeatures) if args.search else (classifier.WEIGHTS, DigitClassifier)
     folder.mkdir(exist_ok=True)

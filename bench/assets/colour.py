@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=".npz file with images and labels")
     parser.add_argument("--out", type=Path, help="folder of the run")
     parser.add_argument("--minutes", type=float, default=8, help="time for the noise network, all sittings together")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="device of the training (default: %(default)s)")
     parser.add_argument("--toy", action="store_true", help="a useless network in seconds, as a test")
     parser.add_argument("--plan", action="store_true", help="show the size of the network, and end")
     args = parser.parse_args()

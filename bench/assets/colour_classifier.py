@@ -68,12 +68,19 @@ def train(images: Tensor, labels: Tensor, epochs: int, precision: torch.dtype) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--out", type=Path, default=classifier.WEIGHTS / "cifar10.safetensors")
+    parser.add_argument("--data", type=Path, required=True, help=".npz of training pictures")
+    parser.add_argument("--test", type=Path, required=True, help=".npz of test pictures")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="device of the training (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=classifier.WEIGHTS / "cifar10.safetensors", help="file of the weights"
+    )
     args = parser.parse_args()
     seen, unseen = ((data.load(file), data.load_labels(file)) for file in (args.data, args.test))
     net = train(*(part.to(args.device) for part in seen), args.epochs, getattr(torch, args.precision)).cpu()

@@ -33,11 +33,17 @@ def network(kind: str, schedule: str) -> MomentUNet:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--schedule", default="linear", choices=("cosine", "linear"))
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--steps", type=int, default=6_000)
-    parser.add_argument("--head-steps", type=int, default=4_000)
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument(
+        "--schedule", default="linear", choices=("cosine", "linear"), help="noise schedule (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="kinds of heads (default: all)"
+    )
+    parser.add_argument("--steps", type=int, default=6_000, help="training steps of the network (default: %(default)s)")
+    parser.add_argument(
+        "--head-steps", type=int, default=4_000, help="training steps of the heads (default: %(default)s)"
+    )
     args = parser.parse_args()
     images, settings = data.load("digits"), {"batch_size": 64, "lr": 1e-3}
     base = train_noise_network(

@@ -88,9 +88,11 @@ def measure() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="*", type=int, default=list(RECIPE), help="network calls: 5, 10 (default: both)")
-    parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/search"), help="folder of the searches (default: %(default)s)"
+    )
     parser.add_argument("--ship", action="store_true", help="replace the embedded tables")
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead")
     parser.add_argument("--one", nargs=2, metavar=("STEPS", "REMATERIALISE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

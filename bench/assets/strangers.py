@@ -117,10 +117,12 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=["unet", "dit"], choices=["unet", "dit"])
-    parser.add_argument("--steps", type=int, default=6_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("out", type=Path, help="folder of the networks")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["unet", "dit"], choices=["unet", "dit"], help="networks to train"
+    )
+    parser.add_argument("--steps", type=int, default=6_000, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and training")
     args = parser.parse_args()
     for kind in args.kinds:
         if (args.out / kind).is_dir():

@@ -116,7 +116,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("heads", nargs="+", type=Path)
+    parser.add_argument("heads", nargs="+", type=Path, help="folders of trained heads")
     parser.add_argument("--draws", type=int, default=DRAWS, help="draws of the noise for each digit and level")
     parser.add_argument("--runs", type=int, default=RUNS, help="runs of each timed call")
     parser.add_argument("--out", type=Path, help="write the results as JSON")

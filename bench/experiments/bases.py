@@ -176,9 +176,9 @@ def figure(values: Sequence[float], decimals: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 10, 20])
-    parser.add_argument("--n", type=int, default=N[MODEL])
-    parser.add_argument("--ranges", type=int, default=3)
+    parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 10, 20], help="numbers of network calls")
+    parser.add_argument("--n", type=int, default=N[MODEL], help="samples of a range (default: %(default)s)")
+    parser.add_argument("--ranges", type=int, default=3, help="ranges of samples (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON, and the tables next to it as Markdown")
     args = parser.parse_args()
     where = environment()

@@ -140,7 +140,7 @@ def rows(name: str, n: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
     parser.add_argument("--quick", action="store_true", help="few samples of the 8x8 digits, to test the command")
     args = parser.parse_args()
     sizes = {"digits": 100} if args.quick else N

@@ -168,11 +168,15 @@ def table(scores: dict[str, dict[str, list[float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20])
-    parser.add_argument("--digit-steps", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20], help="numbers of steps K of the 1-D mixtures"
+    )
+    parser.add_argument(
+        "--digit-steps", type=int, nargs="+", default=[5, 10, 20], help="numbers of steps K of the digits"
+    )
     parser.add_argument("--samples", type=int, default=100_000, help="samples of the 1-D mixture")
     parser.add_argument("--digits", type=int, default=2000, help="samples of the digits")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--out", type=Path, help="write the scores as JSON, and the tables next to it as Markdown")
     args = parser.parse_args()
     cloud = PointCloud(data.load("digits").flatten(1), BANDWIDTH)

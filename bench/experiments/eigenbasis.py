@@ -181,10 +181,10 @@ def learned(steps: Sequence[int], n: int, ranges: int) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 20])
-    parser.add_argument("--n", type=int, default=4000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 20], help="numbers of steps K")
+    parser.add_argument("--n", type=int, default=4000, help="samples with exact moments")
     parser.add_argument("--learned", type=int, default=1000, help="samples of the learned model")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--out", type=Path, help="write the scores as JSON, and the tables next to it as Markdown")
     args = parser.parse_args()
     scores = exact(args.steps, args.n, args.seeds)

@@ -127,8 +127,10 @@ def show(x: Tensor, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--network", default="hsc32", choices=list(NETWORKS))
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument(
+        "--network", default="hsc32", choices=list(NETWORKS), help="network of galaxygrad (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=2_000, help="training steps of the heads (default: 2000)")
     parser.add_argument("-n", type=int, default=1_024, help="samples to learn from (default: 1024)")
     args = parser.parse_args()

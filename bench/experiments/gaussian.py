@@ -40,11 +40,11 @@ def pictures(count: int, size: int, batch: int, spent: list[float]) -> Iterator[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--rank", type=int, default=512)
-    parser.add_argument("--flips", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=20_000, help="number of pictures (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=512, help="number of eigenvectors (default: %(default)s)")
+    parser.add_argument("--flips", action="store_true", help="count mirrored pictures too")
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
     spent, began = [0.0], time.perf_counter()
     found = statistics.gaussian(pictures(args.images, args.size, 1000, spent), args.rank, flips=args.flips)

@@ -117,8 +117,8 @@ def quality(fit: str, guard: str, steps: int, n: int, index: int) -> dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10])
-    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10], help="numbers of steps K")
+    parser.add_argument("--samples", type=int, default=1000, help="samples of a range")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     result: dict[str, Any] = {"environment": environment(), "samples": args.samples, "shares": {}, "quality": []}

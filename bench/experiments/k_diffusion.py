@@ -63,7 +63,7 @@ class Denoiser:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k-diffusion", type=Path, help="folder of a checkout of k-diffusion")
     parser.add_argument("--comfyui", type=Path, help="folder of a checkout of ComfyUI")
     given = parser.parse_args()

@@ -90,10 +90,14 @@ def judged(folders: dict[str, list[Path]], out: Path) -> dict[str, dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "loss_weights.json")
-    parser.add_argument("--runs", type=Path, default=Path("runs/loss_weights"))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "loss_weights.json", help="file of the result (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/loss_weights"), help="folder of the networks (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="networks for each weighting (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: %(default)s)")
     args = parser.parse_args()
     folders = dict[str, list[Path]]()
     for seed in range(args.seeds):

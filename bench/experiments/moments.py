@@ -40,10 +40,10 @@ def errors(model: object, exact: PointCloud, x_0: torch.Tensor, t: int, seed: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mnist")
-    parser.add_argument("--data", default="mnist5k")
-    parser.add_argument("--times", type=int, nargs="+", default=[900, 800, 700, 600])
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--model", default="mnist", help="name or folder of the model (default: %(default)s)")
+    parser.add_argument("--data", default="mnist5k", help="its data (default: %(default)s)")
+    parser.add_argument("--times", type=int, nargs="+", default=[900, 800, 700, 600], help="time steps")
+    parser.add_argument("--images", type=int, default=64, help="number of images (default: %(default)s)")
     args = parser.parse_args()
     model, images = gms_fast.load(args.model), data.load(args.data)
     exact = PointCloud(images, schedule=model.schedule)

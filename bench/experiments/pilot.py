@@ -15,8 +15,8 @@ from gms_fast.quality.subjects import LEARNED
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--levels", type=int, default=16)
-    parser.add_argument("--images", type=int, default=250)
+    parser.add_argument("--levels", type=int, default=16, help="number of noise levels")
+    parser.add_argument("--images", type=int, default=250, help="number of images")
     args = parser.parse_args()
     for name, source in LEARNED.items():
         images = data.load(source)

@@ -291,13 +291,15 @@ def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="*", help=f"as in bench/README.md (default: all but {', '.join(BY_FOLDER)})")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="few samples, to test the command")
     parser.add_argument(
         "--heads", type=Path, help="folder of trained heads, NAME/model each (bench.assets.heads, gms-fast train-heads)"
     )
     parser.add_argument("--data", help="for group cifar10: .npz of images and labels")
     parser.add_argument("--device", help="for group cifar10: device of the networks (default: cpu)")
-    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quality"), help="folder of the groups (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
     args = parser.parse_args()
     known = groups(args.heads)

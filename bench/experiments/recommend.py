@@ -22,7 +22,7 @@ SAMPLES = {"digits": 1600, "mnist": 800}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS))
+    parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS), help="numbers of network calls")
     args = parser.parse_args()
     found: dict[str, Any] = {}
     for name, samples in SAMPLES.items():

@@ -37,8 +37,13 @@ def measured(subject: subjects.Subject, times: list[float], solver: solvers.GMS)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--evaluations", type=int, default=120)
-    parser.add_argument("--out", type=Path, default=Path("runs/search/gms.json"))
+    parser.add_argument("--evaluations", type=int, default=120, help="evaluations of the search (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/search/gms.json"),
+        help="file of the search, to resume from (default: %(default)s)",
+    )
     args = parser.parse_args()
     subject = subjects.build("mnist")
     first = solvers.GMS(covariance=statistics.load_gaussian("mnist"))

@@ -90,7 +90,9 @@ def search(model: str, calls: int, measured: Measured) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/settings"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/settings"), help="folder of the records (default: %(default)s)"
+    )
     args = parser.parse_args()
     now = environment()
     options = {"n": N, "progress": sys.stderr.isatty(), "origin": f"commit {now['commit']}"}

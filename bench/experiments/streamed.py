@@ -110,7 +110,7 @@ def line(count: int, width: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write the lines as JSON")
     parser.add_argument("--one", nargs=3, metavar=("WAY", "COUNT", "WIDTH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -37,8 +37,8 @@ def distance(solver: solvers.Solver, steps: int, samples: int, seed: int = 0) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20, 50])
-    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20, 50], help="numbers of steps K")
+    parser.add_argument("--samples", type=int, default=100_000, help="number of samples")
     args = parser.parse_args()
     where = environment()
     print(f"<!-- {args.samples} samples, commit {where['commit']}, {where['date']}, torch {where['torch']} -->")

@@ -104,11 +104,11 @@ def _first(cases: Iterable[object], count: int | None) -> Iterator[object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     parser.add_argument("--minutes", type=float, default=4.0, help="total time of all parts (default: 4)")
     parser.add_argument("--count", type=int, help="most cases of each part")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases")
     parser.add_argument("--out", type=Path, help="JSON record to write, and to resume from")
     args = parser.parse_args()
     if len(args.parts) > 1:  # a part that crashes or fills its memory then spares the others

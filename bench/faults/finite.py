@@ -70,7 +70,7 @@ def survey(names: Iterable[str], steps: Iterable[int], progress: bool = False) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["digits", "mnist"])
+    parser.add_argument("--models", nargs="+", default=["digits", "mnist"], help="embedded models")
     parser.add_argument("--steps", type=int, default=100, help="the largest K")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()

@@ -106,8 +106,8 @@ def table(figures: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fits", type=int, default=1_000_000, help="fits of each kind of fit and dtype")
-    parser.add_argument("--calls", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calls", type=int, default=100_000, help="calls of ops")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     failed: dict[str, str] = {}

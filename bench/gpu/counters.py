@@ -54,7 +54,9 @@ def watch(command: list[str], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
+    parser.add_argument(
+        "--backend", default="cuda", choices=("cuda", "triton"), help="backend to profile (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="text file of the report (default: launch only, under ncu)")
     args = parser.parse_args()
     if not torch.cuda.is_available():

@@ -69,7 +69,9 @@ def call_linear(x: Tensor, a: Tensor, b: Tensor, c: Tensor, weights: Tensor) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
+    parser.add_argument(
+        "--backend", default="cuda", choices=("cuda", "triton"), help="backend to call (default: %(default)s)"
+    )
     parser.add_argument("--rehearse", action="store_true", help="run without a GPU, on what `rehearsal` builds")
     args = parser.parse_args()
     if args.rehearse:

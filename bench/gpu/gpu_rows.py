@@ -115,12 +115,12 @@ def begin(backend: str, rehearse: bool) -> Gpu:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", required=True, choices=("cuda", "triton"))
+    parser.add_argument("--backend", required=True, choices=("cuda", "triton"), help="backend to measure")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="groups of parts, in this order")
-    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--seconds", type=float, default=180, help="time limit (default: %(default)s)")
     parser.add_argument("--commit", help="commit that is measured (default: git's)")
     parser.add_argument("--rehearse", action="store_true", help="run without a GPU: the figures mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="write the figures as JSON")
     args = parser.parse_args()
     end = time.monotonic() + args.seconds
     try:

@@ -71,7 +71,7 @@ def begin_idle_cuda() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=20, help="runs, of which the fastest counts")
     parser.add_argument("--idle-cuda", action="store_true", help="time calls up to a launch of the CUDA kernels")
     args = parser.parse_args()
     if args.idle_cuda:

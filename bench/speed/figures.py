@@ -105,9 +105,9 @@ def main(
 ) -> None:
     """Run a benchmark from the command line; fail for a wrong kernel, but not for a missed bar."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--shape", default="cifar", choices=SHAPES)
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
+    parser.add_argument("--shape", default="cifar", choices=SHAPES, help="shape of the inputs (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=30, help="turns of each case (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     result = measure(Gpu() if args.device == "cuda" else Machine(), args.shape, args.runs)

@@ -27,7 +27,7 @@ def seconds(module: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--runs", type=int, default=11, help="processes of each import (default: %(default)s)")
     runs = parser.parse_args().runs
     times: dict[str, list[float]] = {module: [] for module in MODULES}
     for _ in range(runs):

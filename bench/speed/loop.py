@@ -239,7 +239,7 @@ def _line(costs: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=20, help="turns of each side, fewer for large states")
     parser.add_argument("--quick", action="store_true", help="small states, to test the command")
     parser.add_argument("--cifar", action="store_true", help="with a U-Net of CIFAR-10's size: minutes on a CPU")

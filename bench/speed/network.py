@@ -107,8 +107,10 @@ def show_batches(seconds: dict[str, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=15, help="turns of each case (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=UNIT, help=f"pictures of a call (default: {UNIT})")
     parser.add_argument("--compiled", action="store_true", help="time torch.compile too")
     parser.add_argument("--batches", action="store_true", help="pictures per second by batch size")

@@ -115,7 +115,7 @@ def table(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=9, help="turns of each side")
     parser.add_argument("--batch", type=int, help="samples of CIFAR-10's size (default: 16, on a GPU 128)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

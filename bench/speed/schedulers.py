@@ -128,7 +128,7 @@ def measure(machine: Machine, shapes: tuple[tuple[int, ...], ...], runs: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=20, help="turns of each side")
     parser.add_argument("--quick", action="store_true", help="one small state, to test the command")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

@@ -85,7 +85,7 @@ def measure(runs: int) -> dict[str, tuple[float, float, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=20, help="runs, of which the fastest counts")
     print(f"{'microseconds':16} {'a call':>8} {'by Triton':>10} {'without':>8}")
     for name, (here, slowly, nothing) in measure(parser.parse_args().runs).items():
         print(f"{name:16} {here:8.2f} {slowly:10.2f} {nothing:8.2f}")
