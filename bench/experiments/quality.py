@@ -12,8 +12,7 @@ angle    all of these on the grid "angle", now the default of GMS
 cosine   exact moments of 8x8 digits on the cosine schedule
 calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers (required)
 gaussian gains by the mean and covariance of the data at equal network calls: teleport, GMS with covariance
-ends     multistep solvers on grids with and without a jump of noise levels at the end, with and without low orders
-    there
+ends     multistep solvers on grids with and without a jump of noise levels at the end, with low orders there or not
 stroke   stroke synthesis at equal network calls, by strength: realism against distance to the strokes; half an hour
 best     GMS at searched settings and at its defaults with statistics, and recommended solvers
 ggdm     tables learned for the embedded 28x28 model, beside their initial solvers and the best without a table

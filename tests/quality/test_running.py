@@ -163,7 +163,7 @@ def test_other_features_are_refused_by_what_differs():
         ours.refuse_other(Running(7, "mnist5k 01"))
     with pytest.raises(ValueError, match="'x' there; width: 6 here, 7 there"):
         ours.merge(Running(7, "x"))
-    with pytest.raises(ValueError, match="parts must be at least one"):
+    with pytest.raises(ValueError, match="parts must hold at least one part"):
         Running.merged([])
     with pytest.raises(ValueError, match="width must be an integer of at least 1: got 0"):
         Running(0)
