@@ -1,7 +1,7 @@
-"""Measurements, experiments and trials of gms_fast; README.md says which command answers which question.
+"""Benchmarks, experiments and fault tests of gms_fast; README.md says which command to run.
 
-`python -m` puts the checkout first on the path. What is looked at here is the gms_fast that is installed, which may be
-another one: so the checkout comes last.
+They use the installed gms_fast, which may be another one than the checkout's. `python -m` puts the checkout first on
+the path, so this module moves it to the end.
 """
 
 import sys

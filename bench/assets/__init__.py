@@ -1,1 +1,1 @@
-"""Makers of the files that the package ships: networks, classifiers, tables."""
+"""Commands that make the files which the package ships: networks, classifiers, tables."""

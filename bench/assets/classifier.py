@@ -1,8 +1,11 @@
-"""Train the digit classifiers that measures and searches look through: `python -m bench.assets.classifier [DATA ...]`.
+"""Train the digit classifiers that give features to quality measures and searches.
 
-Each is trained on all but every fifth image of a data set in a fixed random order, moved by up to a fourteenth of its
-side and with noise, and judged on the others. Writes gms_fast/quality/classifiers/, or with --search the networks of
-another architecture and seed that `gms_fast.search` looks through, and prints the accuracy.
+    python -m bench.assets.classifier [DATA ...] [--search]
+
+Each is trained on four fifths of a data set, in a fixed random order, and its accuracy on the rest is printed. Training
+images are shifted by up to a fourteenth of their side, and noise is added. The files go to
+gms_fast/quality/classifiers/. With --search they are the networks of `gms_fast.search`, which have another
+architecture and seed.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from gms_fast.storage import tensors as stored
 
 
 def held_out(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels, and which of them the classifier has not seen."""
+    """Return images, labels, and a mask of those that the classifier has not seen."""
     images, labels = data.load(name), data.load_labels(name)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return images, labels, order % 5 == 0
@@ -44,9 +47,9 @@ def train(kind: type[nn.Module], images: Tensor, labels: Tensor, epochs: int, se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", default=data.names(), choices=data.names())
-    parser.add_argument("--search", action="store_true", help="those of gms_fast.search")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("data", nargs="*", default=data.names(), choices=data.names(), help="data sets (default: all)")
+    parser.add_argument("--search", action="store_true", help="train the networks of gms_fast.search")
+    parser.add_argument("--epochs", type=int, default=30, help="passes over the data (default: %(default)s)")
     args = parser.parse_args()
     folder, kind = (features.WEIGHTS, features.DigitFeatures) if args.search else (classifier.WEIGHTS, DigitClassifier)
     folder.mkdir(exist_ok=True)

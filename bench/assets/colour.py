@@ -1,18 +1,22 @@
-"""Train a network of small colour pictures in minutes of a GPU: `python -m bench.assets.colour --data FILE --out OUT`.
+"""Train a model of small colour pictures, with all that solvers use, in minutes of a GPU.
 
-FILE is an .npz of `images` and `labels`: for the quality matrix the training pictures of CIFAR-10 (JPEG 75). OUT/model
-is then what `gms_fast.load` takes: a class-conditional network with moment heads, and beside it all that solvers take.
+    python -m bench.assets.colour --data FILE --out OUT [--minutes 8]
 
-plan     times a few steps on the device, and plans as many as go into --minutes; the rate falls to 0 with the last one
-noise    the noise network, with a checkpoint every minute
-heads    moment heads on it, for an eighth of that time
-model    the folder, with a picture of samples
-gaussian, curves, tables  mean and covariance of the data, what DPM-Solver-v3 takes, learned samplers of 5 and 10 calls
-card     OUT/model/README.md: data, commands, device, seconds
+FILE is an .npz of `images` and `labels`; the quality matrix uses the training pictures of CIFAR-10 (JPEG 75).
+OUT/model can then be loaded by `gms_fast.load`: a class-conditional network with moment heads. The stages are:
 
-Ended at any time, by a signal, `timeout 9m`, or the loss of the machine, the same command goes on: --minutes 16 in two
-sittings of eight is one run. --plan shows how large the network is and what a GPU should make of it. --toy does all of
-it in seconds on a CPU.
+plan      time a few steps on the device, and plan as many as fit into --minutes; the rate falls to 0 at the last one
+noise     train the noise network, with a checkpoint every minute
+heads     train moment heads on it, for an eighth of that time
+model     write the folder, and a picture of samples
+gaussian  mean and covariance of the data
+curves    statistics for DPM-Solver-v3
+tables    learned samplers of 5 and 10 network calls
+card      OUT/model/README.md: data, commands, device, seconds
+
+The run may end at any time, by a signal, `timeout 9m`, or the loss of the machine; the same command resumes it.
+So --minutes 16 in two sittings of eight is one run. --plan shows the size of the network and an estimate for a GPU.
+--toy does everything in seconds on a CPU.
 """
 
 import argparse
@@ -39,19 +43,19 @@ from gms_fast.tables import empirical, gaussian
 from gms_fast.training import train_moment_heads, train_noise_network
 
 NAME = "CIFAR-10 (JPEG 75)"
-PEAK = 989e12  # dense bfloat16 operations of an H100 or H200 in a second
-SHARES = (0.10, 0.15, 0.25, 0.35, 0.40)  # of it that a network may reach
-HEADS = 1 / 8  # of the time of the noise network
-WEIGHTS = "min-snr"  # of the loss: bench/results/loss_weights.json
+PEAK = 989e12  # dense bfloat16 operations per second of an H100 or H200
+SHARES = (0.10, 0.15, 0.25, 0.35, 0.40)  # shares of the peak that a network may reach
+HEADS = 1 / 8  # time of the heads, as a share of the noise network's
+WEIGHTS = "min-snr"  # of the loss, chosen in bench/results/loss_weights.json
 
 
 class Size(NamedTuple):
-    """Network, and numbers of each stage."""
+    """Sizes of the network and of each stage."""
 
     network: dict[str, Any]
     batch: int
     warmup: int
-    timed: tuple[int, int, int]  # steps that compile, and of two runs whose difference is timed
+    timed: tuple[int, int, int]  # steps of a run that compiles, and of two runs whose difference is timed
     curves: dict[str, int]
     tables: dict[int, dict[str, Any]]
     drawn: int  # pictures of each class
@@ -82,7 +86,10 @@ SEARCH = {"variant": "time", "initial": "unip", "spacing": 0.7}
 
 
 class Turns(nn.Module):
-    """A network with classes as one without: rows take turns through them. `unguided` is the one it stands for."""
+    """Class-conditional network used as an unconditional one: the rows take the classes in turn.
+
+    `unguided` is the network itself.
+    """
 
     def __init__(self, network: MomentUNet) -> None:
         super().__init__()
@@ -95,12 +102,13 @@ class Turns(nn.Module):
 
 
 class Seen(nn.Module):
-    """Features (n, D) of pictures: the noise network's own at a low noise level, pooled, and the picture in 8x8.
+    """Features (n, D) of pictures for the search.
 
-    No classifier: what is learned through one would be judged by its like.
+    They are the noise network's own features at a low noise level, pooled, and the picture in 8x8. A classifier is not
+    used, because another classifier judges the result.
     """
 
-    TIME = 50.0  # of 1000
+    TIME = 50.0  # time step out of 1000
 
     def __init__(self, network: MomentUNet) -> None:
         super().__init__()
@@ -114,7 +122,7 @@ class Seen(nn.Module):
 
 
 def network(size: Size, side: int, classes: int) -> MomentUNet:
-    """A new network, always the same."""
+    """Make a new network, the same at each call."""
     torch.manual_seed(0)
     return MomentUNet(
         image_size=side,
@@ -127,7 +135,7 @@ def network(size: Size, side: int, classes: int) -> MomentUNet:
 
 
 def operations(model: MomentUNet) -> float:
-    """Floating-point operations of a training step for one picture: of the network forwards and backwards."""
+    """Return the floating-point operations of a training step per picture, forward and backward."""
     there = model.to("meta")
     x, t, y = torch.zeros(2, *model.sample_shape), torch.zeros(2), torch.zeros(2, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -136,14 +144,14 @@ def operations(model: MomentUNet) -> float:
 
 
 def planned(size: Size, minutes: float) -> str:
-    """Size of the network and its pictures in so many minutes, if a GPU reaches a share of its peak."""
+    """Describe the network's size, and the pictures that a GPU processes at shares of its peak."""
     model = network(size, 32, 10)
     count, cost = sum(p.numel() for p in model.parameters()), operations(model)
     shares = ", ".join(f"{share:.0%}: {share * PEAK * 60 * minutes / cost / 1e6:.1f}" for share in SHARES)
     return (
         f"{count / 1e6:.1f} million parameters, {cost / 1e9:.1f} GFLOP a picture and step\n"
         f"million pictures in {minutes:g} minutes by share of {PEAK / 1e12:.0f} TFLOP/s: {shares}\n"
-        "small convolutions of 32x32 pictures reach less than large products do: 15% is what to count on"
+        "small convolutions of 32x32 pictures reach less than large products do: expect 15%"
     )
 
 
@@ -154,7 +162,7 @@ class Run:
         self.args, self.out, self.device = args, args.out, torch.device(args.device)
         self.size, self.cuda = TOY if args.toy else FULL, self.device.type == "cuda"
         parts = [part for part, _ in data.stream(args.data, 10_000)]
-        self.images = torch.cat(parts).to(self.device)  # bytes stay bytes
+        self.images = torch.cat(parts).to(self.device)  # uint8 stays uint8
         self.labels = data.load_labels(args.data).to(self.device)
         self.model = network(self.size, self.images.shape[-1], int(self.labels.max()) + 1).to(self.device)
         self.file = self.out / "run.json"
@@ -162,10 +170,10 @@ class Run:
         if self.file.exists():
             self.known = json.loads(self.file.read_text())
             if (self.known["minutes"], self.known["toy"]) != (args.minutes, args.toy):
-                raise SystemExit(f"--out {self.out} is of a run of --minutes {self.known['minutes']:g}: give the same")
+                raise SystemExit(f"--out {self.out} holds one of --minutes {self.known['minutes']:g}: give the same")
 
     def stage(self, name: str, make: Callable[[], None], *, again: bool = False) -> None:
-        """Do what has not ended before, or nevertheless; the seconds of all sittings are kept."""
+        """Run a stage that has not ended before, or any with `again`; add up its seconds."""
         ended, seconds, start = self.known["ended"], self.known["seconds"], time.perf_counter()
         if name in ended and not again:
             return
@@ -181,7 +189,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of both stages of training."""
+        """Return the arguments that both training stages share."""
         given = {"batch_size": self.size.batch, "warmup": self.size.warmup, "flips": True, "label_dropout": 0.1}
         given |= {"precision": "bfloat16" if self.cuda else "float32", "compile": self.cuda, "ema": 0.9995}
         return {**given, "checkpoint_seconds": 60.0, "progress": sys.stderr.isatty()}
@@ -196,7 +204,7 @@ class Run:
         train_moment_heads(self.model, seen, steps=steps, out=out, **options)
 
     def plan(self) -> None:
-        """Steps of both stages, by their time on this device."""
+        """Plan the steps of both training stages from their time on this device."""
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         for stage, seconds in (("noise", 60 * self.args.minutes), ("heads", 60 * self.args.minutes * HEADS)):
             each = self._seconds(getattr(self, stage))
@@ -204,7 +212,10 @@ class Run:
         self.model.load_state_dict(before)
 
     def _seconds(self, train: Callable[[int, Path], None]) -> float:
-        """Seconds of a step: the difference of two runs that differ in steps alone, when all is compiled."""
+        """Measure the seconds of a step, by two runs that differ only in their steps.
+
+        An earlier run compiles everything.
+        """
         found = []
         for steps in self.size.timed:
             with tempfile.TemporaryDirectory() as folder:
@@ -214,7 +225,7 @@ class Run:
         return max(found[2] - found[1], 1e-3) / (self.size.timed[2] - self.size.timed[1])
 
     def folder(self, saved: Path) -> None:
-        """The model, and a picture of samples, a column for each class."""
+        """Write the model, and a picture of samples with a column for each class."""
         count = self.model.no_class or 1
         y = torch.arange(self.size.drawn * count, device=self.device) % count
         x = gms_fast.sample(self.model.eval(), 20, n=len(y), condition={"y": y}, batch_size=128)
@@ -293,13 +304,13 @@ CIFAR-10 was collected by A. Krizhevsky, V. Nair and G. Hinton (*Learning Multip
 
 
 def made(run: Run) -> None:
-    """All stages, those that ended before left out."""
+    """Run all stages that have not ended."""
     saved = run.out / "model"
     run.stage("plan", run.plan)
     if "model" not in run.known["ended"]:
         for name, train in (("noise", run.noise), ("heads", run.heads)):
             steps = run.known["plan"][name]["steps"]
-            run.stage(name, partial(train, steps, run.out / name), again=True)  # one that ended gives its weights
+            run.stage(name, partial(train, steps, run.out / name), again=True)  # a finished stage loads its weights
         run.stage("model", partial(run.folder, saved))
     model = io.load(saved).to(run.device)
     run.stage("gaussian", partial(run.gaussian, saved / gaussian.FILE))
@@ -313,9 +324,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help=".npz file with images and labels")
     parser.add_argument("--out", type=Path, help="folder of the run")
-    parser.add_argument("--minutes", type=float, default=8, help="of the noise network, all sittings together")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--toy", action="store_true", help="a network of no use, in seconds")
+    parser.add_argument("--minutes", type=float, default=8, help="time for the noise network, all sittings together")
+    parser.add_argument("--device", default="cuda", help="device of the training (default: %(default)s)")
+    parser.add_argument("--toy", action="store_true", help="a useless network in seconds, as a test")
     parser.add_argument("--plan", action="store_true", help="show the size of the network, and end")
     args = parser.parse_args()
     if args.plan:

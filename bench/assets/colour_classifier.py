@@ -1,12 +1,14 @@
-"""Train the classifier of small photographs: `python -m bench.assets.colour_classifier --data A.npz --test B.npz`.
+"""Train the classifier of small photographs, whose features are called "cifar10".
 
-The files hold `images` (N, 3, 32, 32) and `labels` (N,) of ten classes, 0 .. 9: the features "cifar10" are those of
-CIFAR-10 (JPEG 75). SGD on a one-cycle rate, of pictures that are mirrored and shifted by up to four pixels; the test
-pictures are looked at once, at the end. Writes gms_fast/quality/classifiers/cifar10.safetensors, or --out, and prints
-the accuracy.
+    python -m bench.assets.colour_classifier --data A.npz --test B.npz
 
---epochs     12 take some twenty minutes of one CPU core that computes in bfloat16; on a GPU more are affordable
---precision  bfloat16: faster where the processor has instructions for it
+The files hold `images` (N, 3, 32, 32) and `labels` (N,) of ten classes, 0 .. 9. The shipped classifier is trained on
+CIFAR-10 (JPEG 75). Training uses SGD with a one-cycle rate, and pictures that are mirrored and shifted by up to four
+pixels. The test pictures are used once, at the end, for the accuracy that is printed. The result goes to
+gms_fast/quality/classifiers/cifar10.safetensors, or to --out.
+
+--epochs     12 take about twenty minutes of one CPU core that computes in bfloat16; on a GPU more are affordable
+--precision  bfloat16 is faster if the processor has instructions for it
 """
 
 import argparse
@@ -26,7 +28,7 @@ BATCH, REACH, RATE = 128, 4, 0.1
 
 
 def moved(images: Tensor) -> Tensor:
-    """Pictures, each mirrored or not, and shifted by up to `REACH` pixels along both axes; the border is reflected."""
+    """Mirror pictures at random and shift them by up to `REACH` pixels, with reflected borders."""
     n, channels, height, width = images.shape
     x = nn.functional.pad(images, (REACH,) * 4, mode="reflect")
     first = torch.randint(2 * REACH + 1, (2, n, 1), device=images.device)
@@ -39,14 +41,14 @@ def moved(images: Tensor) -> Tensor:
 
 
 def batches(images: Tensor, labels: Tensor, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Moved pictures and their classes; whole batches alone."""
+    """Yield whole batches of augmented pictures with their classes."""
     for _ in range(epochs):
         for picked in torch.randperm(len(images), device=images.device).split(BATCH)[: len(images) // BATCH]:
             yield moved(images[picked]), labels[picked]
 
 
 def train(images: Tensor, labels: Tensor, epochs: int, precision: torch.dtype) -> ColourClassifier:
-    """No label is smoothed: measures count the samples whose class is more than 0.9 sure."""
+    """Train without label smoothing: measures count samples with a confidence above 0.9."""
     torch.manual_seed(0)
     device, steps = images.device, epochs * (len(images) // BATCH)
     net = ColourClassifier().to(device, memory_format=torch.channels_last)
@@ -66,12 +68,19 @@ def train(images: Tensor, labels: Tensor, epochs: int, precision: torch.dtype) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--out", type=Path, default=classifier.WEIGHTS / "cifar10.safetensors")
+    parser.add_argument("--data", type=Path, required=True, help=".npz of training pictures")
+    parser.add_argument("--test", type=Path, required=True, help=".npz of test pictures")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="device of the training (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=classifier.WEIGHTS / "cifar10.safetensors", help="file of the weights"
+    )
     args = parser.parse_args()
     seen, unseen = ((data.load(file), data.load_labels(file)) for file in (args.data, args.test))
     net = train(*(part.to(args.device) for part in seen), args.epochs, getattr(torch, args.precision)).cpu()

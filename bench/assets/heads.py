@@ -1,7 +1,9 @@
-"""Train one noise network on 8x8 digits and several kinds of moment heads on it: `python -m bench.assets.heads OUT`.
+"""Train a noise network on 8x8 digits, and several kinds of moment heads on it.
 
-Writes for each kind a folder that `gms_fast.load` takes, OUT/<kind>/model; `bench.experiments.quality` compares them.
---schedule cosine trains another network, for the question which noise schedule suits which solver.
+    python -m bench.assets.heads OUT
+
+Each kind gets a folder that `gms_fast.load` takes, OUT/<kind>/model; `bench.experiments.quality` compares them.
+--schedule cosine trains another network, to find which noise schedule suits which solver.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from gms_fast import data, io, schedules
 from gms_fast.models import MomentUNet
 from gms_fast.training import train_moment_heads, train_noise_network
 
-KINDS: dict[str, dict[str, Any]] = {  # the first is what the package ships
+KINDS: dict[str, dict[str, Any]] = {  # the package ships the first
     "normalised": {"moments": "central", "normalised": True, "head": "complex"},
     "simple": {"moments": "central", "normalised": True, "head": "simple"},
     "central": {"moments": "central", "head": "complex"},
@@ -31,11 +33,17 @@ def network(kind: str, schedule: str) -> MomentUNet:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--schedule", default="linear", choices=("cosine", "linear"))
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--steps", type=int, default=6_000)
-    parser.add_argument("--head-steps", type=int, default=4_000)
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument(
+        "--schedule", default="linear", choices=("cosine", "linear"), help="noise schedule (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="kinds of heads (default: all)"
+    )
+    parser.add_argument("--steps", type=int, default=6_000, help="training steps of the network (default: %(default)s)")
+    parser.add_argument(
+        "--head-steps", type=int, default=4_000, help="training steps of the heads (default: %(default)s)"
+    )
     args = parser.parse_args()
     images, settings = data.load("digits"), {"batch_size": 64, "lr": 1e-3}
     base = train_noise_network(

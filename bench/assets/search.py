@@ -1,11 +1,14 @@
-"""Learn the embedded tables, or measure a search: `python -m bench.assets.search [5 10] [--memory] [--out FOLDER]`.
+"""Learn the embedded solver tables, or measure the memory of a search.
 
-The tables of the embedded "mnist" are learned from the half of its data that the quality matrix does not measure
-against, through the digit network of gms_fast.search, and go to FOLDER/K; a finished one is copied to
-gms_fast/models/mnist/ggdm-K.safetensors with --ship. Interrupted, the same command goes on.
+    python -m bench.assets.search [5 10] [--memory] [--ship] [--out FOLDER]
 
---memory  instead: the peak of one iteration at 5 and 20 steps, with rematerialisation and without, above what there was
-          before it, each in processes of its own, the least of three; to bench/results/search_memory.json
+The tables of the embedded "mnist" are learned from the half of its data that the quality matrix does not use as its
+reference, with the digit features of `gms_fast.search`. They go to FOLDER/K. --ship copies a finished one to
+gms_fast/models/mnist/ggdm-K.safetensors. After an interrupt, the same command resumes.
+
+--memory  measure instead the peak memory of one iteration at 5 and 20 steps, with and without rematerialisation, above
+          the memory before it. Each case runs in processes of its own, and the least of three counts. The result goes
+          to bench/results/search_memory.json.
 """
 
 import argparse
@@ -30,8 +33,8 @@ RECIPE = {  # network calls: settings
     5: {"iterations": 120, "batch_size": 192, "rematerialise": False},
     10: {"iterations": 60, "batch_size": 96, "lr": 3e-3, "kernel": "linear", "chunk": 16},
 }
-RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}  # freed memory goes back at once
-MEMORY = {  # case: whether to rematerialise, and what glibc is told
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}  # return freed memory at once
+MEMORY = {  # case: rematerialise, settings of glibc
     "rematerialised": (True, RETURNED),
     "rematerialised, with what glibc keeps of freed memory": (True, {}),
     "not rematerialised": (False, RETURNED),
@@ -53,12 +56,12 @@ def learn(steps: int, out: Path, ship: bool) -> None:
 
 
 def memory(name: str) -> int:
-    """KiB of this process, as Linux counts them."""
+    """Return a memory figure of this process in KiB, as Linux reports it."""
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def one(steps: int, rematerialise: bool) -> None:
-    """Print the peak of one iteration above what there was before it."""
+    """Print the peak memory of one iteration above the memory before it."""
     subject = subjects.build(MODEL)
     features = search.load_features(FEATURES)
     options = {"iterations": 1, "batch_size": 64, "score_samples": 2, "progress": False, "variant": "time"}
@@ -85,9 +88,11 @@ def measure() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="*", type=int, default=list(RECIPE), help="network calls: 5, 10 (default: both)")
-    parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/search"), help="folder of the searches (default: %(default)s)"
+    )
     parser.add_argument("--ship", action="store_true", help="replace the embedded tables")
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead")
     parser.add_argument("--one", nargs=2, metavar=("STEPS", "REMATERIALISE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

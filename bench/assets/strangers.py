@@ -1,11 +1,13 @@
-"""Train networks of diffusers on 8x8 digits by diffusers' own recipe: `python -m bench.assets.strangers OUT`.
+"""Train networks of diffusers on 8x8 digits by diffusers' own recipe, for moment heads.
 
-OUT/unet is a DDPMPipeline with a UNet2DModel. OUT/dit/transformer is a DiTTransformer2DModel with classes,
-OUT/dit/scheduler its scheduler (their DiTPipeline wants an autoencoder too). Moment heads are put on either.
+    python -m bench.assets.strangers OUT
 
-The recipe is that of their script for unconditional training: times drawn evenly, the squared error of the noise,
-AdamW with a cosine, gradients clipped, an average of the weights. The learning rate is 1e-3 in place of 1e-4: the
-networks are small and few steps are made. A folder that is there is not made again.
+OUT/unet is a DDPMPipeline with a UNet2DModel. OUT/dit/transformer is a class-conditional DiTTransformer2DModel, and
+OUT/dit/scheduler its scheduler (a DiTPipeline would need an autoencoder too). Existing folders are kept.
+
+The recipe is that of diffusers' script for unconditional training: uniform times, squared error of the noise, AdamW
+with a cosine schedule, clipped gradients, averaged weights. The learning rate is 1e-3 instead of 1e-4, because the
+networks are small and the steps are few.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from tqdm import tqdm
 from gms_fast import data
 from gms_fast.storage import atomic
 
-CLASSES, DROPPED = 10, 0.1  # a label in ten is that of no class, as for DiT
+CLASSES, DROPPED = 10, 0.1  # one label in ten is dropped, as for DiT
 BATCH, RATE, WARMUP, TIMES = 64, 1e-3, 500, 1000
 
 
@@ -63,7 +65,7 @@ def some_classes(labels: Tensor) -> dict[str, Tensor]:
 
 
 def train(network: nn.Module, scheduler: Any, condition: Callable[[Tensor], dict[str, Tensor]], steps: int) -> None:
-    """Train a network, which ends with the average of its weights."""
+    """Train a network; it ends with the average of its weights."""
     from diffusers.optimization import get_cosine_schedule_with_warmup
     from diffusers.training_utils import EMAModel
 
@@ -71,7 +73,7 @@ def train(network: nn.Module, scheduler: Any, condition: Callable[[Tensor], dict
     optimiser = torch.optim.AdamW(network.parameters(), RATE, (0.95, 0.999), eps=1e-8, weight_decay=1e-6)
     rate = get_cosine_schedule_with_warmup(optimiser, min(WARMUP, steps), steps)
     average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
-    network.eval()  # neither has another dropout than DiT's of labels, which draws anew in each of its blocks
+    network.eval()  # turns off DiT's label dropout, which would differ between its blocks
     for _ in tqdm(range(steps), desc=type(network).__name__, unit="step"):
         batch = torch.randint(len(images), (BATCH,))
         eps, t = torch.randn(BATCH, *images.shape[1:]), torch.randint(TIMES, (BATCH,))
@@ -105,20 +107,22 @@ def make(kind: str, out: Path, steps: int, seed: int) -> None:
 
 
 def load(folder: Path) -> tuple[nn.Module, Any]:
-    """The network and the scheduler of a folder, as `gms_fast.models.wrap` takes them."""
+    """Load the network and the scheduler of a folder for `gms_fast.models.wrap`."""
     from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
     kind, part = (UNet2DModel, "unet") if (folder / "unet").is_dir() else (DiTTransformer2DModel, "transformer")
-    network = kind.from_pretrained(folder, subfolder=part, low_cpu_mem_usage=False)  # True wants another package
+    network = kind.from_pretrained(folder, subfolder=part, low_cpu_mem_usage=False)  # True needs another package
     return network, DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=["unet", "dit"], choices=["unet", "dit"])
-    parser.add_argument("--steps", type=int, default=6_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("out", type=Path, help="folder of the networks")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["unet", "dit"], choices=["unet", "dit"], help="networks to train"
+    )
+    parser.add_argument("--steps", type=int, default=6_000, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and training")
     args = parser.parse_args()
     for kind in args.kinds:
         if (args.out / kind).is_dir():

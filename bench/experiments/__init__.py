@@ -1,1 +1,1 @@
-"""Questions about samplers, answered on exact and on learned moments."""
+"""Experiments about samplers, with exact and with learned moments."""

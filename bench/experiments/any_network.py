@@ -1,12 +1,13 @@
-"""Moment heads on networks that are not ours: `python -m bench.experiments.any_network HEADS ... [--out FILE.json]`.
+"""Calibration and cost of moment heads on networks of other libraries.
+
+    python -m bench.experiments.any_network HEADS ... [--out FILE.json]
 
 HEADS are folders that `gms-fast train-heads` wrote (RUN/model), trained on the 8x8 digits. For each, by noise level:
+correlation  over the elements, between the mean predicted e2 and the mean squared error of e1 on noised digits
+ratio        of the means of both over all elements
 
-correlation  over the elements, of the mean predicted e2 with the mean squared error of e1, measured on noised digits
-ratio        of their means over all elements
-
-And for a call of the network: the time that heads take beside it, and what a solver pays that does not read them.
-Median of several runs in turn, both sides in one process; one thread.
+The cost is that of a network call: the time that the heads add, and the time that a solver pays which does not read
+them. Figures are medians of several runs; both sides take turns in one process with one thread.
 """
 
 import argparse
@@ -33,7 +34,15 @@ def condition(model: MomentHeads, labels: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def calibration(model: MomentHeads, images: Tensor, labels: Tensor, percentile: int, draws: int) -> dict[str, float]:
-    """Predicted second moments and measured squared errors at one level: the percentile of the schedule's times."""
+    """Compare predicted second moments with measured squared errors at one noise level.
+
+    Args:
+        model: Network with heads.
+        images: Clean images.
+        labels: Their classes.
+        percentile: The level, as a percentage of the schedule's times.
+        draws: Draws of the noise for each image.
+    """
     t = round(model.schedule.t_max * percentile / 100)
     alpha, sigma = float(model.schedule.alpha(t)), float(model.schedule.sigma(t))
     generator = torch.Generator().manual_seed(percentile)
@@ -44,7 +53,7 @@ def calibration(model: MomentHeads, images: Tensor, labels: Tensor, percentile: 
             x, time_ = alpha * x_0 + sigma * eps, model.schedule.network_time(t).float().expand(len(x_0))
             moments = model(x, time_, **condition(model, given))
             m = prediction.to_data("noise", moments.e1, x, alpha, sigma).clamp(*model.clip or (-torch.inf, torch.inf))
-            error = (m - x_0) * alpha / sigma  # of e1, as solvers have it: with E[x_0|x_t] clipped
+            error = (m - x_0) * alpha / sigma  # error of e1 as solvers use it, with E[x_0|x_t] clipped
             said, found = said + moments.e2.double().sum(0), found + error.double().square().sum(0)
             count += len(x_0)
     correlation = torch.corrcoef(torch.stack([said.flatten(), found.flatten()]))[0, 1]
@@ -58,7 +67,7 @@ def calibration(model: MomentHeads, images: Tensor, labels: Tensor, percentile: 
 
 @torch.no_grad()
 def cost(model: MomentHeads, batch: int, runs: int) -> dict[str, float]:
-    """Time of the heads over that of the network alone, and that of a call in which nobody reads them."""
+    """Time the heads, and a call in which they are not read, relative to the network alone."""
     x, t = torch.randn(batch, *model.sample_shape), torch.full((batch,), 500.0)
     given = condition(model, torch.arange(batch) % 10)
     calls: dict[str, Callable[[], Any]] = {
@@ -107,9 +116,9 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("heads", nargs="+", type=Path)
-    parser.add_argument("--draws", type=int, default=DRAWS, help="of the noise, for each digit and level")
-    parser.add_argument("--runs", type=int, default=RUNS, help="of each call that is timed")
+    parser.add_argument("heads", nargs="+", type=Path, help="folders of trained heads")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="draws of the noise for each digit and level")
+    parser.add_argument("--runs", type=int, default=RUNS, help="runs of each timed call")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)

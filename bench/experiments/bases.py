@@ -1,12 +1,16 @@
-"""GMS with moments in another orthonormal basis: `python -m bench.experiments.bases [--out FILE.json]`.
+"""Quality of GMS with moments in other orthonormal bases than pixels.
 
-Noise is isotropic, so moments of the coefficients Q^T x_0, fits and draws in a basis Q are those of a cloud of rotated
-points: no solver changes. With exact moments of the 28x28 digits (subject exact-mnist5k: 5,000 points, each plus
-N(0, 0.1^2)), float64, grid "angle", no clipping and no bounded last step. "two-level Haar": the wavelets of two levels,
-"4x4 DCT": the cosine transform of each 4x4 block, "eigenvectors": the data's principal components. "GMS with
-covariance" draws all elements together down to the default switch, where the basis is of no matter but to its noise,
-and in the basis then: what a basis adds to the data's covariance. Cells are means over ranges of samples and their
-standard deviation, measured in pixels through the digit classifier.
+    python -m bench.experiments.bases [--out FILE.json]
+
+Noise is isotropic. So moments of the coefficients Q^T x_0, fits and draws in a basis Q are those of a cloud of rotated
+points, and no solver changes. The model has exact moments of the 28x28 digits (subject exact-mnist5k: 5,000 points,
+each plus N(0, 0.1^2)). Settings: float64, grid "angle", no clipping and no bounded last step.
+
+The bases are "two-level Haar" (wavelets of two levels), "4x4 DCT" (cosine transform of each 4x4 block) and
+"eigenvectors" (principal components of the data). "GMS with covariance" draws all elements together down to the default
+switch, where the basis affects only its noise, and uses the basis after that. It shows what a basis adds to the data's
+covariance. Cells are means over ranges of samples with their standard deviation, measured in pixels with the digit
+classifier.
 """
 
 import argparse
@@ -40,26 +44,29 @@ ROWS = (  # solver, basis
     *product(("SN-DDPM",), (PIXELS, EIGENVECTORS)),
 )
 REAL = "*real against real*"
-DECIMALS = {"frechet": 1, "precision": 3, "recall": 3}  # measure: of the figures in its table
+DECIMALS = {"frechet": 1, "precision": 3, "recall": 3}  # measure: decimals in its table
 
 
 def haar(size: int) -> Tensor:
-    """Rows of one level of the Haar transform, averages first: (size, size), orthonormal."""
+    """Return one level of the Haar transform, averages first: (size, size), orthonormal rows."""
     sums, differences = (torch.tensor([[1.0, s]]).double() / math.sqrt(2) for s in (1, -1))
     half = torch.eye(size // 2, dtype=torch.float64)
     return torch.cat([torch.kron(half, sums), torch.kron(half, differences)])
 
 
 def haar_block() -> Tensor:
-    """Rows of two levels of the 2-D Haar transform of a 4x4 block: (16, 16), orthonormal; the second of averages."""
+    """Return the rows of two levels of the 2-D Haar transform of a 4x4 block: (16, 16).
+
+    The matrix is orthonormal; the second level transforms the averages.
+    """
     first, averages = torch.kron(haar(4), haar(4)), torch.eye(16, dtype=torch.float64)
-    low = torch.tensor([0, 1, 4, 5])  # what is an average along both sides
+    low = torch.tensor([0, 1, 4, 5])  # averages along both sides
     averages[low[:, None], low] = torch.kron(haar(2), haar(2))
     return averages @ first
 
 
 def dct_block() -> Tensor:
-    """Rows of the cosine transform (DCT-II) of a 4x4 block: (16, 16), orthonormal."""
+    """Return the rows of the cosine transform (DCT-II) of a 4x4 block: (16, 16), orthonormal."""
     k = torch.arange(4, dtype=torch.float64)
     rows = torch.cos(math.pi / 4 * k[:, None] * (k + 0.5)) / math.sqrt(2)
     rows[0] /= math.sqrt(2)
@@ -67,9 +74,10 @@ def dct_block() -> Tensor:
 
 
 def blockwise(block: Tensor, side: int) -> Tensor:
-    """Q (side^2, side^2) that transforms every 4x4 block by `block` (16, 16): row p holds the coefficients of pixel p.
+    """Return Q (side^2, side^2), which transforms every 4x4 block by `block` (16, 16).
 
-    Two levels of Haar wavelets of a whole picture are such a transform: their supports are blocks.
+    Row p holds the coefficients of pixel p. Two levels of Haar wavelets of a whole picture are such a transform,
+    because their supports are blocks.
     """
     parts = side // 4
     pixels = torch.eye(side**2, dtype=torch.float64).view(-1, parts, 4, parts, 4)
@@ -77,7 +85,7 @@ def blockwise(block: Tensor, side: int) -> Tensor:
 
 
 def matrices(gaussian: Gaussian) -> dict[str, Tensor]:
-    """Q (D, D) of each basis, for square pictures of D pixels with these statistics."""
+    """Return Q (D, D) of each basis, for square pictures of D pixels with these statistics."""
     D = gaussian.mean.numel()
     side = math.isqrt(D)
     return {
@@ -89,12 +97,15 @@ def matrices(gaussian: Gaussian) -> dict[str, Tensor]:
 
 
 def turned(x: Tensor, Q: Tensor) -> Tensor:
-    """Q^T of every row of x (N, *), in the shape of x."""
+    """Apply Q^T to every row of x (N, *), in the shape of x."""
     return (x.flatten(1) @ Q).view(x.shape)
 
 
 def rotated(cloud: PointCloud, Q: Tensor) -> PointCloud:
-    """The cloud of the coefficients Q^T x_0. Raises ValueError unless Q is orthonormal: else its noise is another."""
+    """Return the cloud of the coefficients Q^T x_0.
+
+    Raises ValueError unless Q is orthonormal: otherwise the noise would change.
+    """
     D = cloud.data.shape[1]
     if Q.shape != (D, D) or (off := float((Q.T @ Q - torch.eye(D, dtype=Q.dtype)).abs().max())) > 1e-9:
         wrong = f"shape {tuple(Q.shape)}" if Q.shape != (D, D) else f"Q^T Q off the identity by {off:.2g}"
@@ -104,7 +115,7 @@ def rotated(cloud: PointCloud, Q: Tensor) -> PointCloud:
 
 
 def solver(name: str, gaussian: Gaussian, Q: Tensor) -> Solver:
-    """The solver of a row, for coefficients in the basis Q."""
+    """Return the solver of a row, for coefficients in the basis Q."""
     if name == "SN-DDPM":
         return SNDDPM(clip_pixel=None)
     if name == "GMS":
@@ -114,9 +125,12 @@ def solver(name: str, gaussian: Gaussian, Q: Tensor) -> Solver:
 
 
 def draw(cloud: PointCloud, kind: Solver, Q: Tensor, calls: int, n: int, index: int) -> Tensor:
-    """Pictures index * n .. (index + 1) * n - 1 of seed 0 (n, *shape), drawn by their coefficients in the basis Q."""
+    """Draw pictures (n, *shape) by their coefficients in the basis Q.
+
+    They are samples index * n .. (index + 1) * n - 1 of seed 0.
+    """
     model = rotated(cloud, Q)
-    times = model.schedule.timesteps(calls - 1, "angle")  # the last call is the one at t = 0
+    times = model.schedule.timesteps(calls - 1, "angle")  # the last call is at t = 0
     x = gms_fast.sample(
         model, timesteps=times, solver=kind, n=n, sample_offset=index * n, clip=None, dtype=torch.float64
     )
@@ -124,11 +138,11 @@ def draw(cloud: PointCloud, kind: Solver, Q: Tensor, calls: int, n: int, index: 
 
 
 def compared(model: str, calls: Sequence[int], n: int, ranges: int) -> list[dict[str, Any]]:
-    """Records: measures of real data and of every row, by network calls and range."""
+    """Return records of real data and of every row, by network calls and range."""
     subject, gaussian = subjects.build(model), cells.gaussian(model)
     of, found = matrices(gaussian), []
     net = classifier.load(subject.features)
-    real = net.features(subject.reference)  # once: `cells.measure` would see it anew in every cell
+    real = net.features(subject.reference)  # once; `cells.measure` would repeat it in every cell
 
     def note(x: Tensor, **cell: Any) -> None:
         seen = net.features(x)
@@ -145,12 +159,12 @@ def compared(model: str, calls: Sequence[int], n: int, ranges: int) -> list[dict
 
 
 def table(records: Sequence[dict[str, Any]], measure: str) -> str:
-    """One measure as Markdown: solvers and bases by network calls, mean ± standard deviation over the ranges."""
+    """Format a measure as Markdown: solvers and bases by calls, mean ± standard deviation."""
     calls = sorted({r["calls"] for r in records if r["calls"]})
     lines = ["| solver | basis | " + " | ".join(f"{k} calls" for k in calls) + " |", "|---" * (len(calls) + 2) + "|"]
     for name, basis in dict.fromkeys((r["solver"], r["basis"]) for r in records):
         own = [r for r in records if (r["solver"], r["basis"]) == (name, basis)]
-        of = {k: [r[measure] for r in own if r["calls"] in (0, k)] for k in calls}  # real data beside all calls
+        of = {k: [r[measure] for r in own if r["calls"] in (0, k)] for k in calls}  # real data in all columns
         lines.append(f"| {name} | {basis} | {' | '.join(figure(v, DECIMALS[measure]) for v in of.values())} |")
     return "\n".join(lines)
 
@@ -162,9 +176,9 @@ def figure(values: Sequence[float], decimals: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 10, 20])
-    parser.add_argument("--n", type=int, default=N[MODEL])
-    parser.add_argument("--ranges", type=int, default=3)
+    parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 10, 20], help="numbers of network calls")
+    parser.add_argument("--n", type=int, default=N[MODEL], help="samples of a range (default: %(default)s)")
+    parser.add_argument("--ranges", type=int, default=3, help="ranges of samples (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON, and the tables next to it as Markdown")
     args = parser.parse_args()
     where = environment()

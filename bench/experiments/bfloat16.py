@@ -1,6 +1,8 @@
-"""Cost of bfloat16 in quality: `python -m bench.experiments.bfloat16 [-n 500]`, the embedded model, ten steps on a CPU.
+"""Loss of quality by bfloat16, with an embedded model and ten steps on a CPU.
 
-Prints the feature Fréchet distance to real digits of samples from the same seeds in float32, with a state in bfloat16
+    python -m bench.experiments.bfloat16 [-n 500]
+
+It prints the feature Frechet distance to real digits of samples from equal seeds: in float32, with a state in bfloat16
 (`sample(dtype=torch.bfloat16)`; the network stays in float32), and with the network under bfloat16 autocast.
 """
 
@@ -13,7 +15,7 @@ import gms_fast
 from gms_fast.quality import classifier, measures, subjects
 
 SOLVERS = ("gms", "ddim")
-WAYS = {  # dtype of the state, and whether the network is under autocast
+WAYS = {  # dtype of the state, network under autocast
     "float32": (torch.float32, False),
     "bfloat16 state": (torch.bfloat16, False),
     "bfloat16 autocast": (torch.float32, True),
@@ -21,7 +23,7 @@ WAYS = {  # dtype of the state, and whether the network is under autocast
 
 
 def drawn(subject: subjects.Subject, solver: str, way: str, n: int, seed: int) -> Tensor:
-    """n samples (n, 1, 28, 28) in float32."""
+    """Draw n samples (n, 1, 28, 28), returned in float32."""
     dtype, autocast = WAYS[way]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         x = gms_fast.sample(subject.model, 10, solver=solver, n=n, dtype=dtype, batch_size=64, seed=seed)

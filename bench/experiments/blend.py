@@ -1,9 +1,12 @@
-"""A denoiser blended with the Gaussian's: `python -m bench.experiments.blend --out FILE [--quick]`.
+"""Quality of a denoiser that blends the network's with that of the data's Gaussian.
 
-At much noise the embedded networks are farther from x_0 than the Gaussian of their data is. D = D_gauss + w (D_net -
-D_gauss) with the weight w(sigma/alpha) of least square error on noised data is nearer than either at every level. This
-measures the weights, on one half of the data, and what solvers make of the blend at equal calls, by themselves and
-behind a teleport, which goes without the network where w is small. Judged as the quality matrix judges, on its ranges.
+    python -m bench.experiments.blend --out FILE [--quick]
+
+At high noise levels the embedded networks are farther from x_0 than the Gaussian of their data. The blend
+D = D_gauss + w (D_net - D_gauss), with the weight w(sigma/alpha) of least square error on noised data, is nearer than
+either at every level. This measures the weights on one half of the data, and the quality of solvers with the blend at
+equal network calls. The solvers run by themselves and behind a teleport, which skips the network where w is small.
+Quality is judged as in the quality matrix, on its ranges.
 """
 
 import argparse
@@ -28,7 +31,7 @@ from gms_fast.tables import Gaussian
 from gms_fast.types import NoiseMoments
 
 LEVELS = (100, 50, 30, 20, 14, 10, 7, 5, 4, 3, 2, 1.5, 1, 0.5)  # sigma/alpha
-STREAM = 3  # of the noise of `gms_fast.statistics.pilot`
+STREAM = 3  # random stream of `gms_fast.statistics.pilot`
 CALLS, RANGES, IMAGES, AT_ONCE = (3, 5, 10), 3, 400, 100
 N = {"digits": 800, "mnist": 150}
 UNTIL = {"digits": (5, "uniform"), "mnist": (10, 1.2)}  # as in group gaussian of the matrix
@@ -37,10 +40,10 @@ TAILS = ("er-sde", "dpm-solver++:denoise=False", "gms")
 
 
 class Blended:
-    """A network of central moments, its mean blended with that of a Gaussian.
+    """Network of central moments whose mean is blended with that of a Gaussian.
 
-    E'[x_0|x_t] = D_gauss + w (D - D_gauss) with the weight w, linear in log(sigma/alpha) between `levels`; second and
-    third moments about the mean stay.
+    E'[x_0|x_t] = D_gauss + w (D - D_gauss), where the weight w is linear in log(sigma/alpha) between `levels`. Second
+    and third moments about the mean stay unchanged.
     """
 
     def __init__(self, network: Any, gaussian: Gaussian, levels: Sequence[float], weights: Sequence[float]) -> None:
@@ -60,7 +63,10 @@ class Blended:
 
 @torch.no_grad()
 def weights(subject: Subject, gaussian: Gaussian) -> list[dict[str, float]]:
-    """By level: mean square errors of network, Gaussian and blend against x_0, and the weight of least error."""
+    """Return, by level, square errors of network, Gaussian and blend, and the best weight.
+
+    Errors are means against x_0; the weight is the one of least error.
+    """
     images, schedule = subject.control[:IMAGES], subject.model.schedule
     found = []
     for i, level in enumerate(LEVELS):
@@ -83,7 +89,7 @@ def weights(subject: Subject, gaussian: Gaussian) -> list[dict[str, float]]:
 
 
 class Seen:
-    """Feature Frechet distance and precision of samples, by the classifier of the quality matrix."""
+    """Feature Frechet distance and precision of samples, by the quality matrix's classifier."""
 
     def __init__(self, subject: Subject) -> None:
         self.network = classifier.load(subject.features)
@@ -96,7 +102,7 @@ class Seen:
 
 
 def drawn(model: Any, solver: Solver, grid: Any, calls: int, seen: Seen, n: int) -> dict[str, list[float]]:
-    """[mean, standard deviation] over ranges of samples, in so many calls."""
+    """Return [mean, standard deviation] over ranges of samples, by measure."""
     steps = calls - solver.denoise
     if isinstance(solver, Teleport):
         times = solver.times(model.schedule, steps)
@@ -111,7 +117,7 @@ def drawn(model: Any, solver: Solver, grid: Any, calls: int, seen: Seen, n: int)
 
 
 def rows(name: str, n: int) -> dict[str, Any]:
-    """The weights of a model, and all its rows."""
+    """Return the weights of a model, and all its rows."""
     subject, gaussian = subjects.build(name), cells.gaussian(name)
     seen = Seen(subject)
     measured = weights(subject, gaussian)
@@ -134,8 +140,8 @@ def rows(name: str, n: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="few samples of the 8x8 digits: a check of the machinery")
+    parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
+    parser.add_argument("--quick", action="store_true", help="few samples of the 8x8 digits, to test the command")
     args = parser.parse_args()
     sizes = {"digits": 100} if args.quick else N
     save(args.out, {"environment": environment(), "models": {name: rows(name, n) for name, n in sizes.items()}})

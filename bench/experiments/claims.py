@@ -1,11 +1,14 @@
-"""The claims of generation by hundreds of processes, played: `python -m bench.experiments.claims [--out FILE]`.
+"""Simulation of generation by hundreds of processes that claim parts of the work.
+
+    python -m bench.experiments.claims [--out FILE]
 
 The package's own queue and rules of expiry (`gms_fast.generation.queue`, `gms_fast.storage.claims`) run on files in
-memory and a clock that jumps from event to event. No machine sees another's locks here: the dead are known by their
-silence alone. A part takes a lognormal time about its mean (10 %); a share of the processes is slow for good; each dies
-at random, once in so many hours, and a new one takes its place after a while. Time until all is done, beside that of
-the same processes without deaths and without a part being left over at the end; parts that were drawn twice; and the
-operations of the file system, by kind.
+memory and a clock that jumps from event to event. No machine sees another's locks, so a dead process is recognised only
+by its silence. The time of a part is lognormal with a spread of 10 %. A share of the processes is slow for good. Each
+process dies at random, once in so many hours on average, and a new one replaces it after a while.
+
+The results are the time until all is done, relative to the same processes without deaths and idle time; the share of
+parts that were drawn twice; and the operations of the file system, by kind.
 """
 
 import argparse
@@ -31,10 +34,18 @@ RUNS = 3
 
 
 class Case(NamedTuple):
-    """Processes that share parts: the seconds of a part, a share of them slow by a factor, hours to a death.
+    """Processes that share parts.
 
-    placed  whether each begins at a place of its own, as ranks of one torchrun do
-    lag     seconds that a list of files is old; a look at one file is not
+    Args:
+        processes: Number of processes.
+        parts: Number of parts.
+        seconds: Mean time of a part.
+        slow_share: Share of the processes that are slow.
+        slower: Factor of their time.
+        hours: Mean time to a process's death.
+        restart: Seconds until a dead process is replaced.
+        placed: Each process begins at its own place, like the ranks of one torchrun.
+        lag: Age of a directory listing in seconds; checks of a single file are up to date.
     """
 
     processes: int
@@ -62,12 +73,12 @@ CASES = {
 
 
 class World:
-    """Files of claims, parts that are done, and the time, for all processes; `counts` is of operations."""
+    """Shared state of all processes: claims, finished parts, the time, and counts of operations."""
 
     def __init__(self, lag: float) -> None:
         self.now, self.lag, self.counts, self.seconds = 0.0, lag, Counter[str](), Counter[int]()
         self.done = set[int]()
-        self.order: list[tuple[float, int]] = []  # in which parts were done
+        self.order: list[tuple[float, int]] = []  # (time, part)
         self.claims: dict[str, tuple[int, Simulated, float]] = {}
         self.inodes = itertools.count()
 
@@ -90,7 +101,7 @@ class World:
 
 
 class Simulated(Claims):
-    """The claims of one process in a world, by the rules of the package."""
+    """Claims of one process in a world, by the rules of the package."""
 
     def __init__(self, world: World, folder: Path = Path()) -> None:
         super().__init__(folder)
@@ -130,7 +141,7 @@ class Simulated(Claims):
 
 
 class Played:
-    """A case that is played through, event by event."""
+    """Simulation of a case, event by event."""
 
     def __init__(self, case: Case, seed: int) -> None:
         self.case, self.draw, self.world = case, random.Random(seed), World(case.lag)
@@ -148,7 +159,7 @@ class Played:
         heapq.heappush(self.events, (moment, next(self.order), act))
 
     def _begin(self, rank: int) -> None:
-        """A process of this rank, which begins at its own place."""
+        """Start a process of this rank."""
         first, world = self.case.parts * rank // self.case.processes if self.case.placed else 0, self.world
         parts = [*range(first, self.case.parts), *range(first)]
         claims = Simulated(world)
@@ -157,7 +168,7 @@ class Played:
         self._go_on(rank, claims, queue.steps(), dies)
 
     def _go_on(self, rank: int, claims: Simulated, steps: Iterator[int | Pause], dies: float) -> None:
-        """Take the next step of a process, to its end or its death."""
+        """Take the next step of a process, until it ends or dies."""
         step, now = next(steps, None), self.world.now
         if step is None:
             self.last = now
@@ -187,7 +198,7 @@ class Played:
 
 
 def play(case: Case, seed: int) -> dict[str, float]:
-    """The figures of a case, played once."""
+    """Simulate a case once; return its figures."""
     played = Played(case, seed)
     fast = case.processes - len(played.slow)
     ideal = case.parts * case.seconds / (fast + len(played.slow) / case.slower)
@@ -209,7 +220,7 @@ def _name(part: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=RUNS, help="of each case, of which the median is kept")
+    parser.add_argument("--runs", type=int, default=RUNS, help="runs of each case; the median is kept")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     args = parser.parse_args()
     rows = {}

@@ -1,14 +1,16 @@
-"""Steps of one, two and three components compared: `python -m bench.experiments.components [--out FILE.json]`.
+"""Quality of steps with one, two and three components, with exact moments.
 
-With exact moments: x_s = A x_t + B node_i + sqrt(c) z, node i of the n-node Gauss quadrature of x_0 given x_t, which
-matches 2n - 1 moments: n = 1 is DDPM, n = 2 the fit "free" without its fixed-weight half, n = 3 needs five moments.
-"n = 2 + variance" widens its two components as the fourth moment asks, as SN-DDPM widens the one of n = 1.
-"joint posterior" draws x_0 from its law given x_t, all elements together: the bound for steps of any number of moments.
+    python -m bench.experiments.components [--out FILE.json]
 
-Laws: the mixture of `wasserstein`, whose posterior is itself two Gaussians of nearly one variance; a mixture of
-four; scikit-learn's digits (8x8, [-1, 1]) as 1797 points, each plus N(0, 0.1^2). Linear schedule, released grid, no
-clipping, float64. Each cell is the mean over the seeds and their standard deviation; the last row is a second draw of
-the data in place of samples.
+A step is x_s = A x_t + B node_i + sqrt(c) z, with node i of the n-node Gauss quadrature of x_0 given x_t. It matches
+2n - 1 moments: n = 1 is DDPM; n = 2 is the fit "free" without its fixed-weight half; n = 3 needs five moments. "n = 2 +
+variance" widens the two components to match the fourth moment, as SN-DDPM widens the one of n = 1. "joint posterior"
+draws all elements of x_0 together from its law given x_t: the bound for steps with any number of moments.
+
+The laws are the mixture of `wasserstein`, whose posterior is itself two Gaussians of nearly equal variance; a mixture
+of four; and scikit-learn's digits (8x8, [-1, 1]) as 1797 points, each plus N(0, 0.1^2). Settings: linear schedule,
+released grid, no clipping, float64. Each cell is the mean over the seeds with their standard deviation. The last row is
+a second draw of the data in place of samples.
 """
 
 import argparse
@@ -42,7 +44,7 @@ JOINT, REAL = "joint posterior", "data against data"
 
 @dataclass(frozen=True, kw_only=True)
 class _OfModel(solvers.Solver):
-    """x_s = A x_t + B x_0 + sqrt(c + B^2 width) z with x_0 and width drawn from an exact model of x_0 given x_t."""
+    """x_s = A x_t + B x_0 + sqrt(c + B^2 width) z, with x_0 and width drawn from an exact model."""
 
     model: Model
 
@@ -58,7 +60,10 @@ class _OfModel(solvers.Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadrature(_OfModel):
-    """x_0 from the n-node quadrature of every element; component "element" or "sample": its nodes at one quantile."""
+    """Draw of x_0 from the n-node quadrature of every element.
+
+    With component "sample", the nodes of all elements of a sample are at one quantile.
+    """
 
     nodes: int
     component: str = "element"
@@ -75,10 +80,11 @@ class Quadrature(_OfModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Widened(Quadrature):
-    """Two nodes and one variance that match four moments, where the fourth is not above a Gaussian's.
+    """Two nodes and one variance that match four moments.
 
-    Two points of variance e and third moment k have the fourth cumulant k^2/e - 2 e^2, and a Gaussian adds none to it:
-    e is the positive root of 2 e^3 + k4 e - k^2 = 0, at most the variance v (Pearson's inequality).
+    The fourth must not exceed a Gaussian's. Two points of variance e and third moment k have the fourth cumulant k^2/e
+    - 2 e^2, and a Gaussian adds none to it. So e is the positive root of 2 e^3 + k4 e - k^2 = 0. It is at most the
+    variance v (Pearson's inequality).
     """
 
     nodes: int = 2
@@ -94,7 +100,7 @@ class Widened(Quadrature):
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(_OfModel):
-    """x_0 from its law given x_t: a point of the cloud by its probability, and its Gaussian."""
+    """Draw of x_0 given x_t: a point of the cloud by its probability, and its Gaussian."""
 
     def draw(self, x: Tensor, time: Tensor, counters: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
         cloud, generator = self.model, torch.Generator().manual_seed(counters["seed"] * 1000 + counters["step"])
@@ -107,7 +113,10 @@ class Joint(_OfModel):
 
 
 def rows(model: Model) -> dict[str, solvers.Solver | None]:
-    """Solvers by name; None for data in place of samples. One element a sample has but one kind of component."""
+    """Return solvers by name; None stands for data in place of samples.
+
+    Samples of one element have only one kind of component.
+    """
     wide = isinstance(model, PointCloud)
     kinds = ("element", "sample") if wide else ("element",)
     found = {"n = 1 (DDPM)": Quadrature(model=model, nodes=1), "gaussian (SN-DDPM)": solvers.SNDDPM()}
@@ -127,7 +136,7 @@ def scores(
     if solver is None:
         x = model.draw(samples, torch.Generator().manual_seed(seed + 10**6))
     else:
-        times = model.schedule.timesteps(steps)  # the released grid, for all
+        times = model.schedule.timesteps(steps)  # the released grid
         x = gms_fast.sample(model, timesteps=times, solver=solver, n=samples, seed=seed, clip=None, dtype=torch.float64)
     return {name: measure(x, reference) for name, measure in measures.items()}
 
@@ -135,7 +144,7 @@ def scores(
 def compare(
     model: Model, steps: Sequence[int], samples: int, seeds: int, measures: dict[str, Callable]
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Scores by measure, row and number of steps, one of each seed."""
+    """Return scores by measure, row and number of steps, one for each seed."""
     found = {name: {row: {} for row in rows(model)} for name in measures}
     for row, solver in rows(model).items():
         for k in steps:
@@ -148,7 +157,7 @@ def compare(
 
 
 def table(scores: dict[str, dict[str, list[float]]]) -> str:
-    """One measure as Markdown: mean +- standard deviation over the seeds."""
+    """Format a measure as Markdown: mean +- standard deviation over the seeds."""
     steps = list(next(iter(scores.values())))
     lines = ["| draw | " + " | ".join(f"K={k}" for k in steps) + " |", "|---" * (len(steps) + 1) + "|"]
     for row, cells in scores.items():
@@ -159,11 +168,15 @@ def table(scores: dict[str, dict[str, list[float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20])
-    parser.add_argument("--digit-steps", type=int, nargs="+", default=[5, 10, 20])
-    parser.add_argument("--samples", type=int, default=100_000, help="of the 1-D mixture")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20], help="numbers of steps K of the 1-D mixtures"
+    )
+    parser.add_argument(
+        "--digit-steps", type=int, nargs="+", default=[5, 10, 20], help="numbers of steps K of the digits"
+    )
+    parser.add_argument("--samples", type=int, default=100_000, help="samples of the 1-D mixture")
     parser.add_argument("--digits", type=int, default=2000, help="samples of the digits")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--out", type=Path, help="write the scores as JSON, and the tables next to it as Markdown")
     args = parser.parse_args()
     cloud = PointCloud(data.load("digits").flatten(1), BANDWIDTH)

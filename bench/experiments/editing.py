@@ -1,15 +1,19 @@
-"""The exactness of editing: `python -m bench.experiments.editing [PART ...] [--quick] [--out FILE.json]`.
+"""Exactness of editing: inversion, inpainting against a known law, and seams.
 
-inversion  pictures there and back by the same solver: rms error in grey levels (of 255), by network calls there, and
-           the slope over the last doubling of calls, in powers of two. Exact moments of 8x8 digits (a density around
-           the data), the embedded networks, and with a data range the same (their E[x_0|x_t] clipped)
-gaussian   upper halves given, lower ones made anew, of pictures that are a Gaussian with the mean and covariance of 8x8
-           digits, whose conditional law is known, by exact steps: what is left is the error of inpainting itself. Of
-           the mean in units of the conditional standard deviation (root mean square over pixels); of the covariance
-           relative to the conditional one (Frobenius norms). A sampling error is that of as many draws of the right law
-seams      lower halves of digits made anew by the embedded networks: the mean step in grey across the mask's edge, and
-           between rows inside, both over the same of real pictures; and the Frechet distance of classifier features to
-           real pictures. Means over three ranges of samples and their standard deviation
+    python -m bench.experiments.editing [PART ...] [--quick] [--out FILE.json]
+
+inversion  pictures inverted and drawn again by the same solver: rms error in grey levels (of 255) by network calls of
+           the inversion, and the slope over the last doubling of calls, in powers of two. With exact moments of 8x8
+           digits (a density around the data) and the embedded networks; the latter also with a data range (their
+           E[x_0|x_t] clipped)
+gaussian   lower halves of pictures drawn anew by exact steps. The pictures are a Gaussian with the mean and covariance
+           of 8x8 digits, so the conditional law is known and only the error of inpainting itself remains. The error of
+           the mean is in units of the conditional standard deviation (root mean square over pixels); that of the
+           covariance is relative to the conditional one (Frobenius norms). The sampling error is that of as many draws
+           from the right law
+seams      lower halves of digits drawn anew by the embedded networks: the mean step in grey across the mask's edge,
+           and between rows inside, both over the same of real pictures; and the Frechet distance of classifier
+           features to real pictures. Means over three ranges of samples with their standard deviation
 """
 
 import argparse
@@ -35,12 +39,15 @@ from gms_fast.tables.gaussian import load_gaussian
 CALLS = (20, 40, 80)
 REVERSED = ("ddim", "heun", "dpm-solver++", "unip:order=2")
 RESAMPLES = (1, 2, 5, 10)
-SEAMS = {"digits": (400, ("gms", "ddim", "er-sde"), RESAMPLES), "mnist": (100, ("gms",), (1, 2, 5))}  # of a model
-GREY = 127.5  # levels of [-1, 1] a unit
+SEAMS = {
+    "digits": (400, ("gms", "ddim", "er-sde"), RESAMPLES),
+    "mnist": (100, ("gms",), (1, 2, 5)),
+}  # samples, solvers, repetitions
+GREY = 127.5  # grey levels per unit of [-1, 1]
 
 
 def inversion(models: dict[str, tuple[Any, Tensor]], calls: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Rows: the error of there and back by model, range and solver, one for each number of calls."""
+    """Return rows of the errors by number of calls, for each model, range and solver."""
     found = []
     for (name, (model, x)), solver in product(models.items(), REVERSED):
         for clip in (None, (-1.0, 1.0)) if x.dtype == torch.float32 else (None,):
@@ -57,7 +64,7 @@ def _there_and_back(model: Any, x: Tensor, steps: int, solver: str, clip: tuple[
 
 
 class OfGaussian:
-    """The exact network of Gaussian data."""
+    """Exact network of Gaussian data."""
 
     prediction, clip, schedule = "x0", None, VPLinear()
 
@@ -70,7 +77,7 @@ class OfGaussian:
 
 
 def gaussian(n: int, steps: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Rows: errors of mean and covariance of lower halves given the upper ones, by steps and repetitions."""
+    """Return rows of errors of the lower halves' mean and covariance, by steps and repetitions."""
     law = load_gaussian("digits")
     model, image = OfGaussian(law), gms_fast.data.load("digits")[:1].double()
     mask = lower_half(image)
@@ -88,13 +95,13 @@ def gaussian(n: int, steps: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def lower_half(image: Tensor) -> Tensor:
-    """The mask (H, 1) of it."""
+    """Return the mask (H, W) of the lower half."""
     height = image.shape[-2]
     return (torch.arange(height) >= height // 2).to(image.dtype)[:, None].expand(height, image.shape[-1])
 
 
 def conditional(law: Gaussian, x: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the elements `free` of x, given the others."""
+    """Return mean and covariance of the elements `free` of x, given the others."""
     U, rest = law.eigenvectors, law.residual
     C = (U * (law.eigenvalues - rest)) @ U.T + rest * torch.eye(len(U), dtype=torch.float64)
     mean = law.mean.flatten()
@@ -111,9 +118,11 @@ def _off(x: Tensor, mean: Tensor, covariance: Tensor) -> dict[str, float]:
 
 
 def seams(models: dict[str, tuple[int, Sequence[str], Sequence[int]]], ranges: int) -> list[dict[str, Any]]:
-    """Rows: steps in grey across the edge and inside over those of real pictures, and Frechet distances.
+    """Return rows of relative steps in grey across the edge and inside, and Frechet distances.
 
-    models  of each the number of samples, the solvers and the repetitions
+    Args:
+        models: Number of samples, solvers and repetitions of each model.
+        ranges: Number of ranges of samples.
     """
     found = []
     for name, (n, painters, resamples) in models.items():
@@ -134,13 +143,13 @@ def seams(models: dict[str, tuple[int, Sequence[str], Sequence[int]]], ranges: i
 
 
 def _steps(x: Tensor) -> tuple[float, float]:
-    """Mean absolute difference of rows across the middle, and of all others below it."""
+    """Return the mean absolute difference of rows across the middle, and of all others below it."""
     steps, middle = x.diff(dim=-2).abs(), x.shape[-2] // 2
     return float(steps[..., middle - 1, :].mean()), float(steps[..., middle:, :].mean())
 
 
 def inversion_table(result: dict[str, Any]) -> str:
-    """Markdown: errors in grey levels by calls, and the slope."""
+    """Format errors in grey levels by calls, and the slope, as Markdown."""
     rows = result["rows"]
     head = " | ".join(f"{c} calls" for c in rows[0]["calls"])
     lines = [f"| model | solver | {head} | order seen |", "|---" * (len(rows[0]["calls"]) + 3) + "|"]
@@ -153,7 +162,7 @@ def inversion_table(result: dict[str, Any]) -> str:
 
 
 def gaussian_table(result: dict[str, Any]) -> str:
-    """Markdown: errors of mean and covariance by repetitions."""
+    """Format errors of mean and covariance by repetitions as Markdown."""
     exact, *rows = result["rows"]
     lines = ["| steps | " + " | ".join(f"r = {r}" for r in RESAMPLES) + " | sampling error |"]
     lines.append("|---" * (len(RESAMPLES) + 2) + "|")
@@ -165,7 +174,7 @@ def gaussian_table(result: dict[str, Any]) -> str:
 
 
 def seams_table(result: dict[str, Any]) -> str:
-    """Markdown: across the edge, inside, and the distance to real pictures, by solver and repetitions."""
+    """Format steps and distances by solver and repetitions as Markdown."""
     rows = result["rows"]
     lines = ["| model | solver | r | across the edge | inside | Fréchet |", "|---|---|---|---|---|---|"]
     for row in rows:
@@ -185,10 +194,8 @@ TABLES = {"inversion": inversion_table, "gaussian": gaussian_table, "seams": sea
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(TABLES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="few samples: a check of the machinery, not a finding")
-    parser.add_argument(
-        "--out", type=Path, help="write the figures as JSON; parts that are not run stay as they are there"
-    )
+    parser.add_argument("--quick", action="store_true", help="few samples, to test the command")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON; parts that are not run are kept")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(TABLES):
         raise SystemExit(f"parts must be some of {', '.join(TABLES)}: got {', '.join(sorted(unknown))}")
@@ -201,7 +208,7 @@ def main() -> None:
 
 
 def _rows(part: str, *, quick: bool) -> list[dict[str, Any]]:
-    """The figures of a part."""
+    """Measure the figures of a part."""
     if part == "gaussian":
         return gaussian(200 if quick else 2000, (5,) if quick else (10, 20, 50, 100))
     if part == "seams":

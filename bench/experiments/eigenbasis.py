@@ -1,13 +1,21 @@
-"""Gains from correlation between pixels: `python -m bench.experiments.eigenbasis [--out FILE.json]`.
+"""Gains from correlations between pixels, with exact and with learned moments.
 
-With exact moments of scikit-learn's digits (8x8, [-1, 1]) as 1797 points, each plus N(0, 0.1^2); linear schedule,
-released grid, no clipping, float64. "eigenbasis": noise with the covariance of the data's Gaussian given x_t,
-`GMS(covariance=..)`, all the way or down to a sigma/alpha. What a network could supply beyond E[x_0|x_t] and the data:
-moments of x_0 along the eigenvectors (a solver in rotated coordinates), or its whole covariance: the bound for a
-Gaussian step. "correlated draws": every pixel's own mixture, whose normal and component hang together between
-pixels as those of the data's Gaussian do. Each cell is the mean over the seeds and their standard deviation; the last
-rows are a second draw of the data, and its Gaussian, in place of samples. Then the same draws from the learned
-moments of the embedded 8x8 model, on the grid "angle", by feature Frechet distance and precision.
+    python -m bench.experiments.eigenbasis [--out FILE.json]
+
+The exact moments are those of scikit-learn's digits (8x8, [-1, 1]) as 1797 points, each plus N(0, 0.1^2). Settings:
+linear schedule, released grid, no clipping, float64. The rows are:
+
+- "eigenbasis": noise with the covariance of the data's Gaussian given x_t, `GMS(covariance=..)`, in all steps or down
+  to a level sigma/alpha;
+- moments of x_0 along the eigenvectors (a solver in rotated coordinates), which a network could supply beyond
+  E[x_0|x_t] and the data;
+- the whole covariance of x_0, which it could supply too: the bound for a Gaussian step;
+- "correlated draws": every pixel's own mixture, whose normal number and component are correlated between pixels as
+  those of the data's Gaussian are.
+
+Each cell is the mean over the seeds with their standard deviation. The last rows are a second draw of the data, and its
+Gaussian, in place of samples. The same draws follow from learned moments of the embedded 8x8 model, on the grid
+"angle", by feature Frechet distance and precision.
 """
 
 import argparse
@@ -34,7 +42,7 @@ from gms_fast.steps import StepCoefficients
 from gms_fast.storage import atomic
 
 Spectrum = Callable[[Tensor], Tensor]
-PAIRED = 6  # stream of the normals behind the uniforms
+PAIRED = 6  # random stream of the normal numbers that give the uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +66,7 @@ class Full(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class Correlated(Solver):
-    """Every element's mixture as in GMS; its normal and its choice of a component are correlated, by a Gaussian."""
+    """GMS whose normal numbers and choices of components are correlated by a Gaussian."""
 
     gaussian: statistics.Gaussian
     moments_needed = 3
@@ -78,7 +86,7 @@ class Correlated(Solver):
         return GMS().step(x, estimate, step._replace(numbers=False), Draws(z=z, u=u), state)
 
     def _upper_is_a(self, estimate: Estimate, k: StepCoefficients) -> Tensor:
-        """Elements whose component a, which the small uniforms pick, is the higher one."""
+        """Return the elements whose component a, which small uniforms select, is the higher one."""
         e1, e2, e3 = estimate.moments
         v, third = (e2, e3) if estimate.central else (e2 - e1**2, e3 - 3 * e1 * e2 + 2 * e1**3)
         ratio = k.sigma_t / k.alpha_t
@@ -87,11 +95,11 @@ class Correlated(Solver):
         return mixture.mean_a > mixture.mean_b
 
     def _normals(self, z: Tensor, spectrum: Spectrum) -> Tensor:
-        """Correlated as that function of the covariance is, each of variance 1."""
+        """Correlate z by a function of the covariance, each element with variance 1."""
         g = self.gaussian
         rest = float(spectrum(torch.tensor(g.residual, dtype=torch.float64)))
         variance = g.eigenvectors**2 @ (spectrum(g.eigenvalues) - rest) + rest
-        scale = variance.clamp(min=1e-30).sqrt().to(z.dtype).view(z.shape[1:])  # 0 where all data is one value
+        scale = variance.clamp(min=1e-30).sqrt().to(z.dtype).view(z.shape[1:])  # 0 where the data is constant
         return g.filter(z, lambda lam: spectrum(lam).sqrt()) / scale
 
 
@@ -122,7 +130,7 @@ def rows(cloud: PointCloud, gaussian: statistics.Gaussian) -> dict[str, Row]:
 
 
 def draw(row: Row, cloud: PointCloud, gaussian: statistics.Gaussian, steps: int, n: int, seed: int) -> Tensor:
-    """n samples (n, 64)."""
+    """Draw n samples (n, 64)."""
     U = gaussian.eigenvectors
     model = PointCloud(cloud.data @ U, BANDWIDTH) if row.rotated else cloud
     times = cloud.schedule.timesteps(steps)
@@ -131,7 +139,7 @@ def draw(row: Row, cloud: PointCloud, gaussian: statistics.Gaussian, steps: int,
 
 
 def exact(steps: Sequence[int], n: int, seeds: int) -> dict[str, dict]:
-    """Energy and pixel Frechet distance by row and number of steps, one of each seed."""
+    """Return energy and pixel Frechet distance by row and number of steps, one for each seed."""
     cloud, gaussian = PointCloud(data.load("digits").flatten(1), BANDWIDTH), cells.gaussian("exact-digits")
     measures = {"energy distance": energy_distance, "pixel Frechet distance": frechet_distance}
     scores: dict[str, dict] = {name: {} for name in measures}
@@ -155,7 +163,7 @@ def exact(steps: Sequence[int], n: int, seeds: int) -> dict[str, dict]:
 
 
 def learned(steps: Sequence[int], n: int, ranges: int) -> dict[str, dict]:
-    """Feature Frechet distance and precision by row and number of steps, one of each range of samples."""
+    """Return feature Frechet distance and precision by row and steps, one for each range."""
     gaussian, subject = statistics.load_gaussian("digits"), subjects.build("digits")
     solvers = {
         "GMS": GMS(),
@@ -173,10 +181,10 @@ def learned(steps: Sequence[int], n: int, ranges: int) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 20])
-    parser.add_argument("--n", type=int, default=4000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 20], help="numbers of steps K")
+    parser.add_argument("--n", type=int, default=4000, help="samples with exact moments")
     parser.add_argument("--learned", type=int, default=1000, help="samples of the learned model")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--out", type=Path, help="write the scores as JSON, and the tables next to it as Markdown")
     args = parser.parse_args()
     scores = exact(args.steps, args.n, args.seeds)

@@ -1,9 +1,11 @@
-"""Moment heads on a network of galaxies that somebody else trained: `python -m bench.experiments.galaxies OUT`.
+"""Moment heads on a foreign score network of galaxies, and samples of few steps.
 
-The network is a score network of galaxygrad (`pip install --no-deps galaxygrad==0.1.7`; numpy reads its weights, so
-that jax is not needed). It has no licence: it is read where it is installed, and nothing of it is kept here. It comes
-without pictures, so the heads learn from samples that the network gives in many steps, and samplers of few steps are
-compared with those. Writes OUT/NETWORK/*.png, a row for each sampler, and prints energy distances of log flux.
+    python -m bench.experiments.galaxies OUT
+
+The network is from galaxygrad (`pip install --no-deps galaxygrad==0.1.7`; numpy reads its weights, so jax is not
+needed). It has no licence, so it is read from its installation and nothing of it is copied here. It comes without
+pictures. So the heads learn from samples that the network draws in many steps, and samplers with few steps are compared
+with those. Writes OUT/NETWORK/*.png, a row for each sampler, and prints energy distances of log flux.
 """
 
 import argparse
@@ -22,17 +24,23 @@ from gms_fast.storage import tensors as stored
 from gms_fast.training import train_moment_heads
 
 NETWORKS = {"hsc32": "hsc_ScoreNet32", "hsc64": "hsc_ScoreNet64", "ztf32": "ZTF_ScoreNet32", "ztf64": "ZTF_ScoreNet64"}
-T, LAST = 1000, 10.0  # levels, and the network's own time of the noisiest: alpha = exp(-t/2)
+T, LAST = 1000, 10.0  # number of levels; the network's own time at the noisiest, where alpha = exp(-t/2)
 MANY, BATCH, SHOWN = 50, 64, 12
 SOLVERS, STEPS = ("ddim", "dpm-solver++", "sn-ddpm", "gms"), (5, 10, 20)
 
 
 class Galaxies(nn.Module):
-    """An MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601) of patches of x and of its time, -> noise.
+    """MLP-Mixer on patches of x and its time, which predicts the noise.
 
-    leaves  the weights in the order of its file: patches in, patches out, of each block the layers that mix patches and
-            those that mix channels and a norm before either, the last norm
-    x is log(1 + flux)/0.1; t counts the levels from 0, where alpha is exp(-LAST/2 (t + 1)/T).
+    x is log(1 + flux)/0.1. t counts the levels from 0, and alpha is exp(-LAST/2 (t + 1)/T).
+
+    Args:
+        leaves: Weights in the order of the file: patches in, patches out; for each block the layers that mix patches,
+            those
+            that mix channels, and a norm before either; the last norm.
+
+    References:
+        Tolstikhin et al. 2021, arXiv 2105.01601.
     """
 
     prediction, clip = "noise", None
@@ -48,7 +56,7 @@ class Galaxies(nn.Module):
         blocks = [inner[i : i + 12] for i in range(0, len(inner) - 2, 12)]
         self.blocks = nn.ModuleList(_Block(channels, patches, block) for block in blocks)
         self.norm = _filled(nn.LayerNorm((channels, patches)), *inner[-2:])
-        out = last.transpose(0, 1).flip(2, 3)  # jax slides kernels over where torch turns them
+        out = last.transpose(0, 1).flip(2, 3)  # torch flips transposed kernels, jax does not
         self.out = _filled(nn.ConvTranspose2d(channels, 1, side, side), out, last_bias.flatten())
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -58,7 +66,7 @@ class Galaxies(nn.Module):
         shape, y = y.shape, y.flatten(2)
         for block in self.blocks:
             y = block(y)
-        return -sigma * self.out(self.norm(y).view(shape))  # of the score
+        return -sigma * self.out(self.norm(y).view(shape))  # noise from the score
 
 
 class _Block(nn.Module):
@@ -84,20 +92,20 @@ def _filled(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
 
 
 def network(name: str) -> Galaxies:
-    """A network of the installed galaxygrad, whose own code is not run: it would need jax."""
+    """Load a network of the installed galaxygrad without running its code, which would need jax."""
     found = importlib.util.find_spec("galaxygrad")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("galaxygrad is missing: pip install --no-deps galaxygrad==0.1.7")
     file = Path(found.submodule_search_locations[0], f"eqx_{NETWORKS[name]}.eqx")
     leaves, size = [], file.stat().st_size
-    with file.open("rb") as stream:  # arrays of numpy one after the other
+    with file.open("rb") as stream:  # a sequence of numpy arrays
         while stream.tell() < size:
             leaves.append(np.load(stream, allow_pickle=False))
-    return Galaxies(leaves[:-1]).eval()  # the last is the time of the noisiest
+    return Galaxies(leaves[:-1]).eval()  # without the noisiest time
 
 
 def drawn(model: nn.Module, n: int, solver: str, steps: int, seed: int, progress: bool = False) -> Tensor:
-    """n samples, of all solvers on the same grid."""
+    """Draw n samples, on the same grid for all solvers."""
     times = model.schedule.timesteps(steps, "log-snr")
     return gms_fast.sample(
         model, timesteps=times, solver=solver, n=n, seed=seed, batch_size=BATCH, denoise=True, progress=progress
@@ -105,7 +113,7 @@ def drawn(model: nn.Module, n: int, solver: str, steps: int, seed: int, progress
 
 
 def data(net: Galaxies, n: int, file: Path) -> Tensor:
-    """Samples of many steps, kept in a file."""
+    """Draw samples in many steps, or load them from a file."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         stored.write(file, {"x": drawn(net, n, "dpm-solver++", MANY, 0, progress=True)}, {})
@@ -113,15 +121,17 @@ def data(net: Galaxies, n: int, file: Path) -> Tensor:
 
 
 def show(x: Tensor, file: Path) -> None:
-    """Pictures of x, each as bright as its brightest pixel allows."""
+    """Write pictures of x, each scaled to its brightest pixel."""
     save_images(2 * (x / x.amax((1, 2, 3), keepdim=True)).clamp(0, 1) - 1, file, columns=SHOWN, scale=2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--network", default="hsc32", choices=list(NETWORKS))
-    parser.add_argument("--steps", type=int, default=2_000, help="of the training of the heads (default: 2000)")
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument(
+        "--network", default="hsc32", choices=list(NETWORKS), help="network of galaxygrad (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=2_000, help="training steps of the heads (default: 2000)")
     parser.add_argument("-n", type=int, default=1_024, help="samples to learn from (default: 1024)")
     args = parser.parse_args()
     net, folder = network(args.network), args.out / args.network

@@ -1,7 +1,9 @@
-"""Cost of Gaussian statistics of large images: `python -m bench.experiments.gaussian [--size 64] [--out FILE]`.
+"""Time and memory of Gaussian statistics of large images.
 
-`gms_fast.statistics.gaussian` of synthetic pictures, three colours of smooth noise with a power law of natural images
-made batch by batch: the seconds it takes beyond making them, and the most memory that the process ever held.
+    python -m bench.experiments.gaussian [--size 64] [--out FILE]
+
+`gms_fast.statistics.gaussian` runs on synthetic pictures: three colours of smooth noise with the power law of natural
+images, made batch by batch. The results are the seconds beyond making the pictures, and the process's peak memory.
 """
 
 import argparse
@@ -19,7 +21,10 @@ from gms_fast import statistics
 
 
 def pictures(count: int, size: int, batch: int, spent: list[float]) -> Iterator[Tensor]:
-    """Batches (b, 3, size, size) in [-1, 1] whose amplitudes fall as 1/frequency; the seconds go to `spent`."""
+    """Yield batches (b, 3, size, size) in [-1, 1] whose amplitudes fall as 1/frequency.
+
+    The seconds that they take are added to `spent`.
+    """
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
     falling = 1 / (rows**2 + columns**2).sqrt().clamp(min=1 / size)
@@ -35,11 +40,11 @@ def pictures(count: int, size: int, batch: int, spent: list[float]) -> Iterator[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--rank", type=int, default=512)
-    parser.add_argument("--flips", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=20_000, help="number of pictures (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=512, help="number of eigenvectors (default: %(default)s)")
+    parser.add_argument("--flips", action="store_true", help="count mirrored pictures too")
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
     spent, began = [0.0], time.perf_counter()
     found = statistics.gaussian(pictures(args.images, args.size, 1000, spent), args.rank, flips=args.flips)

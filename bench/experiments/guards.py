@@ -1,8 +1,9 @@
-"""Guards of the fit where moments are learned: `python -m bench.experiments.guards [--out FILE.json]`.
+"""Effect of guards on the fit when moments are learned.
 
-On 8x8 digits, grid 0.5: first the share of elements whose learned moments no law on [-1, 1] can have, step by step, and
-that of the exact moments of the same data; then the quality of samples with more and more guards on the fit.
+    python -m bench.experiments.guards [--out FILE.json]
 
+On 8x8 digits, grid 0.5. First the share of elements whose learned moments no law on [-1, 1] can have, step by step,
+beside that of exact moments of the same data. Then the quality of samples with more and more guards on the fit:
 none          E[x_0|x_t] in the range, variance not negative
 variance      and v <= (m - lo)(hi - m): no law on the range has more (Bhatia and Davis)
 skewness      and |k| <= 2 v^(3/2)
@@ -40,7 +41,7 @@ SHOWN = ("frechet", "energy", "precision", "recall")
 def data_moments(
     x: Tensor, moments: NoiseMoments, k: StepCoefficients, *, central: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and third central moment of x_0|x_t as the network has them, not clipped."""
+    """Return the network's mean, variance and third central moment of x_0|x_t, not clipped."""
     e1, e2, e3 = moments
     if not central:
         e2, e3 = e2 - e1**2, e3 - 3 * e1 * e2 + 2 * e1**3
@@ -49,8 +50,8 @@ def data_moments(
 
 
 def impossible(m: Tensor, v: Tensor, k: Tensor, lo: float = -1.0, hi: float = 1.0) -> dict[str, float]:
-    """Shares of elements whose moments belong to no law on [lo, hi], by the first reason that applies."""
-    tolerance = 1e-6  # of float32 moments
+    """Return shares of elements whose moments belong to no law on [lo, hi], by the first reason."""
+    tolerance = 1e-6  # for float32 moments
     inside = (m >= lo - tolerance) & (m <= hi + tolerance)
     positive = v >= -tolerance
     possible = v <= (m.clamp(lo, hi) - lo) * (hi - m.clamp(lo, hi)) + tolerance
@@ -89,7 +90,7 @@ class Guarded(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class Watched(GMS):
-    """GMS that keeps the shares of impossible moments of each step in `seen`."""
+    """GMS that records the shares of impossible moments of each step in `seen`."""
 
     seen: list[dict[str, float]]
 
@@ -101,7 +102,7 @@ class Watched(GMS):
 
 
 def shares(model: Any, steps: int, n: int) -> list[dict[str, float]]:
-    """Of each step, with the default solver."""
+    """Return the shares of impossible moments at each step of the default solver."""
     seen: list[dict[str, float]] = []
     gms_fast.sample(model, steps, solver=Watched(seen=seen), n=n, dtype=torch.float64)
     return seen
@@ -116,8 +117,8 @@ def quality(fit: str, guard: str, steps: int, n: int, index: int) -> dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10])
-    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10], help="numbers of steps K")
+    parser.add_argument("--samples", type=int, default=1000, help="samples of a range")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     result: dict[str, Any] = {"environment": environment(), "samples": args.samples, "shares": {}, "quality": []}

@@ -1,15 +1,17 @@
-"""SN-DDPM without moment heads: `python -m bench.experiments.jacobian [--quick] [--out FILE.json]`.
+"""Cost and benefit of SN-DDPM without moment heads, by the network's Jacobian.
 
-What a call of `models.JacobianVariance` costs, in plain calls of the same network without heads: the embedded models
-and a small UNet2DModel of diffusers, where that is installed; calls in turn, in one thread, of each the fastest, which
-others on the machine disturb least. "derivative" is forward mode, "two backward passes" the same network behind a layer
-that has none, "difference" distance=0.01.
+    python -m bench.experiments.jacobian [--quick] [--out FILE.json]
 
-Then what it brings at equal cost: SN-DDPM on the networks without heads, DDPM and DDIM beside it (GMS(fit="gaussian")
-gives the samples of SN-DDPM, bit by bit). A step costs what a call does on the embedded models at the largest batch, in
-the mean, rounded up to a tenth; the last call, which removes what noise is left, reads one moment and counts as one. So
-N calls are (N - 1)/cost steps, rounded down. Exact models are called as if they were networks. Grid "angle". Cells are
-means over three ranges of samples and their standard deviation.
+The cost of a call of `models.JacobianVariance` is measured in plain calls of the same network without heads. The
+networks are the embedded models, and a small UNet2DModel if diffusers is installed. Calls take turns in one thread, and
+the fastest of each counts, because other processes disturb it least. "derivative" is forward mode, "two backward
+passes" the same network behind a layer without forward mode, "difference" distance=0.01.
+
+The benefit is measured at equal cost: SN-DDPM on the networks without heads, beside DDPM and DDIM (GMS(fit="gaussian")
+gives the same samples as SN-DDPM, bit by bit). A step costs as much as a call on the embedded models at the largest
+batch, on average, rounded up to a tenth. The last call, which removes the remaining noise, needs one moment and counts
+as one. So N calls are (N - 1)/cost steps, rounded down. Exact models are called as if they were networks. The grid is
+"angle". Cells are means over three ranges of samples with their standard deviation.
 """
 
 import argparse
@@ -42,11 +44,11 @@ CALLS = {
     "digits": (10, 20, 40),
 }
 MEASURES = ("wasserstein", "frechet", "energy", "sliced")
-NOISY = ("exact-digits",)  # the data has noise of its own, which a bounded last step would remove
+NOISY = ("exact-digits",)  # data with noise of its own, which a bounded last step would remove
 
 
 class Headless:
-    """E[eps|x_t] of a model alone, as of a network that nobody trained heads for."""
+    """E[eps|x_t] of a model alone, as from a network without heads."""
 
     prediction = "noise"
 
@@ -60,7 +62,7 @@ class Headless:
 
 
 class _OneWay(torch.autograd.Function):
-    """The same tensor; there is no forward mode."""
+    """Identity function without forward mode."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class OneWay(Headless):
 
 
 def host_network() -> Any:
-    """A small UNet2DModel of diffusers as a model."""
+    """Make a small UNet2DModel of diffusers, wrapped as a model."""
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
@@ -92,7 +94,7 @@ def host_network() -> Any:
 
 
 def costs(networks: dict[str, tuple[Any, Any]], batches: Sequence[int], runs: int) -> list[dict[str, Any]]:
-    """Rows: a call's time over that of a plain one, each the fastest of `runs` in turn."""
+    """Return rows of a call's time over that of a plain call, each the fastest of `runs`."""
     found = []
     for name, (plain, one_way) in networks.items():
         kinds = {(way, p): JacobianVariance(plain, p, **given) for way, given in WAYS.items() for p in (1, 2)}
@@ -113,7 +115,7 @@ def costs(networks: dict[str, tuple[Any, Any]], batches: Sequence[int], runs: in
 
 @torch.no_grad()
 def timed(calls: dict[Any, Callable[[Tensor, Tensor], Any]], x: Tensor, t: Tensor, runs: int) -> dict[Any, float]:
-    """Least seconds of each, called in turn after a first round that is not counted."""
+    """Return the least seconds of each call; calls take turns after a round to warm up."""
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     for i in range(runs + 1):
         for name, call in calls.items():
@@ -125,7 +127,13 @@ def timed(calls: dict[Any, Callable[[Tensor, Tensor], Any]], x: Tensor, t: Tenso
 
 
 class Row(NamedTuple):
-    """A solver on a network without heads; way None: without a variance."""
+    """A solver on a network without heads.
+
+    Args:
+        solver: Text of the solver.
+        way: Key of `WAYS` for the variance; None: no variance.
+        probes: Number of probes of the variance.
+    """
 
     solver: str
     way: str | None = None
@@ -143,7 +151,7 @@ def rows(model: str) -> list[Row]:
 
 
 def scored(model: str, row: Row, steps: int, n: int, ranges: int) -> dict[str, list[float]]:
-    """Measures of a row, one of each range of samples."""
+    """Return the measures of a row, one value for each range of samples."""
     subject = subjects.build(model)
     bare: Any = Headless(subject.model, subject.clip)
     if row.way is not None:
@@ -159,7 +167,7 @@ def scored(model: str, row: Row, steps: int, n: int, ranges: int) -> dict[str, l
 
 
 def compared(step_cost: dict[tuple[str, int], float], n: dict[str, int], ranges: int) -> list[dict[str, Any]]:
-    """Records: a row at a number of calls, with the steps that it has for them."""
+    """Return records of all rows by network calls, with the steps that fit into the calls."""
     found = []
     for model in n:
         for row in rows(model):
@@ -174,7 +182,10 @@ def compared(step_cost: dict[tuple[str, int], float], n: dict[str, int], ranges:
 
 
 def step_costs(found: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
-    """Plain calls that a step counts as: 1 + probes of the difference, of the rest the measured cost, rounded up."""
+    """Return the plain calls that a step counts as.
+
+    A difference counts as 1 + probes, other ways as their measured cost, rounded up.
+    """
     largest = max(row["batch"] for row in found)
     own = [row for row in found if row["batch"] == largest]
     counted: dict[tuple[str, int], float] = {("difference", p): 1 + p for p in (1, 2)}
@@ -185,7 +196,7 @@ def step_costs(found: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
 
 
 def cost_table(found: list[dict[str, Any]]) -> str:
-    """Markdown: plain calls that a call takes."""
+    """Format the costs in plain calls as Markdown."""
     columns = list(dict.fromkeys((row["network"], row["batch"]) for row in found))
     by = {(row["way"], row["probes"], row["network"], row["batch"]): row["cost"] for row in found}
     head = " | ".join(f"{network}, batch {batch}" for network, batch in columns)
@@ -197,7 +208,7 @@ def cost_table(found: list[dict[str, Any]]) -> str:
 
 
 def table(records: list[dict[str, Any]], measure: str) -> str:
-    """One measure of one model as Markdown: mean ± standard deviation over the ranges, and the steps."""
+    """Format a measure of one model as Markdown: mean ± standard deviation, and the steps."""
     calls = sorted({r["calls"] for r in records})
     by = {(r["row"], r["calls"]): r for r in records}
     lines = ["| solver | " + " | ".join(f"{c} calls" for c in calls) + " |", "|---" * (len(calls) + 1) + "|"]
@@ -217,10 +228,10 @@ def _figure(record: dict[str, Any] | None, measure: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few samples: a check of the machinery, not a finding")
+    parser.add_argument("--quick", action="store_true", help="few samples, to test the command")
     parser.add_argument("--out", type=Path, help="write the figures as JSON, and the tables next to it as Markdown")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # the ratios of several depend on what else the machine does
+    torch.set_num_threads(1)  # with more threads the ratios depend on other processes
     where = environment()
     loaded = {name: gms_fast.load(name).requires_grad_(False) for name in ("digits", "mnist")}
     networks = {name: tuple(kind(m, m.clip) for kind in (Headless, OneWay)) for name, m in loaded.items()}
@@ -241,7 +252,7 @@ def main() -> None:
 
 
 def report(where: dict[str, Any], n: dict[str, int], ranges: int, measured: list, records: list) -> str:
-    """All tables, under the counts and the commit that they come from."""
+    """Format all tables, with the counts and the commit that they come from."""
     counts = ", ".join(f"{count} {name}" for name, count in n.items())
     about = f"{ranges} ranges of {counts}, commit {where['commit']}, {where['date']}, torch {where['torch']}"
     parts = [f"<!-- {about} -->", f"**plain calls that a call takes**\n\n{cost_table(measured)}"]

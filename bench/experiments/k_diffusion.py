@@ -1,8 +1,10 @@
-"""Distances of our samplers from k-diffusion's and ComfyUI's own: `python -m bench.experiments.k_diffusion`.
+"""Compare our k-diffusion samplers with those of k-diffusion and ComfyUI.
 
-Takes the file of samplers from a checkout of k-diffusion, and those from one of ComfyUI, and runs them as they are, in
-float64, beside ours from the same noise; what else they import is replaced by stand-ins. Prints the largest difference
-of the samples, at the sigmas of Karras et al. 2022 and at those of a flow model.
+    python -m bench.experiments.k_diffusion --k-diffusion CHECKOUT --comfyui CHECKOUT
+
+It takes the files of samplers from checkouts of k-diffusion and ComfyUI and runs them unchanged, in float64, beside
+ours from the same noise. Their other imports are replaced by stand-ins. It prints the largest difference of the
+samples, at the sigmas of Karras et al. 2022 and at those of a flow model.
 """
 
 import argparse
@@ -37,15 +39,15 @@ NOISELESS = ("euler", "heun", "dpmpp_2m", "unipc")
 
 
 class CONST:
-    """ComfyUI's class of flow models, for its files."""
+    """Stand-in for ComfyUI's class of flow models."""
 
     def percent_to_sigma(self, percent: float) -> Tensor:
-        """The level a little below 1 that ComfyUI starts at."""
+        """Return the level slightly below 1 at which ComfyUI starts."""
         return torch.tensor(1 - percent, dtype=WIDE)
 
 
 class Denoiser:
-    """E[x_0|x] of data that are a mixture of two normals, element by element."""
+    """E[x_0|x] of data that are a mixture of two normal laws, element by element."""
 
     def __init__(self, flow: bool) -> None:
         self.flow, sampling = flow, CONST() if flow else object()
@@ -61,7 +63,7 @@ class Denoiser:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k-diffusion", type=Path, help="folder of a checkout of k-diffusion")
     parser.add_argument("--comfyui", type=Path, help="folder of a checkout of ComfyUI")
     given = parser.parse_args()
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def peers(file: Path) -> dict[str, Any]:
-    """The names that a file defines, beside stand-ins of its other imports."""
+    """Return the names that a file defines, with its other imports replaced by stand-ins."""
     stand_ins = (
         "torchdiffeq",
         "torchsde",
@@ -119,7 +121,7 @@ def tables(flows: bool) -> Iterator[tuple[str, Tensor]]:
 
 
 def difference(theirs: Callable[..., Tensor], name: str, sigmas: Tensor, options: dict[str, Any], flow: bool) -> float:
-    """The largest difference of two samples from the same state and noise."""
+    """Return the largest difference of two samples from equal state and noise."""
     x = sigmas[0] * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     made = []
     for sampler in (theirs, getattr(k_diffusion, f"sample_{name}")):

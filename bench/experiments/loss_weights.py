@@ -1,9 +1,11 @@
-"""Loss weights of the noise network on 8x8 digits: `python -m bench.experiments.loss_weights [--out FILE]`.
+"""Quality of a noise network by loss weights, on 8x8 digits.
 
-The network of bench.assets.heads is trained with each of the weights of `train_noise_network` and several seeds, on all
-but every fifth digit, for the same number of steps. Judged by the feature Frechet distance of samples at equal network
-calls, and by the mean square error of the noise on the digits left out, by level.
-Interrupted, the same command goes on.
+    python -m bench.experiments.loss_weights [--out FILE]
+
+The network of `bench.assets.heads` is trained with each weighting of `train_noise_network` and several seeds, on four
+fifths of the digits, for equal numbers of steps. Results are the feature Frechet distance of samples at equal network
+calls, and the mean square error of the noise on the other digits, by level. After an interrupt, the same command
+resumes.
 """
 
 import argparse
@@ -26,21 +28,21 @@ from gms_fast.quality.cells import CONTROLS
 from gms_fast.training import train_noise_network
 from gms_fast.training.losses import WEIGHTS
 
-SOLVERS = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["0.7"]}  # without noise and with
+SOLVERS = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["0.7"]}  # a deterministic and a stochastic solver
 CALLS, SAMPLES = (10, 20), 1000
 LEVELS = (10, 50, 100, 200, 350, 500, 700, 900)  # times out of 1000
 SETTINGS: dict[str, Any] = {"batch_size": 64, "lr": 1e-3}
 
 
 def split() -> tuple[Tensor, Tensor]:
-    """Digits to train on, and every fifth."""
+    """Return digits to train on, and the fifth that is left out."""
     images = data.load("digits")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)) % 5
     return images[order != 0], images[order == 0]
 
 
 def train(weights: str, seed: int, steps: int, out: Path) -> Path:
-    """The folder of a trained network."""
+    """Train a network unless it exists; return its folder."""
     saved = out / "model"
     if saved.is_dir():
         return saved
@@ -54,7 +56,7 @@ def train(weights: str, seed: int, steps: int, out: Path) -> Path:
 
 @torch.no_grad()
 def errors(folder: Path) -> list[float]:
-    """Mean of (e1 - eps)^2 on the digits left out, at each of `LEVELS`."""
+    """Return the mean of (e1 - eps)^2 on the digits left out, at each of `LEVELS`."""
     model, (_, images) = io.load(folder), split()
     found = []
     for t in LEVELS:
@@ -66,7 +68,10 @@ def errors(folder: Path) -> list[float]:
 
 
 def judged(folders: dict[str, list[Path]], out: Path) -> dict[str, dict[str, Any]]:
-    """By weights: Frechet distances by solver and calls, a number for each seed, and the errors by level."""
+    """Return Frechet distances by solver and calls, and errors by level, for each weighting.
+
+    Each has one number per seed.
+    """
     cells = [c for each in folders.values() for f in each for c in at_calls(str(f), SOLVERS, CALLS) if c.range == 0]
     drawn = [c for c in cells if c.solver not in CONTROLS]
     options = {"data": "digits", "workers": 1, "progress": sys.stderr.isatty()}
@@ -85,10 +90,14 @@ def judged(folders: dict[str, list[Path]], out: Path) -> dict[str, dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "loss_weights.json")
-    parser.add_argument("--runs", type=Path, default=Path("runs/loss_weights"))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "loss_weights.json", help="file of the result (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/loss_weights"), help="folder of the networks (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="networks for each weighting (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: %(default)s)")
     args = parser.parse_args()
     folders = dict[str, list[Path]]()
     for seed in range(args.seeds):

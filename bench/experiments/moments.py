@@ -1,8 +1,10 @@
-"""Learned moments beside the exact ones of the same data: `python -m bench.experiments.moments [--model --data]`.
+"""Errors of learned moments against the exact ones of the same data, by noise level.
 
-Per noise level, over noisy images: mean |learned - exact| over mean |exact|, of the variance and the third central
-moment of x_0 given x_t, both bounded as a law on [-1, 1] bounds them, and the share of negative variances. At low noise
-the exact moments know each image by heart, which a network that generalises must not.
+    python -m bench.experiments.moments [--model mnist] [--data mnist5k]
+
+Over noisy images it prints mean |learned - exact| over mean |exact|, for variance and third central moment of x_0 given
+x_t. Both are bounded as for a law on [-1, 1]. It also prints the share of negative variances. At low noise the exact
+moments identify each single image, which a network that generalises must not do.
 """
 
 import argparse
@@ -16,11 +18,11 @@ from gms_fast.models import PointCloud
 from gms_fast.steps import StepCoefficients
 from gms_fast.types import NoiseMoments
 
-LARGEST_THIRD = 2.0  # some more than any law on [-1, 1] has
+LARGEST_THIRD = 2.0  # slightly more than any law on [-1, 1] has
 
 
 def errors(model: object, exact: PointCloud, x_0: torch.Tensor, t: int, seed: int = 0) -> tuple[float, ...]:
-    """(sigma/alpha, error of the variance, error of the third moment, share of negative variances) at time t."""
+    """Return sigma/alpha, errors of variance and third moment, and share of negative variances."""
     k = StepCoefficients.at(model.schedule, t)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
     x, times = k.alpha_t * x_0 + k.sigma_t * eps, model.schedule.network_time([t] * len(x_0)).float()
@@ -38,10 +40,10 @@ def errors(model: object, exact: PointCloud, x_0: torch.Tensor, t: int, seed: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mnist")
-    parser.add_argument("--data", default="mnist5k")
-    parser.add_argument("--times", type=int, nargs="+", default=[900, 800, 700, 600])
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--model", default="mnist", help="name or folder of the model (default: %(default)s)")
+    parser.add_argument("--data", default="mnist5k", help="its data (default: %(default)s)")
+    parser.add_argument("--times", type=int, nargs="+", default=[900, 800, 700, 600], help="time steps")
+    parser.add_argument("--images", type=int, default=64, help="number of images (default: %(default)s)")
     args = parser.parse_args()
     model, images = gms_fast.load(args.model), data.load(args.data)
     exact = PointCloud(images, schedule=model.schedule)

@@ -1,23 +1,26 @@
-"""The quality matrix: `python -m bench.experiments.quality [GROUP ...] [--quick] [--heads OUT] [--out FOLDER] ..`.
+"""Run the quality matrix: groups of solvers, grids and models.
 
-Runs the groups of the quality matrix, each in its own folder: records.jsonl, tables.md and plots. Interrupted, the same
-command goes on. docs/quality.md reads the results that are committed under bench/results/quality/.
+    python -m bench.experiments.quality [GROUP ...] [--quick] [--heads OUT] [--out FOLDER]
 
-exact    exact noise moments: the solvers without a network's error, on the released grid and on a better one
+Each group has its own folder with records.jsonl, tables.md and plots. After an interrupt, the same command resumes.
+docs/quality.md explains the results that are committed in bench/results/quality/.
+
+exact    exact noise moments: solvers without a network's error, on the released grid and on a better one
 digits   the embedded 8x8 model: solvers, time grids, options
 mnist    the embedded 28x28 model: solvers on one grid
-angle    all of them on the grid that is the default of GMS since: it was found last
+angle    all of these on the grid "angle", now the default of GMS
 cosine   exact moments of 8x8 digits on the cosine schedule
-calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers, which it needs
-gaussian what the mean and covariance of the data bring, at equal network calls: teleport, GMS with covariance
-ends     multistep solvers on grids that end in a jump of noise levels and on others, with low orders there and without
+calls    the learned models at equal network calls: ER-SDE, DPM-Solver++ and -v3, and diffusers (required)
+gaussian gains by the mean and covariance of the data at equal network calls: teleport, GMS with covariance
+ends     multistep solvers on grids with and without a jump of noise levels at the end, with low orders there or not
 stroke   stroke synthesis at equal network calls, by strength: realism against distance to the strokes; half an hour
-best     GMS at the settings that a search found and at its defaults with statistics, and what is recommended
-ggdm     the tables learned for the embedded 28x28 model, beside what they began as and the best without, at equal calls
+best     GMS at searched settings and at its defaults with statistics, and recommended solvers
+ggdm     tables learned for the embedded 28x28 model, beside their initial solvers and the best without a table
 heads    kinds of moment heads and noise schedules, trained by bench.assets.heads into --heads
 strangers  moment heads on networks of diffusers: bench.assets.strangers, then gms-fast train-heads into --heads
-cifar10  a network of colour pictures with all that solvers take, by bench.assets.colour in --heads; pictures in --data
---quick  few samples of everything that is embedded, in minutes: a check of the machinery, not a finding
+cifar10  a network of colour pictures with everything that solvers use, by bench.assets.colour in --heads; --data names
+         the pictures
+--quick  few samples of everything that is embedded, in minutes, to test the command
 """
 
 import argparse
@@ -52,7 +55,7 @@ AT_CALLS = {  # solver: its grids; STATISTICS stands for those of the model
     "dpm-solver-v3:statistics=STATISTICS": ["0.7"],
     "dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7"],
 }
-BEGUN = (BEST, "sn-ddpm", "ddim", "ddpm", "er-sde")  # in the middle: solvers of group stroke
+BEGUN = (BEST, "sn-ddpm", "ddim", "ddpm", "er-sde")  # solvers that start at a middle time: group stroke
 ENDS = ("unip", "unip:lower_order_final=False", "dpm-solver++")
 PLAIN = {"dpm-solver++:denoise=False": ["0.7"], "er-sde": ["uniform"], BEST: ["angle"]}
 V3 = {"dpm-solver-v3:statistics=STATISTICS,trust=-2": ["0.7", "uniform"]}
@@ -67,10 +70,10 @@ OTHER = {
     "heads": {"data": "digits"},
     "strangers": {"data": "digits"},
     "cosine": {"schedule": "cosine"},
-}  # group: real data or schedule of its own
-OWN = {"stroke": 500, "cifar10": 10_000}  # samples of the cells of a group, where they are not those of N
-BY_FOLDER = ("heads", "strangers", "cifar10")  # groups of what is trained first
-COLOUR = {  # solver: its grid; tables are those beside the model
+}  # group: its own real data or schedule
+OWN = {"stroke": 500, "cifar10": 10_000}  # samples of a group's cells that differ from N
+BY_FOLDER = ("heads", "strangers", "cifar10")  # groups of networks that must be trained before
+COLOUR = {  # solver: its grid; tables lie beside the model
     "ddpm": ["0.5"],
     "sn-ddpm": ["0.5"],
     "ddim": ["0.5"],
@@ -86,7 +89,7 @@ COLOUR = {  # solver: its grid; tables are those beside the model
 }
 COLOUR_CALLS, LEARNED_CALLS = (5, 10, 20, 25, 50), (5, 10)
 _JUMP = "teleport:statistics={},until={} then {}"
-SETTLED = {  # model: calls: what bench.experiments.settings found for GMS, and its grid
+SETTLED = {  # model: calls: settings of GMS that bench.experiments.settings found, and the grid
     "digits": {
         5: (_JUMP.format("digits", 1.5, "gms:component=sample,covariance=digits,switch=1.2"), "uniform"),
         10: (_JUMP.format("digits", 3, "gms"), "angle"),
@@ -94,7 +97,7 @@ SETTLED = {  # model: calls: what bench.experiments.settings found for GMS, and 
     "mnist": {5: (_JUMP.format("mnist", 3, "gms"), "1.5"), 10: (_JUMP.format("mnist", 3, "gms"), "1.2")},
 }
 _V3 = "dpm-solver-v3:statistics={},trust=-2"
-RECOMMENDED = {  # likewise what `gms_fast.recommend` chose (docs/quality.md says from how many samples)
+RECOMMENDED = {  # likewise the choices of `gms_fast.recommend` (docs/quality.md gives the number of samples)
     "digits": {
         3: (_JUMP.format("digits", 2, _V3.format("digits")), "1.2"),
         5: ("dpm-solver-v3:statistics=digits", "0.7"),
@@ -108,11 +111,11 @@ RECOMMENDED = {  # likewise what `gms_fast.recommend` chose (docs/quality.md say
         20: (_JUMP.format("mnist", 3.2, "gms"), "1.2"),
     },
 }
-NOISY = ("exact-digits", "exact-mnist5k")  # the data has noise of its own, which the bounded last step would remove
+NOISY = ("exact-digits", "exact-mnist5k")  # data with noise of its own, which a bounded last step would remove
 
 
 def adan(model: str) -> str:
-    """The released code: its eps is 1e-8 times the number of elements of a call."""
+    """Return the released optimiser: its eps is 1e-8 times the number of elements of a call."""
     elements = {"mixture-1d": 1, "eight": 2, "exact-digits": 64, "digits": 64}[model]
     at_once = 100 if model == "digits" else N[model]
     return f"gms:fit=adan,component=sample,moments=released,eps={1e-8 * elements * at_once:g}"
@@ -126,17 +129,17 @@ def cells(model: str, solvers: Iterable[str], grids: Iterable[str], steps: Itera
 
 
 def last(text: str) -> str:
-    """The solver behind a teleport, or the solver."""
+    """Return the solver behind a teleport, or the solver itself."""
     return text.split(" then ")[-1]
 
 
 def bounded(text: str) -> bool:
-    """Tell whether a solver bounds the noise of its last step."""
+    """Return True if a solver bounds the noise of its last step."""
     return parse(last(text))[0] in ("gms", "sn-ddpm", "ddpm")
 
 
 def extra_calls(text: str) -> int:
-    """Network calls of K steps less K, on a schedule that ends with noise."""
+    """Return the network calls of K steps minus K, on a schedule that ends with noise."""
     name, given, _ = parse(last(text))
     if name == rivals.NAME:
         return rivals.calls(given, range(2)) - 1
@@ -144,7 +147,7 @@ def extra_calls(text: str) -> int:
 
 
 def at_calls(model: str, solvers: dict[str, list[str]], calls: Iterable[int]) -> list[Cell]:
-    """Solvers whose K steps cost K calls, and those of K + 1, side by side."""
+    """Return cells of all solvers at equal network calls, whether K steps cost K or K + 1."""
     found = []
     for text, grids in solvers.items():
         steps = [k - extra_calls(text) for k in calls]
@@ -153,12 +156,12 @@ def at_calls(model: str, solvers: dict[str, list[str]], calls: Iterable[int]) ->
 
 
 def after(until: float, solvers: Iterable[str], grid: str) -> dict[str, list[str]]:
-    """The same solvers behind a teleport."""
+    """Return the same solvers behind a teleport."""
     return {f"teleport:statistics=STATISTICS,until={until} then {text}": [grid] for text in solvers}
 
 
 def with_gaussian(model: str) -> list[Cell]:
-    """Solvers with and without the Gaussian of the data."""
+    """Return solvers with and without the Gaussian of the data."""
     until, grid = UNTIL[model]
     if model in NOISY:
         plain = PLAIN | {"er-sde": ["0.5"]}
@@ -174,7 +177,7 @@ def with_gaussian(model: str) -> list[Cell]:
 
 
 def best(model: str) -> list[Cell]:
-    """GMS at its searched settings and at its defaults with statistics, beside SN-DDPM; and what is recommended."""
+    """Return GMS at searched settings and with statistics, SN-DDPM, and recommended solvers."""
     both = {
         "sn-ddpm": ["angle"],
         f"{BEST},covariance=STATISTICS": ["angle"],
@@ -190,33 +193,39 @@ def best(model: str) -> list[Cell]:
 
 
 def learned(model: str, calls: Iterable[int]) -> list[Cell]:
-    """Learned tables, solvers on the times (rounded) that they began from, and the best of the other groups."""
+    """Return learned tables, solvers on their initial times (rounded), and the best others."""
     began = {text: ["open 0.7"] for text in ("ddim", "dpm-solver++", "unip")}
     best = {v: ["0.7"] for v in V3} | after(20, V3, "1.2")
     return [c for k in calls for c in at_calls(model, began | best | {f"ggdm:table=STATISTICS/{k}": ["default"]}, [k])]
 
 
 def strokes(model: str, grids: list[str], strengths: Iterable[float], calls: Iterable[int]) -> list[Cell]:
-    """Solvers from the noise of each strength on, and what the strokes and real pictures score."""
+    """Return solvers that start at the noise of each strength, with controls.
+
+    The controls score the strokes and real pictures.
+    """
     drawn = [c for c in at_calls(model, dict.fromkeys(BEGUN, grids), calls) if c.solver not in CONTROLS]
     controls = [Cell(model, c, range=r) for c in ("real", GUIDE) for r in RANGES]
     return [*controls, *(replace(c, strength=s) for s in strengths for c in drawn)]
 
 
 def strangers(model: str) -> list[Cell]:
-    """Solvers of one to three moments, all on the grids of their papers or defaults and at equal calls."""
+    """Return solvers of one to three moments at equal calls.
+
+    They use the grids of their papers or defaults.
+    """
     return [*cells(model, ["ddpm", "sn-ddpm", "ddim", BEST], ["0.5", "angle"], (5, 10))]
 
 
 def colours(model: str) -> list[Cell]:
-    """All solvers at equal calls, and the learned tables that there are; samples of one range."""
+    """Return all solvers at equal calls, and the existing learned tables; one range of samples."""
     learned = [c for k in LEARNED_CALLS for c in at_calls(model, {"ggdm": ["default"]}, [k])]
     found = [*at_calls(model, COLOUR, COLOUR_CALLS), *learned]
     return [c for c in dict.fromkeys(found) if c.range == 0]
 
 
 def groups(heads: Path | None) -> dict[str, list[Cell]]:
-    """The cells of each group, in the order they are run."""
+    """Return the cells of each group, in the order of their runs."""
     trained = sorted(heads.glob("*/model")) if heads else []
     return {
         "exact": [
@@ -252,7 +261,7 @@ def groups(heads: Path | None) -> dict[str, list[Cell]]:
         ],
         "stroke": [
             *strokes("digits", ["uniform", "angle"], (0.2, 0.4, 0.6, 0.8), STEPS),
-            *strokes("mnist", ["uniform"], (0.3, 0.5, 0.7), (5, 10)),  # a first look at 5 calls found "angle" worse
+            *strokes("mnist", ["uniform"], (0.3, 0.5, 0.7), (5, 10)),  # "angle" was worse in a trial of 5 calls
         ],
         "best": [c for model in SETTLED for c in best(model)],
         "ggdm": list(dict.fromkeys(learned("mnist", (5, 10)))),
@@ -280,14 +289,16 @@ def run(name: str, todo: list[Cell], out: Path, n: dict[str, int], **options: An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", help=f"names as above (default: all but {', '.join(BY_FOLDER)})")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("groups", nargs="*", help=f"as in bench/README.md (default: all but {', '.join(BY_FOLDER)})")
+    parser.add_argument("--quick", action="store_true", help="few samples, to test the command")
     parser.add_argument(
-        "--heads", type=Path, help="what bench.assets.heads or gms-fast train-heads wrote: NAME/model in it"
+        "--heads", type=Path, help="folder of trained heads, NAME/model each (bench.assets.heads, gms-fast train-heads)"
     )
-    parser.add_argument("--data", help="of group cifar10: .npz of images and labels")
-    parser.add_argument("--device", help="of group cifar10, where networks draw (default: cpu)")
-    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--data", help="for group cifar10: .npz of images and labels")
+    parser.add_argument("--device", help="for group cifar10: device of the networks (default: cpu)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quality"), help="folder of the groups (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
     args = parser.parse_args()
     known = groups(args.heads)

@@ -1,8 +1,10 @@
-"""The solvers that `gms_fast.recommend` chooses for the embedded models: `python -m bench.experiments.recommend`.
+"""Record the solvers that `gms_fast.recommend` chooses for the embedded models.
 
-By trial on the half of the data that the quality matrix does not measure against, with noise of another seed than its
-samples, through the classifier that it looks through; group `best` of the matrix holds what is chosen against its other
-rows. Prints each choice with its evidence, and writes bench/results/recommend.json.
+    python -m bench.experiments.recommend
+
+The trials use the half of the data that is not the quality matrix's reference, another seed than its samples, and its
+own classifier. Group `best` of the matrix compares the choices with its other rows. The command prints each choice with
+its evidence, and writes bench/results/recommend.json.
 """
 
 import argparse
@@ -20,7 +22,7 @@ SAMPLES = {"digits": 1600, "mnist": 800}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS))
+    parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS), help="numbers of network calls")
     args = parser.parse_args()
     found: dict[str, Any] = {}
     for name, samples in SAMPLES.items():

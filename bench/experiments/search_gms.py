@@ -1,9 +1,11 @@
-"""A search of the few numbers of GMS: `python -m bench.experiments.search_gms [--evaluations N]`.
+"""Search the few numbers of GMS for 5 network calls.
 
-`gms_fast.search.gms` on the embedded "mnist": 5 network calls (4 steps and the last call), with the covariance of the
-data, from the half of the data that the quality matrix does not measure against, through the digit networks of
-gms_fast.search. Writes bench/results/search_gms.json: the numbers that it found, and what the quality measures, through
-another network, say of samples of other indices before and after. Interrupted, the same command goes on.
+    python -m bench.experiments.search_gms [--evaluations N]
+
+`gms_fast.search.gms` runs on the embedded "mnist" with the covariance of the data: 4 steps and the last call. It uses
+the half of the data that is not the quality matrix's reference, and the digit features of `gms_fast.search`. The
+numbers go to bench/results/search_gms.json, with the quality measures of other samples before and after, by another
+classifier. After an interrupt, the same command resumes.
 """
 
 import argparse
@@ -23,7 +25,7 @@ STEPS, N, AT_ONCE, RANGES = 4, 800, 100, 3
 
 
 def measured(subject: subjects.Subject, times: list[float], solver: solvers.GMS) -> dict[str, list[float]]:
-    """[mean, standard deviation] over the ranges of samples of the quality matrix."""
+    """Return [mean, standard deviation] over the quality matrix's ranges of samples."""
     found = []
     for r in range(RANGES):
         starts = range(r * N, (r + 1) * N, AT_ONCE)
@@ -35,8 +37,13 @@ def measured(subject: subjects.Subject, times: list[float], solver: solvers.GMS)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--evaluations", type=int, default=120)
-    parser.add_argument("--out", type=Path, default=Path("runs/search/gms.json"))
+    parser.add_argument("--evaluations", type=int, default=120, help="evaluations of the search (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/search/gms.json"),
+        help="file of the search, to resume from (default: %(default)s)",
+    )
     args = parser.parse_args()
     subject = subjects.build("mnist")
     first = solvers.GMS(covariance=statistics.load_gaussian("mnist"))

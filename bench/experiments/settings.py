@@ -1,9 +1,12 @@
-"""A search of GMS's settings on the learned networks: `python -m bench.experiments.settings [--out FOLDER]`.
+"""Search the settings of GMS on the learned networks.
 
-Level of the jump by grid first, and covariance without a jump; then, at the best of these, one setting after the other:
-covariance behind the jump, fit and component, the bound of the last step. Each time what has the least feature Frechet
-distance over `N` samples of range `RANGE` stays. The quality matrix (group `best`) judges on other ranges. Writes
-bench/results/settings.json: all that was tried, and what was found. Interrupted, the same command goes on.
+    python -m bench.experiments.settings [--out FOLDER]
+
+First it searches the level of a jump by grid, and the covariance without a jump. From the best of these it changes one
+setting after the other: covariance behind the jump, fit and component, bound of the last step. Each time the setting
+with the least feature Frechet distance over `N` samples of range `RANGE` is kept. The quality matrix (group `best`)
+judges on other ranges. All trials and the result go to bench/results/settings.json. After an interrupt, the same
+command resumes.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from bench.records.record import environment, save
 from gms_fast.quality import matrix
 from gms_fast.quality.cells import Cell
 
-N, RANGE = 400, 10  # samples 4000 to 4399, where the matrix has those up to 3000
+N, RANGE = 400, 10  # samples 4000 to 4399; the matrix uses those up to 3000
 MODELS, CALLS = ("digits", "mnist"), (5, 10)
 LEVELS = (1.5, 2, 3, 4, 5)  # sigma/alpha where a jump ends
 GRIDS = ("angle", "uniform", "1.2", "1.5")
@@ -37,7 +40,13 @@ Measured = Callable[[list[Cell]], list[dict[str, Any]]]
 
 
 class Choice(NamedTuple):
-    """Settings of GMS: sigma/alpha where the network takes over (None: at x_T), a grid, and options of the solver."""
+    """Settings of GMS.
+
+    Args:
+        until: Level sigma/alpha where a jump ends and the network takes over; None: no jump.
+        grid: Time grid.
+        options: Options of the solver.
+    """
 
     until: float | None
     grid: str
@@ -47,7 +56,7 @@ class Choice(NamedTuple):
         return self._replace(options=tuple(sorted({**dict(self.options), **options}.items())))
 
     def cell(self, model: str, calls: int) -> Cell:
-        """The cell of the matrix: K steps and the call at the last time."""
+        """Return the matrix cell: K steps and the call at the last time."""
         given = ",".join(f"{key}={value}" for key, value in self.options).replace("DATA", model)
         text = f"gms:{given}" if given else "gms"
         if self.until is not None:
@@ -56,13 +65,13 @@ class Choice(NamedTuple):
 
 
 def begun() -> list[Choice]:
-    """Jumps by grid, none at all, and the covariance in place of a jump."""
+    """Return the first choices: jumps by grid, no jump, and the covariance without a jump."""
     found = [Choice(until, grid) for until in LEVELS for grid in GRIDS] + [Choice(None, grid) for grid in GRIDS[:2]]
     return found + [Choice(None, g).having(covariance="DATA", switch=s) for g in GRIDS[:3] for s in ("1.5", "3")]
 
 
 def search(model: str, calls: int, measured: Measured) -> dict[str, Any]:
-    """The best settings for so many calls, and all that was tried."""
+    """Return the best settings for a number of calls, and all trials."""
     tried: dict[Choice, dict[str, Any]] = {}
 
     def best_of(choices: Iterable[Choice]) -> Choice:
@@ -81,7 +90,9 @@ def search(model: str, calls: int, measured: Measured) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/settings"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/settings"), help="folder of the records (default: %(default)s)"
+    )
     args = parser.parse_args()
     now = environment()
     options = {"n": N, "progress": sys.stderr.isatty(), "origin": f"commit {now['commit']}"}

@@ -1,9 +1,13 @@
-"""Features as they pass against all of them at once: `python -m bench.experiments.streamed [--out FILE]`.
+"""Memory and accuracy of streamed feature statistics, compared with all features at once.
 
-Rows of two laws are made in batches of 256 and measured in two ways, each in a process of its own: `quality.running`,
-which keeps moments and 2,000 rows, and `quality.measures.frechet_distance` of all rows. A line has the most memory that
-either takes above what there was before, the relative difference of both distances, that from torchmetrics, and the
-largest difference of a covariance, in units of its largest variance, when ten parts are merged in eight other orders.
+    python -m bench.experiments.streamed [--out FILE]
+
+Rows of two laws are made in batches of 256 and measured in two ways, each in a process of its own. `quality.running`
+keeps moments and 2,000 rows; `quality.measures.frechet_distance` takes all rows. A line of the output has:
+
+- the peak memory of either way, above the memory before it,
+- the relative difference of both distances, and of the first from torchmetrics',
+- the largest change of a covariance, in units of its largest variance, when ten parts are merged in eight other orders.
 """
 
 import argparse
@@ -27,7 +31,10 @@ WAYS = ("streamed", "all")
 
 
 def batches(count: int, width: int, law: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows (b, width) float32, of scales from 1 to 1/100 and not about zero, as features are, and their indices."""
+    """Yield rows (b, width) float32 and their indices.
+
+    Like features they have scales from 1 to 1/100 and are not centred at zero.
+    """
     generator = torch.Generator().manual_seed(law)
     mix = torch.randn(width, width, generator=generator) / width**0.5 * torch.logspace(0, -2, width)
     for index in torch.arange(count).split(BATCH):
@@ -64,7 +71,7 @@ def by_torchmetrics(count: int, width: int) -> float:
 
 
 def reordered(count: int, width: int) -> float:
-    """The largest change of a covariance by the order of its parts, in units of its largest variance."""
+    """Return the largest change of a covariance by merge order, over its largest variance."""
     parts, generator, worst = running(count, width, 0, PARTS), torch.Generator().manual_seed(0), 0.0
     whole = Running.merged(parts)
     for _ in range(ORDERS):
@@ -76,8 +83,8 @@ def reordered(count: int, width: int) -> float:
 
 
 def one(way: str, count: int, width: int) -> None:
-    """Print a distance, and the peak above what there was before the features."""
-    distance(way, width + 1, width)  # what libraries take once
+    """Print a distance, and the peak memory above the memory before the features."""
+    distance(way, width + 1, width)  # one-time allocations of libraries
     before = memory("VmRSS")
     found = distance(way, count, width)
     print(json.dumps({"distance": found, "KiB": memory("VmHWM") - before}))
@@ -103,7 +110,7 @@ def line(count: int, width: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write the lines as JSON")
     parser.add_argument("--one", nargs=3, metavar=("WAY", "COUNT", "WIDTH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -1,7 +1,8 @@
-"""Wasserstein-1 on a 1-D mixture by solver and number of steps: `python -m bench.experiments.wasserstein`.
+"""Wasserstein-1 distance on a 1-D mixture, by solver and number of steps.
 
-x_0 ~ 0.4 N(-0.6, 0.12^2) + 0.6 N(0.5, 0.08^2), linear schedule, released grid, no clipping,
-float64.
+    python -m bench.experiments.wasserstein
+
+x_0 ~ 0.4 N(-0.6, 0.12^2) + 0.6 N(0.5, 0.08^2). Linear schedule, released grid, no clipping, float64.
 """
 
 import argparse
@@ -26,7 +27,7 @@ SOLVERS = {
 
 
 def distance(solver: solvers.Solver, steps: int, samples: int, seed: int = 0) -> float:
-    """Wasserstein-1 between `samples` of the solver and of the mixture."""
+    """Return the Wasserstein-1 distance between draws of the solver and of the mixture."""
     model = GaussianMixture1D(*MIXTURE)
     times = model.schedule.timesteps(steps)
     x = gms_fast.sample(model, timesteps=times, solver=solver, n=samples, seed=seed, clip=None, dtype=torch.float64)
@@ -36,8 +37,8 @@ def distance(solver: solvers.Solver, steps: int, samples: int, seed: int = 0) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20, 50])
-    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 8, 10, 20, 50], help="numbers of steps K")
+    parser.add_argument("--samples", type=int, default=100_000, help="number of samples")
     args = parser.parse_args()
     where = environment()
     print(f"<!-- {args.samples} samples, commit {where['commit']}, {where['date']}, torch {where['torch']} -->")

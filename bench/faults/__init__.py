@@ -1,1 +1,1 @@
-"""Trials of what might break: files, kills, values, layouts, numbers of steps."""
+"""Fault tests: damaged files, kills, random values and layouts, all numbers of steps."""

@@ -1,10 +1,12 @@
-"""Damaged and malicious files before every loader: a ValueError that names the file, or right content, within bounds.
+"""Test every loader with damaged and malicious files.
 
-    python -m bench.faults.damage                       10,000 cases, counts by kind; exit status 1 if any fails
-    python -m bench.faults.damage --first 417 --count 1 one of them again
+    python -m bench.faults.damage                        10,000 cases, counts by kind; exit status 1 if any fails
+    python -m bench.faults.damage --first 417 --count 1  one of them again
 
-A case is a function of seed and number (and, in the old form of checkpoints, of addresses that torch writes).
-Bounds: 512 MiB of memory and 5 seconds a file.
+A loader must either raise a ValueError that names the file or return valid content. Each file may take at most 512 MiB
+of memory and 5 seconds.
+
+A case is a function of seed and number (and, in checkpoints before torch 1.6, of addresses that torch writes).
 """
 
 import argparse
@@ -36,7 +38,7 @@ from bench.faults import damage_files
 
 MEMORY, SECONDS = 512 << 20, 5.0
 LONGEST = 4000  # characters of a message
-ADDRESSES = 8 << 30  # bytes of virtual memory for all, so that nothing takes the machine
+ADDRESSES = 8 << 30  # bytes of virtual memory for the process, to protect the machine
 _ROOT = Path(tempfile.mkdtemp(prefix="damage-"))
 _MARKER = _ROOT / "ran"  # appears when a payload runs
 NASTY = [
@@ -47,7 +49,7 @@ NASTY = [
 
 
 class Payload:
-    """Something that runs where it is unpickled."""
+    """Object that runs something when it is unpickled."""
 
     def __init__(self, way: int) -> None:
         self.way = way
@@ -64,14 +66,14 @@ class Payload:
 
 
 class _Stored:
-    """A storage as torch's files refer to it, of a size that may be a lie."""
+    """Storage reference of a torch file, whose size may be false."""
 
     def __init__(self, key: str, count: object, kind: type = torch.FloatStorage) -> None:
         self.said = ("storage", kind, key, "cpu", count)
 
 
 class _Viewed:
-    """A tensor as torch's files have it, of sizes that may be lies."""
+    """Tensor of a torch file, whose sizes may be false."""
 
     def __init__(self, stored: object, offset: object, size: object, stride: object) -> None:
         self.arguments = (stored, offset, size, stride, False, OrderedDict())
@@ -81,7 +83,7 @@ class _Viewed:
 
 
 def _torch_file(value: Any, contents: dict[str, bytes]) -> bytes:
-    """A zip file of torch with these records, its checksums right."""
+    """Return a torch zip file with these records and correct checksums."""
     text = io.BytesIO()
     pickler = pickle.Pickler(text, protocol=2)
     pickler.persistent_id = lambda item: item.said if isinstance(item, _Stored) else None
@@ -95,7 +97,7 @@ def _torch_file(value: Any, contents: dict[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-# --- damage: a function of bytes and of a random state gives bytes ---
+# --- damages: functions (bytes, random state) -> bytes ---
 
 Damage = Callable[[bytes, random.Random], bytes]
 
@@ -135,7 +137,7 @@ def exchanged(data: bytes, rng: random.Random) -> bytes:
 
 
 def measured(data: bytes, rng: random.Random) -> bytes:
-    """A number of 1, 2, 4 or 8 bytes, such as a length, made another."""
+    """Overwrite a number of 1, 2, 4 or 8 bytes, such as a length."""
     width = rng.choice([1, 2, 4, 8])
     at = rng.choice([0, 0, _place(data, rng), len(data) - rng.randrange(1, 60)]) % len(data)
     number = rng.choice([0, 1, 255, 65535, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1])
@@ -143,13 +145,13 @@ def measured(data: bytes, rng: random.Random) -> bytes:
 
 
 def _place(data: bytes, rng: random.Random) -> int:
-    """Most of what can go wrong stands at the two ends."""
+    """Choose a position, often near one of the ends, where headers are."""
     near = rng.randrange(min(len(data), 400))
     return rng.choice([near, len(data) - 1 - near, rng.randrange(len(data))])
 
 
 def replaced(data: bytes, rng: random.Random) -> bytes:
-    """A pickle that runs something, in every form that a file of this name might be taken for."""
+    """Return a pickle that runs something, in each format that such a file might be read as."""
     payload, legacy = Payload(rng.randrange(5)), io.BytesIO()
     torch.save(payload, legacy, _use_new_zipfile_serialization=False)
     return rng.choice(
@@ -179,9 +181,9 @@ def _zipped(members: dict[str, bytes]) -> bytes:
 
 
 def misdescribed(data: bytes, rng: random.Random) -> bytes:
-    """JSON with a value, key or nesting that is none of its own; that of a safetensors file with its metadata."""
+    """Change a value, key or nesting of JSON text, or of the header of a safetensors file."""
     if data[:1] in b"{[" and not data.startswith(b"\x93"):
-        if data.count(b"\n{") and data.startswith(b'{"model"'):  # lines
+        if data.count(b"\n{") and data.startswith(b'{"model"'):  # JSON lines
             lines = data.splitlines()
             i = rng.randrange(len(lines))
             return b"\n".join([*lines[:i], _mutated(lines[i], rng), *lines[i + 1 :]]) + b"\n"
@@ -189,7 +191,7 @@ def misdescribed(data: bytes, rng: random.Random) -> bytes:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     inside = header.get("__metadata__", {})
-    keys = [key for key in inside if key not in ("format", "gms_fast.sha256", "measurement")]  # which are no JSON
+    keys = [key for key in inside if key not in ("format", "gms_fast.sha256", "measurement")]  # these are not JSON
     if keys and rng.random() < 0.7:
         key = rng.choice(keys)
         inside[key] = _mutated(inside[key].encode(), rng).decode("utf-8", "surrogateescape")
@@ -223,7 +225,7 @@ def _mutated(text: bytes, rng: random.Random) -> bytes:
 
 
 def _places(value: object) -> Iterator[tuple[Any, Any]]:
-    """(list or mapping, index or key) of everything in it."""
+    """Yield (list or mapping, index or key) of everything nested in a value."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in list(inside):
         yield value, key
@@ -231,7 +233,7 @@ def _places(value: object) -> Iterator[tuple[Any, Any]]:
 
 
 def reshaped(data: bytes, rng: random.Random) -> bytes:
-    """An array whose header says another shape or type; in a zip file with a checksum that is right."""
+    """Change the shape or type in an array's header; a zip file keeps correct checksums."""
     if not data.startswith(b"PK"):
         return _misshapen(data, rng)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -258,7 +260,7 @@ def _misshapen(data: bytes, rng: random.Random) -> bytes:
 
 @cache
 def _zeros(mebibytes: int) -> bytes:
-    """A zip file of one array of zeros, a thousandth of its size."""
+    """Return a zip file of zeros that unpacks to a thousand times its size."""
     text = io.BytesIO()
     packed = zipfile.ZipFile(text, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
     with packed as archive, archive.open("images.npy", "w", force_zip64=True) as member:
@@ -270,7 +272,7 @@ def _zeros(mebibytes: int) -> bytes:
 
 
 def bomb(data: bytes, rng: random.Random) -> bytes:
-    """A zip file that unpacks to far more than it is, or claims to."""
+    """Return a zip file that unpacks to far more than its size, or claims to."""
     way = rng.randrange(3)
     if way == 0:
         return _zeros(rng.choice([48, 600]))
@@ -278,12 +280,12 @@ def bomb(data: bytes, rng: random.Random) -> bytes:
         names = archive.namelist()
     if way == 1:
         return _zipped({name: bytes(1 << 20) for name in names[:50]})
-    at = data.rfind(b"PK\x01\x02")  # the sizes that the directory has of its last member
+    at = data.rfind(b"PK\x01\x02")  # the last member's sizes in the directory
     return data[: at + 20] + rng.choice([b"\xff\xff\xff\x7f", b"\x00\x00\x00\x10"]) * 2 + data[at + 28 :]
 
 
 def pickled(data: bytes, rng: random.Random) -> bytes:
-    """A checkpoint with something that runs, or a pickle that takes memory or time, somewhere in it."""
+    """Put into a checkpoint an object that runs something, or one that takes memory or time."""
     value = torch.load(io.BytesIO(data), weights_only=True)
     evil = rng.choice(
         [Payload(rng.randrange(5)), bytearray(10), {1, 2}, 1j, torch.nn.Linear(1, 1), Path("x"), range(3)]
@@ -304,7 +306,10 @@ def pickled(data: bytes, rng: random.Random) -> bytes:
 
 
 def shared(data: bytes, rng: random.Random) -> bytes:
-    """A checkpoint with few parts that are many if they are counted each time, as a value, key or argument."""
+    """Put into a checkpoint a few shared parts that multiply if each use is counted.
+
+    They stand as a value, key or argument.
+    """
     value = torch.load(io.BytesIO(data), weights_only=True)
     nested: Any = rng.choice([(), "x", 0, torch.zeros(2)])
     pair = rng.choice([lambda a: (a, a), lambda a: [a, a], lambda a: {"a": a, "b": a}])
@@ -329,7 +334,7 @@ def shared(data: bytes, rng: random.Random) -> bytes:
 
 
 class _Called:
-    """A call of a function with one argument, of any kind, where it is unpickled."""
+    """Call of a function with one argument of any kind, made when it is unpickled."""
 
     def __init__(self, function: Callable, argument: Any) -> None:
         self.said = function, (argument,)
@@ -339,11 +344,11 @@ class _Called:
 
 
 class _Hashed(Payload):
-    """A payload in place of a key."""
+    """Payload that stands in place of a key."""
 
 
 def retyped(data: bytes, rng: random.Random) -> bytes:
-    """A checkpoint with a value or a tensor of another kind, its checksums right."""
+    """Replace a value or tensor of a checkpoint by one of another type, with correct checksums."""
     value = torch.load(io.BytesIO(data), weights_only=True)
     owner, key = rng.choice(list(_places(value)))
     old = owner[key]
@@ -362,7 +367,7 @@ def retyped(data: bytes, rng: random.Random) -> bytes:
 
 
 def oversized(data: bytes, rng: random.Random) -> bytes:
-    """A torch file whose tensors claim other bytes than there are."""
+    """Return a torch file whose tensors claim sizes that it does not have."""
     sizes = [0, 1, 4, 5, 10**6, 10**9, 1 << 40, 1 << 62, 1 << 70, -1, 1.5, None, True]
     count, kind = rng.choice(sizes), rng.choice([torch.FloatStorage, torch.ByteStorage, torch.ComplexDoubleStorage])
     shape = tuple(rng.choice(sizes) for _ in range(rng.randrange(5)))
@@ -375,7 +380,7 @@ def oversized(data: bytes, rng: random.Random) -> bytes:
 
 
 def resized(data: bytes, rng: random.Random) -> bytes:
-    """A PNG whose header says another size, its checksum right; of other pictures, some numbers in the header."""
+    """Change the size in a PNG's header, with a correct checksum; in other pictures, any number."""
     if not data.startswith(b"\x89PNG"):
         return measured(data[:64], rng) + data[64:]
     size = [rng.choice([0, 1, 8, 1000, 20_000, 1 << 20, (1 << 31) - 1, (1 << 32) - 1]).to_bytes(4, "big") for _ in "wh"]
@@ -400,21 +405,21 @@ BY_SUFFIX: dict[str, tuple[Damage, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One damaged file, a function of seed and number."""
+    """One damaged file, determined by seed and number."""
 
     seed: int
     number: int
 
     @property
     def kind(self) -> str:
-        """Of the file, a key of `damage_files.KINDS`."""
+        """Kind of the file, a key of `damage_files.KINDS`."""
         return list(damage_files.KINDS)[self.number % len(damage_files.KINDS)]
 
     def __str__(self) -> str:
         return f"case {self.number} of seed {self.seed} ({self.kind})"
 
     def damage(self, folder: Path) -> tuple[Path, str]:
-        """Damage one file of the folder. Returns it and how it was done."""
+        """Damage one file of the folder; return it and the names of the damages."""
         rng = random.Random(f"{self.seed}/{self.number}")
         file = folder / rng.choice(damage_files.KINDS[self.kind].files)
         ways = ANY + BY_SUFFIX[file.suffix]
@@ -429,7 +434,7 @@ class Case:
 
 
 def cases(seed: int = 0, first: int = 0) -> Iterator[Case]:
-    """All cases of a seed from a number on, without end."""
+    """Yield all cases of a seed from a number on, without end."""
     while True:
         yield Case(seed, first)
         first += 1
@@ -437,7 +442,14 @@ def cases(seed: int = 0, first: int = 0) -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a case, "refused" or "right", its time and memory, and the reason why it fails, if it does."""
+    """Outcome of a case.
+
+    Args:
+        verdict: "refused" or "right".
+        seconds: Processor time.
+        memory: Bytes of additional memory.
+        problem: Reason why the case fails, or None.
+    """
 
     verdict: str
     seconds: float
@@ -446,7 +458,7 @@ class Outcome:
 
 
 def check(case: Case) -> str | None:
-    """Run a case. Returns the reason why it fails, or None."""
+    """Run a case; return the reason why it fails, or None."""
     return run(case).problem
 
 
@@ -462,7 +474,7 @@ def run(case: Case) -> Outcome:
 
 
 def outcome(kind: damage_files.Kind, folder: Path, file: Path) -> Outcome:
-    """Load what is in the folder, one file of which is damaged, and judge what comes of it."""
+    """Load a folder with one damaged file and judge the outcome."""
     if _MARKER.is_dir():
         _MARKER.rmdir()
     _MARKER.unlink(missing_ok=True)
@@ -478,7 +490,7 @@ def outcome(kind: damage_files.Kind, folder: Path, file: Path) -> Outcome:
     verdict = "right" if error is None else "refused"
     problem = _problem_with(error, file) if error is not None else None
     if error is None and not kind.sound(found):
-        problem = "it was taken for whole, and what it holds is not right"
+        problem = "it was accepted, but its content is wrong"
     if _MARKER.exists():
         problem = "something in it ran"
     elif seconds > SECONDS or memory > MEMORY:
@@ -498,7 +510,10 @@ def _problem_with(error: Exception, file: Path) -> str | None:
 
 
 def _memory(reset: bool = False) -> int:
-    """Peak of the process's memory in bytes, from now on if `reset`: then what it has now. 0 where that is unknown."""
+    """Return the process's peak memory in bytes, or 0 if it is unknown.
+
+    `reset` restarts the peak, so that the result is the memory in use now.
+    """
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -509,11 +524,11 @@ def _memory(reset: bool = False) -> int:
 
 
 def main() -> None:
-    """Run so many cases, and count."""
+    """Run the cases and print their counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--count", type=int, default=10_000, help="number of cases")
     args = parser.parse_args()
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))

@@ -1,4 +1,4 @@
-"""One whole file of every kind that this package reads, and its loader: what `damage` damages."""
+"""Intact files of every kind that this package reads, with their loaders, for `damage`."""
 
 import functools
 import json
@@ -35,10 +35,13 @@ CONFIGURATION = {"times": [999.0, 500.0, 0.0], "solver": {"fit": "free"}, "clip"
 
 @dataclass(frozen=True)
 class Kind:
-    """make   write whole files into an empty folder
-    files  their names, those of which one is damaged
-    load   what the package reads of the folder
-    sound  whether that is right content
+    """Kind of file.
+
+    Args:
+        make: Writes intact files into an empty folder.
+        files: Names of the files, one of which is damaged.
+        load: Loads the folder by the package.
+        sound: Returns True for valid content.
     """
 
     make: Callable[[Path], None]
@@ -48,7 +51,7 @@ class Kind:
 
 
 def network() -> MomentUNet:
-    """A small one, every weight of which matters."""
+    """Make a small network, every weight of which matters."""
     torch.manual_seed(0)
     options = {"image_size": 8, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
     model = MomentUNet(**options, attention_resolutions=(1,), schedule=SCHEDULE, head="simple")
@@ -105,7 +108,10 @@ def _unfinished(folder: Path) -> None:
 
 
 def _resumed(folder: Path) -> statistics.EmpiricalModel:
-    """The measurement gone on with. Rows that are well-formed, but so wrong that it overflows, are found by it."""
+    """Resume the measurement.
+
+    Rows may be well-formed and yet so wrong that it overflows; the measurement itself finds that.
+    """
     try:
         return _measured(folder)
     except ValueError as error:
@@ -250,7 +256,7 @@ KINDS = {
 
 @functools.cache
 def whole(kind: str, folder: Path) -> Path:
-    """A folder of whole files of that kind, made once."""
+    """Make a folder of intact files of a kind, once."""
     made = folder / kind.replace(" ", "_")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)

@@ -1,10 +1,11 @@
-"""Faults of every kind, until the time is over: damaged files, killed writers and commands, random calls of the ops.
+"""Run fault tests of all kinds for a given time.
 
     python -m bench.faults.every_kind                             some minutes
-    python -m bench.faults.every_kind --minutes 300 --out F.json  hours; the same command again goes on where it was
+    python -m bench.faults.every_kind --minutes 300 --out F.json  hours; the same command again resumes
     python -m bench.faults.every_kind --parts commands --first 57 --count 1   one case again
 
-Cases are numbered, and each is a function of the seed and its number alone. The exit status is 1 if any failed.
+The parts are damaged files, killed writers, killed commands, killed ranks, killed generation, and random calls of the
+ops. Cases are numbered, and each is a function of the seed and its number alone. The exit status is 1 if any failed.
 """
 
 import argparse
@@ -72,7 +73,7 @@ PARTS = {
 
 
 def run(name: str, record: dict[str, Any], seconds: float, count: int | None, keep: Callable[[], None]) -> None:
-    """Run cases of a part from the record's next one on, and note how they end."""
+    """Run cases of a part from the record's next one on, and record how they end."""
     cases, check = PARTS[name](record["seed"], record["next"])
     written = start = time.monotonic()
     try:
@@ -103,14 +104,14 @@ def _first(cases: Iterable[object], count: int | None) -> Iterator[object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=4.0, help="in all (default: 4)")
-    parser.add_argument("--count", type=int, help="cases of each part at most")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
+    parser.add_argument("--minutes", type=float, default=4.0, help="total time of all parts (default: 4)")
+    parser.add_argument("--count", type=int, help="most cases of each part")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON record to go on with")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases")
+    parser.add_argument("--out", type=Path, help="JSON record to write, and to resume from")
     args = parser.parse_args()
-    if len(args.parts) > 1:  # a part that breaks its process, or fills its memory, is no trouble to the others
+    if len(args.parts) > 1:  # a part that crashes or fills its memory then spares the others
         statuses = [_alone(args, part) for part in args.parts]
         raise SystemExit(any(statuses))
     (name,) = args.parts
@@ -131,7 +132,7 @@ def main() -> None:
 
 
 def _alone(args: argparse.Namespace, part: str) -> int:
-    """The exit status of a part in a process of its own."""
+    """Run a part in a process of its own; return its exit status."""
     options = {"--seed": args.seed, "--first": args.first, "--count": args.count, "--out": args.out}
     options |= {"--minutes": args.minutes / len(args.parts)}
     given = [str(word) for option in options.items() if option[1] is not None for word in option]

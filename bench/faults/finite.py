@@ -1,8 +1,11 @@
-"""Closed fits at every number of steps, finite and inside their guards: `python -m bench.faults.finite`.
+"""Check that closed fits stay finite and within their bounds at every number of steps.
 
-On the embedded models, K = 1 .. 100, states in float32 and bfloat16, the network in the same precision. Looked at after
-each step: with x_0 in [-1, 1] and its variance at most 1, x_s - A x_t lies within B + 7 sqrt(c + B^2) (7 standard
-deviations: 1e-12 for each element, and no more for the nodes, which the range holds).
+    python -m bench.faults.finite
+
+It runs the embedded models with K = 1 .. 100, states in float32 and bfloat16, and the network in the same precision.
+Each step is checked: with x_0 in [-1, 1] and its variance at most 1, x_s - A x_t lies within B + 7 sqrt(c + B^2). That
+is 7 standard deviations, exceeded with probability 1e-12 per element. The nodes need no allowance: x_0's range bounds
+them.
 """
 
 import argparse
@@ -26,12 +29,15 @@ from gms_fast.ops.types import Draws
 from gms_fast.solvers import GMS, TimeStep
 
 FITS, DTYPES, SAMPLES = ("free", "exact"), (torch.float32, torch.bfloat16), 2
-ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # relative: that of x_s, and of x_t before it
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # relative rounding of x_s and x_t
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watched(GMS):
-    """GMS that keeps the largest |x_s - A x_t| over its bound of every step in `seen`: inf where x_s is not finite."""
+    """GMS that records the largest |x_s - A x_t| over its bound of each step in `seen`.
+
+    The value is inf if x_s is not finite.
+    """
 
     seen: list[float]
 
@@ -44,7 +50,7 @@ class Watched(GMS):
 
 
 def excess(model: MomentUNet, fit: str, steps: int, seed: int = 0) -> float:
-    """The worst of all steps and elements."""
+    """Return the largest value of `Watched` over all steps and elements."""
     seen: list[float] = []
     dtype = next(model.parameters()).dtype
     gms_fast.sample(model, steps, solver=Watched(fit=fit, seen=seen), n=SAMPLES, seed=seed, dtype=dtype)
@@ -52,7 +58,7 @@ def excess(model: MomentUNet, fit: str, steps: int, seed: int = 0) -> float:
 
 
 def survey(names: Iterable[str], steps: Iterable[int], progress: bool = False) -> dict[str, float]:
-    """The worst of all numbers of steps, for each model, fit and precision."""
+    """Return the largest value over all numbers of steps, by model, fit and precision."""
     worst: dict[str, float] = {}
     for name, dtype in product(names, DTYPES):
         model = gms_fast.load(name).to(dtype)
@@ -64,7 +70,7 @@ def survey(names: Iterable[str], steps: Iterable[int], progress: bool = False) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["digits", "mnist"])
+    parser.add_argument("--models", nargs="+", default=["digits", "mnist"], help="embedded models")
     parser.add_argument("--steps", type=int, default=100, help="the largest K")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()

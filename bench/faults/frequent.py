@@ -1,8 +1,8 @@
-"""The command gms-fast, for kills: with a checkpoint after every step, and finished work kept at once.
+"""The command gms-fast for kill tests: it saves a checkpoint after every step.
 
     torchrun --standalone --nproc-per-node 2 -m bench.faults.frequent train --data x.npy --out run
 
-Forks `be` the command.
+Finished work is stored at once. Forked processes call `be` instead.
 """
 
 import os
@@ -18,7 +18,7 @@ from gms_fast.measure import work
 
 
 def keep_all() -> None:
-    """Have this process keep work as often as there can be something to keep."""
+    """Make this process store its work as often as possible."""
     work.SECONDS = -1.0
     for train in (training.train_noise_network, training.train_moment_heads):
         train.__kwdefaults__["checkpoint_every"] = 1
@@ -26,7 +26,14 @@ def keep_all() -> None:
 
 
 def be(arguments: Sequence[str], folder: str, words: int, largest: int | None = None) -> NoReturn:
-    """Be the command in this fork: in a folder, with its words in a file, and no larger files than so many bytes."""
+    """Run the command in this fork and exit.
+
+    Args:
+        arguments: Arguments of the command.
+        folder: Working directory.
+        words: File descriptor for stderr.
+        largest: Largest size of a file in bytes; None: no limit.
+    """
     status = 1
     try:
         os.chdir(folder)
@@ -34,7 +41,7 @@ def be(arguments: Sequence[str], folder: str, words: int, largest: int | None = 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         os.dup2(words, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it puts aside
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
         interrupts.guard()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
         keep_all()
@@ -42,7 +49,7 @@ def be(arguments: Sequence[str], folder: str, words: int, largest: int | None = 
     except BaseException as error:
         print(repr(error), file=sys.stderr)
     finally:
-        util._run_finalizers(0)  # of semaphores of a pool that an exception holds: Python does so at its end
+        util._run_finalizers(0)  # frees semaphores of a pool, as Python does at its exit
         sys.stderr.flush()
         os._exit(status)
 

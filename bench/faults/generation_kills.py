@@ -1,9 +1,14 @@
-"""Kills of generation: processes that fill one folder, ended at random moments, gone on with by other numbers of them.
+"""Kill tests of generation by several processes that fill one folder.
 
-A case starts some processes, or lets torchrun start them, ends one or all of them by one of `ENDS`, perhaps several
-times and each time as another number of processes, and lets a last start go through. A case fails by a finished shard
-that is lost or broken, a process that does not end, more than one line of words, a folder of other bytes than that of
-one process that nothing ends, statistics that are not those of the pictures, or litter.
+A case starts some processes, directly or by torchrun. It ends one or all of them at random moments by one of `ENDS`,
+perhaps several times and each time with another number of processes. A last start runs to its end.
+
+A case fails for
+- a finished shard that is lost or broken,
+- a process that does not end, or prints more than one line,
+- a folder that differs from that of one uninterrupted process,
+- statistics that are not those of the pictures,
+- files left behind.
 """
 
 import itertools
@@ -29,10 +34,10 @@ from gms_fast.quality import extractors, running
 from gms_fast.quality.running import Running
 
 ONE, ALL, WRITE, TERMINATED, ANOTHER = "one killed", "all killed", "killed in a write", "SIGTERM to all", "another run"
-ENDS = {ONE: 4, ALL: 5, WRITE: 4, TERMINATED: 2, FULL: 2, VANISHED: 1, ANOTHER: 1}  # how often
-TORCHRUN = 10  # every so many cases one is torchrun's
+ENDS = {ONE: 4, ALL: 5, WRITE: 4, TERMINATED: 2, FULL: 2, VANISHED: 1, ANOTHER: 1}  # relative frequency
+TORCHRUN = 10  # one case in so many uses torchrun
 OUT, N = "drawn", 40
-LEAST = 500  # bytes of a file on a full disk: their words go to one too
+LEAST = 500  # bytes allowed for a file on a full disk: stderr goes to a file too
 _SMALL = ("--model", "tiny", "--n", str(N), "--batch-size", "2", "--shard-size", "4", "--steps", "3")
 COMMANDS = {
     "npz": ("generate", *_SMALL, "--out", OUT),
@@ -43,10 +48,13 @@ COMMANDS = {
 
 
 class Start(NamedTuple):
-    """A start of the command as so many processes, and its end, if any.
+    """One start of the command and how it is ended, if at all.
 
-    when   share of the time that it takes, or of the bytes of its largest file
-    which  process that is meant, where it is one
+    Args:
+        count: Number of processes.
+        end: One of `ENDS`; empty: it runs to its end.
+        when: Share of the run's time, or of the bytes of its largest file.
+        which: Process that is killed, if it is only one.
     """
 
     count: int
@@ -56,7 +64,7 @@ class Start(NamedTuple):
 
 
 def cases(seed: int, first: int = 0) -> Iterator[Case]:
-    """Cases from number `first` on, each of its own."""
+    """Yield independent cases from number `first` on."""
     for number in itertools.count(first):
         draw = random.Random(f"generation/{seed}/{number}")
         name, torchrun = draw.choice(list(COMMANDS)), number % TORCHRUN == TORCHRUN - 1
@@ -69,14 +77,14 @@ def cases(seed: int, first: int = 0) -> Iterator[Case]:
 
 
 def check(case: Case) -> str | None:
-    """Run a case. Returns what went wrong, if something did."""
+    """Run a case; return its fault, or None."""
     try:
         wanted, *_ = _whole(case.command)
         with tempfile.TemporaryDirectory() as folder:
             kills._prepare(Path(folder))
             out = Path(folder, OUT)
             (_restarted if case.torchrun else _started)(folder, case)
-            assert pictures(out) == wanted, "the folder has other bytes than that of a run that nothing ends"
+            assert pictures(out) == wanted, "the folder differs from that of an uninterrupted run"
             assert not (out / CLAIMS).exists(), f"claims are left: {os.listdir(out / CLAIMS)}"
             if case.command in ("measured", "none"):
                 _look_at_statistics(out)
@@ -86,14 +94,17 @@ def check(case: Case) -> str | None:
 
 
 def pictures(out: Path) -> Content:
-    """The bytes of all files but statistics, whose last bits depend on the order in which parts were counted."""
+    """Return the bytes of all files except statistics.
+
+    The last bits of statistics depend on the order in which parts were merged.
+    """
     found = kills.content(out)
     return {name: data for name, data in found.items() if not name.startswith((MEASURED, WHOLE))}
 
 
 @cache
 def _whole(name: str) -> tuple[Content, float, int]:
-    """The files, seconds, and bytes of the largest file of one process that nothing ends."""
+    """Return the files, seconds and largest file size of one uninterrupted process."""
     with tempfile.TemporaryDirectory() as folder:
         kills._prepare(Path(folder))
         start = time.monotonic()
@@ -105,7 +116,7 @@ def _whole(name: str) -> tuple[Content, float, int]:
 
 @cache
 def _counted() -> Running:
-    """The statistics of the pictures themselves."""
+    """Compute the statistics from the pictures themselves."""
     with tempfile.TemporaryDirectory() as folder:
         kills._prepare(Path(folder))
         assert Group(COMMANDS["npz"], folder, 1).end()[0].status == 0
@@ -120,7 +131,7 @@ def _look_at_statistics(out: Path) -> None:
 
 
 def _started(folder: str, case: Case) -> None:
-    """Go through all starts of a case."""
+    """Run all starts of a case."""
     out, done = Path(folder, OUT), set[str]()
     _, seconds, largest = _whole(case.command)
     for start in case.starts:
@@ -138,7 +149,7 @@ def _started(folder: str, case: Case) -> None:
 
 
 def _act(group: Group, start: Start, seconds: float, out: Path) -> None:
-    """End a group as its start says when its moment has come."""
+    """End a group at the moment and in the way that its start says."""
     if start.end in ("", FULL) or group.wait(start.when * seconds):
         return
     everyone = range(start.count)
@@ -159,7 +170,7 @@ def _act(group: Group, start: Start, seconds: float, out: Path) -> None:
 
 
 def _look(ends: list[End], start: Start) -> None:
-    """Raise AssertionError unless each process has ended as it should, with one line of its own at most."""
+    """Raise AssertionError unless each process ended as expected with at most one line."""
     fine = {"": {0}, ANOTHER: {0}, FULL: {0, 2, 143}, VANISHED: {0, 2, 143}}.get(start.end, {0, 143, -9})
     for rank, (status, words, hung) in enumerate(ends):
         assert not hung, f"process {rank} does not end: {ends}"
@@ -170,7 +181,7 @@ def _look(ends: list[End], start: Start) -> None:
 
 
 def _restarted(folder: str, case: Case) -> None:
-    """Have torchrun start processes, and start them again whenever one of them is killed."""
+    """Let torchrun start processes, kill some, and let it restart them."""
     *killed, last = case.starts
     _, seconds, _ = _whole(case.command)
     run = Torchrun(("--", *COMMANDS[case.command]), folder, last.count, len(killed))
@@ -180,13 +191,13 @@ def _restarted(folder: str, case: Case) -> None:
         time.sleep(seconds * start.when)
         if (process := run.working(start.which % last.count)) is not None:
             os.kill(process, signal.SIGKILL)
-            time.sleep(1)  # torchrun has noticed
+            time.sleep(1)  # until torchrun has noticed
     status, words = run.end()
     assert status == 0, f"torchrun ends with status {status}: {_of_ranks(words)}"
 
 
 def _of_ranks(words: str) -> str:
-    """The lines of ranks, among the words of torchrun."""
+    """Return the lines of ranks in torchrun's output."""
     return "; ".join(line for line in words.splitlines() if line.startswith("gms-fast"))
 
 

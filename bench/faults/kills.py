@@ -1,9 +1,10 @@
-"""Kills: every writer of the package, killed after each of its system calls, and every command at random moments.
+"""Kill tests of every writer and every command of the package.
 
-`writer` kills one of `WRITERS` after each of its calls, and looks each time that its file is the old or the new one,
-that the next write succeeds, and that nothing else is left then. A case of `cases` ends a command by SIGKILL, SIGINT,
-SIGTERM, a disk that is full or a folder that vanishes at a random moment, perhaps again while it goes on, and compares
-what its last run makes with that of a run without an end.
+`writer` kills one of `WRITERS` after each of its system calls. Each time its file must be the old or the new one, the
+next write must succeed, and nothing else may be left then.
+
+A case of `cases` ends a command at a random moment: by SIGKILL, SIGINT, SIGTERM, a full disk or a folder that vanishes.
+It may end it again after it is resumed. The result of its last run must equal that of an uninterrupted run.
 """
 
 import itertools
@@ -33,11 +34,11 @@ from gms_fast.quality import matrix
 from gms_fast.storage import atomic, checkpoint, fingerprints, tensors
 from gms_fast.training.state import CHECKPOINT
 
-FULL, VANISHED, PART = "full disk", "vanished folder", r"\.part(-\d+)?(\.\w+)?$"  # it ends names that early ends leave
+FULL, VANISHED, PART = "full disk", "vanished folder", r"\.part(-\d+)?(\.\w+)?$"  # names left by early ends
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
-ENDS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143, FULL: 2, VANISHED: 2}  # and the status that follows
+ENDS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143, FULL: 2, VANISHED: 2}  # and the expected exit status
 LINES = {"SIGINT": "interrupted", "SIGTERM": "terminated", FULL: "error: .*File too large: ", VANISHED: "error: "}
-GRACE = 20.0  # seconds that workers may outlive their command, which they may be starting to notice
+GRACE = 20.0  # seconds that workers may outlive their command
 LONGEST = 120.0  # seconds that a command may take to end
 Content = dict[str, bytes]
 
@@ -46,14 +47,17 @@ Content = dict[str, bytes]
 
 
 def content(path: Path) -> Content:
-    """The bytes of a file, or of all files in a folder, by name; nothing where nothing is."""
+    """Return the bytes of a file, or of all files in a folder, by name; empty if none exist."""
     if path.is_dir():
         return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     return {path.name: path.read_bytes()} if path.is_file() else {}
 
 
 def writer(name: str) -> int:
-    """Kill a writer after each of its system calls, and return how many there are. Raises AssertionError."""
+    """Kill a writer after each of its system calls; return their number.
+
+    Raises AssertionError for a fault.
+    """
     torch.set_num_threads(1)  # threads do not outlive a fork
     exchange, write = atomic._exchange, WRITERS[name]
     if "exchanged" in name:
@@ -66,7 +70,7 @@ def writer(name: str) -> int:
 
 
 def check_writer(name: str) -> str | None:
-    """Run `writer`, and say how many calls there are. Returns what went wrong, if something did."""
+    """Run `writer` and print the number of calls; return its fault, or None."""
     try:
         print(f"{name}: killed after each of {writer(name)} calls", flush=True)
     except AssertionError as error:
@@ -98,23 +102,31 @@ def _writer(path: Path, write: Callable[[Path, int], None]) -> int:
 
 
 class Command(NamedTuple):
-    """A command, what it writes, and how its result is told from another."""
+    """A command and how its result is checked.
+
+    Args:
+        arguments: Arguments of `gms-fast`.
+        out: File or folder that it writes.
+        again: Option for a repeated run.
+        result: Returns the part of the output that must be equal.
+        done: Returns the amount of stored work, which must not decrease.
+    """
 
     arguments: tuple[str, ...]
     out: str
     again: str = "--resume"
     result: Callable[[Path], object] = content
-    done: Callable[[Path], int] = lambda _: 0  # what may not get less
+    done: Callable[[Path], int] = lambda _: 0
 
 
 def _steps(out: Path) -> int:
-    """Steps of training that have a checkpoint."""
+    """Return the number of training steps that have a checkpoint."""
     files = [out / stage / CHECKPOINT for stage in ("noise", "heads")]
     return sum(checkpoint.read(file)["step"] for file in files if file.exists())
 
 
 def _heads(out: Path) -> object:
-    """Weights of heads and all that is said of them but for the folder of their network."""
+    """Return the weights of heads and their metadata without the folder of their network."""
     weights, said = saved_heads.read(out / "model")
     return fingerprints.of_named(weights), {key: value for key, value in said.items() if key != "source"}
 
@@ -127,7 +139,7 @@ def _iterations(out: Path) -> int:
 
 
 def _rows(out: Path) -> int:
-    """Rows of unfinished statistics; of finished ones there are more than that."""
+    """Return the rows of unfinished statistics, or a larger number for finished ones."""
     file = work.partial(out)
     if out.exists():
         return 1 << 20
@@ -196,11 +208,17 @@ COMMANDS = {
         done=lambda out: len(matrix.read(out)),
     ),
 }
-WEIGHTS = {name: 1 if name == "evaluate" else 8 for name in COMMANDS}  # it takes as long as all the others
+WEIGHTS = {name: 1 if name == "evaluate" else 8 for name in COMMANDS}  # evaluate takes as long as all others
 
 
 class Case(NamedTuple):
-    """A command, and what ends it: each of ENDS, and when, in shares of the time that it takes, or of the bytes."""
+    """A command and what ends it.
+
+    Args:
+        number: Number of the case.
+        command: A key of `COMMANDS`.
+        ends: Pairs of one of `ENDS` and its moment, as a share of the run's time or of its largest file's bytes.
+    """
 
     number: int
     command: str
@@ -208,7 +226,7 @@ class Case(NamedTuple):
 
 
 def cases(seed: int, first: int = 0) -> Iterator[Case]:
-    """Cases from number `first` on, each of its own."""
+    """Yield independent cases from number `first` on."""
     for number in itertools.count(first):
         draw = random.Random(f"{seed}/{number}")
         name = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
@@ -217,7 +235,7 @@ def cases(seed: int, first: int = 0) -> Iterator[Case]:
 
 
 def check(case: Case) -> str | None:
-    """Run a case. Returns what went wrong, if something did."""
+    """Run a case; return its fault, or None."""
     command = COMMANDS[case.command]
     try:
         wanted, seconds, largest, names = _whole(case.command)
@@ -239,7 +257,7 @@ def check(case: Case) -> str | None:
 
 @cache
 def _whole(name: str) -> tuple[object, float, int, set[str]]:
-    """Result, seconds, size of the largest file and names of files of a run that nothing ends."""
+    """Return result, seconds, largest file size and file names of an uninterrupted run."""
     with tempfile.TemporaryDirectory() as folder:
         _prepare(Path(folder))
         start = time.monotonic()
@@ -258,7 +276,10 @@ def _prepare(folder: Path) -> None:
 
 
 def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str = "", amount: float = 0) -> None:
-    """Run a command to its end, or to that of one of ENDS after some seconds or bytes. Raises AssertionError."""
+    """Run a command to its end, or end it by one of `ENDS`; raise AssertionError for a fault.
+
+    `amount` is seconds, or bytes for a full disk.
+    """
     said, words = os.pipe()
     os.set_blocking(said, False)
     signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until the command has its handlers
@@ -267,7 +288,7 @@ def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str =
         os.setpgid(0, 0)
         frequent.be((*command.arguments, *again), folder, words, int(amount) if kind == FULL else None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
-    with suppress(OSError):  # whoever of the two comes first
+    with suppress(OSError):  # parent or child, whichever is first
         os.setpgid(child, child)
     ended = _ends(child, amount if kind in (VANISHED, *SIGNALS) else LONGEST)
     if not ended and kind == "SIGKILL":
@@ -280,7 +301,7 @@ def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str =
     alone = _group_ends(child)
     if not ended:
         os.waitpid(child, 0)
-    os.write(words, b"\n")  # something to read in any case
+    os.write(words, b"\n")  # so that the read below finds something
     text = os.read(said, 1 << 16).decode()
     os.close(said)
     os.close(words)
@@ -293,7 +314,7 @@ def _run(command: Command, folder: str, again: tuple[str, ...] = (), kind: str =
 
 
 def _group_ends(group: int) -> bool:
-    """Wait until nothing of a process group is left, or kill it after a while and tell so."""
+    """Wait until a process group is empty; kill it and return False if that takes too long."""
     end = time.monotonic() + GRACE
     with suppress(ProcessLookupError):
         while time.monotonic() < end:
@@ -305,14 +326,14 @@ def _group_ends(group: int) -> bool:
 
 
 def _vanish(out: Path) -> None:
-    """Take a folder away; files have none of their own."""
+    """Take a folder away; single files stay."""
     if out.is_dir():
         out.rename(out.with_name("away"))
         shutil.rmtree(out.with_name("away"))
 
 
 def _ends(child: int, seconds: float) -> tuple[int] | None:
-    """The status of a child that ends within some seconds."""
+    """Return the status of a child, or None if it does not end within some seconds."""
     end = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(child, os.WNOHANG)

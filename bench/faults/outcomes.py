@@ -1,7 +1,7 @@
-"""Rules for any call of an op, whatever it is given.
+"""Rules that every call of an op must satisfy.
 
-With right arguments it gives, to the bit, what the same call gives on contiguous copies of its tensors, and changes
-nothing but the elements of `out`. With a wrong one it is refused by a ValueError or a TypeError.
+A call with valid arguments gives the same bits as the call on contiguous copies of its tensors. It changes nothing but
+the elements of `out`. A call with an invalid argument raises ValueError or TypeError.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,14 @@ Arguments = dict[str, object]
 
 
 class Call(NamedTuple):
-    """An op, its arguments by name, and which of them must be refused, if any."""
+    """Call of an op.
+
+    Args:
+        op: Name of the op.
+        arguments: Arguments by name.
+        wrong: Name of the argument that must be refused, if any.
+        backend: Backend to call; None: the default.
+    """
 
     op: str
     arguments: Arguments
@@ -37,7 +44,7 @@ def _shown(value: object) -> str:
 
 
 def check(call: Call) -> str | None:
-    """The fault in the outcome of a call; None where all is well."""
+    """Make a call; return its fault, or None."""
     before, copies = _memory(call.arguments), {} if call.wrong else _each(call.arguments, _copy)
     with _on(call.backend):
         found = _outcome(call.op, call.arguments)
@@ -70,7 +77,7 @@ def _refusal(found: object) -> str | None:
 
 
 def _difference(found: object, wanted: object, arguments: Arguments) -> str | None:
-    """Of a call from the same one on copies, and of its results from what was asked for."""
+    """Compare a call's results with those on copies, and with the requested `out` or layout."""
     for result, where in ((found, ""), (wanted, " on copies")):
         if isinstance(result, Exception):
             return f"refused{where}: {type(result).__name__}: {result}"
@@ -86,7 +93,7 @@ def _difference(found: object, wanted: object, arguments: Arguments) -> str | No
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """To the bit, but for the bits of NaN."""
+    """Return True for equal bits; the bits of NaN do not count."""
     if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
         return False
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.itemsize]
@@ -94,7 +101,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _each(value: object, change: Callable[[Tensor], object]) -> object:
-    """`value` with every tensor in it changed."""
+    """Return `value` with every tensor in it changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -109,7 +116,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _storages(arguments: Arguments) -> dict[int, Tensor]:
-    """The bytes behind the tensors, by their address."""
+    """Return the bytes of all tensors' storages, by address."""
     found: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> None:
@@ -126,7 +133,10 @@ def _memory(arguments: Arguments) -> dict[int, Tensor]:
 
 
 def _changed(before: dict[int, Tensor], arguments: Arguments, *, written: bool) -> str | None:
-    """A line if anything but the elements of `out`, where that is written, is not as before."""
+    """Return a fault if anything but the elements of `out` has changed.
+
+    `written` says that `out` may change.
+    """
     out = arguments.get("out")
     if written and out is not None:
         memory = before[out.untyped_storage().data_ptr()].view(out.dtype)

@@ -1,4 +1,4 @@
-"""Random calls of every op: tensors, arguments in their ranges, and in every third call one that must be refused."""
+"""Random calls of every op; every third call has an argument that must be refused."""
 
 import math
 from collections.abc import Callable
@@ -41,14 +41,17 @@ def _adan(draw: Tensors) -> Arguments:
 
 
 def _component_and_noise(draw: Tensors) -> Arguments:
-    """None, z, or (z, u), of which either may be None."""
+    """Draw the argument noise as None, z, or (z, u), where either may be None."""
     component = draw.choice(("sample", "element"))
     z, u = draw.tensor(), draw.tensor(draw.shape if component == "element" else draw.shape[:1])
     return {"component": component, "noise": draw.choice([None, None, z, (z, None), (None, u), [z, u]])}
 
 
 def _out(draw: Tensors, like: Tensor) -> Tensor | None:
-    """None, a tensor to write to, or memory of the first input: the input itself, or other elements too."""
+    """Draw the argument out: None, a new tensor, or memory of the first input.
+
+    In the last case it may be the input itself or overlap it.
+    """
     if draw.chance(0.4):
         return None
     if like.is_contiguous() and not like.is_neg() and draw.chance(0.5):
@@ -122,7 +125,7 @@ MAKERS: dict[str, Callable[[Tensors], Arguments]] = {
     "philox_uniform": philox,
 }
 NAN, INF = math.nan, math.inf
-LARGE = torch.zeros(7, 7, 7)  # a shape that no call has
+LARGE = torch.zeros(7, 7, 7)  # a shape that no call uses
 ONE = torch.tensor(1)
 NO_NUMBER: tuple[object, ...] = ("a", None, [0.3], torch.ones(2), 1j)
 INDICES = (-1, 1 << 32, 2.5, "1", None, ONE.expand(2), torch.tensor(1.5), ONE.to("meta"))
@@ -152,7 +155,10 @@ NO_COEFFICIENTS = (None, (1.0, 2.0), torch.zeros(9), torch.zeros(10).double(), t
 
 
 def _strange(tensor: Tensor, first: bool) -> list[object]:
-    """Values that no op takes in the place of such a tensor; the first one is free to have any shape and device."""
+    """Return values that must be refused in place of a tensor.
+
+    The op's first tensor sets shape and device, so these are not tested for it.
+    """
     kinds = [
         *(3.0, "tensor", [1.0], np.zeros(tensor.shape, dtype=np.float32), torch.tensor(1.0)),
         *(tensor.to(dtype) for dtype in (torch.int32, torch.complex64, torch.bool)),
@@ -162,7 +168,7 @@ def _strange(tensor: Tensor, first: bool) -> list[object]:
 
 
 def call(seed: int) -> Call:
-    """A random call; of every third seed one with a wrong argument."""
+    """Draw a call; every third seed gives one with a wrong argument."""
     draw = Tensors(seed)
     op = draw.choice(list(MAKERS))
     arguments = MAKERS[op](draw)

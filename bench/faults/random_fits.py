@@ -1,20 +1,22 @@
-"""Random mixture fits: moments of every size, and a bound on what rounding may do to a fit of them.
+"""Random mixture fits, and a bound on their rounding errors.
 
-**The bound.** u is the largest relative rounding error of the arithmetic: 2^-24 of float32, in which narrow types are
-computed too, and 2^-53 of float64. Counted operation by operation, plain torch is the least exact of the backends, with
-roots that err by 2 u: there a weight is off by 30 u at most, and the distance of a node from the mean by 19 u, the last
-of which is of the place mean + distance, where it rounds the mean too. (Kernels: 12 u and 8 u.) So w |distance|^k,
-k <= 3, is off by 30 + 3 * 19 = 87 roundings and by what u |mean| moves a node; in 8 more this file recomputes the
-moments in float64. An error of d cancels between V and the means, and V has fewer roundings of its own. The cube root
-of float64 is a power, with an exponent that is off by u/6 of |ln third|: three times that for its cube.
+**The bound.** u is the largest relative rounding error of the arithmetic: 2^-53 for float64, else 2^-24, because
+narrower types are computed in float32. Operations are counted for plain torch, the least exact backend, whose roots err
+by 2 u.
 
-Storing a weight, a node or V in a narrow type rounds it once more. A number below the normal ones is off by the spacing
-of numbers there, and the cube root of one is anything small: a third moment below float32's smallest normal number is
-off by as much.
+- A weight is off by 30 u at most, and the distance of a node from the mean by 19 u. The last of these rounds the sum
+  mean + distance, and with it the mean. (Kernels: 12 u and 8 u.)
+- So w |distance|^k, k <= 3, is off by 30 + 3 * 19 = 87 roundings, and by the effect of u |mean| on a node.
+- In 8 more roundings this file recomputes the moments in float64.
+- An error of the distance cancels between V and the means, and V itself has fewer roundings.
+- The cube root in float64 is a power. Its exponent is off by u/6 of |ln third|, its cube by three times that.
+- Storing a weight, a node or V in a narrow type rounds it once more.
+- A subnormal number is off by the spacing of subnormal numbers, and its cube root may be anything small. A third moment
+  below float32's smallest normal number is off by as much.
 
-**The domain.** Nothing overflows, in float32 arithmetic, while var <= w(1-w) 2^126 and |third| <= w(1-w)|1-2w| 2^126.
-The gradient of "adan" is of degree six in what it fits: with its default settings |mean|, sqrt(var) and cbrt(|third|)
-up to 10^6 keep it finite.
+**The domain.** Nothing overflows in float32 while var <= w(1-w) 2^126 and |third| <= w(1-w)|1-2w| 2^126. The gradient
+of "adan" is of degree six in its inputs. With default settings it is finite for |mean|, sqrt(var) and cbrt(|third|) up
+to 10^6.
 """
 
 import math
@@ -30,14 +32,14 @@ from gms_fast.types import Mixture
 FITS = ("exact", "free", "adan", "gaussian")
 CLOSED = ("exact", "free")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-DECADES = {  # of standard deviations
+DECADES = {  # exponents of the standard deviations
     torch.float32: (-18, 18),
     torch.bfloat16: (-18, 18),
     torch.float16: (-4, 2),
     torch.float64: (-50, 50),
 }
 ROUNDINGS = 30 + 3 * 19 + 8
-LARGEST = 2.0**126  # of what is fitted in float32, over the numbers that the fit divides by
+LARGEST = 2.0**126  # largest moment in float32, over the numbers that the fit divides by
 ADAN = 1e6
 MOMENTS = ("mean", "var", "third")
 AT_ZERO = "at mean 0, "
@@ -45,7 +47,7 @@ SKEWNESS = 6  # decades on either side of 1
 
 
 class Problem(NamedTuple):
-    """Moments (1, N) of one dtype, and how to fit them."""
+    """Moments (1, N) of one dtype, and the settings of their fit."""
 
     fit: str
     weight: float
@@ -59,7 +61,7 @@ class Problem(NamedTuple):
         return self.mean, self.var, self.third
 
     def widened(self) -> "Problem":
-        """The same in the arithmetic of the ops."""
+        """Return the same problem in the dtype that ops compute in."""
         return self._replace(**{name: getattr(self, name).to(_arithmetic(self.mean.dtype)) for name in MOMENTS})
 
     @property
@@ -68,7 +70,7 @@ class Problem(NamedTuple):
 
 
 class _Draw:
-    """Random numbers (1, size) in float64."""
+    """Source of random numbers (1, size) in float64."""
 
     def __init__(self, seed: int, size: int) -> None:
         self._generator, self._shape = torch.Generator().manual_seed(seed), (1, size)
@@ -77,7 +79,7 @@ class _Draw:
         return low + (high - low) * torch.rand(self._shape, generator=self._generator, dtype=torch.float64)
 
     def powers(self, least: float, most: float) -> Tensor:
-        """Powers of ten between two exponents."""
+        """Draw powers of ten between two exponents."""
         return 10 ** self.uniform(least, most)
 
     def among(self, share: float) -> Tensor:
@@ -88,10 +90,11 @@ class _Draw:
 
 
 def problem(seed: int, fit: str, dtype: torch.dtype, size: int) -> Problem:
-    """`size` random moments.
+    """Draw `size` random moments.
 
-    Means and standard deviations over all decades of the dtype, variances also zero, denormal, and negative as rounding
-    leaves them; the floor below, at and above them; skewness of either sign of what lies above the floor.
+    Means and standard deviations cover all decades of the dtype. Some variances are zero, subnormal, or slightly
+    negative as rounding leaves them. The floor is below, at and above the variances. Skewness, of either sign, refers
+    to the variance above the floor.
     """
     numbers, draw = random.Random(seed), _Draw(seed, size)
     weight, (least, most) = _weight(numbers, fit), DECADES[dtype]
@@ -100,7 +103,7 @@ def problem(seed: int, fit: str, dtype: torch.dtype, size: int) -> Problem:
     floor = _rounded(numbers.choice([0.0, 10 ** (2 * numbers.uniform(least, most))]), _arithmetic(dtype))
     var = _variances(draw, floor, (least, most), dtype).clamp(max=limits[1]).to(dtype).double()
     mean = torch.where(draw.among(0.2), 0, draw.signs() * var.abs().sqrt() * draw.powers(-6, 6))
-    above = torch.where(var > floor, var - floor, var.abs())  # if nothing is above, there is no room for skewness
+    above = torch.where(var > floor, var - floor, var.abs())  # at or below the floor, the fit has no skewness
     third = torch.where(draw.among(0.1), 0, draw.signs() * above**1.5 * draw.powers(-SKEWNESS, SKEWNESS))
     moments = (t.clamp(-most, most).to(dtype) for t, most in zip((mean, var, third), limits, strict=True))
     return Problem(fit, weight, floor, *moments)
@@ -117,13 +120,13 @@ def _variances(draw: _Draw, floor: float, decades: tuple[float, float], dtype: t
 
 
 def _weight(numbers: random.Random, fit: str) -> float:
-    """The default, any, or one at the ends of what is allowed; for the closed fits also next to 1/2."""
+    """Draw a weight: the default, any, or near the ends or 1/2."""
     extreme = [1e-6, 1 - 1e-6, *(0.5 + side * 2.0**-20 for side in (-1, 1))]
     return numbers.choice([1 / 3, 1 / 3, numbers.uniform(1e-6, 0.499), numbers.uniform(0.501, 1 - 1e-6), *extreme])
 
 
 def _limits(fit: str, weight: float, dtype: torch.dtype) -> tuple[float, float, float]:
-    """The largest mean, variance and third moment of the domain."""
+    """Return the largest mean, variance and third moment of the domain."""
     if fit == "adan":
         largest = ADAN, ADAN**2, ADAN**3
     elif dtype == torch.float64:
@@ -135,7 +138,7 @@ def _limits(fit: str, weight: float, dtype: torch.dtype) -> tuple[float, float, 
 
 
 def in_units_of_the_bound(fitted: Mixture, given: Problem) -> dict[str, Tensor]:
-    """Errors of mean, variance and third central moment of a closed fit, as recomputed in float64."""
+    """Return the errors of a closed fit's moments, recomputed in float64, in units of the bound."""
     dtype, wide = given.mean.dtype, _arithmetic(given.mean.dtype)
     u, grain = torch.finfo(wide).eps / 2, _spacing(dtype)
     narrow, narrow_grain = (torch.finfo(dtype).eps / 2, grain) if dtype != wide else (0.0, 0.0)
@@ -163,7 +166,10 @@ def in_units_of_the_bound(fitted: Mixture, given: Problem) -> dict[str, Tensor]:
 
 
 def _reachable(third: Tensor, excess: Tensor, fit: str, weight: float) -> Tensor:
-    """As much of the third moment as a fit promises: "free" all, where there is a variance to have it."""
+    """Return the part of the third moment that a fit promises to match.
+
+    "free" matches all of it, if there is variance above the floor.
+    """
     if fit == "free":
         return torch.where(excess > 0, third, 0)
     most = abs(1 - 2 * weight) / math.sqrt(weight * (1 - weight)) * excess**1.5
@@ -171,7 +177,7 @@ def _reachable(third: Tensor, excess: Tensor, fit: str, weight: float) -> Tensor
 
 
 def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that ops compute in."""
+    """Return the dtype that ops compute in."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -180,16 +186,19 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
 
 
 def _spacing(dtype: torch.dtype) -> float:
-    """Of the numbers below the normal ones."""
+    """Return the spacing of subnormal numbers."""
     return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
 def check(given: Problem) -> tuple[dict[str, float], str | None]:
-    """The largest errors in units of the bound, also of those at mean 0 alone, and what is wrong, if anything is."""
+    """Fit a problem; return the largest errors in units of the bound, and the fault or None.
+
+    Errors at mean 0 are also given by themselves.
+    """
     fitted = ops.fit_mixture(*given.moments, given.floor, **given.options)
     worst, faults = {}, []
     if given.fit in CLOSED:
-        kept = torch.stack([t.isfinite() for t in fitted]).all(0)  # float16 has no room for some nodes
+        kept = torch.stack([t.isfinite() for t in fitted]).all(0)  # some nodes overflow float16
         units = {name: error.where(kept, 0) for name, error in in_units_of_the_bound(fitted, given).items()}
         worst = {name: float(error.max()) for name, error in units.items()}
         faults = [f"{name}: {error:.3g} times the bound" for name, error in worst.items() if not error <= 1]
@@ -203,7 +212,7 @@ def check(given: Problem) -> tuple[dict[str, float], str | None]:
 
 
 def _promises(fields: Mixture, wide: Problem) -> dict[str, Tensor | bool]:
-    """Rules that hold to the bit, by the fault where they do not."""
+    """Evaluate the rules that hold exactly; the keys name the fault if one is False."""
     w, a, b, v = fields
     var, floor, weight = wide.var.clamp(min=0), *(_rounded(x, v.dtype) for x in (wide.floor, wide.weight))
     light = (w >= 0) & (w <= 0.5) if wide.fit == "free" else torch.zeros_like(w, dtype=torch.bool)
@@ -220,11 +229,11 @@ def _promises(fields: Mixture, wide: Problem) -> dict[str, Tensor | bool]:
 
 
 def _draws_agree(fields: Mixture, wide: Problem) -> bool:
-    """A draw is the component that u chooses, and a standard deviation beside it for z = 1 and -1."""
+    """Check draws with z = 1 and -1: the component that u selects, plus or minus sqrt(V)."""
     w, a, b, v = fields
     even = torch.arange(w.numel()).view_as(w) % 2 == 0
-    u = torch.where(even, w / 2, (1 + w) / 2).clamp(min=2.0**-33)  # the smallest that is drawn
-    clear = (u - w).abs() > 2.0**-19 * w  # where kernels, which compare without a quotient, must agree
+    u = torch.where(even, w / 2, (1 + w) / 2).clamp(min=2.0**-33)  # the smallest u that ops draw
+    clear = (u - w).abs() > 2.0**-19 * w  # kernels compare without a quotient: skip ties
     node, roots = torch.where(u < w, a, b), (v.sqrt(), v.double().sqrt().to(v.dtype))  # torch's own errs by an ulp
     for z in (1.0, -1.0):
         noise = torch.full_like(w, z), u

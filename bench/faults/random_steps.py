@@ -1,8 +1,8 @@
-"""Random steps: finite noise moments of every size, consistent or not, give a finite x_s.
+"""Random GMS steps: finite noise moments of any size must give a finite x_s.
 
-The domain: |x|, |e1|, sqrt(|e2|) and cbrt(|e3|) up to 10^6, of the type that holds them; fit="adan" of
-moments="cumulant" within a data range, because x_t/alpha_t may be 157 times x_t, of which its gradient takes the sixth
-power. A narrow type may have no room for x_s, so it is written to float32.
+The moments may contradict each other. The domain is |x|, |e1|, sqrt(|e2|) and cbrt(|e3|) up to 10^6, within the range
+of the dtype. fit="adan" with moments="cumulant" needs a data range: x_t/alpha_t may be 157 times x_t, and its gradient
+takes the sixth power. x_s may exceed the range of a narrow type, so it is written to float32.
 """
 
 import random
@@ -13,12 +13,12 @@ from torch import Tensor
 from gms_fast import StepCoefficients, ops
 from gms_fast.schedules import VPLinear
 
-LARGEST, LEAST = 6, -12  # decades
+LARGEST, LEAST = 6, -12  # exponents of ten
 SCHEDULE = VPLinear()
 
 
 def check(seed: int, fit: str, dtype: torch.dtype, size: int) -> str | None:
-    """The fault of a step of `size` random states, if there is one."""
+    """Make a step of `size` random states; return its fault, or None."""
     numbers, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     t, s = sorted(numbers.sample(range(1000), 2), reverse=True)
     x, e1, e2, e3 = (_of_any_size(generator, size, power) for power in (1, 1, 2, 3))
@@ -40,7 +40,7 @@ def check(seed: int, fit: str, dtype: torch.dtype, size: int) -> str | None:
 
 
 def _of_any_size(generator: torch.Generator, size: int, power: int) -> Tensor:
-    """Numbers of either sign, up to the power of the largest, and zeros."""
+    """Draw numbers of either sign up to 10^(6 power), and zeros."""
     uniform = torch.rand((3, 1, size), generator=generator, dtype=torch.float64)
     magnitude = 10 ** (power * (LEAST + (LARGEST - LEAST) * uniform[0]))
     return torch.where(uniform[1] < 0.1, 0, torch.where(uniform[2] < 0.5, -magnitude, magnitude))

@@ -9,14 +9,14 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (0, 1, 1, 2, 3, 4, 5, 8)
-MANY = ((3, 6000), (2, 700), (5, 3, 16, 15))  # shapes of several blocks; the first has work for two threads
+MANY = ((3, 6000), (2, 700), (5, 3, 16, 15))  # several blocks; the first is large enough for two threads
 APART = ("dense", "dense", "permuted", "sliced", "channels last", "offset")  # layouts that can be written to
 SHARING = ("expanded", "overlapping", "negated")
 ODD = (0.0, -0.0, 1e-45, -1e-40, 1e-38, 6e-5, 65504.0, 1e30, -3e38, 1e-300, 1e300, math.inf, -math.inf, math.nan)
 
 
 class Tensors:
-    """Random tensors of one shape and mostly of one dtype; `numbers` for all other choices."""
+    """Source of random tensors of one shape and mostly one dtype; `numbers` makes other choices."""
 
     def __init__(self, seed: int) -> None:
         self.numbers, self._generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -34,7 +34,7 @@ class Tensors:
         return tuple(shape if self.chance(0.2) else [max(n, 1) for n in shape])
 
     def values(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Normals, numbers of many sizes, or odd ones."""
+        """Draw standard normal values, values of many magnitudes, or special ones."""
         x, kind = torch.randn(shape, generator=self._generator, dtype=torch.float64), self.numbers.random()
         if kind > 0.5:
             x = x * 10.0 ** torch.randint(-12, 13, shape, generator=self._generator)
@@ -43,7 +43,7 @@ class Tensors:
         return x.to(dtype)
 
     def integers(self, shape: Sequence[int]) -> Tensor:
-        """int64, dense or not."""
+        """Draw int64 numbers, contiguous or not."""
         words = torch.randint(-(1 << 62), 1 << 62, (*shape, 2), generator=self._generator)
         return words[..., 0] if self.chance(0.5) else words[..., 0].clone()
 
@@ -53,7 +53,7 @@ class Tensors:
         dtype: torch.dtype | None = None,
         layouts: Sequence[str] = (*APART, *SHARING),
     ) -> Tensor:
-        """A tensor of one of the layouts, of the shape and dtype of this call unless others are given."""
+        """Draw a tensor in one of the layouts, by default of this source's shape and dtype."""
         shape, dtype = self.shape if shape is None else tuple(shape), dtype or self._dtype or self.choice(DTYPES)
         layout = self.choice(layouts)
         if layout in ("expanded", "overlapping", "sliced", "permuted", "offset"):

@@ -1,4 +1,4 @@
-"""Groups of processes that run one command together as ranks, as torchrun starts and ends them, but forked at once."""
+"""Groups of ranks that run one command as under torchrun, but forked at once."""
 
 import faulthandler
 import json
@@ -25,7 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 
 class End(NamedTuple):
-    """The end of a rank: its status, what it said on stderr, and whether it had to be killed after `GRACE`."""
+    """End of a rank.
+
+    Args:
+        status: Exit status.
+        words: Its output on stderr.
+        hung: True if it had to be killed after `GRACE`.
+    """
 
     status: int
     words: str
@@ -33,7 +39,14 @@ class End(NamedTuple):
 
 
 class Group:
-    """Ranks at work on a command in a folder; files are no larger than so many bytes."""
+    """Ranks that run a command in a folder.
+
+    Args:
+        arguments: Arguments of the command.
+        folder: Working directory.
+        count: Number of ranks.
+        largest: Largest size of a file in bytes; None: no limit.
+    """
 
     def __init__(self, arguments: Sequence[str], folder: str, count: int, largest: int | None = None) -> None:
         self._store, port = _store()
@@ -47,19 +60,22 @@ class Group:
         self._ended: dict[int, int] = {}
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long for a rank to end; tell whether one has."""
+        """Wait at most `seconds` for a rank to end; return True if one has."""
         end = time.monotonic() + seconds
         while not self.poll() and time.monotonic() < end:
             time.sleep(0.001)
         return bool(self._ended)
 
     def begun(self, out: Path) -> bool:
-        """Tell whether one of them holds a lock in a folder; before that torch makes them wait deaf for each other."""
+        """Return True if one of the ranks holds a lock in a folder.
+
+        Before that, torch lets them wait for each other without handling signals.
+        """
         said = (json.loads(file.read_text() or "{}") for file in out.rglob(".lock"))
         return any(lock.get("pid") in self.children for lock in said)
 
     def poll(self) -> int:
-        """The number of ranks that have ended."""
+        """Return the number of ranks that have ended."""
         for child in self.children:
             if child not in self._ended:
                 done, status = os.waitpid(child, os.WNOHANG)
@@ -68,24 +84,27 @@ class Group:
         return len(self._ended)
 
     def send(self, number: int, ranks: Sequence[int]) -> None:
-        """Send a signal to those of some ranks that are still there."""
+        """Send a signal to those of the given ranks that still run."""
         for rank in ranks:
             if self.children[rank] not in self._ended:
                 os.kill(self.children[rank], number)
 
     def end(self) -> list[End]:
-        """Wait for all ranks. If one has failed, the others get SIGTERM as from torchrun, and SIGKILL after a while."""
+        """Wait for all ranks.
+
+        If one has failed, the others get SIGTERM, as from torchrun, and SIGKILL after a while.
+        """
         everyone, hung, last, told = range(len(self.children)), [], time.monotonic() + LONGEST, False
         while self.poll() < len(self.children):
             if not told and any(self._ended.values()):
-                time.sleep(0.1)  # torchrun looks so often
+                time.sleep(0.1)  # torchrun's polling interval
                 self.poll()
                 self.send(signal.SIGTERM, everyone)
                 last, told = time.monotonic() + GRACE, True
             if time.monotonic() > last:
                 hung = [child for child in self.children if child not in self._ended]
                 self.send(signal.SIGUSR1, everyone)
-                time.sleep(0.5)  # they say where they are
+                time.sleep(0.5)  # until they have printed their stacks
                 self.send(signal.SIGKILL, everyone)
             time.sleep(0.002)
         os.kill(self._store, signal.SIGKILL)
@@ -95,9 +114,9 @@ class Group:
 
 
 def _store() -> tuple[int, str]:
-    """A process with a store by which ranks find each other, as torchrun's agent is one, and its port.
+    """Fork a process with a store by which ranks find each other; return it and its port.
 
-    Here its threads would not outlive the forks.
+    It stands for torchrun's agent. It needs a process of its own, because its threads would not survive the forks here.
     """
     there, here = os.pipe()
     parent, child = os.getpid(), os.fork()
@@ -114,21 +133,21 @@ def _store() -> tuple[int, str]:
 
 
 def _read(file: IO[str]) -> str:
-    """The words of a rank, without the lines of torch's own log."""
+    """Read the output of a rank without the lines of torch's own log."""
     with file:
         file.seek(0)
         return "".join(line for line in file if not re.match(r"\[|frame #|<omitting|Exception raised from|\n", line))
 
 
 def _rank(arguments: Sequence[str], folder: str, said: dict[str, str], words: int, largest: int | None) -> NoReturn:
-    """Be a rank of the command; it does not return."""
+    """Run the command as a rank; never return."""
     os.environ.update(said)
     faulthandler.register(signal.SIGUSR1, file=words)
     frequent.be(arguments, folder, words, largest)
 
 
 class Torchrun:
-    """Torchrun itself at work on a command, with as many restarts as are asked for."""
+    """Torchrun itself, running a command with a number of restarts."""
 
     def __init__(self, arguments: Sequence[str], folder: str, count: int, restarts: int) -> None:
         launch = ["--standalone", "--nproc-per-node", str(count), "--max-restarts", str(restarts)]
@@ -140,8 +159,8 @@ class Torchrun:
         self._agent = subprocess.Popen(command, cwd=folder, env=environment, **streams)
 
     def working(self, rank: int) -> int | None:
-        """The process of a rank, None while there is none."""
-        with suppress(OSError):  # it may end while it is looked at
+        """Return the process of a rank, or None while there is none."""
+        with suppress(OSError):  # a process may end meanwhile
             for child in Path(f"/proc/{self._agent.pid}/task/{self._agent.pid}/children").read_text().split():
                 if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
                     return int(child)
@@ -151,7 +170,7 @@ class Torchrun:
         return self._agent.poll() is not None
 
     def end(self) -> tuple[int, str]:
-        """Wait for it; status and words."""
+        """Wait for the end; return status and output."""
         try:
             status = self._agent.wait(LONGEST)
         finally:

@@ -1,9 +1,15 @@
-"""Kills of ranks: commands that several processes run together, ended at random moments and gone on with.
+"""Kill tests of commands that several ranks run together.
 
-A case starts a command as some ranks, ends them by one of `ENDS`, perhaps several times and each time as another number
-of ranks, and lets a last start go through. A case fails by work that is lost beyond the last checkpoint, a file that is
-refused, a result other than that of a whole run, a rank that outlives the others, words beyond one line, or litter.
-Some cases are started by torchrun, which starts all ranks again when one is killed.
+A case starts a command as some ranks and ends them at random moments by one of `ENDS`, perhaps several times and each
+time with another number of ranks. A last start runs to its end. In some cases torchrun starts the ranks, and starts
+them again when one is killed.
+
+A case fails for
+- work that is lost beyond the last checkpoint,
+- a file that is refused,
+- a result that differs from that of an uninterrupted run,
+- a rank that outlives the others, or prints more than one line,
+- files left behind.
 """
 
 import itertools
@@ -19,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch._dynamo  # ranks would import it, each for itself
+import torch._dynamo  # once here instead of in each rank
 
 from bench.faults import kills
 from bench.faults.kills import FULL, VANISHED
@@ -29,18 +35,22 @@ from gms_fast.models import saved_heads
 
 ONE, ALL, WRITE, SECOND = "one killed", "all killed", "killed in a write", "second run"
 TERMINATED, ALL_TERMINATED = "SIGTERM to one", "SIGTERM to all"
-ENDS = {ONE: 5, ALL: 4, WRITE: 4, TERMINATED: 1, ALL_TERMINATED: 1, FULL: 2, VANISHED: 1, SECOND: 1}  # how often
-TORCHRUN = 20  # every so many cases one is torchrun's
-FIRST, RATE = 0, "0.05"  # rank that writes; a rate at which few steps move weights far
+ENDS = {ONE: 5, ALL: 4, WRITE: 4, TERMINATED: 1, ALL_TERMINATED: 1, FULL: 2, VANISHED: 1, SECOND: 1}  # frequencies
+TORCHRUN = 20  # one case in so many uses torchrun
+FIRST, RATE = 0, "0.05"  # rank that writes; learning rate at which few steps move weights far
 
 
 class Command(NamedTuple):
-    """A command of ranks, what it writes, and how its result is told from that of a whole run.
+    """A command of ranks and how its result is checked.
 
-    differs  (found, wanted, alike) -> the difference of two folders, if there is one. alike: all that went into the
-             first was made by as many ranks as the second, so that bits are promised, where else rounding may differ
-    done     what may not get less
-    rows     of a batch, which all ranks share; none: each has its own
+    Args:
+        arguments: Arguments of `gms-fast`.
+        out: Folder that it writes.
+        differs: Function (found, wanted, alike) that returns the difference of two folders, or "". With `alike`, every
+            part
+            of the first was made by as many ranks as the second, so the bits must be equal; else rounding may differ.
+        done: Returns the amount of stored work, which must not decrease.
+        again: Option for a repeated run.
     """
 
     arguments: tuple[str, ...]
@@ -51,7 +61,10 @@ class Command(NamedTuple):
 
 
 def _answers(out: Path) -> list[torch.Tensor]:
-    """Answers of a trained model; some weights of it do nothing, and follow the rounding."""
+    """Return outputs of a trained model.
+
+    Weights cannot be compared: some have no effect and follow the rounding.
+    """
     model, generator = io.load(out / "model"), torch.Generator().manual_seed(0)
     with torch.no_grad():
         return list(model(torch.randn(8, *model.sample_shape, generator=generator), torch.linspace(10, 990, 8)))
@@ -65,10 +78,10 @@ def _trained(read: Callable[[Path], list[torch.Tensor]]) -> Callable[[Path, Path
     def differs(found: Path, wanted: Path, alike: bool) -> str:
         if alike:
             same = all(map(torch.equal, read(found), read(wanted)))
-            return "" if same else "other bits than those of a whole run"
-        # 16 steps of at most 0.05/200 x 9 and as much rounding as terms of a gradient are larger than itself
+            return "" if same else "the bits differ from those of an uninterrupted run"
+        # 16 steps of at most 0.05/200 x 9; rounding counts for more where a gradient's terms cancel
         far = max(float((a - b).abs().max()) for a, b in zip(read(found), read(wanted), strict=True))
-        return "" if far < 1e-5 else f"{far:.1g} away from a whole run"
+        return "" if far < 1e-5 else f"{far:.1g} away from an uninterrupted run"
 
     return differs
 
@@ -84,10 +97,14 @@ COMMANDS = {
 
 
 class Start(NamedTuple):
-    """A start of a command as `ranks` with so many rows at a time (0: all), and its end, if any.
+    """One start of a command and how it is ended, if at all.
 
-    when  share of the time that it takes, or of the bytes that it writes
-    which rank that is meant, where it is one
+    Args:
+        ranks: Number of ranks.
+        rows: Rows of a micro-batch; 0: all at once.
+        end: One of `ENDS`; empty: it runs to its end.
+        when: Share of the run's time, or of the bytes that it writes.
+        which: Rank that is killed, if it is only one.
     """
 
     ranks: int
@@ -98,7 +115,14 @@ class Start(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A command, its starts, of which the last goes through, and whether torchrun is there to start it again."""
+    """A command and its starts, the last of which runs to its end.
+
+    Args:
+        number: Number of the case.
+        command: A key of `COMMANDS`.
+        starts: The starts.
+        torchrun: True if torchrun starts and restarts the ranks.
+    """
 
     number: int
     command: str
@@ -107,7 +131,7 @@ class Case(NamedTuple):
 
 
 def cases(seed: int, first: int = 0) -> Iterator[Case]:
-    """Cases from number `first` on, each of its own."""
+    """Yield independent cases from number `first` on."""
     for number in itertools.count(first):
         draw = random.Random(f"ranks/{seed}/{number}")
         name, torchrun = draw.choice(list(COMMANDS)), number % TORCHRUN == TORCHRUN - 1
@@ -121,7 +145,7 @@ def cases(seed: int, first: int = 0) -> Iterator[Case]:
 
 
 def check(case: Case) -> str | None:
-    """Run a case. Returns what went wrong, if something did."""
+    """Run a case; return its fault, or None."""
     command = COMMANDS[case.command]
     *_, last = case.starts
     alike = len({(start.ranks, start.rows) for start in case.starts}) == 1
@@ -141,7 +165,7 @@ def check(case: Case) -> str | None:
 
 @cache
 def _whole(name: str, ranks: int, rows: int) -> tuple[Path, float]:
-    """The folder of a run that nothing ends, and its seconds."""
+    """Return the folder and the seconds of an uninterrupted run."""
     folder = Path(tempfile.mkdtemp(dir=_everything().name))
     kills._prepare(folder)
     start = time.monotonic()
@@ -160,7 +184,7 @@ def _arguments(command: Command, start: Start, again: tuple[str, ...] = ()) -> t
 
 
 def _started(command: Command, folder: str, case: Case) -> None:
-    """Go through all starts of a case."""
+    """Run all starts of a case."""
     out, done, again = Path(folder, command.out), 0, ()
     for start in case.starts:
         whole, seconds = _whole(case.command, start.ranks, start.rows)
@@ -175,7 +199,7 @@ def _started(command: Command, folder: str, case: Case) -> None:
 
 
 def _act(group: Group, start: Start, seconds: float, out: Path, arguments: tuple[str, ...]) -> bool:
-    """End a group as its start says when its moment has come, and tell whether it had begun to work."""
+    """End a group at its start's moment; return True if it had begun to work."""
     if start.end in ("", FULL) or group.wait(start.when * seconds):
         return True
     begun, everyone = group.begun(out), range(start.ranks)
@@ -197,7 +221,7 @@ def _act(group: Group, start: Start, seconds: float, out: Path, arguments: tuple
 
 
 def _look(ends: list[End], start: Start, begun: bool) -> None:
-    """Raise AssertionError unless each rank has ended as it should, with one line of its own at most."""
+    """Raise AssertionError unless each rank ended as expected with at most one line."""
     fine = {"": {0}, SECOND: {0}, FULL: {0, 2, 143}, VANISHED: {0, 2, 143}}.get(start.end, {0, 2, 130, 143, -9})
     for rank, (status, words, hung) in enumerate(ends):
         assert not (hung and begun), f"rank {rank} outlives the others: {ends}"
@@ -208,7 +232,7 @@ def _look(ends: list[End], start: Start, begun: bool) -> None:
 
 
 def _restarted(command: Command, folder: str, case: Case) -> None:
-    """Have torchrun start ranks, and start them again whenever one of them is killed."""
+    """Let torchrun start ranks, kill some, and let it restart them."""
     *killed, last = case.starts
     _, seconds = _whole(case.command, last.ranks, last.rows)
     run = Torchrun(_arguments(command, last, (command.again,)), folder, last.ranks, len(killed))
@@ -218,6 +242,6 @@ def _restarted(command: Command, folder: str, case: Case) -> None:
         time.sleep(seconds * start.when)
         if (process := run.working(start.which)) is not None:
             os.kill(process, signal.SIGKILL)
-            time.sleep(1)  # torchrun has noticed
+            time.sleep(1)  # until torchrun has noticed
     status, words = run.end()
     assert status == 0, f"torchrun ends with status {status}: {words[-2000:]}"

@@ -7,13 +7,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
-_TRACEME, _SYSCALL, _SETOPTIONS = 0, 24, 0x4200  # of ptrace
+_TRACEME, _SYSCALL, _SETOPTIONS = 0, 24, 0x4200  # requests of ptrace
 _SYSGOOD, _EXITKILL = 1, 1 << 20
 _AT_CALL = signal.SIGTRAP | 0x80
 
 
 def available() -> bool:
-    """Tell a system whose processes may be traced by their parents."""
+    """Return True if parents may trace their processes on this system."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -23,18 +23,19 @@ def available() -> bool:
 
 
 def killed(work: Callable[[], object], after: int) -> bool:
-    """Do `work` in a child of this process, killed once it has made `after` system calls; False if it ended before.
+    """Do `work` in a forked child that is killed after `after` system calls.
 
-    Raises RuntimeError where it ended with an error, whose trace is on stderr; OSError where tracing is not allowed.
+    Returns False if the work ended before. Raises RuntimeError if it ended with an error, whose traceback is on stderr.
+    Raises OSError if tracing is not allowed.
     """
     child = os.fork()
     if child == 0:
         _work(work)
-    os.waitpid(child, 0)  # it waits to be traced, or could not be
+    os.waitpid(child, 0)  # the child waits to be traced, or has failed to
     _ptrace(_SETOPTIONS, child, _SYSGOOD | _EXITKILL)
     stops, deliver = 0, 0
     while True:
-        if stops == 2 * after + 1:  # a call stops twice, at its start and at its end
+        if stops == 2 * after + 1:  # each call stops twice: at its start and its end
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return True
@@ -49,7 +50,7 @@ def killed(work: Callable[[], object], after: int) -> bool:
 
 
 def _work(work: Callable[[], object]) -> None:
-    """Wait to be traced, work, and end without what a process does at its end."""
+    """Wait to be traced, do the work, and exit without Python's cleanup."""
     status = 1
     try:
         _ptrace(_TRACEME, 0, 0)

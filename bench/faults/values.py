@@ -1,9 +1,12 @@
-"""Random values and layouts of every op: `python -m bench.faults.values [--fits N] [--calls N] [--out FILE.json]`.
+"""Test every op with random values and layouts.
 
-Of each fit and dtype, N mixture fits against the bound of `random_fits`, and N elements of random steps that must be
-finite (`random_steps`); and calls of every op, right and wrong ones (`random_calls`), by the rules of `outcomes`.
-Exits with 1 if any fails. For a longer run, `cases` counts on without an end, and each case follows from its number and
-the seed alone.
+    python -m bench.faults.values [--fits N] [--calls N] [--out FILE.json]
+
+For each fit and dtype it makes N mixture fits, which must satisfy the bound of `random_fits`, and N elements of random
+steps, which must be finite (`random_steps`). It also makes valid and invalid calls of every op (`random_calls`), which
+must satisfy the rules of `outcomes`. The exit status is 1 if any fails.
+
+For a longer run, `cases` has no end; each case is a function of its number and the seed alone.
 """
 
 import argparse
@@ -19,21 +22,26 @@ from bench.faults import outcomes, random_calls, random_fits, random_steps
 from bench.faults.random_fits import AT_ZERO, CLOSED, DTYPES, FITS, MOMENTS
 from bench.records.record import environment, save
 
-TOGETHER = 4000  # elements of one batch in a survey
-BATCH = 500  # and of one case: too few for a second thread
+TOGETHER = 4000  # elements of a batch in `fits`
+BATCH = 500  # elements of a case: too few for a second thread
 KINDS = tuple(itertools.product(FITS, DTYPES))
 ERRORS = (*MOMENTS, *(AT_ZERO + moment for moment in MOMENTS))
-TURN = 8  # cases: one batch of fits, one of steps, and calls
+TURN = 8  # cases of a turn: one batch of fits, one of steps, and six calls
 
 
 class Case(NamedTuple):
-    """A batch of fits or of steps, or a call."""
+    """A batch of fits or of steps, or a call.
 
-    seed: int  # of all cases
+    Args:
+        seed: Seed of all cases.
+        number: Number of the case.
+    """
+
+    seed: int
     number: int
 
     def check(self) -> str | None:
-        """A description of the fault, if there is one."""
+        """Run the case; return its fault, or None."""
         turn, place = divmod(self.number, TURN)
         seed, (fit, dtype) = _seed(*self), KINDS[turn % len(KINDS)]
         if place == 0:
@@ -46,7 +54,7 @@ class Case(NamedTuple):
 
 
 def cases(seed: int = 0, first: int = 0) -> Iterator[Case]:
-    """All cases from number `first` on, without an end."""
+    """Yield all cases from number `first` on, without end."""
     return (Case(seed, number) for number in itertools.count(first))
 
 
@@ -55,7 +63,7 @@ def _seed(seed: int, number: int) -> int:
 
 
 def fits(count: int, seed: int, failed: dict[str, str]) -> list[dict[str, object]]:
-    """A row for each fit and dtype: the largest errors of `count` fits, in units of their bounds."""
+    """Make `count` fits of each fit and dtype; return the largest errors over their bounds."""
     rows = []
     for fit, dtype in KINDS:
         label = f"{fit}, {_name(dtype)}"
@@ -76,7 +84,7 @@ def _name(dtype: object) -> str:
 
 
 def calls(count: int, seed: int, failed: dict[str, str]) -> dict[str, int]:
-    """Numbers of calls of each op, and of those in which an argument was wrong."""
+    """Make calls; return their numbers by op, and the number of wrong ones."""
     made = dict.fromkeys((*random_calls.MAKERS, "wrong"), 0)
     for number in tqdm(range(count), desc="calls", disable=not sys.stderr.isatty()):
         call = random_calls.call(_seed(seed, number))
@@ -88,7 +96,7 @@ def calls(count: int, seed: int, failed: dict[str, str]) -> dict[str, int]:
 
 
 def table(figures: dict) -> str:
-    """The largest errors as docs/faults.md shows them."""
+    """Format the largest errors as the table of docs/faults.md."""
     head = "fit", "dtype", *(name.replace("var", "variance").replace("third", "third moment") for name in ERRORS)
     shown = [row for row in figures["fits"] if row["fit"] in CLOSED]
     rows = [[row["fit"], row["dtype"], *(f"{row[name]:.3f}" for name in ERRORS)] for row in shown]
@@ -97,9 +105,9 @@ def table(figures: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fits", type=int, default=1_000_000, help="of each fit and dtype")
-    parser.add_argument("--calls", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fits", type=int, default=1_000_000, help="fits of each kind of fit and dtype")
+    parser.add_argument("--calls", type=int, default=100_000, help="calls of ops")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     failed: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""All writers of the package, each of one of two contents, for `kills` to kill."""
+"""All writers of the package, each with two contents, for `kills`."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from gms_fast.training.state import State
 
 
 def tiny(seed: int = 0) -> MomentUNet:
-    """A network as small as they get."""
+    """Make the smallest possible network."""
     torch.manual_seed(seed)
     size = {"image_size": 4, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
     return MomentUNet(**size, attention_resolutions=(), head="simple", moments="central")
@@ -42,14 +42,14 @@ def _trained(path: Path, value: int) -> None:
 
 
 def _shard(path: Path, value: int) -> None:
-    """Scratch is removed once a run, not by each write."""
+    """Write a shard; scratch is swept once a run, not by each write."""
     shards = FORMS["npz" if path.suffix else "png"](path.parent, Cut(2, 2), (1, 4, 4), "run")
     shards.write(0, torch.full((2, 1, 4, 4), value, dtype=torch.uint8))
     shards.sweep(lambda name: False)
 
 
 def _record(path: Path, value: int) -> None:
-    """A line that is there already is not written again, as a matrix that goes on does not."""
+    """Append a line unless it is there already, as a resumed matrix does."""
     if not value:
         atomic.write_text(path, "")
         return
@@ -58,7 +58,7 @@ def _record(path: Path, value: int) -> None:
         atomic.append_line(path, "{}")
 
 
-WRITERS: dict[str, Callable[[Path, int], None]] = {  # each writes at the path one of two contents, 0 and 1
+WRITERS: dict[str, Callable[[Path, int], None]] = {  # each writes content 0 or 1 to a path
     "model": lambda path, value: io.save(tiny(value), path),
     "model, where names cannot be exchanged": lambda path, value: io.save(tiny(value), path),
     "x.safetensors": lambda path, value: tensors.write(path, {"x": torch.full((9,), float(value))}, {"is": "x"}),

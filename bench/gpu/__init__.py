@@ -1,1 +1,1 @@
-"""A session on a GPU: its parts and limits, its targets, and a rehearsal without one."""
+"""GPU sessions: their parts and time limits, their targets, and a rehearsal without a GPU."""

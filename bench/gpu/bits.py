@@ -1,6 +1,6 @@
-"""The same seed and the same network output draw the same bits on every backend: ops on a GPU against C++ on the CPU.
+"""Check that ops on a GPU draw the same bits as C++ on the CPU, for equal seed and input.
 
-A few calls of each op. The parity tests of the backends compare many more.
+It makes a few calls of each op. The backends' parity tests compare many more.
 """
 
 from itertools import product
@@ -15,7 +15,7 @@ from bench.speed.timing import dropping
 from gms_fast import ops
 
 SHAPE = (2, 3, 16, 16)
-CALLS = {  # of x, e1, e2, e3
+CALLS = {  # functions of x, e1, e2, e3
     "gms_step exact/sample": lambda *t: ops.gms_step(*t, STEP, fit="exact", component="sample", seed=1),
     "gms_step free/element": lambda *t: ops.gms_step(*t, STEP, fit="free", component="element", seed=1),
     "gms_step gaussian": lambda x, e1, e2, _: ops.gms_step(x, e1, e2, None, STEP, fit="gaussian", seed=1),
@@ -31,7 +31,7 @@ CALLS = {  # of x, e1, e2, e3
 
 
 def bits(machine: Gpu) -> dict[str, object]:
-    """Share of the calls whose results are equal, and why the others are not."""
+    """Return the share of calls with equal results, and why the others differ."""
     dtypes, failed = (torch.float32, torch.bfloat16), {}
     for (name, call), dtype in product(CALLS.items(), dtypes):
         inputs = [t.to(dtype) for t in noise_moments(SHAPE, "cpu", 0)]

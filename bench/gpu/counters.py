@@ -1,7 +1,9 @@
-"""Hardware counters of the kernels behind the targets: `python -m bench.gpu.counters [--backend cuda] --out FILE`.
+"""Record hardware counters of the kernels that have targets.
 
-Runs itself under ncu (Nsight Compute) and writes its report, section by section, one launch of 2^26 elements a kernel.
-The card's clocks are left as they are.
+    python -m bench.gpu.counters [--backend cuda] --out FILE
+
+It runs itself under ncu (Nsight Compute) and writes ncu's report, section by section. Each kernel is launched once on
+2^26 elements. The GPU's clocks are left as they are.
 """
 
 import argparse
@@ -29,7 +31,7 @@ SECTIONS = (
 
 
 def launch_all() -> None:
-    """One launch of each kernel between marks that ncu sees, after one that compiles and loads it."""
+    """Launch each kernel between marks for ncu, after a launch that compiles and loads it."""
     moments = Sets(lambda seed: noise_moments(SHAPES["stream"], "cuda", seed))
     terms = Sets(lambda seed: normals(4)(SHAPES["stream"], "cuda", seed))
     cases = [gms_step.fused(moments, *fit) for fit in gms_step.FITS]
@@ -52,8 +54,10 @@ def watch(command: list[str], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
-    parser.add_argument("--out", type=Path, help="the report, as text; without it this is the run that ncu watches")
+    parser.add_argument(
+        "--backend", default="cuda", choices=("cuda", "triton"), help="backend to profile (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="text file of the report (default: launch only, under ncu)")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device is visible: nothing to count")

@@ -1,6 +1,8 @@
-"""Calls of every op of one GPU backend, in every kind of access, for compute-sanitizer: `python -m bench.gpu.every_op`.
+"""Call every op of a GPU backend with every kind of memory access, for compute-sanitizer.
 
-The same calls in the same order in every run. Inputs are made on the CPU, so that the tools watch few kernels of torch.
+    python -m bench.gpu.every_op
+
+All runs make the same calls in the same order. Inputs are made on the CPU, so that the tools see few kernels of torch.
 """
 
 import argparse
@@ -16,8 +18,8 @@ from gms_fast.ops import fused
 from gms_fast.ops.checks import rows_of
 from gms_fast.ops.types import DEFAULT, Draws, Linear, Reading, Watch
 
-# 315 elements a sample: no multiple of four, nor of any block; 512: whole 16-byte accesses; 1548: those, and a last
-# block that is nearly empty; small samples, many of them
+# elements a sample: 315 is no multiple of four or of a block; 512 gives whole 16-byte accesses; 1548 gives these and a
+# nearly empty last block; 3 gives many small samples
 SHAPES = ((3, 5, 7, 9), (40, 8, 8, 8), (3, 3, 12, 43), (5000, 1, 1, 3))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 READING = Reading(1.1, -0.4, -1.0, 1.0, 2.0)
@@ -34,7 +36,7 @@ def call_all(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
             ops.sample_mixture(x, a, b, fit=fit, component=component)
             ops.gms_step(x, a, b, c, STEP, fit=fit, component=component)
             ops.gms_step(x, a, b, c, STEP, fit=fit, component=component, seed=seeds)
-            ops.gms_step(x, a, b, c * torch.inf, STEP, fit=fit, component=component)  # elements that are done again
+            ops.gms_step(x, a, b, c * torch.inf, STEP, fit=fit, component=component)  # all recomputed
             ops.gms_step(x, a, b, c, STEP, fit=fit, component=component, moments="released", central=True, out=x)
     ops.gms_step(x, a, None, None, STEP, fit="gaussian", noise=b)
     ops.gms_step(x, a, b, c, STEP, out=torch.empty_like(x, dtype=torch.bfloat16))
@@ -49,7 +51,7 @@ def call_all(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
 
 
 def call_linear(x: Tensor, a: Tensor, b: Tensor, c: Tensor, weights: Tensor) -> None:
-    """Linear steps with a network's output, and steps with guidance, watched or not."""
+    """Call linear steps and steps with guidance, with and without a watch."""
     watch = Watch(torch.zeros(1, dtype=torch.int32, device=x.device), 0)
     kept = Linear(READING, (0.0,) * 5, 2, 2, keeps=True, noisy=True, present=rows_of(2, [1]))
     for seen in (None, watch):
@@ -67,7 +69,9 @@ def call_linear(x: Tensor, a: Tensor, b: Tensor, c: Tensor, weights: Tensor) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
+    parser.add_argument(
+        "--backend", default="cuda", choices=("cuda", "triton"), help="backend to call (default: %(default)s)"
+    )
     parser.add_argument("--rehearse", action="store_true", help="run without a GPU, on what `rehearsal` builds")
     args = parser.parse_args()
     if args.rehearse:

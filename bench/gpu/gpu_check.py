@@ -1,11 +1,15 @@
-"""Everything a GPU session runs: `python -m bench.gpu.gpu_check [--sanitize] --out DIR`, or `--rehearse` without a GPU.
+"""Build, test and measure gms_fast on a GPU, or rehearse that without one.
 
-The first command builds gms_fast with its CUDA kernels, tests it and measures it, the most important first, in less
-than 8 minutes. With --sanitize, in less than 4, compute-sanitizer watches every op instead. DIR gets gpu.json (what was
-measured, and how each part went), gpu.txt (all output) and junit-*.xml; or sanitize.json and sanitize.txt. Exit status:
-0 every part passed, 1 some did not, 2 nothing could be measured, 128 + N ended by signal N.
+    python -m bench.gpu.gpu_check [--sanitize] --out DIR    on a GPU
+    python -m bench.gpu.gpu_check --rehearse                without one
 
-A rehearsal runs the same parts with the CUDA kernels compiled for a CPU, Triton's interpreted, and tiny shapes.
+The first command builds gms_fast with its CUDA kernels, tests it and measures it in less than 8 minutes, the most
+important parts first. With --sanitize, compute-sanitizer checks every op instead, in less than 4 minutes. A rehearsal
+runs the same parts on tiny shapes, with the CUDA kernels compiled for a CPU and Triton's interpreted.
+
+DIR gets gpu.json (measurements, and the outcome of each part), gpu.txt (all output) and junit-*.xml; or sanitize.json
+and sanitize.txt. Exit status: 0 every part passed, 1 some did not, 2 nothing could be measured, 128 + N ended by
+signal N.
 """
 
 import argparse
@@ -23,12 +27,12 @@ from bench.records import checkout
 from bench.records.checkout import ROOT
 
 TESTS = ROOT / "tests"
-APART = ("test_cuda.py", "test_triton.py")  # test files that have parts of their own
-ELSEWHERE = ("/usr/local/cuda/bin", "/usr/local/nvidia/bin")  # where tools are that PATH may lack
+APART = ("test_cuda.py", "test_triton.py")  # test files with parts of their own
+ELSEWHERE = ("/usr/local/cuda/bin", "/usr/local/nvidia/bin")  # folders of tools that PATH may lack
 
 
 class Plan:
-    """The parts of both commands, or of their rehearsal."""
+    """Parts of both commands, or of their rehearsal."""
 
     def __init__(self, out: Path, commit: str | None, rehearse: bool) -> None:
         self.out, self.commit, self.rehearse = out, commit, rehearse
@@ -36,7 +40,7 @@ class Plan:
         self.package = self.folder / "package"
 
     def environment(self) -> dict[str, str]:
-        """The package that is built here comes before any that is installed."""
+        """Return the environment, in which the package built here comes before any installed one."""
         modules = [str(self.package), *([str(ROOT)] if self.rehearse else []), os.environ.get("PYTHONPATH", "")]
         interpret = "1" if self.rehearse else "0"
         return {"PATH": search_path(), "PYTHONPATH": ":".join(filter(None, modules)), "TRITON_INTERPRET": interpret}
@@ -57,7 +61,10 @@ class Plan:
         ]
 
     def sanitize(self) -> list[Part]:
-        """racecheck looks at the uniform of a sample, which is all that threads share."""
+        """Return the parts of --sanitize.
+
+        racecheck tests the uniform number of a sample, the only value that threads share.
+        """
         watched = [self.watched(tool, 42) for tool in ("memcheck", "racecheck", "initcheck")]
         return [self.preflight(), self.copy(), *self.build(80), *watched]
 
@@ -65,18 +72,24 @@ class Plan:
         return Part("preflight", self.script("preflight", "--out", self.out / "part.json"), 15, vital=True)
 
     def copy(self) -> Part:
-        """gms_fast without a compiled module, which Triton does not need, in a folder that PYTHONPATH names."""
+        """Copy gms_fast without its compiled module into a folder on PYTHONPATH.
+
+        Triton needs no more than that.
+        """
         return Part("copy", self.setup("build_py"), 10, vital=True)
 
     def build(self, seconds: float) -> list[Part]:
-        """The compiled module. If its CUDA kernels do not compile, it is built without: Triton is compared with C++."""
+        """Build the compiled module, without CUDA kernels if these do not compile.
+
+        Triton can then still be compared with C++.
+        """
         target = self.package / "gms_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         command = [*self.module("rehearsal"), target] if self.rehearse else self.setup("build_ext")
         both = Part("build", command, seconds, environment={"GMS_FAST_CUDA": "1"})
         return [both, both._replace(name="build-cpu", seconds=0, environment={"GMS_FAST_CUDA": "0"}, unless="build")]
 
     def warm_up(self) -> list[Part]:
-        """Compile Triton's kernels while nvcc works, by runs of which nothing else is kept."""
+        """Compile Triton's kernels while nvcc runs; only the cache of these runs is used."""
         rows = self.gpu_rows("triton", 0 if self.rehearse else 120, self.folder / "warm-up.json", "stream")
         tests = self.pytest(8, *self.triton_tests())
         return [Part("warm-rows", rows, 0, beside=True), Part("warm-tests", tests, 0, beside=True)]
@@ -90,7 +103,10 @@ class Plan:
         return Part(name, self.pytest(workers, report, *arguments), seconds)
 
     def watched(self, tool: str, seconds: float) -> Part:
-        """Every op of the CUDA backend under a tool of compute-sanitizer, every tensor an allocation of its own."""
+        """Run every op of the CUDA backend under a tool of compute-sanitizer.
+
+        Each tensor gets its own allocation.
+        """
         sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", "--print-limit", "20"]
         command = [*([] if self.rehearse else sanitizer), *self.script("every_op", "--backend", "cuda")]
         return Part(tool, command, seconds, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
@@ -102,7 +118,10 @@ class Plan:
         return [TESTS / "ops" / "triton_parity.py", *(["-k", "philox"] if self.rehearse else [])]
 
     def other_tests(self) -> list[object]:
-        """Tests marked gpu. Files without one are left out: what they import may not be installed."""
+        """Return arguments that select tests marked gpu.
+
+        Files without such tests are left out, because their imports may not be installed.
+        """
         files = [file for file in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in file.read_text()]
         chosen = ["-k", "on_a_cpu"] if self.rehearse else ["-m", "gpu"]
         return [*(file for file in files if file.name not in APART), *chosen]
@@ -122,10 +141,13 @@ class Plan:
         return self.script("gpu_rows", *where, *(["--commit", self.commit] if self.commit else []))
 
     def pytest(self, workers: int, *arguments: object) -> list[object]:
-        """-v: the log of a run that was stopped says how far it came. -P: in the repository's root, `python -m` would
-        put gms_fast without its kernels on the path."""
+        """Return a pytest command.
+
+        -v makes the log of a stopped run show its progress. -P keeps the repository's root, where gms_fast has no
+        kernels, off the path.
+        """
         options = ["-v", "--color=no", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-        if find_spec("xdist"):  # also for tests that end their process, or hang where no signal is heard
+        if find_spec("xdist"):  # survives tests that crash or hang without handling signals
             options += ["-n", min(workers, os.cpu_count()), "--dist", "worksteal"]
         if find_spec("pytest_timeout"):
             options += ["--timeout", 90]
@@ -133,13 +155,13 @@ class Plan:
 
 
 def search_path() -> str:
-    """PATH, completed by the places where tools are."""
+    """Return PATH, completed by folders where tools may be."""
     here = [str(Path(sys.executable).parent), sysconfig.get_path("scripts")]
     return ":".join([os.environ.get("PATH", os.defpath), *here, *ELSEWHERE])
 
 
 def leave(number: int, _frame: object) -> None:
-    """Leave through every `finally`, where what runs is stopped and what was measured is written."""
+    """Exit through every `finally`, so that parts are stopped and measurements are written."""
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
@@ -147,7 +169,7 @@ def leave(number: int, _frame: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "session", help="folder for all results")
-    parser.add_argument("--commit", help="what is measured, where git cannot tell")
+    parser.add_argument("--commit", help="commit that is measured, if git cannot tell")
     parser.add_argument("--sanitize", action="store_true", help="run every op under compute-sanitizer instead")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="these parts only, and those that all others need")
     parser.add_argument("--rehearse", action="store_true", help="run without a GPU")
@@ -157,10 +179,10 @@ def main() -> int:
     name, commit = "sanitize" if args.sanitize else "gpu", args.commit or checkout.commit()
     plan = Plan(args.out.resolve(), commit, args.rehearse)
     parts = [p for p in getattr(plan, name)() if p.vital or args.parts is None or p.name in args.parts]
-    budget = sum(p.seconds for p in parts) * (3 if args.rehearse else 1)  # where others may use the processors
+    budget = sum(p.seconds for p in parts) * (3 if args.rehearse else 1)  # other processes may share the CPU
     print(f"commit {commit or 'unknown: git cannot tell, and --commit does not'}; at most {budget:.0f} s:")
     print(*(f"  {p.name:14} {'until rows are timed' if p.beside else f'{p.seconds:.0f} s'}" for p in parts), sep="\n")
-    if any(p.name == "build" for p in parts):  # what is left of an older one must not be measured
+    if any(p.name == "build" for p in parts):  # never measure an older build
         shutil.rmtree(plan.package, ignore_errors=True)
     record = {"date": date.today().isoformat(), "commit": commit, "rehearsal": args.rehearse}
     session = Session(plan.out, name, budget, plan.environment(), record)

@@ -1,7 +1,9 @@
-"""The benchmarks of one GPU backend, most important first: `python -m bench.gpu.gpu_rows --backend cuda --out FILE`.
+"""Run the benchmarks of one GPU backend, most important first; `gpu_check` calls this.
 
-Run by `gpu_check`. What does not fit into --seconds is skipped; the JSON is written after each part, and says so.
---rehearse runs all of it without a GPU, on tiny tensors. Exit status 1: a part failed, or a case of one.
+    python -m bench.gpu.gpu_rows --backend cuda --out FILE
+
+Parts that do not fit into --seconds are skipped and named. The JSON is written after each part. --rehearse runs
+everything without a GPU, on tiny tensors. Exit status 1: a part failed, or a case of one.
 """
 
 import argparse
@@ -21,13 +23,13 @@ from bench.speed.cases import SHAPES, input_sets, noise_moments, yardsticks
 from bench.speed.figures import measured
 from bench.speed.machine import Gpu, StandIn
 
-NEEDS = 15  # seconds that a part takes with its compilation, roughly
-TINY = (1, 1, 8, 8)  # the shape of all rows in a rehearsal
+NEEDS = 15  # approximate seconds of a part with its compilation
+TINY = (1, 1, 8, 8)  # shape of all rows in a rehearsal
 Part = Callable[[Gpu], dict[str, object]]
 
 
 def rows(machine: Gpu, op: str, shape: str) -> dict[str, object]:
-    """The rows of one benchmark."""
+    """Return the rows of one benchmark."""
     return importlib.import_module(f"bench.speed.{op}").measure(machine, shape, machine.runs)
 
 
@@ -76,23 +78,29 @@ PARTS: dict[str, dict[str, Part]] = {  # by groups, which `gpu_check` orders
 
 
 def attempt(part: Part, machine: Gpu, left: float) -> dict[str, object]:
-    """The part's result, or why there is none: one failure must not cost the other figures."""
+    """Run a part; return its result, or the reason why there is none.
+
+    One failure must not cost the other figures.
+    """
     if left < NEEDS:
         return {"skipped": f"needs about {NEEDS} s, {max(left, 0):.0f} s are left"}
     try:
         result = part(machine)
     except Exception as error:
         return {"rc": 1, "error": f"{type(error).__name__}: {error}"}
-    result.pop("environment", None)  # all parts have one
+    result.pop("environment", None)  # the result has one for all parts
     return result | ({"rc": 1} if "failed" in result else {})
 
 
 def begin(backend: str, rehearse: bool) -> Gpu:
-    """The machine, its ops sent to the backend. Raises RuntimeError where that cannot run."""
+    """Prepare the machine and select the backend.
+
+    Raises RuntimeError if the backend cannot run.
+    """
     if rehearse:
         rehearsal.begin(backend)
         if backend == "triton":
-            from bench.gpu import interpreter  # which needs Triton
+            from bench.gpu import interpreter  # needs Triton
 
             for replacement in interpreter.replacements():
                 setattr(*replacement)
@@ -107,12 +115,12 @@ def begin(backend: str, rehearse: bool) -> Gpu:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", required=True, choices=("cuda", "triton"))
+    parser.add_argument("--backend", required=True, choices=("cuda", "triton"), help="backend to measure")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="groups of parts, in this order")
-    parser.add_argument("--seconds", type=float, default=180)
-    parser.add_argument("--commit", help="the commit measured; without it git is asked")
+    parser.add_argument("--seconds", type=float, default=180, help="time limit (default: %(default)s)")
+    parser.add_argument("--commit", help="commit that is measured (default: git's)")
     parser.add_argument("--rehearse", action="store_true", help="run without a GPU: the figures mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="write the figures as JSON")
     args = parser.parse_args()
     end = time.monotonic() + args.seconds
     try:
@@ -133,7 +141,7 @@ def main() -> None:
 
 
 def lines(name: str, part: dict[str, object]) -> list[str]:
-    """The failures of a part."""
+    """Return lines that report the failures of a part."""
     whole = [f"{name}: {part[key]}" for key in ("skipped", "error") if key in part]
     return whole + [f"{name}: {case}: {why}" for case, why in part.get("failed", {}).items()]
 

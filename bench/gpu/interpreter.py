@@ -1,7 +1,7 @@
-"""Triton's interpreter, made to compute as a GPU does: `replacements()` to set as (object, name, value).
+"""Corrections that make Triton's interpreter compute as a GPU does.
 
-Without them fma rounds twice, scalar arguments are Python's float64, and bfloat16 is cut off instead of rounded; its
-numbers below the normal ones are read as others.
+`replacements()` returns them as (object, name, value), to be set as attributes. Without them fma rounds twice, scalar
+arguments are Python's float64, bfloat16 is truncated instead of rounded, and its subnormal numbers are misread.
 """
 
 import numpy as np
@@ -35,8 +35,11 @@ def _create_fma(_builder: object, x: object, y: object, z: object) -> object:
 
 
 def _fused(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """fl(x y + z) of float32 arrays, rounded once: the product is exact in float64, and the sum is rounded to odd there
-    (an inexact one has its last bit set), so that rounding it again to float32 is right."""
+    """Return fl(x y + z) of float32 arrays, rounded once.
+
+    The product is exact in float64. The sum is rounded to odd there: an inexact one has its last bit set. Rounding it
+    again to float32 is then correct.
+    """
     product, z = x.astype(np.float64) * y, z.astype(np.float64)
     total = product + z
     part = total - product
@@ -51,7 +54,7 @@ def _create_fp_trunc(builder: object, value: object, dtype: object) -> object:
     if dtype.scalar != tl.bfloat16 or value.get_element_ty() != tl.float32:
         return _truncate(builder, value, dtype)
     bits = np.ascontiguousarray(value.data).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest, ties to even
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # round to nearest, ties to even
     return _handle(np.where(np.isnan(value.data), 0x7FC0, rounded).astype(np.uint16), dtype.scalar)
 
 

@@ -1,5 +1,7 @@
-"""Costs of loops of calls on a GPU: the host's time, the time outside the network, what a CUDA graph
-saves, and the launches of a step."""
+"""Costs of sampling loops on a GPU.
+
+They are the host's time, the time outside the network, the gain of a CUDA graph, and the launches of a step.
+"""
 
 import statistics
 import time
@@ -20,8 +22,10 @@ WITH_STATISTICS = ("dpm-solver-v3:statistics=mnist", "gms:covariance=mnist")
 
 
 def host(machine: Gpu) -> dict[str, object]:
-    """Microseconds that the host takes to enqueue one step, without waiting for the GPU; and a sum of two tensors by
-    torch, because hosts differ."""
+    """Measure the microseconds that the host takes to enqueue a step, and a sum of two tensors.
+
+    The host does not wait for the GPU. torch's sum is measured for comparison, because hosts differ.
+    """
     tensors = noise_moments((1, 3, 8, 8), machine.device, 0)
 
     def enqueue() -> None:
@@ -37,14 +41,14 @@ def host(machine: Gpu) -> dict[str, object]:
 
 
 def outside(machine: Gpu) -> dict[str, object]:
-    """Share of the GPU's time in gms_fast.sample that is not between entry to and exit from the network."""
+    """Return the share of GPU time in gms_fast.sample that is spent outside the network."""
     shares = {str(dtype): _outside(machine, dtype) for dtype in (torch.float32, torch.bfloat16)}
     full = shares["torch.float32"]
     return {"shares": shares, "bars": [TARGETS["outside"].reached(full["share"], full)]}
 
 
 def _outside(machine: Gpu, dtype: torch.dtype) -> dict[str, object]:
-    """The share; "bound by" the host if the GPU ever had nothing to do when the host came to the network."""
+    """Return the share; "bound by" is the host if the GPU ever waited for it at a network call."""
     network = MomentUNet(**machine.network).to(machine.device, dtype).eval()
     marks, waited = [], []
 
@@ -59,7 +63,7 @@ def _outside(machine: Gpu, dtype: torch.dtype) -> dict[str, object]:
     seconds = _seconds(machine, draw, machine.synchronize)
     network.register_forward_pre_hook(enter)
     network.register_forward_hook(lambda *_: marks.append(machine.mark()))
-    machine.sleep(seconds)  # longer than the host needs to plan, and to reach the network
+    machine.sleep(seconds)  # longer than the host takes to reach the network
     marks.append(machine.mark())
     draw()
     marks.append(machine.mark())
@@ -70,7 +74,7 @@ def _outside(machine: Gpu, dtype: torch.dtype) -> dict[str, object]:
 
 
 def graph(machine: Gpu) -> dict[str, object]:
-    """Ten steps of a small network at batch 1: eager over the loop in one CUDA graph."""
+    """Compare ten steps of a small network at batch 1: eager, and in one CUDA graph."""
     network = gms_fast.load("mnist").to(machine.device)
     draw = gms_fast.graphed(network, 10, n=1)
     if draw.why is not None and machine.device == "cuda":
@@ -81,7 +85,7 @@ def graph(machine: Gpu) -> dict[str, object]:
 
 
 class Still:
-    """A network that launches nothing: what another gave, once, and its own attributes."""
+    """Network without launches: it returns another network's output and has its attributes."""
 
     def __init__(self, network: torch.nn.Module, n: int, device: str) -> None:
         for name in ("sample_shape", "schedule", "prediction", "moments", "clip"):
@@ -96,7 +100,10 @@ class Still:
 
 @torch.no_grad()
 def launches(machine: Gpu) -> dict[str, object]:
-    """Launches outside the network for one of its calls, of each solver: what ten more steps launch."""
+    """Count each solver's launches outside the network per network call.
+
+    The difference of two loops with 5 and 15 steps excludes what is launched once.
+    """
     network = Still(gms_fast.load("mnist").to(machine.device), 4, machine.device)
 
     def of(steps: int, solver: str) -> tuple[int, int]:
@@ -113,7 +120,7 @@ def launches(machine: Gpu) -> dict[str, object]:
 
 
 def _seconds(machine: Gpu, function: Callable[[], object], finish: Callable[[], None]) -> float:
-    """Median time of a call on the wall clock, `finish` included, after one that is not counted."""
+    """Return the median wall-clock time of a call and `finish`, after a call to warm up."""
     found = []
     for _ in range(1 + machine.runs):
         machine.synchronize()

@@ -1,7 +1,8 @@
-"""Parts of a long session: commands that share a time budget, each stopped at its limit with all that it started.
+"""Parts of a long session: commands that share a time budget, each stopped at its limit.
 
-A part may take its own share of the budget and whatever the parts before it left. Everything lands in one folder: the
-output of all parts in a log, and a record, written anew after every part, of how each went and what it measured.
+A part may take its own share of the budget and what earlier parts left of theirs. A part is stopped with all processes
+that it started. All results go to one folder: the output of all parts in a log, and a record that is rewritten after
+every part, with the outcomes and measurements.
 """
 
 import json
@@ -17,18 +18,29 @@ from xml.etree import ElementTree
 from bench.gpu import processes
 from bench.records.checkout import ROOT
 
-SECONDS = object()  # in a command: the seconds after which it should stop by itself
-TAIL = 4000  # characters of the output that the record keeps of a part that did not pass
-LONGEST = 1 << 20  # bytes of a part's output that the log keeps
+SECONDS = object()  # in a command: placeholder for its time limit in seconds
+TAIL = 4000  # characters of output that the record keeps of a failed part
+LONGEST = 1 << 20  # bytes of output that the log keeps of a part
 
 Json = dict[str, object]
 
 
 class Part(NamedTuple):
-    """A command and its share of the budget in seconds.
+    """A command and its share of the budget.
 
-    Of the files that it leaves in the session's folder two are read: part.json joins the record, and junit-NAME.xml is
-    counted. `keep` is the record's key for the former (None: its top level).
+    Two of the files that it writes to the session's folder are read: part.json becomes part of the record, and the
+    tests in junit-NAME.xml are counted.
+
+    Args:
+        name: Name of the part.
+        command: Words of the command; `SECONDS` stands for its time limit.
+        seconds: Its share of the budget.
+        keep: Key of the record for part.json; None: the top level.
+        environment: Variables that are added to the session's.
+        vital: The session ends if this part fails.
+        timed: No other part may run at the same time.
+        beside: It runs beside the next parts until a timed one starts; its output is not kept.
+        unless: Name of a part whose success makes this one superfluous.
     """
 
     name: str
@@ -36,14 +48,17 @@ class Part(NamedTuple):
     seconds: float
     keep: str | None = None
     environment: Mapping[str, str] = MappingProxyType({})
-    vital: bool = False  # nothing after it can run if it fails
-    timed: bool = False  # nothing may run beside it
-    beside: bool = False  # runs beside the parts after it until a timed one starts; its output is not kept
-    unless: str = ""  # the part whose success makes this one superfluous
+    vital: bool = False
+    timed: bool = False
+    beside: bool = False
+    unless: str = ""
 
 
 class Session:
-    """Runs parts in order within `seconds`; `out` gets the record, NAME.json, and the log, NAME.txt."""
+    """Runner of parts, in order, within `seconds`.
+
+    `out` gets the record, NAME.json, and the log, NAME.txt.
+    """
 
     def __init__(self, out: Path, name: str, seconds: float, environment: Mapping[str, str], record: Json) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +70,7 @@ class Session:
         self._beside: dict[str, subprocess.Popen] = {}
 
     def run(self, parts: Sequence[Part]) -> list[str]:
-        """Run the parts, up to a vital one that fails, and name those that did not pass."""
+        """Run the parts until a vital one fails; return the names of those that did not pass."""
         failed = []
         try:
             for i, part in enumerate(parts):
@@ -127,7 +142,7 @@ class Session:
         self._beside.clear()
 
     def _collect(self, part: Part, report: Json) -> list[str]:
-        """Take in the part's files, correct its outcome by them, and return the lines that are worth printing."""
+        """Read the part's files, correct its outcome by them, and return the lines to print."""
         junit, left = self._files(part)
         lines = []
         if tests := counts(junit):
@@ -150,14 +165,14 @@ class Session:
 
 
 def write(file: Path, record: Json) -> None:
-    """Replace a file of JSON as a whole, so that no moment finds half of it."""
+    """Replace a JSON file atomically."""
     half = file.with_suffix(".half")
     half.write_text(json.dumps(record, indent=1) + "\n")
     half.replace(file)
 
 
 def counts(junit: Path) -> dict[str, int]:
-    """Numbers of tests that passed, failed and were skipped; {} without a report."""
+    """Return the numbers of tests that passed, failed and were skipped; {} without a report."""
     try:
         suite = ElementTree.parse(junit).getroot().find("testsuite")
     except (OSError, ElementTree.ParseError):
@@ -168,7 +183,7 @@ def counts(junit: Path) -> dict[str, int]:
 
 
 def _but_for_skipped(outcome: str, found: Json) -> str:
-    """The outcome of a part that may have skipped all of its work, or what its time did not suffice for."""
+    """Add to an outcome that the part skipped some or all of its work."""
     if "skipped" in found:
         return f"skipped: {found['skipped']}"
     skipped = [name for name, rows in found.get("parts", {}).items() if "skipped" in rows]
@@ -176,7 +191,7 @@ def _but_for_skipped(outcome: str, found: Json) -> str:
 
 
 def _read(file: Path) -> Json:
-    """The JSON in a file, which then is no more needed."""
+    """Read a JSON file and delete it."""
     try:
         found = json.loads(file.read_text())
     except ValueError:
@@ -186,7 +201,7 @@ def _read(file: Path) -> Json:
 
 
 def join(record: Json, found: Json) -> None:
-    """Add the results of a part to those of others: lists and tables grow, anything else is replaced."""
+    """Merge a part's results into the record: lists and mappings grow, other values change."""
     for key, value in found.items():
         old = record.get(key)
         alike = isinstance(value, list | dict) and isinstance(old, type(value))
@@ -194,7 +209,7 @@ def join(record: Json, found: Json) -> None:
 
 
 def _clip(log: object, offset: int) -> str:
-    """Shorten what was logged from `offset` on to its two ends, and return the last of it."""
+    """Shorten the log from `offset` on to its two ends; return the last of it."""
     log.seek(offset)
     text = log.read()
     if len(text) > LONGEST:
@@ -202,4 +217,4 @@ def _clip(log: object, offset: int) -> str:
         log.truncate(offset)
         log.seek(offset)
         log.write(text)
-    return text.decode(errors="replace").replace(f"{ROOT}/", "")[-TAIL:]  # a record names no machine's folders
+    return text.decode(errors="replace").replace(f"{ROOT}/", "")[-TAIL:]  # without this machine's folders

@@ -1,15 +1,20 @@
-"""Speed of an H200 foretold where none is at hand: `python -m bench.gpu.predict [--out FILE.json]`.
+"""Predict the speed of gms_step on an H200 from compiled kernels, without a GPU.
 
-The kernels of gms_step are compiled ahead of time (Triton's by the real launcher with its real options, CUDA's by nvcc
-with the flags of CMakeLists.txt), and their machine code is read. Assumptions, also written to the JSON:
+Assumptions, also written to the JSON:
 - an element takes the longer of moving its bytes and issuing its instructions; the two overlap perfectly;
-- memory moves 4.2e12 bytes/s, as a copy was measured to on an H200, and a copy is what the kernel is compared with;
+- memory moves 4.2e12 bytes/s, as measured for a copy on an H200, and the kernel is compared with a copy;
 - 132 multiprocessors issue 4 warp instructions (of 32 lanes) in 0.82 of the clocks each at 1.9 GHz, any instruction in
-  one slot: there ncu counted 0.76 to 0.84 in kernels bound by instructions;
-- instructions are those of the longest path from entry to exit without a call or a loop: these are the slow paths of
-  division and square root, for extreme arguments. It reads no output for guidance; in CUDA it keeps the watch, which a
-  call need not ask for;
-- of the four warps of a CUDA block only the first draws what the block shares, and writes it to shared memory.
+  one slot: ncu counted 0.76 to 0.84 there in kernels bound by instructions;
+- instructions are counted on the longest path from entry to exit without a call or a loop, which are the slow paths of
+  division and square root for extreme arguments. The path reads no output for guidance; in CUDA it includes the watch,
+  which is optional;
+- of the four warps of a CUDA block only the first draws the numbers that the block shares, and writes them to shared
+  memory.
+
+    python -m bench.gpu.predict [--out FILE.json]
+
+The kernels are compiled ahead of time, and their machine code is read. Triton's are compiled by the real launcher with
+its real options, CUDA's by nvcc with the flags of CMakeLists.txt.
 """
 
 import argparse
@@ -33,13 +38,13 @@ BANDWIDTH = 4.2e12
 ISSUE = 132 * 4 * 0.82 * 1.9e9
 VARIANTS = (("exact", "sample"), ("exact", "element"), ("free", "sample"), ("free", "element"))
 _FULL, _HALF = torch.float32, torch.bfloat16
-DTYPES = {  # of the state, the moments and the output
+DTYPES = {  # dtypes of state, moments and output
     "float32": (_FULL, _FULL, _FULL),
     "bfloat16 moments": (_FULL, _HALF, _FULL),
     "bfloat16 moments and output": (_FULL, _HALF, _HALF),
     "bfloat16": (_HALF, _HALF, _HALF),
 }
-SHAPE = (2, 1 << 16)  # as aligned as the benchmark's; its size does not matter
+SHAPE = (2, 1 << 16)  # aligned as in the benchmark; the size does not matter
 CUDA_GROUP, CUDA_WARPS = 8, 4  # csrc/cuda/kernel.cuh: elements of a thread, warps of a block
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-DGMS_WITH_CUDA", f"-I{ROOT / 'csrc'}"]
 
@@ -47,7 +52,7 @@ Code = list[tuple[int, str]]  # (address, instruction) in order
 
 
 def disassemble(binary: Path, architecture: str = "sm_90") -> dict[str, Code]:
-    """The machine code of each kernel in a cubin or an object file, by its mangled name."""
+    """Return the machine code of each kernel in a cubin or object file, by its mangled name."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -63,8 +68,13 @@ def disassemble(binary: Path, architecture: str = "sm_90") -> dict[str, Code]:
 
 
 def main_path(code: Code, without: Sequence[str] = (), loads: int | None = None) -> int:
-    """Instructions on the longest path from entry to exit that has no call, no loop, no opcode of `without`, and at
-    most so many loads from memory, if that is given."""
+    """Count the instructions on the longest path from entry to exit.
+
+    Args:
+        code: Machine code of a kernel.
+        without: Opcodes that the path avoids, besides calls and loops.
+        loads: Most loads from memory on the path; None: any number.
+    """
     order = {address: i for i, (address, _) in enumerate(code)}
     opcodes = [text.split()[1 if text.startswith("@") else 0].split(".")[0] for _, text in code]
     shunned = {"CALL", "RET", *without}
@@ -74,7 +84,7 @@ def main_path(code: Code, without: Sequence[str] = (), loads: int | None = None)
         if target < i:
             left_out.update(range(target, i + 1))
     most = opcodes.count("LDG") if loads is None else loads
-    longest = [[float("-inf")] * (most + 1) for _ in range(len(code) + 1)]  # from here, with so many loads left
+    longest = [[float("-inf")] * (most + 1) for _ in range(len(code) + 1)]  # [place][loads left]
     for i, left in product(reversed(range(len(code))), range(most + 1)):
         rest = left - (opcodes[i] == "LDG")
         if i in left_out or rest < 0:
@@ -90,7 +100,7 @@ def main_path(code: Code, without: Sequence[str] = (), loads: int | None = None)
 
 
 def compile_cuda(source: Path, target: Path, architecture: int = 90) -> None:
-    """The kernels of a .cu file as a cubin. Raises RuntimeError with what nvcc says."""
+    """Compile the kernels of a .cu file to a cubin; raise RuntimeError with nvcc's message."""
     command = ["nvcc", *CUDA_FLAGS, f"-arch=sm_{architecture}", "-cubin", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -98,7 +108,10 @@ def compile_cuda(source: Path, target: Path, architecture: int = 90) -> None:
 
 
 def cuda_instructions(kernels: dict[str, Code], fit: str, component: str, dtype: str) -> float:
-    """Those of a warp for an element, by the quick kernel of raw moments and a seed that is a number."""
+    """Return the instructions of a warp per element in the CUDA kernel.
+
+    It is the quick kernel for raw moments and a seed that is a number.
+    """
     from gms_fast.ops import native
 
     state, moments, _ = DTYPES[dtype]
@@ -107,14 +120,14 @@ def cuda_instructions(kernels: dict[str, Code], fit: str, component: str, dtype:
     for name, code in kernels.items():
         values = re.findall(r"L(?:NS_\d\w+?E|b|S\d?_)(\d)E", name.partition("kernelI")[2])
         if "quick_step" in name and tuple(map(int, values[:6])) == switches:
-            quads = 4 * CUDA_GROUP // 4  # of x, e1, e2 and e3
+            quads = 4 * CUDA_GROUP // 4  # 16-byte loads of x, e1, e2 and e3
             first, others = (main_path(code, shunned, quads) for shunned in ([], ["STS"]))
             return (first + (CUDA_WARPS - 1) * others) / CUDA_WARPS / CUDA_GROUP
     raise LookupError(f"no kernel for {fit}/{component}, {dtype}")
 
 
 def triton_instructions(fit: str, component: str, dtype: str) -> float:
-    """Those of a warp for an element."""
+    """Return the instructions of a warp per element in the Triton kernel."""
     from gms_fast import kernels, ops
     from gms_fast.kernels.ahead import compile_ahead, launches
 
@@ -132,7 +145,7 @@ def triton_instructions(fit: str, component: str, dtype: str) -> float:
 
 
 def row(backend: str, fit: str, component: str, dtype: str, instructions: float) -> dict[str, object]:
-    """Share of the copy bandwidth that gms_step would reach."""
+    """Predict the share of the copy bandwidth that gms_step reaches."""
     state, moments, into = DTYPES[dtype]
     size = state.itemsize + 3 * moments.itemsize + into.itemsize
     moving, issuing = size / BANDWIDTH, instructions / 32 / ISSUE
@@ -148,7 +161,7 @@ def row(backend: str, fit: str, component: str, dtype: str, instructions: float)
 
 
 def predict() -> list[dict[str, object]]:
-    """All rows: Triton's, and where nvcc is on PATH CUDA's."""
+    """Return the rows of Triton's kernels and, if nvcc is on PATH, of the CUDA kernels."""
     cases = [(fit, component, dtype) for fit, component in VARIANTS for dtype in DTYPES]
     rows = [row("triton", *case, triton_instructions(*case)) for case in cases]
     if shutil.which("nvcc") is None:

@@ -1,6 +1,8 @@
-"""Tools and packages for a session on this machine's GPU: `python -m bench.gpu.preflight [--out FILE]`.
+"""List the tools and packages that a session on this machine's GPU finds.
 
-Exits with status 2 where nothing can be measured: no GPU, or a torch that cannot use it.
+    python -m bench.gpu.preflight [--out FILE]
+
+Exits with status 2 if nothing can be measured: no GPU, or a torch that cannot use it.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
-TOOLS = {  # and what it costs to do without
+TOOLS = {  # and the consequence if one is missing
     "nvcc": "no CUDA kernels, so Triton alone is measured",
     "cmake": "no compiled module, so Triton alone is measured and not held against C++",
     "ninja": "no compiled module, so Triton alone is measured and not held against C++",
@@ -36,7 +38,7 @@ PACKAGES = {
     "pytest-xdist": "tests run one by one, and a crash ends their part",
     "pytest-timeout": "a test that hangs ends its part",
 }
-QUERY = {  # of nvidia-smi, under the record's names
+QUERY = {  # name in the record: field of nvidia-smi
     "gpu": "name",
     "driver": "driver_version",
     "memory": "memory.total",
@@ -49,7 +51,7 @@ QUERY = {  # of nvidia-smi, under the record's names
 
 
 def run(*command: str) -> str:
-    """Standard output of a command; empty if there is no such command, or it fails."""
+    """Return the output of a command; empty if it does not exist or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -57,7 +59,7 @@ def run(*command: str) -> str:
 
 
 def tools() -> dict[str, str]:
-    """Versions of the tools that are there."""
+    """Return the versions of the tools that are installed."""
     found = {name: run(name, "--version") for name in TOOLS if shutil.which(name)}
     return {name: (re.findall(r"\d+\.[\d.]*\d", text) or ["?"])[0] for name, text in found.items()}
 
@@ -68,7 +70,7 @@ def packages() -> dict[str, str]:
 
 
 def missing(there: dict[str, str]) -> list[str]:
-    """One line for each thing that is not there."""
+    """Return one line for each missing thing, with the consequence."""
     lacks = [f"{name} is missing: {cost}" for name, cost in {**TOOLS, **PACKAGES}.items() if name not in there]
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         lacks.append("Python.h is missing: no compiled module, no Triton and no torch.compile")
@@ -76,16 +78,19 @@ def missing(there: dict[str, str]) -> list[str]:
 
 
 def driver() -> dict[str, str]:
-    """Facts of the first GPU, from nvidia-smi."""
+    """Return facts about the first GPU from nvidia-smi."""
     values = run("nvidia-smi", f"--query-gpu={','.join(QUERY.values())}", "--format=csv,noheader").split("\n")[0]
     return dict(zip(QUERY, values.split(", "), strict=False)) if values else {}
 
 
 def device() -> dict[str, str]:
-    """The GPU as torch sees it. Raises RuntimeError with the reason if torch cannot use one."""
+    """Return the GPU as torch sees it.
+
+    Raises RuntimeError with the reason if torch cannot use one.
+    """
     try:
         import torch
-    except Exception as error:  # whatever a torch that was made for another machine runs into
+    except Exception as error:  # a torch made for another machine may raise anything
         raise RuntimeError(f"torch cannot be imported ({type(error).__name__}: {error})") from None
     if torch.version.cuda is None:
         raise RuntimeError(f"torch {torch.__version__} is built without CUDA")

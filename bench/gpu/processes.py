@@ -1,4 +1,4 @@
-"""Process groups: a command with all that it starts, so that all of it can be ended."""
+"""Process groups: a command and all processes that it starts, which can be ended together."""
 
 import os
 import signal
@@ -8,21 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-GRACE = 4.0  # seconds between steps: the request to end, the kill of all but the leader, the kill of all, giving up
+GRACE = 4.0  # seconds between SIGINT, killing all but the leader, killing all, and giving up
 
 
 def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], output: object) -> subprocess.Popen:
-    """Start a command as the leader of a group, in the session of whoever started this and may have to end it all."""
+    """Start a command as the leader of a process group in the caller's session."""
     streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=folder, env=environment, process_group=0, **streams)
 
 
 def stop(process: subprocess.Popen) -> bool:
-    """End a group, but let its leader write a report first, as pytest does. False if some of it survives."""
+    """End a group after its leader has written a report, as pytest does.
+
+    Returns False if a process survives.
+    """
     try:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
-            if not _ends(process):  # it waits for others in the group, which do not hear
+            if not _ends(process):  # it waits for others in the group that ignore the signal
                 _kill(set(members(process.pid)) - {process.pid})
                 _ends(process)
     finally:
@@ -31,7 +34,10 @@ def stop(process: subprocess.Popen) -> bool:
 
 
 def kill(process: subprocess.Popen) -> bool:
-    """Kill a group at once. False if some of it survives, as a process that hangs in the driver may."""
+    """Kill a group at once.
+
+    Returns False if a process survives, which may happen if it hangs in the driver.
+    """
     end = time.monotonic() + GRACE
     while running := members(process.pid):
         if time.monotonic() > end:
@@ -56,7 +62,7 @@ def _kill(ids: Iterable[int]) -> None:
 
 
 def members(group: int) -> list[int]:
-    """Processes of a group, without those that have ended and wait for their parent to ask how."""
+    """Return the processes of a group without zombies."""
     found = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

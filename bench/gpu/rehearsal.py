@@ -1,8 +1,10 @@
-"""The GPU backends on a machine without a GPU: what `gpu_check --rehearse` runs in place of a GPU.
+"""GPU backends on a machine without a GPU, for `gpu_check --rehearse`.
 
-`python -m bench.gpu.rehearsal TARGET` builds the compiled module at TARGET, its CUDA kernels compiled for one CPU
-thread by tests/cuda_shim. `begin` then sends the ops through the kernels of a GPU backend, on CPU tensors. As a pytest
-plugin (`-p bench.gpu.rehearsal`) this file makes the tests of the CUDA kernels run the same way.
+    python -m bench.gpu.rehearsal TARGET
+
+This builds the compiled module at TARGET, with its CUDA kernels compiled for one CPU thread by tests/cuda_shim. `begin`
+then sends ops on CPU tensors through the kernels of a GPU backend. As a pytest plugin (`-p bench.gpu.rehearsal`) this
+module makes the tests of the CUDA kernels run in the same way.
 """
 
 import argparse
@@ -21,7 +23,7 @@ FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-DGMS_WITH_CUDA", "-DGMS_TABL
 
 
 def build(target: Path, *flags: str) -> None:
-    """Compile all of csrc/ with g++ into a module at `target`; `flags` are added to the compiler's."""
+    """Compile csrc/ with g++ into a module at `target`, with additional compiler flags."""
     import pybind11
 
     with_avx2 = "avx2" in Path("/proc/cpuinfo").read_text()
@@ -32,7 +34,10 @@ def build(target: Path, *flags: str) -> None:
 
 
 class OnDevice:
-    """A module that `build` made, its ops told that tensors are on the GPU (or on one thread of the CPU)."""
+    """Module made by `build` whose ops treat CPU tensors as GPU tensors.
+
+    With gpu=False they run on one thread of the CPU.
+    """
 
     _OPS = ("gms_step", "sample_mixture", "fit_mixture", "linear_step", "philox")
     _OPS += ("new_gms_step", "new_sample_mixture", "new_fit_mixture", "new_linear_step")
@@ -46,9 +51,9 @@ class OnDevice:
 
 
 def begin(backend: str) -> None:
-    """Send the ops on CPU tensors through the kernels of "cuda" or "triton", for the rest of this process.
+    """Send ops on CPU tensors through the kernels of a GPU backend until the process ends.
 
-    "cuda" needs a module that `build` made, "triton" TRITON_INTERPRET=1 in the environment from the start.
+    "cuda" needs a module made by `build`. "triton" needs TRITON_INTERPRET=1 in the environment from the start.
     """
     if backend == "triton":
         gms_fast.set_backend("triton")
@@ -61,7 +66,7 @@ def begin(backend: str) -> None:
 
 
 def pytest_configure() -> None:
-    """Let tests find a GPU whose tensors never leave the CPU."""
+    """Make tests find a GPU whose tensors stay on the CPU."""
     torch.cuda.is_available = lambda: True
     torch.Tensor.cuda = lambda tensor: tensor
     begin("cuda")

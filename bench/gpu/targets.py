@@ -1,4 +1,7 @@
-"""Targets of a GPU: the rows of the README's GPU table, which `gpu_rows` measures and `bench.docs.readme` shows."""
+"""Targets on a GPU: the rows of the README's GPU table.
+
+`gpu_rows` measures them, and `bench.docs.readme` shows them.
+"""
 
 from typing import NamedTuple
 
@@ -8,18 +11,28 @@ CARDS = ("H100", "H200")
 
 
 class Target(NamedTuple):
-    """A bar and an aim for a figure that is not measured yet."""
+    """A bar and an aim for a figure.
+
+    Args:
+        name: The figure.
+        bar: Value that a release should reach.
+        aim: Better value to work towards.
+        form: Format of values.
+        at_most: True if smaller is better.
+        card: GPU that the bar is for; empty: any.
+        predicted: Row of `predict` with a prediction of the figure.
+    """
 
     name: str
     bar: float
     aim: float
     form: str = "{:.0%}"
     at_most: bool = False
-    card: str = ""  # the card that the bar is for; empty: any
-    predicted: str = ""  # the row of `predict` that foretells the figure
+    card: str = ""
+    predicted: str = ""
 
     def reached(self, value: float, *rows: dict) -> Bar:
-        """The figure, made of `rows`."""
+        """Return the bar with a measured value, made of `rows`."""
         return Bar(self.name, value, self.bar, self.aim, self.at_most, bound_by(*rows))
 
 
@@ -48,17 +61,17 @@ TARGETS = {
 
 
 def card(gpu: str) -> str:
-    """The card whose bars a GPU of this name should reach."""
+    """Return the card whose bars apply to a GPU of this name."""
     return next((name for name in reversed(CARDS) if name in gpu), CARDS[0])
 
 
 def share(target: str, rows: list[dict], name: str) -> list[Bar]:
-    """The share of the copy's bandwidth that the row of this name reached, if it was measured."""
+    """Return the share of the copy bandwidth of the row `name`, if it was measured."""
     return [TARGETS[target].reached(row["of_copy"], row) for row in rows if row["name"] == name]
 
 
 def over(target: str, rows: list[dict], slow: str, fast: str) -> list[Bar]:
-    """The time of one row in units of the other's, if both were measured."""
+    """Return the ratio of two rows' times, if both were measured."""
     return [
         TARGETS[target].reached(a["over_randn"][1] / b["over_randn"][1], a, b)
         for a in rows

@@ -1,1 +1,1 @@
-"""The origin of a result: its commit, its environment, its file."""
+"""Origin of a result: its commit, environment and file."""

@@ -1,4 +1,4 @@
-"""Results with the environment that they come from, and the files they are kept in."""
+"""Result files, with the environment that produced the results."""
 
 import json
 import platform
@@ -14,7 +14,11 @@ from gms_fast.storage import atomic
 
 
 def environment(commit: str | None = None) -> dict[str, object]:
-    """Versions, processor and commit that a result belongs to; git is asked for a commit that is not given."""
+    """Describe the versions, processor and commit of a result.
+
+    Args:
+        commit: The commit; None asks git.
+    """
     return {
         "date": date.today().isoformat(),
         "commit": commit or checkout.commit(),

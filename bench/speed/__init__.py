@@ -1,1 +1,1 @@
-"""Speed of each op beside its rivals, and the host's time for one call."""
+"""Benchmarks of speed and memory against other implementations."""

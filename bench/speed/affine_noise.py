@@ -1,4 +1,7 @@
-"""Time of a linear step with noise: `python -m bench.speed.affine_noise [--device cuda] [--out FILE]`."""
+"""Time of a linear step with noise, beside eager torch and torch.compile.
+
+python -m bench.speed.affine_noise [--device cuda] [--out FILE]
+"""
 
 from collections.abc import Callable
 from itertools import product
@@ -12,9 +15,9 @@ from bench.speed.figures import main, measured
 from bench.speed.machine import Machine
 from gms_fast import ops
 
-WEIGHTS = (0.9, -0.4, 0.3, -0.1)  # of x and up to three terms
+WEIGHTS = (0.9, -0.4, 0.3, -0.1)  # weights of x and up to three terms
 STD = 0.2
-THREE_TERMS = [  # by element, standard deviation
+THREE_TERMS = [  # (name, weights by element, standard deviation)
     (f"terms: 3{', weights by element' * by_element}{', no noise' * (not std)}", by_element, std)
     for by_element, std in product((False, True), (STD, 0.0))
 ]
@@ -25,7 +28,7 @@ def updates(op: Callable[..., torch.Tensor], *numbers: object) -> Callable[..., 
 
 
 def fused(sets: Sets, terms: int) -> Case:
-    """The op on the first `terms` terms, in the dtypes of the sets."""
+    """Return the op on the first `terms` terms, in the dtypes of the sets."""
     used = sets.map(lambda inputs: inputs[: terms + 1])
     bytes_ = sum(t.element_size() for t in used[0]) + used[0][0].element_size()
     run = updates(ops.affine_noise, WEIGHTS[: terms + 1], STD)
@@ -33,7 +36,10 @@ def fused(sets: Sets, terms: int) -> Case:
 
 
 def three_terms(sets: Sets) -> list[Case]:
-    """A multistep solver's update beside eager torch; the bytes leave out weights by element, which samples share."""
+    """Return a multistep solver's update, by the op and in eager torch.
+
+    The bytes do not count weights by element, which all samples share.
+    """
     x = sets[0][0]
     rows = torch.randn((5, *x.shape[1:]), generator=torch.Generator(x.device).manual_seed(0), device=x.device)
     cases = []

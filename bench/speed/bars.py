@@ -1,17 +1,26 @@
-"""Bars, which a release should pass, and aims for figures."""
+"""Bars and aims of figures: a release should pass every bar."""
 
 from typing import NamedTuple
 
 
 class Bar(NamedTuple):
-    """`value` should be at most (or at least) `bar`, better still `aim`."""
+    """A figure with the bar that it should pass and the aim beyond.
+
+    Args:
+        name: The figure.
+        value: Its value.
+        bar: Limit that a release should pass.
+        aim: Better value to work towards.
+        at_most: True if smaller is better.
+        bound_by: "host" if the GPU waited for the host; else empty.
+    """
 
     name: str
     value: float
     bar: float
     aim: float
     at_most: bool
-    bound_by: str = ""  # "host": the GPU waited for the host
+    bound_by: str = ""
 
     @property
     def passed(self) -> bool:
@@ -33,12 +42,12 @@ class Bar(NamedTuple):
 
 
 def bound_by(*rows: dict) -> str:
-    """The bound of a figure made of these rows, if it is not the GPU."""
+    """Return the bound of a figure made of these rows, or "" if it is the GPU."""
     return next((row["bound by"] for row in rows if "bound by" in row), "")
 
 
 def ratio(rows: list[dict], over: str, under: str, bar: float, aim: float, *, at_most: bool) -> list[Bar]:
-    """The bar on time(over)/time(under), if both were measured."""
+    """Return the bar on time(over)/time(under), if both were measured."""
     measured = {row["name"]: row for row in rows}
     if not {over, under} <= measured.keys():
         return []

@@ -1,4 +1,4 @@
-"""Rivals of the ops, each written from docs/notation.md in plain torch."""
+"""Other implementations of the ops, each written from docs/notation.md in plain torch."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,10 @@ from gms_fast.ops import reference
 def released_step(
     x: Tensor, e1: Tensor, e2: Tensor, e3: Tensor, step: StepCoefficients, iterations: int = 70
 ) -> Tensor:
-    """The released recipe: 70 iterations of Adan under autograd on all elements at once, one uniform per sample."""
+    """Step of the released recipe, with one uniform number per sample.
+
+    It makes 70 iterations of Adan under autograd on all elements at once.
+    """
     numbers = (step.alpha_t, step.sigma_t, step.A, step.B, step.c)
     mean, base, excess, third, _ = reference.step_moments(x, e1, e2, e3, numbers, moments="released")
     var = base + excess
@@ -22,7 +25,10 @@ def released_step(
 
 
 def autograd_fit(mean: Tensor, var: Tensor, third: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and variance of the mixture by Adan (lr 0.06, betas 0.9, 0.92, 0.92) with gradients from autograd."""
+    """Fit means and variance of the mixture by Adan with gradients from autograd.
+
+    The settings are lr 0.06 and betas 0.9, 0.92, 0.92.
+    """
     w, lr, eps = 1 / 3, 0.06, 1e-8
     second, raw = mean**2 + var, third + 3 * mean * var + mean**3
     unknowns = [t.detach().clone().requires_grad_() for t in (mean, mean - 1e-3, torch.full_like(mean, 0.998))]
@@ -48,7 +54,7 @@ def autograd_fit(mean: Tensor, var: Tensor, third: Tensor, iterations: int) -> t
 
 
 def eager_step(x: Tensor, e1: Tensor, e2: Tensor, e3: Tensor, step: StepCoefficients) -> Tensor:
-    """The closed fit of fit="exact" in eager torch, with torch's own noise."""
+    """Closed fit of fit="exact" in eager torch, with torch's own noise."""
     z = torch.randn_like(x)
     u = torch.rand((len(x), *[1] * (x.ndim - 1)), device=x.device)
     options = {"fit": "exact", "weight": 1 / 3, "moments": "cumulant", "central": False, "clip": (-1.0, 1.0)}
@@ -56,30 +62,30 @@ def eager_step(x: Tensor, e1: Tensor, e2: Tensor, e3: Tensor, step: StepCoeffici
 
 
 def ddpm_step(x: Tensor, e1: Tensor, step: StepCoefficients) -> Tensor:
-    """A plain DDPM update in eager torch, clipping included."""
+    """Plain DDPM update in eager torch, with clipping."""
     m = ((x - step.sigma_t * e1) / step.alpha_t).clamp(-1, 1)
     return step.A * x + step.B * m + step.c**0.5 * torch.randn_like(x)
 
 
 def eager_fit(mean: Tensor, var: Tensor, third: Tensor, floor: float) -> tuple[Tensor, ...]:
-    """The closed fit alone."""
+    """Closed fit alone in eager torch."""
     base, excess = reference.split_variance(var, floor, "exact")
     return reference.fit_mixture(mean, base, excess, third, "exact", 1 / 3, 0, 0.0, 0.0)
 
 
 def eager_draw(mean: Tensor, var: Tensor, third: Tensor, floor: float) -> Tensor:
-    """The closed fit, and a draw with one uniform per element."""
+    """Closed fit and a draw in eager torch, with one uniform number per element."""
     weight, mean_a, mean_b, v = eager_fit(mean, var, third, floor)
     return torch.where(torch.rand_like(mean) < weight, mean_a, mean_b) + v.sqrt() * torch.randn_like(mean)
 
 
 def eager_gaussian(mean: Tensor, var: Tensor) -> Tensor:
-    """A draw from one Gaussian."""
+    """Draw from one Gaussian in eager torch."""
     return mean + var.sqrt() * torch.randn_like(mean)
 
 
 def released_draw(mean: Tensor, var: Tensor, third: Tensor, iterations: int = 70) -> Tensor:
-    """The released optimiser's fit, and a draw with one uniform per element."""
+    """Fit of the released optimiser and a draw, with one uniform number per element."""
     a, b, v = autograd_fit(mean, var, third, iterations)
     return torch.where(torch.rand_like(mean) < 1 / 3, a, b) + v.sqrt() * torch.randn_like(mean)
 
@@ -91,7 +97,7 @@ def eager_affine(
     noise_std: float,
     constant: Tensor | None = None,
 ) -> Tensor:
-    """weights[0] x + sum of weights[i+1] terms[i] + constant + noise_std z."""
+    """Return weights[0] x + sum of weights[i+1] terms[i] + constant + noise_std z."""
     result = weights[0] * x
     for weight, term in zip(weights[1:], terms, strict=True):
         result = result + weight * term
@@ -101,5 +107,5 @@ def eager_affine(
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:
-    """torch.compile of the function, for the shapes it is called with."""
+    """Compile a function by torch.compile for static shapes."""
     return torch.compile(function, dynamic=False)

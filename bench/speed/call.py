@@ -1,8 +1,12 @@
-"""Overhead of one call: `python -m bench.speed.call [--idle-cuda]`, 16 elements on the CPU.
+"""Overhead of one call of an op, on 16 elements on the CPU.
 
-Prints the time of a call as a multiple of the plain DDPM update in eager torch, and in microseconds, which are this
-machine's and are kept nowhere. Bar: 10 microseconds. With --idle-cuda a call goes as far as a launch of the CUDA
-kernels, which does nothing: they are compiled for a CPU (tests/cuda_shim), and tensors there pass for a GPU's. Bar: 6.
+    python -m bench.speed.call [--idle-cuda]
+
+It prints the time of a call as a multiple of a plain DDPM update in eager torch, and in microseconds. The microseconds
+are those of this machine and are not stored. The bar is 10 microseconds.
+
+With --idle-cuda a call goes as far as a launch of the CUDA kernels, which does nothing. The kernels are compiled for a
+CPU (tests/cuda_shim), and CPU tensors pass for GPU tensors. The bar is 6 microseconds.
 """
 
 import argparse
@@ -22,13 +26,13 @@ from gms_fast.ops import native
 
 
 def microseconds(call, runs: int) -> float:
-    """Fastest of the runs: what disturbs a call of microseconds only ever makes it longer."""
+    """Return the fastest of the runs, because disturbances only make a call longer."""
     call()
     return min(timeit.repeat(call, number=1000, repeat=runs)) * 1e3
 
 
 def calls() -> dict[str, Callable[[], object]]:
-    """One of each op."""
+    """Return one call of each op."""
     x, e1, e2, e3 = noise_moments((1, 16), "cpu", 0)
     z = torch.rand(1, 16)
     return {
@@ -42,7 +46,7 @@ def calls() -> dict[str, Callable[[], object]]:
 
 
 def measure(runs: int) -> dict[str, float]:
-    """Of each op, and of what it is compared with."""
+    """Time each op, and the calls that it is compared with."""
     x, e1, e2, e3 = noise_moments((1, 16), "cpu", 0)
     op = torch.ops.gms_fast.gms_step
     others = {
@@ -54,7 +58,7 @@ def measure(runs: int) -> dict[str, float]:
 
 
 def begin_idle_cuda() -> None:
-    """Send the ops, for the rest of this process, to CUDA kernels that are not run."""
+    """Send the ops to CUDA kernels that are not run, until the process ends."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "_C.so"
         rehearsal.build(target, "-O3", "-DGMS_IDLE_LAUNCHES")
@@ -67,8 +71,8 @@ def begin_idle_cuda() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--idle-cuda", action="store_true", help="as far as a launch by the CUDA kernels")
+    parser.add_argument("--runs", type=int, default=20, help="runs, of which the fastest counts")
+    parser.add_argument("--idle-cuda", action="store_true", help="time calls up to a launch of the CUDA kernels")
     args = parser.parse_args()
     if args.idle_cuda:
         begin_idle_cuda()

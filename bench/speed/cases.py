@@ -1,4 +1,4 @@
-"""Cases to be timed: shapes, inputs of the kind that sampling meets, and calls with the bytes they must move."""
+"""Cases to be timed: shapes, inputs like those of sampling, and calls with their bytes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -26,13 +26,13 @@ Inputs = tuple[Tensor, ...]
 
 
 class Sets:
-    """Sets of inputs that a case runs on in turn, and as many fresh ones as are asked for: `draw(seed)` makes one."""
+    """Sets of inputs that a case uses in turn; `draw(seed)` makes more."""
 
     def __init__(self, draw: Callable[[int], Inputs], count: int = 1) -> None:
         self.draw, self._ready = draw, [draw(seed) for seed in range(count)]
 
     def map(self, change: Callable[[Inputs], Inputs]) -> "Sets":
-        """The same sets, each of them changed."""
+        """Return the same sets with each one changed."""
         changed = Sets(lambda seed: change(self.draw(seed)), 0)
         changed._ready = [change(inputs) for inputs in self._ready]
         return changed
@@ -48,13 +48,21 @@ class Sets:
 
 
 class Case(NamedTuple):
-    """run(*inputs) on each set of inputs in turn; `bytes` per element: inputs read once, outputs written once."""
+    """A call to be timed.
+
+    Args:
+        name: Name of the row.
+        run: Called as run(*inputs).
+        sets: Sets of inputs, used in turn.
+        bytes: Bytes per element: inputs read once, outputs written once.
+        checked: Compare the results with float64 before any timing.
+    """
 
     name: str
     run: Callable[..., object]
     sets: Sets
     bytes: int
-    checked: bool = False  # against float64, before any timing
+    checked: bool = False
 
     def call(self, turn: int) -> object:
         return self.run(*self.sets[turn % len(self.sets)])
@@ -66,7 +74,7 @@ class Case(NamedTuple):
 
 
 def noise_moments(shape: tuple[int, ...], device: str, seed: int) -> Inputs:
-    """A state x and the noise moments e1, e2, e3 that a network returns in the middle of sampling."""
+    """Draw a state x and noise moments e1, e2, e3 like those in the middle of sampling."""
     generator = torch.Generator(device).manual_seed(seed)
     x, e1, spread, skew = (torch.randn(shape, generator=generator, device=device) for _ in range(4))
     r2 = 0.05 * spread**2
@@ -74,7 +82,7 @@ def noise_moments(shape: tuple[int, ...], device: str, seed: int) -> Inputs:
 
 
 def step_moments(shape: tuple[int, ...], device: str, seed: int) -> Inputs:
-    """Mean, variance and third central moment of x_s for such noise moments."""
+    """Draw mean, variance and third central moment of x_s for such noise moments."""
     generator = torch.Generator(device).manual_seed(seed)
     mean, spread, skew = (torch.randn(shape, generator=generator, device=device) for _ in range(3))
     excess = (STEP.B * STEP.sigma_t / STEP.alpha_t) ** 2 * 0.05 * spread**2
@@ -82,7 +90,7 @@ def step_moments(shape: tuple[int, ...], device: str, seed: int) -> Inputs:
 
 
 def normals(count: int) -> Callable[[tuple[int, ...], str, int], Inputs]:
-    """Makes `count` tensors of standard normals."""
+    """Return a function that draws `count` tensors of standard normal numbers."""
 
     def make(shape: tuple[int, ...], device: str, seed: int) -> Inputs:
         generator = torch.Generator(device).manual_seed(seed)
@@ -92,23 +100,23 @@ def normals(count: int) -> Callable[[tuple[int, ...], str, int], Inputs]:
 
 
 def input_sets(make: Callable[..., Inputs], shape: tuple[int, ...], machine: Machine) -> Sets:
-    """Sets of inputs on the machine, as many as the case that moves least rotates through."""
+    """Draw as many sets as the case with the fewest bytes rotates through on this machine."""
     least = torch.bfloat16.itemsize * math.prod(shape)
     return Sets(lambda seed: make(shape, machine.device, seed), machine.rotation(least))
 
 
 def cast(sets: Sets, state: torch.dtype, moments: torch.dtype) -> Sets:
-    """The sets with the first tensor in one dtype and the others in another."""
+    """Convert the first tensor of each set to one dtype and the others to another."""
     return sets.map(lambda inputs: (inputs[0].to(state), *(t.to(moments) for t in inputs[1:])))
 
 
 def with_output(sets: Sets, dtype: torch.dtype) -> Sets:
-    """The sets, each with a tensor of its own to write to."""
+    """Add an output tensor to each set."""
     return sets.map(lambda inputs: (*inputs, torch.empty_like(inputs[0], dtype=dtype)))
 
 
 def yardsticks(sets: Sets) -> list[Case]:
-    """The units of every figure: torch's own normals, and a copy, of the first tensor's shape."""
+    """Return the two units of all figures: torch's normal numbers, and a copy."""
     dtype = sets[0][0].dtype
     pairs = with_output(sets.map(lambda inputs: inputs[:1]), dtype)
     return [

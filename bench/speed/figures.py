@@ -1,8 +1,8 @@
-"""From cases to figures: gate, timing, one row a case, and the command line that the benchmarks share.
+"""Shared part of the op benchmarks: check, timing, rows and command line.
 
-A row holds the time as a multiple of `torch.randn_like` (quartiles), the bytes an element must move, and the bandwidth
-these make as a share of the copy's in the same turns. Absolute times are kept for GPUs only. A case that fails has no
-row; the result names it.
+A row holds quartiles of the time as a multiple of `torch.randn_like`, and the bytes that an element must move. It also
+holds the bandwidth that these make, as a share of a copy's in the same turns. Absolute times are stored for GPUs only.
+A case that fails has no row; the result names it.
 """
 
 import argparse
@@ -17,11 +17,19 @@ from bench.speed.gate import WrongResultError, check
 from bench.speed.machine import Gpu, Machine
 from bench.speed.timing import Times, dropping, in_turn, spread
 
-SLOW_LIMIT = 1 << 24  # elements beyond which the optimisers' fits are not timed
+SLOW_LIMIT = 1 << 24  # most elements for which slow cases are timed
 
 
 def measured(machine: Machine, shape: str, cases: Sequence[Case], slow: Sequence[Case], runs: int) -> dict[str, object]:
-    """All rows of `cases`, and of `slow` in fewer turns; both start with the yardsticks, unless empty."""
+    """Check and time the cases; return all rows.
+
+    Args:
+        machine: Where to run.
+        shape: Key of `SHAPES`, for the record.
+        cases: Cases to time, the yardsticks first.
+        slow: Cases to time in fewer turns, the yardsticks first; may be empty.
+        runs: Turns of `cases`.
+    """
     like = cases[0].sets[0][0]
     groups = [(cases, runs)]
     if slow and like.numel() > SLOW_LIMIT:
@@ -64,7 +72,10 @@ def _rows(machine: Machine, cases: Sequence[Case], times: Times) -> list[dict[st
 
 
 def ridge(machine: Machine, sets: Sets, runs: int) -> float | None:
-    """Operations in the time of copying one byte, at the rate of a float32 matrix product: where the roofs meet."""
+    """Return the operations of a float32 matrix product in the time of copying one byte.
+
+    This is where the two roofs of a roofline plot meet.
+    """
     a = torch.randn(machine.side, machine.side, device=machine.device)
     copy = yardsticks(sets)[1]
     times = in_turn(machine, [copy, Case("product", lambda *_: a @ a, sets, 12)], runs)
@@ -75,7 +86,7 @@ def ridge(machine: Machine, sets: Sets, runs: int) -> float | None:
 
 
 def show(result: dict[str, object]) -> None:
-    """The rows and bars on the terminal."""
+    """Print the rows and failures."""
     gpu = "ms" in result["rows"][0]
     size = "x".join(map(str, result["size"]))
     print(f"{size} on {result['device']}; time in units of torch.randn_like, bandwidth in units of the copy's")
@@ -92,11 +103,11 @@ def show(result: dict[str, object]) -> None:
 def main(
     doc: str, measure: Callable[[Machine, str, int], dict], bars: Callable[[list[dict]], list] | None = None
 ) -> None:
-    """Run a benchmark from the command line. Missing a bar is no failure, a wrong kernel is."""
+    """Run a benchmark from the command line; fail for a wrong kernel, but not for a missed bar."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--shape", default="cifar", choices=SHAPES)
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
+    parser.add_argument("--shape", default="cifar", choices=SHAPES, help="shape of the inputs (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=30, help="turns of each case (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     result = measure(Gpu() if args.device == "cuda" else Machine(), args.shape, args.runs)

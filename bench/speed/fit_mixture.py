@@ -1,4 +1,7 @@
-"""Time of the mixture fit: `python -m bench.speed.fit_mixture [--device cuda] [--out FILE]`."""
+"""Time of the mixture fit, beside eager torch and torch.compile.
+
+python -m bench.speed.fit_mixture [--device cuda] [--out FILE]
+"""
 
 from bench.speed.baselines import autograd_fit, compiled, eager_fit
 from bench.speed.cases import FLOOR, SHAPES, Case, Sets, input_sets, step_moments, yardsticks

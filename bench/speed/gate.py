@@ -1,16 +1,18 @@
-"""Correctness before speed: a kernel is timed only if it agrees with the float64 reference on the same counters.
+"""Correctness check before timing: a kernel must agree with the float64 reference.
 
-Some elements amplify rounding without bound: noise moments cancel, and a fit may jump to its other component. No limit
-on one element's error is right, so the kernel's errors are compared with those of the same formulas in plain float32
-torch: t. The kernel's may be FACTOR times as large, plus a few roundings of the largest result; of a narrow output its
-rounding comes on top. What is left after these allowances: g. A kernel is right if in each element, independently of
-the others, the larger of g and t is the kernel's with a probability of at most 1/2. That is all that is assumed.
+Some elements amplify rounding without bound: noise moments cancel, and a fit may jump to its other component. So no
+limit on the error of one element is right. Instead the kernel's errors are compared with those of the same formulas in
+plain float32 torch, on the same counters: t. The kernel's errors may be FACTOR times as large, plus a few roundings of
+the largest result, plus the rounding of a narrow output. What exceeds these allowances is g.
 
-- Bulk. If the m-th largest g exceeds the k-th largest t, then of the m + k - 1 largest errors at least m are the
-  kernel's. By Hoeffding's inequality the probability is at most exp(-(m - k)^2 / 2 (m + k)), which `rank` makes RARE.
-  Asked of one set of inputs, for k = 1, 2, 4, ...
-- Tail. The largest g exceeds the largest t with a probability of at most 1/2, and 2^-DRAWS in all of DRAWS independent
-  sets of inputs, in which a kernel with one wrong element does it.
+A kernel is right if in each element, independently of the others, the larger of g and t is the kernel's with a
+probability of at most 1/2. Nothing else is assumed.
+
+- Bulk. If the m-th largest g exceeds the k-th largest t, then at least m of the m + k - 1 largest errors are the
+  kernel's. By Hoeffding's inequality the probability of that is at most exp(-(m - k)^2 / 2 (m + k)). `rank` chooses m
+  to make it RARE. This is tested on one set of inputs, for k = 1, 2, 4, ...
+- Tail. The largest g exceeds the largest t with a probability of at most 1/2. It does so in all of DRAWS independent
+  sets of inputs with 2^-DRAWS, but always for a kernel with one wrong element.
 
 With at most 4 outputs of 2^26 elements, a right kernel is refused with a probability below 4 (27 RARE + 2^-DRAWS),
 which is less than 1e-6. NaN is refused at once.
@@ -28,10 +30,10 @@ import gms_fast
 from bench.speed.cases import Case, Inputs
 
 EPS = 2.0**-23
-NARROW = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # relative, of storing the result
+NARROW = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # relative rounding of the result
 FACTOR, ROUNDINGS = 4.0, 16
 RARE, DRAWS = 1e-9, 23
-FRESH = 1 << 20  # seeds of further draws, which no timing uses
+FRESH = 1 << 20  # first seed of further draws; timing does not use these
 
 
 class WrongResultError(RuntimeError):
@@ -39,13 +41,13 @@ class WrongResultError(RuntimeError):
 
 
 class Errors(NamedTuple):
-    """Errors of one output, and what they may be, both in descending order."""
+    """Errors of one output, and allowed errors, both in descending order."""
 
     found: Tensor
     allowed: Tensor
 
     def bulk(self) -> str:
-        """The first disagreement of the two distributions; empty if they agree."""
+        """Return the first disagreement of the two distributions, or ""."""
         if self.found[0].isnan():
             return "there is NaN"
         k = 1
@@ -56,13 +58,13 @@ class Errors(NamedTuple):
         return ""
 
     def tail(self) -> str:
-        """A line on the largest error, if it exceeds what is allowed; else empty."""
+        """Return a line about the largest error if it exceeds the allowed one, or ""."""
         found, allowed = self.found[0], self.allowed[0]
         return f"the largest error is {found:.1e}, {allowed:.1e} is allowed" if found > allowed else ""
 
 
 def rank(k: int, rare: float = RARE) -> int:
-    """The m of the bulk: a right kernel's m-th largest error exceeds the k-th largest allowed this rarely."""
+    """Return m: a right kernel's m-th largest error rarely exceeds the k-th allowed one."""
     limit = -math.log(rare)
     return k + math.ceil(limit + math.sqrt(limit**2 + 4 * limit * k))
 
@@ -81,7 +83,7 @@ def check(case: Case) -> None:
 
 
 def _errors(case: Case, inputs: Inputs) -> Iterator[Errors]:
-    """Errors of each output, and of plain torch with all allowances."""
+    """Yield the errors of each output, with those of plain torch plus all allowances."""
     exact = _as_tuple(case.run(*(t.double() for t in inputs)))
     found = [_excess(*pair) for pair in zip(_as_tuple(case.run(*inputs)), exact, strict=True)]
     with using("torch", inputs[0].device.type):
@@ -91,14 +93,14 @@ def _errors(case: Case, inputs: Inputs) -> Iterator[Errors]:
 
 
 def _excess(got: Tensor, want: Tensor) -> Tensor:
-    """Errors beyond the rounding of a narrow result, in descending order."""
+    """Return the errors beyond the rounding of a narrow result, in descending order."""
     error = (got.double() - want).abs() - NARROW[got.dtype] * want.abs()
     return error.clamp(min=0).flatten().sort(descending=True).values
 
 
 @contextmanager
 def using(backend: str | None, device: str) -> Iterator[None]:
-    """Another backend for the ops on tensors of a device; None: the one that is chosen by itself."""
+    """Use another backend for the ops on a device's tensors; None: the default one."""
     chosen = gms_fast.backends()["chosen"][device]
     gms_fast.set_backend(backend)
     try:

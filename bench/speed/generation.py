@@ -1,9 +1,11 @@
-"""Generation beside its network, and its memory: `python -m bench.speed.generation [--quick] [--out FILE]`.
+"""Time and memory of `gms-fast generate`, compared with its network alone.
 
-share    time in the network's calls, of the time that one process takes to fill a folder: embedded networks, ten steps
-         of GMS, batches of 64; and with features that are measured meanwhile. Medians of several runs
-memory   the most memory (MiB) of the process that starts the ranks and of each rank, for 1,000 and for 20,000 digits
-         that are drawn and measured by two ranks of torchrun; and pictures a second, 20,000 beside 1,000
+    python -m bench.speed.generation [--quick] [--out FILE]
+
+share    time of the network calls, as a share of the time in which one process fills a folder: embedded networks, ten
+         steps of GMS, batches of 64; also with features measured meanwhile. Median of several runs
+memory   largest memory (MiB) of the launcher and of each rank, for 1,000 and for 20,000 digits that two ranks of
+         torchrun draw and measure; also the seconds of each run
 """
 
 import argparse
@@ -22,11 +24,11 @@ from gms_fast.generation import generate
 
 COUNTS, RANKS, RUNS = (1000, 20_000), 2, 5
 SHARES = {"mnist": 512, "digits": 2048}  # pictures of a run
-_POLL = 0.1  # seconds between two looks at memory
+_POLL = 0.1  # seconds between two readings of memory
 
 
 class Timed:
-    """The seconds that a module's calls take, and the whole."""
+    """Total seconds of a module's calls."""
 
     def __init__(self, module: Any) -> None:
         self.seconds = self._begun = 0.0
@@ -41,7 +43,7 @@ class Timed:
 
 
 def share(name: str, n: int, features: str | None) -> float:
-    """The share of the network in the time of one run; its first calls are made before."""
+    """Return the network's share of the time of one run, after a run to warm up."""
     model = gms_fast.load(name)
     with tempfile.TemporaryDirectory() as folder:
         generate(model, Path(folder, "first"), n=64, features=features)
@@ -52,7 +54,7 @@ def share(name: str, n: int, features: str | None) -> float:
 
 
 def shares(runs: int) -> dict[str, list[float]]:
-    """Least, median and largest share by network and features."""
+    """Return least, median and largest share by network and features."""
     found = {}
     for name, n in SHARES.items():
         for features in (None, "mnist5k" if name == "mnist" else "digits"):
@@ -64,7 +66,7 @@ def shares(runs: int) -> dict[str, list[float]]:
 
 
 def memory(counts: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Rows: MiB of the starter and of each rank, and seconds, by number of pictures."""
+    """Return rows by number of pictures: MiB of the launcher and of each rank, and seconds."""
     rows = []
     for n in counts:
         with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +95,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _peak(pid: int) -> int:
-    """The most memory that a process has had, in MiB."""
+    """Return the largest memory that a process has had, in MiB."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM"):

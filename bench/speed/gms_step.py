@@ -1,4 +1,7 @@
-"""Time of the fused step beside its rivals: `python -m bench.speed.gms_step [--device cuda] [--out FILE]`."""
+"""Time of the fused GMS step, beside eager torch, torch.compile and the released fit.
+
+python -m bench.speed.gms_step [--device cuda] [--out FILE]
+"""
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ FITS = (("exact", "sample"), ("exact", "element"), ("free", "sample"), ("free", 
 
 
 def fused(sets: Sets, fit: str, component: str, **options: object) -> Case:
-    """gms_step in the dtypes of the sets."""
+    """Return gms_step in the dtypes of the sets."""
     bytes_ = sum(t.element_size() for t in sets[0]) + sets[0][0].element_size()
     options = {"fit": fit, "component": component, **options}
     name = f"gms_step {fit}/{component}"
@@ -26,15 +29,17 @@ def fused(sets: Sets, fit: str, component: str, **options: object) -> Case:
 
 
 def gaussian(sets: Sets) -> Case:
-    """SN-DDPM: the same kernel without a third moment."""
+    """Return SN-DDPM: the same kernel without a third moment."""
     return fused(sets.map(lambda inputs: inputs[:3]), "gaussian", "sample")._replace(
         run=lambda x, e1, e2: ops.gms_step(x, e1, e2, None, STEP, fit="gaussian")
     )
 
 
 def narrow(sets: Sets) -> list[Case]:
-    """exact/sample with bfloat16 moments and float32 state, with bfloat16 output too where the op takes it, and all
-    in bfloat16."""
+    """Return exact/sample with narrow dtypes.
+
+    These are bfloat16 moments with a float32 state, the same with bfloat16 output, and everything in bfloat16.
+    """
     half = torch.bfloat16
     mixed, low = fused(cast(sets, torch.float32, half), *FITS[0]), fused(cast(sets, half, half), *FITS[0])
 

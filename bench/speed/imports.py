@@ -1,7 +1,9 @@
-"""Time of `import gms_fast` beside `import torch`: `python -m bench.speed.imports`, fresh processes in turn.
+"""Time of `import gms_fast` beside `import torch`, in fresh processes that take turns.
 
-Prints the ratio of the medians of processor time, which other processes disturb least; bytecode is kept, as everywhere.
-Bar: 1.05, since gms_fast imports torch, whose own times spread as much.
+    python -m bench.speed.imports
+
+It prints the ratio of the medians of processor time, which other processes disturb least. Bytecode is cached, as usual.
+The bar is 1.05: gms_fast imports torch, whose own times vary as much.
 """
 
 import argparse
@@ -15,7 +17,7 @@ MODULES = ("torch", "gms_fast")
 
 
 def seconds(module: str) -> float:
-    """Processor time of a process that imports a module and ends."""
+    """Return the processor time of a process that imports a module and ends."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run([sys.executable, "-P", "-c", f"import {module}"], env=environment, check=True)
@@ -25,7 +27,7 @@ def seconds(module: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--runs", type=int, default=11, help="processes of each import (default: %(default)s)")
     runs = parser.parse_args().runs
     times: dict[str, list[float]] = {module: [] for module in MODULES}
     for _ in range(runs):

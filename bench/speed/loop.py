@@ -1,19 +1,21 @@
-"""Time of the sampling loop outside the network, ours over diffusers': `python -m bench.speed.loop [--out FILE]`.
+"""Time of the sampling loop outside the network, ours over diffusers'.
 
-Both sides run in this process, a turn each, so a drift of the machine hits both; a figure is the median of the turns'
-ratios, with quartiles. On a GPU a loop is timed to the end of its work there. A network of no cost returns a tensor
-made beforehand, and each side takes 20 calls of it (Heun 39). In the time are:
+    python -m bench.speed.loop [--out FILE]
 
-- ours: all of `gms_fast.sample(network, 19, solver=.., x_T=x)`, that is, its checks, the look-up of its plan (made
-  once, kept between calls), its copy of x_T
+Both sides run in this process and take turns, so a drift of the machine affects both. A figure is the median of the
+turns' ratios, with quartiles. On a GPU a loop is timed to the end of its work there. The network costs nothing: it
+returns a tensor made beforehand. Each side calls it 20 times (Heun 39). The times include:
+
+- ours: all of `gms_fast.sample(network, 19, solver=.., x_T=x)`: its checks, the look-up of its plan (made once and
+  kept between calls), its copy of x_T
 - theirs: `scheduler.set_timesteps(20)`, which their pipelines call for each batch, and the loop of `scheduler.step`
 
-The making of a scheduler and of the first plan are in neither. Before anything is timed each pair must agree
+They exclude making a scheduler and making the first plan. Before the timing each pair must agree
 (`bench.speed.pairs`).
 
-Also: a step of DDIM over a copy of the bytes that it must move, the host's time of one call, the loop of the embedded
-model over its network calls alone, images a second against diffusers' loop with the same network, and peak memory
-over what a solver cannot do without (`bench.speed.memory`). Absolute times are kept for GPUs only, but the host's.
+Also measured: a step of DDIM over a copy of the bytes that it must move, the host's time of one call, the loop of the
+embedded model over its network calls alone, images per second against diffusers' loop with the same network, and peak
+memory over what a solver needs (`bench.speed.memory`). Absolute times other than the host's are stored for GPUs only.
 """
 
 import argparse
@@ -38,14 +40,14 @@ from gms_fast.ops import Draws, fused
 from gms_fast.ops.types import Linear, Reading
 from gms_fast.schedules import VPLinear
 
-BYTES = 12 * CALLS  # that a loop moves for an element: x, the network's output and x_s at each call
+BYTES = 12 * CALLS  # bytes of a loop per element: x, the network's output and x_s at each call
 THREADS = 2
 LARGE = 1 << 20  # elements
 _STEP = Linear(Reading(1.25, -0.75, *CLIP), (0.6, 0.4, 0.0), terms=0)
 
 
 class Settings(NamedTuple):
-    """Sizes of a measurement, and the bar and aim of each state."""
+    """Sizes of a measurement, with the bar and aim of each state."""
 
     states: dict[tuple[int, ...], tuple[float, float]]
     copied: tuple[int, ...]
@@ -72,7 +74,7 @@ def size(shape: Sequence[int]) -> str:
 
 
 def pairs() -> list[Pair]:
-    """diffusers', and k-diffusion's where that is installed."""
+    """Return diffusers' pairs, and k-diffusion's if it is installed."""
     found = of_diffusers()
     try:
         return [*found, *of_k_diffusion()]
@@ -82,7 +84,10 @@ def pairs() -> list[Pair]:
 
 
 def ratios(machine: Machine, rivals: Sequence[Pair], shape: tuple[int, ...], runs: int) -> list[dict[str, object]]:
-    """A row of each pair at a state of this shape: quartiles of our time over theirs; fewer turns beyond LARGE."""
+    """Return a row for each pair at a state shape: quartiles of our time over theirs.
+
+    States beyond LARGE elements get fewer turns.
+    """
     sets = Sets(lambda seed: normals(2)(shape, machine.device, seed))
     turns = min(runs, max(runs * LARGE // torch.Size(shape).numel(), 3))
     times = latency(machine, [case for pair in rivals for case in _cases(pair, sets)], turns)
@@ -102,7 +107,7 @@ def ratios(machine: Machine, rivals: Sequence[Pair], shape: tuple[int, ...], run
 
 
 def _cases(pair: Pair, sets: Sets) -> list[Case]:
-    """Our loop, and theirs."""
+    """Return our loop and theirs as cases."""
     loops = (("ours", pair.ours), ("theirs", pair.theirs))
     return [
         Case(f"{pair.name}: {side}", lambda z, y, loop=loop: loop(pair.start(z), pair.network(y)), sets, BYTES)
@@ -111,10 +116,10 @@ def _cases(pair: Pair, sets: Sets) -> list[Case]:
 
 
 def over_copy(machine: Machine, shape: tuple[int, ...], runs: int) -> dict[str, list[float]]:
-    """Our DDIM over passes that move as many bytes as it must, x, y -> x_s at each call: quartiles.
+    """Return quartiles of DDIM's time over operations that move as many bytes, by name.
 
-    `copy`: copies of 1.5 tensors; `add`: sums of two tensors; `op`: the op of a step alone over such a copy,
-    without the host's work and what is done once a call.
+    Each call must move x, y -> x_s. "copy" divides by copies of 1.5 tensors, "add" by sums of two tensors. "op" is the
+    op of a step alone over such a copy, without the host's work and the costs that arise once a loop.
     """
     elements = torch.Size(shape).numel()
     sets = Sets(lambda seed: normals(2)(shape, machine.device, seed), machine.rotation(BYTES * elements))
@@ -135,18 +140,18 @@ def over_copy(machine: Machine, shape: tuple[int, ...], runs: int) -> dict[str, 
 
 
 def _op(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The op of one step of DDIM."""
+    """Run the op of one DDIM step."""
     return fused.linear_step(x, y, (), _STEP, Draws())[0]
 
 
 def _ddim(output: torch.Tensor, steps: int = CALLS - 1) -> Callable[[torch.Tensor], torch.Tensor]:
-    """DDIM from a given state, with a network of no cost."""
+    """Return DDIM from a given state, with a network that costs nothing."""
     network = Network(output, VPLinear(), "noise", CLIP)
     return lambda x: gms_fast.sample(network, steps, solver="ddim", x_T=x)
 
 
 def host_ms(machine: Machine, calls: int) -> float:
-    """Median time of the host, in ms, for 10 steps of DDIM at batch 1 whose plan was made before."""
+    """Return the host's median time in ms for 10 steps of DDIM at batch 1, with a kept plan."""
     x, y = normals(2)((1, 3, 32, 32), machine.device, 0)
     draw = _ddim(y, 10)
     draw(x)
@@ -159,7 +164,7 @@ def host_ms(machine: Machine, calls: int) -> float:
 
 
 def right(rivals: Sequence[Pair], shape: tuple[int, ...], device: str, failed: dict[str, str]) -> list[Pair]:
-    """The pairs whose sides agree; the others are noted in `failed`."""
+    """Return the pairs whose sides agree; record the others in `failed`."""
     z = normals(1)(shape, device, 0)[0]
     for pair in rivals:
         with dropping(pair.name, failed):
@@ -168,14 +173,14 @@ def right(rivals: Sequence[Pair], shape: tuple[int, ...], device: str, failed: d
 
 
 def measure(machine: Machine, settings: Settings, runs: int, *, with_cifar: bool) -> dict[str, object]:
-    """All figures; no pair is timed that disagrees."""
+    """Measure all figures; pairs that disagree are not timed."""
     failed: dict[str, str] = {}
     rivals = right(pairs(), settings.copied, machine.device, failed)
     result: dict[str, object] = {"environment": environment(), "calls": CALLS}
     result["rows"] = []
     for shape in settings.states:
         rows = ratios(machine, rivals, shape, runs)
-        show_ratios(rows)  # a state may take minutes
+        show_ratios(rows)  # print now: a state may take minutes
         result["rows"] += rows
     result["over"] = over_copy(machine, settings.copied, runs)
     result["host ms"] = host_ms(machine, 20 * runs)
@@ -188,7 +193,7 @@ def measure(machine: Machine, settings: Settings, runs: int, *, with_cifar: bool
 
 
 def bars(result: dict, settings: Settings) -> list[Bar]:
-    """The bars of the figures that were measured."""
+    """Return the bars of the figures that were measured."""
     limits = {size(shape): limit for shape, limit in settings.states.items()}
 
     def at_most(name: str, value: float, bar: float, aim: float) -> Bar:
@@ -209,7 +214,7 @@ def bars(result: dict, settings: Settings) -> list[Bar]:
 
 
 def show_ratios(rows: list[dict]) -> None:
-    """The rows of a state on the terminal."""
+    """Print the rows of a state."""
     print(f"{'':32} {'state':>14} {'ours/theirs':>11}  quartiles")
     for row in rows:
         low, median, high = row.get("ratio", [float("nan")] * 3)
@@ -218,7 +223,7 @@ def show_ratios(rows: list[dict]) -> None:
 
 
 def show(result: dict) -> None:
-    """The other figures."""
+    """Print the other figures."""
     for name, (low, median, high) in (result["over"] | result["network"]).items():
         print(f"{name:32} {'':14} {median:11.3f}  {low:.3f} {high:.3f}")
     for row in result["memory"]:
@@ -234,9 +239,9 @@ def _line(costs: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=20, help="turns of each side, fewer for large states")
-    parser.add_argument("--quick", action="store_true", help="small states: only to see that it works")
+    parser.add_argument("--quick", action="store_true", help="small states, to test the command")
     parser.add_argument("--cifar", action="store_true", help="with a U-Net of CIFAR-10's size: minutes on a CPU")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
-"""Machines that benchmarks run on: the CPU, a GPU, and a stand-in for a GPU that a rehearsal uses.
+"""Machines that benchmarks run on: the CPU, a GPU, and a stand-in for a GPU in rehearsals.
 
-All that is asked of a GPU beside tensors and ops is asked here.
+Everything that benchmarks ask of a GPU, apart from tensors and ops, is here.
 """
 
 import time
@@ -12,31 +12,31 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-PROBE = 20_000_000  # clock ticks, some 10 ms: the sleep that tells how long a tick is
+PROBE = 20_000_000  # clock ticks, about 10 ms: a sleep that calibrates the ticks
 
 
 class Machine:
-    """The CPU. Its inputs stay in the cache, as those of a sampling loop do."""
+    """The CPU; inputs stay in the cache, as in a sampling loop."""
 
     device = "cpu"
-    cache = 0  # bytes; what cases read and write rotates through more than twice as many
+    cache = 0  # bytes; inputs and outputs rotate through more than twice as many
     repeat = 3  # calls in a turn of a benchmark
-    side = 1024  # of the matrices of a product
-    network: ClassVar = {"channel_mult": (1, 2, 2, 2)}  # MomentUNet of CIFAR-10's size
+    side = 1024  # side of the matrices of a product
+    network: ClassVar = {"channel_mult": (1, 2, 2, 2)}  # a MomentUNet of CIFAR-10's size
 
     def rotation(self, size: int) -> int:
-        """Number of calls, each moving `size` bytes, after which nothing of the first is left in the cache."""
+        """Return the number of calls of `size` bytes that evict the first one's data from the cache."""
         return 1 + 2 * self.cache // size
 
 
 class Gpu(Machine):
-    """The first CUDA device, seen from its default stream."""
+    """The first CUDA device, used by its default stream."""
 
     device = "cuda"
     repeat = 11
     side = 4096
     runs = 10  # turns of a benchmark
-    calls = 500  # that the host is timed by
+    calls = 500  # calls in a timing of the host
     batch = 128
 
     @cached_property
@@ -49,8 +49,8 @@ class Gpu(Machine):
 
     @cached_property
     def _ticks(self) -> float:
-        """Clock ticks in a second."""
-        for _ in range(2):  # the first wakes the clock
+        """Clock ticks per second."""
+        for _ in range(2):  # the first run raises the clock rate
             start = self.mark()
             torch.cuda._sleep(PROBE)
             end = self.mark()
@@ -58,20 +58,20 @@ class Gpu(Machine):
         return PROBE / (1e-3 * start.elapsed_time(end))
 
     def mark(self) -> torch.cuda.Event:
-        """An event in the stream, with its time."""
+        """Record an event with its time in the stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def sleep(self, seconds: float) -> None:
-        """Keep the stream busy while the host enqueues what follows."""
+        """Keep the stream busy while the host enqueues further work."""
         torch.cuda._sleep(int(seconds * self._ticks))
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
     def launched(self, function: Callable[[], object]) -> int:
-        """Kernels and copies on the GPU during a call."""
+        """Count the kernels and copies on the GPU during a call."""
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             function()
             self.synchronize()
@@ -79,7 +79,7 @@ class Gpu(Machine):
 
 
 class StandIn(Gpu):
-    """No GPU: tensors are on the CPU, nothing is asynchronous, and times mean nothing."""
+    """Stand-in for a GPU: tensors on the CPU, nothing asynchronous, meaningless times."""
 
     device = "cpu"
     name = "no GPU, rehearsed"
@@ -106,7 +106,7 @@ class StandIn(Gpu):
 
 
 class Stamp:
-    """An event of a GPU that never falls behind the host."""
+    """Event of a GPU that is never behind the host."""
 
     def __init__(self) -> None:
         self._at = time.perf_counter()

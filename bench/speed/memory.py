@@ -1,8 +1,8 @@
-"""Memory that a sampling loop takes beside its network, and what each of its network calls costs in tensors.
+"""Memory of a sampling loop beside its network, and the tensors made per network call.
 
-On a CPU torch's profiler reports every allocation and release of the allocator, those of the kernels too; the same
-code runs as without it, which a dispatch mode could not promise. On a GPU torch counts the peak itself, and the
-profiler the launches.
+On a CPU torch's profiler reports every allocation and release of the allocator, including those of the kernels. The
+code runs as without it, which a dispatch mode could not guarantee. On a GPU torch counts the peak itself, and the
+profiler counts the launches.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from gms_fast.schedules import VPLinear
 
 
 class Fresh(Network):
-    """A network whose outputs are new tensors at each call, and its only memory; it counts its calls."""
+    """Network whose outputs are new tensors, its only memory; it counts its calls."""
 
     calls = 0
 
@@ -32,23 +32,31 @@ class Fresh(Network):
 
 
 class FreshMoments(Fresh):
-    """The same with three noise moments."""
+    """The same network with three noise moments."""
 
     def __call__(self, x: Tensor, t: Tensor) -> NoiseMoments:
         return NoiseMoments(super().__call__(x, t), self.output.clone(), self.output.clone())
 
 
 class Kept(NamedTuple):
-    """A solver, and how many tensors of the state's size its loop has at once: x_t, x_s, outputs and history.
+    """A solver and the number of state-sized tensors that its loop needs at once.
 
-    The history of a step are the data estimates that it reads and the one that it keeps for the next, in its place.
+    These are x_t, x_s, outputs and history. The history of a step is the data estimates that it reads; the one that it
+    keeps for the next step takes the place of one of these.
+
+    Args:
+        name: Name of the row.
+        solver: Text of the solver.
+        tensors: Number of tensors.
+        network: Class of the network.
+        pair: Name of another library's loop, if there is one.
     """
 
     name: str
     solver: str
     tensors: int
     network: type[Fresh] = Fresh
-    pair: str = ""  # the rival's loop, if there is one
+    pair: str = ""
 
 
 KEPT = (
@@ -63,7 +71,10 @@ KEPT = (
 
 
 def rows(machine: Machine, shape: tuple[int, ...]) -> list[dict[str, object]]:
-    """Of each solver: peak memory over what is needed, state-sized tensors made a network call, launches on a GPU."""
+    """Return a row for each solver: peak memory over what it needs, and costs per network call.
+
+    The costs are state-sized tensors made, or launches on a GPU.
+    """
     x, y, *_ = noise_moments(shape, machine.device, 0)
     rivals = {pair.name: pair for pair in of_diffusers()}
     return [_row(machine, kept, x, y, rivals.get(kept.pair)) for kept in KEPT]
@@ -77,13 +88,21 @@ def _row(machine: Machine, kept: Kept, x: Tensor, y: Tensor, rival: Pair | None)
     row: dict[str, object] = {"name": kept.name, "needed": kept.tensors}
     for side, draw in sides.items():
         network.calls = 0
-        draw()  # the plan is made, the kernels are loaded
+        draw()  # makes the plan and loads the kernels
         row[side] = costs(machine, draw, x.nbytes, network.calls, kept.tensors)
     return row
 
 
 def costs(machine: Machine, draw: Callable[[], object], size: int, calls: int, needed: int) -> dict[str, float]:
-    """Peak memory over `needed` tensors of `size` bytes, and tensors of that size, or launches, a network call."""
+    """Measure a loop's peak memory and its costs per network call.
+
+    Args:
+        machine: Where to run.
+        draw: The loop.
+        size: Bytes of a state.
+        calls: Network calls of the loop.
+        needed: State-sized tensors that the loop needs; the unit of the peak.
+    """
     if machine.device == "cuda":
         return {"peak": _peak_of_gpu(draw) / size / needed, "launches": _launches(draw) / calls}
     changes = allocations(draw)
@@ -92,7 +111,7 @@ def costs(machine: Machine, draw: Callable[[], object], size: int, calls: int, n
 
 
 def allocations(draw: Callable[[], object]) -> list[int]:
-    """Bytes that the CPU's allocator gave out (> 0) and took back (< 0) during a call, in their order."""
+    """Return the bytes that the CPU's allocator gave out (> 0) and took back (< 0), in order."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         draw()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -107,7 +126,7 @@ def _peak_of_gpu(draw: Callable[[], object]) -> int:
 
 
 def _launches(draw: Callable[[], object]) -> int:
-    """Kernels, copies and fills that the GPU ran."""
+    """Count the kernels, copies and fills that the GPU ran."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         draw()
         torch.cuda.synchronize()

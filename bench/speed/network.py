@@ -1,8 +1,11 @@
-"""Time of one call of the embedded network: `python -m bench.speed.network [--compiled] [--batches]`, on the CPU.
+"""Time of one call of the embedded network on the CPU, in several variants.
 
-Prints times in units of a call in float32 with all three moments: without the heads, under bfloat16 autocast, with
-channels_last weights and input, compiled, and a UNet2DModel of diffusers of about as many parameters, where that is
-installed. With --batches, pictures per second at each batch size instead, in units of those at 64.
+    python -m bench.speed.network [--compiled] [--batches]
+
+It prints times in units of a float32 call with all three moments. The variants are: without the heads, under bfloat16
+autocast, with channels_last weights and input, and compiled. If diffusers is installed, its UNet2DModel with about as
+many parameters is timed too. With --batches it prints pictures per second by batch size instead, in units of those at
+64.
 """
 
 import argparse
@@ -19,11 +22,11 @@ from bench.speed.timing import in_turn, spread
 
 ALL, FIRST = "three moments", "first moment alone"
 BATCHES = (16, 32, 64, 128, 256, 512)
-UNIT = 64  # of those
+UNIT = 64  # batch size that the others are compared with
 
 
 def inputs(n: int) -> Sets:
-    """States and network times of n pictures."""
+    """Draw states and network times of n pictures."""
 
     def draw(seed: int) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
@@ -33,7 +36,7 @@ def inputs(n: int) -> Sets:
 
 
 def rival() -> nn.Module:
-    """A network of diffusers with the embedded network's levels and about as many parameters."""
+    """Make a diffusers network with the embedded network's levels and about as many parameters."""
     from diffusers import UNet2DModel
 
     down, up = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
@@ -53,7 +56,7 @@ def size(network: nn.Module) -> int:
 
 
 def calls(n: int, *, compiled: bool) -> list[Case]:
-    """The embedded network's calls, and the rival's."""
+    """Return the embedded network's calls, and that of diffusers' network."""
     network, sets = gms_fast.load("mnist"), inputs(n)
     last = torch.channels_last
     beside = copy.deepcopy(network).to(memory_format=last)
@@ -79,7 +82,7 @@ def calls(n: int, *, compiled: bool) -> list[Case]:
 
 @torch.no_grad()
 def measured(cases: list[Case], runs: int) -> dict[str, list[float]]:
-    """Seconds of each case in each turn."""
+    """Return the seconds of each case in each turn."""
     times = in_turn(Machine(), cases, runs)
     for name, why in times.failed.items():
         print(f"left out: {name}: {why.splitlines()[0]}")
@@ -104,10 +107,12 @@ def show_batches(seconds: dict[str, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=15, help="turns of each case (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=UNIT, help=f"pictures of a call (default: {UNIT})")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile too")
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile too")
     parser.add_argument("--batches", action="store_true", help="pictures per second by batch size")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

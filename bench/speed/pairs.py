@@ -1,13 +1,13 @@
-"""Pairs of sampling loops, ours and a rival library's, that take the same steps with the same number of network calls.
+"""Pairs of sampling loops, ours and another library's, with equal steps and network calls.
 
-Each pair also holds two loops that must agree before anything is timed (`check`). These are the timed loops on the
-rival's own times, but for what the rival does by default and this package does not:
+Each pair also has two loops that must agree before anything is timed (`check`). They are the timed loops on the other
+library's time steps, except for defaults that differ:
 
-- diffusers' DDIM keeps the network's noise where E[x_0|x_t] was clipped. That is the cheaper step, and it is timed;
-  `use_clipped_model_output=True`, under which both are the same, is checked.
-- its UniPC sets a_1 = 1/2 in every step of order 2; `UniPC(corrector=False)` does so too, and is what is checked. The
-  pair with its corrector is timed against `UniP`.
-- DDPM draws the same noise on both sides in the check, and its own when timed.
+- diffusers' DDIM keeps the network's noise estimate where E[x_0|x_t] was clipped. That step is cheaper and is timed;
+  checked is `use_clipped_model_output=True`, under which both libraries agree.
+- diffusers' UniPC sets a_1 = 1/2 in every step of order 2. `UniPC(corrector=False)` does so too, and is checked. The
+  pair with diffusers' corrector is timed against `UniP`.
+- DDPM draws the same noise on both sides in the check, and each library's own when timed.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,16 @@ from bench.speed.gate import EPS, WrongResultError
 from gms_fast import solvers
 from gms_fast.schedules import Schedule, VPLinear
 
-CALLS = 20  # of the network, in a sample of most pairs
+CALLS = 20  # network calls of a sample, in most pairs
 CLIP = (-1.0, 1.0)
-WIDTH = 0.5  # standard deviation of the data in the check: clipping bites
-ROUNDINGS = 8  # of one step on either side, each of at most EPS/2 of the state
+WIDTH = 0.5  # standard deviation of the data in the check, large enough for clipping to act
+ROUNDINGS = 8  # roundings of a step on either side, each of at most EPS/2 of the state
 
 Loop = Callable[[Tensor, "Network"], Tensor]  # from x_T to the sample
 
 
 class Network:
-    """A network of no cost: it returns a tensor made beforehand."""
+    """Network that costs nothing: it returns a tensor made beforehand."""
 
     moments = "raw"
 
@@ -43,7 +43,7 @@ class Network:
 
 
 class OfGaussian(Network):
-    """The exact network of N(0, WIDTH^2), which counts its calls."""
+    """Exact network of N(0, WIDTH^2) that counts its calls."""
 
     calls = 0
 
@@ -56,7 +56,17 @@ class OfGaussian(Network):
 
 
 class Pair(NamedTuple):
-    """Two loops to be timed, and the two that must agree; all with networks of this kind."""
+    """Two loops to time, and two that must agree, with the settings of their network.
+
+    Args:
+        name: Name of the row.
+        ours: Our timed loop.
+        theirs: The other library's timed loop.
+        checked: Our loop and theirs that must agree.
+        clip: As for the network.
+        schedule: As for the network.
+        prediction: As for the network.
+    """
 
     name: str
     ours: Loop
@@ -70,15 +80,16 @@ class Pair(NamedTuple):
         return Network(output, self.schedule, self.prediction, self.clip)
 
     def start(self, z: Tensor) -> Tensor:
-        """x_T of standard normals z."""
+        """Scale standard normal numbers z to x_T."""
         return z * float(self.schedule.sigma(self.schedule.t_max))
 
 
 def check(pair: Pair, z: Tensor) -> None:
-    """Raise WrongResultError unless the two sides agree, with equally many network calls, those that are timed too.
+    """Raise WrongResultError unless the two sides agree and all loops take equally many calls.
 
-    Both are in float32. An error keeps its share of the state's spread along the flow of `OfGaussian`, or loses it to
-    noise, and the spread at the end is below 1: so errors add up to at most ROUNDINGS a call, of the largest z.
+    Both sides are in float32. Along the flow of `OfGaussian` an error keeps its share of the state's spread, or loses
+    some to noise, and the final spread is below 1. So errors add up to at most ROUNDINGS per call, in units of the
+    largest z.
     """
     x = pair.start(z)
 
@@ -100,7 +111,10 @@ def ours(solver: str | solvers.Solver, **options: Any) -> Loop:
 
 
 def of_diffusers() -> list[Pair]:
-    """diffusers' schedulers in its pipelines' loop, on 1000 linear betas. Raises ImportError without diffusers."""
+    """Return diffusers' schedulers in its pipelines' loop, on 1000 linear betas.
+
+    Raises ImportError without diffusers.
+    """
     alone = {"disable_corrector": list(range(CALLS))}
     unip = {order: solvers.UniP(order=order, lower_order_final=False) for order in (2, 3)}
     released = {order: solvers.UniPC(order=order, corrector=False) for order in (2, 3)}
@@ -119,7 +133,7 @@ def of_diffusers() -> list[Pair]:
 
 
 def _with_corrector(alone: Pair) -> Pair:
-    """The pair against the scheduler with its corrector, which only the timed loop has."""
+    """Return the pair against the scheduler with its corrector, which only the timed loop has."""
     return alone._replace(name="UniP-2 / UniPC-2", theirs=Scheduler("UniPCMultistep", solver_order=2))
 
 
@@ -132,14 +146,24 @@ def _pair(
     equal: solvers.Solver | None = None,
     **options: object,
 ) -> Pair:
-    """A solver and a kind of scheduler; in the check its step takes `step`, and our solver is `equal`."""
+    """Make a pair of a solver and a diffusers scheduler.
+
+    Args:
+        name: Name of the pair.
+        solver: Our solver.
+        kind: Name of the scheduler without "Scheduler".
+        clip: Clipping range of the data estimate.
+        step: Arguments of the scheduler's step in the check.
+        equal: Our solver in the check; None: `solver`.
+        **options: Arguments of the scheduler.
+    """
     theirs = Scheduler(kind, **options)
     same = ours(equal or solver, timesteps=theirs.times()), Scheduler(kind, step, **options)
     return Pair(name, ours(solver, steps=CALLS - 1), theirs, same, clip)
 
 
 def _drawn(name: str, solver: solvers.Solver, kind: str, **options: object) -> Pair:
-    """A pair that draws noise, from one generator in the check."""
+    """Make a pair that draws noise, from one generator in the check."""
     pair = _pair(name, solver, kind, CLIP, **options)
 
     def same(x: Tensor, network: Network) -> Tensor:
@@ -154,20 +178,20 @@ def _drawn(name: str, solver: solvers.Solver, kind: str, **options: object) -> P
 
 
 class Scheduler:
-    """A scheduler of diffusers as a loop: `set_timesteps`, and for each of its times the network and `step`."""
+    """Loop of a diffusers scheduler: `set_timesteps`, then the network and `step` at each time."""
 
     def __init__(self, kind: str, step: dict[str, object] | None = None, calls: int = CALLS, **options: object) -> None:
         import diffusers  # takes seconds
 
         make = getattr(diffusers, f"{kind}Scheduler")
         self._own = make(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", **options)
-        alphas = VPLinear().alpha(torch.arange(1000))  # its own product has a thousand roundings
+        alphas = VPLinear().alpha(torch.arange(1000))  # diffusers' own product has a thousand roundings
         self._own.alphas_cumprod = alphas.square().float()
         self._step, self._calls = step or {}, calls
         self._scales = kind == "HeunDiscrete"  # the state is x/alpha
 
     def times(self) -> list[int]:
-        """The times, as `sample` takes them: once each."""
+        """Return the time steps as `sample` takes them, without repetitions."""
         self._own.set_timesteps(self._calls)
         return list(dict.fromkeys(int(t) for t in self._own.timesteps))
 
@@ -184,7 +208,10 @@ class Scheduler:
 
 
 def of_k_diffusion() -> list[Pair]:
-    """k-diffusion's functions on the levels of EDM, to no noise. Raises ImportError without k_diffusion."""
+    """Return k-diffusion's functions on the noise levels of EDM, down to no noise.
+
+    Raises ImportError without k_diffusion.
+    """
     from k_diffusion import sampling
 
     schedule = gms_fast.schedules.EDM()

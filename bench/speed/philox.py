@@ -1,4 +1,7 @@
-"""Time of counter-based noise beside torch's: `python -m bench.speed.philox [--device cuda] [--out FILE]`."""
+"""Time of counter-based noise, beside torch's.
+
+python -m bench.speed.philox [--device cuda] [--out FILE]
+"""
 
 import torch
 

@@ -1,15 +1,17 @@
-"""Time of one reverse step of the released code, its fit against our ops: `python -m bench.speed.released_step`.
+"""Time of a reverse step with the released fit, and with our ops.
 
-A step is one call of the network and all that follows it up to x_s. The sides run in this process and take turns, so a
-drift of the machine hits all alike; figures are quartiles, over the turns, of a step's time over that of the network
+    python -m bench.speed.released_step
+
+A step is one network call and everything that follows up to x_s. The sides run in this process and take turns, so a
+drift of the machine affects all alike. Figures are quartiles, over the turns, of a step's time over that of the network
 alone in the same turn.
 
-- RELEASED: the released recipe in our own words, 70 iterations of Adan under autograd (`bench.speed.baselines`)
-- LINES: the same moments, and in place of the fit and the draw the three lines of docs/hosts.md
-- OURS: `ops.gms_step`, which takes the place of the moments too
+- RELEASED: the released recipe in our own code, 70 iterations of Adan under autograd (`bench.speed.baselines`)
+- LINES: the same moments, but the three lines of docs/hosts.md instead of fit and draw
+- OURS: `ops.gms_step`, which computes the moments too
 
-The moments that all sides go on with are made beforehand, of the kind that sampling meets: those of a network that
-nobody trained are 0. Absolute times are kept for GPUs only.
+All sides use moments made beforehand, like those in sampling: an untrained network's are 0. Absolute times are stored
+for GPUs only.
 """
 
 import argparse
@@ -46,14 +48,14 @@ class Batch(NamedTuple):
 
 
 def lines(x: Tensor, e1: Tensor, e2: Tensor, e3: Tensor) -> Tensor:
-    """The released moments in eager torch, fit and draw in one op."""
+    """Compute the released moments in eager torch, then fit and draw in one op."""
     numbers = (STEP.alpha_t, STEP.sigma_t, STEP.A, STEP.B, STEP.c)
     mean, base, excess, third, _ = reference.step_moments(x, e1, e2, e3, numbers, moments="released")
     return ops.sample_mixture(mean, base + excess, third, STEP.c, component="sample")
 
 
 def whole_step(x: Tensor, e1: Tensor, e2: Tensor, e3: Tensor) -> Tensor:
-    """From the moments of the noise to x_s in one op."""
+    """Compute x_s from the noise moments in one op."""
     return ops.gms_step(x, e1, e2, e3, STEP, moments="released")
 
 
@@ -66,7 +68,7 @@ STEPS: dict[str, Step] = {
 
 
 def batches(machine: Machine, n: int) -> list[Batch]:
-    """The embedded network, and one of CIFAR-10's size with n samples."""
+    """Return the embedded network, and one of CIFAR-10's size with n samples."""
     cifar = MomentUNet(**machine.network).to(machine.device).eval()
     return [
         Batch("MNIST, embedded", gms_fast.load("mnist").to(machine.device), 64),
@@ -75,7 +77,10 @@ def batches(machine: Machine, n: int) -> list[Batch]:
 
 
 def rows(machine: Machine, batch: Batch, runs: int) -> dict[str, object]:
-    """Quartiles of the steps' times over the network's. Raises RuntimeError if one of them fails."""
+    """Return quartiles of the steps' times over the network's.
+
+    Raises RuntimeError if a case fails.
+    """
     size = (batch.n, *batch.network.sample_shape)
     sets = Sets(lambda seed: noise_moments(size, machine.device, seed))
     times = latency(machine, [_case(batch.network, name, step, sets) for name, step in STEPS.items()], runs)
@@ -99,7 +104,7 @@ def _case(network: MomentUNet, name: str, step: Step, sets: Sets) -> Case:
 
 
 def table(result: dict) -> str:
-    """The medians, in units of the network's time."""
+    """Format the medians as a table, in units of the network's time."""
     sides = [name for name in STEPS if name != NETWORK]
     shown = ["| network | batch | " + " | ".join(sides) + " |", "|---" * (2 + len(sides)) + "|"]
     for row in result["rows"]:
@@ -110,7 +115,7 @@ def table(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=9, help="turns of each side")
     parser.add_argument("--batch", type=int, help="samples of CIFAR-10's size (default: 16, on a GPU 128)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

@@ -1,4 +1,7 @@
-"""Time of fit and draw in one pass: `python -m bench.speed.sample_mixture [--device cuda] [--out FILE]`."""
+"""Time of mixture fit and draw in one pass, beside eager torch and torch.compile.
+
+python -m bench.speed.sample_mixture [--device cuda] [--out FILE]
+"""
 
 import torch
 

@@ -1,9 +1,11 @@
-"""Time of a pipeline's step, ours over diffusers': `python -m bench.speed.schedulers [--out FILE]`.
+"""Time of a pipeline's steps, our scheduler over diffusers'.
 
-Both sides run in this process, a turn each, on latents of Stable Diffusion's size (4x64x64) and of Flux' and SD3's
-(16x128x128): all 20 calls of `scale_model_input` and `step(output, t, x, return_dict=False)`, as pipelines make them,
-over one output. A figure is the median of the turns' ratios, with quartiles. What `set_timesteps` costs is in neither.
-Before anything is timed both must come to the same state, from a network that is linear in the state.
+    python -m bench.speed.schedulers [--out FILE]
+
+Both sides run in this process and take turns, on latents of the sizes of Stable Diffusion (4x64x64), Flux and SD3
+(16x128x128). A run makes all 20 calls of `scale_model_input` and `step(output, t, x, return_dict=False)`, as pipelines
+do, with one output. A figure is the median of the turns' ratios, with quartiles. `set_timesteps` is not timed. Before
+the timing both must reach the same state, from a network that is linear in the state.
 """
 
 import argparse
@@ -23,9 +25,9 @@ from bench.speed.whole import ratio
 
 CALLS = 20
 SHAPES = ((1, 4, 64, 64), (4, 4, 64, 64), (1, 16, 128, 128), (4, 16, 128, 128))
-BYTES = 12 * CALLS  # for an element: the state and the network's output are read, the next state is written
+BYTES = 12 * CALLS  # per element: state and network output are read, the next state is written
 BAR, AIM = 0.5, 0.25
-ROUNDINGS = 16  # of a step on either side, each of at most EPS of the state's scale
+ROUNDINGS = 16  # roundings of a step on either side, each of at most EPS of the state's scale
 LATENTS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS = {  # name: (diffusers' scheduler, its keywords, our solver)
     "DDIM": ("DDIM", {**LATENTS, "clip_sample": False}, "ddim"),
@@ -40,7 +42,7 @@ KINDS = {  # name: (diffusers' scheduler, its keywords, our solver)
 
 
 def both(kind: str) -> tuple[Any, Any]:
-    """(ours, diffusers'), set to as many steps."""
+    """Return (ours, diffusers'), with equally many steps."""
     import diffusers
 
     import gms_fast
@@ -54,7 +56,10 @@ def both(kind: str) -> tuple[Any, Any]:
 
 
 def check(kind: str) -> None:
-    """Raise WrongResultError where the two states differ; those that draw noise draw no equal one, and are left."""
+    """Raise WrongResultError if the two final states differ.
+
+    Kinds that draw noise are skipped, because their noise differs.
+    """
     if kind in ("DDPM", "SDE-DPM-Solver++(2M)"):
         return
     states = []
@@ -70,12 +75,15 @@ def check(kind: str) -> None:
 
 
 def scaling(scheduler: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A pipeline's scaling of the state for the network: none in flow matching."""
+    """Return a pipeline's scaling of the network's input; flow matching has none."""
     return getattr(scheduler, "scale_model_input", lambda x, t: x)
 
 
 def loop(scheduler: Any) -> Callable[[torch.Tensor, torch.Tensor], object]:
-    """All steps from a state, with one output; a run begins anew by the first time."""
+    """Return a function that makes all steps from a state with one output.
+
+    Each run restarts at the first time.
+    """
     times, scale = list(scheduler.timesteps), scaling(scheduler)
 
     def steps(x: torch.Tensor, y: torch.Tensor) -> object:
@@ -89,7 +97,7 @@ def loop(scheduler: Any) -> Callable[[torch.Tensor, torch.Tensor], object]:
 
 
 def rows(machine: Machine, shape: tuple[int, ...], runs: int) -> list[dict]:
-    """A row a kind."""
+    """Time all kinds at a shape; return a row for each."""
     found = []
     sets = Sets(
         lambda seed: normals(2)(shape, machine.device, seed), machine.rotation(BYTES * torch.Size(shape).numel())
@@ -109,7 +117,7 @@ def rows(machine: Machine, shape: tuple[int, ...], runs: int) -> list[dict]:
 
 
 def measure(machine: Machine, shapes: tuple[tuple[int, ...], ...], runs: int) -> dict[str, object]:
-    """All figures, after both sides agreed."""
+    """Check both sides, then measure all figures."""
     for kind in KINDS:
         check(kind)
     found = [row for shape in shapes for row in rows(machine, shape, runs)]
@@ -120,9 +128,9 @@ def measure(machine: Machine, shapes: tuple[tuple[int, ...], ...], runs: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=20, help="turns of each side")
-    parser.add_argument("--quick", action="store_true", help="one small state: only to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one small state, to test the command")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(2)

@@ -1,11 +1,12 @@
-"""Timing for the benchmarks: cases taken in turn, and medians with their quartiles.
+"""Timing for the benchmarks: cases that take turns, medians and quartiles.
 
-In each turn a case runs a few times back to back and the first is not counted: caches and the allocator are then those
-of a sampling loop, for all cases alike. A turn gives one time, the mean of those counted.
+In each turn a case runs a few times in a row, and the first run is not counted. Caches and the allocator are then in
+the state of a sampling loop, for all cases alike. A turn gives one time, the mean of the counted runs.
 
-On a GPU that is the time between two events. Inputs and outputs rotate through more than twice the L2, so that every
-call reads from memory and writes there. The GPU sleeps while the host enqueues a turn. One that has nothing left to do
-when the host is through was waiting for the host: a case where most turns end so is bound by the host.
+On a GPU that is the time between two events. Inputs and outputs rotate through more than twice the L2 cache, so every
+call reads from memory and writes to it. The GPU sleeps while the host enqueues a turn. If the GPU has no work left when
+the host has enqueued everything, it was waiting for the host. A case in which that happens in most turns is bound by
+the host.
 """
 
 import statistics
@@ -18,21 +19,27 @@ from typing import NamedTuple
 from bench.speed.cases import Case
 from bench.speed.machine import Gpu, Machine
 
-_LONGEST_SLEEP = 0.05  # seconds: a driver queues some thousand launches, then the host waits for the GPU anyway
-_SPARE = 1e-3  # seconds of sleep beyond what enqueueing takes
-_CAUGHT_UP = 1e-4  # seconds: a GPU with less to do than that was waiting for the host
+_LONGEST_SLEEP = 0.05  # seconds: a driver queues about a thousand launches, then the host waits anyway
+_SPARE = 1e-3  # seconds of sleep beyond the time of enqueueing
+_CAUGHT_UP = 1e-4  # seconds: a GPU with less work left was waiting for the host
 
 
 class Times(NamedTuple):
-    """The times that `in_turn` finds, by the names of the cases."""
+    """Times that `in_turn` measures, by name of the case.
 
-    seconds: dict[str, list[float]]  # an entry a turn
-    host_bound: set[str]  # cases that kept the GPU waiting
-    failed: dict[str, str]  # cases that were dropped, and why
+    Args:
+        seconds: A list with one entry per turn.
+        host_bound: Cases that kept the GPU waiting.
+        failed: Cases that were dropped, with the reason.
+    """
+
+    seconds: dict[str, list[float]]
+    host_bound: set[str]
+    failed: dict[str, str]
 
 
 def in_turn(machine: Machine, cases: Sequence[Case], runs: int) -> Times:
-    """Seconds of each case, the cases taking turns so that a drift of the machine hits all alike.
+    """Time the cases in turn, so that a drift of the machine affects all alike.
 
     A case that raises an exception is dropped.
     """
@@ -54,9 +61,10 @@ def in_turn(machine: Machine, cases: Sequence[Case], runs: int) -> Times:
 
 
 def latency(machine: Machine, cases: Sequence[Case], runs: int) -> Times:
-    """The same on the wall clock, each call to the end of its work: for loops that wait for the GPU themselves.
+    """Time the cases as `in_turn`, but by the wall clock and to the end of the GPU's work.
 
-    A loop that never waits could hide the host's work in the sleep of `in_turn`, and one that does could not.
+    For loops that may wait for the GPU themselves. The sleep of `in_turn` would hide the host's work only of loops that
+    never wait.
     """
     if isinstance(machine, Gpu):
         cases = [case._replace(run=lambda *t, run=case.run: (run(*t), machine.synchronize())) for case in cases]
@@ -65,7 +73,7 @@ def latency(machine: Machine, cases: Sequence[Case], runs: int) -> Times:
 
 @contextmanager
 def dropping(name: str, failed: dict[str, str]) -> Iterator[None]:
-    """Note an exception under the name of the case that raised it, and go on without the case."""
+    """Record an exception under the case's name and continue."""
     try:
         yield
     except Exception as error:
@@ -73,7 +81,7 @@ def dropping(name: str, failed: dict[str, str]) -> Iterator[None]:
 
 
 class _OnTheWall:
-    """The wall clock."""
+    """Timer by the wall clock."""
 
     waits = 0
 
@@ -82,7 +90,7 @@ class _OnTheWall:
         case.call(0)
 
     def turn(self, first: int) -> float:
-        """Mean seconds of a call in a turn; `first`: number of calls before it."""
+        """Return the mean seconds of a call in a turn, after `first` earlier calls."""
         self._case.call(first)
         start = time.perf_counter()
         for turn in range(first + 1, first + self._repeat):
@@ -91,19 +99,19 @@ class _OnTheWall:
 
 
 class _Events:
-    """The GPU's own clock, and in how many turns the GPU waited for the host."""
+    """Timer by the GPU's clock, which counts the turns in which the GPU waited for the host."""
 
     def __init__(self, machine: Gpu, case: Case) -> None:
         self._machine, self._case, self.waits = machine, case, 0
         self._rotation = machine.rotation(case.size)
-        self._enqueue(range(self._rotation))  # the allocator keeps the memory of all outputs
+        self._enqueue(range(self._rotation))  # fills the allocator's cache
         machine.synchronize()
         start = time.perf_counter()
         self._enqueue(range(machine.repeat))
         self._sleep = min(2 * (time.perf_counter() - start) + _SPARE, _LONGEST_SLEEP)
 
     def turn(self, first: int) -> float:
-        """Mean seconds of a call in a turn; `first`: number of calls before it."""
+        """Return the mean seconds of a call in a turn, after `first` earlier calls."""
         machine = self._machine
         machine.synchronize()
         machine.sleep(self._sleep)
@@ -117,12 +125,12 @@ class _Events:
         return start.elapsed_time(end) / 1e3 / (machine.repeat - 1)
 
     def _enqueue(self, turns: range) -> None:
-        """Call the case, each output kept until the cache has lost it."""
+        """Call the case, and keep each output until the cache has lost it."""
         kept = deque(maxlen=self._rotation)
         for turn in turns:
             kept.append(self._case.call(turn))
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     return tuple(statistics.quantiles(values, n=4, method="inclusive")) if len(values) > 1 else (values[0],) * 3

@@ -1,8 +1,10 @@
-"""Host time of a call until Triton launches: `python -m bench.speed.triton_call`, 16 elements, without a GPU.
+"""Host time of a call up to the Triton launch, on 16 elements without a GPU.
 
-A stand-in for Triton's driver takes the launches, and tensors on the CPU pass for the GPU's. Prints microseconds, which
-are this machine's and are kept nowhere: of a call, of the same through Triton's own launcher, and of one whose backend
-does nothing. What the driver then takes to launch comes on top. Bar: 12 microseconds for gms_step.
+    python -m bench.speed.triton_call
+
+A stand-in for Triton's driver receives the launches, and CPU tensors pass for GPU tensors. It prints microseconds of a
+call, of the same call through Triton's own launcher, and of one whose backend does nothing. They are those of this
+machine and are not stored. The driver's time for a launch comes on top. The bar is 12 microseconds for gms_step.
 """
 
 import argparse
@@ -19,13 +21,13 @@ from gms_fast import ops
 
 STREAM = 7
 DRIVER = SimpleNamespace(
-    get_current_device=lambda: -1,  # that of CPU tensors
+    get_current_device=lambda: -1,  # the index of CPU tensors
     get_current_stream=lambda device: STREAM,
 )
 
 
 class Kernel:
-    """Stands for a compiled kernel; notes with what it is run, as (kernel, arguments)."""
+    """Stand-in for a compiled kernel that records each run as (kernel, arguments)."""
 
     def __init__(self, runs: deque) -> None:
         self.function, self.packed_metadata, self._runs = id(self), (1, 1, 0), runs
@@ -38,7 +40,7 @@ class Kernel:
 
 @contextmanager
 def stand_in() -> Iterator[deque]:
-    """Have the ops take CPU tensors for a GPU's and compile nothing; gives where the last run of a kernel is noted."""
+    """Make the ops take CPU tensors for GPU tensors and compile nothing; yield the last run."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import JITFunction, driver
 
@@ -65,7 +67,7 @@ def stand_in() -> Iterator[deque]:
 
 
 def measure(runs: int) -> dict[str, tuple[float, float, float]]:
-    """Of each op: as it is, through Triton's launcher, and up to the backend."""
+    """Time each op: as it is, through Triton's launcher, and up to the backend."""
     from gms_fast.kernels import direct, launch
 
     nothing = SimpleNamespace(**dict.fromkeys((*calls(), "philox"), lambda *_: None))
@@ -83,7 +85,7 @@ def measure(runs: int) -> dict[str, tuple[float, float, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=20, help="runs, of which the fastest counts")
     print(f"{'microseconds':16} {'a call':>8} {'by Triton':>10} {'without':>8}")
     for name, (here, slowly, nothing) in measure(parser.parse_args().runs).items():
         print(f"{name:16} {here:8.2f} {slowly:10.2f} {nothing:8.2f}")

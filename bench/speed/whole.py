@@ -1,4 +1,4 @@
-"""Sampling with a network: the loop's time over the network's own, and over that of diffusers' loop."""
+"""Time of sampling with a network, over the network's own and over diffusers' loop."""
 
 from typing import Any
 
@@ -18,8 +18,10 @@ OURS, THEIRS = "ours", "diffusers"
 
 
 def embedded(machine: Machine, n: int, runs: int) -> dict[str, list[float]]:
-    """Ratios of times, (lower quartile, median, upper quartile): of the embedded model's loop over its calls alone, and
-    of DDIM over diffusers' at equal calls."""
+    """Return quartiles of two ratios of times for the embedded model.
+
+    They are GMS's loop over its network calls alone, and DDIM over diffusers' loop at equal calls.
+    """
     model = gms_fast.load("mnist").to(machine.device)
     sets = _states(machine, model, n)
 
@@ -35,13 +37,13 @@ def embedded(machine: Machine, n: int, runs: int) -> dict[str, list[float]]:
 
 
 def cifar(machine: Machine, n: int, runs: int) -> list[float]:
-    """The ratio of DDIM to diffusers' with a U-Net of CIFAR-10's size."""
+    """Return quartiles of DDIM over diffusers' loop with a U-Net of CIFAR-10's size."""
     model = MomentUNet(**machine.network).to(machine.device).eval()
     return against_diffusers(machine, model, n, runs)
 
 
 def against_diffusers(machine: Machine, model: Any, n: int, runs: int) -> list[float]:
-    """The ratio of DDIM's time to that of diffusers' pipeline loop, with the same network and as many calls."""
+    """Return quartiles of DDIM's time over diffusers' loop, with equal network and calls."""
     theirs = Scheduler("DDIM", calls=STEPS, clip_sample=True)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -53,12 +55,15 @@ def against_diffusers(machine: Machine, model: Any, n: int, runs: int) -> list[f
 
 
 def _states(machine: Machine, model: Any, n: int) -> Sets:
-    """Sets of start states."""
+    """Draw sets of start states."""
     return Sets(lambda seed: normals(1)((n, *model.sample_shape), machine.device, seed))
 
 
 def _ratio(machine: Machine, over: Case, under: Case, runs: int) -> list[float]:
-    """Quartiles of time(over)/time(under), turn by turn. Raises RuntimeError if one of them fails."""
+    """Return quartiles of time(over)/time(under), turn by turn.
+
+    Raises RuntimeError if a case fails.
+    """
     times = latency(machine, [over, under], runs)
     if times.failed:
         raise RuntimeError(f"not measured: {times.failed}")
@@ -66,5 +71,5 @@ def _ratio(machine: Machine, over: Case, under: Case, runs: int) -> list[float]:
 
 
 def ratio(over: list[float], under: list[float]) -> list[float]:
-    """Quartiles of the ratios of times that were taken in the same turns."""
+    """Return quartiles of the ratios of times measured in the same turns."""
     return list(spread([a / b for a, b in zip(over, under, strict=True)]))

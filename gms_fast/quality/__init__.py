@@ -1,1 +1,1 @@
-"""The quality of samples: measures, a classifier to see digits through, and the matrix of `gms-fast evaluate`."""
+"""Sample quality: measures, feature classifiers and the matrix of `gms-fast evaluate`."""

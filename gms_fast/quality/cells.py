@@ -1,4 +1,4 @@
-"""One cell of the quality matrix: so many samples of a model by a solver on a time grid, and what they measure."""
+"""One cell of the quality matrix: samples of a model by a solver, and their measures."""
 
 import time
 from collections.abc import Callable
@@ -23,22 +23,25 @@ from gms_fast.tables.gaussian import load_gaussian
 
 OPEN = "open "
 CONTROLS = ("real", "gaussian")
-GUIDE = "guide"  # the control of cells with a strength
-_AT_A_TIME = 100  # a network is fastest at some 64 to 128: `python -m bench.speed.network --batches`
+GUIDE = "guide"  # the control for cells with a strength
+_AT_A_TIME = 100  # networks are fastest at batches of 64 to 128: `python -m bench.speed.network --batches`
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Cell:
-    """model      a name of `subjects.names` or what `gms_fast.load` takes
-    solver     text of a solver (`gms_fast.solvers.text`), "diffusers:solver_order=2", ... (`rivals`), or a control,
-               "real" | "gaussian" | "guide"
-    grid       "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as in `schedule.timesteps`.
-               "open 0.7" is that of a step more without its last time, from where there is little noise to remove
-    steps      K; 0 for a control
-    range      which samples: indices range * n .. (range + 1) * n - 1 of seed 0
-    strength   between 0 and 1, as of `editing.stroke`: results from the strokes of `Subject.strokes`, each of which
-               goes with the sample of its index; the grid begins where the strength says. None: samples from noise
+    """Settings of one evaluation.
+
+    Args:
+        model: A name of `subjects.names`, or anything that `gms_fast.load` takes.
+        solver: Text of a solver (`gms_fast.solvers.text`), text of another library's sampler (`rivals`) such as
+            "diffusers:solver_order=2", or a control: "real", "gaussian" or "guide".
+        grid: "default" (the solver's own), "uniform", "log-snr", "angle" or an exponent, as in `schedule.timesteps`.
+            "open 0.7" is the grid of one more step without its last time. It ends where little noise is left to remove.
+        steps: Number of steps K; 0 for a control.
+        range: Samples to draw: indices range * n .. (range + 1) * n - 1 of seed 0.
+        strength: Strength of `editing.stroke`, between 0 and 1. Results are made from the strokes of `Subject.strokes`
+            with the same indices, and the grid begins at the strength's time. None: samples are drawn from noise.
     """
 
     model: str
@@ -50,13 +53,13 @@ class Cell:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The part of a record that says which cell it is of; nothing of a strength where there is none."""
+        """Return the part of a record that identifies its cell, without a strength of None."""
         return {name: value for name, value in vars(self).items() if name != "strength" or value is not None}
 
 
 @lru_cache(maxsize=4)
 def gaussian(name: str | Path) -> Gaussian:
-    """Statistics of an embedded model's data, of a file, or of a subject with exact moments."""
+    """Load Gaussian statistics of embedded data, of a file, or of a subject with exact moments."""
     exact = subjects.DATA_OF_EXACT.get(str(name))
     if exact is None:
         return load_gaussian(name)
@@ -68,7 +71,7 @@ def gaussian(name: str | Path) -> Gaussian:
 def _asked(
     solver: Solver, schedule: Schedule, grid: str, steps: int, t_max: float | None = None
 ) -> tuple[Solver, int | list[float]]:
-    """The solver, and the steps or times to ask it for, so that it visits `grid`, from t_max on if that is given."""
+    """Return the solver with the steps or times that make it use `grid`, from `t_max` if given."""
     if grid == "default":
         return solver, steps if t_max is None else solver.times(schedule, steps, t_max=t_max)
     if isinstance(solver, Teleport):
@@ -80,7 +83,7 @@ def _asked(
 
 @torch.no_grad()
 def samples(cell: Cell, subject: Subject, n: int) -> tuple[Tensor, int]:
-    """(n samples, network calls each of them took)."""
+    """Draw n samples; return them with the network calls that each took."""
     if cell.solver == GUIDE:
         return subject.strokes(n, cell.range * n), 0
     if cell.solver in CONTROLS:
@@ -96,7 +99,7 @@ def _solver(cell: Cell) -> Solver:
 
 
 def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor], int]:
-    """(what draws so many samples from such an index on, network calls each of them takes)."""
+    """Return a function (count, first index) that draws samples, and the network calls of each."""
     schedule = subject.model.schedule
     name, given, _ = parse(cell.solver)
     if name == rivals.NAME:
@@ -125,7 +128,10 @@ def _drawer(cell: Cell, subject: Subject) -> tuple[Callable[[int, int], Tensor],
 
 
 def _first(cell: Cell, subject: Subject, solver: Solver) -> float | None:
-    """The time that a cell with a strength begins at. Raises ValueError where there is none."""
+    """Return the first time of a cell's grid, or None without a strength.
+
+    Raises ValueError for a strength outside (0, 1).
+    """
     if cell.strength is None:
         return None
     if not 0 < cell.strength < 1:
@@ -134,8 +140,11 @@ def _first(cell: Cell, subject: Subject, solver: Solver) -> float | None:
 
 
 def check(cell: Cell, n: int, subject: Subject) -> None:
-    """Raise ValueError for a solver, grid, steps or strength that is none, for too few samples or real data to measure,
-    and for strokes of what is no picture."""
+    """Check that a cell can be evaluated.
+
+    Raises ValueError for a wrong solver, grid, steps or strength, for too few samples or real data to measure, and for
+    strokes of data that are not pictures.
+    """
     least = max(measures.LEAST, _classifier(subject.features).width + 1 if subject.features else 0)
     if n < least:
         raise ValueError(f"n must be at least {least} samples for these measures: got {n}")
@@ -151,10 +160,13 @@ def check(cell: Cell, n: int, subject: Subject) -> None:
 
 
 def measure(x: Tensor, subject: Subject) -> dict[str, float]:
-    """Every measure that suits the data. Raises ValueError with the counts where samples are too few or not finite."""
+    """Return all measures that suit the data, by name.
+
+    Raises ValueError with the counts if samples are too few or not finite.
+    """
     if x.shape[1:] != subject.reference.shape[1:]:
         raise ValueError(f"samples must be {tuple(subject.reference.shape[1:])} each: got {tuple(x.shape[1:])}")
-    reach = 5 * float(subject.reference.abs().max())  # generous, for Gaussian controls; 0..255 is not [-1, 1]
+    reach = 5 * float(subject.reference.abs().max())  # wide enough for Gaussian controls, but finds 0..255
     if wild := int((x.flatten(1).abs() > reach).any(1).sum()):
         raise ValueError(f"samples must be in the data's units: {wild} of {len(x)} go beyond {reach:.3g}")
     flat, real = x.flatten(1), subject.reference.flatten(1)
@@ -174,7 +186,10 @@ def measure(x: Tensor, subject: Subject) -> dict[str, float]:
 
 
 def faithful(cell: Cell, x: Tensor, subject: Subject) -> dict[str, float]:
-    """The distance of results to the strokes they were made from, and of strokes to pictures; nothing of samples."""
+    """Return the distance of results to their strokes, or of strokes to their pictures.
+
+    Empty for a cell without strokes.
+    """
     if cell.solver != GUIDE and cell.strength is None:
         return {}
     made_from = subject.pictures if cell.solver == GUIDE else subject.strokes
@@ -198,9 +213,17 @@ def evaluate(
     features: str | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """The record of a cell: its fields, network calls, seconds, measures, and for images the first `SHOWN` samples.
+    """Return the record of a cell and, for images of range 0, the first `SHOWN` samples.
 
-    device  where a network draws, from noise and by solvers of this package; measures are taken on the CPU
+    The record holds the cell's fields, network calls, seconds and measures.
+
+    Args:
+        cell: The cell.
+        n: Number of samples.
+        data: As in `subjects.build`.
+        schedule: As in `subjects.build`.
+        features: As in `subjects.build`.
+        device: Where a network draws, for solvers of this package starting from noise. Measures use the CPU.
     """
     subject = subjects.build(cell.model, data, schedule, features)
     if device is not None:

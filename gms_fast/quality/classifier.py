@@ -1,7 +1,8 @@
-"""Classifiers whose last hidden layer gives the features of Frechet and kernel distance, precision and recall.
+"""Classifiers whose last hidden layer gives features for distances between image sets.
 
-They see pictures like those they were trained on, digits or small photographs, so their distances are not the FID of
-the literature. `bench/assets/classifier.py` and `bench/assets/colour_classifier.py` train them.
+They are used for Frechet and kernel distance, precision and recall. They are trained on digits or small photographs, so
+these distances are not the FID of the literature. `bench/assets/classifier.py` and `bench/assets/colour_classifier.py`
+train them.
 """
 
 from importlib import resources
@@ -18,7 +19,7 @@ _AT_A_TIME = 500
 
 
 class Classifier(nn.Module):
-    """A hidden layer `hidden` of `width` numbers, and ten classes `classes` of them.
+    """Classifier made of a network `hidden` with `width` outputs and a layer `classes`.
 
     Call: images (N, *shape) in [-1, 1] -> logits (N, 10).
     """
@@ -36,7 +37,10 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(N, width) of images (N, *shape). Raises ValueError for another shape."""
+        """Return features (N, width) of images (N, *shape).
+
+        Raises ValueError for another shape.
+        """
         if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise ValueError(f"images must be (N, {wanted}): got {tuple(images.shape)}")
@@ -44,12 +48,15 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def confidence(self, features: Tensor) -> Tensor:
-        """Probability (N,) of the class that each row of features most likely has."""
+        """Return the probability (N,) of the most likely class for each row of features."""
         return self.classes(features).softmax(1).amax(1)
 
 
 class DigitClassifier(Classifier):
-    """Two 3x3 convolutions, each with ReLU and pooling, a hidden layer of 64, for grey pictures (1, side, side)."""
+    """Small convolutional network for grey pictures (1, side, side).
+
+    Two 3x3 convolutions, each with ReLU and pooling, then a hidden layer of 64.
+    """
 
     width = 64
 
@@ -64,10 +71,11 @@ class DigitClassifier(Classifier):
 
 
 class ColourClassifier(Classifier):
-    """Seven 3x3 convolutions with batch norm and ReLU, and the mean over places, for pictures (3, 32, 32).
+    """Small residual network for colour pictures (3, 32, 32).
 
-    The channels are 32, 64 at half the side and 128 at a quarter, where a pair of convolutions is residual (He and
-    others, arXiv 1512.03385).
+    Seven 3x3 convolutions with batch norm and ReLU, then the mean over all pixels. There are 32 channels, then 64 at
+    half the resolution and 128 at a quarter. At each of the two lower resolutions a residual pair of convolutions
+    follows (He et al. 2015, arXiv 1512.03385).
     """
 
     width = 128
@@ -84,7 +92,7 @@ class ColourClassifier(Classifier):
 
 
 class _Residual(nn.Module):
-    """x + f(x), f two convolutions."""
+    """x + f(x), where f is two convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -100,9 +108,9 @@ def _convolution(given: int, made: int, stride: int = 1) -> nn.Sequential:
 
 
 def load(name: str) -> Classifier:
-    """The classifier of a name of `SHAPES`, in eval mode. Raises ValueError where there is none."""
+    """Load the classifier of a name in `SHAPES`, in eval mode; raise ValueError for other names."""
     if name not in SHAPES:
-        raise ValueError(f"there are classifiers for {', '.join(SHAPES)}: got {name!r}")
+        raise ValueError(f"name must be one of the classifiers {', '.join(SHAPES)}: got {name!r}")
     net = ColourClassifier() if name == "cifar10" else DigitClassifier(SHAPES[name][-1])
     tensors.load_into(net, WEIGHTS / f"{name}.safetensors")
     return net.requires_grad_(False).eval()

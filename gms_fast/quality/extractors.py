@@ -1,7 +1,7 @@
-"""Feature networks of any kind: built in, by import path, or in a file of TorchScript or `torch.export`.
+"""Feature networks: built in, by import path, or in a file of TorchScript or `torch.export`.
 
-A network of somebody else is a program. An import path runs a module, a TorchScript file its own code, and torch may
-unpickle parts of an exported one: load only what you trust. Other files are refused unread.
+A foreign network is a program: load only what you trust. An import path runs a module, a TorchScript file runs its own
+code, and torch may unpickle parts of an exported one. Other files are refused unread.
 """
 
 import copy
@@ -26,19 +26,20 @@ INPUTS = ("[-1,1]", "[0,1]", "uint8")
 PIXELS = "pixels"
 _WANTED = f"{PIXELS}, {', '.join(classifier.SHAPES)}, package.module:attribute or a TorchScript or torch.export file"
 
-_ASK = "return_features"  # by which the Inception of StyleGAN and EDM gives features in place of classes
+_ASK = "return_features"  # with it the Inception of StyleGAN and EDM returns features instead of classes
 
 Place = Callable[[torch.device], Callable[[Tensor], Any]]
 
 
 class Extractor:
-    """Features (B, D) float32 of images (B, C, H, W), uint8 or float in [-1, 1].
+    """Callable from images (B, C, H, W), uint8 or float in [-1, 1], to features (B, D) float32.
 
-    name    by which results are called
-    mark    tells these features from others: kind, fingerprint of the weights, input
-    place   puts the network on a device
-    input   of the network: floats in [-1, 1] or [0, 1], or "uint8", 0 .. 255
-    channels  3: grey images are repeated to three channels; None: as they are
+    Args:
+        name: Name of the results.
+        mark: Identity of these features: kind and fingerprint of the weights. Input and channels are added to it.
+        place: Puts the network on a device.
+        input: Input range of the network: "[-1,1]", "[0,1]", or "uint8" for 0 .. 255.
+        channels: 3 repeats grey images to three channels; None leaves them as they are.
     """
 
     def __init__(self, name: str, mark: str, place: Place, input: str = INPUTS[0], channels: int | None = None) -> None:
@@ -47,14 +48,17 @@ class Extractor:
         self.to("cpu")
 
     def to(self, device: torch.device | str) -> "Extractor":
-        """The extractor itself, its network there."""
+        """Move the network to a device; return the extractor itself."""
         self.device = torch.device(device)
         self.network = self._place(self.device)
         return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Raise ValueError for images that the network refuses, and for an output that is no (B, D) or (B, D, 1, 1)."""
+        """Return the features of images.
+
+        Raises ValueError for images that the network refuses, and for an output that is not (B, D) or (B, D, 1, 1).
+        """
         given = self._given(images)
         try:
             output = self.network(given)
@@ -66,7 +70,7 @@ class Extractor:
         return self._features(output, len(images))
 
     def _given(self, images: Tensor) -> Tensor:
-        """Images as the network takes them."""
+        """Convert images to the network's input."""
         if not isinstance(images, Tensor) or images.ndim != 4 or not (images.is_floating_point() or _bytes(images)):
             raise ValueError(f"images must be (B, C, H, W), uint8 or floats in [-1, 1]: got {short(images)}")
         if self.input == "uint8":
@@ -78,7 +82,7 @@ class Extractor:
         return x.expand(-1, 3, -1, -1) if self.channels == 3 and x.shape[1] == 1 else x
 
     def _features(self, output: object, count: int) -> Tensor:
-        """The rows in what the network gave."""
+        """Check the network's output and return its rows."""
         alone = output[0] if isinstance(output, (list, tuple)) and len(output) == 1 else output
         if isinstance(alone, Tensor) and alone.is_floating_point() and alone.shape[:1] == (count,):
             if alone.ndim == 4 and alone.shape[2:] == (1, 1):
@@ -92,17 +96,24 @@ class Extractor:
 def load(
     text: str | Path, *, input: str | None = None, channels: int | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """The feature network of a text.
+    """Load the feature network that a text describes.
 
-    text      "pixels"; "mnist5k", "digits" or "cifar10", the classifiers of `quality.classifier`;
-              "package.module:attribute", a torch module, or a class or function that makes one without arguments; a
-              file of TorchScript (asked for `return_features` where it knows that word, as StyleGAN's Inception does),
-              or of `torch.export.save` with a batch of any size. See the module for what they run
-    input     what a network of yours takes: "[-1,1]" (default), "[0,1]" or "uint8", as the Inception files of StyleGAN
-              and EDM do. Nothing can tell, and a wrong one gives wrong features without an error
-    channels  3 to repeat grey images for a network of three; default: as they are
-    Computed in float32 and eval mode. Raises ValueError for what cannot be loaded, and for input or channels beside the
-    built-in ones, whose input is known.
+    Features are computed in float32 and eval mode.
+
+    Args:
+        text: One of
+            "pixels";
+            "mnist5k", "digits" or "cifar10": classifiers of `quality.classifier`;
+            "package.module:attribute": a torch module, or a class or function that makes one without arguments;
+            a TorchScript file: called with `return_features` if it has that argument, as StyleGAN's Inception does;
+            a file of `torch.export.save` that takes batches of any size.
+            The module's docstring says which of these run foreign code.
+        input: Input range of your network: "[-1,1]" (default), "[0,1]" or "uint8". The Inception files of StyleGAN and
+            EDM take "uint8". It cannot be detected, and a wrong one gives wrong features without an error.
+        channels: 3 repeats grey images for a network of three channels; None leaves them as they are.
+        device: Device of the network.
+
+    Raises ValueError for anything that cannot be loaded, and for input or channels given with a built-in network.
     """
     text = str(text)
     argument("input", input, Optional(Choice(INPUTS)))
@@ -132,7 +143,7 @@ def _built_in(text: str) -> Extractor:
 
 
 def _imported(text: str) -> tuple[Place, str]:
-    """The network of an import path, and its mark."""
+    """Import a network; return its placer and its mark."""
     module, _, attribute = text.partition(":")
     found: Any = importlib.import_module(module)
     for part in attribute.split("."):
@@ -146,7 +157,7 @@ def _imported(text: str) -> tuple[Place, str]:
 
 
 def _of_file(text: str) -> tuple[Place, str]:
-    """The network of a file, and its mark."""
+    """Load a network from a file; return its placer and its mark."""
     path = Path(text)
     scripted = _is_script(path)
     mark = f"{'TorchScript' if scripted else 'torch.export'} {fingerprints.of_files({'': path})}"
@@ -155,7 +166,7 @@ def _of_file(text: str) -> tuple[Place, str]:
 
 def _scripted(path: Path) -> Place:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, which has exported programs in its place
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch prefers exported programs to TorchScript
         network = torch.jit.load(path, map_location="cpu").eval()
     if all(argument.name != _ASK for argument in network.forward.schema.arguments):
         return network.to
@@ -163,7 +174,7 @@ def _scripted(path: Path) -> Place:
 
 
 def _exported(path: Path) -> Place:
-    from torch.export.passes import move_to_device_pass  # of some weight, for those who have no such file
+    from torch.export.passes import move_to_device_pass  # slow import, needed for such files only
 
     program = torch.export.load(path)
 
@@ -174,21 +185,24 @@ def _exported(path: Path) -> Place:
 
 
 def _is_script(path: Path) -> bool:
-    """Tell TorchScript from an exported program. Raises ValueError for every other file."""
+    """Return True for TorchScript, False for an exported program.
+
+    Raises ValueError for every other file.
+    """
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is no file of TorchScript or torch.export")
+        raise ValueError("it is not a file of TorchScript or torch.export")
     with zipfile.ZipFile(path) as archive:
         inside = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
         return True
     if not inside & {"archive_format", "serialized_exported_program.json"}:
-        alone = "it holds weights without their network: give that as package.module:attribute"
-        raise ValueError(alone if "data.pkl" in inside else "it is no file of TorchScript or torch.export")
+        alone = "it holds weights without their network: give the network as package.module:attribute"
+        raise ValueError(alone if "data.pkl" in inside else "it is not a file of TorchScript or torch.export")
     return False
 
 
 def _mark(text: str, network: nn.Module) -> str:
-    """A text and the digits of all weights and buffers."""
+    """Return a text with the fingerprint of all weights and buffers."""
     state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     return f"{text} {fingerprints.of_named(state)}"
 

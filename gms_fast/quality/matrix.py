@@ -1,6 +1,6 @@
-"""The matrix of cells: run over processes, written line by line, resumed where it stopped.
+"""The quality matrix: cells evaluated in parallel, recorded line by line, and resumable.
 
-A folder holds `settings.json` (what the records depend on beside their cell), `records.jsonl` (one line a cell) and
+A folder holds `settings.json` (everything but the cell that records depend on), `records.jsonl` (one line a cell) and
 `samples/` (a few images of each). Records of other settings, or of other sources of this package, are refused.
 """
 
@@ -53,7 +53,10 @@ _NOT_HASHED = ("cli", "training", "quality/report.py", "__pycache__")
 
 
 def inputs(paths: Iterable[str]) -> dict[str, str]:
-    """A fingerprint of what lies at each of the paths: a saved model, a checkpoint, data. Names are no paths."""
+    """Fingerprint the contents of paths: saved models, checkpoints, data.
+
+    Names of built-in models and data are skipped.
+    """
     named = {*subjects.names(), *io.EMBEDDED, *data_names()}
     found = {}
     for path in sorted(set(paths) - named):
@@ -64,7 +67,7 @@ def inputs(paths: Iterable[str]) -> dict[str, str]:
 
 
 def sources() -> str:
-    """A fingerprint of everything in this package that a record may depend on: code, weights, compiled kernels."""
+    """Fingerprint all that records depend on in this package: code, weights, compiled kernels."""
     files = sorted(p for s in ("*.py", "*.safetensors", "*.so") for p in PACKAGE.rglob(s))
     named = {file.relative_to(PACKAGE).as_posix(): file for file in files}
     return fingerprints.of_files({name: file for name, file in named.items() if not name.startswith(_NOT_HASHED)})
@@ -84,17 +87,25 @@ def run(
     origin: str = "",
     replace: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
-    """The records of all cells, those in `out` already among them.
+    """Return the records of all cells, including those already in `out`.
 
-    n        samples of a cell, or that for each model
-    data     real data of models that are not embedded
-    features  classifier that sees samples and data (`subjects.build`): to be named where data is a file or folder
-    device   where networks draw, as `cells.evaluate` says; default: the CPU
-    workers  processes, each with one thread; default: one a processor
-    origin   a commit, for instance: kept with each record
-    replace  files in `out` to be deleted first
-    Raises ValueError for a bad cell before any is run, and for an `out` of other settings or sources, saying which.
-    Interrupted, it keeps what is done: the same call goes on from there.
+    After an interrupt, the same call resumes with the cells that are not recorded.
+
+    Args:
+        cells: The cells.
+        out: Folder of the records.
+        n: Samples of a cell, or a mapping from model to that number.
+        data: Real data for models that are not embedded.
+        schedule: As in `subjects.build`.
+        features: Classifier for samples and data (`subjects.build`). Required if data is a file or folder.
+        device: Where networks draw, as in `cells.evaluate`; default: the CPU.
+        workers: Processes, each with one thread; default: one per processor.
+        progress: Show a progress bar on stderr.
+        origin: Text kept with each record, for instance a commit.
+        replace: Files in `out` to delete first.
+
+    Raises ValueError for a bad cell before any is run. Also raises it if `out` has other settings or sources, and says
+    which.
     """
     cells, out = list(dict.fromkeys(cells)), Path(out)
     check(cells, n, data, schedule, features)
@@ -119,26 +130,26 @@ def run(
 def check(
     cells: Iterable[Cell], n: dict[str, int] | int, data: str | None, schedule: str | None, features: str | None = None
 ) -> None:
-    """Raise ValueError for a cell that could not be evaluated, naming what is wrong with it."""
-    for cell in sorted(cells, key=lambda c: c.model):  # by model: few of them are kept in memory
+    """Raise ValueError for a cell that cannot be evaluated, and say why."""
+    for cell in sorted(cells, key=lambda c: c.model):  # by model: only a few models are cached
         cells_check(cell, _count(n, cell.model), subjects.build(cell.model, data, schedule, features))
 
 
 def _count(n: dict[str, int] | int, model: str) -> int:
     if isinstance(n, dict) and model not in n:
-        raise ValueError(f"n must say how many samples of {model} to draw: got {sorted(n)}")
+        raise ValueError(f"n must give the number of samples of {model}: got numbers for {sorted(n)} only")
     return n[model] if isinstance(n, dict) else n
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The records in a folder, without a last line that an interrupt cut off.
+    """Read the records in a folder, without a last line that an interrupt cut off.
 
-    Raises ValueError naming the file, the line and the key that is wrong.
+    Raises ValueError that names the file, the line and the key that is wrong.
     """
     file = out / RECORDS
     lines, records = _whole_lines(file).splitlines(), []
     for number, line in enumerate(lines, 1):
-        with refusing(f"{file}, line {number}, is no record", file):
+        with refusing(f"{file}, line {number}, is not a record", file):
             records.append(json_value(line, infinite=True))
             schema.check("it", records[-1], _RECORD)
     return records
@@ -151,33 +162,36 @@ def _whole_lines(file: Path) -> str:
 
 
 def _mend(out: Path) -> None:
-    """Cut off a last line that an interrupt left unfinished, so that the next one starts afresh."""
+    """Remove a last line that an interrupt left unfinished."""
     file = out / RECORDS
     if file.exists() and (whole := _whole_lines(file)) != file.read_text():
         atomic.write_text(file, whole)
 
 
 def picture(cell: Cell) -> str:
-    """The name of the file with a cell's first samples."""
+    """Return the file name of a cell's first samples."""
     plain = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{cell.model}-{cell.solver}-{cell.grid}")
     strength = "" if cell.strength is None else f"-{cell.strength:g}"
     return f"{plain}-{cell.steps}{strength}.png"
 
 
 def cell_of(record: dict[str, Any]) -> Cell:
-    """The cell that a record belongs to."""
+    """Return the cell that a record belongs to."""
     return Cell(**{field.name: record[field.name] for field in fields(Cell) if field.name in record})
 
 
 def _settle(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` a folder of these settings. Raises ValueError listing the differences if it is one of others."""
+    """Store the settings in `out`, or compare them with those stored there.
+
+    Raises ValueError that lists the differences.
+    """
     settings = json.loads(json.dumps(settings))
     file = out / SETTINGS
     if file.exists():
         with refusing(f"{file} holds no settings", file):
             stored = read_json(file)
             schema.check("it", stored, _SETTINGS)
-        settings["inputs"] = {**stored.get("inputs", {}), **settings["inputs"]}  # of other models there may be none yet
+        settings["inputs"] = {**stored.get("inputs", {}), **settings["inputs"]}  # of earlier runs too
         if all(settings["inputs"][k] == v for k, v in stored.get("inputs", {}).items()):
             stored["inputs"] = settings["inputs"]
         differ = [k for k in settings if stored.get(k) != settings[k]]
@@ -197,7 +211,7 @@ def _append(out: Path, record: dict[str, Any], shown: np.ndarray | None) -> None
 
 
 def _results(todo: Sequence[Cell], n: Any, said: dict[str, Any], workers: int) -> Results:
-    """(cell, result) as they come; what has not been finished is dropped when the caller stops."""
+    """Yield (cell, result) in order of completion; drop unfinished cells if the caller stops."""
     if not todo:
         return
     context = multiprocessing.get_context("spawn")
@@ -212,12 +226,12 @@ def _results(todo: Sequence[Cell], n: Any, said: dict[str, Any], workers: int) -
         ours.close()
         raise
     finally:
-        pool.shutdown(cancel_futures=True)  # as `with` would, but that would take the cancelling back
+        pool.shutdown(cancel_futures=True)  # not `with`: its own shutdown would undo the cancelling
         theirs.close()
 
 
 def _begin(pipe: Connection) -> None:
-    """Prepare a worker: one thread, and an end with the process that holds the pipe's other end."""
+    """Prepare a worker: one thread, and exit when the process at the pipe's other end ends."""
     torch.set_num_threads(1)
 
     def end() -> None:

@@ -1,7 +1,9 @@
-"""Distances between samples and real data. None is enough alone: energy and pixels see mean and covariance first.
+"""Distances between samples and real data.
 
-x and reference are (N, D) points or features, N at least `LEAST`, more where a measure says so. All give a float, lower
-is better unless said, and raise ValueError for NaN, infinity, other widths or too few rows, with the counts.
+x and reference are points or features (N, D), N at least `LEAST`, more if a measure says so. All return a float; lower
+is better unless stated. All raise ValueError with the counts for NaN, infinity, different widths or too few rows.
+
+No measure is enough alone: energy distance and distances of pixels respond mostly to mean and covariance.
 """
 
 import warnings
@@ -22,12 +24,12 @@ def wasserstein(x: Tensor, reference: Tensor) -> float:
 
     x, reference = _pair(x, reference)
     if x.shape[1] != 1:
-        raise ValueError(f"x must be (N, 1) for the distance of numbers: got {tuple(x.shape)}")
+        raise ValueError(f"x must be (N, 1) for the Wasserstein distance: got {tuple(x.shape)}")
     return float(wasserstein_distance(x[:, 0].numpy(), reference[:, 0].numpy()))
 
 
 def sliced_wasserstein(x: Tensor, reference: Tensor, projections: int = 512) -> float:
-    """Root of the mean squared Wasserstein-2 distance over random lines, in the unit of the data (POT)."""
+    """Root of the mean squared Wasserstein-2 distance over random lines (POT), in data units."""
     import ot
 
     x, reference = _pair(x, reference)
@@ -35,15 +37,19 @@ def sliced_wasserstein(x: Tensor, reference: Tensor, projections: int = 512) -> 
 
 
 def energy_distance(x: Tensor, reference: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| without bias, so it may be slightly negative (Szekely & Rizzo 2013)."""
+    """Unbiased energy distance 2 E|x - y| - E|x - x'| - E|y - y'|.
+
+    It may be slightly negative (Szekely & Rizzo 2013).
+    """
     x, reference = _pair(x, reference)
     return float(2 * torch.cdist(x, reference).mean() - _mean_distance(x) - _mean_distance(reference))
 
 
 def frechet_distance(x: Tensor, reference: Tensor) -> float:
-    """`frechet_of_moments` of both sets. Biased upwards by some D/N: compare at equal N.
+    """Frechet distance of two sets, by `frechet_of_moments`.
 
-    Needs more rows than columns. On Inception features it is called FID; these are not.
+    It needs more rows than columns. It is biased upwards by about D/N: compare at equal N. On Inception features it is
+    called FID; the features of this package are others.
     """
     x, reference = _pair(x, reference)
     for name, rows in (("x", x), ("reference", reference)):
@@ -52,11 +58,19 @@ def frechet_distance(x: Tensor, reference: Tensor) -> float:
 
 
 def frechet_of_moments(apart: Tensor, covariance: Tensor, other: Tensor) -> float:
-    """|mu - mu'|^2 + tr(S + S' - 2 (S S')^1/2) of mu - mu' (D,), S and S' (D, D), float64 (Dowson & Landau 1982).
+    """Frechet distance of two Gaussians: |mu - mu'|^2 + tr(S + S' - 2 (S S')^1/2).
 
-    With S = R R^T and S' = Q Q^T, tr (S S')^1/2 is the sum of the singular values of R^T Q, which are found to some
-    D eps of the largest; roots of eigenvalues of S S' near zero have half the digits. The error is some
-    D eps (tr S + tr S'), where no direction is flat in one set alone.
+    With S = R R^T and S' = Q Q^T, tr (S S')^1/2 is the sum of the singular values of R^T Q. These are accurate to about
+    D eps of the largest one. Roots of the eigenvalues of S S' near zero would have half the digits. The error is about
+    D eps (tr S + tr S') if no direction is flat in one set only.
+
+    Args:
+        apart: mu - mu', (D,), float64.
+        covariance: S, (D, D), float64.
+        other: S', (D, D), float64.
+
+    References:
+        Dowson & Landau 1982.
     """
     covariance, other = covariance.reshape(len(apart), -1), other.reshape(len(apart), -1)  # cov of one column is ()
     overlap = torch.linalg.svdvals(_root(covariance).T @ _root(other)).sum()
@@ -64,49 +78,64 @@ def frechet_of_moments(apart: Tensor, covariance: Tensor, other: Tensor) -> floa
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R (D, r) with R R^T = S. Eigenvalues within D eps of zero are the rounding of the others, and left out."""
+    """Return R (D, r) with R R^T = S.
+
+    Eigenvalues within D eps of zero are rounding errors of the others and are left out.
+    """
     values, vectors = torch.linalg.eigh(covariance)
     some = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
     return vectors[:, some] * values[some].sqrt()
 
 
 def check_rows(name: str, count: int, width: int) -> None:
-    """Raise ValueError unless so many rows have a covariance that is not singular for that alone."""
+    """Raise ValueError unless there are more rows than columns.
+
+    Fewer make any covariance singular.
+    """
     if count <= width:
         raise ValueError(f"{name} must have more than {width} rows for a covariance: got {count}")
 
 
 def kernel_distance(x: Tensor, reference: Tensor) -> float:
-    """Squared maximum mean discrepancy of the kernel (x y/D + 1)^3, without bias (torchmetrics; KID on Inception's)."""
+    """Squared maximum mean discrepancy for the kernel (x y/D + 1)^3, unbiased.
+
+    Computed by torchmetrics; on Inception features it is called KID.
+    """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     x, reference = _pair(x, reference)
     size = min(len(x), len(reference))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the rows, which are there, will be kept
+        warnings.simplefilter("ignore", UserWarning)  # torchmetrics warns that it keeps the rows
         metric = KernelInceptionDistance(_Identity(x.shape[1]), subsets=1, subset_size=size)
-        torch.manual_seed(0)  # which rows of the larger set are compared
+        torch.manual_seed(0)  # selects the rows of the larger set
         return _torchmetrics(metric, x, reference)
 
 
 def precision_recall(x: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
-    """Share of x within the reference's manifold, and of the reference within that of x; higher is better.
+    """Share of x within the reference's manifold, and of the reference within that of x.
 
-    A set's manifold is the union of balls around its points, each as wide as the distance to its k-th neighbour
-    (Kynkaanniemi et al. 2019). Both depend on the counts: compare at equal N.
+    Higher is better. A set's manifold is the union of balls around its points; each radius is the distance to the k-th
+    neighbour. Both shares depend on the counts: compare at equal N.
+
+    References:
+        Kynkaanniemi et al. 2019, arXiv 1904.06991.
     """
     x, reference = _pair(x, reference)
     between = torch.cdist(x, reference)
-    real, drawn = (torch.cdist(y, y).kthvalue(k + 1).values for y in (reference, x))  # the nearest is the point itself
+    real, drawn = (torch.cdist(y, y).kthvalue(k + 1).values for y in (reference, x))  # + 1: the point itself
     within = ((between <= real[None]).any(1), (between <= drawn[:, None]).any(0))
     precision, recall = (float(inside.double().mean()) for inside in within)
     return precision, recall
 
 
 def faithfulness(x: Tensor, guide: Tensor) -> float:
-    """Mean over pictures of |x - guide|, the Euclidean norm over all elements, in units of the data; (N, *) both.
+    """Mean over pictures of the Euclidean norm |x - guide|, in units of the data; (N, *) both.
 
-    SDEdit's measure (Meng et al., arXiv 2108.01073): 0 is the guide itself, so it says something beside realism only.
+    0 means the guide itself, so read it together with a measure of realism.
+
+    References:
+        Meng et al. 2021 (SDEdit), arXiv 2108.01073.
     """
     if x.shape != guide.shape:
         raise ValueError(f"x and guide must be of one shape: got {tuple(x.shape)} and {tuple(guide.shape)}")
@@ -114,7 +143,10 @@ def faithfulness(x: Tensor, guide: Tensor) -> float:
 
 
 def moment_errors(x: Tensor, reference: Tensor) -> tuple[float, float, float]:
-    """Root mean square over elements of the error in mean, variance and third central moment; units of x, x^2, x^3."""
+    """Root mean square over elements of the errors in mean, variance and third central moment.
+
+    Units are those of x, x^2 and x^3.
+    """
     x, reference = _pair(x, reference)
     errors = (a - b for a, b in zip(_central_moments(x), _central_moments(reference), strict=True))
     mean, variance, third = (float(e.square().mean().sqrt()) for e in errors)
@@ -144,7 +176,7 @@ def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Identity(nn.Module):
-    """Features that are there already, as torchmetrics wants a network."""
+    """Network that returns its input, for torchmetrics, which wants one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From records to Markdown tables and plots: every figure a mean over ranges of samples, with their spread."""
+"""Markdown tables and plots of records: means over ranges of samples, with their spread."""
 
 import io
 import math
@@ -21,7 +21,7 @@ SHOWN = (
     *("wasserstein", "faithful", "frechet", "kernel", "precision", "recall", "confident"),
     *("energy", "sliced", "mean", "variance", "third"),
 )
-HIGHER = ("precision", "recall", "confident")  # is better
+HIGHER = ("precision", "recall", "confident")  # measures for which higher is better
 LABELS = {
     "wasserstein": "Wasserstein-1",
     "faithful": "distance to the strokes",
@@ -38,20 +38,21 @@ _CONTROLS = (*CONTROLS, GUIDE)
 
 
 def headline(records: Records) -> str:
-    """The measure that ranks samples of this model."""
+    """Return the measure that ranks samples of this model."""
     return next(m for m in ("wasserstein", "frechet", "sliced") if m in records[0])
 
 
 def spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard deviation (nan of a single value)."""
+    """Return mean and standard deviation; the latter is nan for a single value."""
     values = list(values)
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def table(records: Records, measure: str) -> str:
-    """Markdown: solvers and grids by steps, mean ± standard deviation over the ranges; then the controls.
+    """Return a Markdown table with solvers and grids as rows, then the controls.
 
-    By network calls where the solvers differ in what K steps cost, and by strength where there is one: `at_calls`.
+    Entries are mean ± standard deviation over the ranges. The columns are steps; network calls if the solvers' calls
+    for K steps differ; or strengths if there are any (then pass records of one number of calls: `at_calls`).
     """
     by, head = _columns(records)
     steps = sorted({r[by] for r in _drawn(records)})
@@ -68,7 +69,7 @@ def table(records: Records, measure: str) -> str:
 
 
 def _columns(records: Records) -> tuple[str, str]:
-    """The field that makes the columns of a table, and their heading."""
+    """Return the field that makes the columns of a table, and the format of their headings."""
     drawn = _drawn(records)
     if any("strength" in r for r in drawn):
         return "strength", "strength {:g}"
@@ -81,13 +82,13 @@ def _drawn(records: Records) -> list[dict[str, Any]]:
 
 
 def at_calls(records: Records) -> dict[int, list[dict[str, Any]]]:
-    """By network calls the records with a strength, and the controls with each."""
+    """Group the records with a strength by network calls, each with all controls."""
     calls = sorted({r["calls"] for r in records if "strength" in r})
     return {k: [r for r in records if r["solver"] in _CONTROLS or (r["calls"] == k and "strength" in r)] for k in calls}
 
 
 def tables(records: Records, shown: Sequence[str] = SHOWN) -> str:
-    """For each model all its tables, under headings, with the counts and origins of the samples."""
+    """Return all tables of each model under headings, with counts and origins of the samples."""
     parts = []
     for model in dict.fromkeys(r["model"] for r in records):
         own = [r for r in records if r["model"] == model]
@@ -107,7 +108,10 @@ def tables(records: Records, shown: Sequence[str] = SHOWN) -> str:
 
 
 def plot(records: Records, path: str | Path, measure: str | None = None) -> None:
-    """Draw a measure of one model against network calls: a curve per solver on its best grid, a band for the spread."""
+    """Plot a measure of one model against network calls.
+
+    Each solver has a curve on its best grid, with a band for the spread.
+    """
     from matplotlib.figure import Figure
 
     measure = measure or headline(records)
@@ -130,7 +134,7 @@ def plot(records: Records, path: str | Path, measure: str | None = None) -> None
 
 
 def _scale(axes: "Axes", measure: str) -> None:
-    """Make the upward axis logarithmic, but for a measure that may be negative or is a share."""
+    """Make the y axis logarithmic, unless the measure may be negative or is a share."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if measure not in (*HIGHER, "energy"):
@@ -141,7 +145,7 @@ def _scale(axes: "Axes", measure: str) -> None:
 
 
 def _line(axes: "Axes", records: Records, control: str, measure: str) -> None:
-    """Draw a control across, with its name."""
+    """Draw a control as a labelled horizontal line."""
     value = spread(r[measure] for r in records if r["solver"] == control)[0]
     axes.axhline(value, color="0.6", linestyle=":" if control == "real" else "--", linewidth=1)
     name, place = "strokes" if control == GUIDE else control, ("axes fraction", "data")
@@ -157,10 +161,10 @@ def _finish(figure: "Figure", axes: "Axes", path: str | Path) -> None:
 
 
 def plot_strokes(records: Records, path: str | Path, measure: str | None = None) -> None:
-    """Draw faithfulness against a measure of realism, for one model: a panel for each number of network calls.
+    """Plot faithfulness against a measure of realism for one model, a panel per network calls.
 
-    A curve per solver on the grid that is best in the geometric mean over the strengths, from strength to strength,
-    with bars for the spread; dotted what real data has, dashed what the strokes have.
+    Each solver has a curve over the strengths, with bars for the spread. Its grid is the best one in the geometric mean
+    over the strengths. The dotted line is real data; the dashed one is the strokes.
     """
     from matplotlib.figure import Figure
 
@@ -189,7 +193,10 @@ def plot_strokes(records: Records, path: str | Path, measure: str | None = None)
 
 
 def _by_strength(records: Records, solver: str, measure: str) -> dict[float, tuple[Point, Point]]:
-    """strength: mean and spread of distance and measure, on the grid where the mean of the measure is best."""
+    """Return, by strength, (mean, spread) of the distance and of the measure on the best grid.
+
+    The best grid has the best mean of the measure over all strengths.
+    """
     grids: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for r in sorted((r for r in records if r["solver"] == solver), key=lambda r: r["strength"]):
         grids[r["grid"]][r["strength"]].append(r)
@@ -197,7 +204,7 @@ def _by_strength(records: Records, solver: str, measure: str) -> dict[float, tup
 
     def middle(grid: dict[float, list[dict[str, Any]]]) -> float:
         values = [r[measure] for rs in grid.values() for r in rs]
-        positive = all(value > 0 for value in values)  # then small ones count as much as large ones do
+        positive = all(value > 0 for value in values)  # the geometric mean weighs small and large ones alike
         return sign * (statistics.geometric_mean(values) if positive else statistics.fmean(values))
 
     best = min(grids.values(), key=middle)
@@ -205,13 +212,13 @@ def _by_strength(records: Records, solver: str, measure: str) -> dict[float, tup
 
 
 def _point(records: Records, measure: str) -> Point:
-    """Mean and spread, 0 for that of a single record."""
+    """Return mean and spread; the spread of a single record is 0."""
     mean, width = spread(r[measure] for r in records)
     return mean, 0.0 if math.isnan(width) else width
 
 
 def _best(records: Records, solver: str, measure: str) -> list[tuple[int, float, float]]:
-    """(calls, mean, spread) by steps, each on the grid that is best there."""
+    """Return (calls, mean, spread) for each number of steps, each on its best grid."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for r in records:
         if r["solver"] == solver:

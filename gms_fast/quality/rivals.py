@@ -16,9 +16,9 @@ NAME = "diffusers"
 
 
 def scheduler(options: dict[str, Any], schedule: Any) -> Any:
-    """diffusers' DPMSolverMultistepScheduler with these options, on a discrete VP schedule.
+    """Build diffusers' DPMSolverMultistepScheduler on a discrete VP schedule.
 
-    Raises ImportError where diffusers is not installed, ValueError for options that it does not know.
+    Raises ImportError if diffusers is not installed, and ValueError for options that it does not know.
     """
     try:
         from diffusers import DPMSolverMultistepScheduler
@@ -30,18 +30,19 @@ def scheduler(options: dict[str, Any], schedule: Any) -> Any:
 
 
 def calls(options: dict[str, Any], times: Sequence[int]) -> int:
-    """Network calls of a sample on these times."""
+    """Return the network calls of a sample on these times."""
     return len(times) - (options.get("final_sigmas_type") == "sigma_min")
 
 
 def samples(options: dict[str, Any], subject: Subject, times: Sequence[int], n: int, offset: int) -> Tensor:
-    """n samples by diffusers' loop, a network call at each of its timesteps: `times`, or with final_sigmas_type
-    "sigma_min" all but the last, where it stops.
+    """Draw n samples by diffusers' loop, with one network call at each of its timesteps.
+
+    The timesteps are `times`, or all but the last one if final_sigmas_type is "sigma_min", which stops there.
     """
     model = subject.model
     own = scheduler(options, model.schedule)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, in diffusers
+        warnings.simplefilter("ignore", DeprecationWarning)  # diffusers uses deprecated numpy
         own.set_timesteps(timesteps=list(times[: calls(options, times)]))
     shape = (n, *model.sample_shape)
     x = ops.philox_normal(shape, seed=0, stream=INITIAL, sample_offset=offset, dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""Statistics of features as pictures pass by: enough for the distances of a sample, without the pictures.
+"""Feature statistics of images in one pass: enough for all distances, with bounded memory.
 
-Means and covariances are those of all rows. Kernel distance, precision and recall look at `KEPT` of them, chosen by a
-hash of the picture's index: the same rows in whatever order they come, and however the parts were merged.
+Means and covariances use all rows. Kernel distance, precision and recall use `KEPT` rows, chosen by a hash of the
+image's index. So the same rows are chosen in any order of the images and of the merges.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,10 +36,13 @@ _METADATA = {
 class Running:
     """Count, mean, scatter and a uniform subsample of features (N, D), read once.
 
-    width     D
-    features  the mark that tells these features from others (`quality.extractors`)
-    said      plain values by name that travel with the file; they change nothing, and merging leaves them alone
-    `moments` has all rows, `index` (K,) int64 and `rows` (K, D) float64 those of the smallest hashes, K = min(N, KEPT).
+    `moments` covers all rows. `index` (K,) int64 and `rows` (K, D) float64 are those with the smallest hashes, where
+    K = min(N, KEPT).
+
+    Args:
+        width: Number of features D.
+        features: Mark that identifies the features (`quality.extractors`).
+        said: Plain values by name that are stored with the file. They change nothing, and merging leaves them alone.
     """
 
     def __init__(self, width: int, features: str = "unnamed", said: dict[str, Any] | None = None) -> None:
@@ -52,31 +55,43 @@ class Running:
 
     @property
     def count(self) -> int:
-        """Rows so far."""
+        """Number of rows."""
         return self.moments.count
 
     @property
     def mean(self) -> Tensor:
-        """(D,), float64."""
+        """Mean (D,), float64."""
         return self.moments.mean
 
     @property
     def scatter(self) -> Tensor:
-        """Sum of (x - mean)(x - mean)^T, (D, D), float64; symmetric to the bit, which a product of matrices is not."""
+        """Sum of (x - mean)(x - mean)^T, (D, D), float64.
+
+        It is exactly symmetric, which a matrix product is not.
+        """
         upper = self.moments.scatter.triu()
         return upper + upper.triu(1).T
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D), unbiased, float64. Raises ValueError unless there are more rows than columns."""
+        """Unbiased covariance (D, D), float64.
+
+        Raises ValueError unless there are more rows than columns.
+        """
         measures.check_rows("features", self.count, self.width)
         return self.scatter / (self.count - 1)
 
     def update(self, features: Tensor, index: Tensor | Sequence[int]) -> None:
-        """Count features (n, D), floating point on any device, of the pictures with these indices (n,), 0 or more.
+        """Add features of images.
 
-        Raises TypeError or ValueError for other shapes and types, NaN, infinity, and an index that was there before,
-        as far as the kept rows show; nothing is counted then.
+        Nothing is added if an error is raised.
+
+        Args:
+            features: (n, D), floating point on any device.
+            index: Indices (n,) of the images, 0 or more.
+
+        Raises TypeError or ValueError for other shapes and types, NaN and infinity. Also raises ValueError for an index
+        that was added before, as far as the kept rows show.
         """
         rows, numbers = _rows(features, self.width), _numbers(index)
         if len(numbers) != len(rows):
@@ -86,24 +101,27 @@ class Running:
             self.moments.add(rows)
 
     def merge(self, other: "Running") -> None:
-        """Count the rows of another of the same features. Raises ValueError where they are others, or the same rows."""
+        """Add the rows of other statistics of the same features.
+
+        Raises ValueError if the features differ, or if the rows were added before.
+        """
         self.refuse_other(other)
         self._keep(other.index, other.rows)
         self.moments.merge(other.moments)
 
     @classmethod
     def merged(cls, parts: Iterable["Running"]) -> "Running":
-        """All parts as one, which stay as they are; it says nothing of its own."""
+        """Merge parts into new statistics, whose `said` is empty; the parts stay unchanged."""
         parts = list(parts)
         if not parts:
-            raise ValueError("parts must be at least one: got none")
+            raise ValueError("parts must hold at least one part: got none")
         total = cls(parts[0].width, parts[0].features)
         for part in parts:
             total.merge(part)
         return total
 
     def refuse_other(self, reference: "Running") -> None:
-        """Raise ValueError naming the mark or width of features that differ from those of the reference."""
+        """Raise ValueError that names the mark or width of the features if they differ."""
         pairs = (("features", self.features, reference.features), ("width", self.width, reference.width))
         differ = [
             f"{name}: {short(ours)} here, {short(theirs)} there" for name, ours, theirs in pairs if ours != theirs
@@ -112,7 +130,7 @@ class Running:
             raise ValueError(f"reference must be of the same features: {'; '.join(differ)}")
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, of some 4 D^2 + 8,000 D bytes, as a whole."""
+        """Write one safetensors file of about 4 D^2 + 8,000 D bytes, atomically."""
         narrow = self.rows.float()
         kept = {
             "mean": self.moments.mean,
@@ -125,9 +143,12 @@ class Running:
 
     @classmethod
     def load(cls, path: str | Path) -> "Running":
-        """Statistics that `save` wrote, to the bit. Raises ValueError naming the file and what is wrong with it."""
+        """Load the statistics that `save` wrote, bit for bit.
+
+        Raises ValueError that names the file and what is wrong with it.
+        """
         found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
-        with refusing(f"statistics {path} make no sense", path):
+        with refusing(f"statistics {path} are inconsistent", path):
             known = metadata(stored, _METADATA)
             _check_stored(found, known)
             running = cls(len(found["mean"]), known["features"], known["said"])
@@ -138,10 +159,10 @@ class Running:
         return running
 
     def _keep(self, index: Tensor, rows: Tensor) -> None:
-        """Hold on to the rows with the smallest keys. Raises ValueError for an index that is there twice."""
+        """Keep the rows with the smallest keys; raise ValueError for an index that is there twice."""
         keys, own = _keys(index), _keys(self.index)
         if len(own) == KEPT:
-            near = torch.from_numpy(keys <= own[-1])  # an equal key is one that was counted before
+            near = torch.from_numpy(keys <= own[-1])  # equal keys: the same index, refused below
             keys, index, rows = keys[near.numpy()], index[near], rows[near]
         keys = np.concatenate([own, keys])
         order = np.argsort(keys)
@@ -155,18 +176,20 @@ class Running:
 def frechet(samples: Running, reference: Running) -> float:
     """Frechet distance of all rows, by `measures.frechet_of_moments`.
 
-    Raises ValueError for other features, and unless both have more rows than columns.
+    Raises ValueError if the features differ, or unless both have more rows than columns.
     """
     samples.refuse_other(reference)
     for name, running in (("samples", samples), ("reference", reference)):
         measures.check_rows(name, running.count, running.width)
-    # the remainder of a mean is of no weight in a covariance, but is in the difference of means far from zero
+    # the low-order part of a mean matters for a difference of means far from zero, not for a covariance
     apart = (samples.mean - reference.mean) + (samples.moments.rest - reference.moments.rest)
     return measures.frechet_of_moments(apart, samples.covariance, reference.covariance)
 
 
 def compared(samples: Running, reference: Running) -> dict[str, float]:
-    """Distances from a reference: "frechet" of all rows, "kernel", "precision" and "recall" of those that were kept.
+    """Distances from a reference by name.
+
+    "frechet" uses all rows; "kernel", "precision" and "recall" use the kept rows.
 
     Raises ValueError as `frechet` and the measures of `quality.measures` do.
     """
@@ -183,12 +206,16 @@ def measured(
     *,
     progress: bool = False,
 ) -> Running:
-    """Statistics of the features of all pictures of a source, one batch in memory at a time.
+    """Compute statistics of the features of all images of a source, one batch at a time.
 
-    source    what `data.stream` takes, or pairs of images (b, C, H, W), uint8 or float in [-1, 1], and index (b,)
-    features  of `quality.extractors.load`, on the device that is to compute them
-    progress  whether to show a progress bar on stderr
-    Raises ValueError as `data.stream`, the features and `Running.update` do, and for a source without pictures.
+    Args:
+        source: Anything that `data.stream` takes, or pairs of images (b, C, H, W), uint8 or float in [-1, 1], and
+            index (b,).
+        features: Extractor of `quality.extractors.load`, on the device that computes them.
+        batch_size: Images of a batch, if `source` is a path or name.
+        progress: Show a progress bar on stderr.
+
+    Raises ValueError as `data.stream`, the features and `Running.update` do, and for a source without images.
     """
     pairs = data.stream(source, batch_size) if isinstance(source, (str, Path)) else source
     running, total = None, pairs.count if isinstance(pairs, data.Stream) else None
@@ -204,7 +231,7 @@ def measured(
 
 
 def _rows(features: Tensor, width: int) -> Tensor:
-    """Features as float64 rows on the CPU, checked."""
+    """Check features and return them as float64 rows on the CPU."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         raise TypeError(f"features must be a floating-point tensor: got {short(features)}")
     if features.ndim != 2 or features.shape[1] != width:
@@ -216,7 +243,7 @@ def _rows(features: Tensor, width: int) -> Tensor:
 
 
 def _numbers(index: Tensor | Sequence[int]) -> Tensor:
-    """Indices of pictures (N,), int64 on the CPU, checked."""
+    """Check image indices and return them as int64 (N,) on the CPU."""
     numbers = torch.as_tensor(index, device="cpu").detach()
     if numbers.ndim != 1 or (len(numbers) and (numbers.is_floating_point() or numbers.dtype == torch.bool)):
         raise ValueError(f"index must be integers (N,): got {short(numbers)}")
@@ -230,7 +257,10 @@ def _numbers(index: Tensor | Sequence[int]) -> Tensor:
 
 
 def _keys(index: Tensor) -> np.ndarray:
-    """Hashes of indices, uint64 and all different: the mixing of SplitMix64 (Steele, Lea & Flood 2014)."""
+    """Return hashes of indices, uint64 and all different.
+
+    They are the mixing function of SplitMix64 (Steele, Lea & Flood 2014).
+    """
     z = index.numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -238,13 +268,13 @@ def _keys(index: Tensor) -> np.ndarray:
 
 
 def _upper(width: int) -> tuple[Tensor, Tensor]:
-    """Places of the upper triangle of (D, D), its diagonal included."""
+    """Return the indices of the upper triangle of (D, D), with its diagonal."""
     rows, columns = torch.triu_indices(width, width, device="cpu")
     return rows, columns
 
 
 def _check_stored(found: dict[str, Tensor], known: dict[str, Any]) -> None:
-    """Raise ValueError naming what does not belong together in a file of these."""
+    """Raise ValueError that names the stored values that contradict each other."""
     width, kept, count = found["mean"].numel(), len(known["kept"]), known["count"]
     shapes = {"mean": (width,), "rest": (width,), "triangle": (width * (width + 1) // 2,), "rows": (kept, width)}
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Subjects of an evaluation: a model, the real data its samples are held against, and features to see them through."""
+"""Evaluation subjects: a model, real data to compare with, and a feature classifier."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,10 +12,10 @@ from gms_fast import data, editing, io, schedules
 from gms_fast.models import GaussianMixture1D, PointCloud
 from gms_fast.quality.classifier import SHAPES
 
-REFERENCE = 4000  # samples at most: distances of all pairs are taken, anew in each cell
-BANDWIDTH = 0.1  # of the noise that makes a density of the data points
+REFERENCE = 4000  # most samples: each cell computes the distances of all pairs
+BANDWIDTH = 0.1  # standard deviation of the noise that makes a density of the data points
 ROUNDED = "@bfloat16"
-_REAL = 1 << 31  # seeds of real samples start here; torch takes 32 bits of a seed
+_REAL = 1 << 31  # first seed for real samples; torch uses 32 bits of a seed
 EIGHT = [(np.cos(a), np.sin(a)) for a in np.arange(8) * np.pi / 4]
 LEARNED = {"mnist": "mnist5k", "digits": "digits"}  # embedded model: the data it was trained on
 DATA_OF_EXACT = {"exact-digits": "digits", "exact-mnist5k": "mnist5k"}
@@ -25,12 +25,14 @@ DATA_OF_EXACT = {"exact-digits": "digits", "exact-mnist5k": "mnist5k"}
 class Subject:
     """A model with its real data.
 
-    model      for `gms_fast.sample`
-    reference  (R, *shape) real samples
-    control    (N, *shape) other real samples; None: they are drawn from the model as need be
-    features   name of the classifier that sees the samples (`classifier.SHAPES`), or None
-    clip, dtype  for `gms_fast.sample`
-    classes    of a network that asks for them; samples then take turns
+    Args:
+        model: Model for `gms_fast.sample`.
+        reference: Real samples (R, *shape).
+        control: Other real samples (N, *shape); None: they are drawn from the model when needed.
+        features: Name of the classifier for the samples (`classifier.SHAPES`), or None.
+        clip: As in `gms_fast.sample`.
+        dtype: As in `gms_fast.sample`.
+        classes: Number of classes of a class-conditional network, else 0. Samples take the classes in turn.
     """
 
     model: Any
@@ -42,30 +44,36 @@ class Subject:
     classes: int = 0
 
     def condition(self, n: int, index: int) -> dict[str, Tensor] | None:
-        """Classes of n samples from an index on; None for a network without."""
+        """Return classes for n samples from an index on; None for an unconditional network."""
         if not self.classes:
             return None
         return dict.fromkeys(self.model.needed, torch.arange(index, index + n) % self.classes)
 
     def real(self, n: int, index: int) -> Tensor:
-        """At most n real samples beside the reference; another `index`, other samples."""
+        """Return at most n real samples outside the reference; another `index` gives other samples."""
         if self.control is None:
             return self.model.draw(n, torch.Generator().manual_seed(_REAL + index)).to(self.dtype)
         generator = torch.Generator().manual_seed(index)
         return self.control[torch.randperm(len(self.control), generator=generator)[:n]]
 
     def pictures(self, n: int, index: int) -> Tensor:
-        """n of the control's pictures from an index on, over and over. Raises ValueError where there are none."""
+        """Return n pictures of the control from an index on, cyclically.
+
+        Raises ValueError if there are none.
+        """
         if self.control is None or self.control.ndim != 4:
-            raise ValueError("strength and control guide are for models with real pictures: there are none to paint")
+            raise ValueError("strength and control guide need real pictures to paint: this model's data has none")
         return self.control[torch.arange(index, index + n) % len(self.control)]
 
     def strokes(self, n: int, index: int) -> Tensor:
-        """Those pictures, painted: guides for `editing.stroke`."""
+        """Return the same pictures painted with strokes, as guides for `editing.stroke`."""
         return editing.paint(self.pictures(n, index))
 
     def gaussian(self, n: int, index: int) -> Tensor:
-        """n draws of the Gaussian with the mean and covariance of the reference: what linear statistics cannot tell."""
+        """Draw n points of the Gaussian with the reference's mean and covariance.
+
+        It is the control that linear statistics cannot tell from real data.
+        """
         flat = self.reference.flatten(1).double().numpy()
         covariance = np.atleast_2d(np.cov(flat, rowvar=False))
         draw = np.random.default_rng(index).multivariate_normal(flat.mean(0), covariance, n, method="eigh")
@@ -73,20 +81,25 @@ class Subject:
 
 
 def names() -> list[str]:
-    """The subjects that a name alone describes: exact noise moments, then learned ones."""
+    """Return the names of built-in subjects: exact noise moments first, then learned ones."""
     return ["mixture-1d", "eight", *DATA_OF_EXACT, *LEARNED]
 
 
 @lru_cache(maxsize=2)
 def build(model: str, source: str | None = None, schedule: str | None = None, features: str | None = None) -> Subject:
-    """The subject of a name, or of whatever `gms_fast.load` takes with the real data of `gms_fast.data.load`.
+    """Build the subject of a name, or of a model that `gms_fast.load` takes with real data.
 
-    model     "...@bfloat16": a learned model whose outputs are rounded to bfloat16
-    schedule  of a model with exact moments; a learned one has its own
-    features  a name of `classifier.SHAPES`, for real data of that shape. None: those of a data set that has a name,
-              and none for pictures of a file or folder
-    Real data is split in two: a reference, of `REFERENCE` samples at most, and a control. Raises ValueError where data
-    or shapes are missing or differ.
+    The real data of a learned model are split in two: a reference of at most `REFERENCE` samples, and a control.
+
+    Args:
+        model: Name or path. The suffix "@bfloat16" rounds a learned model's outputs to bfloat16.
+        source: Real data for `gms_fast.data.load`.
+        schedule: Noise schedule of a model with exact moments; a learned model has its own.
+        features: A name of `classifier.SHAPES`, for real data of that shape. None: the classifier of a named data set,
+            and
+            none for pictures of a file or folder.
+
+    Raises ValueError if data or shapes are missing or differ.
     """
     noise = None if schedule is None else schedules.build(schedule)
     for said, given in (("data is", source), ("features are", features)):
@@ -108,7 +121,7 @@ def build(model: str, source: str | None = None, schedule: str | None = None, fe
         network.register_forward_hook(_rounded)
     source = source or LEARNED.get(model)
     if source is None:
-        raise ValueError(f"data must be given for model {model}: real images to hold its samples against")
+        raise ValueError(f"data must be given for model {model}: real images to compare its samples with")
     real = data.load(source)
     if tuple(real.shape[1:]) != tuple(network.sample_shape):
         raise ValueError(f"data must be {tuple(network.sample_shape)} for model {model}: got {tuple(real.shape[1:])}")
@@ -117,13 +130,13 @@ def build(model: str, source: str | None = None, schedule: str | None = None, fe
     seen = _features(features, source, tuple(real.shape[1:]))
     asked = tuple(getattr(network, "needed", ()))
     if len(asked) > 1:
-        raise ValueError(f"model must depend on classes at most: {model} asks for {', '.join(asked)}")
+        raise ValueError(f"model must need no condition other than classes: {model} needs {', '.join(asked)}")
     classes = int(data.load_labels(source).max()) + 1 if asked else 0
     return Subject(network, real[:half][:REFERENCE], real[half:], seen, (-1.0, 1.0), torch.float32, classes)
 
 
 def _features(name: str | None, source: str, shape: tuple[int, ...]) -> str | None:
-    """The name of the classifier for pictures of a shape; that of a data set sees it without being named."""
+    """Check a classifier's name for pictures of a shape; None becomes that of a named data set."""
     if name is None:
         return source if source in data.names() else None
     if name not in SHAPES:
@@ -139,7 +152,7 @@ def _mixture(schedule: Any) -> GaussianMixture1D:
 
 
 def split(model: str) -> tuple[str, bool]:
-    """The name or path of a model, and whether its outputs are to be rounded to bfloat16."""
+    """Return a model's name or path, and True if its outputs are to be rounded to bfloat16."""
     return model.removesuffix(ROUNDED), model.endswith(ROUNDED)
 
 

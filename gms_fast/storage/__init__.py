@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, held by one run at a time, and read with every doubt about their origin."""
+"""Safe file access: atomic writes, locks, and readers that check every input."""

@@ -1,9 +1,13 @@
-"""Files and folders that appear whole or not at all: the one writer of this package.
+"""Atomic writes: files and folders appear whole or not at all.
 
-A writer fills a scratch file or folder beside its target, brings it to the disk, and gives it the target's name in one
-step of the file system, so that a kill at any moment leaves the old content or the new. Scratch that a kill leaves is
-removed by the next write to the same target, or by `sweep` for many targets at once. It is told from that of a writer
-at work by a lock that dies with its process. Modes follow the umask, and a link at the target stays one.
+A writer fills a scratch file or folder beside its target and flushes it to the disk. Then it renames the scratch to the
+target in one step of the file system. A kill at any moment leaves either the old content or the new.
+
+Scratch that a kill leaves is removed by the next write to the same target, or by `sweep` for many targets at once. A
+live writer holds a lock on its scratch, and the lock dies with its process. Modes follow the umask. If the target is a
+link, the link stays and the file behind it is replaced.
+
+Everything in this package that writes a file uses this module.
 """
 
 import csv
@@ -26,22 +30,25 @@ from gms_fast.storage import locks
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_EXCHANGE, _AT_FDCWD = 2, -100  # of Linux's renameat2
+_EXCHANGE, _AT_FDCWD = 2, -100  # arguments of renameat2 (Linux)
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
-_SYNCED = 8  # files at a time
-_LONGEST = 200  # bytes of a name that may grow by a few more
+_SYNCED = 8  # files flushed in parallel
+_LONGEST = 200  # bytes of a target's name; scratch names are longer by a suffix
 _PREVIOUS = ".previous"
 _TOKEN = r"\.[0-9a-f]{8}\.partial"
-_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}  # by a folder that another process has put there meanwhile
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}  # another process has put a folder there meanwhile
 
 
 @contextmanager
 def writing(path: str | Path, *, parents: bool = False, swept: bool = True) -> Iterator[BinaryIO]:
-    """A file to write bytes to, which takes the place of `path` when the block ends without an error.
+    """Open a scratch file for bytes that replaces `path` when the block ends without an error.
 
-    parents  make the folders on the way. A run does not: one that vanished while it ran is an error
-    swept    remove what killed writers of `path` left, for which its folder is listed; False where `sweep` does it
-    Raises OSError naming `path`; what was there stays then.
+    Args:
+        path: The target.
+        parents: Make missing parent folders. Runs leave this off: a folder that vanishes meanwhile is an error.
+        swept: Remove scratch of killed writers of `path`, which lists its folder. Pass False if `sweep` does it.
+
+    Raises OSError that names `path`; the old content then stays.
     """
     path = _target(path)
     with locks.naming(path):
@@ -56,14 +63,14 @@ def writing(path: str | Path, *, parents: bool = False, swept: bool = True) -> I
                 try:
                     yield buffer
                 except BaseException as error:
-                    file.close()  # what is buffered is not to be written, and its errors are no news
+                    file.close()  # discards the buffer; further write errors do not matter
                     if file.failed is None or not isinstance(error, Exception):
                         raise
-                    raise file.failed from error  # of which a library may have made another
+                    raise file.failed from error  # the library may have replaced it by an error of its own
                 buffer.flush()
                 os.fsync(handle)
                 if not locks.there_are():
-                    buffer.close()  # Windows gives no open file another name
+                    buffer.close()  # Windows cannot rename an open file
                 os.replace(scratch, path)
         except BaseException:
             with suppress(OSError):
@@ -74,18 +81,24 @@ def writing(path: str | Path, *, parents: bool = False, swept: bool = True) -> I
 
 @contextmanager
 def writing_folder(path: str | Path, *, parents: bool = True, swept: bool = True) -> Iterator[Path]:
-    """An empty folder, which takes the place of `path` when the block ends without an error; to be filled by `writing`,
-    or faster by `write_inside`.
+    """Open an empty scratch folder that replaces `path` when the block ends without an error.
 
-    Where the file system can exchange two names there is no moment without either. Elsewhere the old folder bears
-    another name for a moment, under which `present` finds it, and the next write sets it right. Of processes that write
-    one folder at the same time each succeeds, and the last stays.
+    Fill it by `writing`, or faster by `write_inside`.
 
-    parents, swept  as `writing` takes them. Raises OSError naming `path`
+    If the file system can exchange two names, one of the folders has the name `path` at every moment. Otherwise the old
+    folder bears another name for a moment. `present` finds it there, and the next write repairs it. If several
+    processes write one folder at the same time, each succeeds and the last one stays.
+
+    Args:
+        path: The target.
+        parents: As in `writing`, but on by default.
+        swept: As in `writing`.
+
+    Raises OSError that names `path`, and ValueError if `path` is or holds the working directory.
     """
     path = _target(path)
     if path.is_dir() and Path.cwd().is_relative_to(path):
-        raise ValueError(f"path must not be the working directory, nor hold it, which would be gone: got {path}")
+        raise ValueError(f"path must not be or hold the working directory, which the write would replace: got {path}")
     with locks.naming(path):
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,28 +111,28 @@ def writing_folder(path: str | Path, *, parents: bool = True, swept: bool = True
             _sync(scratch)
             _put(scratch, path)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)  # where it took the place of `path`, it has the old content
+            shutil.rmtree(scratch, ignore_errors=True)  # after an exchange this is the old content
             if handle is not None:
                 os.close(handle)
         _sync(path.parent)
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a file as a whole."""
+    """Write a file atomically."""
     with writing(path) as file:
         file.write(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file of text as a whole."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_inside(folder: Path, files: Iterable[tuple[str, "ReadableBuffer"]]) -> None:
-    """Write new files, by name, into a folder that `writing_folder` gives. Raises OSError.
+    """Write new files, given as (name, bytes), into a scratch folder of `writing_folder`.
 
-    Nobody looks there yet, so that none needs scratch. They are brought to the disk together: a file system does that
-    for many at a time in little more than it takes for one.
+    No other process reads that folder yet, so the files need no scratch of their own. They are flushed to the disk in
+    parallel: a file system flushes many in little more time than one. Raises OSError.
     """
     paths = [_new_inside(folder / name, data) for name, data in files]
     with ThreadPoolExecutor(_SYNCED) as threads:
@@ -127,14 +140,17 @@ def write_inside(folder: Path, files: Iterable[tuple[str, "ReadableBuffer"]]) ->
 
 
 def write_rows(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write a file of comma-separated values as a whole."""
+    """Write a file of comma-separated values atomically."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Add a line to a file of lines, or leave it as it was. Raises OSError naming `path`."""
+    """Append a line to a file, or leave the file unchanged if that fails.
+
+    Raises OSError that names `path`.
+    """
     path = Path(path)
     with locks.naming(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -153,13 +169,13 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def present(path: str | Path) -> Path:
-    """`path`, or the folder that it was until a write to it was killed halfway."""
+    """Return `path`, or the backup of that folder if a killed write left only the backup."""
     path, previous = Path(path), _previous(_target(path))
     return path if path.exists() or not previous.is_dir() else previous
 
 
 def remove(path: str | Path, *, swept: bool = True) -> None:
-    """Delete a file, and, `swept`, what killed writers of it left; nothing may be there."""
+    """Delete a file if it exists and, if `swept`, the scratch of its killed writers."""
     path = _target(path)
     path.unlink(missing_ok=True)
     if swept and path.parent.is_dir():
@@ -167,19 +183,22 @@ def remove(path: str | Path, *, swept: bool = True) -> None:
 
 
 def remove_folder(path: str | Path) -> None:
-    """Delete a folder and all in it, of which nobody sees a half; nothing may be there. A kill leaves scratch."""
+    """Delete a folder with its content, if it exists; no reader sees it half deleted.
+
+    A kill during the deletion leaves scratch.
+    """
     path = _target(path)
     scratch = _scratch(path)
     with suppress(FileNotFoundError), locks.naming(path):
         os.rename(path, scratch)
-    shutil.rmtree(scratch, ignore_errors=True)  # a sweep may be quicker
+    shutil.rmtree(scratch, ignore_errors=True)  # another process's sweep may delete it first
 
 
 def sweep(folder: Path, dead: Callable[[str], bool]) -> None:
-    """Remove from a folder the scratch that killed writers left of those targets that are `dead`, by their names.
+    """Remove killed writers' scratch from a folder, for those targets whose name is `dead`.
 
-    It is asked of each after its scratch was seen: a claim that is made before a write, and given up after it, tells of
-    a writer at work on another machine, whose locks may not be seen here.
+    `dead` is called after the scratch was seen. This order matters for writers on other machines, whose locks may be
+    invisible here: they claim the target before they write and give up the claim afterwards.
     """
     found = re.compile(rf"\.(.+){_TOKEN}")
     for name in os.listdir(folder):
@@ -188,7 +207,7 @@ def sweep(folder: Path, dead: Callable[[str], bool]) -> None:
 
 
 def clear(folder: Path, files: Iterable[str]) -> None:
-    """Delete files of a folder, and the folders in it that are empty then; what else lies there stays."""
+    """Delete files of a folder and the subfolders that become empty; keep everything else."""
     for path in (folder / file for file in files):
         remove(path)
         inner = path.parent
@@ -197,18 +216,18 @@ def clear(folder: Path, files: Iterable[str]) -> None:
 
 
 def occupied(folder: Path) -> bool:
-    """Tell a folder that holds something from one that is empty, but for what killed writers left."""
+    """Return True if a folder holds anything but the remains of killed writers."""
     return bool(visible(folder))
 
 
 def visible(folder: Path) -> list[str]:
-    """Names in a folder, without what killed writers left."""
+    """List the names in a folder without the remains of killed writers."""
     hidden = re.compile(rf"\..+({_TOKEN}|{re.escape(_PREVIOUS)})|{re.escape(locks.FILE)}")
     return [name for name in os.listdir(folder) if not hidden.fullmatch(name)]
 
 
 class _Scratch(io.FileIO):
-    """A file that remembers the error of the system, which the library that writes to it may pass on as its own."""
+    """Scratch file that remembers an OSError which the calling library may replace by its own."""
 
     failed: OSError | None = None
 
@@ -224,7 +243,7 @@ class _Scratch(io.FileIO):
 
 
 def _target(path: str | Path) -> Path:
-    """The path itself, behind links."""
+    """Resolve links."""
     return Path(os.path.realpath(path))
 
 
@@ -233,13 +252,16 @@ def _scratch(path: Path) -> Path:
 
 
 def _hidden(path: Path) -> str:
-    """The name that scratch begins with: that of the target, or a digest where names may not be much longer."""
+    """Return the prefix of scratch names: the target's name, or its digest if that is too long."""
     long = len(os.fsencode(path.name)) > _LONGEST
     return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest() if long else path.name}"
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
-    """A scratch file, locked; another writer may have taken it for left behind before it was."""
+    """Create and lock a scratch file.
+
+    Another writer may see the file before it is locked and delete it as abandoned; then a new one is made.
+    """
     while True:
         scratch = _scratch(path)
         handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -256,7 +278,7 @@ def _new_folder(path: Path) -> tuple[Path, int | None]:
             return scratch, None
         try:
             handle = os.open(scratch, os.O_RDONLY)
-        except FileNotFoundError:  # another writer took it for left behind; where its folder is gone, mkdir says so
+        except FileNotFoundError:  # another writer deleted it as abandoned; if the parent is gone, mkdir raises
             continue
         if locks.hold(handle, scratch):
             return scratch, handle
@@ -264,14 +286,14 @@ def _new_folder(path: Path) -> tuple[Path, int | None]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove scratch for `path` whose writer is dead."""
+    """Remove scratch of `path` whose writer is dead."""
     ours = re.compile(re.escape(_hidden(path)) + _TOKEN)
     for scratch in (path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)):
         _discard(scratch)
 
 
 def _discard(scratch: Path) -> None:
-    """Remove scratch, unless its writer lives."""
+    """Remove scratch unless its writer is alive."""
     with locks.abandoned(scratch) as free:
         if free and scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
@@ -286,12 +308,12 @@ def _new_inside(path: Path, data: "ReadableBuffer") -> Path:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows brings no file to the disk that is open for reading alone
+    with path.open("r+b") as file:  # Windows cannot flush a file that is open for reading only
         os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
+    """Flush the entries of a folder to the disk, if the system can."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -305,9 +327,9 @@ def _sync(path: Path) -> None:
 
 
 def _put(fresh: Path, path: Path) -> None:
-    """Give `fresh` the name `path`; a folder that had it is then called `fresh`, and is to be deleted."""
+    """Rename `fresh` to `path`; a folder that was there gets the name `fresh`, to be deleted."""
     while not _placed(fresh, path):
-        pass  # another process has put a folder there, or removed one, between two of the calls
+        pass  # another process created or removed a folder between two of the calls
 
 
 def _placed(fresh: Path, path: Path) -> bool:
@@ -316,7 +338,7 @@ def _placed(fresh: Path, path: Path) -> bool:
             os.rename(fresh, path)
         elif not _exchange(fresh, path):
             previous = _previous(path)
-            shutil.rmtree(previous, ignore_errors=True)  # of another process, that has put `path` there since
+            shutil.rmtree(previous, ignore_errors=True)  # left by another process that has since written `path`
             os.rename(path, previous)
             os.rename(fresh, path)
             with suppress(FileNotFoundError):
@@ -333,12 +355,12 @@ def _previous(path: Path) -> Path:
 
 
 def _recover(path: Path) -> None:
-    """Undo, or end, what a kill left of `_put`."""
+    """Undo or complete a `_put` that was killed halfway."""
     previous = _previous(path)
     if previous.is_dir() and not path.exists():
         try:
             os.rename(previous, path)
-        except OSError as error:  # the writer whose `_put` this is was not killed
+        except OSError as error:  # the writer of this backup is alive and has finished
             if error.errno not in (*_TAKEN, errno.ENOENT):
                 raise
     elif previous.is_dir():
@@ -346,7 +368,7 @@ def _recover(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step. False where system or file system cannot."""
+    """Exchange two names in one step; return False if the system or file system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):

@@ -1,4 +1,4 @@
-"""Training state on disk: written atomically, read with every doubt about its origin spelled out."""
+"""Training checkpoints: written atomically, and checked in full when read."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -17,20 +17,21 @@ FIELDS = {"configuration", "step", "smooth", "seconds", "curve", "weights", "ave
 
 
 def write(path: Path, state: dict[str, Any], form: str = FORMAT) -> None:
-    """Write `state` as a whole."""
+    """Write a training state atomically."""
     with atomic.writing(path) as file:
         torch.save({"format": form, **state}, file)
 
 
 def read(path: Path, form: str = FORMAT, fields: Set[str] = FIELDS) -> dict[str, Any]:
-    """The state that `write` stored in that form, its configuration plain values.
+    """Read a state that `write` stored with the same `form`.
 
-    Raises ValueError naming the file if it is truncated or something else.
+    Its configuration is checked to hold plain values only. Raises ValueError that names the
+    file if it is truncated or something else.
     """
     with refusing(f"checkpoint {path} is truncated or no checkpoint at all", path):
         state = pickles.read(path)
     if not isinstance(state, dict) or not Choice((form,)).fits(state.get("format")):
-        raise ValueError(f"checkpoint {path} is of another kind: it does not say {form!r}")
+        raise ValueError(f"checkpoint {path} is of another kind: its format is not {form!r}")
     if missing := fields - state.keys():
         raise ValueError(f"checkpoint {path} is damaged: it lacks {', '.join(sorted(missing))}")
     schema.check(f"checkpoint {path}", state["configuration"], Fields({}, others=Plain()), "configuration")
@@ -39,14 +40,14 @@ def read(path: Path, form: str = FORMAT, fields: Set[str] = FIELDS) -> dict[str,
 
 @dataclass(frozen=True)
 class Like(Want):
-    """A tensor of the shape and dtype of another, finite."""
+    """A finite tensor of a given shape and dtype."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Fields:
-        """Tensors like these, by the same names."""
+        """Describe tensors of these names, shapes and dtypes."""
         return Fields({name: cls(tuple(value.shape), value.dtype) for name, value in tensors.items()})
 
     def fits(self, value: object) -> bool:
@@ -59,9 +60,9 @@ class Like(Want):
 
 
 def check(path: Path, state: dict[str, Any], wants: dict[str, Want], optimiser: torch.optim.Adam) -> None:
-    """Raise ValueError naming the file and the key of a state that is not as wanted, or not that of an optimiser.
+    """Check a state's values and its optimiser state; raise ValueError with file and key.
 
-    Of the optimiser's settings this one's take the place, but for the learning rate.
+    The optimiser's current settings replace the stored ones, except the learning rate.
     """
     with refusing(f"checkpoint {path} is damaged", path):
         for key, want in wants.items():
@@ -70,7 +71,7 @@ def check(path: Path, state: dict[str, Any], wants: dict[str, Want], optimiser: 
 
 
 def _checked_adam(where: str, state: Any, optimiser: torch.optim.Adam) -> dict[str, Any]:
-    """The state of an `Adam` over the parameters of this one, with its settings."""
+    """Return a checked `Adam` state for the parameters of `optimiser`, with its settings."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     count, (own,) = len(parameters), optimiser.state_dict()["param_groups"]
     if isinstance(state, dict) and isinstance(state.get("state"), dict):  # its keys are numbers

@@ -1,10 +1,11 @@
-"""Claims on parts of work, as files in a folder: a courtesy by which processes keep out of each other's way.
+"""Claims on parts of work, as files in a folder, so that processes do not repeat each other.
 
-The work must come to the same whoever does it and how often, so that a claim need not be safe: where two hold one part,
-time is lost and nothing else. A claim is a file that only one process can make. Its owner touches it every `BEAT`
-seconds; whoever sees it stay the same for `EXPIRES` seconds, by a clock of its own, takes it for that of a dead
-process. So no two clocks are ever compared, and a machine whose clock is wrong does no harm. On one machine it is known
-at once: a lock on the file dies with its process.
+The work must give the same result whoever does it and however often. A claim therefore need not be safe: if two
+processes hold one part, time is lost and nothing else.
+
+A claim is a file that only one process can make. Its owner touches it every `BEAT` seconds. Another process that sees
+it unchanged for `EXPIRES` seconds, by its own clock, takes the owner for dead. So no two clocks are compared, and a
+wrong clock does no harm. On one machine a dead owner is detected at once: a lock on the file dies with its process.
 """
 
 import json
@@ -23,7 +24,13 @@ _LONGEST = 1 << 10  # bytes read of a claim
 
 
 class Look(NamedTuple):
-    """The claim of another process: its file, when that was touched, and whether its owner is known to be dead."""
+    """Snapshot of another process's claim.
+
+    Args:
+        inode: Identity of the file.
+        touched: Time of its last touch in nanoseconds, by the file system.
+        dead: Its owner is known to be dead.
+    """
 
     inode: int
     touched: int
@@ -31,7 +38,13 @@ class Look(NamedTuple):
 
 
 class _Sight(NamedTuple):
-    """A claim as it was last seen: since when it is there and since when it is untouched, by our clock."""
+    """Last seen state of a claim, in seconds of our clock.
+
+    Args:
+        look: The claim.
+        first: When this file was first seen.
+        since: When it was first seen with this touch time.
+    """
 
     look: Look
     first: float
@@ -39,7 +52,7 @@ class _Sight(NamedTuple):
 
 
 class Claims:
-    """The claims of this process in a folder, and what it has seen of those of others; to be closed by `with`."""
+    """Claims of this process in a folder, and the last seen claims of others; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +62,7 @@ class Claims:
         self._heart = threading.Thread(target=self._beat, name="claims", daemon=True)
 
     def clock(self) -> float:
-        """Seconds, by which claims of others expire."""
+        """Return the seconds by which claims of other processes expire."""
         return time.monotonic()
 
     def __enter__(self) -> "Claims":
@@ -63,24 +76,30 @@ class Claims:
         for name in list(self._mine):
             with suppress(OSError):
                 self.drop(name)
-        with suppress(OSError):  # another process has claims in it, or it is gone
+        with suppress(OSError):  # not empty: claims of other processes; or already removed
             self.folder.rmdir()
 
     def names(self) -> set[str]:
-        """All claims that there are."""
+        """Return the names of all claims in the folder."""
         try:
             return set(os.listdir(self.folder))
-        except FileNotFoundError:  # a process that ended has removed it, empty
+        except FileNotFoundError:  # the last process to end removed the empty folder
             return set()
 
     def held(self, name: str) -> bool:
-        """Tell a part on which somebody has a claim, dead or alive."""
+        """Return True if any process, dead or alive, has a claim on a part."""
         return (self.folder / name).exists()
 
     def take(self, name: str, *, slow: float | None = None) -> bool:
-        """Claim a part, and tell whether it is ours now: nobody has a claim on it but a dead process.
+        """Claim a part; return True if this process holds it now.
 
-        slow  seconds after which a process that is alive counts as dead too. Raises OSError naming the file.
+        Fails if another process holds the part, unless that process is dead.
+
+        Args:
+            name: The part.
+            slow: Seconds after which a live owner counts as dead too; None: never.
+
+        Raises OSError that names the file.
         """
         if name in self._mine:
             return False
@@ -89,33 +108,33 @@ class Claims:
         if not self._expired(name, slow):
             return False
         self._remove(name)
-        return self._make(name)  # unless another was quicker
+        return self._make(name)  # False if another process was quicker
 
     def ours(self, name: str) -> bool:
-        """Tell a claim of this process that no other has taken over."""
+        """Return True if this process has the claim and no other has taken it over."""
         return name in self._mine and locks.leads_to(self._mine[name], self.folder / name)
 
     def is_here(self, name: str) -> bool:
-        """Tell a claim of a process on this machine, of which it is known whether it lives."""
+        """Return True if the claim's owner runs on this machine, which detects its death at once."""
         return _host(self.folder / name) == socket.gethostname()
 
     def drop(self, name: str) -> None:
-        """Give a claim up; one that another process has taken over stays."""
+        """Give up a claim; the file stays if another process has taken it over."""
         handle = self._mine.pop(name)
         with os.fdopen(handle) as file:
             ours = locks.leads_to(handle, self.folder / name)
             if not locks.there_are():
-                file.close()  # Windows removes no open file; elsewhere its lock is held until it is gone
+                file.close()  # Windows cannot remove an open file; elsewhere the lock is held until it is removed
             if ours:
                 self._remove(name)
 
     def sweep(self, done: set[str]) -> None:
-        """Remove claims on parts that are done, which dead processes have left."""
+        """Remove claims of dead processes on parts that are done."""
         for name in done & self.names() - self._mine.keys():
             self._remove(name)
 
     def _expired(self, name: str, slow: float | None) -> bool:
-        """Tell the claim of a dead process, or of one that has been as slow as that."""
+        """Return True if a claim's owner is dead or held it over `slow` seconds."""
         look = self._look(name)
         if look is None or look.dead:
             return True
@@ -128,7 +147,7 @@ class Claims:
         return now - last.since > EXPIRES or (slow is not None and now - last.first > slow)
 
     def _make(self, name: str) -> bool:
-        """Make the file of a claim; False where there is one."""
+        """Create the file of a claim; return False if it exists."""
         file = self.folder / name
         try:
             handle = self._nameless(file)
@@ -141,9 +160,10 @@ class Claims:
         return True
 
     def _nameless(self, file: Path) -> int | None:
-        """A claim that gets its name when it is written and locked, so that no kill leaves one that says nothing.
+        """Create a claim that is named only after it is written and locked; return its handle.
 
-        None where the system has no files without a name, or something else is in the way. Raises FileExistsError.
+        So a kill never leaves an empty claim. Returns None if the system has no unnamed files, or if something else
+        prevents it. Raises FileExistsError.
         """
         try:
             handle = self._opened(self.folder, os.O_TMPFILE)
@@ -151,7 +171,8 @@ class Claims:
             return None
         try:
             _fill(handle, file)
-            os.link(f"/proc/self/fd/{handle}", file, src_dir_fd=handle, follow_symlinks=True)  # the first has it follow
+            # src_dir_fd selects linkat, which follows the link in /proc
+            os.link(f"/proc/self/fd/{handle}", file, src_dir_fd=handle, follow_symlinks=True)
         except BaseException as error:
             os.close(handle)
             if isinstance(error, FileExistsError) or not isinstance(error, OSError):
@@ -160,7 +181,7 @@ class Claims:
         return handle
 
     def _named(self, file: Path) -> int:
-        """A claim whose name is there before it says anything; a process that is killed in between leaves it so."""
+        """Create a claim under its name, then write it; a kill in between leaves it empty."""
         handle = self._opened(file, os.O_CREAT | os.O_EXCL)
         try:
             _fill(handle, file)
@@ -172,21 +193,21 @@ class Claims:
         return handle
 
     def _opened(self, path: Path, flags: int) -> int:
-        """A new file in the folder, which a process that ended may have removed."""
+        """Open a new file in the folder, and make the folder again if another process removed it."""
         while True:
             with suppress(FileNotFoundError):
                 return os.open(path, os.O_RDWR | flags, 0o666)
             self.folder.mkdir(exist_ok=True)
 
     def _look(self, name: str) -> Look | None:
-        """Look at the claim of another process; None where it is gone."""
+        """Inspect the claim of another process; return None if it is gone."""
         file = self.folder / name
         try:
             found = os.stat(file)
         except FileNotFoundError:
             return None
         dead = False
-        if _host(file) == socket.gethostname():  # one that says so has its lock; before, a look would keep it from it
+        if _host(file) == socket.gethostname():  # written, so locked; testing an unlocked one would block its owner
             with locks.abandoned(file) as free:
                 dead = free
         return Look(found.st_ino, found.st_mtime_ns, dead)
@@ -198,12 +219,12 @@ class Claims:
             return
         except PermissionError:
             if locks.there_are():
-                raise  # Windows removes no file that a process has open, which then lives
+                raise  # on Windows the error means that a live process has the file open
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
             for name, handle in self._mine.copy().items():
-                with suppress(Exception):  # a beat that fails costs time, and a heart that stops all claims
+                with suppress(Exception):  # one failed touch costs time; a dead thread would cost all claims
                     self._touch(name, handle)
 
     def _touch(self, name: str, handle: int) -> None:
@@ -214,14 +235,14 @@ class Claims:
 
 
 def _fill(handle: int, file: Path) -> None:
-    """Lock a claim and write into it."""
+    """Lock a claim and write its owner's host and process id."""
     locks.hold(handle, file)
     with locks.naming(file):
         os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
 
 
 def _host(file: Path) -> str | None:
-    """The machine whose claim it is."""
+    """Return the host name in a claim, or None if it cannot be read."""
     try:
         with file.open("rb") as opened:
             return str(json.loads(opened.read(_LONGEST))["host"])

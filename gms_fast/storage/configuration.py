@@ -8,7 +8,7 @@ _FEW, _LONG = 30, 1000  # lines, and characters of a value
 
 
 def check_same(stored: dict[str, Any], wanted: dict[str, Any], message: str) -> None:
-    """Raise ValueError with the message and the settings that differ, a line each, a few of many."""
+    """Raise ValueError with `message` and the first settings that differ, one a line."""
     lines = [
         f"  {k if k.isprintable() else short(k)}: {short(stored.get(k), _LONG)} there, "
         f"{short(wanted.get(k), _LONG)} asked for"

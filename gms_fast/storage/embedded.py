@@ -1,14 +1,14 @@
-"""Files of the models that this installation brings along, found by looking at what there is."""
+"""Files of the embedded models, found by listing the installation."""
 
 from importlib import resources
 from pathlib import Path
 
 
 def embedded(pattern: str) -> list[Path]:
-    """Files of that name, or of names like it, of all embedded models, each in a folder of its model's name."""
+    """Return the files that match a pattern in all embedded models' folders."""
     return sorted(Path(str(resources.files("gms_fast.models"))).glob(f"*/{pattern}"))
 
 
 def named(name: str | Path, file: str) -> Path | None:
-    """That file of an embedded model; None for a name that none of them has."""
+    """Return a file of the embedded model `name`, or None if no model of that name has it."""
     return {path.parent.name: path for path in embedded(file)}.get(str(name))

@@ -1,4 +1,4 @@
-"""Fingerprints: a few hexadecimal digits that tell data, networks and settings from others."""
+"""Fingerprints: short hexadecimal digests of data, networks and settings."""
 
 import hashlib
 import json
@@ -11,28 +11,28 @@ from torch import Tensor
 
 
 def of_tensors(tensors: Iterable[Tensor]) -> str:
-    """16 digits of shapes and values, to the last bit."""
+    """Return 16 digits of the shapes and exact values of tensors."""
     return _digits(part for tensor in tensors for part in (str(tuple(tensor.shape)).encode(), _bytes(tensor)))
 
 
 def of_numbers(tensor: Tensor) -> str:
-    """16 digits of the values alone."""
+    """Return 16 digits of a tensor's exact values, without its shape."""
     return _digits([_bytes(tensor)])
 
 
 def of_named(tensors: Mapping[str, Tensor]) -> str:
-    """The same of names too, in their order."""
+    """Return 16 digits of the names, shapes and exact values of tensors, sorted by name."""
     named = sorted(tensors.items(), key=lambda item: item[0])
     return _digits(p for name, value in named for p in (f"{name} {tuple(value.shape)}".encode(), _bytes(value)))
 
 
 def of_values(*values: Any) -> str:
-    """16 digits of values that JSON can say."""
+    """Return 16 digits of values that JSON can represent."""
     return _digits(json.dumps(value).encode() for value in values)
 
 
 def of_files(files: Mapping[str, Path]) -> str:
-    """12 digits of files by name."""
+    """Return 12 digits of the names and contents of files."""
     return _digits((name.encode() + hashlib.sha256(file.read_bytes()).digest() for name, file in files.items()), 12)
 
 

@@ -1,7 +1,7 @@
 """Locks that die with their process: one run at a time writes to a folder or a file.
 
-They are those of `flock`, which file systems shared by several machines may or may not share too. A system without
-them (Windows) locks nothing.
+They use `flock`. File systems shared by several machines may or may not share these locks. A system without `flock`
+(Windows) locks nothing.
 """
 
 import errno
@@ -19,26 +19,28 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]  # a module, or None on Windows
 
 FILE = ".lock"
-_GONE = {errno.ENOENT, getattr(errno, "ESTALE", errno.ENOENT)}  # ESTALE: by another client of NFS
-_LONGEST = 1 << 10  # bytes read of what a lock file says
+_GONE = {errno.ENOENT, getattr(errno, "ESTALE", errno.ENOENT)}  # ESTALE: removed by another NFS client
+_LONGEST = 1 << 10  # bytes read of a lock file
 
 
 def locked_folder(path: str | Path) -> AbstractContextManager[None]:
-    """Make the folder `path`, and hold it alone. Raises BlockingIOError naming the process that holds it, its host and
-    since when; the lock of a process that died counts for nothing.
+    """Make the folder `path` and lock it for this process.
+
+    Raises BlockingIOError that names the process holding it, its host and since when. The lock of a dead process does
+    not count.
     """
     return _locked(Path(path), Path(path, FILE))
 
 
 def locked_file(path: str | Path) -> AbstractContextManager[None]:
-    """Hold alone the file `path`, which need not exist, as `locked_folder` does a folder."""
+    """Lock the file `path`, which need not exist, as `locked_folder` locks a folder."""
     target = Path(os.path.realpath(path))  # the writer follows links too
     return _locked(Path(path), target.with_name(f".{target.name}{FILE}"))
 
 
 @contextmanager
 def _locked(path: Path, file: Path) -> Iterator[None]:
-    """Hold `path` by a lock file that says whose it is, and goes when the block ends."""
+    """Hold `path` by a lock file that names its owner and is removed when the block ends."""
     with naming(path):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(file, path)
@@ -52,7 +54,7 @@ def _locked(path: Path, file: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the system that name `path`, not scratch or a lock beside it, nor nothing."""
+    """Make OSErrors name `path`, not the scratch or lock file beside it."""
     try:
         yield
     except OSError as error:
@@ -65,7 +67,7 @@ def _acquire(file: Path, path: Path) -> int:
     while True:
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:  # what a dead process of another user left counts for nothing either
+        except PermissionError:  # another user's lock file, which counts only if its process is alive
             with abandoned(file) as free:
                 if not free:
                     raise
@@ -81,7 +83,7 @@ def _acquire(file: Path, path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its holder ended and removed it in between
+        os.close(handle)  # the holder ended and removed the file in between
 
 
 def _said() -> str:
@@ -98,12 +100,15 @@ def _holder(handle: int) -> str:
 
 
 def there_are() -> bool:
-    """Tell a system with locks."""
+    """Return True if this system has locks."""
     return fcntl is not None
 
 
 def hold(handle: int, path: Path) -> bool:
-    """Lock an open file until it is closed. False if another holds it, or if `path` no longer leads to it."""
+    """Lock an open file until it is closed.
+
+    Returns False if another process holds it, or if `path` no longer leads to it.
+    """
     if fcntl is None:
         return True
     try:
@@ -116,7 +121,7 @@ def hold(handle: int, path: Path) -> bool:
 
 
 def leads_to(handle: int, path: Path) -> bool:
-    """Tell a path of the file that is open from one of another file, or of none."""
+    """Return True if `path` leads to the open file, False for another file or none."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except OSError as error:
@@ -127,7 +132,10 @@ def leads_to(handle: int, path: Path) -> bool:
 
 @contextmanager
 def abandoned(path: Path) -> Iterator[bool]:
-    """Tell a file or folder that nobody holds, and hold it in the block, from one in use or of which it is unknown."""
+    """Yield True if nobody holds a file or folder, and hold it in the block.
+
+    Yields False if it is in use, or if that cannot be found out.
+    """
     if fcntl is None:
         yield False
         return
@@ -143,7 +151,10 @@ def abandoned(path: Path) -> Iterator[bool]:
 
 
 def _free(handle: int) -> bool:
-    """Lock an open file that nobody holds. File systems of several machines give no more than this lock for reading."""
+    """Lock an open file for reading; return False if another process holds it.
+
+    On file systems shared by machines, a file that is open for reading can take no stronger lock.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

@@ -1,8 +1,8 @@
-"""Files of `torch.save`, read without unpickling: nothing that a file names is imported or called.
+"""Reader of `torch.save` files that imports and calls nothing that a file names.
 
-torch's own reader with `weights_only` allocates what a file asks for before it looks at what there is, and does not
-compare a tensor with the bytes it lies in. Here the few opcodes that state dicts need are walked through one by one;
-everything else is refused by name.
+torch's own reader with `weights_only` allocates what a file asks for before it checks what the file has. It also does
+not compare a tensor with the bytes of its storage. This module interprets the few pickle opcodes that state dicts need.
+Everything else is refused by name.
 """
 
 import io
@@ -21,17 +21,17 @@ from gms_fast.storage import arrays
 from gms_fast.storage.reading import exactly, fill
 from gms_fast.storage.schema import short
 
-_MOST_OPCODES = 1_500_000  # a row of a curve of ours takes seven
+_MOST_OPCODES = 1_500_000  # one row of a training curve takes seven
 _LONGEST = 16 << 20  # bytes of a pickle
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch before 1.6
-_ALIASED = 4  # times as many bytes may its tensors have as the file, and values as the pickle has opcodes
-_LITTLE = 1 << 20  # bytes of tensors that any file may have
-_LEAST = 256  # bytes that the least tensor takes
-_COPIED = 1 << 20  # pairs and characters that are copied on behalf of a pickle
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files before torch 1.6
+_ALIASED = 4  # largest ratio of tensor bytes to file bytes, and of values to opcodes
+_LITTLE = 1 << 20  # bytes of tensors that are always allowed
+_LEAST = 256  # bytes that the smallest tensor counts as
+_COPIED = 1 << 20  # most pairs and characters that a pickle may have copied
 _WANTED = "tensors, numbers, text, lists and mappings"
 _LARGEST_KEY, _LONGEST_KEY = 1 << 20, 1000
-_DEEPEST = 1000  # lists in lists
-_ODD_KEYS = 1000  # of which one can choose those that a mapping takes long to tell apart
+_DEEPEST = 1000  # levels of nesting
+_ODD_KEYS = 1000  # keys other than text and small integers: crafted ones make a mapping slow
 _ODD_KEY = f"text of at most {_LONGEST_KEY} characters, a number, None or a short tuple of these"
 _MARK = object()
 
@@ -49,7 +49,7 @@ _STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
 }
-_VALUES = {  # opcodes that push what they say
+_VALUES = {  # opcodes that push a constant or their argument
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), lambda said: said),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"), lambda said: said),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES"), lambda said: said),
@@ -63,7 +63,10 @@ _VALUES = {  # opcodes that push what they say
 
 
 def read(path: Path) -> Any:
-    """The value in a file of `torch.save`, its tensors on the CPU. Raises ValueError saying what is wrong with it."""
+    """Read the value in a file of `torch.save`, its tensors on the CPU.
+
+    Raises ValueError that says what is wrong with the file, without its name.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if exactly(file, 4)[:2] != b"PK":
@@ -91,7 +94,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
             raise ValueError(f"storage {short(key)} has {info.file_size} bytes, wanted {target.nbytes}")
         with archive.open(info) as member:
             fill(member, target.numpy().data)
-            member.read(1)  # to the end, where its checksum is compared
+            member.read(1)  # reach the end, where zipfile compares the checksum
 
     storages = _Storages(size, bytes_of)
     found = _Machine(storages).run(io.BytesIO(archive.read(pickled[0])))
@@ -100,19 +103,22 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
 
 
 def _read_plain(file: BinaryIO, size: int) -> Any:
-    """The form before torch 1.6: magic number, protocol, machine, object, keys of the storages, storages."""
+    """Read the format before torch 1.6.
+
+    It is a sequence of pickles: magic number, protocol, machine, object, keys of the storages; then the storages.
+    """
     later: dict[str, Tensor] = {}
     storages = _Storages(size, later.__setitem__)
     head = [_Machine(storages).run(file) for _ in range(2)]
     if head != [_MAGIC, _PROTOCOL]:
-        raise ValueError("it is no file of torch.save")
+        raise ValueError("it is not a file of torch.save")
     computer = _Machine(storages).run(file)
     if not isinstance(computer, dict) or computer.get("little_endian") is not True:
         raise ValueError("its numbers are not of little-endian order")
     found = _Machine(storages).run(file)
     keys = _Machine(storages).run(file)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != later.keys():
-        raise ValueError("its list of storages is not that of its tensors")
+        raise ValueError("its list of storages does not match its tensors")
     for key in keys:
         target = later.pop(key, None)
         if target is None:
@@ -126,7 +132,7 @@ def _read_plain(file: BinaryIO, size: int) -> Any:
 
 
 class _Storages:
-    """The bytes that tensors lie in, each storage read once; together no more than the file has."""
+    """Storages of a file's tensors, each read once, together no larger than the file."""
 
     def __init__(self, size: int, read: Callable[[str, Tensor], None]) -> None:
         self.left, self.tensors_left, self.read = size, _ALIASED * size + _LITTLE, read
@@ -135,7 +141,7 @@ class _Storages:
         self.counts: dict[str, int] = {}
 
     def get(self, said: object) -> Tensor:
-        """The storage of a persistent id, flat."""
+        """Return the flat storage of a persistent id."""
         parts = said if isinstance(said, tuple) and len(said) in (5, 6) else (None,) * 5
         form, kind, key, _, count, *rest = parts
         known = form == "storage" and rest in ([], [None])
@@ -150,7 +156,7 @@ class _Storages:
             self.read(key, flat)
             self.known[key], self.counts[key] = flat.view(dtype), count
         if self.known[key].dtype != dtype or self.counts[key] != count:
-            raise ValueError(f"storage {short(key)} is of two kinds or sizes")
+            raise ValueError(f"storage {short(key)} has two dtypes or sizes")
         return self.known[key]
 
     def view(
@@ -163,7 +169,10 @@ class _Storages:
         hooks: object = None,
         metadata: object = None,
     ) -> Tensor:
-        """A tensor in a storage, a copy where it repeats elements. Raises ValueError for one that leaves it."""
+        """Return a tensor in a storage, a copy if it repeats elements.
+
+        Raises ValueError if it reaches beyond the storage.
+        """
         if (
             not (isinstance(storage, Tensor) and _whole(offset) and _all_whole(size) and _all_whole(stride))
             or not len(size) == len(stride) <= 64
@@ -186,7 +195,7 @@ class _Storages:
         return copy
 
     def finish(self) -> None:
-        """Make the copies, now that all storages are read."""
+        """Fill the copies, once all storages are read."""
         for copy, source in self.copies:
             copy.copy_(source)
 
@@ -200,7 +209,7 @@ class _Storages:
         hooks: object,
         *others: object,
     ) -> Tensor:
-        """A tensor of a dtype that torch has no class of storages for, such as uint16."""
+        """Return a tensor of a dtype for which torch has no storage class, such as uint16."""
         dtype, *metadata = others
         if not isinstance(storage, Tensor) or not isinstance(dtype, torch.dtype) or len(storage) % dtype.itemsize:
             raise ValueError(
@@ -210,7 +219,7 @@ class _Storages:
 
 
 def _marks(metadata: object) -> dict[str, bool]:
-    """Marks by which torch takes a tensor for the negative or the conjugate of what is stored."""
+    """Check the marks "neg" and "conj", by which torch negates or conjugates what is stored."""
     marks = {} if metadata is None else metadata
     if not isinstance(marks, dict) or any(
         key not in ("neg", "conj") or mark is not True for key, mark in marks.items()
@@ -220,26 +229,26 @@ def _marks(metadata: object) -> dict[str, bool]:
 
 
 def _marked(tensor: Tensor, marks: dict[str, bool]) -> Tensor:
-    """A view of the marked tensor."""
+    """Return a view of a tensor with its marks applied."""
     tensor = tensor.conj() if "conj" in marks else tensor
     return torch._neg_view(tensor) if "neg" in marks else tensor
 
 
 class _Storage:
-    """A class of storages, by its dtype."""
+    """Stand-in for a storage class of torch; it knows its dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
 
 class _Maker:
-    """A function that a file may name, and what is done instead."""
+    """Stand-in for a function that a file may name, with the call made instead."""
 
     def __init__(self, make: Callable[..., Any]) -> None:
         self.make = make
 
 
-_NAMED = {  # values, not functions
+_NAMED = {  # names that stand for values, not for functions
     **{f"{module} {name}": _Storage(dtype) for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")},
     **{f"torch {name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
     "torch.storage UntypedStorage": _Storage(torch.uint8),
@@ -259,7 +268,7 @@ def _device(kind: object, index: object = None) -> str:
 
 
 def _items(items: object = ()) -> list[Any]:
-    """The members of a set."""
+    """Return the members of a set as a list."""
     if not isinstance(items, list):
         raise ValueError(f"it has a set of {short(items)}, wanted a list")
     return items
@@ -282,21 +291,22 @@ def _is_usual_key(key: object) -> bool:
 
 
 def _is_odd_key(key: object) -> bool:
-    """True for one that is hashed and compared in little time."""
+    """Return True for a key that is hashed and compared in little time."""
     parts = key if isinstance(key, tuple) and len(key) <= 8 else (key,)
     return all(part is None or _is_name(part) or isinstance(part, (int, float)) for part in parts)
 
 
 def _check_shared(value: object, most: int) -> None:
-    """Raise ValueError for a value with more than `most` parts, those that are shared counted each time, or endless.
+    """Raise ValueError for a value that holds itself or has more than `most` parts.
 
-    A few of them nested would keep all busy that walk through it, or write it as text.
+    Shared parts count each time they occur: a few of them, nested, would keep code busy that walks through the value or
+    prints it.
     """
-    counts: dict[int, int] = {}  # parts of a container, by its identity; 0 until all of its own are counted
+    counts: dict[int, int] = {}  # parts of a container by its id; 0 until they are counted
     todo, depth = [value], 0
     while todo:
         place = id(todo[-1])
-        if counts.get(place, 0) > 0:  # it was there more than once
+        if counts.get(place, 0) > 0:  # it was on the list more than once
             todo.pop()
             continue
         inside = _parts(todo[-1])
@@ -311,7 +321,7 @@ def _check_shared(value: object, most: int) -> None:
             continue
         count = 1 + sum(counts.get(id(part), 1) for part in inside)
         if count > most:
-            raise ValueError(f"it has more than {most} values, those that are shared counted each time")
+            raise ValueError(f"it has more than {most} values, shared ones counted each time")
         counts[place] = count
         depth -= 1
         todo.pop()
@@ -330,7 +340,7 @@ def _parts(value: object) -> Iterable[object]:
 
 
 class _Machine:
-    """The stack and the memory of one pickle."""
+    """Interpreter of one pickle, with its stack and memo."""
 
     def __init__(self, storages: _Storages) -> None:
         self.storages = storages
@@ -354,7 +364,7 @@ class _Machine:
         self.makers = {name: _Maker(make) for name, make in makers.items()}
 
     def run(self, file: BinaryIO) -> Any:
-        """The value that a pickle makes; the file is left behind it."""
+        """Return the value of a pickle; the file is then positioned behind it."""
         for count, (opcode, said, _) in enumerate(pickletools.genops(file)):
             if count == _MOST_OPCODES:
                 raise ValueError(f"its pickle has more than {_MOST_OPCODES} opcodes")
@@ -369,7 +379,7 @@ class _Machine:
                 if step is None:
                     raise ValueError(f"its pickle has the opcode {opcode.name}, wanted {_WANTED} alone")
                 step(said)
-        raise ValueError("its pickle has no end")
+        raise ValueError("its pickle ends without STOP")
 
     def _take(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -425,7 +435,7 @@ class _Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if not self.stack or not isinstance(self.stack[-1], list):
-            raise ValueError("its pickle appends to what is no list")
+            raise ValueError("its pickle appends to something that is not a list")
         self.stack[-1].extend(items)
 
     def _setitem(self, _: None) -> None:
@@ -438,12 +448,12 @@ class _Machine:
     def _update(self, items: list[Any]) -> None:
         target = self.stack[-1] if self.stack else None
         if not isinstance(target, dict):
-            raise ValueError("its pickle sets items of what is no mapping")
+            raise ValueError("its pickle sets items of something that is not a mapping")
         for key, value in zip(items[::2], items[1::2], strict=True):
             self._put(target, key, value)
 
     def _put(self, target: dict[Any, Any], key: object, value: object) -> None:
-        """An entry of a mapping. Many keys that a mapping takes long to tell apart are refused."""
+        """Set an item of a mapping; refuse many keys that are slow to hash or compare."""
         if not _is_usual_key(key):
             self.odd_keys += 1
             if not _is_odd_key(key):
@@ -455,7 +465,7 @@ class _Machine:
         target[key] = value
 
     def _mapping(self, items: object = ()) -> dict[Any, Any]:
-        """A mapping of another, or of a list of pairs."""
+        """Make a mapping of a mapping, or of a list of pairs."""
         if isinstance(items, dict):
             return items
         found: dict[Any, Any] = {}
@@ -467,7 +477,7 @@ class _Machine:
         return found
 
     def _encoded(self, text: object, encoding: object) -> bytes:
-        """Bytes, which torch writes as text of as many characters."""
+        """Return bytes, which torch writes as text of equally many characters."""
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise ValueError(f"it has {short(text)} in {short(encoding)}, wanted bytes as text in latin1")
         self._copy(len(text))
@@ -494,7 +504,7 @@ class _Machine:
         self.stack.append(maker.make(*arguments))
 
     def _build(self, _: None) -> None:
-        """Attributes of a mapping or a tensor, such as the versions of a state dict, are left out."""
+        """Ignore attributes of a mapping or a tensor, such as the versions of a state dict."""
         self._take()
         if not self.stack or not isinstance(self.stack[-1], (dict, Tensor)):
-            raise ValueError("its pickle sets attributes of what has none")
+            raise ValueError("its pickle sets attributes of a value that has none")

@@ -1,4 +1,4 @@
-"""Reading with every doubt: one kind of error for all that can be wrong with a file, and JSON within bounds."""
+"""Bounded reading of files that may be damaged: one type of error, and limits for JSON."""
 
 import errno
 import json
@@ -13,19 +13,24 @@ from typing import IO, Any
 from gms_fast.storage import schema
 from gms_fast.storage.schema import Want, short
 
-LONGEST_JSON = 24 << 20  # bytes; parsed they may take twelve times as much, and text four times
-LITTLE = 64 << 20  # bytes that any compressed file may hold
-_MOST_CONTAINERS = 1 << 18  # lists and mappings in them, which take more than their text
-_REASON = 300  # characters of a library's message
+LONGEST_JSON = 24 << 20  # bytes; parsed values may take twelve times as much memory, text four times
+LITTLE = 64 << 20  # unpacked bytes that are always allowed
+_MOST_CONTAINERS = 1 << 18  # lists and mappings, which take more memory than their text
+_REASON = 300  # most characters kept of a library's message
 
 
 def most(size: int, times: int) -> int:
-    """Bytes that a compressed file of so many bytes may hold, of a kind that reaches so many times its size."""
+    """Return the most bytes that a compressed file may unpack to.
+
+    Args:
+        size: Bytes of the file.
+        times: Largest ratio of unpacked to packed bytes for files of this kind.
+    """
     return max(LITTLE, times * size)
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """The files of a folder, then of those in it, but for hidden ones and those of hidden folders, as scratch is."""
+    """Yield the files of a folder and its subfolders, without hidden ones such as scratch."""
     for inner, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(inner, name) for name in files if not name.startswith("."))
@@ -33,14 +38,14 @@ def below(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def refusing(said: str, path: str | Path) -> Iterator[None]:
-    """Turn every error but those of the system into a ValueError `{said}: {reason}`, which names `path`.
+    """Turn every error except system errors into a ValueError `{said}: {reason}`.
 
-    One that names it already stays.
+    `said` names `path`. A ValueError that names `path` already passes unchanged.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: of a bad offset
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a bad offset in the file
             raise
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
@@ -48,7 +53,7 @@ def refusing(said: str, path: str | Path) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The text of an error, in one line of bounded length."""
+    """Return the text of an error as one line of bounded length."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -58,27 +63,29 @@ def reason(error: Exception) -> str:
 
 
 def exactly(file: IO[bytes], size: int) -> bytes:
-    """The next `size` bytes; raise ValueError where there are fewer."""
+    """Read exactly `size` bytes; raise ValueError if there are fewer."""
     data = file.read(size)
     if len(data) != size:
-        raise ValueError(f"it ends after {len(data)} of {size} bytes that are wanted there")
+        raise ValueError(f"it ends after {len(data)} of {size} expected bytes")
     return data
 
 
 def fill(file: IO[bytes], target: memoryview) -> None:
-    """Read as many bytes as `target` has, a few at a time; raise ValueError where there are fewer."""
+    """Fill `target` in small reads; raise ValueError if the file ends before."""
     done = 0
     while done < len(target):
         part = file.read(min(1 << 20, len(target) - done))
         if not part:
-            raise ValueError(f"it ends after {done} of {len(target)} bytes that are wanted there")
+            raise ValueError(f"it ends after {done} of {len(target)} expected bytes")
         target[done : done + len(part)] = part
         done += len(part)
 
 
 def json_value(data: bytes | str, *, infinite: bool = False) -> Any:
-    """The value of JSON text. Raises ValueError for NaN, infinity (unless `infinite`), a key given twice, and for more
-    than `LONGEST_JSON` bytes or nesting than can be read.
+    """Parse JSON text.
+
+    Raises ValueError for NaN, for infinity unless `infinite`, and for a key given twice. Also raises it for more than
+    `LONGEST_JSON` bytes and for nesting too deep to read.
     """
     if len(data) > LONGEST_JSON:
         raise ValueError(f"it has {len(data)} bytes of JSON, wanted at most {LONGEST_JSON}")
@@ -95,18 +102,18 @@ def json_value(data: bytes | str, *, infinite: bool = False) -> Any:
 
 
 def read_json(path: Path, *, infinite: bool = False) -> Any:
-    """The value of a file of JSON, as `json_value`."""
+    """Parse a JSON file as `json_value` does."""
     return json_value(read_bytes(path), infinite=infinite)
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file of text, as `whole_text`."""
+    """Read a text file as `whole_text` does."""
     with path.open("rb") as file:
         return whole_text(file)
 
 
 def whole_text(file: IO[bytes]) -> bytes:
-    """All of an open file, at most `LONGEST_JSON` bytes."""
+    """Read an open file to its end; raise ValueError beyond `LONGEST_JSON` bytes."""
     data = file.read(LONGEST_JSON + 1)
     if len(data) > LONGEST_JSON:
         raise ValueError(f"it has more than {LONGEST_JSON} bytes")
@@ -114,7 +121,7 @@ def whole_text(file: IO[bytes]) -> bytes:
 
 
 def metadata(stored: dict[str, str], wants: dict[str, Want]) -> dict[str, Any]:
-    """The values of the metadata named, each JSON, as wanted. Raises ValueError naming the key."""
+    """Parse and check the JSON values in a file's metadata; raise ValueError with the key."""
     return {key: _said(key, stored[key], want) for key, want in wants.items()}
 
 

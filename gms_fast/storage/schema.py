@@ -1,7 +1,7 @@
-"""Types, ranges and lengths of plain values: of arguments, and of what files from elsewhere say.
+"""Types, ranges and lengths of plain values, for arguments and for the contents of files.
 
-A `Want` describes a value and says what it wants. Where a value is another, `check` names the file and the key, and
-`argument` the argument.
+A `Want` describes allowed values, and its `str` is that description. `check` raises an error that names the file and
+the key of a wrong value; `argument` raises one that names the argument.
 """
 
 import math
@@ -15,7 +15,7 @@ Given = TypeVar("Given")
 
 
 class _Shaped(Protocol):
-    """An array or a tensor, by what both have; torch is not imported here."""
+    """Array or tensor, recognised by its attributes so that torch is not imported here."""
 
     @property
     def shape(self) -> Iterable[int]: ...
@@ -25,14 +25,14 @@ class _Shaped(Protocol):
 
 
 class _Repr(reprlib.Repr):
-    """Short text of values; tensors, which torch writes at length, by shape and dtype."""
+    """Short text of values; tensors, which torch prints at length, by shape and dtype."""
 
     def repr_instance(self, x: object, level: int) -> str:
-        """Text of anything but Python's own."""
+        """Return the text of any object that is not of a built-in type."""
         return _tensor(x) if _is_tensor(x) else super().repr_instance(x, level)
 
     def repr_bytes(self, x: bytes, level: int) -> str:
-        """Text of bytes, no more of them than are shown."""
+        """Return the text of bytes, formatting no more of them than are shown."""
         return self.repr_instance(x[: self.maxother], level)
 
 
@@ -52,28 +52,28 @@ _SHORT.maxlevel = 3
 
 
 class MismatchError(ValueError):
-    """A value that is not as wanted, and its place."""
+    """A value that does not match its description, with its key."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(f"{key} {text}" if key else text)
 
 
 class Want:
-    """A description of wanted values; `str` says it."""
+    """Description of allowed values; `str` gives it as text."""
 
     def fits(self, value: object) -> bool:
-        """True for a value that is as wanted."""
+        """Return True for an allowed value."""
         raise NotImplementedError
 
     def check(self, value: object, key: str) -> None:
-        """Raise `MismatchError` naming the key, or the key inside of it, that is not as wanted."""
+        """Raise `MismatchError` that names the wrong key, or the wrong key inside of it."""
         if not self.fits(value):
             raise MismatchError(key, f"is {short(value)}, wanted {self}")
 
 
 @dataclass(frozen=True)
 class Integer(Want):
-    """An integer from low to high; True and False are none."""
+    """An integer from `low` to `high`; True and False do not count."""
 
     low: int | None = None
     high: int | None = None
@@ -93,7 +93,10 @@ class Integer(Want):
 
 @dataclass(frozen=True)
 class Real(Want):
-    """A number in [low, high], or in [low, high) if `open`; finite, unless `infinite`; NaN only if `nan`."""
+    """A number in [low, high], or in [low, high) if `open`.
+
+    It is finite unless `infinite`, and may be NaN only if `nan`.
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -104,7 +107,7 @@ class Real(Want):
     def fits(self, value: object) -> bool:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return False
-        if isinstance(value, int) and value.bit_length() > 1023:  # no float
+        if isinstance(value, int) and value.bit_length() > 1023:  # too large for a float
             return False
         if math.isnan(value) or math.isinf(value):
             return self.nan if math.isnan(value) else self.infinite
@@ -130,7 +133,7 @@ class Flag(Want):
 
 @dataclass(frozen=True)
 class Text(Want):
-    """A string of at most so many characters."""
+    """A string of at most `longest` characters."""
 
     longest: int = 1000
 
@@ -143,7 +146,7 @@ class Text(Want):
 
 @dataclass(frozen=True)
 class Choice(Want):
-    """One of some values."""
+    """One of `values`, also equal in type."""
 
     values: tuple[object, ...]
 
@@ -156,7 +159,7 @@ class Choice(Want):
 
 @dataclass(frozen=True)
 class Optional(Want):
-    """None, or what is wanted of others."""
+    """None, or a value that fits `of`."""
 
     of: Want
 
@@ -198,7 +201,7 @@ class Listed(Want):
 
 @dataclass(frozen=True)
 class Either(Want):
-    """One kind of value or another."""
+    """A value that fits one description or the other."""
 
     one: Want
     other: Want
@@ -212,9 +215,12 @@ class Either(Want):
 
 @dataclass(frozen=True)
 class Fields(Want):
-    """A mapping with these keys, and some of the optional ones.
+    """A mapping with given keys.
 
-    others  what is wanted of values under any other key, which must be text; None: there must be none
+    Args:
+        wanted: Required keys and their values.
+        optional: Optional keys and their values.
+        others: Values of any other key, which must be text; None: other keys are refused.
     """
 
     wanted: Mapping[str, Want]
@@ -242,7 +248,7 @@ class Fields(Want):
             if name not in value:
                 raise MismatchError(f"{place}{_name(name)}", f"is missing, wanted {want}")
         for name, item in value.items():
-            if kind := self.wanted.get(name) or self.optional.get(name) or self.others:  # always: see above
+            if kind := self.wanted.get(name) or self.optional.get(name) or self.others:  # always true here
                 kind.check(item, f"{place}{_name(name)}")
 
     def __str__(self) -> str:
@@ -251,7 +257,10 @@ class Fields(Want):
 
 @dataclass(frozen=True)
 class Plain(Want):
-    """None, numbers, text, and lists and mappings of these by text, a million at most; shared parts count each time."""
+    """None, numbers, text, and lists and mappings of these with text keys; at most a million.
+
+    Shared parts count each time they occur.
+    """
 
     def fits(self, value: object) -> bool:
         left, todo = _NODES, [value]
@@ -273,7 +282,7 @@ class Plain(Want):
 
 
 def check(where: object, value: object, want: Want, key: str = "") -> None:
-    """Raise ValueError that names the file or place, the key, what was got and what is wanted."""
+    """Raise ValueError that names the file or place, the key, the value and what is allowed."""
     try:
         want.check(value, key)
     except MismatchError as error:
@@ -281,7 +290,10 @@ def check(where: object, value: object, want: Want, key: str = "") -> None:
 
 
 def argument(name: str, value: Given, want: Want) -> Given:
-    """The argument's value, numbers of other libraries as Python's; raise ValueError unless it is as wanted."""
+    """Return an argument's value if it fits `want`, else raise ValueError.
+
+    Numbers of other libraries become Python's.
+    """
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     if not want.fits(value):
@@ -290,12 +302,12 @@ def argument(name: str, value: Given, want: Want) -> Given:
 
 
 def short(value: object, longest: int = _LONGEST) -> str:
-    """One line of at most so many characters that describes any value, however large."""
+    """Describe any value, however large, in one line of at most `longest` characters."""
     if _is_tensor(value):
         return _tensor(value)
     try:
         text = _SHORT.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         return f"a {type(value).__name__} too long to show"
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 3] + "..."

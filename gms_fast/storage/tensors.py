@@ -1,7 +1,7 @@
-"""Named tensors and what they mean, in one safetensors file.
+"""Safetensors files: named tensors with metadata.
 
-The reader is ours as the writer is: it maps nothing, so that a file that shrinks cannot kill the process, allocates
-nothing before the sizes in the header are those of the file, and names the tensor that is wrong.
+The reader is our own, as the writer is. It maps no memory, so a file that shrinks cannot kill the process. It
+allocates nothing before the sizes in the header match the file, and its errors name the tensor that is wrong.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {"C64": torch.complex64}
 _LONGEST_HEADER = LONGEST_JSON
-_DIGEST = "gms_fast.sha256"  # of all that follows the header; files of others need not say it
+_DIGEST = "gms_fast.sha256"  # of all bytes after the header; files of other writers may lack it
 _AXIS = Integer(0, 1 << 48)
 _ENTRY = Fields(
     {"dtype": Choice(tuple(_DTYPES)), "shape": Listed(_AXIS, 64), "data_offsets": Listed(_AXIS, 2, 2)},
@@ -42,11 +42,12 @@ _HEADER = Fields({}, {"__metadata__": Fields({}, others=Text(_LONGEST_HEADER))},
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, parents: bool = False) -> None:
-    """Write the file as a whole, and into its metadata a digest of all numbers, by which `load` finds damage.
+    """Write a file of tensors atomically.
 
-    Equal arguments give equal bytes, which the library's own writer does not promise.
+    Its metadata get a digest of all numbers, by which `load` detects damage. Equal arguments give equal bytes; the
+    safetensors library does not promise that.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # every one aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # widest first: all aligned
     flat = [tensors[name].detach().to("cpu").contiguous().reshape(-1).view(torch.uint8) for name in names]
     said = {**metadata, _DIGEST: _digest(flat)}
     header: dict[str, object] = {"__metadata__": dict(sorted(said.items()))}
@@ -69,9 +70,14 @@ def write_described(
     known: dict[str, object],
     measurement: str | None = None,
 ) -> None:
-    """Write the file of a named form, making its folder: `read` and `reading.metadata` give back what is known, JSON.
+    """Write a file of a named format and make its folder.
 
-    measurement  fingerprint of all that the tensors depend on, by which a finished measurement knows its file
+    Args:
+        path: The file.
+        tensors: Tensors by name.
+        form: The format's name, which `read` asks for.
+        known: Values that JSON can represent; `reading.metadata` gives them back.
+        measurement: Fingerprint of all that the tensors depend on. A finished measurement recognises its file by it.
     """
     origin = {} if measurement is None else {"measurement": measurement}
     said = {"format": form, **origin, **{key: json.dumps(value) for key, value in known.items()}}
@@ -86,7 +92,7 @@ def _digest(flat: Iterable[Tensor]) -> str:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a file of tensors; nothing for one that is no safetensors file."""
+    """Return the metadata of a safetensors file; empty for any other file."""
     try:
         with path.open("rb") as file:
             return _header(file)[1]
@@ -95,22 +101,22 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and its metadata.
+    """Return all tensors of a safetensors file, and its metadata.
 
-    Raises ValueError saying what is wrong with it, without the file's name.
+    Raises ValueError that says what is wrong with the file, without its name.
     """
     with open(path, "rb") as file:
         return load_open(file)
 
 
 def load_into(module: torch.nn.Module, path: Path) -> None:
-    """Give a module the weights of a file, in float32."""
+    """Load the weights of a file into a module, in float32."""
     stored, _ = load(path)
     module.load_state_dict({name: weight.float() for name, weight in stored.items()})
 
 
 def load_open(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The same of an open file."""
+    """Return all tensors of an open file, and its metadata, as `load` does."""
     entries, metadata = _header(file)
     flat, found = [], {}
     for name, entry in entries:
@@ -119,16 +125,19 @@ def load_open(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
         fill(file, flat[-1].numpy().data)
         found[name] = flat[-1].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
     if _DIGEST in metadata and metadata[_DIGEST] != _digest(flat):
-        raise ValueError("its numbers are not those that were written: their SHA-256 is another")
+        raise ValueError("it is damaged: its numbers do not match the SHA-256 in its metadata")
     return found, metadata
 
 
 def _header(file: BinaryIO) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
-    """The entries of the tensors in their order, and the metadata; the file is then at the first tensor."""
+    """Read the tensors' entries, sorted by position, and the metadata.
+
+    The file is then positioned at the first tensor.
+    """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(exactly(file, 8), "little")
     if length > min(size - 8, _LONGEST_HEADER):
-        raise ValueError(f"its header has {length} bytes by its length, of a file of {size}")
+        raise ValueError(f"its header should have {length} bytes, but the file has {size}")
     header = json_value(exactly(file, length))
     schema.check("header", header, _HEADER)
     metadata = header.pop("__metadata__", {})
@@ -138,7 +147,7 @@ def _header(file: BinaryIO) -> tuple[list[tuple[str, dict[str, Any]]], dict[str,
 
 
 def _check_sizes(entries: list[tuple[str, dict[str, Any]]], size: int) -> None:
-    """Raise ValueError unless the tensors have their shapes' sizes and lie one after the other in `size` bytes."""
+    """Raise ValueError unless the tensors fit their shapes and fill `size` bytes without gaps."""
     end = 0
     for name, entry in entries:
         start, stop = entry["data_offsets"]
@@ -159,10 +168,17 @@ def read(
     what: str = "statistics",
     optional: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file of `what`, whose metadata say `form` for "format".
+    """Read and check the tensors and metadata of a file whose metadata "format" is `form`.
 
-    The tensors are those named, and some of the optional ones, or any for None: floating point and finite. Raises
-    FileNotFoundError where there is no file, ValueError naming it and what it lacks.
+    Args:
+        path: The file.
+        form: Name of the format.
+        tensors: Names of the required tensors; None accepts any. All must be floating point and finite.
+        metadata: Required metadata keys.
+        what: The file's content, for messages.
+        optional: Names of tensors that may be there too.
+
+    Raises FileNotFoundError if there is no file. Raises ValueError that names the file and what it lacks.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
@@ -172,15 +188,15 @@ def read(
         raise ValueError(f"{what} {path}: format is {schema.short(found.get('format'))}, wanted {form!r}")
     for name, have, want in (("metadata", found, metadata), ("tensors", stored, tensors or ())):
         if missing := [key for key in want if key not in have]:
-            raise ValueError(f"{what} {path}: there is no {name} {', '.join(missing)}")
+            raise ValueError(f"{what} {path}: missing {name} {', '.join(missing)}")
     if tensors is not None and (unknown := stored.keys() - {*tensors, *optional}):
-        raise ValueError(f"{what} {path}: there are tensors {few(unknown)}, wanted {few([*tensors, *optional])} alone")
+        raise ValueError(f"{what} {path}: unknown tensors {few(unknown)}, wanted only {few([*tensors, *optional])}")
     check_numbers(stored, f"{what} {path}")
     return stored, found
 
 
 def check_numbers(tensors: dict[str, Tensor], where: str) -> None:
-    """Raise ValueError naming tensors that are not floating point, or not finite."""
+    """Raise ValueError that names the tensors that are not floating point or not finite."""
     for name, value in tensors.items():
         if not value.is_floating_point():
             raise ValueError(f"{where}: {schema.short(name)} is of {value.dtype}, wanted floating-point numbers")
@@ -189,7 +205,7 @@ def check_numbers(tensors: dict[str, Tensor], where: str) -> None:
 
 
 def few(names: Collection[str]) -> str:
-    """The first of some names, in order."""
+    """List the first ten names, sorted."""
     shown = sorted(map(str, names))
     plain = (name if name.isprintable() and len(name) <= 80 else schema.short(name) for name in shown[:10])
     listed = ", ".join(plain)

@@ -1,4 +1,4 @@
-"""The experiment on moments in another basis: bases are orthonormal, and a rotated cloud is the same law."""
+"""The experiment on moments in other bases: orthonormal bases, and clouds with the same law."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ def basis(name):
 
 @pytest.fixture(scope="module")
 def cloud():
-    """A few digits, so that the law is far from a Gaussian."""
+    """Return a few digits, so that the law is far from a Gaussian."""
     exact = subjects.build(MODEL).model
     return PointCloud(exact.data[:40].view(-1, *exact.sample_shape), exact.bandwidth)
 
@@ -42,7 +42,10 @@ def test_first_coefficient_of_a_block_is_its_mean_and_others_have_none(block):
 
 
 def test_blocks_are_those_of_the_picture():
-    """A picture that is constant on one block has one coefficient; its neighbour in C order is of another block row."""
+    """Transform a picture that is constant on one block: it has one coefficient.
+
+    Its neighbour in C order belongs to another row of blocks.
+    """
     picture = torch.zeros(1, 8, 8, dtype=torch.float64)
     picture[:, 4:, :4] = 1
     for name in (bases.HAAR, bases.DCT):
@@ -52,7 +55,7 @@ def test_blocks_are_those_of_the_picture():
 
 
 def test_haar_of_a_pair_is_a_sum_and_a_difference():
-    """Finest wavelets reach over two pixels, those of the second level over four; one along each side."""
+    """Count pixels: the finest wavelets cover two, those of the second level four; one per side."""
     rows = bases.haar_block().view(16, 4, 4)
     assert sorted(int((row.abs() > 1e-12).sum()) for row in rows) == [4] * 12 + [16] * 4
 
@@ -66,7 +69,7 @@ def test_pixels_are_the_plain_run(cloud):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_deterministic_samples_depend_on_no_basis(name, cloud):
-    """E[x_0|x_t] turns with the points, so DDIM from turned noise ends at turned samples."""
+    """Rotate DDIM: from rotated noise it ends at rotated samples, as E[x_0|x_t] rotates too."""
     x_T, matrix = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), basis(name)
     options = {"solver": DDIM(), "clip": None, "dtype": torch.float64}
     plain = gms_fast.sample(cloud, 10, x_T=x_T, **options)
@@ -76,7 +79,7 @@ def test_deterministic_samples_depend_on_no_basis(name, cloud):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_variances_are_those_along_the_basis(name, cloud):
-    """The diagonal of Q^T Cov[x_0|x_t] Q, with the covariance from the posterior of the points in pixels."""
+    """Compare with the diagonal of Q^T Cov[x_0|x_t] Q, computed from the points in pixels."""
     x, t, matrix = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.full((3,), 500.0), basis(name)
     level = cloud.schedule.from_network_time(t)
     alpha, sigma = (float(f(level)[0]) for f in (cloud.schedule.alpha, cloud.schedule.sigma))
@@ -92,8 +95,10 @@ def test_variances_are_those_along_the_basis(name, cloud):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("solver", ["GMS", "SN-DDPM"])
 def test_one_gaussian_is_drawn_exactly_in_every_basis(name, solver):
-    """Steps of two moments are exact for independent normals, at any number of calls: mean and covariance to the
-    error of so many samples, four of their standard deviations."""
+    """Check mean and covariance within four standard deviations of the sampling error.
+
+    Steps with two moments are exact for independent normal elements, at any number of calls.
+    """
     point = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     matrix, n = basis(name), 4000
     kind = bases.solver(solver, cells.gaussian(MODEL), matrix)
@@ -136,7 +141,7 @@ def test_rows_are_scored_as_cells_are_and_shown(monkeypatch, capsys):
 
 
 def committed(solver, basis, calls, measure="frechet"):
-    """The mean over the ranges of the committed record."""
+    """Return the mean over the ranges of the committed record."""
     records = json.loads((ROOT / "bench" / "results" / "bases.json").read_text())["records"]
     found = [r[measure] for r in records if (r["solver"], r["basis"], r["calls"]) == (solver, basis, calls)]
     assert len(found) == 3

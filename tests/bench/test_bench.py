@@ -1,4 +1,4 @@
-"""The benchmarks start, measure tiny shapes, refuse wrong kernels, and the README shows their committed results."""
+"""The benchmarks: runs on tiny shapes, refusal of wrong kernels, and figures in the README."""
 
 import importlib
 import os
@@ -31,7 +31,7 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def commands(text):
-    """The commands that a text names: [(script, options)]."""
+    """Return the commands in a text as [(script, options)]."""
     return [(name, re.findall(r"--[\w-]+", words)) for name, words in COMMAND.findall(text)]
 
 
@@ -70,7 +70,7 @@ def tiny(monkeypatch):
 @pytest.mark.parametrize("op", OPS)
 def test_benchmark_measures(op, machine, tiny, monkeypatch):
     module = importlib.import_module(f"bench.speed.{op}")
-    monkeypatch.setattr(module, "compiled", lambda function: function, raising=False)  # a minute of compiler
+    monkeypatch.setattr(module, "compiled", lambda function: function, raising=False)  # compiling takes a minute
     result = module.measure(machine(), tiny, 2)
     assert result["op"] == op
     names = [row["name"] for row in result["rows"]]
@@ -87,7 +87,7 @@ def test_benchmark_measures(op, machine, tiny, monkeypatch):
 
 
 def spoiled(op, change):
-    """The op, its float32 results changed where a kernel makes them."""
+    """Wrap an op so that float32 results of the kernels are changed."""
 
     def wrapped(x, *args, **options):
         result = op(x, *args, **options)
@@ -123,7 +123,7 @@ def test_gate_refuses_a_wrong_kernel(change, sets, monkeypatch):
 
 @pytest.mark.parametrize("k", [1, 8, 64])
 def test_gate_alarms_no_more_often_than_derived(k):
-    """On errors with a tail so long that they have no mean: at a rate that can be seen, and at the gate's own."""
+    """Count alarms on errors without a mean, at a visible rate and at the gate's own."""
     generator = torch.Generator().manual_seed(k)
     found, allowed = (torch.rand((4000, 512), generator=generator).pow(-2).sort(descending=True).values for _ in "ab")
     alarms = found[:, gate.rank(k, 0.2) - 1] > allowed[:, k - 1]
@@ -186,7 +186,7 @@ PARTIAL = {
 
 
 def test_partial_results_of_a_gpu_are_shown(monkeypatch):
-    """Without driver, commit, one backend and some parts."""
+    """Show results without driver, commit, one backend and some parts."""
     load = readme.load
     monkeypatch.setattr(readme, "load", lambda name: PARTIAL if name == "gpu.json" else load(name))
     table = readme.gpu_table()

@@ -1,4 +1,4 @@
-"""A denoiser blended with the Gaussian's: one or the other at the ends, and nearer than both in between."""
+"""A denoiser blended with the Gaussian's: equal to either at the ends, better in between."""
 
 import json
 
@@ -18,7 +18,7 @@ def subject():
 
 
 def at(subject, weight, level):
-    """(x, t, alpha, sigma, output) of the blend at a level."""
+    """Return (x, t, alpha, sigma, output) of the blend at a noise level."""
     schedule = subject.model.schedule
     t = schedule.inverse_log_snr(-torch.tensor(level).log())
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
@@ -49,7 +49,7 @@ def test_weights_of_least_error_are_nearer_than_either(subject, monkeypatch):
 
 @pytest.mark.skipif(not RESULT.exists(), reason="the experiment has not been run")
 def test_behind_a_jump_the_blend_brings_nothing_beyond_the_spread():
-    """The reason why there is none in the package."""
+    """Check the committed result that is the reason why the package has no blend."""
     for model in json.loads(RESULT.read_text())["models"].values():
         rows = {(r["solver"], r["start"], r["calls"], r["denoiser"]): r["frechet"] for r in model["rows"]}
         jumped = [key[:3] for key in rows if key[1:] == ("teleport", key[2], "network")]

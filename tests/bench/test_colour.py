@@ -1,4 +1,4 @@
-"""The colour script: a dry run at toy size, its ends and goings on, and the cells of the quality matrix it feeds."""
+"""The colour script: a toy run, its interruptions, and the cells of the quality matrix."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow(30)]
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """Pictures of 8x8, each of a colour for its class, with noise."""
+    """Write 8x8 pictures whose colour depends on the class, with noise."""
     path, random = tmp_path_factory.mktemp("data") / "train.npz", np.random.default_rng(0)
     labels = np.arange(60) % 10
     images = 20 * labels[:, None, None, None] + random.integers(0, 60, (60, 3, 8, 8))
@@ -50,7 +50,7 @@ def finished(file, tmp_path_factory):
 
 
 def test_network_is_of_the_size_that_was_asked_for():
-    """10 to 20 million parameters, and 3 to 5 million pictures in eight minutes at a share that a GPU reaches."""
+    """Expect 10 to 20 million parameters, and 3 to 5 million pictures in eight GPU minutes."""
     model = colour.network(colour.FULL, 32, 10)
     assert 10e6 < sum(p.numel() for p in model.parameters()) < 20e6
     assert 3e6 < 0.15 * colour.PEAK * 8 * 60 / colour.operations(model) < 5e6
@@ -78,7 +78,7 @@ def test_the_same_command_finds_all_of_it_done(finished, file, capsys):
     command(file, finished)
     assert capsys.readouterr().out == ""
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
-    with pytest.raises(SystemExit, match=r"is of a run of --minutes 0\.01: give the same"):
+    with pytest.raises(SystemExit, match=r"holds one of --minutes 0\.01: give the same"):
         command(file, finished, "--minutes", "3")
 
 
@@ -101,7 +101,7 @@ colour.main()
 
 
 def begun(out):
-    """A folder with a plan, of as many steps whatever the machine does meanwhile."""
+    """Make a folder with a plan whose steps do not depend on the machine."""
     plan = {"noise": {"steps": 6, "seconds": 0.1}, "heads": {"steps": 3, "seconds": 0.1}}
     out.mkdir(parents=True)
     known = {"minutes": 0.01, "toy": True, "plan": plan, "seconds": {}, "ended": ["plan"]}
@@ -143,7 +143,9 @@ def test_cells_are_of_equal_calls_and_can_be_drawn(finished, file, tmp_path):
     subject = subjects.build(str(folder), str(file))
     assert subject.classes == 10
     for cell in found:
-        few = cell.solver.startswith(("ggdm", "dpm-solver-v3")) and cell.steps > 5  # at toy size: 1 table, 12 nodes
+        few = (
+            cell.solver.startswith(("ggdm", "dpm-solver-v3")) and cell.steps > 5
+        )  # the toy run has 1 table and 12 nodes
         if cell.solver in cells.CONTROLS or few:
             continue
         _, calls = cells._drawer(cell, subject)

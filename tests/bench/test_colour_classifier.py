@@ -1,4 +1,4 @@
-"""The training of the classifier of small photographs."""
+"""Training of the classifier of small photographs."""
 
 import sys
 

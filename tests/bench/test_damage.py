@@ -1,4 +1,4 @@
-"""Files from strangers: right content, or a ValueError that names the file and the key, within bounds."""
+"""Damaged files: valid content, or a ValueError that names file and key, within bounds."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CASES, GROUPS = 320, 16
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_damaged_files_are_refused_by_name_or_read_right(group):
-    """Others than those that the figures of docs/faults.md are of."""
+    """Run other cases than those behind the figures of docs/faults.md."""
     numbers = range(group, CASES, GROUPS)
     assert [problem for n in numbers if (problem := damage.check(damage.Case(1, n)))] == []
 

@@ -1,4 +1,4 @@
-"""The experiment on editing: laws, steps across an edge, and tables."""
+"""The experiment on editing: conditional laws, steps across an edge, and tables."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_the_conditional_law_is_that_of_many_draws():
     free = torch.tensor([False, False, True, True])
     mean, covariance = editing.conditional(law, torch.tensor([0.5, -0.5, 9.0, 9.0], dtype=torch.float64), free)
     C = (vectors * law.eigenvalues) @ vectors.T
-    precision = torch.linalg.inv(C)  # of the free given the others: its block, inverted
+    precision = torch.linalg.inv(C)  # its inverted block is the conditional covariance
     wanted = torch.linalg.inv(precision[2:, 2:])
     assert torch.allclose(covariance, wanted, atol=1e-8)
     away = torch.tensor([0.4, -0.7], dtype=torch.float64)
@@ -24,7 +24,10 @@ def test_the_conditional_law_is_that_of_many_draws():
 
 
 def test_the_conditional_law_of_a_singular_covariance():
-    """Some pixels of 8x8 digits never change; a solver of least squares gave nothing for them, now and then."""
+    """Invert a singular covariance: some pixels of 8x8 digits never change.
+
+    A least-squares solver returned nothing for them at times.
+    """
     law = editing.load_gaussian("digits")
     free = torch.arange(64) >= 32
     x = law.mean.flatten() + law.eigenvectors @ law.eigenvalues.sqrt()

@@ -1,4 +1,4 @@
-"""docs/editing.md: its commands are parsed and find their pictures, its code runs, and what it shows is there."""
+"""docs/editing.md: its commands parse, its code runs, and its pictures exist."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_commands_are_parsed_and_find_their_pictures(words, tmp_path, monkeypatc
 
 
 def test_code_runs(one_thread):
-    """On digits of 8x8, which take a tenth of the time."""
+    """Run the code on 8x8 digits, which takes a tenth of the time."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     small = {'"mnist"': '"digits"', '"mnist5k"': '"digits"', "28": "8", "14": "4"}
     for word, other in small.items():

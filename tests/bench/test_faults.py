@@ -1,4 +1,4 @@
-"""The driver of the fault benches: it counts, goes on where it was, and fails when a case did."""
+"""The driver of the fault tests: it counts cases, resumes, and fails when a case did."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from bench.faults import every_kind
 
 @pytest.fixture
 def odd(monkeypatch):
-    """A part whose odd cases fail."""
+    """Add a part whose odd cases fail."""
 
     def part(seed, first):
         return itertools.count(first), lambda number: f"{number} is odd" if number % 2 else None

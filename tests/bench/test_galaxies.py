@@ -1,4 +1,4 @@
-"""Networks of galaxies, of random weights in files like those of galaxygrad: no weights of it are needed here."""
+"""Galaxy networks with random weights, in files like those of galaxygrad."""
 
 import sys
 
@@ -25,7 +25,7 @@ def leaves():
 
 @pytest.fixture
 def installed(leaves, tmp_path, monkeypatch):
-    """A galaxygrad of random weights, whose code must not be run."""
+    """Install a galaxygrad with random weights, whose code must not be run."""
     package = tmp_path / "galaxygrad"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('jax')")
@@ -36,7 +36,7 @@ def installed(leaves, tmp_path, monkeypatch):
 
 
 def score(leaves, x, time):
-    """The network in numpy, of one image (8, 8) at one time in [0, 1], as its authors' framework computes it."""
+    """Compute the network in numpy as its authors do, for one image (8, 8) and a time in [0, 1]."""
 
     def norm(y, weight, bias):
         return (y - y.mean()) / np.sqrt(y.var() + 1e-5) * weight + bias

@@ -1,4 +1,4 @@
-"""Processes that fill a folder and are killed: the short form of the bench."""
+"""Short form of the kill tests of generation by several processes."""
 
 import sys
 
@@ -43,7 +43,7 @@ def losing(folder, case):
 g._started = losing
 print(g.check(g.Case(0, "npz", [g.Start(1)])))
 """
-    assert "other bytes than that of a run that nothing ends" in alone(code).stdout
+    assert "the folder differs from that of an uninterrupted run" in alone(code).stdout
 
 
 def test_cases_are_a_function_of_their_number_and_have_all_ends():

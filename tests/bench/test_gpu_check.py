@@ -1,4 +1,4 @@
-"""A GPU session: rehearsed as a whole without a GPU, and what becomes of parts that fail, hang or are interrupted."""
+"""GPU sessions: a rehearsal without a GPU, and parts that fail, hang or are interrupted."""
 
 import json
 import os
@@ -24,7 +24,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 HANGS = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # which inherits that
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # inherits the ignored signal
 print("grandchild", child.pid)
 time.sleep(60)
 """
@@ -41,7 +41,7 @@ def gpu_check_py(*arguments, **environment):
 
 @pytest.fixture
 def session(tmp_path, monkeypatch):
-    """Parts hear SIGINT, also where it is ignored, as in what a shell runs in the background."""
+    """Make a session whose parts receive SIGINT, which shells ignore in background jobs."""
     monkeypatch.setattr(processes, "GRACE", 1.0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield Session(tmp_path, "gpu", 60, {}, {"commit": "abc"})
@@ -53,7 +53,7 @@ def record(session):
 
 
 def runs(pid):
-    """Look for a process that runs: one that ended but that nobody waits for is a zombie."""
+    """Return True if a process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -62,7 +62,7 @@ def runs(pid):
 
 @pytest.fixture(scope="module")
 def without_git(tmp_path_factory):
-    """A PATH with all of this one but git."""
+    """Return a PATH with all tools but git."""
     folder = tmp_path_factory.mktemp("bin")
     for tool in (t for place in reversed(os.environ["PATH"].split(":")) for t in Path(place).glob("*")):
         link = folder / tool.name
@@ -74,7 +74,7 @@ def without_git(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory, without_git):
-    """The output and the folder of a rehearsal on a machine without git."""
+    """Return the output and the folder of a rehearsal on a machine without git."""
     if not native.available or shutil.which("g++") is None:
         pytest.skip("a rehearsal needs g++ and pybind11")
     out = tmp_path_factory.mktemp("session")
@@ -99,7 +99,7 @@ def test_rehearsal_passes_every_part(rehearsal):
 
 @pytest.mark.slow(300)
 def test_results_fit_what_comes_back_from_a_gpu_machine(rehearsal):
-    """Few files in one folder, of plain names, none large."""
+    """Expect few, small files with plain names in one folder."""
     _, out = rehearsal
     files = list(out.iterdir())
     assert {"gpu.json", "gpu.txt", "junit-tests-cuda.xml"} < {f.name for f in files}
@@ -154,7 +154,7 @@ def test_part_that_hangs_is_stopped_with_its_grandchild(session):
 
 
 def test_report_is_written_though_a_worker_hangs(session):
-    """As pytest with xdist does: at SIGINT it waits for its workers, and one may hang in the driver."""
+    """Imitate pytest with xdist, which waits at SIGINT for workers that may hang in the driver."""
     leader = """
 import signal, subprocess, sys
 deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
@@ -233,7 +233,7 @@ def test_second_try_is_made_only_after_the_first_failed(session):
 
 
 def test_nothing_runs_beside_what_is_timed(session, tmp_path):
-    """A part that runs beside others goes on with them and is stopped before what is timed."""
+    """Stop a part that runs beside others before a timed part starts."""
     file = tmp_path / "pid"
     beside = python(f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     look = f"""

@@ -1,4 +1,4 @@
-"""Benchmarks of a GPU on a stand-in: clocks that the host does not distort, and parts that fail alone."""
+"""GPU benchmarks on a stand-in: clocks that the host cannot distort, and isolated failures."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from bench.speed.timing import in_turn
 
 
 class Recorder(StandIn):
-    """A stand-in that notes what is asked of it, and has `left` seconds of work when the host is through."""
+    """Stand-in that records its calls and has `left` seconds of work when the host is done."""
 
     repeat = 4
     cache = 100
@@ -37,7 +37,7 @@ class Recorder(StandIn):
         time.sleep(self.left)
 
     def case(self, run=lambda x: x, count=16):
-        """A case that moves 4 bytes for each of `count` elements."""
+        """Make a case that moves 4 bytes for each of `count` elements."""
 
         def noted(x):
             self.asked.append("call")
@@ -78,7 +78,7 @@ def test_inputs_and_outputs_rotate_through_more_than_twice_the_cache():
 
 
 def test_memory_of_the_outputs_is_there_before_anything_is_timed():
-    """As many are kept in the first calls as are ever kept."""
+    """Allocate all outputs in the first calls, before anything is timed."""
     machine, written = Recorder(), []
 
     def run(x):
@@ -110,7 +110,7 @@ PARTS = {
 
 @pytest.fixture
 def rows(tmp_path, monkeypatch):
-    """rows(*arguments): (exit status, JSON) of the command with PARTS."""
+    """Return a function that runs the command with PARTS and gives exit status and JSON."""
 
     def run(*arguments):
         out = tmp_path / "rows.json"

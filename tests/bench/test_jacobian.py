@@ -1,4 +1,4 @@
-"""The experiment on variances from a network's derivative: costs, steps for them, and tables."""
+"""The experiment on variances from a network's Jacobian: costs, steps and tables."""
 
 import torch
 from toys import Model

@@ -1,4 +1,4 @@
-"""Kills between system calls of every writer, and at random moments of every command: the short form of the bench."""
+"""Short form of the kill tests: writers between system calls, commands at random moments."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from bench.faults import kills, tracing
 
 
 def alone(code, *arguments):
-    """Run code in a process without threads, which do not outlive a fork."""
+    """Run code in a process without threads, which would not survive a fork."""
     command = [sys.executable, "-c", FORK + code, str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""The quick matrix runs; the committed full one says what docs/quality.md and the defaults rest on."""
+"""The quick quality matrix, and committed results that docs/quality.md and defaults rest on."""
 
 import json
 import math
@@ -22,7 +22,7 @@ HIGHER = ("precision", "recall", "confident")
 
 
 def values(group, model, solver, grid, steps, measure):
-    """The committed figures of the three ranges."""
+    """Return the committed figures of the three ranges."""
     cell = {"model": model, "solver": solver, "grid": grid, "steps": steps}
     found = [r[measure] for r in matrix.read(RESULTS / group) if all(r[k] == v for k, v in cell.items())]
     assert len(found) == 3, cell
@@ -30,7 +30,7 @@ def values(group, model, solver, grid, steps, measure):
 
 
 def spread(*cell):
-    """Their mean and standard deviation."""
+    """Return their mean and standard deviation."""
     found = values(*cell)
     return statistics.fmean(found), statistics.stdev(found)
 
@@ -89,7 +89,10 @@ def test_strokes_are_compared_at_equal_calls_and_lose_faithfulness_with_strength
     ],
 )  # fmt: skip
 def test_exact_moments_of_digits_reproduce_earlier_measurements(solver, steps, energy):
-    """4,000 samples there, 2,000 here: its spread is taken as 1/sqrt 2 of that here, and three of both allowed."""
+    """Compare with earlier results within three standard deviations.
+
+    Those had 4,000 samples, these have 2,000, so their spread is taken as 1/sqrt 2 of this one.
+    """
     solver = f"{solver}{',' if ':' in solver else ':'}clip_pixel=None"
     mean, width = spread("exact", "exact-digits", solver, "uniform", steps, "energy")
     assert abs(mean - energy) < 3 * math.hypot(width / math.sqrt(3), max(width, 0.001) / math.sqrt(2))
@@ -112,8 +115,11 @@ def test_free_fit_halves_the_distance_of_sn_ddpm_in_one_dimension():
 )
 @pytest.mark.parametrize("measure", [*LOWER, *HIGHER])
 def test_default_is_not_worse_than_sn_ddpm_beyond_the_spread(model, group, grids, steps, measure):
-    """Each on its best of the grids. Three ranges tell little of a spread: worse with 99 % confidence by Welch's test,
-    and, since that allows much, by more than 15 %."""
+    """Compare GMS with SN-DDPM, each on its best grid.
+
+    Three ranges say little about a spread. So "worse" means by Welch's test with 99 % confidence and, since that allows
+    much, by more than 15 %.
+    """
     sign = -1 if measure in HIGHER else 1
     gms, gaussian = (
         min((values(group, model, s, g, steps, measure) for g in grids), key=lambda v: sign * statistics.fmean(v))
@@ -130,7 +136,10 @@ def test_default_is_not_worse_than_sn_ddpm_beyond_the_spread(model, group, grids
 @pytest.mark.parametrize("network", ["unet", "dit"])
 @pytest.mark.parametrize("measure", [*LOWER, *HIGHER])
 def test_heads_on_other_networks_make_nothing_worse_beyond_the_spread(network, steps, measure, more, fewer):
-    """Three ranges, by Welch's test as above, each on its best grid; DDPM has the precision of too little variance."""
+    """Compare solvers by Welch's test on three ranges, each on its best grid.
+
+    DDPM is left out for precision, which is high because its variance is too small.
+    """
     if fewer == "ddpm" and measure in ("precision", "confident"):
         pytest.skip("DDPM is more precise and recalls less, as on networks of ours")
     sign = -1 if measure in HIGHER else 1
@@ -154,7 +163,7 @@ def test_grid_of_the_default_beats_the_released_one(steps):
 @pytest.mark.parametrize("rival", ["dpm-solver++", "dpm-solver++:denoise=False", "diffusers:solver_order=2"])
 @pytest.mark.parametrize("model", ["digits", "mnist"])
 def test_dpm_solver_v3_is_not_worse_than_dpm_solver_pp(model, rival, calls):
-    """At equal network calls, with statistics trusted from lambda = -2 on; beyond the spread by Welch's test."""
+    """Compare at equal calls, with statistics trusted from lambda = -2 on, by Welch's test."""
     records = [r for r in matrix.read(RESULTS / "calls") if r["model"] == model and r["calls"] == calls]
     of = {s: [r for r in records if r["solver"] == s] for s in (f"dpm-solver-v3:statistics={model},trust=-2", rival)}
     ours, theirs = ([r["frechet"] for r in found] for found in of.values())
@@ -163,14 +172,14 @@ def test_dpm_solver_v3_is_not_worse_than_dpm_solver_pp(model, rival, calls):
     assert statistics.fmean(ours) < statistics.fmean(theirs)
 
 
-# --- the Gaussian of the data: what was chosen on range 0 is judged on the others, unless it says otherwise ---
+# --- the Gaussian of the data: choices made on range 0 are judged on the other ranges, unless stated ---
 
 V3 = "dpm-solver-v3:statistics=mnist,trust=-2"
 MULTISTEP = ("dpm-solver++:denoise=False", "er-sde", V3)
 
 
 def judged(solver, calls, measure, ranges=(1, 2), model="mnist"):
-    """The mean at so many network calls, by grid."""
+    """Return the mean at a number of network calls, by grid."""
     found = {}
     for r in matrix.read(RESULTS / "gaussian"):
         if (r["model"], r["solver"], r["calls"]) == (model, solver, calls) and r["range"] in ranges:
@@ -181,7 +190,7 @@ def judged(solver, calls, measure, ranges=(1, 2), model="mnist"):
 
 
 def test_teleport_beats_the_best_solver_without_at_five_calls():
-    """By 40 % in feature distance, on the ranges judged and on all of them, and not at the cost of precision."""
+    """Expect 40 % less feature distance on the judged and on all ranges, without less precision."""
     ahead = f"teleport:statistics=mnist,until=20 then {V3}"
     for ranges in ((1, 2), (0, 1, 2)):
         best = min(min(judged(s, 5, "frechet", ranges)) for s in (*MULTISTEP, DEFAULT))
@@ -215,8 +224,11 @@ def test_covariance_takes_a_quarter_off_gms_at_no_loss_of_precision(calls):
     ],
 )
 def test_eigenbasis_reproduces_earlier_measurements(row, energy):
-    """From seed to seed energies differ by .0008 (standard deviation, the mean of the rows here): three times that for
-    the difference of one seed there, 4,000 samples, and the mean of three here."""
+    """Compare with earlier results within three standard errors.
+
+    Energies differ by .0008 from seed to seed (standard deviation; the mean over the rows). The earlier result is one
+    seed of 4,000 samples, this one the mean of three.
+    """
     found = json.loads((ROOT / "bench" / "results" / "eigenbasis.json").read_text())["scores"]["energy distance"]
     for steps, earlier in zip(("3", "5", "10", "20"), energy, strict=True):
         if earlier is not None:
@@ -226,7 +238,7 @@ def test_eigenbasis_reproduces_earlier_measurements(row, energy):
 
 
 def test_correlation_between_pixels_helps_with_exact_moments():
-    """At few steps, in pixel Frechet distance: per-pixel laws, the data's Gaussian, and what a network could supply."""
+    """Order pixel laws, the data's Gaussian and a network's covariances at few steps."""
     found = json.loads((ROOT / "bench" / "results" / "eigenbasis.json").read_text())["scores"]
     pixels = {row: statistics.fmean(v["5"]) for row, v in found["pixel Frechet distance"].items()}
     assert pixels["Gaussian with the whole covariance"] < pixels["SN-DDPM along eigenvectors"]
@@ -234,12 +246,12 @@ def test_correlation_between_pixels_helps_with_exact_moments():
     assert pixels["correlated draws"] < pixels["eigenbasis to 1.5, then free, element"] < pixels["GMS free, element"]
 
 
-# --- learned tables: their search saw none of the samples, the data and the network that these figures are made of ---
+# --- learned tables: their search used none of the samples, data and networks behind these figures ---
 
 
 @pytest.mark.parametrize(("calls", "share"), [(5, 0.7), (10, 0.85)])
 def test_learned_tables_beat_the_ddim_of_their_times(calls, share):
-    """At equal calls: by 30 % in feature distance at 5 and by 15 % at 10, and energy distance is not worse."""
+    """Expect 30 % less feature distance at 5 calls and 15 % at 10, without more energy distance."""
     began = [values("ggdm", "mnist", "ddim", "open 0.7", calls - 1, m) for m in ("frechet", "energy")]
     table = f"ggdm:table=mnist/{calls}"
     learned = [values("ggdm", "mnist", table, "default", calls, m) for m in ("frechet", "energy")]
@@ -257,7 +269,7 @@ def test_learned_tables_beat_what_they_began_as(calls, measure):
 
 
 def all_rows(model, calls):
-    """Mean feature distance of every row of the matrix at so many calls, of any group of the learned networks."""
+    """Return the mean feature distance of every row for learned networks at a number of calls."""
     found = {}
     for group in ("calls", "gaussian", "ggdm", "best"):
         for r in matrix.read(RESULTS / group):
@@ -268,7 +280,7 @@ def all_rows(model, calls):
 
 @pytest.mark.parametrize(("calls", "most"), [(5, 30), (10, 14)])
 def test_gms_at_its_best_settings(calls, most):
-    """Targets of the search, on ranges that it has not seen: no less precise than SN-DDPM at as many calls."""
+    """Check the targets of the search on other ranges: no less precision than SN-DDPM."""
     solver, grid = SETTLED["mnist"][calls]
     assert spread("best", "mnist", solver, grid, calls - 1, "frechet")[0] <= most
     precision, error = spread("best", "mnist", solver, grid, calls - 1, "precision")

@@ -1,4 +1,4 @@
-"""Ranks that are killed, and go on as others: the short form of the bench."""
+"""Short form of the kill tests of ranks."""
 
 import sys
 
@@ -49,9 +49,9 @@ print(check(Case(0, "train-heads", {[Start(2, 0, ONE, 0.5, 1), Start(2)]!r}, tor
     ],
 )
 def test_faults_are_found(change, message):
-    """Checkpoints that are not taken up, scratch that stays, a rank whose end is an error of torch.
+    """Plant faults: an ignored checkpoint, scratch that stays, a rank that ends by an error.
 
-    Moments are shares of time, which a busy machine shifts, so that one case alone may miss a fault.
+    Moments are shares of a run's time, which a busy machine shifts, so one case alone may miss a fault.
     """
     code = f"""
 import contextlib

@@ -1,4 +1,4 @@
-"""The benchmark of the released code's step: it measures, and its sides take the same step."""
+"""The benchmark of the released step: it measures, and its sides take the same step."""
 
 import pytest
 import torch
@@ -35,11 +35,11 @@ def test_a_step_that_fails_is_said(monkeypatch):
 def test_lines_and_op_take_the_same_step():
     moments = [t.double() for t in cases.noise_moments((4, 3, 8, 8), "cpu", 0)]
     lines, ours = (released_step.STEPS[name](*moments) for name in (LINES, OURS))
-    torch.testing.assert_close(lines, ours, rtol=0, atol=1e-9)  # roundings of 1e-16, enlarged by moments that cancel
+    torch.testing.assert_close(lines, ours, rtol=0, atol=1e-9)  # roundings of 1e-16, amplified where moments cancel
 
 
 def test_released_style_fit_is_the_op_that_takes_its_place():
-    """After 30 iterations in float64, before the optimiser has enlarged their rounding."""
+    """Compare after 30 iterations in float64, before the optimiser amplifies rounding."""
     moments = [t.double() for t in cases.step_moments((4, 3, 8, 8), "cpu", 0)]
     a, b, v = baselines.autograd_fit(*moments, 30)
     fit = ops.fit_mixture(*moments, fit="adan", iterations=30, eps=1e-8 * a.numel())

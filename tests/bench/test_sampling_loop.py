@@ -1,4 +1,4 @@
-"""The loop's benchmark: it measures, refuses sides that disagree, counts memory, and its table shows what it found."""
+"""The loop benchmark: its measurements, its refusal of sides that disagree, and its table."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_benchmark_measures(machine, rivals, monkeypatch):
     ]
     for low, median, high in [row["ratio"] for row in result["rows"]]:
         assert 0 < low <= median <= high
-    assert all(("ms a call" in row) == (machine is StandIn) for row in result["rows"])  # a CPU's are ratios only
+    assert all(("ms a call" in row) == (machine is StandIn) for row in result["rows"])  # CPU figures are ratios only
     assert ("cifar" in result["network"]) == (machine is StandIn)
     assert len(result["bars"]) == len(result["rows"]) + 4 + len(memory.KEPT)
     assert loop_table(result).count("\n| ") == 2

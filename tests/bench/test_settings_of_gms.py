@@ -1,11 +1,11 @@
-"""The search of GMS's settings: what it tries, and that it keeps what is best; nothing is drawn."""
+"""The search of GMS's settings: its trials and its choice; nothing is drawn."""
 
 from bench.experiments import settings
 from gms_fast.quality import cells, subjects
 
 
 def played(best):
-    """Records by a function of the cell, in place of samples."""
+    """Make records by a function of the cell instead of drawing samples."""
 
     def measured(todo):
         return [

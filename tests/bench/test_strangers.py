@@ -1,4 +1,4 @@
-"""Networks of diffusers that a script trains: folders that diffusers and this package read."""
+"""Networks of diffusers trained by a script: readable by diffusers and by this package."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The experiment on features that pass by: both ways see the same rows."""
+"""The experiment on streamed features: both ways get the same rows."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Random fits, steps and calls of every op; what finds faults there finds the ones that are put in."""
+"""Random fits, steps and calls of every op, and planted faults that they must find."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def test_cases_of_two_seeds_are_different():
 
 
 def of_the_heavy_weight(fitted, given):
-    """As before the light component was the first: its weight is 1 less the other's in float32."""
+    """Take the heavy component's weight as the exact one, so that the light one is rounded."""
     w, a, b, v = fitted
     return Mixture(1 - (1 - w), a, b, v)
 
@@ -59,7 +59,10 @@ def test_wrong_fit_is_told(message, monkeypatch):
 
 
 def test_rounding_of_the_weight_is_more_than_the_bound_allows(monkeypatch):
-    """1 - w has lost two in a hundred where w is float32's 1 - 1e-6; of this weight, and no other, are the moments."""
+    """Exceed the bound by the rounding of 1 - w, two percent where w is float32's 1 - 1e-6.
+
+    The moments belong to this rounded weight and to no other.
+    """
     moments = [torch.full((1, 1), m) for m in (0.0, 1.0, -5.0)]
     given = random_fits.Problem("exact", 1 - 1e-6, 0.0, *moments)
     assert random_fits.check(given)[1] is None

@@ -116,7 +116,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     for change, message in (
         ({"format": "another"}, "format is 'another', wanted"),
         ({"config": '{"head": "linear"}'}, "config"),
-        ({"layout": None, "schedule": None}, "there is no metadata schedule"),
+        ({"layout": None, "schedule": None}, "missing metadata schedule"),
     ):
         tensors.write(file, stored, {k: v for k, v in {**said, **change}.items() if v is not None})
         with pytest.raises(ValueError, match=message):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Metric `Kernel")
 
 
 def test_an_open_grid_leaves_out_its_last_time():
-    """K - 1 steps and the last call, from a grid of K steps."""
+    """Expect K - 1 steps and the last call, from a grid of K steps."""
     schedule = subjects.build("exact-digits").model.schedule
     cell = Cell("exact-digits", "ddim", "open 0.7", 4)
     _, calls = cells.samples(cell, subjects.build("exact-digits"), 2)
@@ -41,7 +41,7 @@ def test_a_range_of_samples_continues_the_one_before():
 
 @pytest.mark.parametrize("solver", ["gms", "ddim", "er-sde"])
 def test_a_cell_with_a_strength_has_the_bits_of_stroke(solver):
-    """On the solver's own grid, named or not."""
+    """Compare with `editing.stroke` on the solver's own grid, named or default."""
     subject = subjects.build("digits")
     n, cell = 6, Cell("digits", solver, "default", 3, 1, strength=0.4)
     drawn, calls = cells.samples(cell, subject, n)
@@ -101,8 +101,8 @@ def test_an_open_grid_begins_at_the_strength_too():
         (Cell("digits", "ddim", steps=2, strength=1.0), "strength must lie between 0, .* got 1.0"),
         (Cell("mnist", "ggdm:table=mnist/5", steps=5, strength=0.5), "solver must be one that can start in the middle"),
         (Cell("digits", "diffusers:solver_order=2", "uniform", 2, strength=0.5), "strength is for solvers of this"),
-        (Cell("exact-digits", "ddim", steps=2, strength=0.5), "are for models with real pictures"),
-        (Cell("eight", "guide"), "are for models with real pictures"),
+        (Cell("exact-digits", "ddim", steps=2, strength=0.5), "need real pictures to paint"),
+        (Cell("eight", "guide"), "need real pictures to paint"),
     ],
 )
 def test_a_bad_strength_is_refused(cell, message):
@@ -111,7 +111,7 @@ def test_a_bad_strength_is_refused(cell, message):
 
 
 def test_a_network_draws_on_the_device_that_is_named():
-    """Samples are measured on the CPU, so that records say nothing of the device."""
+    """Draw on a named device; measures use the CPU, so records do not depend on the device."""
     cell = Cell("digits", "ddim", "uniform", 1)
     plain, named = (cells.evaluate(cell, 100, device=device)["record"] for device in (None, "cpu"))
     assert {**plain, "seconds": 0} == {**named, "seconds": 0}

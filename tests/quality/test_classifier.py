@@ -1,4 +1,4 @@
-"""The classifiers of digits and of small photographs."""
+"""Classifiers of digits and of small photographs."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_classifier_refuses_other_images():
     for shape in ((1, 32, 32), (3, 28, 28)):
         with pytest.raises(ValueError, match=r"images must be \(N, 3, 32, 32\): got \(2, "):
             classifier.load("cifar10").features(torch.zeros(2, *shape))
-    with pytest.raises(ValueError, match="there are classifiers for mnist5k, digits, cifar10: got 'cifar'"):
+    with pytest.raises(ValueError, match="name must be one of the classifiers mnist5k, digits, cifar10: got 'cifar'"):
         classifier.load("cifar")
 
 
@@ -44,7 +44,7 @@ def test_classifier_is_small_and_sees_each_picture_alone(name):
 
 
 def test_colours_change_features():
-    """The same shapes in other colours are other pictures."""
+    """Check that the same shapes in other colours have other features."""
     ramp = torch.linspace(-1, 1, 32).expand(3, 32, 32)
     colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
     features = classifier.load("cifar10").features(colours[:, :, None, None] * ramp)

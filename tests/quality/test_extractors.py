@@ -1,4 +1,4 @@
-"""Feature networks by name, import path and file, and the input that they are given."""
+"""Feature networks by name, import path and file, and the input that they get."""
 
 import zipfile
 
@@ -145,10 +145,10 @@ def test_what_is_no_network_is_refused(text, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("weights.pt", "it holds weights without their network: give that as package.module:attribute"),
+        ("weights.pt", "it holds weights without their network: give the network as package.module:attribute"),
         ("pickled.pt", "it holds weights without their network"),
-        ("text.pt", "it is no file of TorchScript or torch.export"),
-        ("cut.pt", "it is no file of TorchScript or torch.export"),
+        ("text.pt", "it is not a file of TorchScript or torch.export"),
+        ("cut.pt", "it is not a file of TorchScript or torch.export"),
         ("hollow.pt2", "."),
     ],
 )

@@ -1,4 +1,4 @@
-"""The quality matrix: how a run resumes, what it refuses, and what it keeps."""
+"""The quality matrix: how a run resumes, and which cells and folders it refuses."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def first_run(tmp_path_factory):
 
 @pytest.fixture
 def first(first_run, tmp_path):
-    """A folder with the records of the first cell, which take a process to make."""
+    """Return a folder with the record of the first cell, which takes a process to make."""
     return Path(shutil.copytree(first_run, tmp_path / "out"))
 
 
@@ -71,7 +71,7 @@ def test_interrupted_matrix_goes_on_to_the_same_records(tmp_path, monkeypatch):
 
 
 def test_an_error_ends_the_run_at_once(tmp_path):
-    """The cells after the one that fails are not begun, but for those already handed to the one worker."""
+    """Start no cells after one that fails, except those already given to the only worker."""
     network = gms_fast.load("digits")
     with torch.no_grad():
         network.out[2].weight.fill_(3e38)
@@ -89,7 +89,7 @@ def test_an_error_ends_the_run_at_once(tmp_path):
     [
         (Cell("digits", "gms", "fast", 2), {}, "spacing must be"),
         (Cell("digits", "gms", "uniform", 5000), {}, "steps must be at most 1000"),
-        (Cell("digits", "gms", "uniform", 2), {"n": {"mnist": 100}}, "n must say how many samples of digits to draw"),
+        (Cell("digits", "gms", "uniform", 2), {"n": {"mnist": 100}}, "n must give the number of samples of digits"),
         (Cell("digits", "gms", "uniform", 2), {"n": 64}, "n must be at least 65 samples"),
         (Cell("nowhere", "gms", "uniform", 2), {}, "nothing is at nowhere"),
         (Cell("eight", "gms", "uniform", 2), {"data": "digits"}, "data is for learned models; eight has its own"),
@@ -106,7 +106,7 @@ def test_a_bad_cell_is_refused_before_anything_is_written(tmp_path, cell, option
 def test_too_little_real_data_is_refused(tmp_path):
     np.save(tmp_path / "few.npy", data.load("digits")[:120, 0].numpy())
     subject = subjects.build("digits", str(tmp_path / "few.npy"))
-    assert subject.features is None  # not known to be digits
+    assert subject.features is None  # a file may hold anything
     subject = subjects.build("digits", str(tmp_path / "few.npy"), None, "digits")
     with pytest.raises(
         ValueError, match="data must hold at least 130 samples, half of them as reference: got 60 there"
@@ -123,7 +123,7 @@ def test_reading_changes_nothing(tmp_path):
 
 
 def test_records_with_a_strength_and_without_name_their_cells(tmp_path):
-    """Those of before there were strengths have no such field, and those of cells without have none."""
+    """Read records from before strengths existed, which lack that field like cells without one."""
     cell = Cell("digits", "ddim", "angle", 5, 1, strength=0.4)
     for one in (CELLS[0], cell):
         assert matrix.cell_of(json.loads(json.dumps(one.fields)) | {"frechet": 1.5}) == one
@@ -142,7 +142,7 @@ def test_a_damaged_line_is_named(tmp_path):
     file = tmp_path / matrix.RECORDS
     for line, said in (("{", "Expecting"), (record.replace("1.5", '"x"'), "frechet is 'x', wanted a number")):
         file.write_text(f"{record}\n{line}\n")
-        with pytest.raises(ValueError, match=rf"records\.jsonl, line 2, is no record: .*{said}"):
+        with pytest.raises(ValueError, match=rf"records\.jsonl, line 2, is not a record: .*{said}"):
             matrix.read(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_records_of_another_configuration_are_not_mixed(first, monkeypatch, chan
 
 
 def test_other_features_are_another_configuration(first):
-    """A folder of before features could be named has none of them."""
+    """Accept a folder from before features could be named, as one without features."""
     file = first / matrix.SETTINGS
     settings = json.loads(file.read_text())
     assert settings.pop("features") is None
@@ -183,7 +183,7 @@ def test_a_model_trained_anew_is_another_configuration(tmp_path):
     run(out, [Cell(models[0], "ddim", "uniform", 1)], data="digits", n=100)
     run(
         out, [Cell(m, "ddim", "uniform", 1) for m in models], data="digits", n=100
-    )  # one more is no other configuration
+    )  # another model does not change the configuration
     with torch.no_grad():
         network.out[2].bias.add_(0.1)
     gms_fast.io.save(network, models[0])
@@ -192,7 +192,7 @@ def test_a_model_trained_anew_is_another_configuration(tmp_path):
 
 
 def test_a_name_is_no_path(tmp_path, monkeypatch):
-    """A folder that happens to be called like a model, the very output for instance, is not what is evaluated."""
+    """Ignore a folder that happens to have a model's name, for instance the output folder."""
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
         run("mixture-1d", CELLS[:1])

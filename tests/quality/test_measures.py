@@ -1,4 +1,4 @@
-"""Measures of sample quality against closed forms and brute force, and what they refuse."""
+"""Sample-quality measures against closed forms and brute force, and their errors."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_wasserstein_of_a_shift_is_the_shift():
 
 
 def test_sliced_wasserstein_of_a_shift():
-    """A shift by a moves a projection by (a, u): the mean square over directions u is |a|^2/D."""
+    """Compare with a closed form: the mean square of (a, u) over directions u is |a|^2/D."""
     x, a = points(300, 4), torch.tensor([3.0, -1.0, 0.5, 2.0], dtype=torch.float64)
     found = measures.sliced_wasserstein(x + a, x, projections=4000)
     # (a, u)^2/|a|^2 is Beta(1/2, 3/2) for D = 4: mean 1/4, variance 1/16; the root halves the relative error
@@ -29,7 +29,7 @@ def test_sliced_wasserstein_of_a_shift():
 
 
 def test_energy_distance_of_two_normals():
-    """2 E|N(1, 2)| - 2 E|N(0, 2)|; the spread over 20 pairs of sets bounds the error of their mean."""
+    """Compare with 2 E|N(1, 2)| - 2 E|N(0, 2)|, within the spread over 20 pairs of sets."""
     shifted = 2 * (math.sqrt(4 / math.pi) * math.exp(-0.25) + math.erf(0.5))
     values = [measures.energy_distance(points(300, 1, i) + 1, points(300, 1, 100 + i)) for i in range(20)]
     mean, width = torch.tensor(values).mean(), torch.tensor(values).std() / math.sqrt(20)
@@ -39,7 +39,7 @@ def test_energy_distance_of_two_normals():
 
 
 def test_frechet_distance_of_a_shift_and_of_a_scale():
-    """|a|^2 for a shift; for y = 2x + shift to the same mean, tr(S + 4S - 4S) = tr S."""
+    """Compare with |a|^2 for a shift, and with tr(S + 4S - 4S) = tr S for y = 2x about the mean."""
     x = points(400, 6) @ torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
     a = torch.arange(6.0, dtype=torch.float64)
     assert measures.frechet_distance(x + a, x) == pytest.approx(float(a @ a), rel=1e-6)
@@ -61,7 +61,10 @@ def test_frechet_distance_is_that_of_torchmetrics(width):
 
 
 def test_frechet_distance_of_flat_data_keeps_its_digits():
-    """Turning both sets changes nothing; roots of eigenvalues of S S' near zero would be off by 1e-8 of the largest."""
+    """Rotate flat data: the distance must keep its digits.
+
+    Roots of the eigenvalues of S S' near zero would be off by 1e-8 of the largest.
+    """
     x, y = points(300, 44, 1).relu(), 2 * points(300, 44, 2)
     turn = torch.linalg.qr(points(64, 64, 3)).Q
     turned = [torch.cat([z, torch.zeros(300, 20).double()], 1) @ turn for z in (x, y)]

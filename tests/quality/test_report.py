@@ -1,4 +1,4 @@
-"""Tables and plots of the matrix."""
+"""Tables and plots of the quality matrix."""
 
 import pytest
 from PIL import Image

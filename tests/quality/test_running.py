@@ -1,4 +1,4 @@
-"""Running statistics of features against those of all features at once, in any order and partition."""
+"""Running feature statistics against statistics of all features, in any order and partition."""
 
 import math
 
@@ -27,7 +27,7 @@ def streamed(x, size=100, start=0, mark="some"):
 
 
 def parts_of(x, seed):
-    """Running statistics of a random partition, in a random order."""
+    """Return running statistics of a random partition, in random order."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)
     cuts = torch.randint(1, len(x) // 5, (30,), generator=generator).cumsum(0)
@@ -39,7 +39,10 @@ def parts_of(x, seed):
 
 
 def oracle(x, y, mean=0.0):
-    """The distance of torchmetrics, whose sums of squares need rows near zero: shifting both changes nothing."""
+    """Return torchmetrics' distance, with both sets shifted towards zero.
+
+    Its sums of squares need rows near zero; the shift does not change the distance.
+    """
     metric = FrechetInceptionDistance(_Wide(x.shape[1])).set_dtype(torch.float64)
     metric.update(y - mean, real=True)
     metric.update(x - mean, real=False)
@@ -81,7 +84,10 @@ def test_merging_in_any_order_and_partition_gives_the_same(mean, std):
 
 
 def test_kept_rows_are_those_of_their_indices_and_uniform():
-    """The mean of 2,000 of 10,000 indices is off by 10,000/sqrt(12 x 2,000) at most a few times, by any good hash."""
+    """Check that the kept rows belong to their indices and that these are uniform.
+
+    The mean of 2,000 of 10,000 indices has a standard deviation of 10,000/sqrt(12 x 2,000) for any good hash.
+    """
     x = features(10_000, 2)
     found = streamed(x)
     assert len(found.index.unique()) == KEPT
@@ -141,7 +147,7 @@ def test_bad_features_are_refused_and_not_counted(rows, index, error, message):
 
 
 def test_parts_that_share_pictures_are_refused():
-    """Of many parts too: where as few as these are counted twice, some of them were kept."""
+    """Refuse parts with common pictures, even if these are few: some of them are kept rows."""
     x = features(20_000)
     whole, again = streamed(x), streamed(x[4000:4100], start=4000)
     with pytest.raises(ValueError, match=r"index must be new for each picture: 40\d\d was counted before"):
@@ -157,7 +163,7 @@ def test_other_features_are_refused_by_what_differs():
         ours.refuse_other(Running(7, "mnist5k 01"))
     with pytest.raises(ValueError, match="'x' there; width: 6 here, 7 there"):
         ours.merge(Running(7, "x"))
-    with pytest.raises(ValueError, match="parts must be at least one"):
+    with pytest.raises(ValueError, match="parts must hold at least one part"):
         Running.merged([])
     with pytest.raises(ValueError, match="width must be an integer of at least 1: got 0"):
         Running(0)
@@ -205,13 +211,13 @@ def test_file_holds_everything_to_the_bit(tmp_path, count, dtype):
 
 
 def test_file_is_small(tmp_path):
-    """4 D^2 bytes of the triangle and 8,000 D of the rows, in float32; the indices are text."""
+    """Bound the file: 4 D^2 bytes of the triangle, 8,000 D of float32 rows, and indices as text."""
     streamed(features(2500, 32).float()).save(tmp_path / "x.safetensors")
     assert (tmp_path / "x.safetensors").stat().st_size < 4 * 32**2 + 8000 * 32 + 8 * KEPT
 
 
 def stored(path, **change):
-    """The file of some statistics, with other tensors and metadata."""
+    """Write a file of statistics with changed tensors and metadata."""
     streamed(features(100)).save(path)
     found, said = tensors.load(path)
     for name, value in change.items():
@@ -224,7 +230,7 @@ def stored(path, **change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": None}, "there is no tensors mean"),
+        ({"mean": None}, "missing tensors mean"),
         ({"mean": torch.zeros(5, dtype=torch.float64)}, r"rest is a tensor \(6,\) of torch.float64, wanted \(5,\)"),
         ({"mean": torch.zeros(6)}, r"mean is a tensor \(6,\) of torch.float32, wanted \(6,\) of torch.float64"),
         ({"mean": torch.full((6,), math.nan, dtype=torch.float64)}, "NaN or infinity in mean"),

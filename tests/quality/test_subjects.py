@@ -1,4 +1,4 @@
-"""Models and data that are compared, and the controls beside them."""
+"""Evaluated models with their data and controls."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_controls_are_real_samples_and_a_gaussian_of_their_mean_and_covariance()
 
 @pytest.mark.parametrize("name", ["eight", "exact-digits", "digits"])
 def test_real_samples_come_closest_on_every_model(name):
-    """Real against real beats two steps of DDIM in every distance: a measure that cannot see that is broken."""
+    """Check that every distance finds real data closer to real data than two steps of DDIM."""
     subject = subjects.build(name)
     real = cells.measure(subject.real(800, 7), subject)
     drawn = cells.measure(cells.samples(Cell(name, "ddim", "uniform", 2), subject, 800)[0], subject)
@@ -61,12 +61,12 @@ def test_subject_is_refused_where_data_and_model_differ():
         subjects.build("exact-digits", None, None, "digits")
 
 
-# --- real data of a file, for which features are named ---
+# --- real data of a file, with named features ---
 
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """A network of colour pictures, and a file of 300 such pictures with their classes: bright or dark."""
+    """Make a network of colour pictures, and 300 pictures in two classes by brightness."""
     made = tmp_path_factory.mktemp("colours")
     io.save(tiny(image_size=32, in_channels=3), made / "model")
     labels = np.arange(300, dtype=np.uint8) % 2

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writing of files and folders."""
 
 import os
 import stat
@@ -128,7 +128,7 @@ def test_threads_that_write_one_file_leave_one_of_theirs(tmp_path):
 
 
 def test_scratch_is_not_swept_between_its_making_and_its_lock(tmp_path, monkeypatch):
-    """The other writer takes it for left behind; this one then makes another."""
+    """A scratch file that another writer deletes as abandoned is made again."""
     hold, swept = locks.hold, []
 
     def late(handle, path):
@@ -192,7 +192,7 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")
     for path in (".", tmp_path / "model"):
-        with pytest.raises(ValueError, match="path must not be the working directory"):
+        with pytest.raises(ValueError, match="path must not be or hold the working directory"):
             io.save(tiny(), path)
     assert names(tmp_path / "model") == set()
     io.save(tiny(), "inner")

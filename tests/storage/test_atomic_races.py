@@ -1,4 +1,4 @@
-"""Processes that write or remove one folder at the same time, or are killed while they do."""
+"""Processes that write or remove one folder at the same time, or are killed meanwhile."""
 
 import os
 import random
@@ -15,7 +15,7 @@ forks = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked
 
 
 def pair(path, text, **options):
-    """A folder of two files that say the same."""
+    """Write a folder of two files with equal content."""
     with atomic.writing_folder(path, **options) as folder:
         atomic.write_inside(folder, [("a", text.encode()), ("b", text.encode())])
 

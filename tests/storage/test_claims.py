@@ -1,4 +1,4 @@
-"""Claims on parts of work: one process has each, until it ends or has said nothing for too long."""
+"""Claims on parts of work: each has one owner until the owner ends or is silent too long."""
 
 import errno
 import json
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are f
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time that claims go by, which stands still until it is told."""
+    """Replace the clock of claims by one that the test sets."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
 def foreign(folder, name, mtime=None, host="elsewhere"):
-    """A claim as a machine leaves it whose locks are not seen here."""
+    """Make a claim as left by a machine whose locks are invisible here."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps({"host": host, "pid": os.getpid()}))
     if mtime is not None:
@@ -37,7 +37,7 @@ def foreign(folder, name, mtime=None, host="elsewhere"):
 
 
 def holder(folder, name, host=None):
-    """A process that has a claim and does not end."""
+    """Start a process that holds a claim and does not end."""
 
     def hold():
         if host is not None:
@@ -98,7 +98,7 @@ def test_folder_of_the_run_that_vanished_is_named(tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 5])
 def test_of_processes_that_race_one_has_each_part(tmp_path, processes):
-    """All stay alive until all are done, for the claims of the dead are free."""
+    """Race for parts; all processes stay alive to the end, because claims of dead ones are free."""
     names = [f"{i:03d}" for i in range(200)]
 
     def race(rank):
@@ -128,9 +128,12 @@ def test_claim_of_a_process_that_was_killed_is_free_at_once_here(tmp_path):
 
 
 def test_claim_that_is_being_made_is_not_kept_from_its_lock_by_who_looks(tmp_path, monkeypatch):
-    """To try a lock is to hold it for a moment, in which its owner would go without."""
+    """Test that looking at a claim never takes the lock from its owner.
+
+    Trying a lock means holding it for a moment, in which the owner could not get it.
+    """
     tried, held = [], locks.hold
-    monkeypatch.delattr(os, "O_TMPFILE", raising=False)  # a file system whose files have names from the start
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)  # a file system without unnamed files
     with Claims(tmp_path) as one, Claims(tmp_path) as other:
 
         def hold(handle, path):
@@ -183,7 +186,7 @@ def test_claim_of_a_slow_process_is_taken_though_it_beats_where_that_is_asked_fo
 
 
 def test_locks_of_another_machine_say_nothing(tmp_path, clock):
-    """A file system may not share them: its claim looks as if it was nobody's."""
+    """Test a file system that shares no locks, where foreign claims look abandoned."""
     foreign(tmp_path / "c", "x")
     with Claims(tmp_path / "c") as mine:
         assert not mine.take("x")
@@ -266,7 +269,10 @@ def test_claims_that_an_error_ends_are_gone(tmp_path):
 
 
 def test_claim_of_another_host_that_this_machine_sees_locked_beats_it_not(tmp_path, clock):
-    """A process of a container has another name for this machine; its death is seen when it has not beaten."""
+    """Test the claim of a container, which has another host name on this machine.
+
+    Its death is noticed only by its silence.
+    """
     child = holder(tmp_path, "x", host="container")
     kill(child)
     with Claims(tmp_path) as mine:
@@ -276,7 +282,7 @@ def test_claim_of_another_host_that_this_machine_sees_locked_beats_it_not(tmp_pa
 
 
 def test_no_kill_leaves_a_claim_that_says_nothing(tmp_path, clock):
-    """Wherever it ends a process between two of its system calls."""
+    """Kill a process after each of its system calls while it makes a claim."""
     if not tracing.available() or not hasattr(os, "O_TMPFILE"):
         pytest.skip("processes cannot be traced here")
 
@@ -298,7 +304,7 @@ def test_claims_where_no_file_is_without_a_name(tmp_path, monkeypatch):
 
 
 def test_claim_that_another_machine_removed_is_no_longer_ours(tmp_path, monkeypatch):
-    """Its handle is stale on NFS."""
+    """Test a claim whose handle is stale on NFS."""
     fstat = os.fstat
 
     def stale(handle):
@@ -312,12 +318,12 @@ def test_claim_that_another_machine_removed_is_no_longer_ours(tmp_path, monkeypa
         monkeypatch.setattr(os, "fstat", stale)
         assert not mine.ours("x")
         mine.drop("x")
-        assert os.listdir(tmp_path / "c") == ["x"]  # it is that of another by now
+        assert os.listdir(tmp_path / "c") == ["x"]  # another process has it by now
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="open files are known by /proc")
 def test_claims_of_a_system_that_removes_no_open_file_and_touches_none_by_handle(tmp_path, monkeypatch, clock):
-    """As Windows is."""
+    """Imitate Windows, which cannot remove open files or touch files by handle."""
     unlink, utime, beats = os.unlink, os.utime, []
 
     def refusing(path, **options):
@@ -343,13 +349,13 @@ def test_claims_of_a_system_that_removes_no_open_file_and_touches_none_by_handle
         one._touch("x", one._mine["x"])
         assert beats == [tmp_path / "c" / "x"]
         clock[0] += EXPIRES + 1
-        assert not other.take("x")  # nobody can take it from a process that lives
+        assert not other.take("x")  # a live owner keeps it
         other.sweep({"x"})
         one.drop("x")
         assert other.take("x")
         one._mine["gone"] = other._mine["x"]
         one._touch("gone", one._mine.pop("gone"))
-        assert len(beats) == 1  # of claims that are not ours none is touched
+        assert len(beats) == 1  # claims of others are never touched
     assert not (tmp_path / "c").exists()
 
 

@@ -1,4 +1,4 @@
-"""Locks of runs: who holds them, who is told, and when they end."""
+"""Locks of runs: their holder, their error messages, and their end."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files of torch from strangers: read as torch reads them, or refused by name; nothing in them runs."""
+"""Foreign torch files: read as torch reads them, or refused by name; nothing in them runs."""
 
 import io as bytes_io
 import zipfile
@@ -37,7 +37,7 @@ def test_files_of_torch_are_read_as_torch_reads_them(tmp_path, zipped):
 
 
 def trained():
-    """A checkpoint as training frameworks write it."""
+    """Return a checkpoint like those of training frameworks."""
     network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     network[1].weight = network[0].weight  # tied
     optimiser = torch.optim.AdamW(network.parameters())
@@ -170,7 +170,7 @@ def refused(tmp_path, content):
 
 
 def test_tensors_that_leave_their_storage_are_refused(tmp_path):
-    """torch reads what lies behind it in memory."""
+    """Refusal of tensors for which torch would read memory behind their storage."""
     stored = damage._Stored("0", 4)
     for count, offset, size, stride in (
         (4, 0, (5,), (1,)),
@@ -207,7 +207,7 @@ def bytes_text(text):
 
 
 def colliding(count):
-    """Items with integers of one hash for keys."""
+    """Return dictionary items whose integer keys have equal hashes."""
     return (
         b"".join(b"\x8a\x0a" + (i * ((1 << 61) - 1) << 3).to_bytes(10, "little") + b"Ns" for i in range(1, count + 1))
         + b"."
@@ -227,8 +227,8 @@ def colliding(count):
         (b"\x80\x02}" + bytes_text("k" * 1001) + b"Ns.", "it has the key 'kkk.*wanted text of at most 1000 characters"),
         (b"\x80\x02}" + colliding(1001), "and 1000 more keys that are neither text nor small integers"),
         (SHARED + b"ctorch\ndevice\nh\x01\x85R.", "it has the device"),
-        (SHARED + b".", "more than .* values, those that are shared counted each time"),
-        (b"\x80\x02}U\x01aX\x01\x00\x00\x00b" + SHARED[2:] + b"ss.", "no mapping|more than .* values"),
+        (SHARED + b".", "more than .* values, shared ones counted each time"),
+        (b"\x80\x02}U\x01aX\x01\x00\x00\x00b" + SHARED[2:] + b"ss.", "not a mapping|more than .* values"),
         (b"\x80\x02]q\x01h\x01a.", "holds itself"),
         (b"\x80\x02N" + b"\x85" * 1001 + b".", "nested too deeply"),
         (b"\x80\x02ccollections\nCounter\nK\x01\x85R.", "holds no state dict"),

@@ -1,4 +1,4 @@
-"""JSON, archives and weights from strangers: read within bounds, or refused by name."""
+"""Foreign JSON, archives and weights: read within bounds, or refused by name."""
 
 import threading
 
@@ -117,7 +117,7 @@ def test_what_is_embedded_is_found_by_name():
 
 
 def test_model_that_is_saved_anew_is_read_as_a_whole(tmp_path):
-    """Of two models that differ in description and weights, no load mixes them."""
+    """Load a model while it is saved anew; no load mixes description and weights of two models."""
     torch.manual_seed(0)
     models = [damage_files.network() for _ in range(2)]
     for i, model in enumerate(models):

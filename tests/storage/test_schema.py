@@ -1,4 +1,4 @@
-"""Descriptions from strangers: within bounds, of the weights beside them, or refused by file and key."""
+"""Foreign descriptions of models: within bounds and consistent with the weights, or refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Bytes of tensors: equal where what is written is equal, and read as the library reads them."""
+"""Bytes of tensor files: deterministic, and read as the safetensors library reads them."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def test_a_changed_number_is_found(tmp_path):
     data = bytearray((tmp_path / "x").read_bytes())
     data[-1] ^= 1
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(ValueError, match="its numbers are not those that were written: their SHA-256 is another"):
+    with pytest.raises(ValueError, match="it is damaged: its numbers do not match the SHA-256 in its metadata"):
         tensors.load(tmp_path / "x")
 
 

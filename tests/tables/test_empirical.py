@@ -137,7 +137,7 @@ def metadata_of(path):
         ("schedule", '"sigmoid"', "make no sense: schedule must be one of"),
         ("schedule", "{", "make no sense"),
         ("format", "gms_fast empirical statistics 9", "format is"),
-        ("network", None, "there is no metadata network"),
+        ("network", None, "missing metadata network"),
     ],
 )
 def test_file_with_wrong_metadata_is_refused(tmp_path, key, value, named):
