@@ -1,4 +1,6 @@
-"""Builds gms_fast._C with CMake and ninja, and installs kernels/ as gms_fast.kernels; metadata is in pyproject.toml.
+"""Build gms_fast._C with CMake and ninja, and install kernels/ as gms_fast.kernels.
+
+Metadata is in pyproject.toml.
 
 GMS_FAST_CUDA = auto | 1 | 0   compile the CUDA kernels; auto (the default) means: where nvcc is on PATH and torch, if
                                it can be seen from here, is a build for CUDA

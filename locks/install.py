@@ -1,7 +1,8 @@
 """Install the locked packages into this Python's environment: `python locks/install.py`.
 
-pip checks every file's hash. On Linux the torch of the package index is one for CUDA. Where pip is pointed at another build, that one is taken, if
-its hash is known. --unchecked installs the versions of constraints.txt instead, from wherever they come.
+pip checks every file's hash. On Linux the torch of the package index is one for CUDA. Where pip is pointed at another
+build, that one is taken, if its hash is known. --unchecked installs the versions of constraints.txt instead, from
+wherever they come.
 """
 
 import argparse
@@ -18,14 +19,14 @@ TRITON = "triton==3.6.0"  # for a torch that brings none, as one for CPUs; docs/
 
 
 def torch_here(release: str) -> str:
-    """The version that pip takes for this release of torch: itself, or with a local label, as 2.13.0+cpu."""
+    """Return the version that pip takes for this release of torch, such as 2.13.0+cpu."""
     listed = subprocess.run([*PIP, "index", "versions", "torch"], capture_output=True, text=True, check=False).stdout
     found = re.search(rf"\b{re.escape(release)}(\+[\w.]+)?(?=[,\s])", listed)  # the highest comes first
     return found[0] if found else release
 
 
 def lock_of(torch: str, release: str) -> Path:
-    """The lock of a version of torch on this machine. Raises SystemExit where there is none."""
+    """Return the lock file of a version of torch on this machine, or raise SystemExit."""
     if torch == release:
         return LOCKS / "torch.txt"
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def install(*arguments: str) -> None:
-    """Let pip install, which says itself what goes wrong. Raises SystemExit then."""
+    """Run pip install, which reports its own errors; raise SystemExit if it fails."""
     if code := subprocess.run([*PIP, "install", "--quiet", *arguments], check=False).returncode:
         raise SystemExit(code)
 

@@ -27,7 +27,10 @@ HEADER = """\
 
 
 def resolve(requirements: str, locked: str) -> list[str]:
-    """An entry (version, platforms, hashes, who asks for it) for each package in the closure of the requirements."""
+    """Return an entry for each package that the requirements need, directly or not.
+
+    An entry has the version, platforms, hashes and the packages that ask for it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lock.txt"
         file.write_text(locked)

@@ -57,7 +57,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
 
 
 def formula(latex: str, *, block: bool) -> str:
-    """Convert one formula; the number of a `\\tag` stands at its right."""
+    r"""Convert one formula; the number of a `\\tag` stands at its right."""
     number = NUMBER.search(latex)
     drawn = convert(NUMBER.sub("", latex), display="block" if block else "inline")
     for given, wanted in SIGNS.items():

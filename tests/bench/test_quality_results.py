@@ -292,7 +292,7 @@ def test_gms_at_its_best_settings(calls, most):
     ("model", "calls"), [*(("digits", k) for k in (3, 5, 10, 20)), *(("mnist", k) for k in (3, 5, 10))]
 )
 def test_what_is_recommended_is_near_the_best_row(model, calls):
-    """Within 10 % and the spread. Of 28x28 digits at 20 calls docs/quality/appendix-best.md says why it was not."""
+    """Within 10 % and the spread; docs/quality/appendix-best.md tells of the one exception."""
     rows = all_rows(model, calls)
     solver, grid = RECOMMENDED[model][calls]
     steps = calls - extra_calls(solver)

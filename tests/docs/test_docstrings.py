@@ -76,7 +76,7 @@ def faults_of_public(value):
 
 
 def methods(value):
-    """Public methods that a class defines itself, by name; overriding ones may have no docstring."""
+    """Public methods that a class defines itself and explains, by name."""
     own = {name: made for name, made in vars(value).items() if isinstance(made, METHOD) and not name.startswith("_")}
     plain = {name: getattr(made, "fget", None) or getattr(made, "__func__", made) for name, made in own.items()}
     return {name: made for name, made in plain.items() if made.__doc__}

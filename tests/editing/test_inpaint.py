@@ -195,7 +195,6 @@ def test_seeds_decide():
 
 def test_what_a_seed_drew_is_made_anew_with_new_noise():
     """Check that the edit's noise differs from the noise that drew the image."""
-
     model = Field(schedule=schedules.VPLinear())
     drawn = gms_fast.sample(model, 10, n=300, seed=1, solver="ddpm", dtype=torch.float64)
     again = editing.inpaint(model, drawn, LOWER, steps=10, seed=1, solver="ddpm")

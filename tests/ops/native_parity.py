@@ -70,7 +70,7 @@ def forget():
 
 @pytest.fixture(params=["cpp", "cuda"])
 def same(request, monkeypatch):
-    """Function same(op, ...): the op's result, checked to have the same bits in both builds."""
+    """A function of an op and its arguments: its result, the same bits in both builds."""
     device = OnDevice(SECOND, request.param == "cuda")
 
     def check(op, *arguments, out=None, **options):

@@ -86,7 +86,7 @@ DRAWS = [
 
 @pytest.fixture
 def looked_closer(monkeypatch):
-    """Function looked_closer(call): the result of call() with every check made in Python."""
+    """A function that runs a call with every check made in Python."""
 
     def looked_closer(call):
         with monkeypatch.context() as patch:

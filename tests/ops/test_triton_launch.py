@@ -25,7 +25,7 @@ STEPS = tuple(StepCoefficients.between(VPLinear(), t, s) for t, s in ((999, 800)
 
 @pytest.fixture
 def launched():
-    """Function launched(call): the launch, what ran it, and what Triton's launcher runs."""
+    """A function of a call: the launch, what ran it, and what Triton's launcher runs."""
     from bench.speed.triton_call import stand_in
     from gms_fast.kernels import direct, launch
 

@@ -316,7 +316,7 @@ def test_roots_of_zero_and_of_anything_else_are_those_of_cpp(fit, weight):
 
 @pytest.fixture
 def as_cpp():
-    """Function as_cpp(run, ...): the code that a watched step reported.
+    """A function of a watched step: the code that it reported.
 
     Triton and C++ must report the same, and give the same results.
     """
