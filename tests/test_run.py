@@ -1,13 +1,15 @@
 """Errors of `sample`: bad arguments before any evaluation, bad outputs with their step."""
 
 import math
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from toys import Model, polynomial
 
 import gms_fast
-from gms_fast import NoiseMoments, solvers
+from gms_fast import NoiseMoments, schedules, solvers
 from gms_fast.models import GaussianMixture1D
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,3 +137,28 @@ def test_model_without_e1_is_refused():
     model = lambda x, t: NoiseMoments(None, x, x)  # noqa: E731
     with pytest.raises(TypeError, match="model must return e1"):
         gms_fast.sample(model, 3, shape=(4,), schedule="linear")
+
+
+def own(name):
+    """Another schedule that translates to the times of the model's own."""
+
+    class Translated(schedules.VPContinuousCosine):
+        def network_time(self, t):
+            return MODEL.schedule.network_time(MODEL.schedule.inverse_log_snr(self.log_snr(t)))
+
+    return Translated() if name == "translated" else name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warned"),
+    [("linear", False), ("vp", False), ("translated", False), ("cosine", True), ("edm", True)],
+)
+def test_schedule_of_other_levels_at_the_network_times_is_warned_of(schedule, warned):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        gms_fast.sample(MODEL, 5, n=2, solver="er-sde", schedule=own(schedule))
+    said = [str(w.message) for w in found if "model.schedule has" in str(w.message)]
+    assert len(said) == warned
+    if warned:
+        assert said[0].startswith("schedule calls the network at time")
+        assert next(Path(w.filename).name for w in found if str(w.message) == said[0]) == Path(__file__).name
