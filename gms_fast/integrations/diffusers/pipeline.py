@@ -85,6 +85,14 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return UNet2DOutput(sample=joined) if return_dict else (joined,)
 
 
+def _check_network(name: str, network: object, wanted: type) -> None:
+    if not isinstance(network, wanted):
+        raise TypeError(
+            f"{name} must be a {wanted.__name__}: got {type(network).__name__}; gms_fast.sample takes every network, "
+            "MomentHeads too"
+        )
+
+
 class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Diffusers pipeline of a network with moment heads, unconditional or with classes.
 
@@ -114,6 +122,7 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def __init__(self, unet: Any, scheduler: Any) -> None:
         super().__init__()
+        _check_network("unet", unet, ModelMixin)
         if not isinstance(scheduler, SolverScheduler):
             name = type(scheduler).__name__
             raise TypeError(f"scheduler must be one of gms_fast that reads moments, such as GMSScheduler: got {name}")
@@ -137,8 +146,10 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
             The pipeline.
 
         Raises:
+            TypeError: If the model is not a `MomentUNet`.
             ValueError: If the model has no VP schedule.
         """
+        _check_network("model", model, MomentUNet)
         if not isinstance(model.schedule, VP):
             raise ValueError(f"model must have a VP schedule, as schedulers of diffusers do: got {model.schedule!r}")
         own = {"grid": "solver", "network_moments": model.moments, "clip_sample": True}

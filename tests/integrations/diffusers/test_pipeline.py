@@ -151,6 +151,9 @@ def test_what_does_not_fit_is_refused():
         GMSPipeline(model, GMSScheduler())
     with pytest.raises(ValueError, match="model must have a VP schedule"):
         GMSPipeline.of(tiny(schedule=gms_fast.schedules.EDM()))
+    for call in (lambda: GMSPipeline.of(torch.nn.Identity()), lambda: GMSPipeline(torch.nn.Identity(), GMSScheduler())):
+        with pytest.raises(TypeError, match=r"must be a Mo\w+: got Identity; gms_fast.sample takes every network"):
+            call()
     pipe = quiet(GMSPipeline.of(tiny()))
     with pytest.raises(ValueError, match=r"latents must be \(2, 1, 8, 8\): got \(1, 1, 8, 8\)"):
         pipe(2, 3, latents=normals(1, 1, 8, 8))
