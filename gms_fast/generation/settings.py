@@ -107,7 +107,8 @@ def _write(out: Path, make: Callable[[], dict[str, Any]]) -> None:
     """Write the settings, unless another process has done so."""
     with locked_folder(out):
         if stored(out) is None:
-            if atomic.occupied(out):
+            # Processes whose folder was taken away may have made these anew.
+            if not {CLAIMS, MEASURED}.issuperset(atomic.visible(out)):
                 raise FileExistsError(f"out: {out} is not empty and holds no {FILE}: choose another folder")
             atomic.write_text(out / FILE, json.dumps(make(), indent=1) + "\n")
 

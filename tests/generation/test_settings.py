@@ -145,3 +145,13 @@ def test_process_that_never_ends_to_make_the_file_is_named(tmp_path, monkeypatch
         made(tmp_path)
     assert 0.2 <= time.monotonic() - start < 20
     made(tmp_path)
+
+
+def test_folder_that_processes_of_a_vanished_run_made_anew_is_taken(tmp_path):
+    out = tmp_path / "out"
+    for name in (settings.CLAIMS, settings.MEASURED):
+        (out / name).mkdir(parents=True)
+    made(out)
+    (out / settings.FILE).unlink()
+    with pytest.raises(FileExistsError, match=r"is not empty and holds no run\.json"):
+        made(out)  # shards are there now
