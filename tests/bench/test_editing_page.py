@@ -27,8 +27,9 @@ def test_commands_are_parsed_and_find_their_pictures(words, tmp_path, monkeypatc
     assert args.out.name == f"{args.kind}.png"
 
 
-def test_code_runs(one_thread):
+def test_code_runs(tmp_path, monkeypatch, one_thread):
     """Run the code on 8x8 digits, which takes a tenth of the time."""
+    monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     small = {'"mnist"': '"digits"', '"mnist5k"': '"digits"', "28": "8", "14": "4"}
     for word, other in small.items():
