@@ -176,14 +176,14 @@ def _exported(path: Path) -> Place:
 def _is_script(path: Path) -> bool:
     """Tell TorchScript from an exported program. Raises ValueError for every other file."""
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is no file of TorchScript or torch.export")
+        raise ValueError("it is not a file of TorchScript or torch.export")
     with zipfile.ZipFile(path) as archive:
         inside = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
         return True
     if not inside & {"archive_format", "serialized_exported_program.json"}:
         alone = "it holds weights without their network: give that as package.module:attribute"
-        raise ValueError(alone if "data.pkl" in inside else "it is no file of TorchScript or torch.export")
+        raise ValueError(alone if "data.pkl" in inside else "it is not a file of TorchScript or torch.export")
     return False
 
 

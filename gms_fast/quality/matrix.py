@@ -94,7 +94,7 @@ def run(
     origin   a commit, for instance: kept with each record
     replace  files in `out` to be deleted first
     Raises ValueError for a bad cell before any is run, and for an `out` of other settings or sources, saying which.
-    Interrupted, it keeps what is done: the same call goes on from there.
+    Interrupted, it keeps what is done: the same call continues from there.
     """
     cells, out = list(dict.fromkeys(cells)), Path(out)
     check(cells, n, data, schedule, features)
@@ -138,7 +138,7 @@ def read(out: Path) -> list[dict[str, Any]]:
     file = out / RECORDS
     lines, records = _whole_lines(file).splitlines(), []
     for number, line in enumerate(lines, 1):
-        with refusing(f"{file}, line {number}, is no record", file):
+        with refusing(f"{file}, line {number}, is not a record", file):
             records.append(json_value(line, infinite=True))
             schema.check("it", records[-1], _RECORD)
     return records

@@ -84,7 +84,7 @@ def kind(name: str) -> type[Solver]:
     """Return the solver class of a name, including those that need a table.
 
     Args:
-        name: Name of a solver, as "gms" or "dpm-solver-v3".
+        name: Name of a solver, such as "gms" or "dpm-solver-v3".
 
     Returns:
         A subclass of [`Solver`][gms_fast.Solver].
@@ -280,7 +280,7 @@ def text_of(solver: Solver) -> str:
         Text that names the options that differ from their defaults.
 
     Raises:
-        ValueError: If the solver is of no named class, or holds a table or a function, which text cannot name.
+        ValueError: If the solver's class has no name, or it holds a table or a function, which text cannot name.
 
     Examples:
         >>> gms_fast.solvers.text_of(gms_fast.solvers.ERSDE(order=2))

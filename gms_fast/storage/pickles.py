@@ -105,7 +105,7 @@ def _read_plain(file: BinaryIO, size: int) -> Any:
     storages = _Storages(size, later.__setitem__)
     head = [_Machine(storages).run(file) for _ in range(2)]
     if head != [_MAGIC, _PROTOCOL]:
-        raise ValueError("it is no file of torch.save")
+        raise ValueError("it is not a file of torch.save")
     computer = _Machine(storages).run(file)
     if not isinstance(computer, dict) or computer.get("little_endian") is not True:
         raise ValueError("its numbers are not of little-endian order")
@@ -425,7 +425,7 @@ class _Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if not self.stack or not isinstance(self.stack[-1], list):
-            raise ValueError("its pickle appends to what is no list")
+            raise ValueError("its pickle appends to something that is not a list")
         self.stack[-1].extend(items)
 
     def _setitem(self, _: None) -> None:
@@ -438,7 +438,7 @@ class _Machine:
     def _update(self, items: list[Any]) -> None:
         target = self.stack[-1] if self.stack else None
         if not isinstance(target, dict):
-            raise ValueError("its pickle sets items of what is no mapping")
+            raise ValueError("its pickle sets items of something that is not a mapping")
         for key, value in zip(items[::2], items[1::2], strict=True):
             self._put(target, key, value)
 

@@ -147,8 +147,8 @@ def test_what_is_no_network_is_refused(text, message):
     [
         ("weights.pt", "it holds weights without their network: give that as package.module:attribute"),
         ("pickled.pt", "it holds weights without their network"),
-        ("text.pt", "it is no file of TorchScript or torch.export"),
-        ("cut.pt", "it is no file of TorchScript or torch.export"),
+        ("text.pt", "it is not a file of TorchScript or torch.export"),
+        ("cut.pt", "it is not a file of TorchScript or torch.export"),
         ("hollow.pt2", "."),
     ],
 )

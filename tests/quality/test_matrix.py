@@ -142,7 +142,7 @@ def test_a_damaged_line_is_named(tmp_path):
     file = tmp_path / matrix.RECORDS
     for line, said in (("{", "Expecting"), (record.replace("1.5", '"x"'), "frechet is 'x', wanted a number")):
         file.write_text(f"{record}\n{line}\n")
-        with pytest.raises(ValueError, match=rf"records\.jsonl, line 2, is no record: .*{said}"):
+        with pytest.raises(ValueError, match=rf"records\.jsonl, line 2, is not a record: .*{said}"):
             matrix.read(tmp_path)
 
 

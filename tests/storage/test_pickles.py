@@ -228,7 +228,7 @@ def colliding(count):
         (b"\x80\x02}" + colliding(1001), "and 1000 more keys that are neither text nor small integers"),
         (SHARED + b"ctorch\ndevice\nh\x01\x85R.", "it has the device"),
         (SHARED + b".", "more than .* values, those that are shared counted each time"),
-        (b"\x80\x02}U\x01aX\x01\x00\x00\x00b" + SHARED[2:] + b"ss.", "no mapping|more than .* values"),
+        (b"\x80\x02}U\x01aX\x01\x00\x00\x00b" + SHARED[2:] + b"ss.", "not a mapping|more than .* values"),
         (b"\x80\x02]q\x01h\x01a.", "holds itself"),
         (b"\x80\x02N" + b"\x85" * 1001 + b".", "nested too deeply"),
         (b"\x80\x02ccollections\nCounter\nK\x01\x85R.", "holds no state dict"),
