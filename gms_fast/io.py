@@ -150,7 +150,7 @@ def heads(folder: str | Path) -> MomentHeads:
     _, said = saved_heads.read(folder)
     source = said["source"]
     if source is None or not (source["path"] in EMBEDDED or atomic.present(source["path"]).exists()):
-        where = "they do not say where it is" if source is None else f"nothing is at {source['path']}"
+        where = "they do not record its place" if source is None else f"nothing is at {source['path']}"
         raise FileNotFoundError(
             f"the network of the heads {folder} is missing, {where}: pass it to MomentHeads.from_pretrained"
         )

@@ -207,7 +207,9 @@ class MomentHeads(nn.Module):
             model = _as_model(network, stored, config["prediction"])
         schedule = saved_heads.schedule_of(said["schedule"], attribute(model, "schedule"), folder)
         if (form := attribute(model, "prediction")) not in (None, config["prediction"]):
-            raise ValueError(f"prediction must be that of the training of {folder}, {config['prediction']}: got {form}")
+            raise ValueError(
+                f"prediction must be the one that {folder} was trained with, {config['prediction']}: got {form}"
+            )
         made = cls(model, **{**config, "layout": Layout(**config["layout"])}, schedule=schedule)
         saved_heads.check_network(made.bare, said["network"], Path(folder))
         with refusing(f"moment heads of {folder} are damaged", folder):

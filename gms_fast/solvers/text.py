@@ -251,7 +251,11 @@ def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> s
     found = None if origin is None else named(origin, file) or Path(origin) / file
     if found is None or not found.is_file():
         option = next(option for (_, option), known in _TABLES.items() if known is table)
-        where = "the model does not say where it is from" if origin is None else f"there is no {file} with {origin}"
+        where = (
+            "the model does not record where it was loaded from"
+            if origin is None
+            else f"there is no {file} with {origin}"
+        )
         raise ValueError(f"solver {name} needs {option}={option.upper()}, a file of {table.command}: {where}")
     return found
 
