@@ -166,7 +166,7 @@ Replay = Callable[[], Tensor]  # draws with the inputs held at that time
 
 
 class Graphed:
-    """Loop captured for one seed, or for one per sample; the other at its first call.
+    """Loop captured for one seed, or for one per sample; the other kind at its first call.
 
     Attributes:
         why: Reason why the loop runs step by step; None if it is a graph.

@@ -8,7 +8,7 @@ the noise is the network's conditional one, shifted by d:
 
     eps' = eps + d:   e1' = e1 + d,   E[(eps' - e1')^k] = E[(eps - e1)^k]
 
-Central moments stay as they are. Raw moments follow from e1, e2, e3 and d (`shifted`).
+Central moments do not change. Raw moments follow from e1, e2, e3 and d (`shifted`).
 """
 
 from collections.abc import Callable, Mapping
@@ -65,9 +65,9 @@ class ClassifierFree(_Guided):
     y_c and y_u are the network's outputs with a condition and without one. With noise moments, y is e1,
     and the central moments are those of the conditional output.
 
-    An evaluation is one call of the network on a batch of twice the size. It is two calls if the conditions
-    differ in more than the values of tensors, as prompts of unequal length do. With scale 1 it is one call
-    with the condition alone.
+    An evaluation is one network call on a batch of twice the size. It is two calls if the conditions differ
+    in more than the values of tensors, as prompts of unequal length do. With scale 1 it is one call with the
+    condition alone.
 
     Args:
         model: Callable `(x, t, condition)`, or `(x, t, **condition)` for conditions by keyword, that
@@ -179,8 +179,8 @@ class ClassifierFree(_Guided):
 class Classifier(_Guided):
     """Classifier guidance: eps - scale sigma_t grad_x log p(c|x_t).
 
-    The noise estimate of an unconditional network moves along the gradient of a classifier. Central
-    moments of the network stay as they are.
+    The noise estimate of an unconditional network moves along the gradient of a classifier. The
+    network's central moments do not change.
 
     Args:
         model: Callable `(x, t)` that returns one tensor or [`NoiseMoments`][gms_fast.NoiseMoments].
@@ -188,7 +188,7 @@ class Classifier(_Guided):
         log_prob: Callable `(x, t)` that returns log p(c|x_t), (B,), differentiable in x; t holds network
             times.
         scale: Guidance scale w. Default: 1.
-        schedule: Schedule or its name. Default: the model's `schedule`; one of the two must be there.
+        schedule: Schedule or its name. Default: the model's `schedule`; one of the two must be given.
         prediction: Meaning of a single output tensor. Default: the model's `prediction`, else "noise".
 
     Raises:

@@ -93,7 +93,7 @@ def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = Non
     path = Path(path)
     check_target(atomic.present(path))
     if strange := [n for n, w in model.state_dict().items() if not w.is_floating_point()]:
-        raise ValueError(f"model has weights that are no floating-point numbers: {few(strange)}")
+        raise ValueError(f"model has weights that are not floating-point numbers: {few(strange)}")
     weights = {n: w.detach().to("cpu", dtype).contiguous() for n, w in model.state_dict().items()}
     overflown = [n for n, w in weights.items() if not torch.isfinite(w).all()]
     if overflown:
@@ -150,7 +150,7 @@ def heads(folder: str | Path) -> MomentHeads:
     _, said = saved_heads.read(folder)
     source = said["source"]
     if source is None or not (source["path"] in EMBEDDED or atomic.present(source["path"]).exists()):
-        where = "they do not say where it is" if source is None else f"nothing is at {source['path']}"
+        where = "they do not record its place" if source is None else f"nothing is at {source['path']}"
         raise FileNotFoundError(
             f"the network of the heads {folder} is missing, {where}: pass it to MomentHeads.from_pretrained"
         )

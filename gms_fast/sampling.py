@@ -45,8 +45,8 @@ def sample(
 ) -> Tensor:
     """Draw samples from a diffusion model in a few steps.
 
-    The loop starts at x_T ~ N(0, sigma_T^2) and takes K = `steps` steps of a solver to less noise. Then one more
-    network evaluation removes the noise that is left: the sample is E[x_0|x_t]. The number of network evaluations
+    The loop starts at x_T ~ N(0, sigma_T^2) and takes K = `steps` steps of a solver towards less noise. Then one more
+    network evaluation removes the remaining noise: the sample is E[x_0|x_t]. The number of network evaluations
     (NFE) is
 
         K + 1   for most solvers
@@ -59,23 +59,23 @@ def sample(
         model: Callable `(x, t)` that returns one tensor shaped like x, or
             [`NoiseMoments`][gms_fast.NoiseMoments]. x is (B, *); t is (B,) and holds network times. The
             attributes `schedule`, `sample_shape`, `prediction`, `moments` and `clip`, if any, are the
-            defaults of this call; docs/models.md lists the assumptions otherwise. The model may have any
+            defaults of this call; docs/models.md lists what is assumed without them. The model may have any
             dtype and may be inside torch's own wrappers.
         steps: Number of steps K >= 1. `timesteps` replaces it.
         solver: [`Solver`][gms_fast.solvers.Solver] or its text: one of its [names][gms_fast.solvers.names], perhaps
-            with options, as "gms", "er-sde:order=2" or "teleport:until=5 then ddim". "gms" needs three noise moments
-            from the model and "sn-ddpm" two; the other named solvers work with any model.
+            with options, such as "gms", "er-sde:order=2" or "teleport:until=5 then ddim". "gms" needs three noise
+            moments from the model and "sn-ddpm" two; the other named solvers work with any model.
         n: Number of samples, >= 0. With `x_T`, the size of its first dimension replaces it.
-        shape: Shape of one sample, as (3, 32, 32). Default: the model's `sample_shape`, or that of `x_T`.
+        shape: Shape of one sample, such as (3, 32, 32). Default: the model's `sample_shape`, or that of `x_T`.
         schedule: [`Schedule`][gms_fast.schedules.Schedule] or one of its
             [names][gms_fast.schedules.names]. Default: the model's `schedule`.
-        timesteps: Times of the schedule, noisiest first: K + 1 of them for K steps. One time alone stands
-            for one evaluation, and E[x_0|x_t] is returned.
+        timesteps: Times of the schedule, noisiest first: K + 1 of them for K steps. A single time means
+            one evaluation, and E[x_0|x_t] is returned.
         prediction: Meaning of a single output tensor: "noise", "x0", "v" (alpha eps - sigma x_0),
             "flow" (eps - x_0) or "edm" (raw network F of Karras et al. 2022, with its input scaling inside
             the model). Default: the model's `prediction`, else "noise".
-        seed: 64-bit integer, or one per sample. An int64 tensor on the state's device is read there, when
-            noise is drawn: a CUDA graph of the loop takes the values of each replay.
+        seed: 64-bit integer, or one per sample. An int64 tensor on the state's device is read only when
+            noise is drawn, so each replay of a CUDA graph uses its current values.
         sample_offset: Index of the first sample, >= 0. Batches with consecutive offsets give the samples of
             one large batch.
         step_offset: Counter of the first step's noise, in [0, 2^29). To resume a run after k
@@ -86,7 +86,7 @@ def sample(
         noise: Callable `(step)` that returns z, or (z, u) for solvers that also draw uniform numbers, in
             place of the built-in generator. Steps count from `step_offset`.
         clip: Data range (lo, hi) to which E[x_0|x_t] is clipped, or None for no clipping. Default "model":
-            the model's `clip`, else (-1, 1), with a warning if that cuts off much.
+            the model's `clip`, else (-1, 1), with a warning if that clips much.
         denoise: Whether one more evaluation removes the noise left at the last time. False returns the
             state there. None (default): the solver's own choice.
         condition: Keyword arguments for the model, called as `model(x, t, **condition)`. Tensors of n rows

@@ -22,14 +22,14 @@ from gms_fast.types import NoiseMoments, as_range
 class Stepper:
     """Run of a solver through a schedule, one step at a time, for a loop of your own.
 
-    From [`initial`][gms_fast.Stepper.initial] on, the steps give the bits of [`sample`][gms_fast.sample].
-    You may begin at any index. Where an index does not follow the last one, the solver's history starts anew.
+    Started with [`initial`][gms_fast.Stepper.initial], the steps give the bits of [`sample`][gms_fast.sample].
+    You may begin at any index. If an index does not follow the last one, the solver restarts without history.
 
     The noise generator numbers the steps in a run that begins with `initial` or at the schedule's noisiest
     time. In other runs it follows the noise level, as `sample(x_T=...)` does.
 
     Args:
-        solver: Solver or its text, as "er-sde:order=2".
+        solver: Solver or its text, such as "er-sde:order=2".
         schedule: Schedule or its name.
         steps: Number of steps K >= 1. Give either `steps` or `timesteps`.
         timesteps: Times of the schedule, noisiest first. A single time is one network evaluation. Of
@@ -154,7 +154,7 @@ class Stepper:
 
         Args:
             index: Place in `timesteps`.
-            output: Network's output at x and that time. None will do where the solver needs no evaluation
+            output: Network's output at x and that time. It may be None where the solver needs no evaluation
                 (index 0 of a `Teleport`).
             x: State (n, *sample) at that time.
             noise: z or (z, u) in place of the generator's draws, or a callable that returns them. The callable

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gms_fast.generation import Report
 
 SUMMARY = "Draw many images into a folder of shards: in one process, under torchrun or in cluster jobs; can be resumed."
-LEFT = "; the same command goes on from there"
+LEFT = "; the same command continues from there"
 VERIFY = 0.01
 
 

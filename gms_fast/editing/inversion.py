@@ -155,7 +155,7 @@ def invert(
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
         image: Images (n, C, H, W) or one (C, H, W), floating point, in the model's data range.
         steps: Number of steps K >= 1. Costs as many network evaluations as the solver takes on the way back.
-        solver: "ddim" or "euler" (order 1), "heun" (order 2, two evaluations a step), "dpm-solver++" or "unip" (of
+        solver: "ddim" or "euler" (order 1), "heun" (order 2, two evaluations per step), "dpm-solver++" or "unip" (of
             their own order), or such a `Solver`. The default has the smallest error (docs/editing.md), but cannot reach
             a level with alpha = 0.
         strength: Noise level at which to stop, as in [`stroke`][gms_fast.editing.stroke]; 1 is the noisiest. Sample

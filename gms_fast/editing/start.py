@@ -285,4 +285,6 @@ def check_range(rows: Tensor, limits: tuple[float, float] | None, name: str) -> 
         wanted, got = f"[{limits[0]:g}, {limits[1]:g}]", f"{low:g} .. {high:g}"
         raise ValueError(f"{name} must lie in the data range {wanted}: got {got}; rescale it, or give clip=")
     if limits == (-1.0, 1.0) and 0 <= low < high <= 1:
-        warnings.warn(f"{name} lies in [0, 1] but the model's range is [-1, 1]: is 2 {name} - 1 meant?", stacklevel=5)
+        warnings.warn(
+            f"{name} lies in [0, 1] but the model's range is [-1, 1]: did you mean 2 {name} - 1?", stacklevel=5
+        )

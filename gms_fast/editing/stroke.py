@@ -47,8 +47,8 @@ def stroke(
 ) -> Tensor:
     """Noise an image to some level and sample from there (SDEdit).
 
-    The state x_t = alpha_t image + sigma_t z is followed by `steps` steps of a solver. With a `condition` this is image
-    to image. With n > 1 it draws variations of an image.
+    The state x_t = alpha_t image + sigma_t z is followed by `steps` steps of a solver. With a `condition` this is
+    image-to-image generation. With n > 1 it draws variations of an image.
 
     The noise of the guide is counter-based. It is independent of all noise that [`sample`][gms_fast.sample] draws, so
     an image drawn with a seed is edited with new noise from the same seed. To edit an edit, use another seed.

@@ -195,7 +195,7 @@ def _ending(last: int) -> Callable[..., None]:
 def check_condition(model: object, condition: Any, n: int) -> dict[str, Any]:
     """Return the network's keywords for n samples, checked.
 
-    Tensors must have n rows, 1 row or no axis. Keywords that the model needs (`needed`) must be there. Raises TypeError
+    Tensors must have n rows, 1 row or no axis. Keywords that the model needs (`needed`) must be given. Raises TypeError
     or ValueError naming `condition`.
     """
     given = {} if condition is None else condition

@@ -151,7 +151,7 @@ class Measured:
             said = f"features must be those of {path}, {features}"
             raise ValueError(f"{said}: got {self.features.mark}. Delete {path.parent} to measure other features")
         if run != self.run:
-            raise ValueError(f"{path} is of the run {run}, not of {self.run}")
+            raise ValueError(f"{path} belongs to the run {run}, not to {self.run}")
 
 
 def _forget(path: Path, why: str) -> None:

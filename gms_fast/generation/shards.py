@@ -93,7 +93,7 @@ class Shards:
             made = json_value(text)
             schema.check("it", made, _MADE)
             if made["run"] != self.run:
-                raise OtherRunError(f"shard {path} is of the run {made['run']}, not of {self.run}")
+                raise OtherRunError(f"shard {path} belongs to the run {made['run']}, not to {self.run}")
             if index != list(indices) or (made["first"], made["count"]) != (indices[0], len(indices)):
                 raise ValueError(f"it must have the samples {indices[0]} to {indices[-1]}: got others")
             if tuple(pictures.shape) != (len(indices), *self.shape):

@@ -51,8 +51,8 @@ class MomentHeads(nn.Module):
         head: Form of the heads. "complex": a residual block conditioned on the noise level. "simple": one convolution.
         moments: Meaning of the heads: "central" E[(eps - e1)^k|x_t] or "raw" E[eps^k|x_t].
         normalised: Train the heads in the units of `gms_fast.models.normalised`, in which outputs are of order one at
-            every noise level. None for True with central moments and False with raw ones, which have no such units.
-        data_std: s of those units, about the standard deviation of the data.
+            every noise level. None means True for central moments and False for raw ones, which have no such units.
+        data_std: s in those units, roughly the standard deviation of the data.
         clip: Range (lo, hi) that E[x_0|x_t] is clipped to in these units and in sampling; None for latents. Default:
             that of the network, else (-1, 1).
         condition: Conditions of one sample for the trial call in the constructor, where the network needs any.
@@ -73,9 +73,9 @@ class MomentHeads(nn.Module):
         >>> model = gms_fast.models.MomentHeads.from_pretrained("heads", network)
 
     Note:
-        Classifier-free guidance goes around the model, `ClassifierFree(model, ..)`, not inside; central moments are
-        then those of the conditional network. A network that learned a variance provides e1 alone here; the heads
-        replace its variance.
+        Wrap classifier-free guidance around the model, `ClassifierFree(model, ..)`, not inside it. Central moments
+        are then those of the conditional network. A network that learned a variance provides only e1 here; the
+        heads replace its variance.
 
     References:
         Guo et al. 2023, arXiv 2311.00941.
@@ -207,7 +207,9 @@ class MomentHeads(nn.Module):
             model = _as_model(network, stored, config["prediction"])
         schedule = saved_heads.schedule_of(said["schedule"], attribute(model, "schedule"), folder)
         if (form := attribute(model, "prediction")) not in (None, config["prediction"]):
-            raise ValueError(f"prediction must be that of the training of {folder}, {config['prediction']}: got {form}")
+            raise ValueError(
+                f"prediction must be the one that {folder} was trained with, {config['prediction']}: got {form}"
+            )
         made = cls(model, **{**config, "layout": Layout(**config["layout"])}, schedule=schedule)
         saved_heads.check_network(made.bare, said["network"], Path(folder))
         with refusing(f"moment heads of {folder} are damaged", folder):
@@ -327,7 +329,7 @@ def _as_model(network: Any, schedule: Schedule | str | None, prediction: str | N
     """Return the network as a model called (x, t, **condition)."""
     bare = unwrapped(network)
     if isinstance(bare, MomentHeads):
-        raise ValueError("network must be one without heads: got MomentHeads; give its attribute `network`")
+        raise ValueError("network must not have heads already: got MomentHeads; give its attribute `network`")
     if not isinstance(bare, Wrapped) and hosts.known(bare):
         return wrap(network, schedule=schedule, prediction=prediction)
     if not callable(network):

@@ -100,12 +100,12 @@ def schedule_of(said: object, own: Schedule | None, where: str | Path) -> Schedu
     """
     if isinstance(said, str):
         if own is None or repr(own) != said:
-            raise ValueError(f"schedule must be that of the training of {where}, {said}: got {own!r}")
+            raise ValueError(f"schedule must be the one that {where} was trained with, {said}: got {own!r}")
         return own
     assert isinstance(said, dict)
     stored = schedules.stored(said)
     if own is not None and not own.agrees(stored, _some(stored)):
-        raise ValueError(f"schedule must be that of the training of {where}, {stored!r}: the network has {own!r}")
+        raise ValueError(f"schedule must be the one that {where} was trained with, {stored!r}: the network has {own!r}")
     return stored
 
 

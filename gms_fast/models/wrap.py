@@ -157,7 +157,7 @@ class Wrapped(torch.nn.Module):
 
 def _told(name: str, value: Told | None, host: Host) -> Told:
     if value is None:
-        raise ValueError(f"{name} must be given: {type(host.bare).__name__} does not tell it")
+        raise ValueError(f"{name} must be given: it cannot be read from {type(host.bare).__name__}")
     return value
 
 

@@ -1,6 +1,6 @@
 """Drop-in ops: mixture fits and draws, the fused GMS step, linear updates, and noise.
 
-All ops are forward only. They take float32, bfloat16 or float16, in any mixture and any layout, and compute in float32.
+All ops are forward only. They take float32, bfloat16 or float16, mixed freely, in any layout, and compute in float32.
 float64 runs the reference, as do devices other than CPUs and CUDA. Results have the dtype and layout of the first
 tensor. A number may be a tensor or an array of one element, which is read at the call. The ops are also registered as
 `torch.ops.gms_fast.*`. Symbols and equation numbers: docs/notation.md.
@@ -123,12 +123,12 @@ def fit_mixture(
 
     Args:
         mean: Means (B, *).
-        var: Variances (B, *). A negative one, as rounding leaves, counts as 0. Where var < floor the fit is one
-            Gaussian of that variance.
+        var: Variances (B, *). A negative one, which rounding may leave, counts as 0. Where var < floor the fit is
+            one Gaussian of that variance.
         third: Third central moments (B, *); not read for fit="gaussian".
-        floor: Smallest V of the closed fits, >= 0: the distance of their means may use var - floor only (default 0).
+        floor: Smallest V of the closed fits, >= 0: the spread of their means may use only var - floor (default 0).
         fit: "exact" (default): the closed solution for `weight`; where it would need V < floor, it takes V = floor and
-            as much of the third moment as that allows. "free": there, V = floor and the weight that matches all three
+            as much of the third moment as that allows. "free": in that case V = floor, and the weight matches all three
             moments; a is then the light component (w <= 1/2), above the mean for third >= 0, else below. "adan": the
             released optimiser. "gaussian": mean_a = mean_b = mean, V = var.
         weight: Weight w of component a, in [1e-6, 1 - 1e-6] (default 1/3). For "exact" and "free" it must be at least
@@ -321,11 +321,11 @@ def linear_step(
 
     Args:
         x: State (B, *).
-        output: Output y of the network (B, *); a view of some of its channels will do.
+        output: Output y of the network (B, *); it may be a view of some of its channels.
         terms: At most eight tensors (B, *): data estimates of the last steps, or states.
-        weights: w_0, w_1, .. as numbers. Or a float32 tensor on x's device that the kernel reads: p, q, these and
-            noise_std, which are then not given. Or weights by element (n, *): for x, m and the terms, and last a
-            constant that is added.
+        weights: w_0, w_1, .. as numbers. Or a float32 tensor on x's device, which the kernel reads: p, q, w_0, ..
+            and noise_std; then omit `data` and `noise_std`. Or weights per element (n, *): for x, m and the terms,
+            and last a constant that is added.
         noise_std: Standard deviation of the noise z, >= 0; 0 draws nothing (default).
         data: (p, q), as `gms_fast.prediction.TO_DATA[form](alpha_t, sigma_t)` returns them for each form of prediction:
             (1/alpha_t, -sigma_t/alpha_t) for noise.
@@ -384,9 +384,9 @@ def affine_noise(
     Args:
         x: State (B, *).
         terms: At most eight tensors (B, *).
-        weights: w_0 of x, then one for each term. Or a (n + 2,) float32 tensor on x's device that the kernel reads:
-            these and noise_std, which is then not given. Or weights by element, a (n + 2, *) tensor on x's device: for
-            x and the terms, and last a constant that is added; float32, or float64 if x or a term is.
+        weights: w_0 of x, then one for each term. Or a (n + 2,) float32 tensor on x's device, which the kernel
+            reads: the weights and noise_std; then omit `noise_std`. Or weights per element, a (n + 2, *) tensor on
+            x's device: for x and the terms, and last a constant that is added; float32, or float64 if x or a term is.
         noise_std: Standard deviation of the noise z, >= 0; 0 draws nothing (default).
         seed: As in [`sample_mixture`][gms_fast.ops.sample_mixture].
         step_index: Counter of the draw: `step` of `sample_mixture`.
@@ -452,8 +452,8 @@ def philox_normal(
     Args:
         shape: (B, *).
         seed: As in [`sample_mixture`][gms_fast.ops.sample_mixture].
-        step: Counter of the draw, in [0, 2^32) (default 0). `sample` counts its own from 2^30 on, so small ones never
-            coincide with its noise.
+        step: Counter of the draw, in [0, 2^32) (default 0). `sample` uses counters from 2^30 on, so small ones never
+            repeat its noise.
         stream: Stream of draws, in [0, 256) (default 0). 0: normals of a step; 1: its uniforms; 2: the initial x_T; 3
             to 5: `gms_fast.statistics`; 6: guides that are edited.
         sample_offset: Index of the first sample (default 0).

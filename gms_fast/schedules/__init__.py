@@ -48,7 +48,7 @@ def names() -> list[str]:
     """Return the names of schedules that need no arguments.
 
     Returns:
-        Sorted list of names, each accepted by [`build`][gms_fast.schedules.build] and wherever a schedule is.
+        Sorted list of names, each accepted by [`build`][gms_fast.schedules.build] and wherever a schedule can be given.
 
     Examples:
         >>> gms_fast.schedules.names()
@@ -62,7 +62,7 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
 
     Args:
         description: Name of [`names`][gms_fast.schedules.names], name of a class, `config` of a schedule, or a
-            schedule, which is returned as it is.
+            schedule, which is returned unchanged.
 
     Returns:
         Schedule.

@@ -186,7 +186,7 @@ class Flow(Schedule):
         t_min: Last time of grids, with 0 <= t_min < t_max <= 1. Default: 0.
         shift: Shift s > 0 of the grid "uniform": a time t of an even grid becomes s t/(1 + (s - 1) t)
             (Esser et al. 2024, arXiv 2403.03206). Default: 1, no shift.
-        time_scale: Network time per unit of t, > 0, as 1000 for the transformers of diffusers. None (default):
+        time_scale: Network time per unit of t, > 0, such as 1000 for the transformers of diffusers. None (default):
             that of the model's own schedule, else 1.
 
     Raises:

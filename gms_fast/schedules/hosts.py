@@ -18,7 +18,7 @@ _Ladder = Iterator[tuple[float, float, float]]  # (alpha, sigma, network time) o
 def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
     """Convert a scheduler of diffusers to arguments of `sample`.
 
-    Before `set_timesteps` the schedule is that of the training. After it, the schedule is a
+    Before `set_timesteps` the schedule is the training schedule. After it, the schedule is a
     [`Levels`][gms_fast.schedules.Levels] with all noise levels of the scheduler's run, the final one included.
     The network times are those that the scheduler would use.
 
@@ -28,8 +28,8 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
         scheduler: Scheduler of diffusers, of one of the classes whose levels are known here.
 
     Returns:
-        Tuple (schedule, timesteps, prediction) for the arguments of these names of
-        [`sample`][gms_fast.sample]. `timesteps` is None before `set_timesteps`.
+        Tuple (schedule, timesteps, prediction): the arguments of [`sample`][gms_fast.sample] with these
+        names. `timesteps` is None before `set_timesteps`.
 
     Raises:
         ValueError: If the class or the settings of the scheduler are not supported; the message names them.
@@ -38,8 +38,8 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
         Diffusers stops at a final level with noise; so does `sample` with `denoise=False`.
 
         DDIM and similar schedulers count back T//steps from each time. Where that is not the next time (spacing
-        "linspace", or "trailing" where T/steps is no integer), their state has another noise level than they assume.
-        Here it has the level of the next time.
+        "linspace", or "trailing" where T/steps is not an integer), their state has another noise level than they
+        assume. Here the state has the level of the next time.
 
     Examples:
         >>> from diffusers import DDIMScheduler

@@ -1,7 +1,7 @@
 """Differentiable diffusion sampler search (DDSS): Watson et al. 2022, arXiv 2202.05830.
 
-The random numbers of iteration k are counter-based draws for sample indices of its own. A search that is stopped and
-resumed therefore uses the same batches as an uninterrupted one.
+The random numbers of iteration k are counter-based draws for sample indices that only k uses. A search that is stopped
+and resumed therefore uses the same batches as an uninterrupted one.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first sample indices of the loss and of 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a search, on which its result depends besides network, data and first table.
+    """Settings that, with network, data and first table, determine a search's result.
 
     They are keyword arguments of [`ggdm`][gms_fast.search.ggdm], with the same defaults.
 
@@ -169,7 +169,7 @@ def ggdm(
         initial: Start of the search: "ddim", "dpm-solver++", "unip", another linear solver, or a
             [`GGDMTable`][gms_fast.solvers.GGDMTable].
         spacing: Spacing of the first time steps, as in `Schedule.grid`. None for that of the solver, else of the
-            schedule. Must be None beside a table.
+            schedule. Must be None if `initial` is a table.
         features: Differentiable callable from images (n, *shape) to (n, D), such as
             [`load_features`][gms_fast.search.load_features] or a module; None for the pixels. A module is in eval mode
             during the search.
@@ -178,8 +178,8 @@ def ggdm(
         clip: Range that E[x_0|x_t] and the samples are clipped to; None for no clipping. Give `sample` the same.
         dtype: Type of the sampler states: torch.float32 or torch.float64.
         chunk: Samples per network call, >= 1. It limits memory and does not change the gradient.
-        rematerialise: Recompute the network in the backward pass. This needs memory for one call instead of K, and
-            about half as much time again.
+        rematerialise: Recompute the network in the backward pass. This needs memory for one call instead of K, but
+            takes about 1.5 times as long.
         out: Folder for `table.safetensors` (the best table so far), `checkpoint.pt` and `curve.csv`. None writes
             nothing, and an interrupted search is lost.
         resume: Continue the search that `out` holds. If False, such a folder is refused.

@@ -33,9 +33,9 @@ class DDPM(_Gaussian):
 
     x_s ~ N(A x_t + B E[x_0|x_t], c), with A, B, c of eq. 1 of docs/notation.md.
 
-    Take it, with spacing 0.5, for a network without moment heads if you want noise in every step. Of all solvers it has
-    the highest precision and the lowest recall. It costs K + 1 network evaluations for K steps, or K where the schedule
-    ends without noise: the last evaluation removes the noise that is left.
+    Use it, with spacing 0.5, for a network without moment heads if you want noise in every step. Of all solvers it has
+    the highest precision and the lowest recall. It costs K + 1 network evaluations for K steps, because the last
+    evaluation removes the remaining noise, or K where the schedule ends without noise.
 
     Args:
         clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of
@@ -70,7 +70,7 @@ class SNDDPM(_Gaussian):
     x_s ~ N(A x_t + B E[x_0|x_t], c + B^2 Var[x_0|x_t]), with A, B, c of eq. 1 of docs/notation.md. The variance of
     x_0 comes from the second noise moment, element by element.
 
-    Take it for a network with a second-moment head. From 20 steps on, with spacing "angle", it is as good as
+    Use it for a network with a second-moment head. From 20 steps on, with spacing "angle", it is as good as
     [`GMS`][gms_fast.solvers.GMS] on images. It costs K + 1 network evaluations for K steps, or K where the schedule
     ends without noise.
 

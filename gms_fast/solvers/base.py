@@ -62,7 +62,7 @@ class Solver(Identified, ABC):
     Attributes:
         moments_needed: Noise moments that a step reads: 1 for E[eps|x_t] alone; 2 or 3 need moment heads (default 1).
         spacing: Time grid of `sample(steps=..)`, as `schedule.timesteps` takes it; None for the schedule's own.
-        denoise: True if one more network evaluation removes the noise that is left at the last time (default True).
+        denoise: True if one more network evaluation removes the noise remaining at the last time (default True).
         linear: True if the plan of a step is (weights, std), for the state and the last data estimates (default False).
         known_steps: Number of leading steps that need no network evaluation; `known` supplies their estimate (default
             0).
@@ -153,7 +153,7 @@ class Solver(Identified, ABC):
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
         """Return the time of the network evaluation for each time of the run.
 
-        It is later (noisier) than the time itself where a step adds noise to the state that it ends at.
+        It is later (noisier) than the time itself where a step adds noise to the state at its end.
         """
         return times
 
@@ -260,10 +260,10 @@ class Multistep(Solver):
 class Extrapolating(Multistep):
     """Base of the multistep solvers that extrapolate data estimates from past steps to the next.
 
-    Extrapolation fails where the next step is much longer in log(alpha/sigma) than those before. The last step of a
-    grid uniform in time is: from 49 to 0 of 1000 times it has length 2.85, after 0.74. So for orders above 1
-    `sample(steps=..)` takes the grid "quadratic", unless the schedule has a grid of its own, as EDM has. Explicit
-    `timesteps` stay as they are.
+    Extrapolation fails where the next step is much longer in log(alpha/sigma) than those before. On a grid uniform in
+    time the last step is: from 49 to 0 of 1000 times it has length 2.85, and the step before it 0.74. So for orders
+    above 1 `sample(steps=..)` uses the grid "quadratic", unless the schedule has its own grid, as EDM has. Explicit
+    `timesteps` are never changed.
     """
 
     @property

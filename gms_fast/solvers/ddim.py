@@ -21,13 +21,13 @@ class DDIM(Multistep):
     x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z with m = E[x_0|x_t] and e = (x_t - alpha_t m)/sigma_t;
     c is that of eq. 1 of docs/notation.md.
 
-    Take it as the baseline that every library has, for inversion, and where a step must need no history. It costs K + 1
+    Use it as the baseline that every library has, for inversion, and where steps must not need history. It costs K + 1
     network evaluations for K steps, or K where the schedule ends without noise.
 
     Args:
         eta: Noise, in [0, 1]: 0 is deterministic (default), 1 adds the noise of DDPM.
         clipped_noise: True (default) computes e from an m that was clipped to the data range. False takes the network's
-            own noise, as diffusers' DDIMScheduler without use_clipped_model_output. Without a data range both are the
+            own noise, like diffusers' DDIMScheduler without use_clipped_model_output. Without a data range both are the
             same.
 
     Raises:

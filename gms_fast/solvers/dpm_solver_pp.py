@@ -28,7 +28,7 @@ class DPMSolverPP(Extrapolating):
     - order 2: a_1 = g/2 or 1 - g/(p h), by `kind`.
     - order 3: a_1 = 1 - g/(p h), a_2 = 1/2 - (p h - g)/(p h)^2.
 
-    Take it where precision counts, and with `denoise=False` for up to 10 network evaluations. It needs no tables and no
+    Use it where precision matters, and with `denoise=False` for up to 10 network evaluations. It needs no tables and no
     moment heads. It costs K + 1 network evaluations for K steps, or K with `denoise=False` and where the
     schedule ends without noise.
 
@@ -51,7 +51,7 @@ class DPMSolverPP(Extrapolating):
         final_sigmas_type is then "zero", where the last evaluation is its last step, or "sigma_min" without `denoise`.
         To equal it, a_2 is half of the integral, and for sde=True it is smaller by another 1. The noisy order 3
         therefore spreads too far: std 14 % too large after 200 steps on a Gaussian. The kind "k-diffusion" leaves out
-        that 1 and does not.
+        that 1 and has the right spread.
 
         With lower_order_final=False the solver equals k-diffusion's samplers of the same eta: dpmpp_2m without noise,
         dpmpp_2m_sde for "midpoint" and "heun", and dpmpp_3m_sde for "k-diffusion".

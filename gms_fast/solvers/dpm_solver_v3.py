@@ -59,7 +59,7 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DPMSolverV3(Solver):
-    """Multistep predictor and corrector that uses statistics of the very network.
+    """Multistep predictor and corrector that uses statistics of the given network.
 
     With y = x/alpha and lambda = log(alpha/sigma) the probability flow is dy/dlambda = -l y - f. The empirical model
     statistics l, s, b make f = (sigma eps - l x)/alpha as smooth as one network allows. From step start s to target t:
@@ -68,7 +68,7 @@ class DPMSolverV3(Solver):
 
     All integrals begin at s. g = exp(-int s) f - B is approximated by the polynomial through its last values.
 
-    Take it for 3 to 10 network evaluations if you have measured statistics; at 3 to 5 put it behind a
+    Use it for 3 to 10 network evaluations if you have measured statistics; at 3 to 5 put it after a
     [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. It costs K network evaluations for K steps, with or
     without the corrector: the state at the last time is the sample.
 
@@ -79,8 +79,8 @@ class DPMSolverV3(Solver):
             less history, are of lower order.
         corrector: Correction of the state after each network evaluation, at no further cost. None: no correction.
             "same": the order of the last predictor. "next" (default): one order more, with pseudo derivatives.
-        pseudo: True takes the predictor's derivatives from divided differences of ever more values: steadier in few
-            steps (default False).
+        pseudo: True takes the predictor's derivatives from divided differences of more and more values, which is
+            steadier in few steps (default False).
         lower_order_final: True (default) ends with orders .., 2, 1.
         half: False (default) corrects at all times. True corrects where t <= 1/2 only, as published; "released" where
             t > 1/2 only, as the released code does. Time runs over [0, 1] here.
@@ -96,8 +96,8 @@ class DPMSolverV3(Solver):
 
     Note:
         Times are rounded to the nearest nodes of the statistics. Where `trust` sets in, f jumps: this helps runs of few
-        steps and costs runs of many their order of convergence. The solver inspects statistics and network before it
-        starts, so it works neither under torch.compile nor in CUDA graphs.
+        steps, but runs of many steps lose their order of convergence. The solver inspects statistics and network before
+        it starts, so it works neither under torch.compile nor in CUDA graphs.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -122,7 +122,7 @@ class DPMSolverV3(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, EmpiricalModel):
             raise TypeError(
-                "statistics must be an EmpiricalModel, as from gms_fast.statistics.empirical_model: "
+                "statistics must be an EmpiricalModel, as gms_fast.statistics.empirical_model returns: "
                 f"got {type(self.statistics).__name__}"
             )
         most = MAX_TERMS - (self.corrector == "next")

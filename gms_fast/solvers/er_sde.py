@@ -42,7 +42,7 @@ class ERSDE(Multistep):
     past steps. The SDE is dy = (1 + eta) (y - X)/lambda dlambda + sqrt(2 eta lambda) dw for y = x/alpha. Its noise is
     eta = lambda phi'/phi - 1 >= 0: 0 is the probability flow, 1 the reverse SDE.
 
-    Take it for up to 10 network evaluations with no statistics at hand; then pass
+    Use it for up to 10 network evaluations with no statistics at hand; then pass
     `timesteps=schedule.timesteps(K, spacing=0.7)`. It needs no moment heads. It costs K network evaluations for K
     steps: the state at the last time is the sample, and where that time has no noise it is the last E[x_0|x_t].
 

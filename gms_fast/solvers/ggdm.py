@@ -39,12 +39,11 @@ class GGDM(Solver):
 
         x_{t-1} = mu[t-1][0] x0hat + sum_{u>=t} mu[t-1][u] x_u + sigma[t-1] z,    x0hat = c_t x_t - d_t eps(x_t, tau_t)
 
-    The result after K steps is the last x0hat. It goes through the times of its table, so `steps` must be K. With a
-    data range, E[x_0|x_t] is clipped to it, eps follows the clipped estimate, and the sample is clipped.
+    The result after K steps is the last x0hat. The sampler uses the times of its table, so `steps` must be K. With a
+    data range, E[x_0|x_t] is clipped to it, eps is computed from the clipped estimate, and the sample is clipped.
 
-    Take it at 5 or 10 network evaluations, for a network that you sample often enough to pay for `gms-fast search`,
-    which takes half an hour for a small one. It costs K network
-    evaluations for K steps.
+    Use it at 5 or 10 network evaluations, for a network that you sample often enough to pay for `gms-fast search`,
+    which takes half an hour for a small network. It costs K network evaluations for K steps.
 
     Args:
         table: [`GGDMTable`][gms_fast.solvers.GGDMTable], learned by `gms_fast.search.ggdm` or read by
@@ -70,7 +69,9 @@ class GGDM(Solver):
 
     def __post_init__(self) -> None:
         if not isinstance(self.table, GGDMTable):
-            raise TypeError(f"table must be a GGDMTable, as from gms_fast.search.ggdm: got {type(self.table).__name__}")
+            raise TypeError(
+                f"table must be a GGDMTable, as gms_fast.search.ggdm returns: got {type(self.table).__name__}"
+            )
 
     def times(
         self,

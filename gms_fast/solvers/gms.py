@@ -32,8 +32,8 @@ class GMS(Solver):
     covariance that x_s has given x_t if x_0 is that Gaussian (`Gaussian.step_noise`). Below the noise level `switch`
     the mixture takes over.
 
-    Take it for a network with second and third noise moments: for samples of few or independent elements at any number
-    of steps, for images from 20 steps on, and up to 10 behind a [`Teleport`][gms_fast.solvers.Teleport]. It costs K + 1
+    Use it for a network with second and third noise moments: for samples of few or independent elements at any number
+    of steps, for images from 20 steps on, and up to 10 after a [`Teleport`][gms_fast.solvers.Teleport]. It costs K + 1
     network evaluations for K steps, or K where the schedule ends without noise.
 
     Args:
@@ -41,15 +41,15 @@ class GMS(Solver):
             [`fit_mixture`][gms_fast.ops.fit_mixture].
         component: "element": each element draws its own component. "sample": all elements of a sample share one, as in
             the released code. None (default): "element", but "sample" for fit="adan" and for given noise that holds one
-            uniform a sample.
+            uniform per sample.
         weight: Weight w of component a, in (0, 1), not 1/2 (default 1/3). fit="free" changes it where needed.
         moments: "cumulant" (default) or "released", as in [`gms_step`][gms_fast.ops.gms_step].
         covariance: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data, or None (default).
         switch: Noise level sigma_t/alpha_t >= 0 above which `covariance` is used. Default: 0.75 `covariance.spread`.
-            With 0 every step uses it; then any network will do, without moment heads, at a loss of precision.
+            With 0 every step uses it; then any network works, without moment heads, at a loss of precision.
         iterations: Iterations of fit="adan", >= 0 (default 70).
         lr: Learning rate of fit="adan" (default 0.06).
-        eps: Denominator offset of fit="adan" (default 1e-8); 1e-8 N reproduces the released code on N elements a call.
+        eps: Denominator offset of fit="adan" (default 1e-8); 1e-8 N reproduces a released call on N elements.
         clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels of which
             [-1, 1] has 255 (default 2). That step is then Gaussian. 1 suits the cosine schedule. None draws the last
             step like every other.
@@ -99,7 +99,7 @@ class GMS(Solver):
         check_clip_pixel(self.clip_pixel)
         if self.covariance is not None and not isinstance(self.covariance, Gaussian):
             got = type(self.covariance).__name__
-            raise TypeError(f"covariance must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
+            raise TypeError(f"covariance must be Gaussian, as gms_fast.statistics.gaussian returns: got {got}")
         if self.covariance is None and self.switch is not None:
             raise ValueError(f"switch must not be given without covariance: got {self.switch!r}")
         number = isinstance(self.switch, (int, float)) and not isinstance(self.switch, bool)

@@ -103,9 +103,9 @@ class Euler(_Churning):
     with gamma = min(churn/K, sqrt 2 - 1) where s_min <= l <= s_max and 0 elsewhere. K counts the steps, including the
     one to no noise.
 
-    Without churn it is DDIM on another grid. Take it to reproduce samplers of EDM and k-diffusion.
-    [`Heun`][gms_fast.solvers.Heun] is of order 2, at two evaluations a step. It costs K + 1 network evaluations for K
-    steps, or K where the schedule ends without noise.
+    Without churn it is DDIM on another grid. Use it to reproduce samplers of EDM and k-diffusion.
+    [`Heun`][gms_fast.solvers.Heun] is of order 2, at two evaluations per step. Euler costs K + 1 network evaluations
+    for K steps, or K where the schedule ends without noise.
 
     Args:
         churn: S_churn, the amount of noise that all steps add together, >= 0; 0 adds none (default).
@@ -153,9 +153,9 @@ class Heun(_Churning):
         x_s' = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) m_t
         x_s  = x_s' + alpha_s (l_t/l_s - 1)/2 (m_s' - m_t)
 
-    Take it to reproduce results of EDM, or for many network evaluations. It costs two evaluations a step, at x_t and at
-    x_s'. A step to no noise (l_s = 0) or from no signal (l_t infinite) costs one, and x_s = x_s'. K steps cost 2 K + 1
-    evaluations on a schedule that ends with noise, 2 K - 1 on one that ends without.
+    Use it to reproduce results of EDM, or for many network evaluations. It costs two evaluations per step, at x_t and
+    at x_s'. A step to no noise (l_s = 0) or from no signal (l_t infinite) costs one, and x_s = x_s'. K steps cost
+    2 K + 1 evaluations on a schedule that ends with noise, 2 K - 1 on one that ends without.
 
     Args:
         churn: S_churn, the amount of noise that all steps add together, >= 0; 0 adds none (default). With churn the

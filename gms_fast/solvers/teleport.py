@@ -25,7 +25,7 @@ class Teleport(Solver):
 
         x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu)
 
-    Take it for up to 10 network evaluations: the steps that it saves go to lower noise. The statistics take seconds to
+    Use it for up to 10 network evaluations: the steps that it saves go to lower noise. The statistics take seconds to
     measure and need only data or samples, no network. It costs as many evaluations as `then` takes for the steps after
     the jump.
 
@@ -38,8 +38,8 @@ class Teleport(Solver):
         then: Solver of the remaining steps, not a Teleport; it starts without history. Required.
         spacing: Grid of `sample(steps=..)`, as in `Schedule.grid`; None (default) for that of `then`.
         direct: False (default) moves x_T along the probability flow, from N(0, sigma_T^2). True draws from
-            N(alpha mu, alpha^2 Sigma + sigma^2), which is the exact law there for Gaussian data.
-        skip: Share of the steps to leave out, in (0, 1), instead of `until`; the run takes that many evaluations fewer.
+            N(alpha mu, alpha^2 Sigma + sigma^2), which is the exact distribution there for Gaussian data.
+        skip: Share of the steps to leave out, in (0, 1), instead of `until`; the run saves that many evaluations.
 
     Raises:
         TypeError: If `statistics` or `then` is of another type.
@@ -71,7 +71,7 @@ class Teleport(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, Gaussian):
             got = type(self.statistics).__name__
-            raise TypeError(f"statistics must be Gaussian, as from gms_fast.statistics.gaussian: got {got}")
+            raise TypeError(f"statistics must be Gaussian, as gms_fast.statistics.gaussian returns: got {got}")
         if self.until is not None and self.skip is not None:
             raise ValueError(f"until must not be given with skip: got {self.until!r} and {self.skip!r}")
         if self.until is not None and not (_is_number(self.until) and 1 <= self.until < math.inf):

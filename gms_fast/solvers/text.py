@@ -84,7 +84,7 @@ def kind(name: str) -> type[Solver]:
     """Return the solver class of a name, including those that need a table.
 
     Args:
-        name: Name of a solver, as "gms" or "dpm-solver-v3".
+        name: Name of a solver, such as "gms" or "dpm-solver-v3".
 
     Returns:
         A subclass of [`Solver`][gms_fast.Solver].
@@ -251,7 +251,11 @@ def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> s
     found = None if origin is None else named(origin, file) or Path(origin) / file
     if found is None or not found.is_file():
         option = next(option for (_, option), known in _TABLES.items() if known is table)
-        where = "the model does not say where it is from" if origin is None else f"there is no {file} with {origin}"
+        where = (
+            "the model does not record where it was loaded from"
+            if origin is None
+            else f"there is no {file} with {origin}"
+        )
         raise ValueError(f"solver {name} needs {option}={option.upper()}, a file of {table.command}: {where}")
     return found
 
@@ -280,7 +284,7 @@ def text_of(solver: Solver) -> str:
         Text that names the options that differ from their defaults.
 
     Raises:
-        ValueError: If the solver is of no named class, or holds a table or a function, which text cannot name.
+        ValueError: If the solver's class has no name, or it holds a table or a function, which text cannot name.
 
     Examples:
         >>> gms_fast.solvers.text_of(gms_fast.solvers.ERSDE(order=2))

@@ -75,9 +75,9 @@ class UniPC(Extrapolating):
 
     x_t = r x^c + sum_j b_j m_j was predicted without m_t; r x^c + sum_j c_j m_j is the same integral with the
     polynomial through m_t too. All of it is linear in the given state and the last estimates of x_0. So a step is one
-    pass and one network evaluation, and changes that the host makes to the state stay.
+    pass and one network evaluation, and changes that the host makes to the state are kept.
 
-    Take it for deterministic sampling without statistics or moment heads, or to match a pipeline that uses it. It costs
+    Use it for deterministic sampling without statistics or moment heads, or to match a pipeline that uses it. It costs
     K + 1 network evaluations for K steps, or K where the schedule ends without noise.
 
     Args:

@@ -73,14 +73,14 @@ def train_noise_network(
         steps: Total number of optimiser steps, >= 1.
         out: Folder for `checkpoint.pt` and `curve.csv` (step, loss, seconds).
         encoder: Callable from images to latents, if the model learns latents. A whole tensor of images is encoded once;
-            batches of an iterable are encoded as they come. Default: none.
+            batches of an iterable are encoded as they arrive. Default: none.
         resume: Continue the run that `out` holds. If False, such a folder is refused.
         checkpoint_every: Steps between checkpoints, >= 1.
-        checkpoint_seconds: Seconds after which a checkpoint is written besides; None for no such limit.
+        checkpoint_seconds: Also write a checkpoint after this many seconds; None for no such limit.
         progress: Show a progress bar on stderr.
         batch_size: Images per step, of all ranks together; None for 64. Must be None for data that comes in batches.
         micro_batch: Rows that go through the network at a time, on each rank; None for all. Fewer rows need less
-            memory. The result is the same up to rounding, except with dropout, which draws anew for each part.
+            memory. The result is the same up to rounding, except with dropout, which draws new masks for each part.
         compile: Run the network's step through torch.compile. The result is the same up to rounding, except with
             dropout.
         lr: Peak learning rate of Adam, > 0.
@@ -89,7 +89,7 @@ def train_noise_network(
         ema: Decay of the averaged weights, in [0, 1). The first steps k use (1+k)/(10+k) where that is smaller.
         clip_norm: Largest norm of the gradient, > 0.
         flips: Mirror each image with probability 1/2 (wrong for digits).
-        label_dropout: Probability in [0, 1) that an image is trained with the class that stands for none, as
+        label_dropout: Probability in [0, 1) that an image is trained with the label for "no class", as
             classifier-free guidance needs. 0 for a network without classes.
         precision: "float32" or "bfloat16": arithmetic of the network. Weights and losses stay float32.
         seed: Seed of all randomness, in [0, 2^31). An iterable is covered if it draws from torch's own generator.
@@ -180,7 +180,7 @@ def train_moment_heads(
 
     The heads learn E[eps^2|x_t] and E[eps^3|x_t] ("raw"), or E[(eps - e1)^k|x_t] for k = 2, 3 ("central").
     The loss is the mean of (e2 - y^2)^2 + (e3 - y^3)^2 with y = eps or eps - e1.
-    The network runs without dropout, and its weights do not change by a bit.
+    The network runs without dropout, and its weights stay the same to the bit.
 
     Args:
         model: A [`MomentHeads`][gms_fast.models.MomentHeads] or a [`MomentUNet`][gms_fast.models.MomentUNet] with
@@ -194,7 +194,7 @@ def train_moment_heads(
         encoder: As in [`train_noise_network`][gms_fast.training.train_noise_network].
         resume: Continue the run that `out` holds. If False, such a folder is refused.
         checkpoint_every: Steps between checkpoints, >= 1.
-        checkpoint_seconds: Seconds after which a checkpoint is written besides; None for no such limit.
+        checkpoint_seconds: Also write a checkpoint after this many seconds; None for no such limit.
         progress: Show a progress bar on stderr.
         batch_size: Images per step, of all ranks together; None for 64. Must be None for data that comes in batches.
         micro_batch: Rows that go through the network at a time, on each rank; None for all.
@@ -205,7 +205,7 @@ def train_moment_heads(
         ema: Decay of the averaged weights, in [0, 1). The first steps k use (1+k)/(10+k) where that is smaller.
         clip_norm: Largest norm of the gradient, > 0.
         flips: Mirror each image with probability 1/2 (wrong for digits).
-        label_dropout: Probability in [0, 1) of the class that stands for none, as in
+        label_dropout: Probability in [0, 1) of the label for "no class", as in
             [`train_noise_network`][gms_fast.training.train_noise_network].
         precision: "float32", "bfloat16" or "float16": arithmetic of the network. The heads always compute in float32.
         seed: Seed of all randomness, in [0, 2^31).
@@ -291,7 +291,7 @@ def _train(
 ) -> State:
     folder, device = Path(steering.out), next(iter(parameters.values())).device
     if run.flips and len(model.sample_shape) < 3:
-        raise ValueError(f"flips must be False for samples of shape {tuple(model.sample_shape)}, which are no images")
+        raise ValueError(f"flips must be False for samples of shape {tuple(model.sample_shape)}, which are not images")
     if run.label_dropout and Wanted(model).none is None:
         raise ValueError(
             f"label_dropout must be 0 for a network without a null class: got {run.label_dropout}; make it with "

@@ -224,7 +224,7 @@ def test_training_ended_by_a_signal_loses_no_step(here, capsys, monkeypatch, nam
     monkeypatch.setattr(loop._Step, "__call__", signalled)
     command = kills.COMMANDS[name].arguments
     assert main([*command]) == 143
-    assert capsys.readouterr().err == "gms-fast: terminated; the same command with --resume goes on from there\n"
+    assert capsys.readouterr().err == "gms-fast: terminated; the same command with --resume continues from there\n"
     assert kills._steps(here / kills.COMMANDS[name].out) == 3
     assert main([*command, "--resume"]) == 0
     assert len(taken) == steps

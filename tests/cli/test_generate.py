@@ -72,7 +72,7 @@ def test_interrupted_command_says_how_to_go_on_and_does(tmp_path, capsys, monkey
         interrupting(patch, calls)
         assert run(*command) == 130
     said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "gms-fast: interrupted; the same command goes on from there\n")
+    assert (said.out, said.err) == ("", "gms-fast: interrupted; the same command continues from there\n")
     assert sorted(os.listdir(tmp_path / "out")) == [*NAMES[: calls // 8], "run.json"]
     assert run(*command) == 0
     assert f" {4 * (calls // 8)} there before" in capsys.readouterr().out
@@ -232,7 +232,7 @@ def test_full_disk_is_one_line_and_the_command_goes_on(tmp_path, command):
     for most, left in ((400, []), (1600, ["run.json"])):
         arguments = [sys.executable, "-c", code.format(most), *map(str, command)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        said = rf"gms-fast: error: File too large: {out}/\S+; the same command goes on from there\n"
+        said = rf"gms-fast: error: File too large: {out}/\S+; the same command continues from there\n"
         assert (done.returncode, bool(re.fullmatch(said, done.stderr))) == (2, True), done.stderr
         assert os.listdir(out) == left
     assert run(*command) == 0

@@ -12,7 +12,7 @@ from gms_fast.storage.locks import locked_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LEFT = "; the same command with --resume goes on from there"
+LEFT = "; the same command with --resume continues from there"
 
 
 @pytest.fixture(scope="module")

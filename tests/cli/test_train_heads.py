@@ -165,7 +165,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, unet, pict
     with monkeypatch.context() as patch:
         patch.setattr(loop._Step, "__call__", interrupted)
         assert run(*cut) == 130
-    assert capsys.readouterr().err == "gms-fast: interrupted; the same command with --resume goes on from there\n"
+    assert capsys.readouterr().err == "gms-fast: interrupted; the same command with --resume continues from there\n"
     assert "add --resume to continue it or --force to start again" in refusal(capsys, *cut)
     assert checkpoint.read(tmp_path / "cut" / "heads" / "checkpoint.pt")["step"] == 1
     assert run(*cut, "--resume") == 0

@@ -207,9 +207,9 @@ def test_pictures_are_those_of_the_decoder(tmp_path, form):
     got = drawn(Latent(), decoder=decoded).part(range(8))
     z = [gms_fast.sample(Latent(), 2, solver="ddpm", n=4, sample_offset=i) for i in (0, 4)]
     assert torch.equal(got, grey_levels(decoded(torch.cat(z))))
-    with pytest.raises(ValueError, match=r"is of the run (\w+), not of ") as error:
+    with pytest.raises(ValueError, match=r"belongs to the run (\w+), not to ") as error:
         shards.read(0)
-    shards.run = str(error.value).partition("of the run ")[2][:16]
+    shards.run = str(error.value).partition("to the run ")[2][:16]
     assert torch.equal(shards.read(0)[0], got)
     assert made(tmp_path, Latent(), decoder=decoded, form=form, verify=1).compared == N
 

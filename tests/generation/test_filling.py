@@ -74,7 +74,7 @@ def test_shard_of_another_run_is_refused_and_stays(tmp_path, form):
     shutil.rmtree(mine) if mine.is_dir() else mine.unlink()
     other.rename(mine)
     before = content(tmp_path)
-    with pytest.raises(ValueError, match=rf"shard {mine} is of the run \w{{16}}, not of \w{{16}}"):
+    with pytest.raises(ValueError, match=rf"shard {mine} belongs to the run \w{{16}}, not to \w{{16}}"):
         made(tmp_path / "0", form=form)
     assert content(tmp_path) == before
 

@@ -162,7 +162,7 @@ def test_other_features_and_other_runs_are_refused(tmp_path):
     made(tmp_path, features="pixels")
     with pytest.raises(ValueError, match=r"features must be those of .*, pixels: got pixels, 3 channels"):
         made(tmp_path, features=extractors.Extractor("pixels", "pixels", lambda _: torch.flatten, channels=3))
-    with Claims(tmp_path / "claims") as claims, pytest.raises(ValueError, match="is of the run"):
+    with Claims(tmp_path / "claims") as claims, pytest.raises(ValueError, match="belongs to the run"):
         opened(tmp_path, run="another").begin(claims)
 
 

@@ -267,7 +267,7 @@ def test_torchrun_makes_what_one_process_does_and_goes_on_with_more(tmp_path):
     waited_for(lambda: len(shards(out)) >= 2)
     first.terminate()  # it forwards the signal to its processes
     _, errors = first.communicate(timeout=120)
-    assert "gms-fast: terminated; the same command goes on from there" in errors
+    assert "gms-fast: terminated; the same command continues from there" in errors
     assert 2 <= len(shards(out)) < 15
     assert sorted(os.listdir(out)) == sorted([*shards(out), "run.json"])
     second = torchrun(3, *command, out)

@@ -84,7 +84,7 @@ def test_others_read_shards_as_well(tmp_path):
 def test_shard_of_another_run_is_told_from_a_broken_one(shards, shape):
     shards.write(0, pictures(4))
     shards.run, shards.shape = "another run", shape
-    with pytest.raises(OtherRunError, match=r"shard .*000000003.* is of the run some run, not of another run"):
+    with pytest.raises(OtherRunError, match=r"shard .*000000003.* belongs to the run some run, not to another run"):
         shards.read(0)
 
 

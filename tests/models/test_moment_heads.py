@@ -222,7 +222,7 @@ def test_hooks_go_with_the_heads():
 
 
 def test_heads_on_heads_are_refused():
-    with pytest.raises(ValueError, match="network must be one without heads: got MomentHeads"):
+    with pytest.raises(ValueError, match="network must not have heads already: got MomentHeads"):
         MomentHeads(heads())
 
 

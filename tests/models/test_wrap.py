@@ -123,7 +123,7 @@ def test_outputs_of_other_shapes_are_refused():
         ),
         ({"prediction": "score"}, ValueError, "prediction must be one of noise, .*: got 'score'"),
         ({"schedule": "fast"}, ValueError, "schedule must be one of .*: got 'fast'"),
-        ({"schedule": None}, ValueError, "schedule must be given: UNetModel does not tell it"),
+        ({"schedule": None}, ValueError, "schedule must be given: it cannot be read from UNetModel"),
     ],
 )
 def test_arguments_that_are_refused(arguments, error, message):

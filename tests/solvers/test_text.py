@@ -51,7 +51,10 @@ def test_text_of_a_plain_solver_is_its_name(name):
         ("teleport:statistics=digits,until=5", "then must be a solver"),
         ("teleport:statistics=digits,until=5 then ddims", "got 'ddims'"),
         ("teleport:statistics=digits,until=0.4 then ddim", "for a share of the steps give skip"),
-        ("ggdm", "ggdm needs table=TABLE, a file of gms-fast search: the model does not say where it is from"),
+        (
+            "ggdm",
+            "ggdm needs table=TABLE, a file of gms-fast search: the model does not record where it was loaded from",
+        ),
     ],
 )
 def test_bad_text_is_refused(text, message):
@@ -102,7 +105,7 @@ def test_sample_takes_the_text_of_a_solver_with_the_tables_of_its_model(tmp_path
         gms_fast.sample(copy, 4, solver="teleport:until=5 then ddim", n=2)
     DIGITS.save(tmp_path / "model" / FILE)
     assert gms_fast.sample(copy, 4, solver="teleport:until=5 then ddim", n=2).isfinite().all()
-    with pytest.raises(ValueError, match="the model does not say where it is from"):
+    with pytest.raises(ValueError, match="the model does not record where it was loaded from"):
         gms_fast.sample(Model(polynomial), 4, solver="teleport:until=5 then ddim", n=2)
 
 

@@ -40,5 +40,7 @@ def of_kind(kind: str | None, bare: object) -> ModuleType:
         raise ValueError(f"kind must be {wanted}, or None: got {kind!r}")
     found = next((host for host in _KINDS.values() if host.recognises(bare)), None)
     if found is None:
-        raise ValueError(f"kind must be given, {wanted}: it is not known for a network of class {type(bare).__name__}")
+        raise ValueError(
+            f"kind must be given, {wanted}: wrap does not recognise a network of class {type(bare).__name__}"
+        )
     return found

@@ -37,9 +37,9 @@ class Host:
     Args:
         network: What is called.
         bare: The network without torch's wrappers, whose attributes are read.
-        schedule: Noise schedule; None where the network does not tell it.
-        prediction: Meaning of the output; None where the network does not tell it.
-        sample_shape: Shape of one sample; None where the network does not tell it.
+        schedule: Noise schedule; None if it cannot be read from the network.
+        prediction: Meaning of the output; None if it cannot be read from the network.
+        sample_shape: Shape of one sample; None if it cannot be read from the network.
         clip: Range (lo, hi) of the data; None for latents, UNSAID where it is unknown.
         learned: True if outputs of 2C channels hold a learned variance; None if unknown.
         needed: Keywords that every call must give.

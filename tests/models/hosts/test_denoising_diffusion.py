@@ -20,9 +20,9 @@ def test_denoising_diffusion(objective, form):
 
 
 def test_denoising_diffusion_alone_tells_neither_schedule_nor_prediction():
-    with pytest.raises(ValueError, match="schedule must be given: Unet does not tell it"):
+    with pytest.raises(ValueError, match="schedule must be given: it cannot be read from Unet"):
         wrap(made(Unet), "denoising-diffusion")
-    with pytest.raises(ValueError, match="prediction must be given: Unet does not tell it"):
+    with pytest.raises(ValueError, match="prediction must be given: it cannot be read from Unet"):
         wrap(made(Unet), "denoising-diffusion", schedule=VPLinear())
 
 

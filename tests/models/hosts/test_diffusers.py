@@ -209,7 +209,7 @@ def test_data_range(options, coder, clip):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (unet, "schedule must be given: UNet2DModel does not tell it"),
+        (unet, "schedule must be given: it cannot be read from UNet2DModel"),
         (lambda: (unet(), diffusers.IPNDMScheduler()), "scheduler must be one of diffusers' .*: got IPNDMScheduler"),
         (
             lambda: (unet(in_channels=6), diffusers.DDPMScheduler()),

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_dit():
     network = made(DiT)
-    with pytest.raises(ValueError, match="schedule must be given: DiT does not tell it"):
+    with pytest.raises(ValueError, match="schedule must be given: it cannot be read from DiT"):
         wrap(network)
     model = wrap(network, schedule=VPLinear(), y=torch.tensor([2]))
     assert (model.sample_shape, model.prediction, model.clip) == ((4, 4, 4), "noise", None)
@@ -27,7 +27,8 @@ class SiT(DiT):
 
 def test_relatives_that_only_look_like_a_kind_are_not_taken_for_it():
     with pytest.raises(
-        ValueError, match=r"kind must be given, one of diffusers, edm, .*: it is not known for a network of class SiT"
+        ValueError,
+        match=r"kind must be given, one of diffusers, edm, .*: wrap does not recognise a network of class SiT",
     ):
         wrap(made(SiT), schedule=VPLinear())
     assert wrap(made(SiT), "dit", schedule=VPLinear(), y=torch.tensor([2])).sample_shape == (4, 4, 4)
