@@ -110,7 +110,7 @@ class Schedule(Identified, ABC):
         """Advice for error messages about a first time without signal."""
         return "start at a later time"
 
-    def check_signal(self, t: float, solver: str) -> None:
+    def check_signal(self, t: float, solver: str, instead: str = "") -> None:
         """Raise ValueError where alpha(t) = 0.
 
         Noise moments contain no information about x_0 there.
@@ -118,11 +118,12 @@ class Schedule(Identified, ABC):
         Args:
             t: First time of a run.
             solver: Name of the solver that needs noise moments, for the message.
+            instead: Another way out, for the message.
         """
         if not float(self.alpha(t)) > 0:
             raise ValueError(
                 f"timesteps must start where alpha > 0 for {solver}: {self!r} has alpha = 0 at t = {t:g}; "
-                f"{self.later_start}"
+                f"{self.later_start}{instead}"
             )
 
     def clock(self, t: Times) -> Tensor:
