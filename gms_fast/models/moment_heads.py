@@ -346,8 +346,10 @@ def _described(
         raise ValueError(missing(network, "schedule"))
     form = prediction or attribute(network, "prediction")
     if form not in predictions.names():
-        said = "it" if form is None else repr(form)
-        raise ValueError(f"prediction must be given, one of {', '.join(predictions.names())}: got {said}")
+        wanted = f"prediction, one of {', '.join(predictions.names())},"
+        raise ValueError(
+            missing(network, "prediction", wanted) if form is None else f"{wanted} must be given: got {form!r}"
+        )
     shape = attribute(network, "sample_shape") if shape is None else shape
     if shape is None:
         raise ValueError(missing(network, "sample_shape"))

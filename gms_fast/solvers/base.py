@@ -18,9 +18,7 @@ from gms_fast.prediction import Meaning
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 
-WITHOUT_MOMENTS = (
-    '. A network without moment heads needs another solver, such as solver="er-sde", which takes any start'
-)
+WITHOUT_MOMENTS = '. A network without moment heads needs another solver, such as solver="er-sde", at any start'
 
 
 class TimeStep(NamedTuple):
