@@ -1,4 +1,4 @@
-"""Extension of griffe: the API reference shows the values of defaults, not the names that the code gives them."""
+"""Extension of griffe that shows values of defaults in place of names of the code."""
 
 import importlib
 import inspect

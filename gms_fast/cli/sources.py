@@ -32,7 +32,7 @@ class Source(str):
         return Path(self)
 
     def check(self, option: str, out: Path | None) -> None:
-        """Raise ValueError if the text is an embedded name and also a file or folder in the working directory.
+        """Raise ValueError if the text is an embedded name and also a file or folder here.
 
         out: what the command writes; it is never its input.
         """
@@ -90,7 +90,10 @@ class Subject(Model):
 
 
 class Features(Source):
-    """Name of a feature network, an import path, or a file. A folder of that name is no feature network."""
+    """Name of a feature network, an import path, or a file.
+
+    A folder is no feature network, so a folder of that name is no doubt.
+    """
 
     __slots__ = ()
     noun = "an embedded feature network"

@@ -13,7 +13,7 @@ from gms_fast.finite import recorded
 
 
 class Warned:
-    """Part of a model with moment heads: it looks at them once, at the first call that reads them."""
+    """Base of models with moment heads: looks at the heads once, when they are first read."""
 
     _looked = False
 

@@ -1,4 +1,4 @@
-"""Formulas of schedules that users define: called with a tensor, checked, and returned as one.
+"""Call the formulas of user-defined schedules with tensors, and check their results.
 
 The library passes times as numbers, lists or tensors. A plain formula such as `1 - t**2` needs a tensor.
 """

@@ -1,4 +1,4 @@
-"""Schedules that users define: plain formulas work, and impossible levels are named before the run."""
+"""User-defined schedules: plain formulas work, impossible levels are refused by name."""
 
 import math
 
