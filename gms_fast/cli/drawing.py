@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gms_fast.cli import options
+from gms_fast.cli import options, sources
 
 if TYPE_CHECKING:
     from gms_fast.models import MomentHeads, MomentUNet
@@ -21,7 +21,7 @@ AGAIN = "the same command with --force draws them all"
 def add_model(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
     """Add the options of `model` and --batch-size; with `auto` the batch size may be measured."""
     add = parser.add_argument
-    add("--model", default="mnist", help=options.MODEL)
+    add("--model", type=sources.Model, help=options.MODEL)
     # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
     measured = '; "auto" measures the fastest size; images depend on it by rounding only'
     said = measured if auto else "; the images do not depend on it"
@@ -36,6 +36,7 @@ def model(args: argparse.Namespace) -> tuple[MomentUNet | MomentHeads, str]:
     """Return the model of a command, on its device, and the backend that draws there."""
     import gms_fast
 
+    args.model = args.model or options.MNIST
     device = options.device(args.device)
     chosen = gms_fast.backends()["chosen"]
     backend = chosen.get(device.type, chosen["other"])

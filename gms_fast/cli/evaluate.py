@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gms_fast.cli import measured, options
+from gms_fast.cli import measured, options, sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exact = "exact-digits or exact-mnist5k (exact moments of a data set)"
     add(
         "--model",
+        type=sources.Subject,
         help=f"embedded model (mnist or digits), saved folder, released checkpoint, or {exact} (default: mnist)",
     )
     real = "mnist5k, digits, or a file or folder, which needs --features mnist5k, digits or cifar10"
-    add("--data", help=f"real data to compare with: {real} (default: the training data of an embedded model)")
+    real = f"real data to compare with: {real} (default: the training data of an embedded model)"
+    add("--data", type=sources.Data, help=real)
     add("--schedule", choices=("linear", "cosine"), help="noise schedule of an exact model (default: linear)")
     add("--solver", action="append", help="solver such as gms or gms:fit=free; may be repeated (default: gms, sn-ddpm)")
     grid = "time grid: default (the solver's own), angle, uniform, log-snr, or an exponent; may be repeated"
@@ -59,9 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--samples", help="samples: folder of shards or images, array file, or feature statistics (.safetensors)")
+    samples = "samples: folder of shards or images, array file, or feature statistics (.safetensors)"
+    add("--samples", type=sources.Data, help=samples)
     reference = "real data: the same kinds of files, a data set, or statistics from gms-fast statistics --features"
-    add("--reference", help=f"{reference} (required with --samples)")
+    add("--reference", type=sources.Data, help=f"{reference} (required with --samples)")
     measured.add_features(group)
     add("--inception", action="store_true", help="confirm that the features are the published Inception's: report FID")
     batch = f"images that the feature network sees at a time (default: {measured.BATCH})"

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         "chosen": _chosen(backends["chosen"]),
         **{f"no {name}": reason for name, reason in backends["missing"].items()},
         "solvers": ", ".join(solvers.names()),
+        "with a file": ", ".join(f"{text} ({command})" for text, command in solvers.text.with_files().items()),
         "schedules": ", ".join(schedules.names()),
         "models": ", ".join(io.embedded()) or "none",
     }

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gms_fast.cli import options
+from gms_fast.cli import options, sources
 
 if TYPE_CHECKING:
     import argparse
@@ -28,6 +28,7 @@ def add_features(add: argparse._ActionsContainer) -> None:
     """Add the options that name a feature network."""
     add.add_argument(
         "--features",
+        type=sources.Features,
         help="feature network: pixels, mnist5k, digits, cifar10, a torch module as package.module:attribute, or a file "
         "of TorchScript or torch.export. A module or file runs its code: use only those you trust",
     )
@@ -72,6 +73,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.out:
         options.check_file(args.out, (".json",), overwrite=args.force)
     args.samples, args.reference = _place(args.samples), _place(args.reference)
+    sources.refuse_same(args.samples, args.reference)
     samples, reference, name = _both(args)
     if args.inception and samples.width != INCEPTION:
         raise ValueError(f"--inception needs the {INCEPTION} features of Inception's pool3: got {samples.width}")

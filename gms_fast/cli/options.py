@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 LEFT = "; the same command with --resume continues from there"  # message after an early end
+MNIST = "mnist"  # the model unless --model says another
 MODEL = "embedded model (mnist or digits), folder of a saved model, or file of a released checkpoint (default: mnist)"
 DEVICE = "device of torch: cpu, cuda, cuda:1, mps, .. (default: cuda if available, else cpu)"
 SEED = "integer from 0 to 2147483647 that determines all random numbers (default: 0)"

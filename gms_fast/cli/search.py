@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gms_fast.cli import options
+from gms_fast.cli import options, sources
 
 if TYPE_CHECKING:
     from gms_fast.search.features import DigitFeatures
@@ -21,9 +21,9 @@ STARTS = ("ddim", "dpm-solver++", "unip")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast search`, by default the recipe of the embedded 5-call table."""
     add = parser.add_argument
-    add("--model", default="mnist", help=options.MODEL)
+    add("--model", type=sources.Model, help=options.MODEL)
     data = "training data of the model: mnist5k, digits, an array file or a folder of images"
-    add("--data", required=True, help=data)
+    add("--data", type=sources.Data, required=True, help=data)
     add("--out", type=Path, required=True, help="folder for the table, its checkpoint and the score curve")
     add("--steps", type=options.positive, default=5, metavar="K", help="network calls of the sampler (default: 5)")
     features = "features in which samples and data are compared: mnist5k, digits or pixels"
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from gms_fast import data, search
     from gms_fast.search import ddss
 
+    args.model = args.model or options.MNIST
     fields = ("variant", "stochastic", "kernel", "iterations", "batch_size", "lr", "patience", "seed")
     settings: dict[str, Any] = {name: getattr(args, name) for name in fields}
     search.Settings(**settings)

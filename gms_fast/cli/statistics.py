@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gms_fast.cli import measured, options
+from gms_fast.cli import measured, options, sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,6 @@ SUMMARY = (
     "Measure a model's statistics for the solver dpm-solver-v3. With --gaussian: mean and covariance of its data, for "
     "teleport and gms. With --features: feature statistics of data, a reference for gms-fast evaluate."
 )
-MODEL = "mnist"
 STEPS = 20  # solver steps of samples that replace data: docs/quality.md
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
 ONLY = {  # options for only one kind of statistics
@@ -38,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast statistics`."""
     add = parser.add_argument
     add("--gaussian", action="store_true", help="measure mean and covariance of the data, for teleport and gms")
-    add("--model", help=options.MODEL)
+    add("--model", type=sources.Model, help=options.MODEL)
     data = "training data of the model: mnist5k, digits, an array file or a folder of images"
-    add("--data", help=f"{data} (required unless --gaussian, which otherwise takes samples of the model)")
+    data += " (required unless --gaussian, which otherwise takes samples of the model)"
+    add("--data", type=sources.Data, help=data)
     add("--out", type=Path, required=True, help="output file, .safetensors")
     samples = (
         "number of images to average at every noise level (default: 1024); with --gaussian and without --data, of "
@@ -99,7 +99,7 @@ def _empirical(args: argparse.Namespace) -> int:
     measure.check_numbers(**given)
     device = options.device(args.device)
     images = data.load(args.data)
-    model = io.load(args.model or MODEL).to(device)
+    model = io.load(args.model or options.MNIST).to(device)
     measure.check_data(model, images)
     args.left = options.LEFT
     measured = empirical_model(
@@ -131,7 +131,7 @@ def _gaussian(args: argparse.Namespace) -> int:
     most = args.samples * (1 + args.flips) - 1
     if args.data is None and args.rank and args.rank > most:
         raise ValueError(f"--rank must be at most {most} with --samples {args.samples}: got {args.rank}")
-    source = data.load(args.data) if args.data else gms_fast.load(args.model or MODEL)
+    source = data.load(args.data) if args.data else gms_fast.load(args.model or options.MNIST)
     images = isinstance(source, torch.Tensor)
     if images and args.model:
         check_data(gms_fast.load(args.model), source)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gms_fast.cli import learning, options
+from gms_fast.cli import learning, options, sources
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +21,9 @@ DROPPED = 0.1  # default share of labels to drop
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train`, by default the recipe of the embedded MNIST model."""
     add = parser.add_argument
-    add("--data", required=True, help=learning.DATA)
+    add("--data", type=sources.Data, required=True, help=learning.DATA)
     labels = "classes of the images, to train a network with classes: mnist5k, digits, or a .npy or .npz file"
-    add("--labels", help=labels)
+    add("--labels", type=sources.Data, help=labels)
     dropout = "share of images trained without their class, from 0 to below 1, for guidance (default: 0.1)"
     add("--label-dropout", type=float, metavar="SHARE", help=dropout)
     add("--out", type=Path, required=True, help="folder of the run; the model is saved in its subfolder model")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gms_fast.cli import learning, options
+from gms_fast.cli import learning, options, sources
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train-heads`."""
     add = parser.add_argument
     network = "folder of a diffusers network or pipeline, or file of a released checkpoint"
-    add("--network", required=True, help=network)
-    add("--data", required=True, help=learning.DATA)
+    add("--network", type=sources.Model, required=True, help=network)
+    add("--data", type=sources.Data, required=True, help=learning.DATA)
     labels = "classes of the images, required by a network with classes: mnist5k, digits, or a .npy or .npz file"
-    add("--labels", help=labels)
+    add("--labels", type=sources.Data, help=labels)
     add("--out", type=Path, required=True, help="folder of the run; the heads are saved in its subfolder model")
     add("--steps", type=options.positive, default=4000, metavar="N", help="optimiser steps (default: 4000)")
     features = "name of the module whose input the heads read (default: known for diffusers networks)"

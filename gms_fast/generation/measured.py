@@ -19,7 +19,7 @@ from gms_fast.generation.shards import Cut
 from gms_fast.quality.extractors import Extractor
 from gms_fast.quality.running import Running
 from gms_fast.storage import atomic, schema, tensors
-from gms_fast.storage.claims import Claims
+from gms_fast.storage.claims import Claims, make
 from gms_fast.storage.locks import naming
 from gms_fast.storage.reading import metadata
 from gms_fast.storage.schema import Fields, Integer, Listed, Text
@@ -41,7 +41,7 @@ class Measured:
     def begin(self, claims: Claims) -> None:
         """Take over the file of a dead process, if any. Raises ValueError for other features."""
         with naming(self.out):
-            self.own.parent.mkdir(exist_ok=True)
+            make(self.own.parent)
         self.done()
         waiting = {name for name in claims.names() if name.endswith(_SUFFIX)}  # some have no file yet
         for path in sorted({*self._files(), *(self.own.parent / name for name in waiting)}):

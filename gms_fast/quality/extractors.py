@@ -115,10 +115,11 @@ def load(
 
     Raises ValueError for anything that cannot be loaded, and for input or channels given with a built-in network.
     """
+    built_in = text == PIXELS or text in classifier.SHAPES  # a Path is never a name
     text = str(text)
     argument("input", input, Optional(Choice(INPUTS)))
     argument("channels", channels, Optional(Choice((3,))))
-    if text == PIXELS or text in classifier.SHAPES:
+    if built_in:
         if input is not None or channels is not None:
             raise ValueError(f"input and channels must not be given with {text}, whose input is known")
         return _built_in(text).to(device)

@@ -1,30 +1,27 @@
 """Base class of all schedules: noise levels, log(alpha_t/sigma_t) and grids of times."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gms_fast.constants import Identified
+from gms_fast.schedules import formulas
+from gms_fast.schedules.formulas import Times as Times
+from gms_fast.schedules.formulas import as_float64 as as_float64
 
 MOST_TIMES = 1_000_000  # limit for discrete schedules, which store numbers for each time
-Times = float | Sequence[float] | np.ndarray | Tensor
-
-
-def as_float64(values: Times) -> Tensor:
-    """Return `values` as a float64 tensor on the CPU."""
-    values = values.cpu() if isinstance(values, Tensor) else values  # before the cast: devices may lack float64
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 
 class Schedule(Identified, ABC):
     """Noise levels over time, x_t = alpha_t x_0 + sigma_t eps, in float64.
 
     A subclass must define `alpha` and `sigma`; they are enough for `sample` with explicit `timesteps`. Grids of
-    times also need `t_max`, `t_min` and, unless uniform in time, `inverse_log_snr`.
+    times also need `t_max`, `t_min` and, unless uniform in time, `inverse_log_snr`. Plain formulas are enough: they get
+    times as a float64 tensor, or one by one if they take numbers only.
 
     Attributes:
         t_max: Noisiest time, where grids begin.
@@ -37,7 +34,7 @@ class Schedule(Identified, ABC):
         >>> class Square(gms_fast.schedules.Schedule):
         ...     t_max, t_min = 1.0, 0.0
         ...     def sigma(self, t):
-        ...         return torch.as_tensor(t, dtype=torch.float64) ** 2
+        ...         return t**2
         ...     def alpha(self, t):
         ...         return 1 - self.sigma(t)
         >>> Square().timesteps(4)
@@ -51,6 +48,11 @@ class Schedule(Identified, ABC):
     spacing: str | float = "uniform"
     rho: float = 7.0
     chosen: bool = False
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        super().__init_subclass__(**keywords)
+        if not cls.__module__.startswith("gms_fast."):
+            formulas.convert(cls)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -93,6 +95,40 @@ class Schedule(Identified, ABC):
         """Return arctan(sigma_t/alpha_t) in [0, pi/2], which grows with the noise."""
         return torch.atan2(self.sigma(t), self.alpha(t))
 
+    def levels_at(self, times: Sequence[float]) -> list[tuple[float, float]]:
+        """Return (alpha_t, sigma_t) of each time.
+
+        Args:
+            times: Times, noisiest first.
+
+        Returns:
+            List of pairs.
+
+        Raises:
+            ValueError: If a level is negative or not finite, or alpha and sigma are both 0.
+        """
+        found = list(zip(self.alpha(times).tolist(), self.sigma(times).tolist(), strict=True))
+        for t, (alpha, sigma) in zip(times, found, strict=True):
+            for name, level in (("alpha", alpha), ("sigma", sigma)):
+                if not 0 <= level < math.inf:
+                    what = f"{type(self).__name__}.{name}"
+                    raise ValueError(f"{what} must be finite and not negative: got {level:g} at t = {t:g}")
+            if alpha == sigma == 0:
+                what = f"{type(self).__name__}.alpha and .sigma"
+                raise ValueError(f"{what} must not be 0 at the same time: got 0 and 0 at t = {t:g}")
+        return found
+
+    def check_noise_at(self, t: float) -> None:
+        """Raise ValueError unless there is noise at a time where a step begins.
+
+        Args:
+            t: The time.
+        """
+        [(_, sigma)] = self.levels_at([t])
+        if sigma == 0:
+            what = f"{type(self).__name__}.sigma"
+            raise ValueError(f"{what} must be above 0 before the last time, where a step begins: got 0 at t = {t:g}")
+
     def network_time(self, t: Times) -> Tensor:
         """Return the number that a network trained on this schedule takes for time t."""
         return as_float64(t)
@@ -110,7 +146,7 @@ class Schedule(Identified, ABC):
         """Advice for error messages about a first time without signal."""
         return "start at a later time"
 
-    def check_signal(self, t: float, solver: str) -> None:
+    def check_signal(self, t: float, solver: str, instead: str = "") -> None:
         """Raise ValueError where alpha(t) = 0.
 
         Noise moments contain no information about x_0 there.
@@ -118,11 +154,12 @@ class Schedule(Identified, ABC):
         Args:
             t: First time of a run.
             solver: Name of the solver that needs noise moments, for the message.
+            instead: Another way out, for the message.
         """
         if not float(self.alpha(t)) > 0:
             raise ValueError(
                 f"timesteps must start where alpha > 0 for {solver}: {self!r} has alpha = 0 at t = {t:g}; "
-                f"{self.later_start}"
+                f"{self.later_start}{instead}"
             )
 
     def clock(self, t: Times) -> Tensor:
@@ -187,6 +224,7 @@ class Schedule(Identified, ABC):
         """
         check_steps(steps)
         ends = as_float64([self.t_max if t_max is None else t_max, self.t_min if t_min is None else t_min])
+        self.check_noise_at(float(ends[0]))
         times = self._spaced(ends, torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps, spacing)
         times[[0, -1]] = ends
         return times

@@ -10,7 +10,7 @@ from torch import Tensor
 from gms_fast.estimate import Estimate
 from gms_fast.ops.types import Draws, Fit
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, TimeStep, bounded_last_step, check_clip_pixel
+from gms_fast.solvers.base import WITHOUT_MOMENTS, Solver, TimeStep, bounded_last_step, check_clip_pixel
 from gms_fast.steps import StepCoefficients
 
 GAUSSIAN = Fit("gaussian")
@@ -94,7 +94,7 @@ class SNDDPM(_Gaussian):
     moments_needed = 2
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
-        schedule.check_signal(times[0], type(self).__name__)
+        schedule.check_signal(times[0], type(self).__name__, WITHOUT_MOMENTS)
         return super().plan(schedule, times)
 
     def step(self, x: Tensor, estimate: Estimate, step: TimeStep, draws: Draws, state: Any) -> tuple[Tensor, Any]:

@@ -18,6 +18,8 @@ from gms_fast.prediction import Meaning
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 
+WITHOUT_MOMENTS = '. A network without moment heads needs another solver, such as solver="er-sde", at any start'
+
 
 class TimeStep(NamedTuple):
     """One time of a plan and the step to the next time, as known before the network is called.

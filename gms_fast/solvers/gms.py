@@ -15,7 +15,7 @@ from gms_fast.ops import fused
 from gms_fast.ops.checks import COMPONENTS, FITS, MOMENTS, check_choice
 from gms_fast.ops.types import DEFAULT, Draws, Fit
 from gms_fast.schedules import Schedule
-from gms_fast.solvers.base import Solver, TimeStep, bounded_last_step, check_clip_pixel
+from gms_fast.solvers.base import WITHOUT_MOMENTS, Solver, TimeStep, bounded_last_step, check_clip_pixel
 from gms_fast.steps import StepCoefficients
 from gms_fast.tables import Gaussian
 
@@ -129,7 +129,7 @@ class GMS(Solver):
             return []
         together = [math.exp(-float(lam)) > self.level for lam in schedule.log_snr(times[:-1])]
         if not together[0]:
-            schedule.check_signal(times[0], type(self).__name__)
+            schedule.check_signal(times[0], type(self).__name__, WITHOUT_MOMENTS)
         return together
 
     def moments_at(self, step: TimeStep) -> int:

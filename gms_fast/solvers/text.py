@@ -80,6 +80,14 @@ def names() -> list[str]:
     return list(_PLAIN)
 
 
+def with_files() -> dict[str, str]:
+    """Return the text of each solver that needs a file, and the command that writes the file."""
+    found = {
+        name: (option, table) for name, made in _WITH_TABLES.items() for option, table in _tables(made, {}).items()
+    }
+    return {f"{name}:{option}=FILE": table.command for name, (option, table) in found.items()}
+
+
 def kind(name: str) -> type[Solver]:
     """Return the solver class of a name, including those that need a table.
 

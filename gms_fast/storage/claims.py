@@ -23,6 +23,21 @@ BEAT, EXPIRES = 10.0, 60.0  # seconds
 _LONGEST = 1 << 10  # bytes read of a claim
 
 
+def make(folder: Path) -> None:
+    """Make a folder that other processes make and remove at the same time.
+
+    `Path.mkdir(exist_ok=True)` fails if the folder is there at first and gone when it looks what is in the way.
+    """
+    while True:
+        try:
+            return folder.mkdir()
+        except FileExistsError:
+            if folder.is_dir():
+                return None
+            if os.path.lexists(folder):
+                raise
+
+
 class Look(NamedTuple):
     """Snapshot of another process's claim.
 
@@ -66,7 +81,7 @@ class Claims:
         return time.monotonic()
 
     def __enter__(self) -> "Claims":
-        self.folder.mkdir(exist_ok=True)
+        make(self.folder)
         self._heart.start()
         return self
 
@@ -197,7 +212,7 @@ class Claims:
         while True:
             with suppress(FileNotFoundError):
                 return os.open(path, os.O_RDWR | flags, 0o666)
-            self.folder.mkdir(exist_ok=True)
+            make(self.folder)
 
     def _look(self, name: str) -> Look | None:
         """Inspect the claim of another process; return None if it is gone."""

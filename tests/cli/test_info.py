@@ -17,5 +17,10 @@ def test_info_tells_what_is_installed(capsys):
     assert lines["torch"] == torch.__version__
     assert "torch" in lines["backends"]
     assert "gms" in lines["solvers"].split(", ")
+    assert lines["with a file"].split(", ") == [
+        "dpm-solver-v3:statistics=FILE (gms-fast statistics)",
+        "teleport:statistics=FILE (gms-fast statistics --gaussian)",
+        "ggdm:table=FILE (gms-fast search)",
+    ]
     assert lines["schedules"] == "cosine, edm, flow, linear, vp, vp-cosine"
     assert lines["models"] == (", ".join(io.embedded()) or "none")

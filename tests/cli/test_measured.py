@@ -1,6 +1,7 @@
 """Existing samples: `evaluate --samples`, and references of `statistics --features`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -64,16 +65,17 @@ def test_distances_are_printed_and_written(folder, tmp_path, capsys):
     assert "x.json exists" in refusal(capsys, *command, "--out", tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("reference", ["digits", "real.safetensors", "drawn"])
+@pytest.mark.parametrize("reference", ["digits", "real.safetensors", "drawn-too"])
 def test_references_of_every_kind_are_taken(folder, tmp_path, capsys, reference):
+    shutil.copytree(folder / "drawn", folder / "drawn-too", dirs_exist_ok=True)
     given = folder / reference if reference != "digits" else reference
     assert run("evaluate", "--samples", folder / "drawn", "--reference", given, "--features", "digits") == 0
     assert "reference: 1,797 of" in capsys.readouterr().out
 
 
 def test_stored_statistics_need_no_network(folder, capsys):
-    real = folder / "real.safetensors"
-    assert run("evaluate", "--samples", real, "--reference", real) == 0
+    real, again = folder / "real.safetensors", shutil.copy(folder / "real.safetensors", folder / "again.safetensors")
+    assert run("evaluate", "--samples", real, "--reference", again) == 0
     out = capsys.readouterr().out
     assert "Frechet distance (features: digits " in out
     assert "FID" not in out

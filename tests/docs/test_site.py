@@ -1,5 +1,6 @@
 """The site: it builds without a warning, and its reference has every public name once."""
 
+import html
 import os
 import re
 import subprocess
@@ -51,6 +52,24 @@ def test_help_texts_are_put_in(site):
     page = (site / "commands" / "index.html").read_text()
     assert "<!-- help" not in page
     assert page.count("usage: gms-fast") == len(re.findall("<!-- help", (DOCS / "commands.md").read_text()))
+
+
+@pytest.mark.slow(60)
+def test_defaults_are_values(site):
+    """No list of parameters shows the name of a constant of the code."""
+    pages = {page.parent.name: page.read_text() for page in (site / "reference").rglob("index.html")}
+    cells = {
+        name: [
+            html.unescape(re.sub("<[^>]+>", "", cell)).strip()
+            for cell in re.findall(r"<td>(.*?)</td>", page, re.DOTALL)
+        ]
+        for name, page in pages.items()
+    }
+    assert {"0.0002", "'cosine'", "0.999"} <= {*cells["training"]}  # the learning rate, its decay and the average
+    assert {"'exact'", "0.3333333333333333"} <= {*cells["ops"]}
+    assert "the model's" in cells["sampling"]
+    found = [cell for page in cells.values() for cell in page if re.fullmatch(r"UNSAID|[A-Za-z]+\.[a-z_]+", cell)]
+    assert {*found} <= {"torch.float32"}
 
 
 def test_commands_are_all_listed():

@@ -6,6 +6,7 @@ import shlex
 import pytest
 from places import ROOT
 
+from gms_fast import data
 from gms_fast.cli import generate, main
 
 PAGE = (ROOT / "docs" / "generation.md").read_text()
@@ -18,6 +19,12 @@ def test_commands_are_parsed(command, monkeypatch):
     monkeypatch.setattr(generate, "run", lambda args: seen.append(args) or 0)
     assert main(shlex.split(command)) == 0
     assert seen[0].n >= 20_000
+
+
+def test_outputs_have_no_name_of_an_embedded_data_set():
+    folders = re.findall(r"--(?:out|samples) (\S+)", PAGE)
+    assert "runs/digits" in folders
+    assert not {*folders} & {*data.names()}
 
 
 def test_code_runs(tmp_path, monkeypatch, one_thread):

@@ -250,8 +250,11 @@ def test_networks_set_to_training_later_are_refused():
         ({"network": dropping()}, "network must be in eval mode: norm is in training mode"),
         ({"sample_shape": (1, 8, 6), "network": nn.Sequential()}, "features must be the name"),
         ({"schedule": None}, "schedule must be given"),
-        ({"prediction": None}, "prediction must be given, one of noise"),
-        ({"prediction": "score"}, "prediction must be given, one of noise.*got 'score'"),
+        (
+            {"prediction": None},
+            "prediction, one of noise, .*, must be given: this model has no attribute `prediction`$",
+        ),
+        ({"prediction": "score"}, "prediction, one of noise, .*, must be given: got 'score'$"),
         ({"sample_shape": None}, "sample_shape must be given"),
         ({"head": "linear"}, 'head must be "simple" or "complex"|head must be .*linear'),
         ({"moments": "cumulant"}, "moments must be .*cumulant"),

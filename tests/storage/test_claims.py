@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import pytest
 from generated import appears, forked, statuses
@@ -374,3 +375,23 @@ def test_heart_goes_on_after_any_error(tmp_path, monkeypatch):
         while len(beats) < 9:
             assert time.monotonic() < end, "it has stopped"
             time.sleep(0.01)
+
+
+def test_folder_that_others_remove_meanwhile_is_made(tmp_path, monkeypatch):
+    """Path.mkdir fails where the folder is gone again when it looks at what is in the way."""
+    calls, mkdir = [], Path.mkdir
+
+    def raced(self, *options):
+        calls.append(self)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", str(self))
+        mkdir(self, *options)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    claims.make(tmp_path / "c")
+    claims.make(tmp_path / "c")
+    assert (tmp_path / "c").is_dir()
+    assert len(calls) == 3
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        claims.make(tmp_path / "file")

@@ -328,6 +328,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         *,
         variance_noise: Tensor | None = None,
         eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
     ) -> SolverSchedulerOutput | tuple[Tensor, ...]:
         """Take one step: return the state at the next time.
 
@@ -343,14 +344,21 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return_dict: False returns `(state,)` and saves the computation of E[x_0|x_t].
             variance_noise: Standard normals instead of the seeded noise.
             eta: Replaces the eta of "ddim". 0, the value that pipelines pass by default, keeps the solver's own.
+            use_clipped_model_output: None or False. `DDIMPipeline` passes it; for True use the solver
+                "ddim:clipped_noise=true".
 
         Returns:
             `SolverSchedulerOutput` with `prev_sample` and `pred_original_sample`, or a tuple.
 
         Raises:
             ValueError: If the sample changes its shape within a run, the output has other channels, `eta` is given to
-                another solver, or `set_timesteps` was not called.
+                another solver, `use_clipped_model_output` is true, or `set_timesteps` was not called.
         """
+        if use_clipped_model_output:
+            raise ValueError(
+                f"use_clipped_model_output must be None or False: got {use_clipped_model_output!r}; the solver "
+                '"ddim:clipped_noise=true" computes the noise from the clipped x_0'
+            )
         if isinstance(generator, (int, float)):
             walk, i = self._placed(timestep, sample, None, generator)
         else:
