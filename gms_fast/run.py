@@ -207,9 +207,9 @@ def check_signal(plan: Plan, known_steps: int, form: str, schedule: Callable[[],
 
 
 def warn_of_levels(plan: Plan, schedule: Schedule, own: Schedule) -> None:
-    """Warn if `schedule` calls the network at levels that the model's own schedule has not at those network times.
+    """Warn if `schedule` and the model's own one have other levels at the network times.
 
-    Levels are compared by log(alpha/sigma), as far as there is any signal, and by the scale of the state.
+    They are compared by log(alpha/sigma), as far as there is any signal, and by the scale of the state.
     """
     steps = [step for step in plan.asked if step.coefficients.alpha_t > 0 and step.coefficients.sigma_t > 0]
     times = own.from_network_time([step.network_time for step in steps])

@@ -8,6 +8,7 @@ it unchanged for `EXPIRES` seconds, by its own clock, takes the owner for dead. 
 wrong clock does no harm. On one machine a dead owner is detected at once: a lock on the file dies with its process.
 """
 
+import errno
 import json
 import os
 import socket
@@ -28,14 +29,11 @@ def make(folder: Path) -> None:
 
     `Path.mkdir(exist_ok=True)` fails if the folder is there at first and gone when it looks what is in the way.
     """
-    while True:
-        try:
-            return folder.mkdir()
-        except FileExistsError:
-            if folder.is_dir():
-                return None
-            if os.path.lexists(folder):
-                raise
+    while not folder.is_dir():
+        with suppress(FileExistsError):
+            folder.mkdir()
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
 
 
 class Look(NamedTuple):

@@ -11,6 +11,7 @@ from places import ROOT
 from public import public
 
 DOCS = ROOT / "docs"
+DEFAULT = re.compile(r"default:\s*(?:<span[^>]*>)?<code>(.*?)</code>", re.DOTALL)
 REFERENCE = {page.name: page.read_text() for page in (DOCS / "reference").glob("*.md")}
 
 
@@ -58,17 +59,14 @@ def test_help_texts_are_put_in(site):
 def test_defaults_are_values(site):
     """No list of parameters shows the name of a constant of the code."""
     pages = {page.parent.name: page.read_text() for page in (site / "reference").rglob("index.html")}
-    cells = {
-        name: [
-            html.unescape(re.sub("<[^>]+>", "", cell)).strip()
-            for cell in re.findall(r"<td>(.*?)</td>", page, re.DOTALL)
-        ]
+    shown = {
+        name: {html.unescape(re.sub("<[^>]+>", "", value)) for value in DEFAULT.findall(page)}
         for name, page in pages.items()
     }
-    assert {"0.0002", "'cosine'", "0.999"} <= {*cells["training"]}  # the learning rate, its decay and the average
-    assert {"'exact'", "0.3333333333333333"} <= {*cells["ops"]}
-    assert "the model's" in cells["sampling"]
-    found = [cell for page in cells.values() for cell in page if re.fullmatch(r"UNSAID|[A-Za-z]+\.[a-z_]+", cell)]
+    assert {"0.0002", "'cosine'", "0.999"} <= shown["training"]  # the learning rate, its decay and the average
+    assert {"'exact'", "0.3333333333333333"} <= shown["ops"]
+    assert "the model's" in shown["sampling"]
+    found = [value for page in shown.values() for value in page if re.fullmatch(r"UNSAID|[A-Za-z]+\.[a-z_]+", value)]
     assert {*found} <= {"torch.float32"}
 
 
