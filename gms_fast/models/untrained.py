@@ -20,9 +20,12 @@ class Warned:
     def _look_at(self, last: nn.Module, x: Tensor) -> None:
         """Warn if the last layer of the heads holds zeros alone.
 
-        Nothing is read while a graph is recorded, where no values exist.
+        Nothing is read while a graph is recorded, where no values exist, or while somebody looks for waits for the GPU,
+        as `graphed` does: this is one, the first time.
         """
         if torch.compiler.is_compiling() or self._looked or recorded(x):
+            return
+        if x.is_cuda and torch.cuda.get_sync_debug_mode():
             return
         self._looked = True
         if not x.is_meta and not any(bool(weight.any()) for weight in last.parameters()):

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from small_heads import Small, heads, pictures
 
 import gms_fast
 from gms_fast.models import MomentHeads, MomentUNet
+from gms_fast.models.untrained import Warned
 from gms_fast.training import train_moment_heads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,3 +75,19 @@ def test_a_compiled_call_does_not_look():
         warnings.filterwarnings("error", message=SAID)
         torch.compile(model, backend="eager")(x, t)
     assert len(said(model)) == 1
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0, True), (1, False)])
+def test_nothing_is_read_while_waits_for_the_gpu_are_looked_for(mode, warned, monkeypatch):
+    """`graphed` runs the loop so, and takes a wait for a network that cannot be captured."""
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    model, x = Warned(), SimpleNamespace(is_cuda=True, is_meta=False)
+    last = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        model._look_at(last, x)
+    assert bool(found) == warned
+    assert model._looked == warned
