@@ -12,6 +12,7 @@ from torch import Tensor
 from gms_fast import ops, solvers
 from gms_fast import prediction as predictions
 from gms_fast.assumptions import Description, attribute, describe, missing
+from gms_fast.callers import stacklevel
 from gms_fast.clipping import note_share, warn_of
 from gms_fast.estimate import Estimate, estimate
 from gms_fast.finite import BEFORE, FiniteCheck, place_of, recorded
@@ -225,7 +226,7 @@ def warn_of_levels(plan: Plan, schedule: Schedule, own: Schedule) -> None:
             f"{sigma[worst]:.3g}, but at that time model.schedule has alpha = {float(own.alpha(time)):.3g}, sigma = "
             f"{float(own.sigma(time)):.3g}: if the network was trained for these, samples are wrong. docs/extend.md "
             "tells how to translate",
-            stacklevel=5,
+            stacklevel=stacklevel(),
         )
 
 

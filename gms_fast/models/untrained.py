@@ -9,6 +9,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from gms_fast.callers import stacklevel
 from gms_fast.finite import recorded
 
 
@@ -32,5 +33,5 @@ class Warned:
             warnings.warn(
                 "the moment heads are not trained: train them with gms_fast.training.train_moment_heads, or use a "
                 'solver that needs the noise alone, such as solver="er-sde"',
-                stacklevel=3,
+                stacklevel=stacklevel(),
             )

@@ -72,7 +72,7 @@ DOWNWARDS = (  # each may import those of its own line and of the lines below
     ("ops", "kernels", "_C", "finite"),
     ("steps",),
     ("schedules",),
-    ("types", "constants", "data", "shards", "images", "interrupts", "version", "storage"),
+    ("types", "constants", "callers", "data", "shards", "images", "interrupts", "version", "storage"),
 )
 ONLY = {  # folder: the parts of gms_fast that it may import, of those that may be imported there
     "gms_fast/ops/reference": ["ops.reference"],
@@ -82,6 +82,7 @@ ONLY = {  # folder: the parts of gms_fast that it may import, of those that may 
     "gms_fast/types.py": [],
     "gms_fast/constants.py": [],
     "gms_fast/version.py": [],
+    "gms_fast/callers.py": [],
     "gms_fast/interrupts.py": [],
     "gms_fast/storage": ["storage"],
     "gms_fast/data.py": ["shards", "storage"],
