@@ -12,7 +12,7 @@ setup: .venv/built
 	$(BIN)/python locks/install.py $(if $(filter no,$(LOCK)),--unchecked)
 	touch $@
 
-NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml gms_fast/version.py
 .venv/built: .venv/installed $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@

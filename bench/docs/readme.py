@@ -22,7 +22,8 @@ OPS = ("gms_step", "sample_mixture", "fit_mixture", "philox", "affine_noise")
 CPU_ROWS = {
     "gms_step exact/sample": "`gms_step` exact, one component a sample",
     "gms_step exact/element": "`gms_step` exact, one component an element",
-    "gms_step free/sample": "`gms_step` free",
+    "gms_step free/sample": "`gms_step` free, one component a sample",
+    "gms_step free/element": "`gms_step` free, one component an element (the default)",
     "gms_step gaussian/sample": "`gms_step` gaussian (SN-DDPM)",
     "eager DDPM update": "plain DDPM update in eager torch",
     "eager closed fit": "the closed fit in eager torch",
