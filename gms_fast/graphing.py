@@ -55,34 +55,28 @@ def graphed(
     to call. Their shapes and dtypes, and everything else, are fixed at capture.
 
     Before the capture the loop runs twice, to compile kernels and fill caches. Afterwards two replays are compared
-    with these samples, bit for bit.
-
-    No graph is used if there is no CUDA device, if the CPU reads from the GPU within the loop, if the capture fails, or
-    if the samples differ. Every call then runs the loop step by step. A UserWarning and the attribute `why` give the
-    reason.
+    with these samples, bit for bit. If there is no CUDA device, the CPU reads from the GPU within the loop, the capture
+    fails, or the samples differ, every call runs the loop step by step. A UserWarning and `why` give the reason.
 
     Args:
         model: As in [`sample`][gms_fast.sample]. Replays read the weights at their addresses at capture: you may
             change them in place, but not move them. The autocast setting at capture stays in force.
         steps: As in [`sample`][gms_fast.sample].
         compile: True uses `torch.compile(..., fullgraph=True)` instead of a CUDA graph, on any device. Samples then
-            equal those of `sample` up to rounding, because the compiler fuses operations. The compile time is printed
-            to stderr. Default: False.
+            equal those of `sample` up to rounding, as the compiler fuses operations. stderr shows the compile time.
         solver: As in [`sample`][gms_fast.sample].
         n: As in [`sample`][gms_fast.sample].
         shape: As in [`sample`][gms_fast.sample].
         schedule: As in [`sample`][gms_fast.sample].
         timesteps: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
-        seed: Seed of the replays, unless a call passes another. A single seed and one seed per sample need separate
-            captures; the second is made at the first call that needs it.
+        seed: Seed of the replays, unless a call passes another.
         sample_offset: As in [`sample`][gms_fast.sample].
         step_offset: As in [`sample`][gms_fast.sample].
         x_T: Initial state of the replays, unless a call passes another.
         clip: As in [`sample`][gms_fast.sample].
         denoise: As in [`sample`][gms_fast.sample].
-        condition: Condition of the replays, unless a call passes another. Its tensors are copied to the state's
-            device.
+        condition: Condition of the replays, unless a call passes another. Tensors are copied to the state's device.
         batch_size: As in [`sample`][gms_fast.sample].
         device: As in [`sample`][gms_fast.sample].
         dtype: As in [`sample`][gms_fast.sample].
@@ -92,8 +86,8 @@ def graphed(
 
     Raises:
         ValueError: As in [`sample`][gms_fast.sample].
-        TypeError: As in [`sample`][gms_fast.sample]. Also for `noise`, `callback` and `progress`, which are not
-            accepted: a graph cannot contain work of the CPU.
+        TypeError: As in [`sample`][gms_fast.sample]. `noise`, `callback` and `progress` are not accepted, because they
+            run on the CPU, outside the graph.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -174,8 +168,7 @@ Replay = Callable[[], Tensor]  # draws with the inputs held at that time
 class Graphed:
     """Callable that replays the captured sampling loop.
 
-    A single seed and one seed per sample need separate captures. The first is made for the kind of seed that `graphed`
-    got, the other at the first call that needs it.
+    A single seed and one seed per sample need separate captures; the second is made when a call needs it.
 
     Attributes:
         why: Reason why the loop runs step by step, or None if a graph is replayed.
@@ -198,9 +191,8 @@ class Graphed:
 
         Args:
             seed: 64-bit integer, or one per sample. Default: the seed given to `graphed`.
-            condition: The same keywords as given to `graphed`, with tensors of the same shapes and dtypes. Default:
-                the condition given to `graphed`.
-            x_T: Initial state (n, *shape), allowed only if `graphed` got one. Default: the state given to `graphed`.
+            condition: As given to `graphed`, which is the default, with tensors of the same shapes and dtypes.
+            x_T: Initial state (n, *shape), only if `graphed` got one. Default: the state given to `graphed`.
 
         Returns:
             Tensor (n, *shape): the samples. Later calls do not overwrite it.
