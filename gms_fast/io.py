@@ -34,7 +34,7 @@ _DESCRIPTION = Fields(
     {"kind": Choice((KIND,)), "config": Fields({}, ARGUMENTS), "schedule": Plain()}, {"gms_fast": Text(100)}
 )
 _DEFAULTS = {name: given.default for name, given in inspect.signature(MomentUNet).parameters.items()}
-_INDEX = "model_index.json"  # of a pipeline of diffusers
+_INDEX = "model_index.json"  # of a diffusers pipeline
 _TRIES = 100  # attempts to open a folder that another process replaces meanwhile
 
 
@@ -123,7 +123,7 @@ def network(path: str | Path, *, schedule: Schedule | str | None = None, predict
 
     path: a folder written by diffusers (a network, or a pipeline, of which network and scheduler are read), or any
         argument of `load`.
-    schedule, prediction: for a network of diffusers without a scheduler.
+    schedule, prediction: for a diffusers network that has no scheduler.
     Raises the errors of `load`.
     """
     folder = atomic.present(path)
@@ -246,7 +246,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _refuse_foreign(folder: Path, described: object, kind: str) -> None:
-    """Raise ValueError if the description is that of a folder of diffusers."""
+    """Raise ValueError if the description is that of a diffusers folder."""
     if isinstance(described, dict) and "_class_name" in described:
         kind = f"a {kind} of diffusers, {schema.short(described['_class_name'])[1:-1]}"
         raise ValueError(f"model folder {folder} seems to be {kind}: {released.ELSEWHERE}")

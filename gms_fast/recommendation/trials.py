@@ -208,7 +208,7 @@ def _none(known: Known) -> NoReturn:
 
 
 def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[Choice, Solver, int]]:
-    """Yield the candidates with their solvers and steps: alone, then after jumps.
+    """Yield the candidates with their solvers and steps: alone, then after a Teleport.
 
     Raises ValueError for tables of another model or other data.
     """
