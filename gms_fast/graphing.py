@@ -51,32 +51,32 @@ def graphed(
 ) -> "Graphed":
     """Capture the loop of `sample` once in a CUDA graph and return a callable that replays it.
 
-    A replay skips the host's work between kernels. Seeds, tensors of `condition` and `x_T` may change from call to
-    call. Their shapes and dtypes, and everything else, are fixed by the capture.
+    A replay avoids the CPU work between kernels. The seed, `x_T` and the tensors in `condition` may change from call
+    to call. Their shapes and dtypes, and everything else, are fixed at capture.
 
-    The capture first runs the loop twice, which compiles kernels and fills caches, and compares two replays with
-    these samples, bit for bit. Every call runs the loop step by step if there is no CUDA device, the host reads from
-    the device in the loop, the capture fails, or the samples differ. A UserWarning and `why` then give the reason.
+    Before the capture the loop runs twice, to compile kernels and fill caches. Afterwards two replays are compared
+    with these samples, bit for bit. If there is no CUDA device, the CPU reads from the GPU within the loop, the capture
+    fails, or the samples differ, every call runs the loop step by step. A UserWarning and `why` give the reason.
 
     Args:
-        model: As in [`sample`][gms_fast.sample]. Replays read its weights where they were at the capture: you may
-            write to them in place, but not move them. Autocast stays as it was at the capture.
+        model: As in [`sample`][gms_fast.sample]. Replays read the weights at their addresses at capture: you may
+            change them in place, but not move them. The autocast setting at capture stays in force.
         steps: As in [`sample`][gms_fast.sample].
-        compile: Whether to use `torch.compile(..., fullgraph=True)` instead, on any device. Samples then agree with
-            `sample` to rounding, because the compiler fuses operations. The compile time is printed to stderr.
+        compile: True uses `torch.compile(..., fullgraph=True)` instead of a CUDA graph, on any device. Samples then
+            equal those of `sample` up to rounding, as the compiler fuses operations. stderr shows the compile time.
         solver: As in [`sample`][gms_fast.sample].
         n: As in [`sample`][gms_fast.sample].
         shape: As in [`sample`][gms_fast.sample].
         schedule: As in [`sample`][gms_fast.sample].
         timesteps: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
-        seed: Default seed of a call. One seed for all samples and one per sample are two captures.
+        seed: Seed of the replays, unless a call passes another.
         sample_offset: As in [`sample`][gms_fast.sample].
         step_offset: As in [`sample`][gms_fast.sample].
-        x_T: Default initial state of a call.
+        x_T: Initial state of the replays, unless a call passes another.
         clip: As in [`sample`][gms_fast.sample].
         denoise: As in [`sample`][gms_fast.sample].
-        condition: Default condition of a call. Its tensors are copied to the state's device.
+        condition: Condition of the replays, unless a call passes another. Tensors are copied to the state's device.
         batch_size: As in [`sample`][gms_fast.sample].
         device: As in [`sample`][gms_fast.sample].
         dtype: As in [`sample`][gms_fast.sample].
@@ -86,12 +86,12 @@ def graphed(
 
     Raises:
         ValueError: As in [`sample`][gms_fast.sample].
-        TypeError: As in [`sample`][gms_fast.sample]. `noise`, `callback` and `progress` are not accepted, because a
-            graph cannot contain the host's work.
+        TypeError: As in [`sample`][gms_fast.sample]. `noise`, `callback` and `progress` are not accepted, because they
+            run on the CPU, outside the graph.
 
     Examples:
         >>> model = gms_fast.load("digits")
-        >>> draw = gms_fast.graphed(model, 5, n=4)  # on a CPU with a UserWarning, and without a graph
+        >>> draw = gms_fast.graphed(model, 5, n=4)  # on a CPU: a UserWarning, and no graph
         >>> torch.equal(draw(7), gms_fast.sample(model, 5, n=4, seed=7))
         True
         >>> draw.why
@@ -166,10 +166,12 @@ Replay = Callable[[], Tensor]  # draws with the inputs held at that time
 
 
 class Graphed:
-    """Loop captured for one seed, or for one per sample; the other kind at its first call.
+    """Callable that replays the captured sampling loop.
+
+    A single seed and one seed per sample need separate captures; the second is made when a call needs it.
 
     Attributes:
-        why: Reason why the loop runs step by step; None if it is a graph.
+        why: Reason why the loop runs step by step, or None if a graph is replayed.
     """
 
     def __init__(self, loop: Loop, given: Inputs, like: Tensor, sample_offset: int, *, compile: bool) -> None:
@@ -188,15 +190,15 @@ class Graphed:
         """Draw the samples that `gms_fast.sample` draws for these arguments.
 
         Args:
-            seed: 64-bit integer, or one per sample. Default: as given to `graphed`, like the others.
-            condition: Keyword arguments as given to `graphed`, with tensors of the same shapes and dtypes.
-            x_T: Initial state (n, *shape), if `graphed` got one.
+            seed: 64-bit integer, or one per sample. Default: the seed given to `graphed`.
+            condition: As given to `graphed`, which is the default, with tensors of the same shapes and dtypes.
+            x_T: Initial state (n, *shape), only if `graphed` got one. Default: the state given to `graphed`.
 
         Returns:
-            Tensor (n, *shape) in memory of its own.
+            Tensor (n, *shape): the samples. Later calls do not overwrite it.
 
         Raises:
-            ValueError: If an argument does not fit the capture, or the model returns NaN or infinity.
+            ValueError: If an argument does not match the capture, or the model returns NaN or infinity.
             TypeError: If an argument has the wrong type.
         """
         own = self._given

@@ -34,7 +34,7 @@ _DESCRIPTION = Fields(
     {"kind": Choice((KIND,)), "config": Fields({}, ARGUMENTS), "schedule": Plain()}, {"gms_fast": Text(100)}
 )
 _DEFAULTS = {name: given.default for name, given in inspect.signature(MomentUNet).parameters.items()}
-_INDEX = "model_index.json"  # of a pipeline of diffusers
+_INDEX = "model_index.json"  # of a diffusers pipeline
 _TRIES = 100  # attempts to open a folder that another process replaces meanwhile
 
 
@@ -67,17 +67,17 @@ def embedded() -> list[str]:
 def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a model to a folder: weights (`model.safetensors`) and description (`config.json`).
 
-    A model that was saved there before is replaced as a whole.
+    If the folder already holds a saved model, both files are replaced together.
 
     Args:
-        model: [`MomentUNet`][gms_fast.models.MomentUNet].
-        path: Folder to write: a new one, an empty one, or one that holds a saved model alone.
-        dtype: Floating dtype of the file, e.g. torch.float16 to halve its size. Default: the model's own. `load`
-            returns float32 in any case.
+        model: [`MomentUNet`][gms_fast.models.MomentUNet] to save.
+        path: Folder to write. It may be new, empty, or hold only a saved model.
+        dtype: Floating dtype of the stored weights, e.g. torch.float16 to halve the file size. Default: the dtype of
+            each weight. `load` always returns float32.
 
     Raises:
-        FileExistsError: If `path` is any other folder or a file.
-        TypeError: If the model is of another kind, or `dtype` is not a floating dtype.
+        FileExistsError: If `path` is a file, or a folder that holds anything else.
+        TypeError: If `model` is not a MomentUNet, or `dtype` is not a floating dtype.
         ValueError: If `dtype` cannot represent the weights.
 
     Examples:
@@ -123,7 +123,7 @@ def network(path: str | Path, *, schedule: Schedule | str | None = None, predict
 
     path: a folder written by diffusers (a network, or a pipeline, of which network and scheduler are read), or any
         argument of `load`.
-    schedule, prediction: for a network of diffusers without a scheduler.
+    schedule, prediction: for a diffusers network that has no scheduler.
     Raises the errors of `load`.
     """
     folder = atomic.present(path)
@@ -168,24 +168,27 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
 
 
 def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -> MomentUNet | MomentHeads:
-    """Load a model: an embedded one, a saved folder, or a released checkpoint.
+    """Load an embedded model, a model folder, or a released checkpoint file.
 
     Args:
-        name_or_path: "mnist" or "digits" (embedded), a folder written by [`save`][gms_fast.save] or by
-            `MomentHeads.save_pretrained`, or a checkpoint file of improved DDPM or GMS (`gms_fast.models.released`).
-        **overrides: Arguments of [`MomentUNet`][gms_fast.models.MomentUNet], which replace stored or inferred ones.
-            A released file leaves open `num_heads` (4), `image_size` (32), `dropout` (0), `moments` ("raw") and
-            `schedule` (VPLinear()). A schedule may also be a name or a config. If it has no `rescale_time`, the
-            network times are those of the training: the stored schedule's, else 1000 t/T.
+        name_or_path: One of three: the name of an embedded model ("mnist", the default, or "digits"); a folder written
+            by [`save`][gms_fast.save] or by `MomentHeads.save_pretrained`; or a checkpoint file that was released for
+            improved DDPM or GMS (`gms_fast.models.released`).
+        **overrides: Arguments of [`MomentUNet`][gms_fast.models.MomentUNet]. They replace stored or inferred values.
+            A released file does not determine the following, which have these defaults: `num_heads` 4, `image_size`
+            32, `dropout` 0, `moments` "raw" and `schedule` VPLinear(). `schedule` may also be a name or a config. If
+            the given schedule has no `rescale_time`, the network times stay those of training: those of the stored
+            schedule, or 1000 t/T if there is none.
 
     Returns:
-        MomentUNet in eval mode, float32, on the CPU. For a folder of moment heads: MomentHeads on their network.
+        MomentUNet in eval mode, float32, on the CPU. For a moment-head folder: MomentHeads with their network.
 
     Raises:
-        FileNotFoundError: If there is nothing at `name_or_path`, or the network of moment heads is missing.
-        TypeError: If an override is unknown.
-        ValueError: If a file is truncated or foreign, or weights are missing, unexpected or of a wrong shape. The
-            message names them, or says what the file seems to be.
+        FileNotFoundError: If nothing exists at `name_or_path`, or if the network that moment heads belong to is
+            missing.
+        TypeError: If an override is unknown, or is given for moment heads, which accept none.
+        ValueError: If a file is truncated or has another format; the message says what it seems to be. Also if weights
+            are missing, unexpected or of a wrong shape; the message names them.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -243,7 +246,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _refuse_foreign(folder: Path, described: object, kind: str) -> None:
-    """Raise ValueError if the description is that of a folder of diffusers."""
+    """Raise ValueError if the description is that of a diffusers folder."""
     if isinstance(described, dict) and "_class_name" in described:
         kind = f"a {kind} of diffusers, {schema.short(described['_class_name'])[1:-1]}"
         raise ValueError(f"model folder {folder} seems to be {kind}: {released.ELSEWHERE}")

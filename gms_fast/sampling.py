@@ -45,15 +45,15 @@ def sample(
 ) -> Tensor:
     """Draw samples from a diffusion model in a few steps.
 
-    The loop starts at x_T ~ N(0, sigma_T^2) and takes K = `steps` steps of a solver towards less noise. Then one more
-    network evaluation removes the remaining noise: the sample is E[x_0|x_t]. The number of network evaluations
+    The loop starts at x_T ~ N(0, sigma_T^2) and takes K = `steps` solver steps, each to a lower noise level. One more
+    network evaluation then removes the remaining noise: the sample is E[x_0|x_t]. The number of network evaluations
     (NFE) is
 
         K + 1   for most solvers
         K       if the schedule ends without noise, or for er-sde, dpm-solver-v3 and ggdm
         2K + 1  at most for heun, which evaluates most steps twice
 
-    The noise of sample i depends on the seed and on i alone, not on `n` or `batch_size`.
+    The noise of sample i depends only on the seed and on i, not on `n` or `batch_size`.
 
     Args:
         model: Callable `(x, t)` that returns one tensor shaped like x, or
@@ -62,15 +62,15 @@ def sample(
             defaults of this call; docs/models.md lists what is assumed without them. The model may have any
             dtype and may be inside torch's own wrappers.
         steps: Number of steps K >= 1. `timesteps` replaces it.
-        solver: [`Solver`][gms_fast.solvers.Solver] or its text: one of its [names][gms_fast.solvers.names], perhaps
-            with options, such as "gms", "er-sde:order=2" or "teleport:until=5 then ddim". "gms" needs three noise
-            moments from the model and "sn-ddpm" two; the other named solvers work with any model.
+        solver: [`Solver`][gms_fast.solvers.Solver] or a solver string: one of the [names][gms_fast.solvers.names],
+            with options if needed. Examples: "gms", "er-sde:order=2", "teleport:until=5 then ddim". "gms" needs three
+            noise moments from the model, and "sn-ddpm" needs two. The other named solvers work with any model.
         n: Number of samples, >= 0. With `x_T`, the size of its first dimension replaces it.
         shape: Shape of one sample, such as (3, 32, 32). Default: the model's `sample_shape`, or that of `x_T`.
         schedule: [`Schedule`][gms_fast.schedules.Schedule] or one of its
             [names][gms_fast.schedules.names]. Default: the model's `schedule`.
-        timesteps: Times of the schedule, noisiest first: K + 1 of them for K steps. A single time means
-            one evaluation, and E[x_0|x_t] is returned.
+        timesteps: Times of the schedule, noisiest first: K + 1 times for K steps. With a single time the
+            network is evaluated once, and E[x_0|x_t] is returned.
         prediction: Meaning of a single output tensor: "noise", "x0", "v" (alpha eps - sigma x_0),
             "flow" (eps - x_0) or "edm" (raw network F of Karras et al. 2022, with its input scaling inside
             the model). Default: the model's `prediction`, else "noise".
@@ -78,42 +78,45 @@ def sample(
             noise is drawn, so each replay of a CUDA graph uses its current values.
         sample_offset: Index of the first sample, >= 0. Batches with consecutive offsets give the samples of
             one large batch.
-        step_offset: Counter of the first step's noise, in [0, 2^29). To resume a run after k
-            steps, give its state as `x_T`, the remaining `timesteps`, and k. With 0, a run from an `x_T`
-            below the schedule's noisiest time numbers its noise by noise level instead, so a second
-            stage draws new noise from the same seed.
-        x_T: Initial state (n, *shape), which is copied. Default: drawn from N(0, sigma_T^2).
+        step_offset: Number under which the noise generator counts the first step, in [0, 2^29). Default: 0. To
+            resume a run after k steps, pass its state as `x_T`, its remaining `timesteps`, and `step_offset=k`.
+            If `step_offset` is 0 and `x_T` lies below the schedule's noisiest time, the noise is numbered by noise
+            level instead. A second stage with the same seed therefore draws new noise.
+        x_T: State (n, *shape) at the first time. It is copied. Default: drawn from N(0, sigma_T^2).
         noise: Callable `(step)` that returns z, or (z, u) for solvers that also draw uniform numbers, in
             place of the built-in generator. Steps count from `step_offset`.
-        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped, or None for no clipping. Default "model":
-            the model's `clip`, else (-1, 1), with a warning if that clips much.
-        denoise: Whether one more evaluation removes the noise left at the last time. False returns the
-            state there. None (default): the solver's own choice.
+        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped. None: no clipping. Default: "model", which stands
+            for the model's `clip`. If the model has none, (-1, 1) is assumed, and a warning is given if more than
+            2 % of the elements are clipped by more than 0.1 in the last half of the steps.
+        denoise: True: one more network evaluation at the last time removes the remaining noise. False: the state
+            at the last time is returned, with its noise. None (default): the solver decides.
         condition: Keyword arguments for the model, called as `model(x, t, **condition)`. Tensors of n rows
             are split along with the samples.
-        batch_size: Largest number of samples in one network evaluation. Default: all. Samples change by no
-            more than the network's own rounding.
+        batch_size: Largest number of samples in one network evaluation. Default: all. It changes the samples by
+            no more than the network's rounding.
         device: Device of the state. Default: that of `x_T`, of the model's parameters, or torch's own.
         dtype: Floating dtype of the state. Default: that of `x_T`, else float32.
         progress: Whether to show a progress bar on stderr.
         callback: Callable `(step, t, x, x0)`, called before each step with the state x at time t and with
-            x0 = E[x_0|x_t]. A tensor that it returns replaces x in this step. If it raises StopIteration,
-            the run ends and the state is returned.
+            x0 = E[x_0|x_t]. If it returns a tensor, that tensor replaces x in this step. If it raises
+            StopIteration, the run ends and the state is returned.
 
     Returns:
         Tensor (n, *shape): the samples, in the model's data range.
 
     Raises:
-        ValueError: If an argument has a bad value (the message begins with its name); if the model returns
-            NaN, infinity or too few moments (the message names the step); or if it writes to a condition.
+        ValueError: If an argument is out of range (the message begins with its name); if the model returns
+            NaN, infinity or too few moments (the message names the step); or if the model writes to a tensor of
+            `condition`.
         TypeError: If an argument has the wrong type; the message begins with its name.
 
     Note:
-        The loop never waits for a GPU, so NaN and infinity on a GPU are reported after the last step.
+        The loop never waits for a GPU. NaN and infinity on a GPU are therefore reported after the last step.
 
-        `torch.compile(..., fullgraph=True)` makes one graph of the loop, without `progress` and with a
-        callback that can be traced. A CUDA graph can capture it too. NaN and infinity then pass into the
-        samples unreported; [`graphed`][gms_fast.graphed] does either and reports them.
+        `torch.compile(..., fullgraph=True)` can compile the loop into one graph. This requires `progress=False`
+        and a `callback` that can be traced, or none. A CUDA graph can capture the loop too. In both cases NaN and
+        infinity reach the samples unreported. [`graphed`][gms_fast.graphed] compiles or captures the loop for you,
+        and does report them.
 
     Examples:
         An embedded model brings its schedule, shape and data range:

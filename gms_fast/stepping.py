@@ -20,29 +20,33 @@ from gms_fast.types import NoiseMoments, as_range
 
 
 class Stepper:
-    """Run of a solver through a schedule, one step at a time, for a loop of your own.
+    """Solver run that advances one step per call, for a sampling loop of your own.
 
-    Started with [`initial`][gms_fast.Stepper.initial], the steps give the bits of [`sample`][gms_fast.sample].
-    You may begin at any index. If an index does not follow the last one, the solver restarts without history.
+    You evaluate the network; the stepper turns each output into the next state. A run that starts with
+    [`initial`][gms_fast.Stepper.initial] gives the same samples as [`sample`][gms_fast.sample], bit for bit if the
+    network outputs are the same. The example allows for rounding, because its loop calls the network itself.
 
-    The noise generator numbers the steps in a run that begins with `initial` or at the schedule's noisiest
-    time. In other runs it follows the noise level, as `sample(x_T=...)` does.
+    A run may start at any index. If an index does not follow the previous one, the solver restarts without history.
+
+    In a run that starts with `initial` or at the schedule's noisiest time, the noise is numbered by step. In other
+    runs it is numbered by noise level, as in `sample(x_T=...)`.
 
     Args:
-        solver: Solver or its text, such as "er-sde:order=2".
+        solver: Solver or solver string, such as "er-sde:order=2".
         schedule: Schedule or its name.
         steps: Number of steps K >= 1. Give either `steps` or `timesteps`.
-        timesteps: Times of the schedule, noisiest first. A single time is one network evaluation. Of
-            consecutive times with the same noise level only the first counts.
-        prediction: Meaning of an output that is one tensor, as in [`sample`][gms_fast.sample].
-        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped; None (default): no clipping.
-        central: Whether the network's second and third moments are about e1. Default: they are raw.
+        timesteps: Times of the schedule, noisiest first. A single time means one network evaluation. Of
+            consecutive times with the same noise level only the first is used.
+        prediction: Meaning of a network output that is one tensor, as in [`sample`][gms_fast.sample].
+        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped. None (default): no clipping.
+        central: True if the network's second and third moments are central moments, about e1. Default: False, for raw
+            moments.
         seed: As in [`sample`][gms_fast.sample].
         sample_offset: As in [`sample`][gms_fast.sample].
         denoise: As in [`sample`][gms_fast.sample].
 
     Raises:
-        ValueError: If an argument has a bad value; the message begins with its name.
+        ValueError: If an argument is out of range; the message begins with its name.
         TypeError: If an argument has the wrong type; the message begins with its name.
 
     Examples:
@@ -86,18 +90,18 @@ class Stepper:
 
     @property
     def timesteps(self) -> list[float]:
-        """Times of the network evaluations, noisiest first, as `step` indexes them."""
+        """Times of the network evaluations, noisiest first; `step` takes an index into this list."""
         return [step.t for step in self.plan.asked]
 
     @property
     def network_times(self) -> list[float]:
-        """Network times of `timesteps`: the numbers to call the network with."""
+        """Time values to pass to the network, one for each entry of `timesteps`."""
         return [step.network_time for step in self.plan.asked]
 
     def initial(
         self, shape: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """Draw x_T ~ N(0, sigma_T^2), the state for index 0.
+        """Draw x_T ~ N(0, sigma_T^2), the state at index 0.
 
         Args:
             shape: Shape (n, *sample).
@@ -105,10 +109,10 @@ class Stepper:
             dtype: Floating dtype of the state. Default: float32.
 
         Returns:
-            Tensor (n, *sample).
+            Tensor (n, *sample): the state.
 
         Raises:
-            ValueError: If `shape` is empty, or does not fit the seeds.
+            ValueError: If `shape` is empty, or n does not match a `seed` per sample.
         """
         if not isinstance(shape, Sequence) or not shape:
             raise ValueError(f"shape must be (n, *sample): got {shape!r}")
@@ -117,7 +121,7 @@ class Stepper:
         return initial(self.plan, self._draws, shape, device, dtype)
 
     def seeded(self, seed: ops.Seed) -> "Stepper":
-        """Return the same plan with another seed, at the start of a run.
+        """Return a copy of this stepper with another seed, before its first step.
 
         Args:
             seed: As in [`sample`][gms_fast.sample].
@@ -128,10 +132,10 @@ class Stepper:
         return other
 
     def by(self, solver: Solver) -> "Stepper":
-        """Return a stepper for the same times with another solver.
+        """Return a copy of this stepper with another solver and the same times.
 
         Args:
-            solver: Solver that takes its network evaluations at the same times.
+            solver: Solver whose network evaluations are at the same times.
         """
         other = copy.copy(self)
         other.solver = solver
@@ -150,23 +154,23 @@ class Stepper:
         noise: Given | Callable[[], Given] = None,
         x0: Tensor | None = None,
     ) -> Tensor:
-        """Return the state at the next time, or the sample after the last index.
+        """Return the state at the next time, or the sample if `index` is the last one.
 
         Args:
-            index: Place in `timesteps`.
-            output: Network's output at x and that time. It may be None where the solver needs no evaluation
-                (index 0 of a `Teleport`).
-            x: State (n, *sample) at that time.
-            noise: z or (z, u) in place of the generator's draws, or a callable that returns them. The callable
-                is called only if the step draws noise.
-            x0: E[x_0|x_t] in place of the one that follows from `output`; only for solvers that need no further
-                moments.
+            index: Index into `timesteps`.
+            output: Network output for x at this time. None is allowed where the solver needs no network evaluation,
+                that is at index 0 of a `Teleport`.
+            x: State (n, *sample) at this time.
+            noise: Normal numbers z, or (z, u) with uniform numbers u, which replace those of the noise generator. Or
+                a callable that returns them; it is called only if the step draws noise.
+            x0: E[x_0|x_t] to use instead of the value computed from `output`. Only for solvers that need no second or
+                third moments.
 
         Returns:
             Tensor shaped like x.
 
         Raises:
-            ValueError: If `index` lies outside the plan, shapes differ, or the output has too few moments.
+            ValueError: If `index` is out of range, shapes differ, or the output has too few moments.
             TypeError: If an argument has the wrong type.
         """
         found = self._estimate(index, output, x)
@@ -186,7 +190,7 @@ class Stepper:
 
     @torch.no_grad()
     def x0(self, index: int, output: Tensor | NoiseMoments | None, x: Tensor) -> Tensor:
-        """Return E[x_0|x_t] at an index, clipped to the data range if there is one.
+        """Return E[x_0|x_t] at an index, clipped if the stepper has a `clip`.
 
         Args:
             index: As in `step`.

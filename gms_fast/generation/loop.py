@@ -58,22 +58,24 @@ def generate(
     replace: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Draw n samples into a folder of shards, with other processes; resume what is there.
+    """Draw n samples into a folder of shards, alone or together with other processes.
 
-    Sample i is that of [`sample`][gms_fast.sample] with `seed=seed, sample_offset=i`, as grey levels
-    round(127.5 (x + 1)).
+    Image i is the sample that [`sample`][gms_fast.sample] draws with `seed=seed, sample_offset=i`, stored as grey
+    levels round(127.5 (x + 1)).
 
-    Processes that call this with the same arguments share the work, by claims on shards in the folder: ranks of
-    torchrun, jobs of a cluster, or several terminals. They may start late, stop or be killed at any time. The folder
-    gets the same bytes from any number of them on devices of one kind. Repeat the same call to resume a run: it checks
-    the shards that are there and draws broken ones again.
+    All processes that make the same call share the work: torchrun ranks, cluster jobs, or several terminals. Each
+    claims shards in the folder. Processes may start late, stop or be killed at any time. On devices of one kind, the
+    files are the same, byte for byte, for any number of processes.
+
+    To resume a run, repeat the call. It checks the shards in the folder and draws broken ones again.
 
     Args:
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
-        out: Folder of the run. Its file `run.json` holds all that the images depend on; a call that differs is refused.
+        out: Folder of the run. Its file `run.json` records every setting that the images depend on. A call with other
+            settings is refused.
         n: Number of samples >= 1; their indices are 0 .. n - 1.
         batch_size: Number of samples drawn at a time. It changes samples only by the network's rounding. If memory runs
-            out, the network sees half as many at a time. "auto" measures the fastest size on this device within
+            out, the network evaluates half as many at a time. "auto" measures the fastest size on this device within
             `memory` and stores it in `run.json`.
         steps: As in [`sample`][gms_fast.sample].
         solver: As in [`sample`][gms_fast.sample].
@@ -84,33 +86,36 @@ def generate(
         prediction: As in [`sample`][gms_fast.sample].
         clip: As in [`sample`][gms_fast.sample].
         denoise: As in [`sample`][gms_fast.sample].
-        condition: Keywords for the network: tensors of n rows, one per sample, or of one row for all. Or a callable
-            from indices (B,) to keywords of B rows.
-        decoder: Callable from samples to images (B, C, H, W) in [-1, 1], for example of latents. Needed if the model's
-            data range is not [-1, 1].
-        device: Device of the state; by default the model's.
-        dtype: Data type of the state (default float32).
-        form: "npz" writes files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,), and `made`, which holds
-            a checksum and the fingerprint of the run. "png" writes folders FIRST-LAST of images. "none" writes no
-            images.
-        shard_size: Number of samples in a shard, a multiple of `batch_size`; by default up to 8 batches.
-        shard: "K/N" draws only the K-th of N equal shares, for jobs that share no folder.
-        features: A feature network (`gms_fast.quality.extractors.load`) or its text. Statistics of the features are
-            stored in `measured.safetensors`, for `quality.running.Running.load`. With form "none" nothing else is
-            stored.
-        memory: Bytes that batches may take with "auto"; by default 0.8 of the free memory of a GPU, half of the host's.
-        verify: Share of the samples in (0, 1] to draw again and compare with the stored ones. Nothing is written.
+        condition: Keyword arguments for the model, as a dict of tensors with n rows, one per sample, or with one row
+            for all samples. Or a callable that returns such a dict with B rows for sample indices (B,).
+        decoder: Callable that turns samples, for example latents, into images (B, C, H, W) in [-1, 1]. Required if the
+            model's data range is not [-1, 1].
+        device: Device of the state. Default: the model's device.
+        dtype: Data type of the state. Default: float32.
+        form: Format of the images. "npz" (default): files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index`
+            (N,), and `made`, which holds a checksum and the fingerprint of the run. "png": folders FIRST-LAST with one
+            PNG file per image. "none": no images; only `features` are stored.
+        shard_size: Number of samples per shard, a multiple of `batch_size`. Default: up to 8 batches.
+        shard: "K/N" draws only the K-th of N equal shares of the shards, for jobs that have no folder in common.
+            Default: "1/1", all of them.
+        features: Feature network (see `gms_fast.quality.extractors.load`), or the string that names it. Statistics of
+            the images' features are stored in `measured.safetensors`, which `quality.running.Running.load` reads.
+        memory: Number of bytes that batches may use with batch_size="auto". Default: 0.8 of the free GPU memory, or
+            half of the free host memory.
+        verify: Share of the samples, in (0, 1], to draw again and compare with the stored ones. Nothing is written.
         replace: True first deletes the run in the folder, and no other file. Only for a single process.
         progress: True shows one progress bar on stderr for all processes together.
 
     Returns:
-        `Report`, a named tuple of counts: samples `drawn` here, samples already `there`, `broken` shards, and for
-        `verify` the samples `compared`, the share of `differing` pixels, and the `largest` difference in grey levels.
+        Report: a named tuple of counts. `drawn`: samples drawn by this call. `there`: samples that the folder already
+            had. `broken`: broken shards found. With `verify` also `compared`: samples compared, `differing`: share of
+            their pixels that differ, and `largest`: largest difference in grey levels.
 
     Raises:
-        ValueError: If an argument has a wrong value, before anything is drawn, or if the folder holds another run.
-        TypeError: If an argument has a wrong type.
-        FileExistsError: If the folder holds other files.
+        ValueError: If an argument is out of range, which is checked before anything is drawn; if the folder holds
+            another run; or if `verify` finds a difference from images drawn on the same kind of device.
+        TypeError: If an argument has the wrong type.
+        FileExistsError: If the folder holds files that do not belong to the run.
         FileNotFoundError: If `verify` finds no run.
         OSError: If the folder cannot be written.
         MemoryError: If memory is too small for a single sample.

@@ -3,9 +3,9 @@
 The state is x = x_0 + sigma eps. For a flow model in ComfyUI (its `model_sampling` is a CONST) it is
 x = (1 - sigma) x_0 + sigma eps, and all samplers step in sigma/(1 - sigma), from sigma = 1 on.
 
-The noise is counter-based. Without an entry "seed" in `extra_args`, the seed is drawn from torch's global generator.
-Sample i depends on its seed and on i, not on the other samples. Noise belongs to its noise level: two stages of a run
-with the same seed draw the same noise as one run.
+The noise comes from a counter-based generator. If `extra_args` has no entry "seed", the seed is drawn from torch's
+global generator. The noise of sample i depends on the seed and on i, not on the other samples. It is numbered by noise
+level: a run that is split into two stages with the same seed draws the same noise as a single run.
 """
 
 import math
@@ -64,42 +64,50 @@ def sample_gms(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with the Gaussian Mixture Solver from a model that returns moments of the noise.
+    """Sample with the Gaussian Mixture Solver from a model that returns noise moments.
 
-    See [`GMS`][gms_fast.solvers.GMS]. With `covariance` and `switch=0` the model may return E[x_0|x] alone.
+    See [`GMS`][gms_fast.solvers.GMS]. With `covariance` and `switch=0`, the model may return only E[x_0|x].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps,
-            or `NoiseMoments` of eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        covariance: Gaussian statistics of the data, their file, or the name of an embedded model. Elements are then
-            drawn together while sigma > `switch`.
-        switch: Noise level at which the draw by elements takes over; by default 0.75 `covariance.spread`.
-        fit: Fit of the mixture: "free" (default), "exact", "adan" or "gaussian".
-        component: "element" or "sample": scope of the draw of a mixture component; by default "element", for fit="adan"
-            "sample".
-        weight: Weight of the first component, in (0, 1), not 1/2.
-        moments: "cumulant" (default) or "released": propagation of the third moment.
-        clip_pixel: Grey levels of noise that the last step may leave (default 2); None draws it like the others.
-        clip: Data range (low, high) for E[x_0|x], or None (default).
-        central: True if the model's second and third moments are about the first.
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,) and x = x_0 + sigma eps. It returns
+            `NoiseMoments` of eps, or only E[x_0|x] if no further moments are needed.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        covariance: Gaussian statistics of the data, a file that holds them, or the name of an embedded model. While
+            sigma > `switch`, all elements of a sample are then drawn together, with this covariance. None (default):
+            each element is drawn on its own at every level.
+        switch: Noise level sigma at and below which each element is drawn on its own, from the mixture. Only with
+            `covariance`. Default: 0.75 `covariance.spread`, where the spread is the standard deviation along the first
+            eigenvector.
+        fit: Method that fits the mixture to the moments: "free" (default), "exact", "adan" or "gaussian".
+        component: Scope of the choice between the two mixture components. "element": each element chooses its own.
+            "sample": all elements of a sample share one. None (default): "sample" for fit="adan", else "element".
+        weight: Weight of the first component, in (0, 1), not 1/2 (default 1/3).
+        moments: Clipping of the moments of x_0 to the data range: "cumulant" (default), or "released", as in the
+            released code.
+        clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of
+            which [-1, 1] has 255 (default 2). None draws the last step like every other.
+        clip: Data range (low, high) to which E[x_0|x] is clipped. None (default): no clipping.
+        central: True if the model's second and third moments are central moments, about the first. Default: False,
+            for raw moments.
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value, or if the model returns too few moments.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range, or if the model returns too few moments.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     s = sigma.view(-1, 1, 1, 1)
         ...     m, v = s * x / (1 + s**2), 1 / (1 + s**2)
         ...     return gms_fast.NoiseMoments(m, m**2 + v, m**3 + 3 * m * v)
@@ -137,32 +145,36 @@ def sample_er_sde(
     noise_scaler: str | Callable[[Tensor], Tensor] | None = None,
     max_stage: int = 3,
 ) -> Tensor:
-    """Sample with ER-SDE-Solver and 200 points of quadrature, as ComfyUI does.
+    """Sample with ER-SDE-Solver, with 200 quadrature points as in ComfyUI.
 
     See [`ERSDE`][gms_fast.solvers.ERSDE].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        noise_scaler: Function phi of sigma/alpha on float64 tensors, or its name in `ERSDE`; by default "er_sde_4".
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        noise_scaler: Noise scale function phi of the noise level sigma/alpha, for float64 tensors, or its name in
+            [`ERSDE`][gms_fast.solvers.ERSDE]. Default: "er_sde_4".
         max_stage: Order of the solver, 1, 2 or 3 (default).
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -193,25 +205,27 @@ def sample_dpmpp_2m(
     See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        s_noise: Factor >= 0 of the noise (default 1); unused here, since no noise is drawn.
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based; unused here, since no noise is drawn.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        s_noise: Accepted for a common signature, but without effect: this solver draws no noise.
+        noise_sampler: Accepted for a common signature, but without effect: this solver draws no noise.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -243,27 +257,30 @@ def sample_dpmpp_2m_sde(
     See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        eta: Amount of noise >= 0: 0 follows the probability flow, 1 (default) the reverse SDE.
-        solver_type: "midpoint" (default) or "heun", the form of the second-order term.
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        eta: Amount of noise >= 0. 0: none, the probability flow. 1 (default): that of the reverse SDE.
+        solver_type: Form of the second-order term, "midpoint" (default) or "heun".
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -295,26 +312,29 @@ def sample_dpmpp_3m_sde(
     See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        eta: Amount of noise >= 0: 0 follows the probability flow, 1 (default) the reverse SDE.
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        eta: Amount of noise >= 0. 0: none, the probability flow. 1 (default): that of the reverse SDE.
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -341,32 +361,34 @@ def sample_unipc(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with UniPC, which draws no noise. The order falls to 1 at the end.
+    """Sample with UniPC, which draws no noise.
 
-    See [`UniPC`][gms_fast.solvers.UniPC].
+    The order falls to 1 in the last steps. See [`UniPC`][gms_fast.solvers.UniPC].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        variant: "bh1" (default) or "bh2", the function B(h).
-        order: Order of the predictor, 1 .. 4 (default 3).
-        s_noise: Factor >= 0 of the noise (default 1); unused here, since no noise is drawn.
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based; unused here, since no noise is drawn.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        variant: Function B(h) of the step size h in log(alpha/sigma). "bh1" (default): B = h. "bh2": B = 1 - e^{-h}.
+        order: Order of the predictor, 1 to 4 (default 3).
+        s_noise: Accepted for a common signature, but without effect: this solver draws no noise.
+        noise_sampler: Accepted for a common signature, but without effect: this solver draws no noise.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -397,33 +419,37 @@ def sample_teleport(
 ) -> Tensor:
     """Skip the noisiest levels by Gaussian teleportation, then sample with another solver.
 
-    The skipped levels cost no network evaluation. See [`Teleport`][gms_fast.solvers.Teleport].
+    Teleportation moves x in closed form to a lower noise level, as if the data were Gaussian. The skipped levels cost
+    no network evaluation. See [`Teleport`][gms_fast.solvers.Teleport].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        statistics: Gaussian statistics of the data, their file, or the name of an embedded model.
-        until: Noise level sigma/alpha >= 1 where the model takes over; by default `then.reach` times
-            `statistics.spread`.
-        skip: Share of the steps to skip, in (0, 1), instead of `until`.
-        then: Solver of the remaining steps, or its text (default "dpm-solver++").
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        statistics: Gaussian statistics of the data, a file that holds them, or the name of an embedded model.
+        until: Teleport level: noise level sigma/alpha >= 1 at which teleportation ends and `then` begins. Default:
+            `then.reach` times `statistics.spread`, the standard deviation along the first eigenvector.
+        skip: Fraction of the steps to skip, in (0, 1). Give it instead of `until`, not in addition.
+        then: Solver for the remaining steps, or a solver string (default "dpm-solver++").
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value, or if both `until` and `skip` are given.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range, or if both `until` and `skip` are given.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -457,36 +483,42 @@ def sample_dpm_solver_v3(
 ) -> Tensor:
     """Sample with DPM-Solver-v3, which draws no noise.
 
-    The model is called at the nodes of the statistics nearest to the sigmas. See
-    [`DPMSolverV3`][gms_fast.solvers.DPMSolverV3].
+    The statistics hold for a fixed set of noise levels, their nodes. The model is called at the node nearest to each
+    sigma. See [`DPMSolverV3`][gms_fast.solvers.DPMSolverV3].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        statistics: Empirical model statistics of this network, their file, or the name of an embedded model.
-        order: Order of the predictor >= 1 (default 3).
-        corrector: None, "same" (order of the last predictor) or "next" (one order more, default).
-        pseudo: True takes pseudo derivatives in the predictor, which is steadier in few steps.
-        lower_order_final: True ends with orders .., 2, 1.
-        trust: lambda = log(alpha/sigma) from which on the statistics are used; by default they always are.
-        s_noise: Factor >= 0 of the noise (default 1); unused here, since no noise is drawn.
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based; unused here, since no noise is drawn.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        statistics: Empirical model statistics of this network, a file that holds them, or the name of an embedded
+            model.
+        order: Order of the predictor, from 1 to 8, or to 7 with corrector="next" (default 3).
+        corrector: Correction of the state after each network evaluation, without further evaluations. None: no
+            correction. "same": the order of the last predictor. "next" (default): one order more.
+        pseudo: True computes the predictor's derivatives from divided differences of more and more values (pseudo
+            derivatives), which is more stable in few steps. Default: False.
+        lower_order_final: True (default) lowers the order in the last steps, down to 2 and 1.
+        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used. Noisier steps use those of data
+            prediction, l = 1 and s = b = 0. None (default): the statistics are used at every level.
+        s_noise: Accepted for a common signature, but without effect: this solver draws no noise.
+        noise_sampler: Accepted for a common signature, but without effect: this solver draws no noise.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value, if the statistics are of another network, or if two sigmas share a
-            node.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range, if the statistics belong to another network, or if two sigmas have
+            the same nearest node.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -518,31 +550,35 @@ def sample_euler(
 ) -> Tensor:
     """Sample with Euler's method for the probability flow, which is DDIM, with optional churn.
 
-    See [`Euler`][gms_fast.solvers.Euler].
+    Churn adds noise before a step, which then starts at a higher noise level. See [`Euler`][gms_fast.solvers.Euler].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        s_churn: Amount of noise that all steps add together, >= 0 (default 0: none).
-        s_tmin: Lowest noise level at which noise is added.
-        s_tmax: Highest noise level at which noise is added.
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        s_churn: Total amount of churn over all K steps, >= 0. Each step raises its level by the factor 1 + gamma with
+            gamma = min(s_churn/K, sqrt(2) - 1). Default: 0, no churn.
+        s_tmin: Lowest noise level at which noise is added (default 0).
+        s_tmax: Highest noise level at which noise is added (default infinity).
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -568,31 +604,34 @@ def sample_euler_ancestral(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with DDIM and noise.
+    """Sample with Euler's ancestral method, which is DDIM with added noise.
 
     See [`DDIM`][gms_fast.solvers.DDIM].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        eta: Amount of noise in [0, 1]: 0 equals `sample_euler`, 1 (default) is DDPM.
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        eta: Amount of noise in [0, 1]. 0: none, as in `sample_euler`. 1 (default): that of DDPM.
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -620,33 +659,38 @@ def sample_heun(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with Heun's method for the probability flow, of order 2, with optional churn.
+    """Sample with Heun's method, of order 2, for the probability flow, with optional churn.
 
-    It takes two network evaluations a step, and one in a last step to sigma = 0. See [`Heun`][gms_fast.solvers.Heun].
+    Each step costs two network evaluations; a last step to sigma = 0 costs one. Churn adds noise before a step, which
+    then starts at a higher noise level. See [`Heun`][gms_fast.solvers.Heun].
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`; sigma is (B,). It returns E[x_0|x] for x = x_0 + sigma eps.
-        x: State (B, *) at `sigmas[0]`, floating point. It is not written to.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. A last level of 0 returns the model's last E[x_0|x].
-        extra_args: Keywords for the model. An entry "seed", an integer or one per sample, also seeds the noise.
-        callback: Called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
-        disable: True shows no progress bar, None shows one on a terminal only (default).
-        s_churn: Amount of noise that all steps add together, >= 0 (default 0: none).
-        s_tmin: Lowest noise level at which noise is added.
-        s_tmax: Highest noise level at which noise is added.
-        s_noise: Factor >= 0 of the noise (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normals shaped like x; by default the noise
-            is counter-based.
+        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
+            x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
+        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
+        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
+            per sample.
+        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
+            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
+        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
+        s_churn: Total amount of churn over all K steps, >= 0. Each step raises its level by the factor 1 + gamma with
+            gamma = min(s_churn/K, sqrt(2) - 1). Default: 0, no churn.
+        s_tmin: Lowest noise level at which noise is added (default 0).
+        s_tmax: Highest noise level at which noise is added (default infinity).
+        s_noise: Factor >= 0 by which the noise is multiplied (default 1).
+        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
+            counter-based generator.
 
     Returns:
         Tensor (B, *): the sample, in the dtype of x.
 
     Raises:
-        ValueError: If an argument has a wrong value.
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
-        >>> def model(x, sigma):  # of data from N(0, 1)
+        >>> def model(x, sigma):  # exact for data from N(0, 1)
         ...     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
         >>> sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
         >>> x = 10 * torch.randn(2, 1, 8, 8)
@@ -661,7 +705,7 @@ def sample_heun(
 
 
 def _loaded(table: Kept | str | Path, load: Callable[[str | Path], Kept]) -> Kept:
-    """Return a table, loaded from its file or embedded model if it is given by name."""
+    """Return statistics, loaded from their file or embedded model if they are given by name."""
     return load(table) if isinstance(table, (str, Path)) else table
 
 

@@ -21,22 +21,23 @@ from gms_fast.solvers import Solver
 from gms_fast.solvers.text import Table
 from gms_fast.types import NoiseMoments
 
-_LEVELS = (0.7, 1.2, 2.3, 4.4)  # noise levels where jumps end, in units of `Known.spread`
+_LEVELS = (0.7, 1.2, 2.3, 4.4)  # Teleport levels, in units of `Known.spread`
 _SPACINGS = ("uniform", "0.7", "1.2")
-_SHARES = (8, 4, 2, 1)  # divisors of `samples` in each round; one candidate in three goes on
+_SHARES = (8, 4, 2, 1)  # divisors of `samples` in each round; one candidate in three continues
 _COMPONENTS = 24
 _LEAST = 400  # fewest samples: 50 in the first round
 
 
 class Trial(NamedTuple):
-    """Candidate solver with the distance of its samples from the data.
+    """Candidate solver and the distance of its samples from the data.
 
     Attributes:
-        text: Text of the solver.
-        steps: Number of steps for [`sample`][gms_fast.sample], which takes the requested number of evaluations.
-        samples: Number of samples drawn. Worse candidates are dropped sooner, with fewer samples.
-        distance: Frechet distance between features of samples and data, along the leading principal components of the
-            data's features.
+        text: Solver string.
+        steps: Number of steps to pass to [`sample`][gms_fast.sample]. With it, the solver uses the requested number of
+            network evaluations.
+        samples: Number of samples drawn. Poor candidates are dropped in early rounds and so have fewer samples.
+        distance: Frechet distance between the features of the samples and those of the data, along the leading
+            principal components of the data's features.
 
     Examples:
         >>> trial = gms_fast.recommendation.Trial("er-sde", steps=10, samples=1600, distance=0.7)
@@ -53,15 +54,15 @@ class Trial(NamedTuple):
 class Recommendation(NamedTuple):
     """Recommended solver for a number of network evaluations, ready for `sample`.
 
-    Its text, `str(found)`, is a table of the trials.
+    `str` of a recommendation lists the solver, the reason and all trials.
 
     Attributes:
-        text: Text of the solver. Tables without a name in it are those beside the model; "given" stands for a table
-            that has no file.
-        solver: The same as a [`Solver`][gms_fast.solvers.Solver].
-        steps: Number of steps for [`sample`][gms_fast.sample].
-        reason: Reason for this solver.
-        trials: Tried candidates, best first; empty if no data was given.
+        text: Solver string. If the string does not name a statistics file, the file beside the model is used. "given"
+            stands for statistics that were passed as an object and have no file.
+        solver: The same solver as a [`Solver`][gms_fast.solvers.Solver] object.
+        steps: Number of steps to pass to [`sample`][gms_fast.sample].
+        reason: Reason for the choice, as a phrase.
+        trials: Candidates that were tried, best first. Empty if no data was given.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -97,45 +98,50 @@ def recommend(
     seed: int = 0,
     progress: bool = True,
 ) -> Recommendation:
-    """Recommend a solver, and a jump and a grid, for a number of network evaluations.
+    """Recommend a solver, a Teleport level and a time grid for a number of network evaluations.
 
-    Without `data` nothing is drawn. The answer is the choice that was best on digits (docs/quality.md). Its noise
-    levels are in units of sqrt(lambda_1), the standard deviation along the data's first eigenvector.
+    The Teleport level is the noise level at which [`Teleport`][gms_fast.solvers.Teleport] ends and the solver begins.
 
-    With `data` candidates compete: solvers that suit the tables at hand, alone and after a `Teleport` to four noise
-    levels on three grids. All draw from the same noise. After each round the best third goes on with twice the
-    samples. The winner has the smallest Frechet distance from the data.
+    Without `data`, nothing is drawn. The recommendation is the choice that was best on digits (docs/quality.md). Its
+    Teleport level scales with sqrt(lambda_1), the standard deviation along the data's first eigenvector.
+
+    With `data`, candidates compete: the solvers whose statistics are available, alone and, for most of them, after a
+    `Teleport` to each of four noise levels on each of three grids. All candidates use the same noise. After each round
+    the best third continues with twice as many samples. The winner has the smallest Frechet distance from the data.
 
     Args:
         model: As in [`sample`][gms_fast.sample].
-        statistics: Tables: of the data ([`Gaussian`][gms_fast.statistics.Gaussian]), of the network
-            ([`EmpiricalModel`][gms_fast.statistics.EmpiricalModel]), or learned for it
-            ([`GGDMTable`][gms_fast.solvers.GGDMTable]). Give one, a tuple of several, or the name or folder of a model
-            that has them. Tables beside the model itself are used too.
+        statistics: One statistics object, a tuple of several, or the name or folder of a model that has such files.
+            The kinds are [`Gaussian`][gms_fast.statistics.Gaussian] (mean and covariance of the data),
+            [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] (measured on the network) and
+            [`GGDMTable`][gms_fast.solvers.GGDMTable] (solver coefficients learned for the network). Files beside
+            `model` are used too.
         calls: Number of network evaluations per sample, >= 1.
-        data: Real samples (M, *shape) in the model's data range, preferably not seen in its training. Default: none.
-        features: Callable (N, *shape) -> (N, D) in whose space distances are taken. Default: pixels.
-            `gms_fast.search.load_features` loads one for digits.
+        data: Real samples (M, *shape) in the model's data range, preferably not part of its training data. Default:
+            None.
+        features: Callable (N, *shape) -> (N, D). Distances are measured between its outputs. Default: pixels.
+            `gms_fast.search.load_features` loads a feature network for digits.
         schedule: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
         clip: As in [`sample`][gms_fast.sample].
         condition: Keyword arguments for the model. Tensors of `samples` rows are split along with the samples.
-        samples: Number of samples of the finalists, >= 400. The first round draws an eighth. Default: 1600.
+        samples: Number of samples per candidate in the last round, >= 400. The first round draws an eighth of it.
+            Default: 1600.
         batch_size: Largest number of samples in one network evaluation. Default: 100.
         seed: Seed of all draws.
         progress: Whether to show a progress bar on stderr. Default: True.
 
     Returns:
-        Recommendation: solver, its steps, and the trials.
+        Recommendation: the solver, its number of steps, and the trials.
 
     Raises:
-        ValueError: If an argument has a bad value (the message begins with its name), or a table belongs to another
-            model or other data.
+        ValueError: If an argument is out of range (the message begins with its name), or if statistics belong to
+            another model or other data.
         TypeError: If an argument has the wrong type.
-        FileNotFoundError: If `statistics` is a name or folder without tables.
+        FileNotFoundError: If `statistics` names a model or folder without statistics files.
 
     Note:
-        A competition passes about 11 x `samples` x `calls` rows through the network.
+        With `data`, the network processes about 11 x `samples` x `calls` samples in all.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -202,7 +208,7 @@ def _none(known: Known) -> NoReturn:
 
 
 def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[Choice, Solver, int]]:
-    """Yield the candidates with their solvers and steps: alone, then after jumps.
+    """Yield the candidates with their solvers and steps: alone, then after a Teleport.
 
     Raises ValueError for tables of another model or other data.
     """
