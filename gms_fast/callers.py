@@ -8,7 +8,7 @@ _BETWEEN = ("torch", "contextlib", "sys")  # modules that call us for the user
 
 
 def stacklevel() -> int:
-    """Return the `stacklevel` of `warnings.warn` for the first caller outside this package and torch."""
+    """Return the `stacklevel` of `warnings.warn` for the first caller outside us and torch."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None:
         module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
