@@ -216,8 +216,16 @@ def warn_of_levels(plan: Plan, schedule: Schedule, own: Schedule) -> None:
     times = own.from_network_time([step.network_time for step in steps])
     alpha = torch.tensor([step.coefficients.alpha_t for step in steps], dtype=torch.float64, device="cpu")
     sigma = torch.tensor([step.coefficients.sigma_t for step in steps], dtype=torch.float64, device="cpu")
-    away = ((alpha / sigma).log().clamp(min=_DARK) - own.log_snr(times).clamp(min=_DARK)).abs()
-    scale = (alpha.hypot(sigma) / own.alpha(times).hypot(own.sigma(times))).log().abs()
+    try:
+        away = ((alpha / sigma).log().clamp(min=_DARK) - own.log_snr(times).clamp(min=_DARK)).abs()
+        scale = (alpha.hypot(sigma) / own.alpha(times).hypot(own.sigma(times))).log().abs()
+    except ValueError as error:
+        warnings.warn(
+            f"schedule calls the network at times that model.schedule does not have ({error}): if the network was "
+            "trained for those, samples are wrong. docs/extend.md tells how to translate",
+            stacklevel=stacklevel(),
+        )
+        return
     if steps and (away.max() > _LEVEL or scale.max() > _SCALE):
         worst = int((away / _LEVEL).maximum(scale / _SCALE).argmax())
         step, time = steps[worst], float(times[worst])

@@ -162,3 +162,9 @@ def test_schedule_of_other_levels_at_the_network_times_is_warned_of(schedule, wa
     if warned:
         assert said[0].startswith("schedule calls the network at time")
         assert next(Path(w.filename).name for w in found if str(w.message) == said[0]) == Path(__file__).name
+
+
+def test_times_that_the_model_has_not_are_warned_of():
+    model = Model(sample_shape=(4,), schedule=schedules.VPLinear(T=50))
+    with pytest.warns(UserWarning, match=r"at times that model\.schedule does not have \(times must lie in \[0, 49\]"):
+        gms_fast.sample(model, 5, n=2, solver="er-sde", schedule=schedules.VPLinear(T=1000))

@@ -21,7 +21,6 @@ from gms_fast.models.heads import FORMS, Heads
 from gms_fast.models.hosts.base import dtype_of_weights
 from gms_fast.models.level_table import LevelTable, NoiseLevel
 from gms_fast.models.normalised import moments as normalised_moments
-from gms_fast.models.untrained import Warned
 from gms_fast.models.wrap import Wrapped, wrap
 from gms_fast.network import Network, device_of
 from gms_fast.schedules import Schedule
@@ -32,13 +31,13 @@ from gms_fast.types import NoiseMoments, as_range
 _SAME = 0.02  # share of the largest output: above the rounding of nondeterministic kernels, in bfloat16 too
 
 
-class MomentHeads(Warned, nn.Module):
+class MomentHeads(nn.Module):
     """Model that adds heads for the second and third noise moment to any network.
 
     A call with x (B, *sample_shape), network times t (B,) and the network's conditions as keywords returns
     [`NoiseMoments`][gms_fast.NoiseMoments] from one network call. e1 is the network's; e2 and e3 come from the heads,
-    which are untrained until [`train_moment_heads`][gms_fast.training.train_moment_heads] or `from_pretrained`; a first
-    call of untrained heads warns. The network stays in eval mode and is never changed.
+    which are untrained until [`train_moment_heads`][gms_fast.training.train_moment_heads] or `from_pretrained`. The
+    network stays in eval mode and is never changed.
 
     Args:
         network: A network or pipeline that [`wrap`][gms_fast.models.wrap] takes, its result, or any module called `(x,
@@ -276,7 +275,6 @@ class MomentHeads(Warned, nn.Module):
         return output if isinstance(output, Tensor) else output[0]
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> NoiseMoments:
-        self._look_at(self.heads.out[-1], x)
         y, h, level = self._observed(x, t, condition)
         second, third = self.heads(h, x, level.angle)
         wide = torch.promote_types(y.dtype, torch.float32)

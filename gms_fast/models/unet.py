@@ -17,7 +17,6 @@ from torch.autograd import forward_ad
 from gms_fast.models.classes import check_classes
 from gms_fast.models.level_table import LevelTable
 from gms_fast.models.normalised import moments as normalised_moments
-from gms_fast.models.untrained import Warned
 from gms_fast.schedules import Schedule, VPLinear, rescaled
 from gms_fast.storage.schema import Choice, Either, Flag, Integer, Listed, Optional, Real, argument
 from gms_fast.types import NoiseMoments
@@ -269,7 +268,7 @@ def _forms(head: object) -> tuple[str | None, str | None]:
     return second, third
 
 
-class MomentUNet(Warned, nn.Module):
+class MomentUNet(nn.Module):
     """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t].
 
     A call with x (B, C, H, W) and network times t (B,) returns [`NoiseMoments`][gms_fast.NoiseMoments] in the shape of
@@ -411,7 +410,7 @@ class MomentUNet(Warned, nn.Module):
                 self.output_blocks.append(Block(*layers))
         self.out = nn.Sequential(*_output(ch, out_channels))
 
-        def head_of(form: str | None) -> nn.Sequential | None:
+        def head_of(form: str | None) -> nn.Module | None:
             if form == "complex":
                 return ComplexHead(res(ch, ch), *_output(ch, in_channels))
             return None if form is None else SimpleHead(*_output(ch, in_channels))
@@ -524,9 +523,8 @@ class MomentUNet(Warned, nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> NoiseMoments | Tensor:
         e1, seen = self.observed(x, t, y)
-        if self.out2 is None:
+        if not self.has_heads:
             return e1
-        self._look_at(self.out2[-1], x)
         second, third = self.heads(*seen)
         if self.levels is None:
             return NoiseMoments(e1, second, third)

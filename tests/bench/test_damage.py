@@ -43,6 +43,6 @@ def test_checks_find_what_is_wrong_with_a_loader(tmp_path):
     assert "does not name it" in judged(lambda folder: refuse("something"), tmp_path)
     assert "advises" in judged(lambda folder: refuse("x: set weights_only=False"), tmp_path)
     assert "ZeroDivisionError" in judged(lambda folder: 1 / 0, tmp_path)
-    assert "not right" in judged(lambda folder: 1, tmp_path, lambda found: False)
+    assert "its content is wrong" in judged(lambda folder: 1, tmp_path, lambda found: False)
     assert "something in it ran" in judged(lambda folder: damage._MARKER.write_text(""), tmp_path)
     assert "MiB" in judged(lambda folder: np.ones(600 << 17).sum(), tmp_path)

@@ -56,7 +56,7 @@ def test_command_goes_on_after_an_interruption(saved, tmp_path, capsys, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(MomentUNet, "forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command(saved, out) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     assert command(saved, out) == 2
     assert "holds an unfinished measurement" in capsys.readouterr().err
     assert command(saved, out, "--resume") == 0

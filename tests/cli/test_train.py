@@ -37,7 +37,7 @@ def test_train_interrupted_says_how_to_go_on_and_does(tmp_path, capsys, pictures
     with monkeypatch.context() as patch:
         patch.setattr(loop, "moment_loss", interrupted)
         assert run(*command) == 130
-    assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
+    assert "interrupted; the same command with --resume continues" in capsys.readouterr().err
     assert "--resume" in refusal(capsys, *command)
     assert run(*command, "--resume") == 0
     assert run("train", "--data", pictures, "--out", tmp_path / "whole", *SHORT) == 0

@@ -205,7 +205,7 @@ def test_refusals_come_before_the_model_is_called(solver, error, message):
 def test_the_name_alone_says_what_is_missing():
     with pytest.raises(
         ValueError,
-        match="teleport needs statistics=STATISTICS, a file of gms-fast statistics --gaussian: the model does not say",
+        match="teleport needs statistics=STATISTICS, a file of gms-fast statistics --gaussian: the model does not",
     ):
         gms_fast.sample(Model(sample_shape=(D,)), 5, solver="teleport", n=1)
 
