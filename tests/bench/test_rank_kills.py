@@ -60,7 +60,7 @@ from gms_fast.storage import atomic
 from gms_fast.training import loop, ranks, state
 {change}
 starts = [Start(2, 0, WRITE, 0.6), Start(2, 0, ONE, 0.7, 0), Start(2, 0, ALL, 0.5), Start(2)]
-print(next(filter(None, (check(Case(i, "train-heads", starts)) for i in range(5))), None))
+print(next(filter(None, (check(Case(i, "train-heads", starts)) for i in range(20))), None))
 """
     done = alone(code)
     assert message in done.stdout, done.stdout + done.stderr
