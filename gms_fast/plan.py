@@ -5,7 +5,7 @@ import operator
 import struct
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +24,7 @@ from gms_fast.steps import StepCoefficients
 COUNTED = 1 << 30  # noise counter of the first step; smaller ones are free for callers of the ops
 BY_LEVEL = 1 << 31  # counters from here on follow the noise level; those from `COUNTED` on count steps
 _MOST = 256  # cached plans
+_LEVEL, _SCALE, _DARK = 0.5, 0.1, -4.0  # natural logarithms; rounded times of a table are up to 0.35 away
 
 Said = tuple[str, tuple[float, float] | None, bool]
 # (time, network time, step coefficients as (name, number) pairs, the solver's own numbers, level) of each time
@@ -41,12 +42,14 @@ class Plan:
         last: Time where the last step ends.
         denoise: Whether one more evaluation, at `last`, removes the noise that is left.
         whole: Whether the plan begins at the schedule's noisiest time.
+        foreign: Warning if the model's own schedule has other noise levels at the network times; empty if it has not.
     """
 
     steps: tuple[TimeStep, ...]
     last: TimeStep
     denoise: bool
     whole: bool
+    foreign: str = field(default="", compare=False, repr=False)
 
     @property
     def asked(self) -> tuple[TimeStep, ...]:
@@ -110,12 +113,12 @@ def plan(
     tables: list[weakref.ref[Any]] = []
     key = _key((arguments, said), tables)
     if key is None:
-        return _of(said, *_numbers(*arguments))
+        return _compared(said, *arguments)
     found = _plans.get(key)
     if found is None or any(table() is None for table in found[0]):
         if len(_plans) >= _MOST:
             _plans.clear()
-        found = _plans[key] = tables, _of(said, *_numbers(*arguments))
+        found = _plans[key] = tables, _compared(said, *arguments)
     return found[1]
 
 
@@ -138,7 +141,7 @@ def _key(value: object, tables: list[weakref.ref[Any]]) -> object | None:
         tables.append(weakref.ref(value))
         return id(value), value._version
     if isinstance(value, Identified) and type(value).__module__.startswith("gms_fast."):
-        derived: list[str] = [field.name for field in fields(value) if not field.init] if is_dataclass(value) else []
+        derived: list[str] = [each.name for each in fields(value) if not each.init] if is_dataclass(value) else []
         known = {name: part for name, part in vars(value).items() if name not in (*derived, *value.unplanned)}
         return _keys((type(value), *known), known.values(), tables)
     return None
@@ -169,6 +172,48 @@ def _of(said: Said, rows: list[Row], denoise: bool, whole: bool) -> Plan:
         for i, ((t, time, _, own, level), k) in enumerate(zip(rows, levels, strict=True))
     ]
     return Plan(tuple(steps[:-1]), steps[-1], denoise, whole)
+
+
+def _compared(
+    said: Said,
+    schedule: Schedule | str,
+    own: Schedule | None,
+    solver: Solver,
+    wanted: int | list[float],
+    denoise: bool | None,
+) -> Plan:
+    """Build the plan, and compare its levels with those of the model's own schedule."""
+    found = _of(said, *_numbers(schedule, own, solver, wanted, denoise))
+    return found if own is None or schedule is own else replace(found, foreign=_foreign(found, own))
+
+
+def _foreign(plan: Plan, own: Schedule) -> str:
+    """Return a warning if a schedule and the model's own one have other levels at the network times.
+
+    They are compared by log(alpha/sigma), as far as there is any signal, and by the scale of the state.
+    """
+    steps = [step for step in plan.asked if step.coefficients.alpha_t > 0 and step.coefficients.sigma_t > 0]
+    times = own.from_network_time([step.network_time for step in steps])
+    alpha = torch.tensor([step.coefficients.alpha_t for step in steps], dtype=torch.float64, device="cpu")
+    sigma = torch.tensor([step.coefficients.sigma_t for step in steps], dtype=torch.float64, device="cpu")
+    try:
+        away = ((alpha / sigma).log().clamp(min=_DARK) - own.log_snr(times).clamp(min=_DARK)).abs()
+        scale = (alpha.hypot(sigma) / own.alpha(times).hypot(own.sigma(times))).log().abs()
+    except ValueError as error:
+        return (
+            f"schedule calls the network at times that model.schedule does not have ({error}): if the network was "
+            "trained for those, samples are wrong. docs/extend.md tells how to translate"
+        )
+    if not steps or (away.max() <= _LEVEL and scale.max() <= _SCALE):
+        return ""
+    worst = int((away / _LEVEL).maximum(scale / _SCALE).argmax())
+    time = float(times[worst])
+    return (
+        f"schedule calls the network at time {steps[worst].network_time:g} for alpha = {alpha[worst]:.3g}, sigma = "
+        f"{sigma[worst]:.3g}, but at that time model.schedule has alpha = {float(own.alpha(time)):.3g}, sigma = "
+        f"{float(own.sigma(time)):.3g}: if the network was trained for these, samples are wrong. docs/extend.md "
+        "tells how to translate"
+    )
 
 
 def _numbers(

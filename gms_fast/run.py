@@ -24,7 +24,6 @@ from gms_fast.solvers import Solver
 from gms_fast.solvers.base import TimeStep
 from gms_fast.types import NoiseMoments
 
-_LEVEL, _SCALE, _DARK = 0.5, 0.1, -4.0  # natural logarithms; rounded times of a table are up to 0.35 away
 INITIAL = 2  # stream of the noise generator for x_T
 
 Callback = Callable[[int, float, Tensor, Tensor], Tensor | None]
@@ -69,8 +68,8 @@ class Run:
         meaning = said.prediction, said.clip, said.central
         walk = plan(said.schedule, said.own, steps, timesteps, solver, denoise, meaning)
         check_signal(walk, solver.known_steps, said.prediction, said.built)
-        if said.own is not None and not torch.compiler.is_compiling() and said.built() != said.own:
-            warn_of_levels(walk, said.built(), said.own)
+        if walk.foreign:
+            warnings.warn(walk.foreign, stacklevel=stacklevel())
         return cls(
             model=model,
             network=Network(model, batch_size=batch_size, condition=condition, apart=True),
@@ -204,37 +203,6 @@ def check_signal(plan: Plan, known_steps: int, form: str, schedule: Callable[[],
             f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
             f"got {form!r}, which does not determine x_0 there. Otherwise timesteps must start where alpha > 0 "
             f"({schedule().later_start})"
-        )
-
-
-def warn_of_levels(plan: Plan, schedule: Schedule, own: Schedule) -> None:
-    """Warn if `schedule` and the model's own one have other levels at the network times.
-
-    They are compared by log(alpha/sigma), as far as there is any signal, and by the scale of the state.
-    """
-    steps = [step for step in plan.asked if step.coefficients.alpha_t > 0 and step.coefficients.sigma_t > 0]
-    times = own.from_network_time([step.network_time for step in steps])
-    alpha = torch.tensor([step.coefficients.alpha_t for step in steps], dtype=torch.float64, device="cpu")
-    sigma = torch.tensor([step.coefficients.sigma_t for step in steps], dtype=torch.float64, device="cpu")
-    try:
-        away = ((alpha / sigma).log().clamp(min=_DARK) - own.log_snr(times).clamp(min=_DARK)).abs()
-        scale = (alpha.hypot(sigma) / own.alpha(times).hypot(own.sigma(times))).log().abs()
-    except ValueError as error:
-        warnings.warn(
-            f"schedule calls the network at times that model.schedule does not have ({error}): if the network was "
-            "trained for those, samples are wrong. docs/extend.md tells how to translate",
-            stacklevel=stacklevel(),
-        )
-        return
-    if steps and (away.max() > _LEVEL or scale.max() > _SCALE):
-        worst = int((away / _LEVEL).maximum(scale / _SCALE).argmax())
-        step, time = steps[worst], float(times[worst])
-        warnings.warn(
-            f"schedule calls the network at time {step.network_time:g} for alpha = {alpha[worst]:.3g}, sigma = "
-            f"{sigma[worst]:.3g}, but at that time model.schedule has alpha = {float(own.alpha(time)):.3g}, sigma = "
-            f"{float(own.sigma(time)):.3g}: if the network was trained for these, samples are wrong. docs/extend.md "
-            "tells how to translate",
-            stacklevel=stacklevel(),
         )
 
 
