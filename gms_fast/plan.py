@@ -188,7 +188,7 @@ def _compared(
 
 
 def _foreign(plan: Plan, own: Schedule) -> str:
-    """Return a warning if a schedule and the model's own one have other levels at the network times.
+    """Return a warning if the model's own schedule has other levels at the network times.
 
     They are compared by log(alpha/sigma), as far as there is any signal, and by the scale of the state.
     """
