@@ -28,13 +28,13 @@ MEASURES = {  # the keys are those of `quality_tables.MEASURES`
     "third": "Root mean square error of the samples' third central moment, over all elements of a sample.",
 }
 GRIDS = {  # word in the name of a grid: its times
-    "uniform": "*uniform* has equal steps in time",
-    "power": "*power p* has the times 999 (1 - (k/K)^p), k = 0 to K",
-    "open": "*open* grids have K + 1 steps and omit the last one, so they have no evaluation at t = 0",
-    "quadratic": "*quadratic* has equal steps in the square root of time",
-    "angle": "*angle* has equal steps in arctan(σ/α)",
-    "log-SNR": "*log-SNR* has equal steps in log(α/σ)",
-    "its own": "*its own* stands for the times that were learned with the coefficients",
+    "uniform": "The grid *uniform* has equal steps in time.",
+    "power": "The grid *power p* has the times 999 (1 - (k/K)^p) for k = 0 to K.",
+    "open": "An *open* grid is the grid of K + 1 steps without its last time, so it has no evaluation at t = 0.",
+    "quadratic": "The grid *quadratic* has equal steps in the square root of time.",
+    "angle": "The grid *angle* has equal steps in arctan(σ/α).",
+    "log-SNR": "The grid *log-SNR* has equal steps in log(α/σ).",
+    "its own": "The grid *its own* has the times that were learned with the coefficients.",
 }
 OPTIONS = {  # words in the name of a solver: their meaning
     "Teleport": "A *teleport* moves x_T to a lower noise level σ/α in closed form, with the data's mean and covariance "
@@ -42,9 +42,10 @@ OPTIONS = {  # words in the name of a solver: their meaning
     "If a row names no level, the default depends on the solver and the data.",
     "free fit": "The *free fit* of GMS adjusts the weight of the mixture components where the third moment requires "
     "it.",
-    "exact fit": "The *exact fit* of GMS keeps the weight of the mixture components at 1/3.",
+    "exact fit": "The *exact fit* of GMS keeps the weight of the mixture components fixed, at 1/3 unless the row "
+    "names another.",
     "released optimiser": "The *released optimiser* fits the mixture iteratively, as the code released with the "
-    "paper does.",
+    "paper does. Its `eps` depends on the number of elements that are drawn in one call.",
     "shared component": "With a *shared component*, all elements of a sample draw the same mixture component. "
     "Otherwise each element draws its own.",
     "covariance": "GMS with *covariance* draws all pixels jointly at high noise levels, with the covariance of the "
@@ -80,7 +81,7 @@ def text(found: Records) -> str:
         "Each cell shows the mean ± the standard deviation over the sets of samples. "
         "No deviation is shown where all sets give the same value.",
         *_used({r["solver"] for r in found}, SHOWN_CONTROLS),
-        f"Time grids: {'; '.join(_used(grids, GRIDS))}.",
+        *_used(grids, GRIDS),
         *_used(names, OPTIONS),
     ]
     if any("clip_pixel=None" in r["solver"] for r in drawn):

@@ -25,6 +25,7 @@ WORDS = (  # (pattern at the start of a title or table row, replacement)
     (r"\| Gaussian with the whole covariance \|", "| full covariance of x_0 given x_t |"),
     (r"\| data against data \|", "| *real against real* |"),
     (r"\| its Gaussian \|", "| *Gaussian control* |"),
+    (r"## (.*), Wasserstein-1$", r"## \1, Wasserstein-1 distance"),
     # jacobian.md
     (
         r"## Plain calls that a call takes$",
