@@ -19,10 +19,10 @@ from gms_fast.storage import atomic
 PAGE, FOLDER = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality"
 BLOCK = re.compile(r"(<!-- begin (\w+) ?(.*?) -->\n)(?:(?!<!-- (?:begin|end)).)*(<!-- end -->)", re.DOTALL)
 BLOCKS: dict[str, Callable[[str], str]] = {
-    "summary": summary,  # a small table, by its name
-    "group": quality_tables.group,  # all tables of a group of the matrix, by its name
+    "summary": summary,  # a small table: NAME
+    "group": quality_tables.group,  # all tables of a group of the matrix: NAME
     "file": quality_tables.file,  # all tables of bench/results/NAME.md
-    "part": lambda words: quality_tables.part(*words.split("; ")),  # rows of one of them: NAME; TITLE; ROW; ..
+    "part": lambda words: quality_tables.part(*words.split("; ")),  # rows of one of these tables: NAME; TITLE; ROW; ..
     "settings": lambda _: quality_tables.settings(),
 }
 
@@ -33,12 +33,12 @@ def pages() -> list[Path]:
 
 
 def page(text: str) -> str:
-    """Return the text with every block made anew."""
+    """Return the text with every block regenerated."""
     return BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m[2]](m[3])}\n{m[4]}", text)
 
 
 def pictures() -> dict[Path, tuple[object, Callable[[], None]]]:
-    """Return for each picture what it shows, and how it is drawn."""
+    """Return the inputs of each picture and the function that draws it."""
     found = {}
     for name, plot in PLOTS.items():
         file, shown = FOLDER / f"{name}.png", plot.inputs()
@@ -51,7 +51,7 @@ def pictures() -> dict[Path, tuple[object, Callable[[], None]]]:
 
 
 def out_of_date() -> list[str]:
-    """Return the files that do not show the committed results."""
+    """Return the names of the files that are out of date with the committed results."""
     stale = [file.name for file in pages() if page(text := file.read_text()) != text]
     return stale + [file.name for file, (shown, _) in pictures().items() if not style.current(file, shown)]
 

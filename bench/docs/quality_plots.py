@@ -22,7 +22,7 @@ TITLES = {
     "exact-digits": "8x8 digits",
     "exact-mnist5k": "28x28 digits",
 }
-Curve = tuple[str, str, style.Look]  # text form with MODEL, name, look
+Curve = tuple[str, str, style.Look]  # solver string with MODEL, name, look
 BY_STEP: tuple[Curve, ...] = (
     ("ddpm", "DDPM", style.SKY),
     ("sn-ddpm", "SN-DDPM", style.BLUE),
@@ -39,7 +39,7 @@ AT_CALLS: tuple[Curve, ...] = (
     ("er-sde", "ER-SDE", style.GREEN),
     (V3, "DPM-Solver-v3 (trust -2)", style.ORANGE),
 )
-BEHIND = (GMS, "dpm-solver++:denoise=False", "er-sde", V3)  # a panel each: by itself, and after a teleport
+BEHIND = (GMS, "dpm-solver++:denoise=False", "er-sde", V3)  # a panel each: without and after a teleport
 PANELS = dict(zip(BEHIND, ("GMS (free fit)", "DPM-Solver++(2M)", "ER-SDE", "DPM-Solver-v3"), strict=True))
 BEGUN: tuple[Curve, ...] = (
     (GMS, "GMS (free fit)", style.VERMILION),
@@ -79,7 +79,7 @@ def _of(found: Records, solver: str, model: str) -> Records:
 
 
 def _best(found: Records, measure: str) -> dict[int, tuple[float, float]]:
-    """Return mean and spread by number of network evaluations, on the best grid of each."""
+    """Return mean and standard deviation by number of evaluations, each on its best grid."""
     groups = defaultdict(list)
     for r in found:
         groups[r["calls"], r["grid"]].append(r[measure])
@@ -91,7 +91,7 @@ def _best(found: Records, measure: str) -> dict[int, tuple[float, float]]:
 
 
 def _curves(axes: Any, found: Records, model: str, curves: Sequence[Curve], measure: str = "frechet") -> None:
-    """Draw a measure of some solvers against network evaluations, and that of real data."""
+    """Draw a measure of solvers against network evaluations, with real data as a level."""
     calls = sorted({r["calls"] for r in found if r["calls"] and any(_of([r], s, model) for s, _, _ in curves)})
     apart = (calls[-1] / calls[0]) ** 0.007
     for i, (solver, name, look) in enumerate(curves):
@@ -106,7 +106,7 @@ def _curves(axes: Any, found: Records, model: str, curves: Sequence[Curve], meas
 
 
 def _level(axes: Any, found: Records, control: str, text: str, measure: str = "frechet") -> None:
-    """Draw the mean of a control across."""
+    """Draw the mean of a control as a horizontal line."""
     style.level(axes, statistics.fmean(r[measure] for r in found if r["solver"] == control), text)
 
 
@@ -123,7 +123,7 @@ def _side_by_side(figure: Any, found: list[Records], curves: Sequence[Curve], co
 
 
 def by_step(figure: Any, found: list[Records]) -> None:
-    """Draw the solvers of one step, all on the grid of power 0.5."""
+    """Draw the solvers without memory of earlier steps, all on the grid of power 0.5."""
     equal = [[r for r in own if r["grid"] == "0.5" or r["solver"] in CONTROLS] for own in found]
     _side_by_side(figure, equal, BY_STEP, 5)
 
@@ -171,11 +171,11 @@ def teleport(figure: Any, found: list[Records]) -> None:
 
 
 def _compared(found: Records, solver: str, model: str) -> Iterable[Curve]:
-    """Return the curves of a panel: by itself, after teleports, with the data's covariance."""
+    """Return the curves of a panel: without and after teleports, and with covariance."""
     untils = {parse(r["solver"])[1]["until"] for r in found if r["solver"].startswith("teleport")}
     jumps = [f"teleport:statistics=MODEL,until={u:g} then {solver}" for u in sorted(untils)]
     there = [jump for jump in jumps if _of(found, jump, model)]
-    yield solver, "by itself", style.BLACK
+    yield solver, "without a teleport", style.BLACK
     yield from ((jump, *after) for jump, after in zip(there, AFTER, strict=False))
     if solver == GMS:
         yield f"{GMS},covariance=MODEL,switch=3", "with the covariance of the data", style.GREEN
@@ -202,7 +202,7 @@ def strokes(figure: Any, found: list[Records]) -> None:
 
 
 def _by_strength(panel: Any, own: Records, name: str, look: style.Look) -> None:
-    """Draw the curve of a solver, with the strengths above the points of ER-SDE."""
+    """Draw the curve of a solver; for ER-SDE write the strengths above the panel."""
     grids = {r["grid"] for r in own}
     best = min(grids, key=lambda g: statistics.geometric_mean(r["frechet"] for r in own if r["grid"] == g))
     strengths = sorted({r["strength"] for r in own})
@@ -210,7 +210,7 @@ def _by_strength(panel: Any, own: Records, name: str, look: style.Look) -> None:
     x = [statistics.fmean(r["faithful"] for r in row) for row in rows]
     y, spread = zip(*(report.spread(r["frechet"] for r in row) for row in rows), strict=True)
     shown = name == "ER-SDE"
-    style.curve(panel, x, y, spread, look, f"{name} (above it: strengths)" if shown else name)
+    style.curve(panel, x, y, spread, look, f"{name} (strengths at the top)" if shown else name)
     for strength, across in zip(strengths, x, strict=True):
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
         if shown:

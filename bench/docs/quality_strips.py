@@ -1,6 +1,6 @@
-"""Sample strips of the quality report: the same seeds by solver (rows).
+"""Sample strips of the quality report: samples of the same seeds, one solver per row.
 
-Columns are numbers of network evaluations, or strengths.
+Columns are numbers of network evaluations or strengths.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SIZE, GAP = 22, 14  # pixels: letters, and space between columns
 
 
 def by_step() -> Strips:
-    """Return the solvers of one step on the grid of power 0.5."""
+    """Return solvers without memory of earlier steps, on the grid of power 0.5."""
     rows = {"SN-DDPM": "sn-ddpm", "GMS (free fit)": GMS, "DDIM": "ddim"}
     return list(rows), {
         f"K = {k} steps ({k + 1} NFE)": [Cell("mnist", s, "0.5", k) for s in rows.values()] for k in (5, 10)
@@ -36,9 +36,9 @@ def compared() -> Strips:
     """Return solvers with and without the Gaussian of the data."""
     rows = {
         "DPM-Solver-v3": (V3, "0.7"),
-        "DPM-Solver-v3 after teleport to 20": (f"teleport:statistics=mnist,until=20 then {V3}", "1.2"),
+        "DPM-Solver-v3 after a teleport to 20": (f"teleport:statistics=mnist,until=20 then {V3}", "1.2"),
         "GMS (free fit)": (GMS, "angle"),
-        "GMS (free fit) with covariance to 3": (f"{GMS},covariance=mnist,switch=3", "angle"),
+        "GMS (free fit, covariance to 3)": (f"{GMS},covariance=mnist,switch=3", "angle"),
     }
     return list(rows), {
         f"{k} NFE": [Cell("mnist", s, g, k - extra_calls(s)) for s, g in rows.values()] for k in (5, 10)
@@ -46,16 +46,16 @@ def compared() -> Strips:
 
 
 def learned() -> Strips:
-    """Return the solvers that learned tables began from, and what the tables became."""
+    """Return the solvers from which the learned tables started, and the learned tables."""
     columns = {}
     for k in (5, 10):
         began = [Cell("mnist", solver, "open 0.7", k - 1) for solver in ("ddim", "unip")]
         columns[f"{k} NFE"] = [*began, Cell("mnist", f"ggdm:table=mnist/{k}", steps=k)]
-    return ["DDIM", "UniP", "learned table"], columns
+    return ["DDIM", "UniP", "GGDM (learned)"], columns
 
 
 def strokes() -> Strips:
-    """Return strokes and what solvers make of them, at 10 network evaluations."""
+    """Return strokes and their edits by each solver, at 10 network evaluations."""
     rows = {name: Cell("mnist", s, "uniform", 10 - extra_calls(s)) for name, s in BEGUN.items()}
     shown = [Cell("mnist", GUIDE)]
     return ["strokes", *rows], {
@@ -78,13 +78,13 @@ def files(group: str, strips: Strips) -> list[list[Path]]:
 
 
 def inputs(group: str, strips: Strips) -> list[object]:
-    """Return the words of a picture and digests of what it shows."""
+    """Return the labels of a picture and the digests of its strips."""
     shown = [[hashlib.sha256(file.read_bytes()).hexdigest() for file in column] for column in files(group, strips)]
     return [strips[0], list(strips[1]), shown]
 
 
 def draw(path: Path, group: str, strips: Strips) -> None:
-    """Put the strips together, with the names of rows and columns."""
+    """Assemble the strips, with names for the rows and columns."""
     images = [[Image.open(file) for file in column] for column in files(group, strips)]
     labels, headings = strips[0], list(strips[1])
     font = ImageFont.load_default(SIZE)

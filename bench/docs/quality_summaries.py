@@ -16,8 +16,8 @@ LAST = "dpm-solver++:denoise=False"
 class Row(NamedTuple):
     """A row of a table: a solver on one or several time grids, in a group of the matrix.
 
-    `solver` is its text form, with MODEL for the model and CALLS for the number of evaluations; `grid` is one grid, or
-    several separated by "|", of which each column has at most one.
+    `solver` is its solver string, with MODEL for the model and CALLS for the number of evaluations. `grid` is one grid,
+    or several separated by "|", of which each column has at most one.
     """
 
     group: str
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     grid: str = ""
 
     def cells(self, columns: "Sequence[Column]") -> list[str]:
-        """Return name and grid of the row, and its figure in each column."""
+        """Return the name and grid of the row, and its figure in each column."""
         words = [name(self.solver), ", ".join(grid(g) for g in self.grid.split("|"))]
         return words + [figure(_values(self, column)) for column in columns]
 
@@ -53,7 +53,7 @@ class Summary(NamedTuple):
 
 
 def figure(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation to three digits of the mean; nothing without values."""
+    """Return mean ± standard deviation to three digits of the mean, or "" without values."""
     if not values:
         return ""
     mean, width = statistics.fmean(values), statistics.stdev(values)
@@ -67,7 +67,7 @@ def _records(group: str, model: str) -> list[dict]:
 
 
 def _values(row: Row, column: Column) -> list[float]:
-    """Return the measure in the ranges of samples."""
+    """Return the measure of each set of samples."""
     solver = row.solver.replace("MODEL", column.model).replace("CALLS", str(column.calls))
     found = [r for r in _records(row.group, column.model) if r["solver"] == solver]
     drawn = [r for r in found if r["grid"] in row.grid.split("|") and r["calls"] == column.calls]
@@ -85,7 +85,7 @@ def by_calls(model: str, calls: Sequence[int], measure: str = "frechet", words: 
 
 
 def jump(until: float | None, then: str) -> str:
-    """Return the text form of a solver after a teleport."""
+    """Return the solver string of a solver after a teleport."""
     return f"teleport:statistics=MODEL{'' if until is None else f',until={until:g}'} then {then}"
 
 
@@ -93,14 +93,14 @@ UNET, DIT = (f"runs/strangers/heads/{network}/model" for network in ("unet", "di
 SUMMARIES = {
     "ends": Summary(
         (
-            *by_calls("digits", (6, 11), words="8x8, "),
-            *by_calls("digits", (6, 11), "energy", "8x8, energy distance, "),
-            *by_calls("mnist", (11,), words="28x28, "),
+            *by_calls("digits", (6, 11), words="8x8: distance, "),
+            *by_calls("digits", (6, 11), "energy", "8x8: energy distance, "),
+            *by_calls("mnist", (11,), words="28x28: distance, "),
         ),
         tuple(Row("ends", solver, grid) for solver in ("unip", "dpm-solver++") for grid in ("uniform", "quadratic")),
     ),
     "best of GMS": Summary(
-        (*by_calls("mnist", (5, 10)), *by_calls("mnist", (5, 10), "precision", "precision, ")),
+        (*by_calls("mnist", (5, 10), words="distance, "), *by_calls("mnist", (5, 10), "precision", "precision, ")),
         (
             Row("best", "sn-ddpm", "angle"),
             Row("best", f"{GMS},covariance=MODEL", "angle"),
@@ -114,7 +114,11 @@ SUMMARIES = {
         tuple(Row("strangers", solver, "angle") for solver in ("ddpm", "sn-ddpm", GMS, "ddim")),
     ),
     "learned": Summary(
-        tuple(c for m, w in (("frechet", ""), ("precision", "precision, ")) for c in by_calls("mnist", (5, 10), m, w)),
+        tuple(
+            c
+            for m, w in (("frechet", "distance, "), ("precision", "precision, "))
+            for c in by_calls("mnist", (5, 10), m, w)
+        ),
         (
             Row("ggdm", "real"),
             *(Row("ggdm", solver, "open 0.7") for solver in ("ddim", "unip")),
@@ -124,7 +128,7 @@ SUMMARIES = {
         ),
     ),
 }
-CHOICES = {  # what is at hand: (number of network evaluations, row) of what to take
+CHOICES = {  # what the user has: (number of network evaluations, row of the solver to use)
     "data and network statistics": (
         (3, Row("best", jump(5.5, V3), "1.2")),
         (5, Row("gaussian", jump(20, V3), "1.2")),
@@ -133,8 +137,8 @@ CHOICES = {  # what is at hand: (number of network evaluations, row) of what to 
     ),
     "network statistics": tuple((k, Row("gaussian", V3, "0.7")) for k in (3, 5, 10, 20)),
     "data statistics": tuple((k, Row("gaussian", jump(10, "er-sde"), "1.2")) for k in (3, 5, 10)),
-    "a learned table": tuple((k, Row("ggdm", "ggdm:table=MODEL/CALLS", "default")) for k in (5, 10)),
-    "no statistics, no moment heads": (
+    "a learned coefficient table": tuple((k, Row("ggdm", "ggdm:table=MODEL/CALLS", "default")) for k in (5, 10)),
+    "neither statistics nor moment heads": (
         (3, Row("gaussian", LAST, "0.7")),
         (5, Row("gaussian", "er-sde", "uniform")),
         (10, Row("gaussian", LAST, "0.7")),
@@ -149,10 +153,10 @@ CHOICES = {  # what is at hand: (number of network evaluations, row) of what to 
 
 
 def choices() -> str:
-    """Return the solver to take, by what is at hand and number of network evaluations."""
+    """Return the solver to use, by what the user has and by number of network evaluations."""
     calls = (3, 5, 10, 20)
     rows = [[have, *(_choice(dict(chosen).get(k), k) for k in calls)] for have, chosen in CHOICES.items()]
-    return _markdown(["you have", *(f"{k} NFE" for k in calls)], rows)
+    return _markdown(["What you have", *(f"{k} NFE" for k in calls)], rows)
 
 
 def _choice(row: Row | None, calls: int) -> str:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from bench.docs import solver_names
+from bench.docs import quality_legend, solver_names
+from bench.docs.quality_wording import reworded
 from bench.records.checkout import RESULTS
 from gms_fast.quality import matrix, report
 from gms_fast.quality.cells import CONTROLS, GUIDE
@@ -21,26 +22,26 @@ MODELS = {  # name in the records: heading
     "digits": "8x8 digits, learned moments",
     "digits@bfloat16": "8x8 digits, learned moments, outputs rounded to bfloat16",
     "mnist": "28x28 digits, learned moments",
-    "runs/strangers/heads/unet/model": "UNet2DModel of diffusers, 8x8 digits",
-    "runs/strangers/heads/dit/model": "DiTTransformer2DModel of diffusers, 8x8 digits",
-    "runs/heads/raw/model": "8x8 digits, raw heads",
-    "runs/heads/central/model": "8x8 digits, central heads",
-    "runs/heads/normalised/model": "8x8 digits, normalised heads",
-    "runs/heads/simple/model": "8x8 digits, normalised heads of the simple kind",
+    "runs/strangers/heads/unet/model": "UNet2DModel from diffusers, 8x8 digits",
+    "runs/strangers/heads/dit/model": "DiTTransformer2DModel from diffusers, 8x8 digits",
+    "runs/heads/raw/model": "8x8 digits, raw moments",
+    "runs/heads/central/model": "8x8 digits, central moments",
+    "runs/heads/normalised/model": "8x8 digits, normalised moments, complex heads",
+    "runs/heads/simple/model": "8x8 digits, normalised moments, simple heads",
 }
-MEASURES = {  # in the order they are shown; those of report.SHOWN
+MEASURES = {  # in the order of the tables; the keys are those of report.SHOWN
     "frechet": "feature Fréchet distance",
     "wasserstein": "Wasserstein-1 distance",
     "faithful": "distance to the strokes",
     "kernel": "feature kernel distance",
     "precision": "precision",
     "recall": "recall",
-    "confident": "share of confident digits",
+    "confident": "share of clearly classified samples",
     "energy": "energy distance",
     "sliced": "sliced Wasserstein distance",
-    "mean": "error of the pixels' means",
-    "variance": "error of the pixels' variances",
-    "third": "error of the pixels' third central moments",
+    "mean": "error of the mean",
+    "variance": "error of the variance",
+    "third": "error of the third central moment",
 }
 
 
@@ -72,13 +73,13 @@ def _name(solver: str) -> str:
 
 
 def forms(found: Records) -> str:
-    """Return the text form of every solver as Markdown."""
+    """Return a table of all solvers and their solver strings as Markdown."""
     texts = defaultdict(set)
     for r in found:
         if r["solver"] not in (*CONTROLS, GUIDE):
             texts[solver_names.name(r["solver"])].add(solver_names.general(r["solver"], r["model"]))
-    lines = ["| solver | text form |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {_code(forms)} |" for name, forms in texts.items())])
+    lines = ["| solver | solver string |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {_code(strings)} |" for name, strings in texts.items())])
 
 
 def _code(texts: set[str]) -> str:
@@ -90,10 +91,9 @@ def group(name: str) -> str:
     found = records(name)
     origins = ", ".join(sorted({r["origin"] for r in found}))
     lines = [
-        f"Records: `bench/results/quality/{name}/records.jsonl` ({origins}). "
-        "Cells are means ± standard deviations over the ranges of samples.",
-        "## Solvers\n\nA solver's text form is what `gms_fast.sample` and every command take. "
-        "MODEL stands for the model that is sampled.",
+        f"The tables come from `bench/results/quality/{name}/records.jsonl` ({origins}).",
+        f"## How to read the tables\n\n{quality_legend.text(found)}",
+        f"## Solvers\n\n{quality_legend.strings(found)}",
         forms(found),
     ]
     for model in dict.fromkeys(r["model"] for r in found):
@@ -102,12 +102,12 @@ def group(name: str) -> str:
 
 
 def _model(own: Records) -> list[str]:
-    counts = " or ".join(f"{n:,}" for n in sorted({r["n"] for r in own}))
-    lines = [f"## {MODELS[own[0]['model']]}", f"{len({r['range'] for r in own})} ranges of {counts} samples."]
+    lines = [f"## {MODELS[own[0]['model']]}", quality_legend.counts(own)]
     for measure, heading in MEASURES.items():
         if any(measure in r for r in own):
             better = "higher" if measure in report.HIGHER else "lower"
-            lines.append(f"### {heading[0].upper()}{heading[1:]}\n\n{better.capitalize()} is better.")
+            meaning = quality_legend.MEASURES[measure]
+            lines.append(f"### {heading[0].upper()}{heading[1:]}\n\n{meaning} {better.capitalize()} is better.")
             for at, part in parts(own).items():
                 lines.append((f"**{heading[0].upper()}{heading[1:]}{at}**\n\n" if at else "") + table(part, measure))
     return lines
@@ -116,12 +116,13 @@ def _model(own: Records) -> list[str]:
 def file(name: str) -> str:
     """Return the tables of bench/results/NAME.md under headings, with readable names."""
     text = (RESULTS / f"{name}.md").read_text().strip()
-    text = re.sub(r"^<!-- (.*) -->", rf"Records: `bench/results/{name}.json` (\1).", text)
-    return re.sub(r"^\*\*(.*)\*\*$", lambda m: f"## {m[1][0].upper()}{m[1][1:]}", readable(text), flags=re.MULTILINE)
+    text = re.sub(r"^<!-- (.*) -->", rf"The tables come from `bench/results/{name}.json` (\1).", readable(text))
+    text = re.sub(r"^\*\*(.*)\*\*$", lambda m: f"## {m[1][0].upper()}{m[1][1:]}", text, flags=re.MULTILINE)
+    return reworded(text)
 
 
 def readable(text: str) -> str:
-    """Replace text forms of solvers, and names of models and measures, by readable ones."""
+    """Replace solver strings and the names of models and measures by readable names."""
     text = re.sub(r"`((?:sn-)?dd[pi]m\b[^`]*)`", lambda m: solver_names.name(m[1]), text)
     text = re.sub(r"\b(\d+) calls\b", r"\1 NFE", text)
     text = re.sub(
@@ -141,7 +142,7 @@ def part(name: str, title: str, *rows: str) -> str:
     text = (RESULTS / f"{name}.md").read_text()
     lines = text.partition(f"**{title}**\n\n")[2].partition("\n\n")[0].strip().splitlines()
     chosen = [next(line for line in lines if line.startswith(f"| {row} |")) for row in rows]
-    return readable("\n".join([*lines[:2], *chosen]))
+    return reworded(readable("\n".join([*lines[:2], *chosen])))
 
 
 def settings() -> str:
@@ -155,7 +156,7 @@ def settings() -> str:
 
 def _tried(tried: Records, model: str) -> str:
     measures = ("frechet", "precision", "recall", "energy")
-    lines = [f"| text form | grid | {' | '.join(MEASURES[m] for m in measures)} |", "|---" * 6 + "|"]
+    lines = [f"| solver string | grid | {' | '.join(MEASURES[m] for m in measures)} |", "|---" * 6 + "|"]
     for r in sorted(tried, key=lambda r: r["frechet"]):
         cells = f"{r['frechet']:.1f} | {r['precision']:.3f} | {r['recall']:.3f} | {r['energy']:.4f}"
         lines.append(f"| `{solver_names.general(r['solver'], model)}` | {solver_names.grid(r['grid'])} | {cells} |")

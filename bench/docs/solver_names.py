@@ -12,10 +12,10 @@ SOLVERS = {
     "er-sde": "ER-SDE",
     "dpm-solver-v3": "DPM-Solver-v3",
     "unip": "UniP",
-    "ggdm": "Learned table (GGDM)",
+    "ggdm": "GGDM (learned coefficients)",
 }
 CONTROLS = {"real": "*real against real*", "gaussian": "*Gaussian control*", "guide": "*the strokes*"}
-OPTIONS = {  # (option, value): words in the brackets after the name; nothing for what all the rows of a name share
+OPTIONS = {  # (option, value): words in the brackets after the name; empty if all rows of a name share the value
     ("fit", "free"): "free fit",
     ("fit", "exact"): "exact fit",
     ("fit", "adan"): "released optimiser",
@@ -29,12 +29,12 @@ OPTIONS = {  # (option, value): words in the brackets after the name; nothing fo
     ("noise_scale", "ode"): "as an ODE",
     ("lower_order_final", False): "full order at the end",
 }
-TABLES = ("statistics", "table", "covariance")  # options that name the tables of a model
+TABLES = ("statistics", "table", "covariance")  # options that name statistics or coefficients of a model
 GRIDS = {"log-snr": "log-SNR", "default": "its own"}
 
 
 def name(solver: str) -> str:
-    """Return the name of a solver, or of a control, given by its text form."""
+    """Return the name of a solver or control from its solver string."""
     if solver in CONTROLS:
         return CONTROLS[solver]
     kind, given, then = parse(solver)
@@ -46,7 +46,7 @@ def name(solver: str) -> str:
 
 
 def _words(option: str, value: object, given: dict[str, object]) -> str:
-    """Return the words for one option of a solver; nothing where the name says enough."""
+    """Return the words for one option of a solver, or "" if the name is clear without them."""
     if option == "covariance":
         return f"covariance to {given['switch']:g}" if "switch" in given else "covariance"
     if option in (*TABLES, "switch", "eps") or (option == "component" and given.get("fit") == "adan"):
@@ -62,7 +62,7 @@ def grid(text: str) -> str:
 
 
 def general(solver: str, model: str) -> str:
-    """Return the text form of a solver with MODEL for the model whose tables it takes."""
+    """Return a solver string with MODEL in place of the model whose statistics it uses."""
     for option in TABLES:
         solver = solver.replace(f"{option}={model}", f"{option}=MODEL")
     return solver

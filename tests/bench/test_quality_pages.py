@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 from places import ROOT
 
-from bench.docs import quality, quality_summaries, quality_tables, solver_names, style
+from bench.docs import (
+    quality,
+    quality_legend,
+    quality_summaries,
+    quality_tables,
+    quality_wording,
+    solver_names,
+    style,
+)
 from gms_fast.quality import report
 from gms_fast.quality.cells import CONTROLS, GUIDE
 
@@ -41,7 +49,7 @@ def test_every_group_has_an_appendix_with_all_its_tables():
 
 def test_report_is_short_and_leads_to_every_appendix():
     text = quality.PAGE.read_text()
-    assert len(text.splitlines()) < 280
+    assert len(text.split()) < 4500
     for path in APPENDICES:
         assert f"(quality/{path.name})" in text
 
@@ -57,7 +65,7 @@ def test_links_lead_to_files_and_headings(path):
 
 def test_sections_that_other_pages_name_exist():
     """docs/decisions.md and docs/heads.md name sections of the report in words."""
-    named = {"Where grids end", "Variance without training", "Networks that are not ours"}
+    named = {"The last steps of the grid", "Variance without training", "Networks from other libraries"}
     assert {slug(name) for name in named} <= anchors(quality.PAGE)
 
 
@@ -84,6 +92,27 @@ def test_solvers_of_a_model_have_names_of_their_own(group):
 
 def test_all_measures_are_shown():
     assert quality_tables.MEASURES.keys() == set(report.SHOWN)
+    assert quality_legend.MEASURES.keys() == set(report.SHOWN)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_legends_explain_the_grids_and_controls_of_their_group(group):
+    found = quality_tables.records(group)
+    legend = quality_legend.text(found)
+    for r in found:
+        if r["solver"] in (*CONTROLS, GUIDE):
+            assert quality_legend.SHOWN_CONTROLS[r["solver"]] in legend
+        else:
+            assert any(word in solver_names.grid(r["grid"]) for word in quality_legend.GRIDS)
+
+
+@pytest.mark.parametrize("name", ["bases", "components", "eigenbasis", "jacobian"])
+def test_readable_names_leave_the_figures_as_they_are(name):
+    lines = [line for line in (quality_tables.RESULTS / f"{name}.md").read_text().splitlines() if "±" in line]
+    made = [line for line in quality_tables.file(name).splitlines() if "±" in line]
+    cells = re.compile(r"-?\d+\.\d+ ?±\d*\.?\d*|± \d+\.\d+")
+    assert [cells.findall(line) for line in lines] == [cells.findall(line) for line in made]
+    assert quality_wording.reworded(quality_tables.file(name)) == quality_tables.file(name)
 
 
 @pytest.mark.parametrize(
