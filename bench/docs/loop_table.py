@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 LOOP = "the loop outside the network, over diffusers' (`python -m bench.speed.loop`)"
 LOOPS = ("DDIM", "DPM-Solver++(2M)", "DDPM", "UniP-2", "Heun")
-STEP = "a step, over that of diffusers' scheduler"
+STEP = "shape of the state"
 STEPS = ("DDIM", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)", "UniPC-2", "DDPM", "EDM Euler", "flow matching, Euler")
 
 

@@ -1,4 +1,4 @@
-"""ComfyUI nodes that make a SAMPLER of gms_fast's solvers.
+"""ComfyUI nodes that output gms_fast's solvers as SAMPLERs.
 
 Copy this folder into `custom_nodes`.
 """
@@ -13,8 +13,11 @@ from gms_fast.tables.gaussian import load_gaussian
 
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
 NONE = "none"
-FILE = ("STRING", {"default": "", "tooltip": "path of a file that `gms-fast statistics` wrote, as the server sees it"})
-S_NOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01, "tooltip": "factor of the noise"})
+FILE = ("STRING", {"default": "", "tooltip": "path, on the server, of a file written by `gms-fast statistics`"})
+S_NOISE = (
+    "FLOAT",
+    {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01, "tooltip": "factor by which the noise is multiplied"},
+)
 
 
 class _Node:
@@ -27,7 +30,8 @@ class _Node:
 
 class GMS(_Node):
     DESCRIPTION = (
-        "Gaussian Mixture Solver that draws all elements together: needs the covariance of the data, as latents."
+        "Gaussian Mixture Solver that draws all elements jointly. Needs a file with the covariance of the data, as "
+        "latents."
     )
 
     @classmethod
@@ -37,8 +41,8 @@ class GMS(_Node):
     def get_sampler(self, covariance: str, s_noise: float) -> tuple[Any]:
         """Return the sampler, with switch=0.
 
-        ComfyUI's guidance and masks keep one tensor of the moments that a model may return, so all elements are drawn
-        together.
+        ComfyUI's guidance and masks pass on only one of the moments that a model returns. The node therefore draws all
+        elements jointly, with the covariance of the data.
         """
         known = load_gaussian(_named("covariance", covariance))
         return _sampler(k_diffusion.sample_gms, covariance=known, switch=0, s_noise=s_noise)
@@ -58,7 +62,7 @@ class ERSDE(_Node):
 
 
 class DPMSolverV3(_Node):
-    DESCRIPTION = "DPM-Solver-v3, for a network whose statistics you have measured."
+    DESCRIPTION = "DPM-Solver-v3. Needs a file of statistics measured on this network."
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
@@ -91,12 +95,16 @@ class UniPC(_Node):
 
 
 class Teleport(_Node):
-    DESCRIPTION = "Skips the noisiest steps with a Gaussian model of the data: needs its covariance, as latents."
+    DESCRIPTION = (
+        "Skips the noisiest steps by treating the data as Gaussian. Needs a file with the mean and covariance of the "
+        "data, as latents."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
-        until = {"default": 10.0, "min": 1.0, "max": 1000.0, "step": 0.1, "tooltip": "noise level where the jump ends"}
-        then = {"default": "dpm-solver++", "tooltip": "solver from there on, such as er-sde:order=2"}
+        end = "noise level sigma where the teleport ends"
+        until = {"default": 10.0, "min": 1.0, "max": 1000.0, "step": 0.1, "tooltip": end}
+        then = {"default": "dpm-solver++", "tooltip": "solver for the remaining steps, such as er-sde:order=2"}
         needed = {"statistics": FILE, "until": ("FLOAT", until), "then": ("STRING", then), "s_noise": S_NOISE}
         return {"required": needed}
 
@@ -112,7 +120,7 @@ def _named(option: str, file: str) -> str:
 
 
 def _sampler(function: Callable[..., Any], **options: Any) -> tuple[Any]:
-    """Return the SAMPLER of a function with k-diffusion's signature and its options."""
+    """Wrap a sampling function with k-diffusion's signature, and its options, as a SAMPLER."""
     from comfy.samplers import KSAMPLER
 
     return (KSAMPLER(function, options),)
