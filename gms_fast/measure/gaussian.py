@@ -55,8 +55,8 @@ def gaussian(
     Note:
         The covariance needs 8 D^2 bytes of memory, and computing all of its eigenvectors about three times as much. For
         D > 4096 and rank <= D/8, subspace iteration (Halko, Martinsson & Tropp 2011) computes the eigenvectors in much
-        less memory. 64x64x3 images then take minutes on two cores. The eigenvalues and the sum of the variances are
-        accurate to 1e-6, even if the eigenvalues decrease no faster than 1/k.
+        less memory. 64x64x3 images then take minutes on two cores. The eigenvalues and the fraction of the variance
+        that they account for are accurate to 1e-6, even if the k-th eigenvalue decreases no faster than 1/k.
 
     References:
         Wang & Vastola 2024, arXiv 2412.09726.

@@ -68,8 +68,8 @@ def pilot(
         R^2 = 1 - sum |D - D_gauss|^2/sum |D - mu|^2
 
     exceeds `threshold`, or if D_gauss is at least as close to the data as D. The second condition matters at high
-    noise, where the error of a network can exceed the whole signal. `until` is the lowest level that is good enough
-    along with all higher ones. It is None unless at least two levels are.
+    noise, where the error of a network can exceed the whole signal. Counting from the highest noise level,
+    `until` is the last level before the first one that fails this test. It is None unless at least two levels pass.
 
     Args:
         model: Callable `(x, t)`, see [`empirical_model`][gms_fast.statistics.empirical_model].
@@ -80,7 +80,7 @@ def pilot(
         prediction: Meaning of a single tensor that the model returns, such as "noise" or "x0", or None (default) for
             the model's.
         levels: Number of noise levels >= 2 (default 16). They are evenly spaced in log(sigma/alpha), from the
-            schedule's highest level down to sigma/alpha = 1.
+            schedule's highest level, or 100 if that is infinite, down to 1.
         threshold: Smallest R^2 < 1 that is good enough (default 0.9).
         seed: Seed of the noise (default 0).
 

@@ -131,8 +131,8 @@ def fit_mixture(
             from the distance between the two means (default 0).
         fit: Method of the fit.
 
-            - "exact" (default): Match all three moments with the given `weight`. Where that would require V < floor,
-              set V = floor and match as much of the third moment as possible.
+            - "exact" (default): Match all three moments in closed form, with the given `weight`. Where that would
+              require V < floor, set V = floor and match as much of the third moment as possible.
             - "free": Like "exact", but where that would require V < floor, set V = floor and choose the weight that
               matches all three moments. There, component a is the lighter one (w <= 1/2). It lies above the mean if
               third >= 0, else below.
@@ -147,8 +147,9 @@ def fit_mixture(
 
     Returns:
         [`Mixture`][gms_fast.Mixture] of four tensors (B, *). If the moments are finite, the mixture is finite and has
-        these moments up to rounding. docs/notation.md states the error bound. A NaN in a moment that is used leads to
-        NaN in mean_a, mean_b or var of the same element only.
+        these moments up to rounding. The section "Rounding" of docs/mathematics/gms.md states the error bound, and the
+        largest moments in float32. A NaN in a moment that is used leads to NaN in mean_a, mean_b or var of the same
+        element only.
 
     Raises:
         ValueError: If an argument is out of range, or if shapes or devices differ. The message names the argument.
@@ -202,7 +203,8 @@ def sample_mixture(
         fit: Method of the fit, see `fit_mixture` (default "exact").
         weight: Weight of component a, see `fit_mixture` (default 1/3).
         noise: Random numbers to use instead of the built-in generator: z or (z, u). z has shape (B, *). u has the
-            shape of z for component="element", or (B,) for "sample". What is None is drawn (default None).
+            shape of z for component="element", or (B,) for "sample". The generator draws whichever of the two
+            is None (default None).
 
     Returns:
         Tensor (B, *) of draws.

@@ -197,7 +197,7 @@ class EmpiricalModel(Identified):
         Args:
             path: File to write.
             dtype: dtype in which s and b are stored (default float32). Low precision is sufficient, because the
-                sampling errors of s and b are larger. l is stored in float32, and the grid in float64.
+                sampling errors of s and b exceed its rounding errors. l is stored in float32, and the grid in float64.
             measurement: Fingerprint of everything on which the curves depend. A repeated measurement uses it to
                 recognise the file as its result. None (default) stores no fingerprint.
 
@@ -257,7 +257,7 @@ class EmpiricalModel(Identified):
 
 
 def load(name_or_path: str | Path) -> EmpiricalModel:
-    """Load the empirical model statistics of an embedded model, or from a file.
+    """Load the empirical model statistics of an embedded model, or load them from a file.
 
     Args:
         name_or_path: Name of an embedded model ("mnist" or "digits"), or path of a file that `EmpiricalModel.save` or

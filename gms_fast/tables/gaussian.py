@@ -314,7 +314,7 @@ class Gaussian(Identified):
 
 
 def load_gaussian(name_or_path: str | Path) -> Gaussian:
-    """Load the mean and covariance of an embedded model's data, or of data measured in a file.
+    """Load the mean and covariance of an embedded model's data, or load them from a file.
 
     Args:
         name_or_path: Name of an embedded model ("mnist" or "digits"), or path of a file that `Gaussian.save` or
