@@ -1,10 +1,10 @@
-"""Guided models, which a sampler takes in place of a model.
+"""Guided models, which a sampler accepts in place of a model.
 
 Classifier-free guidance is from Ho & Salimans 2022, arXiv 2207.12598; classifier guidance is from
 Dhariwal & Nichol 2021, arXiv 2105.05233.
 
-Guidance moves E[eps|x_t] and says nothing about the moments around it. So the guided distribution of
-the noise is the network's conditional one, shifted by d:
+Guidance moves E[eps|x_t], but does not determine the moments about this mean. This module therefore shifts
+the network's conditional distribution of the noise by d and keeps its shape:
 
     eps' = eps + d:   e1' = e1 + d,   E[(eps' - e1')^k] = E[(eps - e1)^k]
 
@@ -62,32 +62,34 @@ class _Guided(torch.nn.Module):
 class ClassifierFree(_Guided):
     """Classifier-free guidance: y_u + scale (y_c - y_u) from a conditional network.
 
-    y_c and y_u are the network's outputs with a condition and without one. With noise moments, y is e1,
-    and the central moments are those of the conditional output.
+    y_c and y_u are the network's outputs with and without the condition. If the network returns noise
+    moments, y is the first moment e1, and the central moments are those of the conditional output.
 
-    An evaluation is one network call on a batch of twice the size. It is two calls if the conditions differ
-    in more than the values of tensors, as prompts of unequal length do. With scale 1 it is one call with the
-    condition alone.
+    Each evaluation calls the network once, on a batch of twice the size. If the two conditions cannot be
+    stacked, for example because prompts differ in length, it calls the network twice. With scale 1, it calls
+    the network once, with the condition only.
 
     Args:
-        model: Callable `(x, t, condition)`, or `(x, t, **condition)` for conditions by keyword, that
-            returns one tensor or [`NoiseMoments`][gms_fast.NoiseMoments].
-        condition: Condition of the samples: a tensor (B, *) or (1, *), or a dict of keyword arguments. Its
-            values are such tensors, numbers, strings, None, or dicts of these. A condition given here must
-            fit every call, so with `batch_size` it must have one row. None (default): each call brings its
-            own keywords, `guided(x, t, **condition)`, as from `sample(condition=...)`.
-        unconditional: Input that stands for "no condition", with the same keywords. Required unless
-            `scale` is 1.
-        scale: Guidance scale w; 1 (default) means no guidance.
-        schedule: Schedule or its name. Default: the model's `schedule`.
-        prediction: Meaning of a single output tensor. Default: the model's `prediction`, else "noise".
+        model: Callable that returns one tensor or [`NoiseMoments`][gms_fast.NoiseMoments]. It is called as
+            `(x, t, condition)` if the condition is a tensor, or `(x, t, **condition)` if it is a dict.
+        condition: Condition of the samples: a tensor (B, *) or (1, *), or a dict of keyword arguments. The
+            values of the dict are such tensors, numbers, strings, None, or dicts of these. The condition must
+            fit every call, so it must have one row if you sample with `batch_size`. None (default): each
+            call passes the condition as keyword arguments, `guided(x, t, **condition)`, as
+            `sample(condition=...)` does.
+        unconditional: Input that means "no condition", a tensor or a dict with the same keywords as the
+            condition. Required unless `scale` is 1.
+        scale: Guidance scale w. 1 (default) means no guidance.
+        schedule: Noise schedule or its name, or None (default) for the model's `schedule`.
+        prediction: Meaning of a single output tensor, such as "noise" or "x0". None (default) stands for the
+            model's `prediction` if it has one, else "noise".
 
     Raises:
-        ValueError: If `unconditional` is missing, or has other keywords than `condition`.
+        ValueError: If `unconditional` is missing, or if its keywords differ from those of `condition`.
         TypeError: If `model` is not callable.
 
     Examples:
-        A toy network whose noise estimate moves with the class y; class 2 stands for "no class":
+        The noise estimate of this toy network depends on the class y. Class 2 means "no class":
 
         >>> def network(x, t, y):
         ...     return x - 0.1 * y[:, None]
@@ -128,22 +130,26 @@ class ClassifierFree(_Guided):
         return output.merged(central=self.moments == "central") if isinstance(output, Guided) else output
 
     def outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
-        """Return both outputs of the network, for a kernel to combine; one if the scale is 1.
+        """Return both outputs of the network for a kernel to combine.
+
+        With scale 1, return the conditional output only.
 
         Args:
             x: States (B, *).
             t: Network times (B,).
-            **condition: Keyword arguments of the condition, unless the object holds one.
+            **condition: Condition as keyword arguments, unless it was given to the constructor.
         """
         return self._outputs(self.unguided, x, t, condition)
 
     def first_outputs(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor | NoiseMoments | Guided:
-        """Return both outputs where only e1 is needed, which costs some networks less.
+        """Return both outputs for a step that needs only e1.
+
+        A network with a method `first_moment` then does not compute the higher moments.
 
         Args:
             x: States (B, *).
             t: Network times (B,).
-            **condition: As in `outputs`.
+            **condition: Condition as keyword arguments, unless it was given to the constructor.
         """
         model = own_way(self.unguided, "first_moment") if self._asks_first else self.unguided
         return self._outputs(model, x, t, condition)
@@ -179,24 +185,26 @@ class ClassifierFree(_Guided):
 class Classifier(_Guided):
     """Classifier guidance: eps - scale sigma_t grad_x log p(c|x_t).
 
-    The noise estimate of an unconditional network moves along the gradient of a classifier. The
-    network's central moments do not change.
+    The noise estimate of an unconditional network is shifted along the gradient of a classifier. The central
+    moments of the network's output do not change.
 
     Args:
         model: Callable `(x, t)` that returns one tensor or [`NoiseMoments`][gms_fast.NoiseMoments].
-            Keyword arguments of a call go to it.
-        log_prob: Callable `(x, t)` that returns log p(c|x_t), (B,), differentiable in x; t holds network
-            times.
-        scale: Guidance scale w. Default: 1.
-        schedule: Schedule or its name. Default: the model's `schedule`; one of the two must be given.
-        prediction: Meaning of a single output tensor. Default: the model's `prediction`, else "noise".
+            Keyword arguments of a call are passed to it.
+        log_prob: Callable `(x, t)` that returns log p(c|x_t) with shape (B,), differentiable in x. t (B,)
+            holds network times.
+        scale: Guidance scale w (default 1).
+        schedule: Noise schedule or its name, or None (default) for the model's `schedule`. Required if the
+            model has none.
+        prediction: Meaning of a single output tensor, such as "noise" or "x0". None (default) stands for the
+            model's `prediction` if it has one, else "noise".
 
     Raises:
-        ValueError: If there is no schedule, or `log_prob` returns another shape.
+        ValueError: If there is no schedule, or if `log_prob` returns a wrong shape.
         TypeError: If `model` or `log_prob` is not callable.
 
     Note:
-        The host reads the time from the device, so every step waits for a GPU.
+        Each step copies the time from the device to the CPU. On a GPU, the CPU therefore waits for every step.
 
     Examples:
         >>> def log_prob(x, t):  # prefers bright images

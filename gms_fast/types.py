@@ -63,7 +63,7 @@ class NoiseMoments(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """Elementwise two-component mixture: weight N(mean_a, var) + (1 - weight) N(mean_b, var).
+    """Mixture weight N(mean_a, var) + (1 - weight) N(mean_b, var), element by element.
 
     All four tensors have the same shape (B, *).
 
@@ -76,7 +76,7 @@ class Mixture(NamedTuple):
     Examples:
         >>> half = torch.full((1, 2), 0.5)
         >>> fit = gms_fast.Mixture(half, 2 * half, -2 * half, half)
-        >>> (fit.weight * fit.mean_a + (1 - fit.weight) * fit.mean_b).tolist()  # its mean
+        >>> (fit.weight * fit.mean_a + (1 - fit.weight) * fit.mean_b).tolist()  # the mean of the mixture
         [[0.0, 0.0]]
     """
 

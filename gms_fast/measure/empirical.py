@@ -58,46 +58,53 @@ def empirical_model(
 ) -> EmpiricalModel:
     """Measure the curves l, s, b of a network for DPM-Solver-v3.
 
-    The curves are averages over noised data on a grid of lambda = log(alpha/sigma). With y = x/alpha and the network's
-    noise eps, l makes f = exp(-lambda) eps - l y as flat in x as possible, and df/dlambda ~ s f + b. One measurement
-    costs about as much as 8 `samples` (N + 1) network evaluations. Derivatives are taken in forward mode, or by two
-    backward passes where a layer has no forward mode.
+    The curves are averages over noised data, on a grid of lambda = log(alpha/sigma). With y = x/alpha and the network's
+    noise estimate eps, l makes f = exp(-lambda) eps - l y as flat in x as possible. s and b are the coefficients of the
+    linear regression df/dlambda ~ s f + b. A measurement costs about as much as 8 `samples` (N + 1) network
+    evaluations. Derivatives are computed in forward mode, or with two backward passes if a layer does not support
+    forward mode.
 
     Args:
-        model: Callable `(x, t)` that returns a Tensor or NoiseMoments, in eval mode; x (B, *sample), t (B,) network
-            times. Its attributes `schedule` and `prediction`, if any, are the defaults here.
-        data: Samples (M, *sample), floating point, scaled as the network was trained. `samples` of them in random order
-            are noised afresh at every node; they repeat where M is smaller.
-        N: Number of intervals of the grid, >= 2, uniform in lambda from t_max to t_min. The steps of a solver end on
-            nodes, so take many more intervals than steps.
-        samples: Number of samples averaged at a node, >= 2. Errors fall as its square root. The published statistics
-            have 1024 or 4096; more samples help more than more nodes.
-        schedule: Noise schedule, or its name; None for the model's.
-        prediction: Meaning of a single tensor from the model: "noise", "x0", ...; None for the model's.
-        t_max: Noisiest time; None for the schedule's.
-        t_min: Least noisy time; None for the schedule's.
-        batch_size: Samples per network call, >= 1; it limits memory and does not change the result.
-        seed: Seed of probes and noise, >= 0.
-        window: Width in lambda of the moving average of dl/dlambda; None for no average. The released script averages
-            11 nodes, a window of 10 (lambda_N - lambda_0)/N.
-        tolerance: Relative variance of f below which s = 0 and b = E f', as for Gaussian data, where f is constant. It
-            is relative to E[(sigma eps/alpha)^2 + (l x/alpha)^2], the size of the terms whose difference f is. 1e-12 is
-            the rounding of such a difference in float32. s is 0 too where |s| exceeds one over the distance of nodes.
-        out: File for the result; None writes nothing. Unfinished results are kept in `<out>.partial`.
-        resume: Continue from `<out>.partial` of a run with the same arguments; return the finished `out` of the same
-            arguments. If False, such files are refused.
-        replace: Measure anew, and replace `out` at the end.
-        dtype: Type of s and b in the file, as in [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel]`.save`.
-        progress: Show a progress bar on stderr.
-        device: Device of the network calls; None for the model's, or the data's.
+        model: Network in eval mode, a callable `(x, t)` that returns a Tensor or NoiseMoments. x is (B, *sample), and t
+            (B,) holds network times. The model's attributes `schedule` and `prediction` are the defaults of these
+            arguments.
+        data: Samples (M, *sample), floating point and scaled like the network's training data. `samples` of them are
+            used, in random order and with new noise at every node. If M is smaller than `samples`, they repeat.
+        N: Number of intervals of the grid, >= 2 (default 120). The grid is uniform in lambda from t_max to t_min. The
+            steps of a solver end on its nodes, so N should be much larger than the number of steps.
+        samples: Number of samples averaged at each node, >= 2 (default 1024). The error decreases with the square root
+            of this number. The published statistics use 1024 or 4096. More samples help more than more nodes.
+        schedule: Noise schedule or its name, or None (default) for the model's.
+        prediction: Meaning of a single tensor that the model returns, such as "noise" or "x0", or None (default) for
+            the model's.
+        t_max: Noisiest time, or None (default) for the schedule's.
+        t_min: Least noisy time, or None (default) for the schedule's.
+        batch_size: Samples per network call, >= 1 (default 64). It limits the memory and does not change the result.
+        seed: Seed >= 0 of the noise, the probes and the order of the samples (default 0).
+        window: Width in lambda of the moving average of dl/dlambda (default 0.1), or None for no average. The released
+            script averages 11 nodes, which corresponds to a window of 10 (lambda_N - lambda_0)/N.
+        tolerance: Relative variance of f below which s is set to 0 and b to E[f'] (default 1e-12). For Gaussian data,
+            for example, f is constant. The variance is relative to E[(sigma eps/alpha)^2 + (l x/alpha)^2], the size of
+            the two terms whose difference is f. In float32, rounding of the difference leaves a relative variance of
+            about 1e-12. s is also set to 0 if |s| exceeds the inverse of the distance between nodes.
+        out: File for the result, or None (default) to write nothing. An unfinished measurement is kept in
+            `<out>.partial`.
+        resume: True (default) continues from the `<out>.partial` of a measurement with the same arguments. If `out` is
+            already the finished result of the same arguments, it is returned. False raises an error if such files
+            exist.
+        replace: True repeats the measurement and replaces `out` at the end (default False).
+        dtype: dtype in which the file stores s and b, see
+            [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel]`.save` (default float32).
+        progress: Show a progress bar on stderr (default False).
+        device: Device of the network calls, or None (default) for the model's device, or else the data's.
 
     Returns:
-        The [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] with curves (N + 1, *sample).
+        [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] with curves (N + 1, *sample).
 
     Raises:
-        ValueError: If an argument is out of range (before the model is called), or the model returns NaN or infinity at
-            a node.
-        TypeError: If an argument is of another kind, such as `data` of integers.
+        ValueError: If an argument is out of range, which is checked before the model is called, if `<out>.partial`
+            belongs to a measurement with other arguments, or if the model returns NaN or infinity at a node.
+        TypeError: If an argument has the wrong type, for example integer `data`.
         FileExistsError: If `out` exists and may be neither resumed nor replaced.
 
     Examples:

@@ -23,25 +23,28 @@ def gaussian(
     batch_size: int = 1024,
     progress: bool = False,
 ) -> Gaussian:
-    """Measure mean and covariance of data in one pass.
+    """Measure the mean and the covariance of data in one pass.
 
-    The covariance is unbiased and in float64. Its leading eigenvectors and eigenvalues are kept; the mean variance of
-    the other directions becomes `residual`.
+    The estimate of the covariance is unbiased and computed in float64. The result keeps the leading eigenvectors with
+    their eigenvalues. The average variance in all other directions becomes `residual`.
 
     Args:
-        data: Samples (M, *sample), floating point, scaled as the network was trained, or an iterable of batches
-            (b, *sample), read once. Use training images, or some thousand samples of the model.
-        rank: Number of eigenvectors to keep, those of the largest eigenvalues. None for all that M samples can have,
-            min(D, M - 1) with D elements per sample.
-        flips: Count every image mirrored in its last dimension too, for networks trained with random flips.
-        batch_size: Rows of a tensor per step, >= 1; it limits memory and does not change the result.
-        progress: Show a progress bar on stderr.
+        data: Samples (M, *sample), or an iterable of batches (b, *sample) that is read once. The samples are floating
+            point and scaled like the network's training data. Use the training images, or a few thousand samples from
+            the model.
+        rank: Number of eigenvectors to keep, starting with the largest eigenvalue. None (default) keeps as many as M
+            samples can determine, which is min(D, M - 1) for samples with D elements.
+        flips: Also count a copy of every image that is mirrored in the last dimension, for networks trained with random
+            flips (default False).
+        batch_size: Rows of a tensor that are processed at once, >= 1 (default 1024). It limits the memory and does not
+            change the result.
+        progress: Show a progress bar on stderr (default False).
 
     Returns:
-        A [`Gaussian`][gms_fast.statistics.Gaussian] with `range` and `count` of the data.
+        [`Gaussian`][gms_fast.statistics.Gaussian] that includes the `range` and the `count` of the data.
 
     Raises:
-        ValueError: If the data is not finite, has different shapes, or has fewer samples than `rank` needs.
+        ValueError: If the data is not finite, if shapes differ, or if there are too few samples for `rank`.
         TypeError: If the data is not floating point, or is neither a tensor nor an iterable.
 
     Examples:
@@ -50,10 +53,10 @@ def gaussian(
         (torch.Size([64, 8]), 1797)
 
     Note:
-        The covariance takes 8 D^2 bytes, and all of its eigenvectors about three times that. For D > 4096, up to D/8
-        eigenvectors come from subspace iteration (Halko, Martinsson & Tropp 2011) in much less memory: 64x64x3 images
-        take minutes on two cores. Eigenvalues, and the variance kept, are then right to 1e-6 even where they fall no
-        faster than 1/k.
+        The covariance needs 8 D^2 bytes of memory, and computing all of its eigenvectors about three times as much. For
+        D > 4096 and rank <= D/8, subspace iteration (Halko, Martinsson & Tropp 2011) computes the eigenvectors in much
+        less memory. 64x64x3 images then take minutes on two cores. The eigenvalues and the fraction of the variance
+        that they account for are accurate to 1e-6, even if the k-th eigenvalue decreases no faster than 1/k.
 
     References:
         Wang & Vastola 2024, arXiv 2412.09726.

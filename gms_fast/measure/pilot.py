@@ -21,16 +21,17 @@ _NOISIEST = 100.0  # first sigma/alpha where the schedule starts without signal
 
 
 class Pilot(NamedTuple):
-    """Comparison of a Gaussian's denoiser with a network's, by noise level, noisiest first.
+    """Comparison of the data estimates of a Gaussian and of a network at several noise levels.
 
-    Result of [`pilot`][gms_fast.statistics.pilot].
+    This is the result of [`pilot`][gms_fast.statistics.pilot]. All lists start with the highest noise level.
 
     Attributes:
-        ratio: sigma/alpha of each level.
-        r2: Share of the variance of the network's denoiser that the Gaussian's explains, at most 1.
-        gaussian_error: Mean square of E[x_0|x_t] - x_0 with the Gaussian's estimate.
-        network_error: The same with the network's estimate.
-        until: Lowest ratio down to which the Gaussian can replace the network; None if there is none.
+        ratio: Noise levels sigma/alpha.
+        r2: Coefficient of determination R^2 of the Gaussian's estimate as a prediction of the network's estimate, at
+            most 1.
+        gaussian_error: Mean squared error of the Gaussian's estimate of x_0.
+        network_error: Mean squared error of the network's estimate of x_0.
+        until: Lowest noise level down to which the Gaussian can replace the network, or None if there is none.
 
     Examples:
         >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]
@@ -60,31 +61,34 @@ def pilot(
 ) -> Pilot:
     """Find the noise level down to which a Gaussian can replace a network.
 
-    The result proposes `until` for [`Teleport`][gms_fast.solvers.Teleport]. Data is noised at several levels, and
-    E[x_0|x_t] of the network, D, is compared with that of the Gaussian, D_gauss. The Gaussian is good enough at a level
-    if
+    Use the result as `until` of [`Teleport`][gms_fast.solvers.Teleport]. The function noises data at several levels and
+    compares the network's estimate D of E[x_0|x_t] with the Gaussian's estimate D_gauss. The Gaussian is good enough at
+    a noise level if
 
         R^2 = 1 - sum |D - D_gauss|^2/sum |D - mu|^2
 
-    exceeds `threshold`, or if D_gauss is as close to the data as D. At high noise the error of a network can exceed the
-    whole signal. `until` is the last level before the first that fails; None unless at least two levels pass.
+    exceeds `threshold`, or if D_gauss is at least as close to the data as D. The second condition matters at high
+    noise, where the error of a network can exceed the whole signal. Counting from the highest noise level,
+    `until` is the last level before the first one that fails this test. It is None unless at least two levels pass.
 
     Args:
-        model: As in [`empirical_model`][gms_fast.statistics.empirical_model].
-        data: Samples (M, *sample) that the network was trained on; about 256 are enough. Each level is one network call
-            on all of them.
-        statistics: The [`Gaussian`][gms_fast.statistics.Gaussian] of the data.
-        schedule: Noise schedule, or its name; None for the model's.
-        prediction: Meaning of a single tensor from the model: "noise", "x0", ...; None for the model's.
-        levels: Number of noise levels, >= 2, even in log(sigma/alpha) from the schedule's first one down to 1.
-        threshold: Least R^2, < 1.
-        seed: Seed of the noise.
+        model: Callable `(x, t)`, see [`empirical_model`][gms_fast.statistics.empirical_model].
+        data: Samples (M, *sample) of the network's training data. About 256 are enough. For each level, the network is
+            called once on all of them.
+        statistics: [`Gaussian`][gms_fast.statistics.Gaussian] of the data.
+        schedule: Noise schedule or its name, or None (default) for the model's.
+        prediction: Meaning of a single tensor that the model returns, such as "noise" or "x0", or None (default) for
+            the model's.
+        levels: Number of noise levels >= 2 (default 16). They are evenly spaced in log(sigma/alpha), from the
+            schedule's highest level, or 100 if that is infinite, down to 1.
+        threshold: Smallest R^2 < 1 that is good enough (default 0.9).
+        seed: Seed of the noise (default 0).
 
     Returns:
-        A [`Pilot`][gms_fast.statistics.Pilot].
+        [`Pilot`][gms_fast.statistics.Pilot].
 
     Raises:
-        ValueError: If an argument is out of range, shapes do not fit, or the model returns NaN or infinity.
+        ValueError: If an argument is out of range, if shapes do not match, or if the model returns NaN or infinity.
         TypeError: If `data` is not a floating-point tensor.
 
     Examples:
@@ -96,7 +100,7 @@ def pilot(
         torch.Size([2, 1, 8, 8])
 
     References:
-        Wang & Vastola 2024, arXiv 2412.09726; their own score measure is near 1 everywhere.
+        Wang & Vastola 2024, arXiv 2412.09726. Their measure compares scores and is close to 1 at all noise levels.
     """
     said = describe(model, schedule, prediction)
     schedule, form = said.built(), said.prediction

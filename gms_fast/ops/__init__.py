@@ -1,9 +1,10 @@
 """Drop-in ops: mixture fits and draws, the fused GMS step, linear updates, and noise.
 
-All ops are forward only. They take float32, bfloat16 or float16, mixed freely, in any layout, and compute in float32.
-float64 runs the reference, as do devices other than CPUs and CUDA. Results have the dtype and layout of the first
-tensor. A number may be a tensor or an array of one element, which is read at the call. The ops are also registered as
-`torch.ops.gms_fast.*`. Symbols and equation numbers: docs/notation.md.
+The ops do not support autograd. They accept float32, bfloat16 and float16 tensors in any mixture and memory layout, and
+compute in float32. For float64 tensors, and on devices other than CPUs and CUDA GPUs, the reference in plain torch runs
+instead. A result has the dtype and layout of the first tensor. Numbers may also be passed as tensors or arrays of one
+element, which are read during the call. The ops are also registered as `torch.ops.gms_fast.*`. docs/notation.md defines
+the symbols and lists the numbered equations.
 """
 
 from collections.abc import Sequence
@@ -116,36 +117,44 @@ def fit_mixture(
     lr: float = DEFAULT.lr,
     eps: float = DEFAULT.eps,
 ) -> Mixture:
-    """Fit two Gaussians of equal variance to a mean, variance and third moment, per element.
+    """Fit a mixture of two Gaussians with equal variance to given moments, element by element.
 
-    The mixture is w N(mean_a, V) + (1-w) N(mean_b, V). With d = mean_a - mean_b,
-    var = w(1-w) d^2 + V and third = w(1-w)(1-2w) d^3 (eq. 4 of docs/notation.md).
+    The mixture is w N(mean_a, V) + (1-w) N(mean_b, V). With d = mean_a - mean_b, it has the variance
+    w(1-w) d^2 + V and the third central moment w(1-w)(1-2w) d^3 (eq. 4 of docs/notation.md).
 
     Args:
         mean: Means (B, *).
-        var: Variances (B, *). A negative one, which rounding may leave, counts as 0. Where var < floor the fit is
-            one Gaussian of that variance.
-        third: Third central moments (B, *); not read for fit="gaussian".
-        floor: Smallest V of the closed fits, >= 0: the spread of their means may use only var - floor (default 0).
-        fit: "exact" (default): the closed solution for `weight`; where it would need V < floor, it takes V = floor and
-            as much of the third moment as that allows. "free": in that case V = floor, and the weight matches all three
-            moments; a is then the light component (w <= 1/2), above the mean for third >= 0, else below. "adan": the
-            released optimiser. "gaussian": mean_a = mean_b = mean, V = var.
-        weight: Weight w of component a, in [1e-6, 1 - 1e-6] (default 1/3). For "exact" and "free" it must be at least
-            2^-24 from 1/2: a symmetric mixture has no third moment.
-        iterations: Iterations of fit="adan", >= 0 (default 70).
-        lr: Learning rate of fit="adan", >= 0 (default 0.06).
-        eps: Denominator offset of fit="adan", >= 1e-20 (default 1e-8). 1e-8 N reproduces a released call on N elements.
+        var: Variances (B, *). Negative values, which can result from rounding, count as 0. Where var < floor, the fit
+            is a single Gaussian with variance var.
+        third: Third central moments (B, *). Ignored with fit="gaussian".
+        floor: Lower bound >= 0 for V in the fits "exact" and "free". At most var - floor of the variance can then come
+            from the distance between the two means (default 0).
+        fit: Method of the fit.
+
+            - "exact" (default): Match all three moments in closed form, with the given `weight`. Where that would
+              require V < floor, set V = floor and match as much of the third moment as possible.
+            - "free": Like "exact", but where that would require V < floor, set V = floor and choose the weight that
+              matches all three moments. There, component a is the lighter one (w <= 1/2). It lies above the mean if
+              third >= 0, else below.
+            - "adan": Run the iterative optimiser of the released code.
+            - "gaussian": Ignore the third moment: mean_a = mean_b = mean and V = var.
+        weight: Weight w of component a, in [1e-6, 1 - 1e-6] (default 1/3). For "exact" and "free" it must differ from
+            1/2 by at least 2^-24, because a symmetric mixture has no third moment.
+        iterations: Number of iterations >= 0 of fit="adan" (default 70).
+        lr: Learning rate >= 0 of fit="adan" (default 0.06).
+        eps: Denominator offset >= 1e-20 of fit="adan" (default 1e-8). To reproduce a call of the released code on N
+            elements, set it to 1e-8 N.
 
     Returns:
-        [`Mixture`][gms_fast.Mixture] (weight, mean_a, mean_b, var), each (B, *). Finite moments give a finite mixture
-        that has these moments to within rounding; docs/notation.md states range and bound. NaN in a moment that is read
-        becomes NaN in mean_a, mean_b or var of its element, and of no other element.
+        [`Mixture`][gms_fast.Mixture] of four tensors (B, *). If the moments are finite, the mixture is finite and has
+        these moments up to rounding. The section "Rounding" of docs/mathematics/gms.md states the error bound, and the
+        largest moments in float32. A NaN in a moment that is used leads to NaN in mean_a, mean_b or var of the same
+        element only.
 
     Raises:
-        ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
-        TypeError: If an argument is of another type or dtype.
-        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
+        ValueError: If an argument is out of range, or if shapes or devices differ. The message names the argument.
+        TypeError: If an argument has the wrong type or dtype.
+        RuntimeError: If a tensor requires grad, because the ops do not support autograd.
 
     Examples:
         >>> mean, var, third = torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[0.5, 5.0]])
@@ -155,7 +164,7 @@ def fit_mixture(
         tensor([[0.5000, 5.0000]])
 
     References:
-        Guo et al. 2023, arXiv 2311.00941; the closed fits: docs/notation.md.
+        Guo et al. 2023, arXiv 2311.00941. docs/notation.md describes the fits "exact" and "free".
     """
     return Mixture(*fused.fit_mixture(mean, var, third, floor, Fit(fit, weight, iterations, lr, eps)))
 
@@ -174,32 +183,36 @@ def sample_mixture(
     weight: float = DEFAULT.weight,
     noise: Noise = None,
 ) -> Tensor:
-    """Fit a mixture and draw from it in one pass.
+    """Fit a mixture of two Gaussians and draw from it in one pass.
 
-    The draw is (mean_a if u < w else mean_b) + sqrt(V) z, with u uniform and z standard normal.
+    The draw is (mean_a if u < w else mean_b) + sqrt(V) z, where u is uniform and z is standard normal.
 
     Args:
-        mean: As in [`fit_mixture`][gms_fast.ops.fit_mixture].
-        var: As in `fit_mixture`.
-        third: As in `fit_mixture`.
-        floor: As in `fit_mixture`.
-        seed: 64-bit integer, or one per sample (default 0). The draws are a pure function of
-            (seed, sample_offset + b, step, element); with one seed per sample it replaces (seed, sample) by (its seed,
-            0). An int64 tensor () on the device is read by the kernel, also by a CUDA graph at every replay.
-        step: Counter of the draw, in [0, 2^32), or an int64 tensor () on the device (default 0).
+        mean: Means (B, *).
+        var: Variances (B, *).
+        third: Third central moments (B, *). Ignored with fit="gaussian".
+        floor: Lower bound for V, see [`fit_mixture`][gms_fast.ops.fit_mixture] (default 0).
+        seed: 64-bit integer, or one integer per sample (default 0). Each random number depends only on
+            (seed, sample_offset + b, step, element), where b is the row of the sample. With one seed per sample, each
+            sample uses its own seed, and 0 instead of sample_offset + b. An int64 tensor () on the device is read by
+            the kernel, so a CUDA graph reads it again at every replay.
+        step: Counter of the draw, in [0, 2^32), as an integer or an int64 tensor () on the device (default 0).
         sample_offset: Index of the first sample (default 0).
-        component: "element" (default): one u per element. "sample": one u per sample, shared by its elements.
-        fit: As in `fit_mixture`.
-        weight: As in `fit_mixture`.
-        noise: Given draws z or (z, u): z (B, *); u like z for "element", (B,) for "sample". Each None is drawn.
+        component: "element" (default) draws one u for each element. "sample" draws one u for each sample, which all of
+            its elements share.
+        fit: Method of the fit, see `fit_mixture` (default "exact").
+        weight: Weight of component a, see `fit_mixture` (default 1/3).
+        noise: Random numbers to use instead of the built-in generator: z or (z, u). z has shape (B, *). u has the
+            shape of z for component="element", or (B,) for "sample". The generator draws whichever of the two
+            is None (default None).
 
     Returns:
         Tensor (B, *) of draws.
 
     Raises:
-        ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
-        TypeError: If an argument is of another type or dtype.
-        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
+        ValueError: If an argument is out of range, or if shapes or devices differ. The message names the argument.
+        TypeError: If an argument has the wrong type or dtype.
+        RuntimeError: If a tensor requires grad, because the ops do not support autograd.
 
     Examples:
         >>> mean, var, third = torch.zeros(4, 1000), torch.ones(4, 1000), torch.full((4, 1000), 0.5)
@@ -238,46 +251,52 @@ def gms_step(
     lr: float = DEFAULT.lr,
     eps: float = DEFAULT.eps,
 ) -> Tensor:
-    """Take one step of a Gaussian Mixture Solver: from noise moments at x_t to a draw of x_s.
+    """Take one step of a Gaussian Mixture Solver: draw x_s given the noise moments at x_t.
 
-    One pass computes the moments of q(x_s|x_t) (eqs. 1 to 3 of docs/notation.md), fits the mixture and draws from it.
+    One pass computes the moments of q(x_s|x_t) (eqs. 1 to 3 of docs/notation.md), fits a mixture of two Gaussians to
+    them, and draws x_s from it.
 
     Args:
         x: State x_t (B, *).
-        e1: E[eps|x_t] (B, *).
-        e2: E[eps^2|x_t], or E[(eps-e1)^2|x_t] if `central` (B, *). May be None for fit="gaussian", which is then DDPM.
-        e3: E[eps^3|x_t], or E[(eps-e1)^3|x_t] if `central` (B, *). fit="gaussian" does not read it and takes None; that
-            is SN-DDPM.
-        step: `StepCoefficients.between(schedule, t, s)`, or its `as_tensor(device)`.
-        seed: As in [`sample_mixture`][gms_fast.ops.sample_mixture].
-        step_index: Counter of the draw: `step` of `sample_mixture`.
-        sample_offset: As in `sample_mixture`.
-        component: As in `sample_mixture`, but "sample" by default.
-        fit: As in [`fit_mixture`][gms_fast.ops.fit_mixture].
-        weight: As in `fit_mixture`.
-        moments: Clipping of moments. "cumulant" (default): E[x_0|x_t] to the data range and its variance to
-            [0, ((hi-lo)/2)^2]; fit="free" also keeps both nodes of x_0 in the range. "released": as the released code
-            clips, with range [-1, 1].
+        e1: First noise moment E[eps|x_t] (B, *).
+        e2: Second noise moment (B, *): E[eps^2|x_t], or E[(eps-e1)^2|x_t] if `central`. With fit="gaussian" it may be
+            None, and the step is then that of DDPM.
+        e3: Third noise moment (B, *): E[eps^3|x_t], or E[(eps-e1)^3|x_t] if `central`. Ignored with fit="gaussian",
+            which is SN-DDPM; it may then be None.
+        step: Coefficients of the step: `StepCoefficients.between(schedule, t, s)`, or the tensor that their
+            `as_tensor(device)` returns.
+        seed: 64-bit integer, or one integer per sample, see [`sample_mixture`][gms_fast.ops.sample_mixture] (default
+            0).
+        step_index: Counter of the draw, called `step` in `sample_mixture` (default 0).
+        sample_offset: Index of the first sample (default 0).
+        component: "sample" (default) draws one uniform number for each sample, "element" one for each element.
+        fit: Method of the fit, see [`fit_mixture`][gms_fast.ops.fit_mixture] (default "exact").
+        weight: Weight of component a, see `fit_mixture` (default 1/3).
+        moments: Clipping of the moments. "cumulant" (default) clips E[x_0|x_t] to the data range [lo, hi], and the
+            variance of x_0 given x_t to [0, ((hi-lo)/2)^2]. With fit="free" it also keeps the two means, as values of
+            x_0, within the data range. "released" clips as the released code does, to the range [-1, 1].
         central: True if `e2` and `e3` are central moments (default False).
-        clip: Data range (lo, hi) of x_0, or None (default (-1, 1)).
-        unconditional: First moment e1_u (B, *) without a condition, for classifier-free guidance, or None (default).
-        guidance: Guidance scale w (default 1). The noise is shifted to the first moment e1_u + w (e1 - e1_u); its
-            moments about that stay those of e1, e2, e3.
-        noise: As in `sample_mixture`.
-        out: Tensor of x's shape to write to, of any dtype; it may be one of the inputs. None (default) for a new one.
-        iterations: As in `fit_mixture`.
-        lr: As in `fit_mixture`.
-        eps: As in `fit_mixture`.
+        clip: Data range (lo, hi) of x_0, or None for no clipping (default (-1, 1)).
+        unconditional: First moment e1_u (B, *) without the condition, for classifier-free guidance. Required if
+            `guidance` is not 1; else None (default).
+        guidance: Guidance scale w (default 1). With `unconditional`, the distribution of the noise is shifted such that
+            its mean is e1_u + w (e1 - e1_u). Its central moments do not change.
+        noise: Random numbers to use instead of the built-in generator, see `sample_mixture` (default None).
+        out: Tensor that receives the result, with the shape of x and any dtype. It may be one of the inputs. None
+            (default) allocates a new tensor.
+        iterations: Number of iterations of fit="adan" (default 70).
+        lr: Learning rate of fit="adan" (default 0.06).
+        eps: Denominator offset of fit="adan", see `fit_mixture` (default 1e-8).
 
     Returns:
-        Tensor x_s (B, *) of x's dtype. It is finite where |x|, |e1|, |e2|^(1/2) and |e3|^(1/3) are at most 10^6;
-        fit="adan" with moments="cumulant" also needs a `clip` for that. NaN propagates, except from e3 with
-        moments="released", which takes E[x_0] in its place.
+        Tensor x_s (B, *) with the dtype of x. It is finite if |x|, |e1|, |e2|^(1/2) and |e3|^(1/3) are at most 10^6.
+        With fit="adan" and moments="cumulant", this also requires `clip`. NaN in an input leads to NaN in the result.
+        The exception is NaN in e3 with moments="released", where the third raw moment of x_0 is replaced by E[x_0|x_t].
 
     Raises:
-        ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
-        TypeError: If an argument is of another type or dtype.
-        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
+        ValueError: If an argument is out of range, or if shapes or devices differ. The message names the argument.
+        TypeError: If an argument has the wrong type or dtype.
+        RuntimeError: If a tensor requires grad, because the ops do not support autograd.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -315,35 +334,42 @@ def linear_step(
     sample_offset: int = 0,
     noise: Noise = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of a linear solver from the network's output, and return (x_s, m).
+    """Take one step of a linear solver, given the network's output.
 
-    x_s = w_0 x + w_1 m + sum_j w_{j+2} term_j + noise_std z with m = E[x_0|x_t] = clip(p x + q y).
+    The step is x_s = w_0 x + w_1 m + sum_j w_{j+2} term_j + noise_std z, with the data estimate
+    m = E[x_0|x_t] = clip(p x + q y).
 
     Args:
-        x: State (B, *).
-        output: Output y of the network (B, *); it may be a view of some of its channels.
-        terms: At most eight tensors (B, *): data estimates of the last steps, or states.
-        weights: w_0, w_1, .. as numbers. Or a float32 tensor on x's device, which the kernel reads: p, q, w_0, ..
-            and noise_std; then omit `data` and `noise_std`. Or weights per element (n, *): for x, m and the terms,
-            and last a constant that is added.
-        noise_std: Standard deviation of the noise z, >= 0; 0 draws nothing (default).
-        data: (p, q), as `gms_fast.prediction.TO_DATA[form](alpha_t, sigma_t)` returns them for each form of prediction:
-            (1/alpha_t, -sigma_t/alpha_t) for noise.
-        clip: Data range (lo, hi) of x_0, or None (default (-1, 1)).
-        unconditional: Output y_u without a condition, for classifier-free guidance, or None (default).
-        guidance: Guidance scale w: y_u + w (y - y_u) replaces y (default 1).
-        seed: As in [`sample_mixture`][gms_fast.ops.sample_mixture].
-        step_index: Counter of the draw: `step` of `sample_mixture`.
-        sample_offset: As in `sample_mixture`.
-        noise: Given normals z (B, *), or None (default).
+        x: State x_t (B, *).
+        output: Output y of the network (B, *). It may be a view of some of the network's output channels.
+        terms: At most eight further tensors (B, *), for example the data estimates of the last steps, or older states.
+        weights: The weights w_0, w_1, ..., in one of three forms:
+
+            - a sequence of numbers;
+            - a float32 tensor (p, q, w_0, w_1, ..., noise_std) on the device of x, which the kernel reads. Then omit
+              `data` and `noise_std`;
+            - a tensor (len(terms) + 3, *) with a separate weight for each element of a sample. Its rows are the
+              weights of x, m and the terms, and a constant that is added.
+        noise_std: Standard deviation >= 0 of the noise z. With 0 (default), no noise is drawn.
+        data: Coefficients (p, q) of the data estimate, which `gms_fast.prediction.TO_DATA[form](alpha_t, sigma_t)`
+            returns for each form of prediction. For noise predictions they are (1/alpha_t, -sigma_t/alpha_t).
+        clip: Data range (lo, hi) of x_0, or None for no clipping (default (-1, 1)).
+        unconditional: Output y_u without the condition, for classifier-free guidance. Required if
+            `guidance` is not 1; else None (default).
+        guidance: Guidance scale w (default 1). With `unconditional`, y_u + w (y - y_u) replaces y.
+        seed: 64-bit integer, or one integer per sample, see [`sample_mixture`][gms_fast.ops.sample_mixture] (default
+            0).
+        step_index: Counter of the draw, called `step` in `sample_mixture` (default 0).
+        sample_offset: Index of the first sample (default 0).
+        noise: Standard normals z (B, *) to use instead of the built-in generator (default None).
 
     Returns:
-        (x_s, m), both (B, *) of x's dtype.
+        The new state x_s and the data estimate m, both (B, *) with the dtype of x.
 
     Raises:
-        ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
-        TypeError: If an argument is of another type or dtype.
-        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
+        ValueError: If an argument is out of range, or if shapes or devices differ. The message names the argument.
+        TypeError: If an argument has the wrong type or dtype.
+        RuntimeError: If a tensor requires grad, because the ops do not support autograd.
 
     Examples:
         >>> x, eps = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
@@ -379,28 +405,35 @@ def affine_noise(
 ) -> Tensor:
     """Compute w_0 x + sum_i w_i term_i + noise_std z in one pass.
 
-    This is the update of every linear solver (eq. 7 of docs/notation.md).
+    Every linear solver updates its state in this way (eq. 7 of docs/notation.md).
 
     Args:
         x: State (B, *).
         terms: At most eight tensors (B, *).
-        weights: w_0 of x, then one for each term. Or a (n + 2,) float32 tensor on x's device, which the kernel
-            reads: the weights and noise_std; then omit `noise_std`. Or weights per element, a (n + 2, *) tensor on
-            x's device: for x and the terms, and last a constant that is added; float32, or float64 if x or a term is.
-        noise_std: Standard deviation of the noise z, >= 0; 0 draws nothing (default).
-        seed: As in [`sample_mixture`][gms_fast.ops.sample_mixture].
-        step_index: Counter of the draw: `step` of `sample_mixture`.
-        sample_offset: As in `sample_mixture`.
-        noise: Given normals z (B, *), or None (default).
-        out: Tensor of x's shape to write to, of any dtype; it may be one of the inputs. None (default) for a new one.
+        weights: The weight w_0 of x and one weight for each of the n terms, in one of three forms:
+
+            - a sequence of n + 1 numbers;
+            - a float32 tensor (n + 2,) of the weights and noise_std on the device of x, which the kernel reads. Then
+              omit `noise_std`;
+            - a tensor (n + 2, *) on the device of x, with a separate weight for each element of a sample. Its rows are
+              the weights of x and the terms, and a constant that is added. It is float32, or float64 if x or a term
+              is.
+        noise_std: Standard deviation >= 0 of the noise z. With 0 (default), no noise is drawn.
+        seed: 64-bit integer, or one integer per sample, see [`sample_mixture`][gms_fast.ops.sample_mixture] (default
+            0).
+        step_index: Counter of the draw, called `step` in `sample_mixture` (default 0).
+        sample_offset: Index of the first sample (default 0).
+        noise: Standard normals z (B, *) to use instead of the built-in generator (default None).
+        out: Tensor that receives the result, with the shape of x and any dtype. It may be one of the inputs. None
+            (default) allocates a new tensor.
 
     Returns:
-        Tensor (B, *) of x's dtype.
+        Tensor (B, *) with the dtype of x.
 
     Raises:
-        ValueError: If an argument lies outside its range, or shapes or devices differ; the message names the argument.
-        TypeError: If an argument is of another type or dtype.
-        RuntimeError: If a tensor asks for a gradient; the ops are forward only.
+        ValueError: If an argument is out of range, or if shapes or devices differ. The message names the argument.
+        TypeError: If an argument has the wrong type or dtype.
+        RuntimeError: If a tensor requires grad, because the ops do not support autograd.
 
     Examples:
         >>> x, m = torch.ones(2, 3), torch.full((2, 3), 2.0)
@@ -444,28 +477,29 @@ def philox_normal(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Draw standard normals from counters, with Philox4x32-10.
+    """Draw standard normal numbers with the counter-based generator Philox4x32-10.
 
-    Each number is a pure function of (seed, sample_offset + b, step, stream, element). Neither the order of calls nor
-    the batch size changes it.
+    Each number depends only on (seed, sample_offset + b, step, stream, element), where b is the row of the sample. It
+    does not depend on the order of calls or on the batch size.
 
     Args:
-        shape: (B, *).
-        seed: As in [`sample_mixture`][gms_fast.ops.sample_mixture].
-        step: Counter of the draw, in [0, 2^32) (default 0). `sample` uses counters from 2^30 on, so small ones never
+        shape: Shape (B, *) of the result.
+        seed: 64-bit integer, or one integer per sample, see [`sample_mixture`][gms_fast.ops.sample_mixture].
+        step: Counter of the draw, in [0, 2^32) (default 0). `sample` uses counters from 2^30 on, so smaller ones never
             repeat its noise.
-        stream: Stream of draws, in [0, 256) (default 0). 0: normals of a step; 1: its uniforms; 2: the initial x_T; 3
-            to 5: `gms_fast.statistics`; 6: guides that are edited.
+        stream: Number in [0, 256) that separates draws for different purposes (default 0). The library uses 0 for the
+            normals and 1 for the uniforms of a step, 2 for the initial x_T, 3 to 5 for `gms_fast.statistics`, and 6 for
+            noise added to an image that is edited.
         sample_offset: Index of the first sample (default 0).
-        device: Device of the result; None (default) for torch's default device.
-        dtype: dtype of the result; None (default) for float32. float64 has the precision of float32 uniforms.
+        device: Device of the result, or None (default) for torch's default device.
+        dtype: dtype of the result, or None (default) for float32. float64 results are computed from float32 uniforms.
 
     Returns:
         Tensor of this shape.
 
     Raises:
-        ValueError: If an argument lies outside its range.
-        TypeError: If an argument is of another type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
         >>> z = gms_fast.ops.philox_normal((4, 3), seed=0)
@@ -488,25 +522,26 @@ def philox_uniform(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Draw uniforms in (0, 1] from counters, with Philox4x32-10.
+    """Draw uniform numbers in (0, 1] with the counter-based generator Philox4x32-10.
 
-    Each is w 2^-32 + 2^-33 for a 32-bit word w, a pure function of (seed, sample_offset + b, step, stream, element).
+    Each number is w 2^-32 + 2^-33 for a random 32-bit word w, which depends only on (seed, sample_offset + b, step,
+    stream, element).
 
     Args:
-        shape: (B, *).
-        seed: As in [`philox_normal`][gms_fast.ops.philox_normal].
-        step: As in `philox_normal`.
-        stream: As in `philox_normal`.
-        sample_offset: As in `philox_normal`.
-        device: As in `philox_normal`.
-        dtype: As in `philox_normal`.
+        shape: Shape (B, *) of the result.
+        seed: 64-bit integer, or one integer per sample, see [`sample_mixture`][gms_fast.ops.sample_mixture].
+        step: Counter of the draw, see [`philox_normal`][gms_fast.ops.philox_normal] (default 0).
+        stream: Stream of the draw, see `philox_normal` (default 0).
+        sample_offset: Index of the first sample (default 0).
+        device: Device of the result, or None (default) for torch's default device.
+        dtype: dtype of the result, or None (default) for float32.
 
     Returns:
         Tensor of this shape.
 
     Raises:
-        ValueError: If an argument lies outside its range.
-        TypeError: If an argument is of another type.
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
 
     Examples:
         >>> u = gms_fast.ops.philox_uniform((2, 1000), seed=0)

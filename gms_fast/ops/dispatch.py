@@ -167,16 +167,16 @@ def interpreted() -> bool:
 
 
 def set_backend(name: str | None) -> None:
-    """Force one backend for every op, or let the device of the tensors decide again.
+    """Force one backend for all ops, or choose it by the device of the tensors again.
 
-    The environment variable `GMS_FAST_BACKEND` does the same at import.
+    To force a backend when the package is imported, set the environment variable `GMS_FAST_BACKEND`.
 
     Args:
-        name: "cpp", "cuda", "triton" or "torch"; None to choose by device.
+        name: "cpp", "cuda", "triton" or "torch", or None to choose the backend by the device of the tensors.
 
     Raises:
-        ValueError: If there is no backend of that name.
-        RuntimeError: If it cannot run here; the message says why and what to install.
+        ValueError: If there is no backend with this name.
+        RuntimeError: If the backend cannot run on this machine. The message explains why and what to install.
 
     Examples:
         >>> gms_fast.set_backend("torch")
@@ -209,18 +209,18 @@ def chosen(device: str) -> str:
 
 
 def backends() -> Backends:
-    """Report the available backends, the missing ones with reasons, and the choice per device.
+    """Report the backends that can run on this machine and the backend chosen for each device.
 
     Returns:
         Dictionary with four entries:
 
-        - "available": names of the backends that can run here.
-        - "missing": the reason for each of the others, by name.
-        - "chosen": the backend for each device type. "other" stands for all types without an entry.
-        - "instruction_set": "avx512", "avx2" or "baseline", used on CPUs; None without the compiled module.
-
-        A chosen backend is None where there is no such device, or where the forced backend does not run. ROCm calls
-        its GPUs "cuda" too.
+        - "available": List of the backends that can run on this machine.
+        - "missing": Dictionary that maps each of the other backends to the reason why it cannot run.
+        - "chosen": Dictionary that maps each device type to its backend. "other" stands for all device types that are
+          not listed. The backend is None if there is no such device, or if a forced backend does not run on it. AMD
+          GPUs are listed as "cuda", as in torch.
+        - "instruction_set": The instruction set used on CPUs: "avx512", "avx2" or "baseline". None without the compiled
+          module.
 
     Examples:
         >>> report = gms_fast.backends()

@@ -54,21 +54,21 @@ class Tables(NamedTuple):
 class EmpiricalModel(Identified):
     """Statistics of a network for DPM-Solver-v3: curves l, s, b over lambda = log(alpha/sigma).
 
-    [`empirical_model`][gms_fast.statistics.empirical_model] measures them. All values are kept as float64 tensors on
-    the CPU; lists and arrays are accepted.
+    [`empirical_model`][gms_fast.statistics.empirical_model] measures the curves. All values are stored as float64
+    tensors on the CPU. Lists and arrays are accepted too.
 
     Args:
-        schedule: Noise schedule on which they were measured.
-        lam: Grid (N+1,) of lambda, uniform and increasing: noisiest first.
-        l: Linear coefficient (N+1, *sample), without unit.
-        s: Slope (N+1, *sample), without unit.
-        b: Offset (N+1, *sample), in the data's unit.
-        network: `gms_fast.statistics.fingerprint` of the network; None (default) if unknown.
-        samples: Number of samples that were averaged; None (default) if unknown.
+        schedule: Noise schedule for which the curves were measured.
+        lam: Grid (N+1,) of lambda, uniform and increasing, so that the noisiest node comes first.
+        l: Linear coefficient (N+1, *sample), dimensionless.
+        s: Slope (N+1, *sample), dimensionless.
+        b: Offset (N+1, *sample), in the unit of the data.
+        network: `gms_fast.statistics.fingerprint` of the network, or None (default) if unknown.
+        samples: Number of samples averaged in the measurement, or None (default) if unknown.
 
     Raises:
         TypeError: If `schedule` is not a Schedule.
-        ValueError: If values are not finite, or shapes or grid are wrong; the message names the argument.
+        ValueError: If a value is not finite, or if a shape or the grid is wrong. The message names the argument.
 
     Examples:
         >>> known = gms_fast.statistics.load("digits")
@@ -113,17 +113,18 @@ class EmpiricalModel(Identified):
         return tuple(self.l.shape[1:])
 
     def degenerate(self) -> "EmpiricalModel":
-        """Return statistics with l = 1 and s = b = 0, with which DPM-Solver-v3 is DPM-Solver++."""
+        """Return statistics with l = 1 and s = b = 0, which turn DPM-Solver-v3 into DPM-Solver++."""
         return replace(self, l=torch.ones_like(self.l), s=torch.zeros_like(self.s), b=torch.zeros_like(self.b))
 
     def trusted(self, lam: float) -> "EmpiricalModel":
-        """Return statistics with l = 1 and s = b = 0, those of data prediction, below `lam`.
+        """Return statistics that use the measured curves only where lambda >= `lam`.
 
-        At and above `lam` nothing changes. Where sigma/alpha = exp(-lambda) is large, f is eps magnified by that
-        factor, errors included. At 7 and more, the curves measure the network's error as much as its shape.
+        Below `lam`, the result has l = 1 and s = b = 0, as for DPM-Solver++. The reason is that f is eps magnified by
+        sigma/alpha = exp(-lambda), including the errors of eps. Where sigma/alpha is 7 or more, the curves reflect
+        the network's errors as much as its shape.
 
         Args:
-            lam: Smallest lambda at which the measured curves are kept.
+            lam: Smallest lambda at which the measured curves are used.
 
         Returns:
             EmpiricalModel.
@@ -134,7 +135,7 @@ class EmpiricalModel(Identified):
 
     @cached_property
     def tables(self) -> Tables:
-        """Integrals of the curves, by the trapezoid rule."""
+        """Integrals of the curves, computed with the trapezoid rule."""
         L, S = self._integral(self.l), self._integral(self.s)
         growth, B = (L + S).exp(), self._integral((-S).exp() * self.b)
         return Tables(L, S, self._integral(growth), B, self._integral(growth * B))
@@ -142,18 +143,18 @@ class EmpiricalModel(Identified):
     def moment(self, i: int, j: int, k: int) -> Tensor:
         """Integrate exp((L+S) - (L+S)_i) (lambda - lambda_i)^k/k! from node i to node j.
 
-        The trapezoid rule runs over all nodes between them.
+        The integral is computed with the trapezoid rule on all nodes from i to j.
 
         Args:
-            i: First node, >= 0.
-            j: Last node, i < j <= N.
-            k: Power, >= 0.
+            i: Index >= 0 of the first node.
+            j: Index of the last node, with i < j <= N.
+            k: Power >= 0.
 
         Returns:
-            E_k(i, j), a tensor (*sample) of float64.
+            Integral E_k(i, j), a float64 tensor (*sample).
 
         Raises:
-            ValueError: If a node or the power lies outside its range.
+            ValueError: If a node or the power is out of range.
         """
         if not 0 <= i < j <= self.N or k < 0:
             raise ValueError(f"i, j, k must have 0 <= i < j <= {self.N} and k >= 0: got {i}, {j}, {k}")
@@ -171,12 +172,12 @@ class EmpiricalModel(Identified):
         """Check that the statistics were measured for this model, schedule and sample shape.
 
         Args:
-            model: Network, compared by its fingerprint; None to skip.
-            schedule: Noise schedule; None to skip.
-            shape: Shape of one sample; None to skip.
+            model: Network, which is compared by its fingerprint. None (default) skips the check.
+            schedule: Noise schedule. None (default) skips the check.
+            shape: Shape of one sample. None (default) skips the check.
 
         Raises:
-            ValueError: If any of them differs; the message says which.
+            ValueError: If any of them differs. The message lists the differences.
         """
         wrong = []
         if schedule is not None:
@@ -191,17 +192,17 @@ class EmpiricalModel(Identified):
             )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32, measurement: str | None = None) -> None:
-        """Write the curves to one safetensors file, with metadata that says what they belong to.
+        """Write the curves to a safetensors file, with metadata about the network and the schedule.
 
         Args:
             path: File to write.
-            dtype: dtype of s and b, which sampling error makes uncertain anyway (default float32). l is stored in
-                float32, the grid in float64.
-            measurement: Fingerprint of all that the curves depend on, by which a finished measurement recognises its
-                file.
+            dtype: dtype in which s and b are stored (default float32). Low precision is sufficient, because the
+                sampling errors of s and b exceed its rounding errors. l is stored in float32, and the grid in float64.
+            measurement: Fingerprint of everything on which the curves depend. A repeated measurement uses it to
+                recognise the file as its result. None (default) stores no fingerprint.
 
         Raises:
-            ValueError: If `dtype` cannot hold the curves.
+            ValueError: If the curves exceed the range of `dtype`.
         """
         kept = {"lam": self.lam, "l": self.l.float(), "s": self.s.to(dtype), "b": self.b.to(dtype)}
         if lost := [name for name, curve in kept.items() if not bool(curve.isfinite().all())]:
@@ -218,7 +219,7 @@ class EmpiricalModel(Identified):
 
     @classmethod
     def load(cls, path: str | Path) -> "EmpiricalModel":
-        """Read statistics that `save` wrote.
+        """Read statistics from a file that `save` wrote.
 
         Args:
             path: File to read.
@@ -227,7 +228,7 @@ class EmpiricalModel(Identified):
             EmpiricalModel.
 
         Raises:
-            ValueError: If the file is damaged or of another kind; the message names it.
+            ValueError: If the file is damaged or contains something else. The message names the file.
         """
         curves, stored = tensors.read(Path(path), FORMAT, ("lam", *_CURVES), _METADATA)
         with refusing(f"statistics {path} make no sense", path):
@@ -256,18 +257,18 @@ class EmpiricalModel(Identified):
 
 
 def load(name_or_path: str | Path) -> EmpiricalModel:
-    """Load the empirical model statistics of an embedded model, or those in a file.
+    """Load the empirical model statistics of an embedded model, or load them from a file.
 
     Args:
-        name_or_path: Name of an embedded model ("mnist", "digits"), or a file that `EmpiricalModel.save` or
+        name_or_path: Name of an embedded model ("mnist" or "digits"), or path of a file that `EmpiricalModel.save` or
             `gms-fast statistics` wrote.
 
     Returns:
         [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel].
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or of another kind.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged or contains something else.
 
     Examples:
         >>> gms_fast.statistics.load("digits").samples

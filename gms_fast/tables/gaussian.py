@@ -37,24 +37,24 @@ Spectrum = Callable[[Tensor], Tensor]  # of the variances of x_0
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Identified):
-    """Mean and covariance of data: N(mean, U diag(eigenvalues) U^T + residual (I - U U^T)).
+    """Gaussian model of data: N(mean, U diag(eigenvalues) U^T + residual (I - U U^T)).
 
-    [`gaussian`][gms_fast.statistics.gaussian] measures them. All values are in the units of the network and kept as
-    float64 tensors on the CPU; lists and arrays are accepted. The attribute `spread` is the square root of the largest
-    variance: the standard deviation along the first eigenvector.
+    [`gaussian`][gms_fast.statistics.gaussian] measures the mean and the covariance. All values are in the units of the
+    network's data and are stored as float64 tensors on the CPU. Lists and arrays are accepted too. The attribute
+    `spread` is the square root of the largest variance, that is, the standard deviation along the first eigenvector.
 
     Args:
         mean: Mean (*sample), or (D,) for samples of any shape with D elements.
-        eigenvectors: U (D, r), orthonormal columns, r <= D, with elements in C order.
-        eigenvalues: Variances (r,) along them, >= 0.
-        residual: Variance of the directions that U leaves out, >= 0 (default 0).
-        range: Smallest and largest value of the data, which identify its unit. None (default) if unknown; then only the
-            mean can reveal a wrong unit.
-        count: Number of samples that were measured, >= 2; None (default) if unknown.
+        eigenvectors: Matrix U (D, r) with r <= D orthonormal columns. The D elements of a sample are in C order.
+        eigenvalues: Variances (r,) along the eigenvectors, >= 0.
+        residual: Variance in the directions orthogonal to all columns of U, >= 0 (default 0).
+        range: Smallest and largest value in the data, by which data in wrong units is detected. If it is None
+            (default), wrong units can only be detected from the mean.
+        count: Number of samples that were measured, >= 2, or None (default) if unknown.
 
     Raises:
-        ValueError: If values are not finite or lie outside their range, if shapes differ, or if the eigenvectors are
-            not orthonormal; the message names the argument.
+        ValueError: If a value is not finite or out of range, if shapes differ, or if the eigenvectors are not
+            orthonormal. The message names the argument.
 
     Examples:
         >>> data = gms_fast.statistics.load_gaussian("digits")
@@ -115,14 +115,14 @@ class Gaussian(Identified):
 
     @property
     def variance_kept(self) -> float:
-        """Share of the trace of Sigma that lies along the eigenvectors, in [0, 1]."""
+        """Fraction of the total variance that the eigenvectors account for, in [0, 1]."""
         along = float(self.eigenvalues.sum())
         return along / (along + self.residual * (self.mean.numel() - self.rank))
 
     def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Return E[x_0|x_t], the denoiser of the Gaussian.
+        """Return the data estimate E[x_0|x_t] for Gaussian data.
 
-        E[x_0|x_t] = mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu).
+        It is mu + alpha Sigma (alpha^2 Sigma + sigma^2)^-1 (x_t - alpha mu).
 
         Args:
             x: State x_t (B, *).
@@ -130,15 +130,16 @@ class Gaussian(Identified):
             sigma: Standard deviation of the noise, > 0.
 
         Returns:
-            Tensor (B, *) of x's dtype.
+            Tensor (B, *) with the dtype of x.
         """
         mean = self._mean(x)
         away = self.filter(x - alpha * mean, lambda lam: alpha * lam / (alpha**2 * lam + sigma**2))
         return (mean + away).to(x.dtype)
 
     def teleport(self, x: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> Tensor:
-        """Move x_t along the probability flow from noise level t to s, without steps.
+        """Move x_t along the probability flow from time t to time s in closed form.
 
+        The result is
         x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu).
 
         Args:
@@ -149,7 +150,7 @@ class Gaussian(Identified):
             sigma_s: Standard deviation of the noise at s.
 
         Returns:
-            Tensor x_s (B, *) of x's dtype.
+            Tensor x_s (B, *) with the dtype of x.
         """
         mean = self._mean(x)
 
@@ -167,23 +168,23 @@ class Gaussian(Identified):
             sigma: Standard deviation of the noise (default 0).
 
         Returns:
-            Tensor x_t (B, *) of z's dtype.
+            Tensor x_t (B, *) with the dtype of z.
         """
         away = self.filter(z, lambda lam: (alpha**2 * lam + sigma**2).sqrt())
         return (alpha * self._mean(z) + away).to(z.dtype)
 
     def step_noise(self, z: Tensor, step: StepCoefficients) -> Tensor:
-        """Return the noise (c + B^2 v)^(1/2) z of a reverse step if x_0 is Gaussian.
+        """Return the noise (c + B^2 v)^(1/2) z of a reverse step for Gaussian data.
 
-        The step adds it to A x_t + B E[x_0|x_t]. v = Sigma sigma_t^2/(alpha_t^2 Sigma + sigma_t^2) is the covariance of
-        x_0 given x_t. The variances are bounded by var_max.
+        The step adds this noise to A x_t + B E[x_0|x_t]. Here v = Sigma sigma_t^2/(alpha_t^2 Sigma + sigma_t^2) is the
+        covariance of x_0 given x_t. The variance in each direction is at most `step.var_max`.
 
         Args:
             z: Standard normals (B, *).
             step: Coefficients of the step.
 
         Returns:
-            Tensor (B, *) of z's dtype.
+            Tensor (B, *) with the dtype of z.
         """
 
         def std(lam: Tensor) -> Tensor:
@@ -193,14 +194,16 @@ class Gaussian(Identified):
         return self.filter(z, std)
 
     def filter(self, r: Tensor, spectrum: Spectrum) -> Tensor:
-        """Return f(Sigma) r, by two matrix products in float64 for float64, else in float32.
+        """Return f(Sigma) r, for a function f that acts on the eigenvalues of Sigma.
+
+        The result is computed by two matrix products, in float64 if r is float64, else in float32.
 
         Args:
             r: Vectors (B, *).
-            spectrum: The function f, applied to a tensor of variances.
+            spectrum: The function f. It receives and returns a tensor of variances.
 
         Returns:
-            Tensor (B, *) of r's dtype.
+            Tensor (B, *) with the dtype of r.
         """
         wide = _wide(r)
         U = self._on("eigenvectors", r.device, wide)
@@ -220,17 +223,17 @@ class Gaussian(Identified):
         clip: tuple[float, float] | None = None,
         name: str = "statistics",
     ) -> None:
-        """Check that the statistics are of data of this shape and unit.
+        """Check that the statistics fit the shape and the units of the data.
 
         Args:
-            shape: Shape of one sample; None to skip. Flat statistics fit any shape of their size, and a flat sample
-                fits any statistics of its size.
-            clip: Data range of the run; None to skip. The range of the statistics must not leave it, nor lie in one
-                half of it.
-            name: Name of the argument that the statistics were, for messages.
+            shape: Shape of one sample, or None (default) to skip the check. If the samples or the statistics are flat,
+                only the number of elements must agree.
+            clip: Data range of the run, or None (default) to skip the check. The range of the statistics must lie
+                within the data range, up to a small tolerance, and must not lie in one half of it.
+            name: Name of the argument in error messages (default "statistics").
 
         Raises:
-            ValueError: If shape or unit differ.
+            ValueError: If the shape or the units differ.
         """
         if shape is not None and not self._fits(tuple(shape)):
             raise ValueError(f"{name} must be of samples of shape {tuple(shape)}: got {self.sample_shape}")
@@ -246,16 +249,16 @@ class Gaussian(Identified):
             )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32, measurement: str | None = None) -> None:
-        """Write the statistics to one safetensors file.
+        """Write the statistics to a safetensors file.
 
         Args:
             path: File to write.
-            dtype: dtype of the eigenvectors: float64, float32 (default) or float16.
-            measurement: Fingerprint of all that the statistics depend on, by which a finished measurement recognises
-                its file.
+            dtype: dtype of the stored eigenvectors: float64, float32 (default) or float16.
+            measurement: Fingerprint of everything on which the statistics depend. A repeated measurement uses it to
+                recognise the file as its result. None (default) stores no fingerprint.
 
         Raises:
-            ValueError: If `dtype` is another one.
+            ValueError: If `dtype` is not one of these.
         """
         if dtype not in (torch.float64, torch.float32, torch.float16):
             raise ValueError(f"dtype must be float64, float32 or float16: got {dtype}")
@@ -265,7 +268,7 @@ class Gaussian(Identified):
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":
-        """Read statistics that `save` wrote.
+        """Read statistics from a file that `save` wrote.
 
         Args:
             path: File to read.
@@ -274,7 +277,7 @@ class Gaussian(Identified):
             Gaussian.
 
         Raises:
-            ValueError: If the file is damaged or of another kind; the message names it.
+            ValueError: If the file is damaged or contains something else. The message names the file.
         """
         found, stored = tensors.read(Path(path), FORMAT, _TENSORS, _METADATA)
         with refusing(f"statistics {path} make no sense", path):
@@ -311,18 +314,18 @@ class Gaussian(Identified):
 
 
 def load_gaussian(name_or_path: str | Path) -> Gaussian:
-    """Load mean and covariance of an embedded model's data, or those in a file.
+    """Load the mean and covariance of an embedded model's data, or load them from a file.
 
     Args:
-        name_or_path: Name of an embedded model ("mnist", "digits"), or a file that `Gaussian.save` or
+        name_or_path: Name of an embedded model ("mnist" or "digits"), or path of a file that `Gaussian.save` or
             `gms-fast statistics --gaussian` wrote.
 
     Returns:
         [`Gaussian`][gms_fast.statistics.Gaussian].
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or of another kind.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged or contains something else.
 
     Examples:
         >>> gms_fast.statistics.load_gaussian("digits").sample_shape
