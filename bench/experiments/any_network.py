@@ -102,7 +102,11 @@ def table(results: dict[str, Any]) -> str:
         for percentile, row in zip(PERCENTILES, result["levels"], strict=True):
             numbers = f"{row['sigma/alpha']:.3g} | {row['correlation']:.3f} | {row['ratio']:.3f}"
             lines.append(f"| {name} | {percentile} | {numbers} |")
-    lines += ["", "| network | batch size | heads: added time | skipped: added time | added parameters |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| network | batch size | heads: added time | skipped: added time | added parameters |",
+        "|---|---|---|---|---|",
+    ]
     for name, result in found.items():
         for row in result["cost"]:
             shares = f"{row['heads']:.1%} | {row['skipped']:.1%} | {row['parameters']:.1%}"
