@@ -123,8 +123,8 @@ class Stream:
 def stream(source: str | Path, size: int = 256) -> Stream:
     """Load the images of a source in parts, for data larger than memory.
 
-    Of a folder, at most two shards or two parts are in memory at a time. uint8 images remain uint8. The indices in
-    shards are checked immediately; everything else is checked when it is read.
+    For a folder, at most two shards or two parts are in memory at a time. uint8 images remain uint8. The indices of
+    shards are checked immediately, and everything else is checked when it is read.
 
     Args:
         source: As in [`load`][gms_fast.data.load].

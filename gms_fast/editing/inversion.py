@@ -237,7 +237,7 @@ def interpolate(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Interpolate between two images along the great circle between their inverted noises.
+    """Interpolate between two images along the great circle between their noise tensors x_T.
 
     Both images are inverted to x_T' and x_T'', which enclose an angle w. The solver then draws n samples from points
     on the great circle between them, with s from 0 to 1:

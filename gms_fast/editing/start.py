@@ -63,7 +63,7 @@ def timesteps(
         steps: Number of steps K >= 1. If the schedule has only integer times, fewer may be left at this strength. A
             warning then states how many.
         strength: Noise level at which the edit starts. A number in [0, 1] is a position on the schedule's time grid,
-            from no noise (0) to pure noise (1). For VP it is the fraction of the largest time. "t=500" is a time of the
+            from no noise (0) to pure noise (1). For VP, it is t divided by the largest time. "t=500" is a time of the
             schedule, and "level=2.5" is a noise level sigma/alpha.
         solver: A `Solver` or a solver string, as in [`sample`][gms_fast.sample].
         schedule: As in [`sample`][gms_fast.sample].

@@ -58,7 +58,7 @@ def stroke(
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
         image: Images (n, C, H, W), or one image (C, H, W), floating point, in the model's data range.
         strength: Noise level at which the edit starts. A number in [0, 1] is a position on the schedule's time grid,
-            from no noise (0) to pure noise (1). For VP it is the fraction of the largest time. "t=500" is a time of the
+            from no noise (0) to pure noise (1). For VP, it is t divided by the largest time. "t=500" is a time of the
             schedule, and "level=2.5" is a noise level sigma/alpha. Strength 0 returns the image, clipped to the data
             range. At strength 1 nothing of the image is left, and the result equals that of
             [`sample`][gms_fast.sample].
