@@ -33,8 +33,8 @@ CPU_ROWS = {
 }
 GPU_ROWS = {  # of `TARGETS`
     "float32": "`gms_step` exact, one component per sample, float32: bandwidth relative to a copy",
-    "bfloat16, H100": "the same with bfloat16 moments and output (target for an H100)",
-    "bfloat16, H200": "the same with bfloat16 moments and output (target for an H200)",
+    "bfloat16, H100": "the same kernel with bfloat16 moments and output (target for an H100)",
+    "bfloat16, H200": "the same kernel with bfloat16 moments and output (target for an H200)",
     "free": "`gms_step` free, one component per element (the default), float32: bandwidth relative to a copy",
     "affine": "`affine_noise` with three terms and noise, float32: bandwidth relative to a copy",
     "released": "speedup of `gms_step` exact over a fit as in the released code, under autograd (512x3x32x32)",
