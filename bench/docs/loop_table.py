@@ -5,7 +5,7 @@ Times of loops are from `bench.speed.loop`, those of steps from `bench.speed.sch
 
 from collections.abc import Sequence
 
-LOOP = "the loop outside the network, over diffusers' (`python -m bench.speed.loop`)"
+LOOP = "state"
 LOOPS = ("DDIM", "DPM-Solver++(2M)", "DDPM", "UniP-2", "Heun")
 STEP = "shape of the state"
 STEPS = ("DDIM", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)", "UniPC-2", "DDPM", "EDM Euler", "flow matching, Euler")

@@ -20,16 +20,30 @@ from gms_fast.storage import atomic
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "roofline.png"
 OPS = ("gms_step", "sample_mixture", "fit_mixture", "philox", "affine_noise")
 CPU_ROWS = {
-    "gms_step exact/sample": "`gms_step` exact, one component a sample",
-    "gms_step exact/element": "`gms_step` exact, one component an element",
-    "gms_step free/sample": "`gms_step` free, one component a sample",
-    "gms_step free/element": "`gms_step` free, one component an element (the default)",
+    "gms_step exact/sample": "`gms_step` exact, one component per sample",
+    "gms_step exact/element": "`gms_step` exact, one component per element",
+    "gms_step free/sample": "`gms_step` free, one component per sample",
+    "gms_step free/element": "`gms_step` free, one component per element (the default)",
     "gms_step gaussian/sample": "`gms_step` gaussian (SN-DDPM)",
-    "eager DDPM update": "plain DDPM update in eager torch",
+    "eager DDPM update": "a DDPM update in eager torch",
     "eager closed fit": "the closed fit in eager torch",
     "torch.compile of the closed fit": "the closed fit under `torch.compile`",
-    "gms_step adan/sample": "`gms_step` adan: the released optimiser, no autograd",
-    "released-style autograd fit": "released-style fit under autograd",
+    "gms_step adan/sample": "`gms_step` adan (the released optimiser, without autograd)",
+    "released-style autograd fit": "a fit as in the released code, under autograd",
+}
+GPU_ROWS = {  # of `TARGETS`
+    "float32": "`gms_step` exact, one component per sample, float32: bandwidth relative to a copy",
+    "bfloat16, H100": "the same kernel with bfloat16 moments and output (target for an H100)",
+    "bfloat16, H200": "the same kernel with bfloat16 moments and output (target for an H200)",
+    "free": "`gms_step` free, one component per element (the default), float32: bandwidth relative to a copy",
+    "affine": "`affine_noise` with three terms and noise, float32: bandwidth relative to a copy",
+    "released": "speedup of `gms_step` exact over a fit as in the released code, under autograd (512x3x32x32)",
+    "compiled": "speedup of `gms_step` exact over the closed fit under `torch.compile`",
+    "host": "host time per call, µs",
+    "outside": "share of the sampling time outside the network (CIFAR-10 U-Net, batch size 128)",
+    "graph": "speedup of one CUDA graph over the eager loop (ten steps, small network, batch size 1)",
+    "launches": "kernel launches outside the network per network call (the solver with the most launches)",
+    "bits": "ops whose output equals the CPU's bit for bit",
 }
 BACKENDS = {"cuda": "CUDA", "triton": "Triton"}
 NO_GPU = """\
@@ -46,7 +60,7 @@ def load(name: str) -> dict:
 def cpu_table() -> str:
     result = load("gms_step_cpu.json")
     medians = {row["name"]: row["over_randn"][1] for row in result["rows"]}
-    lines = ["| | time, in units of `torch.randn_like` of the tensor |", "|---|---|"]
+    lines = ["| step | time, relative to `torch.randn_like` of the same tensor |", "|---|---|"]
     for name, label in CPU_ROWS.items():
         if name in medians:
             lines.append(f"| {label} | {medians[name]:.{0 if medians[name] >= 100 else 2}f} |")
@@ -62,14 +76,14 @@ def gpu_table() -> str:
     lines = [
         _source(gpu),
         "",
-        f"| 2^26 elements unless said | bar | {' | '.join(columns)} |",
+        f"| measurement (2^26 elements unless noted) | target | {' | '.join(columns)} |",
         "|---" * (2 + len(columns)) + "|",
     ]
-    for target in TARGETS.values():
+    for key, target in TARGETS.items():
         if target.card in ("", card(_device(gpu))) or not gpu:
             cells = " | ".join(values.get(target.name, "-") for values in columns.values())
             lines.append(
-                f"| {target.name} | {'≤' if target.at_most else '≥'} {target.form.format(target.bar)} | {cells} |"
+                f"| {GPU_ROWS[key]} | {'≤' if target.at_most else '≥'} {target.form.format(target.bar)} | {cells} |"
             )
     return "\n".join(lines)
 

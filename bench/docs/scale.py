@@ -13,7 +13,31 @@ CALLS, BATCH, COSTLIER = 11, 256, (1, 100)  # of a sample by ten steps; of a ran
 GPUS, PICTURES = (1, 8, 64), (50_000, 1_000_000, 100_000_000)
 NETWORK = "CIFAR-10's size"  # of bench/results/released_step_h200.json
 SIDES = {1: 32, 100: 256}  # of pictures in colour
-COLUMNS = ("hours", "of ideal", "drawn twice", "deaths", "create / s", "look / s", "list / s", "beat / s", "most / s")
+COLUMNS = {  # of `bench.experiments.claims`, and their heads
+    "hours": "hours",
+    "of ideal": "relative time",
+    "drawn twice": "drawn twice",
+    "deaths": "deaths",
+    "create / s": "creates / s",
+    "look / s": "looks / s",
+    "list / s": "listings / s",
+    "beat / s": "touches / s",
+    "most / s": "peak / s",
+}
+CASES = {  # of `bench.experiments.claims`, as the page names them
+    "8 processes, nothing goes wrong": "8 processes, no failures",
+    "64, one in ten is 4 times as slow": "64 processes; one in ten takes 4 times as long",
+    "64, each dies every 2 hours": "64 processes; each dies every 2 hours on average",
+    "512, nothing goes wrong": "512 processes, no failures",
+    "512, lists are 30 s old": "512 processes; listings are 30 s old",
+    "512 that know nothing of each other": "512 processes without ranks",
+    "512, one in fifty is 4 times as slow, each dies every 6 hours": (
+        "512 processes; one in fifty takes 4 times as long, each dies every 6 hours"
+    ),
+    "512, each dies every hour": "512 processes; each dies every hour",
+    "512 for 256 parts": "512 processes for 256 shards; each dies every 6 hours",
+}
+MEASURED = {"measured": "with `--features`", "not measured": "without `--features`"}  # of `bench.speed.generation`
 
 
 def rate(measured: dict[str, Any]) -> float:
@@ -24,7 +48,7 @@ def rate(measured: dict[str, Any]) -> float:
 
 def scale_table(measured: dict[str, Any]) -> str:
     """Return a row for each cost of the network, number of pictures and number of GPUs."""
-    header = ("network", "pictures", "GPUs", "time", "shards", "on disk", "claims", "beats")
+    header = ("network", "images", "GPUs", "time", "shards", "disk space", "claim requests", "touches")
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     calls = rate(measured)
     for costlier, n, gpus in product(COSTLIER, PICTURES, GPUS):
@@ -34,7 +58,8 @@ def scale_table(measured: dict[str, Any]) -> str:
             of_one * -(-shards // gpus), n * CALLS * costlier / calls
         )  # whole shards, the last one may be less
         size = n * 3 * SIDES[costlier] ** 2
-        name = f"{NETWORK}, measured" if costlier == 1 else f"{costlier} times as costly, {SIDES[costlier]} pixels"
+        side = f"{SIDES[costlier]}x{SIDES[costlier]} pixels"
+        name = f"measured network, {side}" if costlier == 1 else f"{costlier} times as expensive, {side}"
         requests = _rate(4 * shards / seconds), _rate(gpus / BEAT)
         cells = (name, f"{n:,}", gpus, _time(seconds), f"{shards:,}", _bytes(size), *requests)
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -43,20 +68,27 @@ def scale_table(measured: dict[str, Any]) -> str:
 
 def claims_table(played: dict[str, Any]) -> str:
     """Return a row for each case of `bench.experiments.claims`."""
-    lines = [f"| case | parts | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    lines = [f"| case | shards | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
     for name, row in played["rows"].items():
         cells = [_cell(column, row[column]) for column in COLUMNS]
-        lines.append(f"| {name} | {played['cases'][name]['parts']:,} | {' | '.join(cells)} |")
+        lines.append(f"| {CASES.get(name, name)} | {played['cases'][name]['parts']:,} | {' | '.join(cells)} |")
     commit = played["environment"]["commit"]
-    return "\n".join([*lines, "", f"Commit {commit}, medians of {played['runs']} plays; a part takes 60 s."])
+    return "\n".join(
+        [*lines, "", f"Commit {commit}. Medians of {played['runs']} simulations; a shard takes 60 s on average."]
+    )
 
 
 def generation_table(measured: dict[str, Any]) -> str:
     """Return the tables of `bench.speed.generation`: share of the network, and memory."""
-    lines = ["| one process, two cores | the network's share of the time |", "|---|---|"]
+    lines = ["| model (one process, two cores) | share of the time in the network |", "|---|---|"]
     for name, (least, middle, most) in measured["share"].items():
-        lines.append(f"| {name} | {middle:.1%} ({least:.1%} to {most:.1%}) |")
-    lines += ["", "| digits, drawn and measured | starter, MiB | ranks, MiB |", "|---|---|---|"]
+        model, kind = name.split(", ")
+        lines.append(f"| {model}, {MEASURED[kind]} | {middle:.1%} ({least:.1%} to {most:.1%}) |")
+    lines += [
+        "",
+        "| images (model digits, with `--features`) | torchrun itself, MiB | each rank, MiB |",
+        "|---|---|---|",
+    ]
     for row in measured["memory"]:
         lines.append(f"| {row['n']:,} | {row['starter']} | {', '.join(map(str, row['ranks']))} |")
     return "\n".join([*lines, "", f"Commit {measured['environment']['commit']}."])

@@ -97,19 +97,23 @@ def _count(network: torch.nn.Module) -> int:
 
 def table(results: dict[str, Any]) -> str:
     found = results["networks"]
-    lines = ["| network | level, % of times | sigma/alpha | correlation | ratio of means |", "|---|---|---|---|---|"]
+    lines = ["| network | t, % of its maximum | sigma/alpha | correlation | ratio of means |", "|---|---|---|---|---|"]
     for name, result in found.items():
         for percentile, row in zip(PERCENTILES, result["levels"], strict=True):
             numbers = f"{row['sigma/alpha']:.3g} | {row['correlation']:.3f} | {row['ratio']:.3f}"
             lines.append(f"| {name} | {percentile} | {numbers} |")
-    lines += ["", "| network | batch | heads / network | skipped / network | parameters |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| network | batch size | heads: added time | skipped: added time | added parameters |",
+        "|---|---|---|---|---|",
+    ]
     for name, result in found.items():
         for row in result["cost"]:
             shares = f"{row['heads']:.1%} | {row['skipped']:.1%} | {row['parameters']:.1%}"
             lines.append(f"| {name} | {row['batch']} | {shares} |")
     lines += [
         "",
-        f"Commit {results['environment']['commit']}, {results['draws']} draws of the noise for each digit and level.",
+        f"Commit {results['environment']['commit']}, {results['draws']} noise draws for each digit and noise level.",
     ]
     return "\n".join(lines)
 

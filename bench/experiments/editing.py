@@ -152,7 +152,7 @@ def inversion_table(result: dict[str, Any]) -> str:
     """Format errors in grey levels by calls, and the slope, as Markdown."""
     rows = result["rows"]
     head = " | ".join(f"{c} calls" for c in rows[0]["calls"])
-    lines = [f"| model | solver | {head} | order seen |", "|---" * (len(rows[0]["calls"]) + 3) + "|"]
+    lines = [f"| model | solver | {head} | observed order |", "|---" * (len(rows[0]["calls"]) + 3) + "|"]
     for row in rows:
         grey = row["grey"]
         range_ = ", clipped" if row["clipped"] else ""

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Slurm without a file system in common: each job of the array makes the K-th of 64 shares on its own disk, then copies.
+# Slurm without a shared file system: each job of the array draws the K-th of 64 shares on its own disk, then copies it.
 #SBATCH --job-name=generate
 #SBATCH --array=1-64
 #SBATCH --gpus=1

@@ -1,4 +1,4 @@
-"""Image editing with a diffusion model: strokes, image to image, inpainting, inversion."""
+"""Image editing with a diffusion model: strokes, image-to-image, inpainting and inversion."""
 
 from gms_fast.editing.inpaint import inpaint as inpaint
 from gms_fast.editing.inversion import Inversion as Inversion

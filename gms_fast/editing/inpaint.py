@@ -43,29 +43,32 @@ def inpaint(
     progress: bool = False,
     callback: Callable[[int, float, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
-    """Redraw a part of an image with any solver and keep the rest exactly (RePaint).
+    """Redraw a part of an image with any solver, and keep the rest exactly (RePaint).
 
-    Wherever a step ends, known pixels are replaced by alpha_s image + sigma_s z with new noise z.
-    The noise is counter-based. It is independent of the noise that [`sample`][gms_fast.sample] and
+    After every step, the known pixels are reset to alpha_s image + sigma_s z with new noise z. The noise is
+    counter-based, and independent of the noise that [`sample`][gms_fast.sample] and
     [`stroke`][gms_fast.editing.stroke] draw from the same seed.
 
     Args:
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
-        image: Images (n, C, H, W) or one (C, H, W), floating point, in the model's data range. Latents and data of
-            other shapes (n, *) work too.
-        mask: 1 where the image is redrawn, 0 where it is known. Bool or float in [0, 1], shape (H, W), (1, H, W) or
-            (n, 1, H, W); for data other than (C, H, W) any shape that broadcasts to the state. A value m in between is
-            the strength with which a pixel may change: the pixel stays known until the run reaches the noise level of
-            m, rounded down to a level of the run. A mask k times as high and wide as the latents is reduced to their
-            size. A latent then counts as known where all of its pixels are known.
+        image: Images (n, C, H, W), or one image (C, H, W), floating point, in the model's data range. Latents and data
+            of other shapes (n, *) work too.
+        mask: Bool, or float in [0, 1]: 1 where the image is redrawn, 0 where it is known. The shape is (H, W),
+            (1, H, W) or (n, 1, H, W). For samples that are not (C, H, W), it may be any shape that broadcasts to the
+            state. A value m between 0 and 1 is the strength for this pixel: the pixel stays known until the run
+            reaches the noise level of strength m, rounded down to a noise level of the run. The height and width of
+            the mask may be whole multiples of the size of the latents. The mask is then reduced to this size, and a
+            latent element counts as known only if all of its pixels are known.
         steps: Number of steps K >= 1 from the noise level of `strength` on.
-        solver: A `Solver` or its text, as in [`sample`][gms_fast.sample]. GGDM needs strength 1; Teleport is refused.
-        n: Number of results for one image; by default the number of images.
-        resample: Number r >= 1 of passes over each step. Between two passes the state goes back to the step's start, so
-            that the new part fits the known part. Costs r times the network evaluations.
-        strength: Noise level at which the run starts, as in [`stroke`][gms_fast.editing.stroke]. Below 1 the redrawn
-            part resembles the original.
-        shape: Shape of one sample; by default the model's `sample_shape`.
+        solver: A `Solver` or a solver string, as in [`sample`][gms_fast.sample]. GGDM needs strength 1, and Teleport is
+            not supported.
+        n: Number of results. To get several results, pass a single image. Default: the number of images.
+        resample: Number of passes r >= 1 over each step. Between two passes, noise is added so that the state returns
+            to the start of the step. More passes make the new part fit the known part better. They cost r times the
+            network evaluations.
+        strength: Noise level at which the run starts, as in [`stroke`][gms_fast.editing.stroke]. With a strength below
+            1, the redrawn part resembles the original.
+        shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
         seed: As in [`sample`][gms_fast.sample].
@@ -74,19 +77,20 @@ def inpaint(
         denoise: As in [`sample`][gms_fast.sample].
         condition: As in [`sample`][gms_fast.sample].
         batch_size: As in [`sample`][gms_fast.sample].
-        device: Device of the state; by default the model's.
-        dtype: Data type of the state; by default the image's.
+        device: Device of the state. Default: the model's device.
+        dtype: Data type of the state. Default: the data type of the image.
         progress: As in [`sample`][gms_fast.sample].
-        callback: As in [`sample`][gms_fast.sample]. It sees every pass over a step as a step of its own. If it ends the
-            run, known pixels are still noisy.
+        callback: As in [`sample`][gms_fast.sample]. It is called after every pass, and each pass counts as a step. If
+            the callback ends the run, the known pixels are still noisy.
 
     Returns:
         Tensor (n, C, H, W), or (n, *): the edited images. Pixels with mask 0 equal the input.
 
     Raises:
-        ValueError: If an argument has a wrong value, before the model is called. Examples are a mask of another size,
-            outside [0, 1] or the same everywhere, and all cases of [`stroke`][gms_fast.editing.stroke].
-        TypeError: If `mask` or `image` has a wrong type.
+        ValueError: If an argument has a wrong value. Examples are a mask that has the wrong size, lies outside [0, 1],
+            or is 0 or 1 everywhere, and all cases of [`stroke`][gms_fast.editing.stroke]. This is checked before the
+            model is called.
+        TypeError: If `mask` or `image` has the wrong type.
 
     Examples:
         >>> model = gms_fast.load("digits")

@@ -1,6 +1,6 @@
 """Inversion: a deterministic solver run backwards, from an image to its x_T.
 
-Song et al. 2021, arXiv 2010.02502, section 4.3, describe it for DDIM.
+Song et al. 2021, arXiv 2010.02502, section 4.3, describe this for DDIM.
 """
 
 import math
@@ -28,22 +28,24 @@ _KINDS = (DDIM, Euler, Heun, DPMSolverPP, UniP)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inversion(Solver):
-    """Reversed deterministic solver: its steps run from the least noise to the most.
+    """Reversed deterministic solver, whose steps run from low noise to high noise.
 
-    The formulas of the probability flow hold in both directions. Use [`invert`][gms_fast.editing.invert] for images. As
-    a solver, this class also works with [`graphed`][gms_fast.graphed].
+    The formulas of the probability flow hold in both directions. To invert images, use
+    [`invert`][gms_fast.editing.invert]. Because this class is a solver, it also works with
+    [`graphed`][gms_fast.graphed].
 
-    Its times are those of `then` in reverse. The run begins at x = alpha image at t, the first time with noise. One
-    additional network evaluation there adds the noise that the solver's last evaluation would remove:
+    The times are those of `then` in reverse order. The run starts from x = alpha_t image, where t is the time with the
+    lowest noise above zero. Here one additional network evaluation adds the noise that the last evaluation of `then`
+    would remove:
 
-        x_t = alpha_t image + sigma_t e(alpha_t image) = 2 x - alpha_t E[x_0|x]
+        x_t = alpha_t image + sigma_t e1(alpha_t image) = 2 x - alpha_t E[x_0|x]
 
     Args:
-        then: The solver to reverse: DDIM, Euler, Heun, DPMSolverPP or UniP, without noise.
+        then: The solver to reverse: DDIM, Euler, Heun, DPMSolverPP or UniP, with settings that draw no noise.
 
     Raises:
-        ValueError: If `then` cannot be inverted. `times` and `plan` also raise it: for a solver that draws noise, and
-            for a level with alpha = 0 where `then` works in log(alpha/sigma).
+        ValueError: If `then` cannot be inverted. `times` and `plan` also raise ValueError if `then` draws noise, or if
+            it uses log(alpha/sigma) and alpha is 0 at some time.
 
     Examples:
         >>> from gms_fast.solvers import DDIM
@@ -74,16 +76,16 @@ class Inversion(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Return the solver's times in reverse: only those with noise, the first one twice.
+        """Return the solver's times with noise, in reverse order and with the first one repeated.
 
         Args:
             schedule: Noise schedule.
             wanted: Number of steps, or the times themselves.
-            t_max: Noisiest time of the grid; by default the schedule's.
-            spacing: Grid, as in `Schedule.timesteps`; by default the solver's own.
+            t_max: Noisiest time of the grid. Default: the noisiest time of the schedule.
+            spacing: Spacing of the grid, as in `Schedule.timesteps`. Default: the spacing of the solver.
 
         Returns:
-            List of times, least noise first.
+            List of times, lowest noise first.
 
         Raises:
             ValueError: If the solver draws noise.
@@ -148,26 +150,26 @@ def invert(
 ) -> Tensor:
     """Find the noise x_T from which a deterministic solver draws an image.
 
-    The solver's steps run in the other direction, from x_0 up to the noisiest time. Sampling from the result with the
-    same solver gives the image back, up to an error of the solver's order.
+    The solver takes its steps backwards, from x_0 to the noisiest time. If you sample from the result with the same
+    solver, you get the image back, up to the error of the solver.
 
     Args:
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
-        image: Images (n, C, H, W) or one (C, H, W), floating point, in the model's data range.
-        steps: Number of steps K >= 1. Costs as many network evaluations as the solver takes on the way back.
-        solver: "ddim" or "euler" (order 1), "heun" (order 2, two evaluations per step), "dpm-solver++" or "unip" (of
-            their own order), or such a `Solver`. The default has the smallest error (docs/editing.md), but cannot reach
-            a level with alpha = 0.
-        strength: Noise level at which to stop, as in [`stroke`][gms_fast.editing.stroke]; 1 is the noisiest. Sample
-            back from a lower level with the times of [`timesteps`][gms_fast.editing.timesteps].
-        shape: Shape of one sample; by default the model's `sample_shape`.
+        image: Images (n, C, H, W), or one image (C, H, W), floating point, in the model's data range.
+        steps: Number of steps K >= 1. The inversion costs as many network evaluations as sampling with the same solver.
+        solver: A `Solver` or a solver string: "ddim" or "euler" (order 1), "heun" (order 2, two evaluations per step),
+            or "dpm-solver++" or "unip" (adjustable order). The default has the smallest error (docs/editing.md), but it
+            cannot reach a noise level with alpha = 0.
+        strength: Noise level at which to stop, as in [`stroke`][gms_fast.editing.stroke]; 1 is the noisiest. To sample
+            from a state at a lower strength, use the times of [`timesteps`][gms_fast.editing.timesteps].
+        shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
-        clip: As in [`sample`][gms_fast.sample]. Sample back with the same value.
+        clip: As in [`sample`][gms_fast.sample]. Use the same value when you sample from the result.
         condition: As in [`sample`][gms_fast.sample].
         batch_size: As in [`sample`][gms_fast.sample].
-        device: Device of the state; by default the model's.
-        dtype: Data type of the state; by default the image's.
+        device: Device of the state. Default: the model's device.
+        dtype: Data type of the state. Default: the data type of the image.
         progress: As in [`sample`][gms_fast.sample].
         callback: As in [`sample`][gms_fast.sample].
 
@@ -175,9 +177,9 @@ def invert(
         Tensor (n, C, H, W): x_T, or the state at the noise level of `strength`.
 
     Raises:
-        ValueError: If `solver` draws noise or cannot be inverted, or if an argument is wrong as in
-            [`stroke`][gms_fast.editing.stroke]. Raised before the model is called.
-        TypeError: If an argument has a wrong type.
+        ValueError: If `solver` draws noise or cannot be inverted, and in all cases of
+            [`stroke`][gms_fast.editing.stroke]. This is checked before the model is called.
+        TypeError: If an argument has the wrong type.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -235,37 +237,38 @@ def interpolate(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Interpolate between two images along the great circle between their inverted noises.
+    """Interpolate between two images along the great circle between their noise tensors x_T.
 
-    Both images are inverted, and n samples are drawn from the points
+    Both images are inverted to x_T' and x_T'', which enclose an angle w. The solver then draws n samples from points
+    on the great circle between them, with s from 0 to 1:
 
-        x_T(s) = (sin((1 - s) w) x_T' + sin(s w) x_T'')/sin w,   s = 0 .. 1, w the angle between x_T' and x_T''.
+        x_T(s) = (sin((1 - s) w) x_T' + sin(s w) x_T'')/sin w
 
     Args:
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
-        first: One image, such as (C, H, W), in the model's data range.
+        first: One image, for example (C, H, W), in the model's data range.
         second: One image of the same size.
-        n: Number of results >= 2, both ends included.
+        n: Number of results >= 2, including the reconstructions of both images.
         steps: Number of steps K >= 1 of the solver, in each direction.
         solver: A deterministic solver, as in [`invert`][gms_fast.editing.invert].
         strength: Noise level at which to interpolate, as in [`invert`][gms_fast.editing.invert].
-        shape: Shape of one sample; by default the model's `sample_shape`.
+        shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
         clip: As in [`sample`][gms_fast.sample].
-        condition: Keywords for the network. Tensors have one row for all results, or two rows; each result then takes
-            the row of its nearer end.
+        condition: Keyword arguments for the network. Tensors have one row for all results, or one row for each of the
+            two images. In the second case, each result uses the row of the image that it is closer to.
         batch_size: As in [`sample`][gms_fast.sample].
-        device: Device of the state; by default the model's.
-        dtype: Data type of the state; by default the image's.
+        device: Device of the state. Default: the model's device.
+        dtype: Data type of the state. Default: the data type of the image.
         progress: As in [`sample`][gms_fast.sample].
 
     Returns:
-        Tensor (n, C, H, W). The first and the last are reconstructions of the two images.
+        Tensor (n, C, H, W). The first and the last result are reconstructions of the two images.
 
     Raises:
         ValueError: If `n` < 2 or the images differ in size, and in all cases of [`invert`][gms_fast.editing.invert].
-        TypeError: If an argument has a wrong type.
+        TypeError: If an argument has the wrong type.
 
     Examples:
         >>> model = gms_fast.load("digits")

@@ -1,4 +1,4 @@
-"""Stroke paintings of images: guides for `stroke`, as in SDEdit (arXiv 2108.01073)."""
+"""Stroke paintings of images, as input for `stroke` (SDEdit, arXiv 2108.01073)."""
 
 import numpy as np
 import torch
@@ -12,25 +12,29 @@ _SLACK = 1 / 255  # rounding to bytes may take an image this far outside its ran
 
 
 def paint(images: Tensor, *, colours: int = 6, brush: float = 0.1) -> Tensor:
-    """Repaint images with a wide brush and few colours, as guides for `stroke`.
+    """Repaint images with a wide brush and few colours, as input for `stroke`.
 
-    Colour images go through a median filter as wide as the brush. It removes lines thinner than half the brush. Grey
-    images are treated as drawings: of the pixels under the brush, the quartile farther from the paper counts, so lines
-    get thicker instead. The paper is the median of the image. The ink is lighter than the paper if the image reaches
-    farther above the paper than below it. At 8x8 the brush of 3 pixels is a third of a digit.
+    Colour images are filtered with a median filter of the width of the brush. It removes lines that are thinner than
+    half the brush.
+
+    Greyscale images are treated as drawings, so lines become thicker instead. The median of the image is the colour of
+    the paper. If the brightest pixel is farther from it than the darkest, the ink is lighter than the paper. Each pixel
+    is replaced by a quartile of the pixels under the brush: the upper quartile for light ink, the lower for dark ink.
+
+    The smallest brush has 3 pixels. In an 8x8 image this is a third of a digit.
 
     Args:
         images: Tensor (N, C, H, W), floating point in [-1, 1], C = 1 or 3.
-        colours: Number of colours, 1 .. 256, chosen for each image by median cut, without dithering.
-        brush: Width of the brush as a share of the shorter side, in (0, 1]. It is rounded to an odd number of pixels,
-            at least 3.
+        colours: Number of colours, from 1 to 256. They are chosen for each image by median cut, without dithering.
+        brush: Width of the brush, relative to the shorter side of the image, in (0, 1]. It is rounded to an odd number
+            of pixels, at least 3.
 
     Returns:
-        Tensor (N, C, H, W) of the same dtype and device, on the 256 levels of bytes.
+        Tensor (N, C, H, W) with the dtype and device of `images`. Its values are rounded to the 256 levels of uint8.
 
     Raises:
-        ValueError: If `images` has another shape or range, or `colours` or `brush` is outside its range.
-        TypeError: If `images` is not a floating-point tensor, or `colours` not an integer.
+        ValueError: If `images` has the wrong shape or range, or if `colours` or `brush` is out of range.
+        TypeError: If `images` is not a floating-point tensor, or if `colours` is not an integer.
 
     Examples:
         >>> images = gms_fast.data.load("digits")[:4]

@@ -1,4 +1,4 @@
-"""RePaint: known pixels are noised to the level where each step ends (arXiv 2201.09865)."""
+"""RePaint (arXiv 2201.09865): known pixels are reset to the noise level after each step."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -58,27 +58,28 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inpainting(Solver):
-    """Solver with known pixels: another solver's steps, after each of which they are reset.
+    """Solver that takes another solver's steps and resets the known pixels after each step.
 
-    Wherever a step ends, known pixels are set to alpha_s image + sigma_s z with new noise z. After the last step they
-    are set to the image. Use [`inpaint`][gms_fast.editing.inpaint] for images. As a solver, this class also works with
-    [`graphed`][gms_fast.graphed] and [`Stepper`][gms_fast.Stepper].
+    At the end of a step, the known pixels are set to alpha_s image + sigma_s z with new noise z. After the last step
+    they are set to the image. To inpaint images, use [`inpaint`][gms_fast.editing.inpaint]. Because this class is a
+    solver, it also works with [`graphed`][gms_fast.graphed] and [`Stepper`][gms_fast.Stepper].
 
-    With `resample` > 1 every step starts without history, because the earlier estimates do not belong to the path of
+    With `resample` > 1, every step starts without history, because earlier estimates do not belong to the trajectory of
     the new state. Multistep solvers then take steps of order 1.
 
     Args:
         image: Known data (n, *), shaped like the state, floating point.
         mask: Tensor (n, 1, H, W), (1, 1, H, W) or shaped like the image, floating point: 0 known, 1 redrawn. A value m
-            in between is the strength with which an element may change. It stays known until the run reaches the noise
-            level of that strength (`Schedule.share`), rounded down to a level of the run.
+            in between is the strength for this element. The element stays known until the run reaches the noise level
+            of strength m (`Schedule.share`), rounded down to a noise level of the run.
         then: The solver that takes the steps.
-        resample: Number r >= 1 of passes over each step. After each of the first r - 1 passes the state returns to the
-            step's start, x_t = (alpha_t/alpha_s) x_s + noise, so that unknown pixels fit the known ones. Costs r times
-            the network evaluations.
+        resample: Number of passes r >= 1 over each step. After each pass but the last, the state returns to the start
+            of the step, x_t = (alpha_t/alpha_s) x_s + noise. More passes make the unknown pixels fit the known ones
+            better. They cost r times the network evaluations.
 
     Raises:
-        ValueError: If `then` skips network evaluations or rises in noise, or if `resample` < 1, or > 1 with GGDM.
+        ValueError: If `then` skips network evaluations or goes from less noise to more, if `resample` < 1, or if
+            `resample` > 1 with GGDM.
         TypeError: If `image` or `mask` is not a floating-point tensor (raised by `check`).
 
     Examples:
@@ -131,13 +132,13 @@ class Inpainting(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Return the solver's times, each repeated once per network evaluation at it.
+        """Return the solver's times, each repeated once for every network evaluation at this time.
 
         Args:
             schedule: Noise schedule.
             wanted: Number of steps, or the times themselves.
-            t_max: Noisiest time of the grid; by default the schedule's.
-            spacing: Grid, as in `Schedule.timesteps`; by default the solver's own.
+            t_max: Noisiest time of the grid. Default: the noisiest time of the schedule.
+            spacing: Spacing of the grid, as in `Schedule.timesteps`. Default: the spacing of the solver.
 
         Returns:
             List of times, noisiest first.

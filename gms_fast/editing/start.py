@@ -1,4 +1,4 @@
-"""Start of an edit: the noise level, the times from there on, and the images to be noised."""
+"""Start of an edit: the noise level, the times from there on, and the noisy images."""
 
 import math
 import warnings
@@ -53,26 +53,27 @@ def timesteps(
     solver: str | Solver = "gms",
     schedule: Schedule | str | None = None,
 ) -> list[float]:
-    """Return the times of an edit: a solver's grid from the noise level of `strength` on.
+    """Return the times of an edit: the solver's grid from the noise level of `strength` on.
 
-    Together with [`noised`][gms_fast.editing.noised] they are the `timesteps=` and `x_T=` of
-    [`sample`][gms_fast.sample], [`graphed`][gms_fast.graphed] and [`Stepper`][gms_fast.Stepper].
+    Pass these times as `timesteps=`, and the result of [`noised`][gms_fast.editing.noised] as `x_T=`, to
+    [`sample`][gms_fast.sample], [`graphed`][gms_fast.graphed] or [`Stepper`][gms_fast.Stepper].
 
     Args:
-        model: Model whose schedule and origin are read.
-        steps: Number of steps K >= 1. A schedule of whole times may have fewer left; a warning then tells how many.
-        strength: Noise level at which the edit starts. A number in [0, 1] is the share of the way from no noise (0) to
-            all noise (1) on the schedule's own grid; for VP that is the share of its time. "t=500" is a time of the
-            schedule, "level=2.5" a noise level sigma/alpha.
-        solver: A `Solver` or its text, as in [`sample`][gms_fast.sample].
+        model: Model that provides the schedule, and any tables stored with it that `solver` needs. It is not called.
+        steps: Number of steps K >= 1. If the schedule has only integer times, fewer may be left at this strength. A
+            warning then states how many.
+        strength: Noise level at which the edit starts. A number in [0, 1] is a position on the schedule's time grid,
+            from no noise (0) to pure noise (1). For VP, it is t divided by the largest time. "t=500" is a time of the
+            schedule, and "level=2.5" is a noise level sigma/alpha.
+        solver: A `Solver` or a solver string, as in [`sample`][gms_fast.sample].
         schedule: As in [`sample`][gms_fast.sample].
 
     Returns:
-        List of times, noisiest first: K + 1 of them for most solvers. It is empty at strength 0.
+        List of times, noisiest first. For most solvers it has K + 1 elements. At strength 0 it is empty.
 
     Raises:
-        ValueError: If `strength` is outside the schedule, or if `solver` cannot start in the middle (GGDM, Teleport).
-        TypeError: If `strength` is neither a number nor such text.
+        ValueError: If `strength` is outside the schedule, or if `solver` must start from pure noise (GGDM, Teleport).
+        TypeError: If `strength` is neither a number nor a string of one of these forms.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -191,28 +192,29 @@ def noised(
 ) -> Tensor:
     """Add noise to images: alpha image + sigma z at the noise level of `strength`.
 
-    This is the state from which [`stroke`][gms_fast.editing.stroke] starts. z is a function of (seed, sample, element)
-    and the same at every strength.
+    This is the state from which [`stroke`][gms_fast.editing.stroke] starts. The noise z depends only on the seed, the
+    sample and the element, so it is the same at every strength.
 
     Args:
-        model: Callable `(x, t)` whose schedule, device and data range are read; it is not called.
-        image: Images (n, C, H, W) or one (C, H, W), floating point, in the model's data range.
+        model: Callable `(x, t)` that provides the schedule, the device and the data range. It is not called.
+        image: Images (n, C, H, W), or one image (C, H, W), floating point, in the model's data range.
         strength: Noise level, as in [`timesteps`][gms_fast.editing.timesteps].
-        n: Number of results for one image; by default the number of images.
-        shape: Shape of one sample; by default the model's `sample_shape`.
+        n: Number of results. To get several results, pass a single image. Default: the number of images.
+        shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         seed: As in [`sample`][gms_fast.sample].
         sample_offset: As in [`sample`][gms_fast.sample].
         clip: Data range to which the images are clamped, as in [`sample`][gms_fast.sample].
-        device: Device of the result; by default the model's.
-        dtype: Data type of the result; by default the image's.
+        device: Device of the result. Default: the model's device.
+        dtype: Data type of the result. Default: the data type of the image.
 
     Returns:
         Tensor (n, C, H, W): the noisy state.
 
     Raises:
-        ValueError: If `strength` is outside the schedule, or `image` has a wrong shape or range.
-        TypeError: If `image` is not a floating-point tensor, or `strength` neither a number nor such text.
+        ValueError: If `strength` is outside the schedule, or if `image` has the wrong shape or range.
+        TypeError: If `image` is not a floating-point tensor, or if `strength` is neither a number nor a string of a
+            supported form.
 
     Examples:
         >>> model = gms_fast.load("digits")

@@ -45,28 +45,30 @@ def stroke(
     progress: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Noise an image to some level and sample from there (SDEdit).
+    """Add noise to an image up to some noise level, and sample from there (SDEdit).
 
-    The state x_t = alpha_t image + sigma_t z is followed by `steps` steps of a solver. With a `condition` this is
-    image-to-image generation. With n > 1 it draws variations of an image.
+    Starting from the state x_t = alpha_t image + sigma_t z, a solver takes `steps` steps. With a `condition`, this is
+    image-to-image generation. With n > 1, it draws variations of an image.
 
-    The noise of the guide is counter-based. It is independent of all noise that [`sample`][gms_fast.sample] draws, so
-    an image drawn with a seed is edited with new noise from the same seed. To edit an edit, use another seed.
+    The noise z is counter-based, and independent of all noise that [`sample`][gms_fast.sample] draws from the same
+    seed. You can therefore edit an image with the seed from which it was drawn. To edit the result of an edit, use
+    another seed.
 
     Args:
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
-        image: Guides (n, C, H, W) or one (C, H, W), floating point, in the model's data range.
-        strength: Noise level at which the edit starts. A number in [0, 1] is the share of the way from no noise (0) to
-            all noise (1) on the schedule's own grid; for VP that is the share of its time. "t=500" is a time of the
-            schedule, "level=2.5" a noise level sigma/alpha. 0 returns the guide, clipped to the data range. At 1
-            nothing of the guide is left, and the result equals that of [`sample`][gms_fast.sample].
-        steps: Number of steps K >= 1 from that level on. Costs K + 1 network evaluations, K for solvers without a final
-            evaluation.
+        image: Images (n, C, H, W), or one image (C, H, W), floating point, in the model's data range.
+        strength: Noise level at which the edit starts. A number in [0, 1] is a position on the schedule's time grid,
+            from no noise (0) to pure noise (1). For VP, it is t divided by the largest time. "t=500" is a time of the
+            schedule, and "level=2.5" is a noise level sigma/alpha. Strength 0 returns the image, clipped to the data
+            range. At strength 1 nothing of the image is left, and the result equals that of
+            [`sample`][gms_fast.sample].
+        steps: Number of steps K >= 1 from this noise level on. The edit costs K + 1 network evaluations, or K for
+            solvers without a final evaluation.
         solver: As in [`sample`][gms_fast.sample]. GGDM and Teleport need strength 1.
-        n: Number of results for one image; by default the number of images.
-        repeats: Number of passes >= 1. Each takes the last result as the guide and draws new noise. At strength 1 there
-            is one pass. `denoise=False` applies to the last pass.
-        shape: Shape of one sample; by default the model's `sample_shape`.
+        n: Number of results. To get several results, pass a single image. Default: the number of images.
+        repeats: Number of passes >= 1. Each further pass starts from the previous result, with new noise. At strength 1
+            there is only one pass. `denoise=False` applies to the last pass.
+        shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
         seed: As in [`sample`][gms_fast.sample].
@@ -75,19 +77,20 @@ def stroke(
         denoise: As in [`sample`][gms_fast.sample].
         condition: As in [`sample`][gms_fast.sample].
         batch_size: As in [`sample`][gms_fast.sample].
-        device: Device of the state; by default the model's.
-        dtype: Data type of the state; by default the image's.
+        device: Device of the state. Default: the model's device.
+        dtype: Data type of the state. Default: the data type of the image.
         progress: As in [`sample`][gms_fast.sample].
-        callback: As in [`sample`][gms_fast.sample]. It counts the steps of every pass from 0; StopIteration ends all
+        callback: As in [`sample`][gms_fast.sample]. The step index starts from 0 in every pass. StopIteration ends all
             passes.
 
     Returns:
         Tensor (n, C, H, W): the edited images.
 
     Raises:
-        ValueError: If an argument has a wrong value, before the model is called. Examples are an image of another shape
-            or range, a strength outside the schedule, or a solver that cannot start in the middle (GGDM, Teleport).
-        TypeError: If an argument has a wrong type.
+        ValueError: If an argument has a wrong value, for example an image of the wrong shape or range, a strength
+            outside the schedule, or a solver that must start from pure noise (GGDM, Teleport). This is checked before
+            the model is called.
+        TypeError: If an argument has the wrong type.
 
     Examples:
         >>> model = gms_fast.load("digits")

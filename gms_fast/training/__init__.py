@@ -1,8 +1,8 @@
 """Two-stage training of noise networks with moment heads.
 
-[`train_noise_network`][gms_fast.training.train_noise_network] learns the noise.
-[`train_moment_heads`][gms_fast.training.train_moment_heads] then learns its higher moments
-with the network frozen.
+[`train_noise_network`][gms_fast.training.train_noise_network] trains a network to predict the noise.
+[`train_moment_heads`][gms_fast.training.train_moment_heads] then trains heads that predict higher moments of the noise,
+while the network is frozen.
 """
 
 from gms_fast.training.loop import train_moment_heads as train_moment_heads

@@ -1,8 +1,8 @@
 """Two-stage training: a noise network, then moment heads on the frozen network.
 
-Every random number of step k comes from a generator seeded by (seed, k) alone. A run that is killed and resumed
-therefore uses the same batches, times and noise as an uninterrupted run. The same holds for several processes that
-share the rows of each batch.
+Every random number of step k comes from a generator that is seeded by (seed, k). A run that is killed and resumed
+therefore uses the same batches, times and noise as an uninterrupted run. So do several processes that divide the rows
+of each batch among them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,51 +62,56 @@ def train_noise_network(
 ) -> MomentUNet:
     """Train a U-Net to predict the noise (stage 1).
 
-    Minimises E w (e1(x_t, t) - eps)^2 over random times t, with x_t = alpha_t x_0 + sigma_t eps.
-    Times are uniform over those of a discrete schedule. Otherwise they are spaced as the schedule's own grid is.
+    Training minimises E[w (e1(x_t, t) - eps)^2] over random times t, with x_t = alpha_t x_0 + sigma_t eps. With a
+    discrete schedule, t is uniform over its times. With any other schedule, t has the density of the schedule's own
+    grid.
 
     Args:
-        model: A [`MomentUNet`][gms_fast.models.MomentUNet]. Its moment heads, if any, are not trained.
-        data: Images (N, C, H, W) in the model's data range, or uint8, where 0 .. 255 stand for that range. For a
-            network with classes: (images, labels) or (images, {"y": labels}), labels (N,). Also an iterable of such
-            batches, as a DataLoader is. A tensor stays on its device: batches of a tensor on a GPU are taken there.
+        model: A [`MomentUNet`][gms_fast.models.MomentUNet]. If it has moment heads, they are not trained.
+        data: Images (N, C, H, W), as floats in the model's data range or as uint8, in which case 0 .. 255 is mapped to
+            that range. For a network with classes: (images, labels) or (images, {"y": labels}) with labels (N,).
+            Instead of tensors you can pass an iterable of batches in one of these forms, such as a DataLoader. Tensors
+            stay on their device, so batches from a tensor on a GPU are selected on the GPU.
         steps: Total number of optimiser steps, >= 1.
         out: Folder for `checkpoint.pt` and `curve.csv` (step, loss, seconds).
-        encoder: Callable from images to latents, if the model learns latents. A whole tensor of images is encoded once;
-            batches of an iterable are encoded as they arrive. Default: none.
-        resume: Continue the run that `out` holds. If False, such a folder is refused.
-        checkpoint_every: Steps between checkpoints, >= 1.
-        checkpoint_seconds: Also write a checkpoint after this many seconds; None for no such limit.
+        encoder: Callable that maps images to latents, for a model of latents. A tensor of images is encoded once; the
+            batches of an iterable are encoded as they arrive. Default: no encoder.
+        resume: True continues the run in `out`, if there is one. False raises FileExistsError if `out` contains a run.
+        checkpoint_every: Number of steps between checkpoints, >= 1.
+        checkpoint_seconds: Also write a checkpoint whenever this many seconds have passed; None to disable this.
         progress: Show a progress bar on stderr.
-        batch_size: Images per step, of all ranks together; None for 64. Must be None for data that comes in batches.
-        micro_batch: Rows that go through the network at a time, on each rank; None for all. Fewer rows need less
-            memory. The result is the same up to rounding, except with dropout, which draws new masks for each part.
-        compile: Run the network's step through torch.compile. The result is the same up to rounding, except with
+        batch_size: Number of images per step, over all ranks; None for 64. Must be None if the data is an iterable of
+            batches.
+        micro_batch: Number of rows that each rank passes through the network at a time; None for all its rows. Fewer
+            rows need less memory. The result is the same up to rounding, except with dropout, which draws a new mask
+            for each part.
+        compile: Compile the network and the loss with torch.compile. The result is the same up to rounding, except with
             dropout.
         lr: Peak learning rate of Adam, > 0.
-        warmup: Steps over which the learning rate rises to its peak, >= 0.
+        warmup: Number of steps in which the learning rate rises to its peak, >= 0.
         decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
-        ema: Decay of the averaged weights, in [0, 1). The first steps k use (1+k)/(10+k) where that is smaller.
-        clip_norm: Largest norm of the gradient, > 0.
+        ema: Decay of the averaged weights, in [0, 1). Step k uses (1 + k)/(10 + k) as long as that is smaller.
+        clip_norm: Norm to which larger gradients are scaled down, > 0.
         flips: Mirror each image with probability 1/2 (wrong for digits).
-        label_dropout: Probability in [0, 1) that an image is trained with the label for "no class", as
-            classifier-free guidance needs. 0 for a network without classes.
-        precision: "float32" or "bfloat16": arithmetic of the network. Weights and losses stay float32.
-        seed: Seed of all randomness, in [0, 2^31). An iterable is covered if it draws from torch's own generator.
-        weights: Weight w by noise level, with SNR = alpha^2/sigma^2. "uniform": 1. "min-snr": min(SNR, 5)/SNR.
-            "edm": 1 + 4/SNR, and times with log(sigma/alpha) ~ N(-1.2, 1.2^2) replace those above.
+        label_dropout: Probability, in [0, 1), of replacing a label by "no class". Classifier-free guidance needs a
+            network that was trained with "no class". Must be 0 for a network without classes.
+        precision: Arithmetic of the network, "float32" or "bfloat16". Weights and losses stay in float32.
+        seed: Seed of all random numbers, in [0, 2^31). It also determines the order of an iterable that uses torch's
+            global generator.
+        weights: Loss weight w as a function of SNR = alpha^2/sigma^2. "uniform": 1. "min-snr": min(SNR, 5)/SNR.
+            "edm": 1 + 4/SNR, with times drawn so that log(sigma/alpha) ~ N(-1.2, 1.2^2).
 
     Returns:
         `model`, in eval mode and with the averaged weights.
 
     Raises:
-        ValueError: If a setting or the data is unsuitable, a checkpoint is truncated, or `out` was made with another
-            configuration.
+        ValueError: If a setting is out of range, the data does not suit the model, the checkpoint is truncated, or
+            `out` contains a run with other settings.
         TypeError: If `data` is neither a tensor nor an iterable of batches.
-        FileExistsError: If `out` holds a run and `resume` is False.
+        FileExistsError: If `out` contains a run and `resume` is False.
         FloatingPointError: If the loss becomes NaN or infinite.
-        MemoryError: If the GPU is too small for `micro_batch` rows.
-        ConnectionError: If another rank has ended.
+        MemoryError: If the GPU's memory is too small for `micro_batch` rows.
+        ConnectionError: If another rank has stopped.
 
     Examples:
         >>> images = gms_fast.data.load("digits")
@@ -118,11 +123,11 @@ def train_noise_network(
         torch.Size([2, 1, 8, 8])
 
     Note:
-        On a GPU, losses are read and signals are answered every 16 steps. Adam is fused, and weights are channels-last
-        where the network computes in 16 bits.
+        On a GPU, training reads the loss and checks for signals every 16 steps. It uses fused Adam. If the network
+        computes in 16 bits, its weights are stored channels-last.
 
-        Under torchrun, or in a process group, the ranks share the rows of each batch. The result is that of one process
-        up to rounding, except with dropout. A run may continue with another number of ranks.
+        Under torchrun, or in a process group, the ranks divide the rows of each batch among them. Up to rounding, the
+        result is the same as with one process, except with dropout. You can resume a run with another number of ranks.
 
     References:
         "min-snr": Hang et al. 2023, arXiv 2303.09556. "edm": Karras et al. 2022, arXiv 2206.00364.
@@ -178,49 +183,51 @@ def train_moment_heads(
 ) -> Model:
     """Train the moment heads of a frozen noise network (stage 2).
 
-    The heads learn E[eps^2|x_t] and E[eps^3|x_t] ("raw"), or E[(eps - e1)^k|x_t] for k = 2, 3 ("central").
-    The loss is the mean of (e2 - y^2)^2 + (e3 - y^3)^2 with y = eps or eps - e1.
-    The network runs without dropout, and its weights stay the same to the bit.
+    The heads learn E[eps^2|x_t] and E[eps^3|x_t] ("raw"), or E[(eps - e1)^k|x_t] for k = 2, 3 ("central"). The loss is
+    the mean of (e2 - y^2)^2 + (e3 - y^3)^2, where y is eps for raw moments and eps - e1 for central ones. The network
+    runs without dropout, and its weights do not change.
 
     Args:
         model: A [`MomentHeads`][gms_fast.models.MomentHeads] or a [`MomentUNet`][gms_fast.models.MomentUNet] with
-            heads. The head of the second moment alone is enough.
+            heads. A model with only the head of the second moment is allowed.
         data: As in [`train_noise_network`][gms_fast.training.train_noise_network]. For a network with conditions also
-            (images, condition), or an iterable of such pairs. The condition maps keywords to tensors with a row for
-            each image; one tensor is enough for a network that needs a single condition.
+            (images, condition), or an iterable of such pairs. The condition is a dict from keywords to tensors with
+            one row per image. If the network needs a single condition, it may also be that tensor.
         steps: Total number of optimiser steps, >= 1.
         out: Folder for `checkpoint.pt` and `curve.csv` (step, loss, seconds).
-        target: "raw" or "central"; `model.moments` is set to it. None for the `moments` of the model.
+        target: Moments to learn, "raw" or "central". Training sets `model.moments` to this value. None keeps the
+            current value of `model.moments`.
         encoder: As in [`train_noise_network`][gms_fast.training.train_noise_network].
-        resume: Continue the run that `out` holds. If False, such a folder is refused.
-        checkpoint_every: Steps between checkpoints, >= 1.
-        checkpoint_seconds: Also write a checkpoint after this many seconds; None for no such limit.
+        resume: True continues the run in `out`, if there is one. False raises FileExistsError if `out` contains a run.
+        checkpoint_every: Number of steps between checkpoints, >= 1.
+        checkpoint_seconds: Also write a checkpoint whenever this many seconds have passed; None to disable this.
         progress: Show a progress bar on stderr.
-        batch_size: Images per step, of all ranks together; None for 64. Must be None for data that comes in batches.
-        micro_batch: Rows that go through the network at a time, on each rank; None for all.
-        compile: Run the network's step through torch.compile. The result is the same up to rounding.
+        batch_size: Number of images per step, over all ranks; None for 64. Must be None if the data is an iterable of
+            batches.
+        micro_batch: Number of rows that each rank passes through the network at a time; None for all its rows.
+        compile: Compile the network and the loss with torch.compile. The result is the same up to rounding.
         lr: Peak learning rate of Adam, > 0.
-        warmup: Steps over which the learning rate rises to its peak, >= 0.
+        warmup: Number of steps in which the learning rate rises to its peak, >= 0.
         decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
-        ema: Decay of the averaged weights, in [0, 1). The first steps k use (1+k)/(10+k) where that is smaller.
-        clip_norm: Largest norm of the gradient, > 0.
+        ema: Decay of the averaged weights, in [0, 1). Step k uses (1 + k)/(10 + k) as long as that is smaller.
+        clip_norm: Norm to which larger gradients are scaled down, > 0.
         flips: Mirror each image with probability 1/2 (wrong for digits).
-        label_dropout: Probability in [0, 1) of the label for "no class", as in
+        label_dropout: Probability, in [0, 1), of replacing a label by "no class", as in
             [`train_noise_network`][gms_fast.training.train_noise_network].
-        precision: "float32", "bfloat16" or "float16": arithmetic of the network. The heads always compute in float32.
-        seed: Seed of all randomness, in [0, 2^31).
+        precision: Arithmetic of the network, "float32", "bfloat16" or "float16". The heads always compute in float32.
+        seed: Seed of all random numbers, in [0, 2^31).
 
     Returns:
         `model`, in eval mode and with the averaged weights of the heads.
 
     Raises:
-        ValueError: If `model` has no heads, if `target` does not suit them, and as in
+        ValueError: If `model` has no heads, if `target` does not suit them, and in all cases of
             [`train_noise_network`][gms_fast.training.train_noise_network].
         TypeError: If `data` is neither a tensor nor an iterable of batches.
-        FileExistsError: If `out` holds a run and `resume` is False.
+        FileExistsError: If `out` contains a run and `resume` is False.
         FloatingPointError: If the loss becomes NaN or infinite.
-        MemoryError: If the GPU is too small for `micro_batch` rows.
-        ConnectionError: If another rank has ended.
+        MemoryError: If the GPU's memory is too small for `micro_batch` rows.
+        ConnectionError: If another rank has stopped.
 
     Examples:
         >>> images = gms_fast.data.load("digits")

@@ -12,23 +12,24 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings on which the result of a training run depends.
+    """Settings that determine the result of a training run.
 
-    They are keyword arguments of [`train_noise_network`][gms_fast.training.train_noise_network] and
-    [`train_moment_heads`][gms_fast.training.train_moment_heads], with the same defaults.
+    [`train_noise_network`][gms_fast.training.train_noise_network] and
+    [`train_moment_heads`][gms_fast.training.train_moment_heads] accept these settings as keyword arguments, with the
+    same defaults.
 
     Args:
         steps: Total number of optimiser steps, >= 1.
-        batch_size: Images per step; None for 64, or for data that comes in batches.
+        batch_size: Number of images per step, >= 1. None for 64, and if the data is an iterable of batches.
         lr: Peak learning rate of Adam, > 0.
-        warmup: Steps over which the learning rate rises to its peak, >= 0.
+        warmup: Number of steps in which the learning rate rises to its peak, >= 0.
         decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
         ema: Decay of the averaged weights, in [0, 1).
-        clip_norm: Largest norm of the gradient, > 0.
+        clip_norm: Norm to which larger gradients are scaled down, > 0.
         flips: Mirror each image with probability 1/2.
-        label_dropout: Probability in [0, 1) of the class that stands for none.
-        precision: "float32", "bfloat16" or "float16": arithmetic of the network.
-        seed: Seed of all randomness, in [0, 2^31).
+        label_dropout: Probability, in [0, 1), of replacing a label by "no class".
+        precision: Arithmetic of the network, "float32", "bfloat16" or "float16".
+        seed: Seed of all random numbers, in [0, 2^31).
 
     Raises:
         ValueError: If a setting is out of range.
@@ -75,7 +76,7 @@ class Settings:
     def described(self) -> dict[str, Any]:
         """Settings by name, as they are stored in checkpoints.
 
-        `label_dropout` is left out where it is 0, so that checkpoints made before it existed still match.
+        A `label_dropout` of 0 is left out, so that checkpoints from before this setting existed still match.
         """
         return {name: value for name, value in asdict(self).items() if name != "label_dropout" or value}
 
@@ -83,7 +84,7 @@ class Settings:
         """Return the learning rate of a step.
 
         Args:
-            step: Index of the step, 0 .. steps - 1.
+            step: Index of the step, from 0 to steps - 1.
 
         Returns:
             Learning rate in (0, lr].

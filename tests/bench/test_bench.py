@@ -197,7 +197,7 @@ def test_partial_results_of_a_gpu_are_shown(monkeypatch):
     assert "| ≥ 300x | 512x (bound by the host) | - | - |" in table
     assert "| ≥ 2.0x | 7.6x (commit a1) | - | - |" in table
     assert "CUDA, predicted" not in table
-    assert "bar of an H100" not in table
+    assert "target for an H100" not in table
     assert [p["title"] for p in readme.panels()][1:] == [
         "NVIDIA H200, CUDA, $2^{26}$ elements",
         "H200, predicted, Triton, $2^{26}$ elements",

@@ -53,7 +53,7 @@ def test_inversion_is_measured_and_shown():
     assert all(grey > 0 for row in rows for grey in row["grey"])
     shown = editing.inversion_table({"rows": rows})
     assert "| toy, clipped | `heun` |" in shown
-    assert shown.splitlines()[0] == "| model | solver | 4 calls | 8 calls | order seen |"
+    assert shown.splitlines()[0] == "| model | solver | 4 calls | 8 calls | observed order |"
 
 
 def test_tables_of_inpainting():

@@ -102,5 +102,5 @@ def test_table_shows_medians_and_gaps():
         {"state": "16x3x32x32", "name": "DDIM", "failed": "RuntimeError"},
     ]
     lines = loop_table({"rows": rows}).splitlines()
-    assert lines[0].startswith("| the loop outside the network")
+    assert lines[0].startswith("| state | DDIM |")
     assert lines[2:] == ["| 1x3x32x32 | 0.25 | - | - | - | - |", "| 16x3x32x32 | - | - | - | - | - |"]
