@@ -29,15 +29,15 @@ def add_features(add: argparse._ActionsContainer) -> None:
     add.add_argument(
         "--features",
         type=sources.Features,
-        help="feature network: pixels, mnist5k, digits, cifar10, a torch module as package.module:attribute, or a file "
-        "of TorchScript or torch.export. A module or file runs its code: use only those you trust",
+        help="feature network: pixels, mnist5k, digits, cifar10, a torch module as package.module:attribute, or a "
+        "TorchScript or torch.export file. Modules and files run code: use only those that you trust",
     )
     add.add_argument(
         "--feature-input",
-        help="input of your own feature network: [-1,1], [0,1], or uint8 as for the Inception of StyleGAN and EDM "
+        help="input range of your own feature network: [-1,1], [0,1], or uint8 as for StyleGAN's and EDM's Inception "
         "(default: [-1,1])",
     )
-    channels = "3 repeats grey images to three channels, for your own feature network"
+    channels = "with 3, grey images are repeated to three channels, for your own feature network"
     add.add_argument("--feature-channels", type=int, choices=(3,), help=channels)
 
 
