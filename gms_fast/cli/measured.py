@@ -132,7 +132,8 @@ def _called(inception: bool, name: str, count: int) -> str:
 
 def _show(args: argparse.Namespace, samples: Running, reference: Running, called: str, found: dict[str, float]) -> None:
     for title, source, running in (("samples", args.samples, samples), ("reference", args.reference, reference)):
-        some = "" if len(running.index) == running.count else f", {len(running.index):,} of them for what is below it"
+        kept = f", {len(running.index):,} of them for kernel distance, precision and recall"
+        some = "" if len(running.index) == running.count else kept
         print(f"{title}: {running.count:,} of {source}{some}")
     print(f"{called}: {found['frechet']:.6g}")
     print(f"kernel distance: {found['kernel']:.6g}")
