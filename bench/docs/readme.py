@@ -20,15 +20,15 @@ from gms_fast.storage import atomic
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "roofline.png"
 OPS = ("gms_step", "sample_mixture", "fit_mixture", "philox", "affine_noise")
 CPU_ROWS = {
-    "gms_step exact/sample": "`gms_step` exact, one component per sample",
-    "gms_step exact/element": "`gms_step` exact, one component per element",
-    "gms_step free/sample": "`gms_step` free, one component per sample",
-    "gms_step free/element": "`gms_step` free, one component per element (the default)",
+    "gms_step exact/sample": "`gms_step` exact, one component a sample",
+    "gms_step exact/element": "`gms_step` exact, one component an element",
+    "gms_step free/sample": "`gms_step` free, one component a sample",
+    "gms_step free/element": "`gms_step` free, one component an element (the default)",
     "gms_step gaussian/sample": "`gms_step` gaussian (SN-DDPM)",
     "eager DDPM update": "plain DDPM update in eager torch",
-    "eager closed fit": "closed-form fit in eager torch",
-    "torch.compile of the closed fit": "closed-form fit under `torch.compile`",
-    "gms_step adan/sample": "`gms_step` adan (the released optimiser, without autograd)",
+    "eager closed fit": "the closed fit in eager torch",
+    "torch.compile of the closed fit": "the closed fit under `torch.compile`",
+    "gms_step adan/sample": "`gms_step` adan: the released optimiser, no autograd",
     "released-style autograd fit": "released-style fit under autograd",
 }
 BACKENDS = {"cuda": "CUDA", "triton": "Triton"}
@@ -46,7 +46,7 @@ def load(name: str) -> dict:
 def cpu_table() -> str:
     result = load("gms_step_cpu.json")
     medians = {row["name"]: row["over_randn"][1] for row in result["rows"]}
-    lines = ["| step | time relative to `torch.randn_like` on the same tensor |", "|---|---|"]
+    lines = ["| | time, in units of `torch.randn_like` of the tensor |", "|---|---|"]
     for name, label in CPU_ROWS.items():
         if name in medians:
             lines.append(f"| {label} | {medians[name]:.{0 if medians[name] >= 100 else 2}f} |")
