@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     where = environment()
     print(f"<!-- {args.samples} samples, commit {where['commit']}, {where['date']}, torch {where['torch']} -->")
-    print("| fit | " + " | ".join(f"K={k}" for k in args.steps) + " |")
+    print("| sampler or GMS fit | " + " | ".join(f"K={k}" for k in args.steps) + " |")
     print("|---" * (len(args.steps) + 1) + "|")
     for name, solver in SOLVERS.items():
         solver = solver or solvers.GMS(fit="adan", component="sample", moments="released", eps=1e-8 * args.samples)

@@ -26,7 +26,7 @@ REFUSALS = (FileExistsError, BlockingIOError)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument parser that leaves error messages to `main`, so that all of them look the same."""
+    """Argument parser that leaves error messages to `main`, so that all messages look the same."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")

@@ -23,12 +23,10 @@ def add_model(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
     add = parser.add_argument
     add("--model", type=sources.Model, help=options.MODEL)
     # 64 is fastest on a CPU: `python -m bench.speed.network --batches`
-    measured = '; "auto" measures the fastest size; images depend on it by rounding only'
-    said = measured if auto else "; the images do not depend on it"
     size = options.positive_or_auto if auto else options.positive
-    add(
-        "--batch-size", type=size, default=64, metavar="B", help=f"number of images drawn at a time{said} (default: 64)"
-    )
+    batch = "number of images drawn at a time" + ('; "auto" measures which size is fastest' if auto else "")
+    batch += "; changes the images by no more than rounding (default: 64)"
+    add("--batch-size", type=size, default=64, metavar="B", help=batch)
     add("--device", help=options.DEVICE)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gms_fast.models import MomentHeads, MomentUNet
     from gms_fast.solvers import Solver
 
-SUMMARY = "Edit pictures with a trained model: from strokes, inside a mask, variations, inversion, interpolation."
+SUMMARY = "Edit pictures with a trained model: strokes, inpainting, variations, inversion and interpolation."
 NOISE = (".npz",)
 
 
@@ -35,17 +35,17 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Edit]) -> None:
     kind.add(parser)
     level = "noise level: a share from 0 (none) to 1 (all), a time such as t=500, or sigma/alpha such as level=2.5"
     add("--strength", default=kind.strength, help=f"{level} (default: {kind.strength})")
-    steps = "number of solver steps from that noise level on, at least 1"
+    steps = "number of solver steps, at least 1, starting from that noise level"
     add("--steps", type=options.positive, default=kind.steps, metavar="K", help=f"{steps} (default: {kind.steps})")
     add("--solver", default=kind.solver, help=f"{options.SOLVER} (default: {kind.solver})")
     drawing.add_model(parser)
     add("--labels", type=options.classes, help=options.LABELS.replace("images", "pictures"))
     guidance = "scale of classifier-free guidance, for a network with classes (default: no guidance)"
     add("--guidance", type=options.finite, metavar="SCALE", help=guidance)
-    unconditional = "number of the class that means no class; required with --guidance"
+    unconditional = 'class label that means "no class"; required with --guidance'
     add("--unconditional", type=options.seed, metavar="LABEL", help=unconditional)
     suffixes = ", ".join(strips.SUFFIXES)
-    out = f"file ({suffixes}) for a strip with one row per picture, or folder for the strip and each result"
+    out = f"file ({suffixes}) for a strip with one row per picture, or a folder for the strip and all single results"
     add("--out", type=Path, default=Path("edited.png"), help=f"{out} (default: edited.png)")
     add("--force", action="store_true", help="overwrite existing output files")
 

@@ -20,10 +20,10 @@ class Edit:
 
     Attributes:
         rows: Pictures to edit (N, C, H, W).
-        before: Columns of the strip before the results.
-        after: Columns of the strip after the results.
+        before: Columns of the strip to the left of the results.
+        after: Columns of the strip to the right of the results.
         batches: Results drawn so far.
-        noise: x_T of the kind that keeps it.
+        noise: x_T of each batch, if the kind stores it.
     """
 
     summary = ""
@@ -42,7 +42,7 @@ class Edit:
 
     @classmethod
     def add(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the options that only some kinds have."""
+        """Add the options that not all kinds have."""
         parser.set_defaults(mask=None, noise=None)
         add = parser.add_argument
         add("--n", type=options.positive, default=cls.n, help=f"number of results per picture (default: {cls.n})")
@@ -77,7 +77,7 @@ class Edit:
 class Stroke(Edit):
     """Stroke synthesis."""
 
-    summary = "Turn a drawing or any other guide into a picture: noise it, and sample from there (SDEdit)."
+    summary = "Turn a drawing or another guide into a picture: add noise to it and sample from there (SDEdit)."
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
         super().__init__(args, pictures)
@@ -98,8 +98,13 @@ class Stroke(Edit):
         repeats = "number of passes, each starting from the previous result (default: 1)"
         add("--repeats", type=options.positive, default=1, metavar="R", help=repeats)
         add("--paint", action="store_true", help="first repaint each picture with a wide brush and few colours")
-        add("--colours", type=options.positive, metavar="N", help="colours of --paint, 1 to 256 (default: 6)")
-        brush = "width of the brush of --paint, as a share of the shorter side, above 0, up to 1 (default: 0.1)"
+        add(
+            "--colours",
+            type=options.positive,
+            metavar="N",
+            help="number of colours for --paint, from 1 to 256 (default: 6)",
+        )
+        brush = "brush width for --paint, as a share of the shorter side, above 0 and up to 1 (default: 0.1)"
         add("--brush", type=options.finite, metavar="SHARE", help=brush)
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
@@ -109,14 +114,14 @@ class Stroke(Edit):
 class Vary(Edit):
     """Variations."""
 
-    summary = "Draw variations of a picture: noise it several times, and sample from there."
+    summary = "Draw variations of a picture: add noise to it several times and sample from there."
     n, strength = 8, "0.4"
 
 
 class Inpaint(Edit):
     """Inpainting."""
 
-    summary = "Redraw a part of a picture, and keep the rest exactly (RePaint)."
+    summary = "Redraw part of a picture and keep the rest exactly (RePaint)."
     strength = "1"
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
@@ -128,12 +133,10 @@ class Inpaint(Edit):
     def add(cls, parser: argparse.ArgumentParser) -> None:
         super().add(parser)
         add = parser.add_argument
-        wanted = "picture of the mask: white is redrawn, black is kept, lighter grey may change more; in JPEG "
-        wanted += "files and with --resize, nearly black and nearly white count as black and white"
+        wanted = "mask: white is redrawn, black is kept, and the lighter a grey area is, the more it may change; "
+        wanted += "in JPEG files and with --resize, nearly black and nearly white count as black and white"
         add("--mask", type=Path, required=True, metavar="PICTURE", help=wanted)
-        resample = (
-            "passes over each step, so that the new part fits the rest; multiplies the network calls (default: 1)"
-        )
+        resample = "number of passes over each step, for a better fit at the price of more network calls (default: 1)"
         add("--resample", type=options.positive, default=1, metavar="R", help=resample)
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
@@ -148,13 +151,15 @@ class Inpaint(Edit):
 class Invert(Edit):
     """Inversion, followed by sampling back."""
 
-    summary = "Find the noise from which a picture is drawn, sample from it, and report the reconstruction error."
+    summary = "Find the noise that leads to a picture, sample from it, and report the reconstruction error."
     steps, solver, strength = 50, "dpm-solver++", "1"
 
     @classmethod
     def add(cls, parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(n=1, mask=None)
-        parser.add_argument("--noise", type=Path, metavar="FILE.npz", help="file to write the noise to, as array x_T")
+        parser.add_argument(
+            "--noise", type=Path, metavar="FILE.npz", help="file in which to store the noise, as the array x_T"
+        )
 
     def draw(self, model: Callable[..., Any], rows: Tensor, start: int, **same: Any) -> Tensor:
         import gms_fast
@@ -180,7 +185,7 @@ class Invert(Edit):
 class Interpolate(Edit):
     """Interpolation."""
 
-    summary = "Interpolate between two pictures through their inverted noises."
+    summary = "Interpolate between two pictures, through the noise that leads to each of them."
     n, steps, solver, strength = 7, 50, "dpm-solver++", "1"
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
@@ -191,7 +196,10 @@ class Interpolate(Edit):
     def add(cls, parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(mask=None, noise=None)
         parser.add_argument(
-            "--n", type=options.several, default=cls.n, help=f"number of results, ends included (default: {cls.n})"
+            "--n",
+            type=options.several,
+            default=cls.n,
+            help=f"number of results, including both ends (default: {cls.n})",
         )
 
     @classmethod

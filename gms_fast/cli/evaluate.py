@@ -15,7 +15,9 @@ from gms_fast.cli import measured, options, sources
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUMMARY = "Measure the quality of a model's samples by solver, time grid and number of steps, or of existing samples."
+SUMMARY = (
+    "Measure the quality of a model's samples for each solver, time grid and number of steps, or of existing samples."
+)
 TABLES = "tables.md"
 DEFAULTS = {"model": "mnist", "steps": (5, 10, 20), "n": 1000, "ranges": 3}
 OF_MODELS = (*DEFAULTS, "data", "schedule", "solver", "grid", "workers", "resume")
@@ -25,13 +27,10 @@ OF_SAMPLES = ("reference", "feature_input", "feature_channels", "inception", "ba
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast evaluate`."""
     add = parser.add_argument
-    exact = "exact-digits or exact-mnist5k (exact moments of a data set)"
-    add(
-        "--model",
-        type=sources.Subject,
-        help=f"embedded model (mnist or digits), saved folder, released checkpoint, or {exact} (default: mnist)",
-    )
-    real = "mnist5k, digits, or a file or folder, which needs --features mnist5k, digits or cifar10"
+    subject = "embedded model (mnist or digits), folder of a saved model, released checkpoint, or exact-digits or "
+    subject += "exact-mnist5k (models with the exact moments of a data set) (default: mnist)"
+    add("--model", type=sources.Subject, help=subject)
+    real = "mnist5k, digits, or a file or folder, which requires --features mnist5k, digits or cifar10"
     real = f"real data to compare with: {real} (default: the training data of an embedded model)"
     add("--data", type=sources.Data, help=real)
     add("--schedule", choices=("linear", "cosine"), help="noise schedule of an exact model (default: linear)")
@@ -45,31 +44,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of steps, separated by commas (default: 5,10,20)",
     )
     add("--n", type=options.positive, help="number of samples in each measurement (default: 1000)")
-    ranges = "number of measurements of each case, with other samples, for the spread (default: 3)"
+    ranges = "number of times to measure each case, with different samples, to estimate the spread (default: 3)"
     add("--ranges", type=options.positive, metavar="R", help=ranges)
     add("--workers", type=options.positive, metavar="W", help="number of processes (default: one per processor)")
     add(
         "--out",
         type=Path,
-        help="folder for records, tables and plots (required); with --samples an optional .json file",
+        help="folder for records, tables and plots (required); with --samples, an optional .json file instead",
     )
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue the measurement in --out")
+    again.add_argument("--resume", action="store_true", help="continue an interrupted measurement in --out")
     again.add_argument("--force", action="store_true", help="delete the records in --out and start again")
-    _add_samples(parser.add_argument_group("options for existing samples, instead of a model"))
+    _add_samples(parser.add_argument_group("options to measure existing samples instead of a model"))
 
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    samples = "samples: folder of shards or images, array file, or feature statistics (.safetensors)"
+    samples = "samples to measure: folder of shards or images, array file, or feature statistics (.safetensors)"
     add("--samples", type=sources.Data, help=samples)
-    reference = "real data: the same kinds of files, a data set, or statistics from gms-fast statistics --features"
+    reference = (
+        "real data: a file or folder as for --samples, a data set, or statistics from gms-fast statistics --features"
+    )
     add("--reference", type=sources.Data, help=f"{reference} (required with --samples)")
     measured.add_features(group)
-    add("--inception", action="store_true", help="confirm that the features are the published Inception's: report FID")
-    batch = f"images that the feature network sees at a time (default: {measured.BATCH})"
+    add(
+        "--inception",
+        action="store_true",
+        help="confirm that the features come from the published Inception network, so that the result is called FID",
+    )
+    batch = f"number of images sent through the feature network at a time (default: {measured.BATCH})"
     add("--batch-size", type=options.positive, metavar="B", help=batch)
-    add("--device", help=f"of the feature network; {options.DEVICE}")
+    add("--device", help=options.DEVICE)
 
 
 def run(args: argparse.Namespace) -> int:

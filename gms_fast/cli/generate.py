@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from gms_fast.generation import Report
 
-SUMMARY = "Draw many images into a folder of shards: in one process, under torchrun or in cluster jobs; can be resumed."
+SUMMARY = (
+    "Draw many images into a folder, with one process, torchrun or cluster jobs. An interrupted run can be resumed."
+)
 LEFT = "; the same command continues from there"
 VERIFY = 0.01
 
@@ -24,20 +26,27 @@ VERIFY = 0.01
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast generate`."""
     add = parser.add_argument
-    add("--n", type=options.positive, required=True, help="number of images in the whole run")
-    add("--out", type=Path, required=True, help="folder of the run; a folder with a part of this run is completed")
+    add("--n", type=options.positive, required=True, help="total number of images of the run")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the run; if it contains part of this run, the missing images are drawn",
+    )
     add("--steps", type=options.positive, default=10, metavar="K", help="number of solver steps (default: 10)")
     add("--solver", default="gms", help=f"{options.SOLVER} (default: gms)")
     add("--seed", type=options.seed, default=0, help=options.SEED)
     drawing.add_model(parser, auto=True)
     add("--labels", type=options.classes, help=options.LABELS)
-    forms = "npz: arrays, png: folders of PNGs, none: no images, only statistics of --features (default: npz)"
+    forms = "npz: arrays; png: folders of PNG files; none: no images, only the statistics of --features (default: npz)"
     add("--form", choices=("npz", "png", "none"), default="npz", help=forms)
-    memory = "GiB that batches of --batch-size auto may take (default: 0.8 of a GPU's free memory, half of the host's)"
+    memory = (
+        "memory in GiB that --batch-size auto may use (default: 80%% of a GPU's free memory, or 50%% of the host's)"
+    )
     add("--memory", type=options.finite, metavar="GIB", help=memory)
-    size = "images in a shard, a multiple of --batch-size (default: up to 8 batches)"
+    size = "number of images per shard, a multiple of --batch-size (default: up to 8 batches)"
     add("--shard-size", type=options.positive, metavar="N", help=size)
-    shard = "draw only the K-th of N shares, for jobs without a common folder (default: 1/1)"
+    shard = "draw only share K of N, for jobs that do not share a folder (default: 1/1)"
     add("--shard", default="1/1", metavar="K/N", help=shard)
     measured.add_features(parser)
     again = parser.add_mutually_exclusive_group()
@@ -47,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.finite,
         const=VERIFY,
         metavar="SHARE",
-        help=f"draw this share of the images again, in (0, 1], and compare; write nothing (without SHARE: {VERIFY})",
+        help=f"redraw this share of the images, in (0, 1], and compare; write nothing (SHARE if omitted: {VERIFY})",
     )
     again.add_argument("--force", action="store_true", help="delete the run in --out and start again")
 

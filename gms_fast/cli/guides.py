@@ -17,9 +17,9 @@ SIZE = "add --resize to fit it (cropped to the aspect ratio, then resampled)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the pictures, and the option to resize them."""
     add = parser.add_argument
-    wanted = "picture to edit (PNG, JPEG, BMP or WebP file), or folder of pictures"
+    wanted = "picture to edit (a PNG, JPEG, BMP or WebP file), or folder of pictures"
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help=wanted)
-    add("--resize", action="store_true", help="crop and resample pictures of another size to the model's")
+    add("--resize", action="store_true", help="crop and resample pictures of another size to the size of the model")
 
 
 def files(paths: list[Path]) -> list[Path]:
@@ -52,7 +52,7 @@ def read(paths: list[Path], shape: tuple[int, int, int], *, resize: bool) -> Ten
         x = data.load_image(path, channels, size=(height, width) if resize else None)
         if x.shape != shape:
             got = f"{x.shape[2]} x {x.shape[1]}"
-            raise ValueError(f"picture {path} must have {width} x {height} pixels, as the model: got {got}; {SIZE}")
+            raise ValueError(f"picture {path} must have {width} x {height} pixels, like the model: got {got}; {SIZE}")
         rows.append(x)
     return torch.stack(rows)
 

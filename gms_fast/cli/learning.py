@@ -18,23 +18,29 @@ if TYPE_CHECKING:
     from gms_fast.training.ranks import Ranks
 
 MODEL = "model"
+HEAD = "type of the moment heads: simple (one layer) or complex (with a residual block) (default: complex)"
 DATA = "training images: mnist5k, digits, a .npy or .npz file, or a folder of images"
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the options of training in either stage, by default the recipe of the MNIST model."""
     add = parser.add_argument
-    batch = "images in an optimiser step, over all ranks (default: 64)"
+    batch = "number of images per optimiser step, over all ranks (default: 64)"
     add("--batch-size", type=options.positive, default=64, metavar="B", help=batch)
-    micro = "images that pass through the network at a time, to save memory (default: all images of a rank)"
+    micro = "number of images sent through the network at a time, to save memory (default: all images of a rank)"
     add("--micro-batch", type=options.positive, metavar="ROWS", help=micro)
     add("--lr", type=float, default=1e-3, help="peak learning rate, above 0 (default: 1e-3)")
-    decay = "decay of the learning rate after its warm-up (default: cosine)"
+    decay = "shape of the learning rate decay after the warm-up (default: cosine)"
     add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help=decay)
-    add("--ema", type=float, default=0.999, help="decay of the averaged weights, from 0 to below 1 (default: 0.999)")
-    add("--flips", action="store_true", help="mirror images at random (wrong for digits and text)")
+    add(
+        "--ema",
+        type=float,
+        default=0.999,
+        help="decay rate of the averaged weights (EMA), from 0 to below 1 (default: 0.999)",
+    )
+    add("--flips", action="store_true", help="mirror images at random (not suitable for digits and text)")
     add("--seed", type=options.seed, default=0, help=options.SEED)
-    add("--device", help=f"{options.DEVICE[:-1]}; under torchrun that of the rank)")
+    add("--device", help=f"{options.DEVICE[:-1]}; under torchrun, the GPU of each rank)")
 
 
 def settings(args: argparse.Namespace, precision: str) -> dict[str, Any]:

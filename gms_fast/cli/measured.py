@@ -29,15 +29,15 @@ def add_features(add: argparse._ActionsContainer) -> None:
     add.add_argument(
         "--features",
         type=sources.Features,
-        help="feature network: pixels, mnist5k, digits, cifar10, a torch module as package.module:attribute, or a file "
-        "of TorchScript or torch.export. A module or file runs its code: use only those you trust",
+        help="feature network: pixels, mnist5k, digits, cifar10, a torch module as package.module:attribute, or a "
+        "TorchScript or torch.export file. Modules and files run code: use only those that you trust",
     )
     add.add_argument(
         "--feature-input",
-        help="input of your own feature network: [-1,1], [0,1], or uint8 as for the Inception of StyleGAN and EDM "
+        help="input range of your own feature network: [-1,1], [0,1], or uint8 as for StyleGAN's and EDM's Inception "
         "(default: [-1,1])",
     )
-    channels = "3 repeats grey images to three channels, for your own feature network"
+    channels = "with 3, grey images are repeated to three channels, for your own feature network"
     add.add_argument("--feature-channels", type=int, choices=(3,), help=channels)
 
 
@@ -132,7 +132,8 @@ def _called(inception: bool, name: str, count: int) -> str:
 
 def _show(args: argparse.Namespace, samples: Running, reference: Running, called: str, found: dict[str, float]) -> None:
     for title, source, running in (("samples", args.samples, samples), ("reference", args.reference, reference)):
-        some = "" if len(running.index) == running.count else f", {len(running.index):,} of them for what is below it"
+        kept = f", {len(running.index):,} of them for kernel distance, precision and recall"
+        some = "" if len(running.index) == running.count else kept
         print(f"{title}: {running.count:,} of {source}{some}")
     print(f"{called}: {found['frechet']:.6g}")
     print(f"kernel distance: {found['kernel']:.6g}")

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     import torch
 
 LEFT = "; the same command with --resume continues from there"  # message after an early end
-MNIST = "mnist"  # the model unless --model says another
-MODEL = "embedded model (mnist or digits), folder of a saved model, or file of a released checkpoint (default: mnist)"
-DEVICE = "device of torch: cpu, cuda, cuda:1, mps, .. (default: cuda if available, else cpu)"
-SEED = "integer from 0 to 2147483647 that determines all random numbers (default: 0)"
-LABELS = "class numbers for a network with classes, separated by commas, such as 0,1,2; images take them in turn"
-SOLVER = (
-    'solver, with options after a colon: gms, er-sde:order=2 or "teleport:until=10 then er-sde"; gms-fast info lists '
+MNIST = "mnist"  # the model without --model
+MODEL = "embedded model (mnist or digits), folder of a saved model, or released checkpoint file (default: mnist)"
+DEVICE = "torch device, such as cpu, cuda, cuda:1 or mps (default: cuda if available, else cpu)"
+SEED = "seed of all random numbers, an integer from 0 to 2147483647 (default: 0)"
+LABELS = (
+    "class labels, separated by commas, for a network with classes: with 0,1,2 the images cycle through these three"
 )
-SOLVER += "the names"
+SOLVER = (
+    'solver, with its options after a colon, such as gms, ddim:eta=1 or "teleport:until=10 then er-sde"; '
+    "gms-fast info lists all names"
+)
 
 
 def positive(text: str) -> int:
@@ -65,7 +67,7 @@ def seed(text: str) -> int:
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Parse positive integers separated by commas; empty text gives an empty tuple."""
+    """Parse positive integers separated by commas; an empty string gives an empty tuple."""
     return tuple(positive(part.strip()) for part in text.split(",")) if text.strip() else ()
 
 
@@ -83,14 +85,17 @@ def spacing(text: str) -> str | float:
 
 
 def add_again(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --resume and --force, which exclude each other, for the `what` in --out."""
+    """Add --resume and --force, which exclude each other.
+
+    `what` is the name of the content of --out in the help.
+    """
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help=f"continue an interrupted {what} in --out")
     again.add_argument("--force", action="store_true", help=f"delete the {what} in --out and start again")
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], where: str) -> None:
-    """Raise ValueError naming the first of these options that is given but not allowed here."""
+    """Raise ValueError that names the first of these options that was given; none is allowed."""
     for name in names:
         if getattr(args, name) is not None and getattr(args, name) is not False:
             raise ValueError(f"--{name.replace('_', '-')} must not be given {where}")
@@ -116,7 +121,7 @@ def check_file(out: Path, suffixes: Sequence[str], *, overwrite: bool, name: str
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"{name} must end in {' or '.join(suffixes)}: got {out}{hint}")
     if out.is_dir():
-        raise FileExistsError(f"{name} {out} is a folder: a file is wanted")
+        raise FileExistsError(f"{name} {out} is a folder, but must be a file")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{name} {out} exists: choose another file or add --force")
     if not out.parent.is_dir():
@@ -126,15 +131,15 @@ def check_file(out: Path, suffixes: Sequence[str], *, overwrite: bool, name: str
 def check_folder(out: Path, *, again: bool) -> None:
     """Raise FileExistsError unless a run may write to `out`; `again` allows an earlier run."""
     if out.exists() and not out.is_dir():
-        raise FileExistsError(f"--out {out} is a file: a folder is wanted")
+        raise FileExistsError(f"--out {out} is a file, but must be a folder")
     if not again and out.exists() and atomic.occupied(out):
         raise FileExistsError(f"--out {out} is not empty: add --resume to continue it or --force to start again")
 
 
 def device(name: str | None) -> torch.device:
-    """Return the device of a name, by default CUDA if there is one.
+    """Return the named device, by default CUDA if it is available.
 
-    Under torchrun "cuda" is the device of the rank. Raises ValueError if the device cannot be used.
+    Under torchrun, "cuda" means the GPU of the rank. Raises ValueError if the device cannot be used.
     """
     import torch
 
@@ -152,6 +157,6 @@ def device(name: str | None) -> torch.device:
         raise ValueError(f"--device {name} is not available: {torch.cuda.device_count()} CUDA devices found")
     try:
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, ImportError) as error:  # their text lists everything torch is built for
+    except (RuntimeError, AssertionError, ImportError) as error:  # their messages list everything torch is built for
         raise ValueError(f"--device {name} is not available: torch {torch.__version__} finds no such device") from error
     return found

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=options.seed, default=0, help=options.SEED)
     drawing.add_model(parser)
     add("--labels", type=options.classes, help=options.LABELS)
-    out = "output file: .png for a grid of the images, .npz for arrays (default: samples.png)"
+    out = "output file: .png for a grid of images, .npz for arrays (default: samples.png)"
     add("--out", type=Path, default=Path("samples.png"), help=out)
     add("--force", action="store_true", help="overwrite an existing --out")
 

@@ -13,7 +13,7 @@ from gms_fast.cli import options, sources
 if TYPE_CHECKING:
     from gms_fast.search.features import DigitFeatures
 
-SUMMARY = "Learn a table for the solver ggdm: the best sampler with a fixed number of calls of a frozen network."
+SUMMARY = "Learn the coefficient table of the solver ggdm, for a frozen network and a fixed number of network calls."
 VARIANTS = ("ggdm", "pred", "time", "constrained")
 STARTS = ("ddim", "dpm-solver++", "unip")
 
@@ -24,31 +24,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", type=sources.Model, help=options.MODEL)
     data = "training data of the model: mnist5k, digits, an array file or a folder of images"
     add("--data", type=sources.Data, required=True, help=data)
-    add("--out", type=Path, required=True, help="folder for the table, its checkpoint and the score curve")
-    add("--steps", type=options.positive, default=5, metavar="K", help="network calls of the sampler (default: 5)")
-    features = "features in which samples and data are compared: mnist5k, digits or pixels"
-    add("--features", help=f"{features} (default: those of --data, else pixels)")
-    add("--initial", choices=STARTS, default="unip", help="solver whose steps the search starts from (default: unip)")
+    add("--out", type=Path, required=True, help="folder for the learned table, its checkpoint and the curve of scores")
+    add(
+        "--steps", type=options.positive, default=5, metavar="K", help="number of network calls per sample (default: 5)"
+    )
+    features = "features by which samples and data are compared: mnist5k, digits or pixels"
+    add("--features", help=f"{features} (default: as --data if it is one of these, else pixels)")
+    add(
+        "--initial",
+        choices=STARTS,
+        default="unip",
+        help="solver whose coefficients the search starts from (default: unip)",
+    )
     spacing = "initial time grid: a name such as log-snr, or an exponent (default: 0.7)"
     add("--spacing", type=options.spacing, default=0.7, help=spacing)
     variant = (
-        "learned numbers: ggdm (weights of past states), pred (also weights of the data estimate), time (also the "
+        "learned coefficients: ggdm (weights of past states), pred (also weights of the data estimate), time (also the "
     )
-    variant += "times), constrained (like ggdm, with the schedule's marginals) (default: time)"
+    variant += "times), constrained (like ggdm, but keeps the schedule's marginals) (default: time)"
     add("--variant", choices=VARIANTS, default="time", help=variant)
-    add("--stochastic", action="store_true", help="learn the noise of each step too")
-    kernel = "kernel of the distance between samples and data (default: cubic)"
+    add("--stochastic", action="store_true", help="also learn the amount of noise in each step")
+    kernel = "kernel for the distance between samples and data (default: cubic)"
     add("--kernel", choices=("cubic", "linear"), default="cubic", help=kernel)
-    iterations = "largest number of optimiser steps (default: 120)"
+    iterations = "maximum number of optimiser steps (default: 120)"
     add("--iterations", type=options.positive, default=120, metavar="N", help=iterations)
-    batch = "samples in an optimiser step, at least 2 (default: 192)"
+    batch = "number of samples per optimiser step, at least 2 (default: 192)"
     add("--batch-size", type=options.positive, default=192, metavar="B", help=batch)
     add("--lr", type=float, default=1e-2, help="peak learning rate, above 0 (default: 1e-2)")
-    patience = "end after this number of scores without a new best (default: 12)"
+    patience = "stop after this number of scores without an improvement (default: 12)"
     add("--patience", type=options.positive, default=12, metavar="N", help=patience)
-    chunk = "samples that the network sees at a time (default: 32)"
+    chunk = "number of samples sent through the network at a time (default: 32)"
     add("--chunk", type=options.positive, default=32, metavar="N", help=chunk)
-    keep = "keep the activations of all steps: a third less time, but memory for all steps"
+    keep = "keep the activations of all steps, which takes a third less time but needs memory for all of them"
     add("--keep-activations", action="store_true", help=keep)
     add("--seed", type=options.seed, default=0, help=options.SEED)
     add("--device", help=options.DEVICE)

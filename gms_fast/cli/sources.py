@@ -1,7 +1,7 @@
 """Options that take the name of something embedded, or a path.
 
-One rule holds for all of them. A name of an embedded data set or network means that. Everything else is a path. A name
-that is also the name of a file or folder here is refused: `./digits` is the folder.
+All of them follow one rule. The name of an embedded data set or network refers to the embedded one. Everything else is
+a path. If a file or folder in the working directory has the same name, it is refused: write `./digits` for a path.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Source(str):
-    """Text of such an option, not yet checked. Use a subclass as `type` of the option."""
+    """Value of such an option before its check. Use a subclass as the `type` of the option."""
 
     __slots__ = ()
-    noun = ""  # the embedded thing
+    noun = ""  # what the embedded thing is called in messages
 
     @staticmethod
     def names() -> Collection[str]:
@@ -28,13 +28,13 @@ class Source(str):
 
     @property
     def path(self) -> Path:
-        """File or folder that the text names, if it names one."""
+        """File or folder that the value names, if it names one."""
         return Path(self)
 
     def check(self, option: str, out: Path | None) -> None:
-        """Raise ValueError if the text is an embedded name and also a file or folder here.
+        """Raise ValueError if the value is an embedded name and also a file or folder here.
 
-        out: what the command writes; it is never its input.
+        out: output of the command, which is never its input.
         """
         if not os.path.lexists(self.path) or self.path == out or self not in self.names():
             return
@@ -46,7 +46,7 @@ class Source(str):
 
 
 class Data(Source):
-    """Name of a data set, or a path of pictures, arrays or statistics."""
+    """Name of a data set, or path of pictures, arrays or statistics."""
 
     __slots__ = ()
     noun = "an embedded data set"
@@ -59,7 +59,7 @@ class Data(Source):
 
 
 class Model(Source):
-    """Name of an embedded model, or a path of one."""
+    """Name of an embedded model, or path of a model."""
 
     __slots__ = ()
     noun = "an embedded model"
@@ -72,7 +72,7 @@ class Model(Source):
 
 
 class Subject(Model):
-    """Model that `evaluate` takes: also one with exact moments, or rounded to bfloat16."""
+    """Model for `evaluate`, which also accepts models with exact moments or rounded to bfloat16."""
 
     __slots__ = ()
 
@@ -92,7 +92,7 @@ class Subject(Model):
 class Features(Source):
     """Name of a feature network, an import path, or a file.
 
-    A folder is no feature network, so a folder of that name is no doubt.
+    A folder is never a feature network, so a folder of the same name causes no ambiguity.
     """
 
     __slots__ = ()
@@ -110,7 +110,7 @@ class Features(Source):
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Check every source among the options, and make it plain text.
+    """Check every source among the options, and convert it to a plain string.
 
     Raises ValueError that names the option.
     """
@@ -121,7 +121,7 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def refuse_same(samples: str, reference: str) -> None:
-    """Raise ValueError if two sources of pictures are one file, folder, run or data set."""
+    """Raise ValueError if two sources of pictures are the same file, folder, run or data set."""
     if samples == reference or _origin(samples) == _origin(reference):
         raise ValueError(
             f"--samples and --reference must be different pictures: got {samples} and {reference}, which are the same"
@@ -129,9 +129,9 @@ def refuse_same(samples: str, reference: str) -> None:
 
 
 def _origin(source: str) -> Path | str:
-    """Return a named data set itself, else the file or folder, links resolved.
+    """Return the name of a data set, or the path of a file or folder with links resolved.
 
-    The statistics that a run of `generate` writes stand for its folder.
+    For the statistics file of a `generate` run, the path is that of the run's folder.
     """
     from gms_fast.generation import settings
 

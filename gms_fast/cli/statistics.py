@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gms_fast.models.unet import MomentUNet
 
 SUMMARY = (
-    "Measure a model's statistics for the solver dpm-solver-v3. With --gaussian: mean and covariance of its data, for "
-    "teleport and gms. With --features: feature statistics of data, a reference for gms-fast evaluate."
+    "Measure the statistics of a model that the solver dpm-solver-v3 needs. With --gaussian, measure the mean and "
+    "covariance of its data for teleport and gms. With --features, measure a reference for gms-fast evaluate."
 )
 STEPS = 20  # solver steps of samples that replace data: docs/quality.md
 SAMPLES = {"gaussian": 4000, "empirical": 1024}
@@ -36,32 +36,32 @@ OF_MODELS = ("gaussian", "model", "samples", "seed", "half", "resume")  # option
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast statistics`."""
     add = parser.add_argument
-    add("--gaussian", action="store_true", help="measure mean and covariance of the data, for teleport and gms")
+    add("--gaussian", action="store_true", help="measure the mean and covariance of the data, for teleport and gms")
     add("--model", type=sources.Model, help=options.MODEL)
-    data = "training data of the model: mnist5k, digits, an array file or a folder of images"
-    data += " (required unless --gaussian, which otherwise takes samples of the model)"
+    data = "training data of the model: mnist5k, digits, an array file or a folder of images (required, except with "
+    data += "--gaussian, which can use samples of the model instead)"
     add("--data", type=sources.Data, help=data)
-    add("--out", type=Path, required=True, help="output file, .safetensors")
+    add("--out", type=Path, required=True, help="output file, which must end in .safetensors")
     samples = (
-        "number of images to average at every noise level (default: 1024); with --gaussian and without --data, of "
+        "number of images to average over at every noise level (default: 1024); with --gaussian but without --data, "
     )
-    samples += "samples to draw (default: 4000)"
+    samples += "number of samples to draw (default: 4000)"
     add("--samples", type=options.positive, metavar="N", help=samples)
-    batch = "images at a time; the result does not depend on it (default: 64, with --features 256)"
+    batch = "number of images processed at a time; does not change the result (default: 64, or 256 with --features)"
     add("--batch-size", type=options.positive, metavar="B", help=batch)
     add("--seed", type=options.seed, help=options.SEED)
     add("--half", action="store_true", help="store large tensors in half precision")
     add("--device", help=options.DEVICE)
-    nodes = "number of intervals of the grid of noise levels, at least 2 (default: 120)"
+    nodes = "number of intervals in the grid of noise levels, at least 2 (default: 120)"
     add("--nodes", type=options.positive, metavar="N", help=nodes)
     window = "width of the moving average of dl/dlambda, in lambda = log(alpha/sigma), at least 0 (default: 0.1)"
     add("--window", type=float, help=window)
     add("--rank", type=options.positive, help="with --gaussian: number of eigenvectors to keep (default: all)")
-    add("--flips", action="store_true", help="with --gaussian: also count the mirror image of each image")
+    add("--flips", action="store_true", help="with --gaussian: also include the mirror image of each image")
     measured.add_features(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue from the file that an interrupted run left")
-    again.add_argument("--force", action="store_true", help="start again, and replace --out")
+    again.add_argument("--force", action="store_true", help="start again and replace --out")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -64,7 +64,9 @@ def check(target: Target, inputs: list[Path], *, overwrite: bool) -> None:
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
     if out.exists() and not out.is_dir():
-        raise FileExistsError(f"--out {out} is a file: a folder is wanted, or a name in {' or '.join(SUFFIXES)}")
+        raise FileExistsError(
+            f"--out {out} is a file, but must be a folder or a name that ends in {' or '.join(SUFFIXES)}"
+        )
     for file in target.files:
         if file.is_dir():
             raise FileExistsError(f"--out: {file} is a folder, but a picture must be written there")

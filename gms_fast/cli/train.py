@@ -22,29 +22,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train`, by default the recipe of the embedded MNIST model."""
     add = parser.add_argument
     add("--data", type=sources.Data, required=True, help=learning.DATA)
-    labels = "classes of the images, to train a network with classes: mnist5k, digits, or a .npy or .npz file"
+    labels = "class labels of the images, to train a network with classes: mnist5k, digits, or a .npy or .npz file"
     add("--labels", type=sources.Data, help=labels)
-    dropout = "share of images trained without their class, from 0 to below 1, for guidance (default: 0.1)"
+    dropout = "share of images whose label is dropped, from 0 to below 1, which allows guidance (default: 0.1)"
     add("--label-dropout", type=float, metavar="SHARE", help=dropout)
-    add("--out", type=Path, required=True, help="folder of the run; the model is saved in its subfolder model")
-    steps = "optimiser steps of the noise network (default: 12000)"
+    add("--out", type=Path, required=True, help='folder of the run; the model is saved in its subfolder "model"')
+    steps = "number of optimiser steps for the noise network (default: 12000)"
     add("--steps", type=options.positive, default=12000, metavar="N", help=steps)
-    heads = "optimiser steps of the moment heads (default: 4000)"
+    heads = "number of optimiser steps for the moment heads (default: 4000)"
     add("--head-steps", type=options.positive, default=4000, metavar="N", help=heads)
-    target = "moments to learn: central, about the mean, or raw (default: central)"
+    target = "moments to learn: central (about the mean) or raw (about 0) (default: central)"
     add("--target", choices=("central", "raw"), default="central", help=target)
-    add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
-    width = "channels of the first level, a multiple of 32 (default: 32)"
+    add("--head", choices=("complex", "simple"), default="complex", help=learning.HEAD)
+    width = "number of channels at the first level, a multiple of 32 (default: 32)"
     add("--model-channels", type=options.positive, default=32, metavar="C", help=width)
-    factors = "channel factor of each level, separated by commas (default: 1,2,3)"
+    factors = "multiplier of the channels at each level, separated by commas (default: 1,2,3)"
     add("--channel-mult", type=options.integers, default=(1, 2, 3), metavar="F,..", help=factors)
-    blocks = "residual blocks per level (default: 1)"
+    blocks = "number of residual blocks per level (default: 1)"
     add("--num-res-blocks", type=options.positive, default=1, metavar="N", help=blocks)
     attention = "downsampling factors of the levels with attention, separated by commas (default: 4)"
     add("--attention", type=options.integers, default=(4,), metavar="F,..", help=attention)
     add("--schedule", choices=("linear", "cosine"), default="linear", help="noise schedule (default: linear)")
     learning.add_recipe(parser)
-    precision = "arithmetic of the network; weights and losses stay float32 (default: float32)"
+    precision = "dtype in which the network computes; weights and losses stay float32 (default: float32)"
     add("--precision", choices=("float32", "bfloat16"), default="float32", help=precision)
     options.add_again(parser, "run")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gms_fast.models import MomentHeads
 
-SUMMARY = "Train moment heads on a frozen network: one of diffusers, or a released checkpoint."
+SUMMARY = "Train moment heads on a frozen network, from diffusers or a released checkpoint."
 STAGE = "heads"
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -22,23 +22,23 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train-heads`."""
     add = parser.add_argument
-    network = "folder of a diffusers network or pipeline, or file of a released checkpoint"
+    network = "folder of a diffusers network or pipeline, or released checkpoint file"
     add("--network", type=sources.Model, required=True, help=network)
     add("--data", type=sources.Data, required=True, help=learning.DATA)
-    labels = "classes of the images, required by a network with classes: mnist5k, digits, or a .npy or .npz file"
+    labels = "class labels of the images, required for a network with classes: mnist5k, digits, or a .npy or .npz file"
     add("--labels", type=sources.Data, help=labels)
-    add("--out", type=Path, required=True, help="folder of the run; the heads are saved in its subfolder model")
-    add("--steps", type=options.positive, default=4000, metavar="N", help="optimiser steps (default: 4000)")
-    features = "name of the module whose input the heads read (default: known for diffusers networks)"
+    add("--out", type=Path, required=True, help='folder of the run; the heads are saved in its subfolder "model"')
+    add("--steps", type=options.positive, default=4000, metavar="N", help="number of optimiser steps (default: 4000)")
+    features = "name of the module whose input the heads read (default: set automatically for known networks)"
     add("--features", metavar="MODULE", help=features)
-    add("--schedule", help="noise schedule of a network without a scheduler: linear, cosine, vp, edm, flow, ..")
-    prediction = "meaning of the output of a network without a scheduler: noise, x0, v, flow or edm"
+    add("--schedule", help="noise schedule of a network that has no scheduler, such as linear, cosine, vp, edm or flow")
+    prediction = "prediction type of a network that has no scheduler: noise, x0, v, flow or edm"
     add("--prediction", help=prediction)
-    add("--head", choices=("complex", "simple"), default="complex", help="form of the heads (default: complex)")
-    std = "rough standard deviation of the data, above 0 (default: 1)"
+    add("--head", choices=("complex", "simple"), default="complex", help=learning.HEAD)
+    std = "approximate standard deviation of the data, above 0 (default: 1)"
     add("--data-std", type=float, default=1.0, metavar="STD", help=std)
     learning.add_recipe(parser)
-    precision = "arithmetic of the frozen network: float32 (no), bf16 or fp16 (default: no)"
+    precision = "dtype in which the frozen network computes: no (float32), bf16 or fp16 (default: no)"
     add("--mixed-precision", choices=tuple(PRECISIONS), default="no", help=precision)
     options.add_again(parser, "run")
 

@@ -167,7 +167,7 @@ def test_pictures_are_fitted_where_asked(here, capsys):
     Image.new("L", (20, 12)).save("wide.png")
     command = ("edit", "stroke", "wide.png", *SHORT, "--out", "x.png")
     said = refusal(capsys, *command)
-    assert "picture wide.png must have 8 x 8 pixels, as the model: got 20 x 12; add --resize" in said
+    assert "picture wide.png must have 8 x 8 pixels, like the model: got 20 x 12; add --resize" in said
     assert run(*command, "--resize") == 0
 
 
@@ -189,7 +189,7 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke", *SAMPLE, "--out", "x.gif"), "--out must end in .png or .jpg or .jpeg: got x.gif (a name with"),
         (("stroke", *SAMPLE, "--out", "no/x.png"), "there is no folder no"),
         (("stroke", *SAMPLE, "--out", "no/x"), "there is no folder no"),
-        (("stroke", *SAMPLE, "--out", "file"), "--out file is a file: a folder is wanted"),
+        (("stroke", *SAMPLE, "--out", "file"), "--out file is a file, but must be a folder"),
         (("stroke", *SAMPLE, "--out", "guides"), "--out must not replace an input picture: got guides/a.png"),
         (("stroke", "guides/a.png", "other/a.png", *SHORT, "--out", "y"), "got a.png twice"),
         (("stroke", *SAMPLE, "--strength", "2"), "strength must lie in [0, 1]"),

@@ -25,7 +25,7 @@ def test_files_may_have_an_ending_in_capitals_and_are_no_folders(tmp_path):
     options.check_file(tmp_path / "x.PNG", (".png",), overwrite=False)
     (tmp_path / "x.png").mkdir()
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match=r"--noise .*x\.png is a folder: a file is wanted"):
+        with pytest.raises(FileExistsError, match=r"--noise .*x\.png is a folder, but must be a file"):
             options.check_file(tmp_path / "x.png", (".png",), overwrite=overwrite, name="--noise")
     with pytest.raises(ValueError, match=r"--out must end in \.png: got .*x\.gif, which is new"):
         options.check_file(tmp_path / "x.gif", (".png",), overwrite=False, hint=", which is new")

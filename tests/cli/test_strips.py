@@ -83,7 +83,7 @@ def test_noise_replaces_no_picture(here, capsys):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("invert", "0.png", "--noise", "n.npz"), "--noise n.npz is a folder: a file is wanted"),
+        (("invert", "0.png", "--noise", "n.npz"), "--noise n.npz is a folder, but must be a file"),
         (("invert", "0.png", "--noise", "/proc/x.npz"), "/proc/x.npz"),
         (("stroke", "0.png", "--out", "f1"), "--out: f1/0.png is a folder, but a picture must be written there"),
         (("stroke", "0.png", "--out", "x.v2"), "got x.v2 (a name with a suffix means a file; create the folder first"),

@@ -88,7 +88,7 @@ def test_train_refuses_images_that_are_not_square_and_a_file_for_a_folder(tmp_pa
     np.save(tmp_path / "wide.npy", np.zeros((4, 8, 16), np.float32))
     said = refusal(capsys, "train", "--data", tmp_path / "wide.npy", "--out", tmp_path / "run", *SHORT)
     assert "must hold square images: got 8 x 16" in said
-    assert "a folder is wanted" in refusal(capsys, "train", "--data", pictures, "--out", pictures, *SHORT)
+    assert "is a file, but must be a folder" in refusal(capsys, "train", "--data", pictures, "--out", pictures, *SHORT)
 
 
 def test_train_defaults_are_the_recipe_of_the_embedded_model(tmp_path, monkeypatch):
