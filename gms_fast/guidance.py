@@ -54,6 +54,11 @@ class _Guided(torch.nn.Module):
         if clip != ():  # None means no data range; a missing attribute means that the range is unknown
             self.clip = clip
 
+    @property
+    def untrained(self) -> bool:
+        """True if the model has moment heads that were never trained."""
+        return bool(attribute(self.unguided, "untrained", False))
+
     def _led(self, output: Tensor | NoiseMoments, to: Tensor) -> Tensor | NoiseMoments:
         """Return the output moved to another first moment; one tensor is replaced."""
         return to if isinstance(output, Tensor) else shifted(output, to, central=self.moments == "central")

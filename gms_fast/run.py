@@ -70,6 +70,7 @@ class Run:
         check_signal(walk, solver.known_steps, said.prediction, said.built)
         if walk.foreign:
             warnings.warn(walk.foreign, stacklevel=stacklevel())
+        check_trained(solver, model)
         return cls(
             model=model,
             network=Network(model, batch_size=batch_size, condition=condition, apart=True),
@@ -222,6 +223,18 @@ def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
             f"gives {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
             "that needs the noise alone, such as ddim, er-sde or gms:covariance=FILE,switch=0"
         )
+
+
+def check_trained(solver: Solver, model: object) -> None:
+    """Warn if the solver needs moments and the model's heads for them were never trained."""
+    if solver.moments_needed == 1 or torch.compiler.is_compiling() or not attribute(model, "untrained", False):
+        return
+    message = (
+        f"the model's moment heads are untrained, so {solver.name} draws wrong samples: train them with "
+        "gms_fast.training.train_moment_heads, load trained ones, or use a solver that needs only the noise, such as "
+        "er-sde"
+    )
+    warnings.warn(message, stacklevel=stacklevel())
 
 
 def origin_of(model: object) -> str | None:

@@ -21,6 +21,7 @@ from gms_fast.models.heads import FORMS, Heads
 from gms_fast.models.hosts.base import dtype_of_weights
 from gms_fast.models.level_table import LevelTable, NoiseLevel
 from gms_fast.models.normalised import moments as normalised_moments
+from gms_fast.models.unet import Zeros
 from gms_fast.models.wrap import Wrapped, wrap
 from gms_fast.network import Network, device_of
 from gms_fast.schedules import Schedule
@@ -125,6 +126,7 @@ class MomentHeads(nn.Module):
         axes = len(self.sample_shape) - 1
         self.heads = Heads(self.layout, channels, axes, head, positive=self.normalised)
         self.heads.to(device_of(bare))
+        self._zeros = Zeros()
         self.levels = LevelTable(self.schedule, self.data_std).to(device_of(bare))
         self.record: dict[str, Any] | None = None  # settings and loss of the training
         self.source: dict[str, Any] | None = attribute(self.network, "source")
@@ -162,6 +164,11 @@ class MomentHeads(nn.Module):
     def needed(self) -> Sequence[str]:
         """Names of the conditions that every call must give."""
         return attribute(self.network, "needed", ())
+
+    @property
+    def untrained(self) -> bool:
+        """True if the heads were never trained."""
+        return self._zeros(self.heads.out[-1])
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the heads, by name; all others are frozen."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from gms_fast.finite import recorded
 from gms_fast.models.classes import check_classes
 from gms_fast.models.level_table import LevelTable
 from gms_fast.models.normalised import moments as normalised_moments
@@ -76,6 +77,23 @@ def zeroed(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+class Zeros:
+    """Test of a zero-initialised layer: True while all of its weights are zero.
+
+    Reading weights waits for a GPU. Once they are found to be nonzero, they are not read again; nor are they read while
+    a CUDA graph is captured, where the answer is False.
+    """
+
+    def __init__(self) -> None:
+        self._nonzero = False
+
+    def __call__(self, layer: nn.Module) -> bool:
+        if any(recorded(weight) for weight in layer.parameters()):
+            return False
+        self._nonzero = self._nonzero or any(bool(weight.any()) for weight in layer.parameters())
+        return not self._nonzero
 
 
 def _conv(cin: int, cout: int, stride: int = 1) -> nn.Conv2d:
@@ -410,12 +428,13 @@ class MomentUNet(nn.Module):
                 self.output_blocks.append(Block(*layers))
         self.out = nn.Sequential(*_output(ch, out_channels))
 
-        def head_of(form: str | None) -> nn.Module | None:
+        def head_of(form: str | None) -> nn.Sequential | None:
             if form == "complex":
                 return ComplexHead(res(ch, ch), *_output(ch, in_channels))
             return None if form is None else SimpleHead(*_output(ch, in_channels))
 
         self.out2, self.out3 = head_of(second), head_of(third)
+        self._zeros = Zeros()
 
     @property
     def normalised(self) -> bool:
@@ -431,6 +450,11 @@ class MomentUNet(nn.Module):
     def has_heads(self) -> bool:
         """True if the network has moment heads."""
         return self.out2 is not None
+
+    @property
+    def untrained(self) -> bool:
+        """True if the network has moment heads that were never trained."""
+        return self.out2 is not None and self._zeros(self.out2[-1])
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the heads, by name."""
