@@ -59,45 +59,55 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DPMSolverV3(Solver):
-    """Multistep predictor and corrector that uses statistics of the given network.
+    """Multistep predictor-corrector that uses statistics measured on the network.
 
-    With y = x/alpha and lambda = log(alpha/sigma) the probability flow is dy/dlambda = -l y - f. The empirical model
-    statistics l, s, b make f = (sigma eps - l x)/alpha as smooth as one network allows. From step start s to target t:
+    With y = x/alpha and lambda = log(alpha/sigma), the probability flow is
+
+        dy/dlambda = -l y - f,    f = (sigma eps - l x)/alpha
+
+    The empirical model statistics l, s and b are curves over lambda that are measured on the given network. They make f
+    as smooth as this network allows. A step from s to t is
 
         y_t = A [y_s - int E B - int E g],    A = exp(-int l),  E = exp(int l + s),  B = int exp(-int s) b
 
-    All integrals begin at s. g = exp(-int s) f - B is approximated by the polynomial through its last values.
+    All integrals (int) run over lambda and begin at s. The function g = exp(-int s) f - B is approximated by the
+    polynomial through its last values.
 
-    Use it for 3 to 10 network evaluations if you have measured statistics; at 3 to 5 put it after a
-    [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. It costs K network evaluations for K steps, with or
-    without the corrector: the state at the last time is the sample.
+    Use DPM-Solver-v3 for 3 to 10 network evaluations if you have measured the statistics of your network. For 3 to 5
+    evaluations, put it after a [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. A run of K steps costs K
+    network evaluations, with or without the corrector, because the state at the last time is the sample.
 
     Args:
-        statistics: [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] of this network and schedule, from
-            `gms_fast.statistics.empirical_model` or `gms_fast.statistics.load`.
-        order: Order of the predictor, from 1 to 8, or to 7 with corrector="next" (default 3). The first steps, with
-            less history, are of lower order.
-        corrector: Correction of the state after each network evaluation, at no further cost. None: no correction.
-            "same": the order of the last predictor. "next" (default): one order more, with pseudo derivatives.
-        pseudo: True takes the predictor's derivatives from divided differences of more and more values, which is
-            steadier in few steps (default False).
-        lower_order_final: True (default) ends with orders .., 2, 1.
-        half: False (default) corrects at all times. True corrects where t <= 1/2 only, as published; "released" where
-            t > 1/2 only, as the released code does. Time runs over [0, 1] here.
-        trust: Lambda from which on the statistics are used, see `EmpiricalModel.trusted`; None (default) uses all of
-            them. -2 is best for those of the embedded models.
-        spacing: Grid of `sample(steps=..)`, as in `Schedule.grid` (default 0.7). The paper's are "log-snr" and
+        statistics: [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] of this network and schedule, measured by
+            `gms_fast.statistics.empirical_model` or read by `gms_fast.statistics.load`.
+        order: Order of the predictor, from 1 to 8, or from 1 to 7 with corrector="next" (default 3). The first steps
+            have a lower order, because fewer earlier values exist.
+        corrector: Correction of the state after each network evaluation; it costs no further evaluations. None turns it
+            off. "same" uses the order of the preceding predictor. "next" (default) uses an order higher by one, with
+            pseudo derivatives.
+        pseudo: If True, the k-th derivative in the predictor is a divided difference of the last k + 1 values (a pseudo
+            derivative), which is more stable in runs of few steps. If False (default), all derivatives are those of the
+            polynomial through all values.
+        lower_order_final: If True (default), the order decreases to 1 in the last steps.
+        half: If False (default), the corrector is used at all times. If True, it is used only at times t <= 1/2, as in
+            the paper. With "released", it is used only at times t > 1/2, as in the released code. These times run from
+            0 (data) to 1 (noise).
+        trust: Smallest lambda at which the statistics are used. Below it they are replaced by l = 1 and s = b = 0, as
+            in data prediction (see `EmpiricalModel.trusted`). None (default) uses the statistics everywhere. For the
+            statistics of the embedded models, -2 is best.
+        spacing: Time grid of `sample(steps=..)`, as in `Schedule.grid` (default 0.7). The paper uses "log-snr" and
             "uniform".
 
     Raises:
-        TypeError: If `statistics` is not an EmpiricalModel.
-        ValueError: If another argument lies outside its range. A run raises it if the statistics belong to another
-            network, schedule or shape, or do not cover its times.
+        TypeError: If `statistics` is not an `EmpiricalModel`.
+        ValueError: If another argument is out of range. A run raises it if the statistics belong to another network,
+            schedule or sample shape, or if they do not cover the times of the run.
 
     Note:
-        Times are rounded to the nearest nodes of the statistics. Where `trust` sets in, f jumps: this helps runs of few
-        steps, but runs of many steps lose their order of convergence. The solver inspects statistics and network before
-        it starts, so it works neither under torch.compile nor in CUDA graphs.
+        The statistics are known at a fixed set of noise levels, the nodes, and each time is moved to the nearest node.
+        If `trust` is set, f jumps at that lambda. This improves runs of few steps, but runs of many steps no longer
+        converge at their order. The solver inspects the statistics and the network before a run, so it works neither
+        under torch.compile nor in CUDA graphs.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -194,7 +204,10 @@ class DPMSolverV3(Solver):
         return [int(i) for i in np.clip(place, -1, N + 1).round()]
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[int, Update | None, Update]]:
-        """Return for each step its node, the corrector of its state or None, and the predictor."""
+        """Return (node, corrector, predictor) for every step.
+
+        The corrector corrects the state at which the step starts; it is None if that state is not corrected.
+        """
         nodes, clock, last = self._nodes(schedule, times), schedule.clock(times).numpy(), 0
         plan = []
         for i in range(len(nodes) - 1):
@@ -211,7 +224,7 @@ class DPMSolverV3(Solver):
         return not self.half or bool(t > _HALF) == (self.half == "released")
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[Rows], None, tuple[()]]:
-        """Return (weights of each step, state before the last, f at the last states, latest first)."""
+        """Return (weights of each step, preceding state, last values of f with the latest first)."""
         alphas = {step.numbers[0]: step.coefficients.alpha_t for step in steps}
         alphas[steps[-1].numbers[2].target] = steps[-1].coefficients.alpha_s
         wide = torch.promote_types(x.dtype, torch.float32)

@@ -34,33 +34,45 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 @dataclass(frozen=True, kw_only=True)
 class ERSDE(Multistep):
-    """Multistep solver of the extended reverse SDE, with a choice of the noise at each level.
+    """Multistep solver of the extended reverse SDE, whose noise at each level you can choose.
 
         x_s = alpha_s (r x_t/alpha_t + (1 - r) X + c_1 X' + c_2 X'') + alpha_s sqrt(lambda_s^2 - r^2 lambda_t^2) z
 
-    with lambda = sigma/alpha, r = phi(lambda_s)/phi(lambda_t) and X = E[x_0|x_t]. X' and X'' are its differences over
-    past steps. The SDE is dy = (1 + eta) (y - X)/lambda dlambda + sqrt(2 eta lambda) dw for y = x/alpha. Its noise is
-    eta = lambda phi'/phi - 1 >= 0: 0 is the probability flow, 1 the reverse SDE.
+    Here lambda = sigma/alpha, r = phi(lambda_s)/phi(lambda_t) and X = E[x_0|x_t]. X' and X'' are differences of X over
+    the preceding steps. The coefficients c_1 and c_2 are integrals of 1/phi, which docs/mathematics/er-sde.md derives.
+    The SDE is dy = (1 + eta) (y - X)/lambda dlambda + sqrt(2 eta lambda) dw for y = x/alpha. The function phi sets the
+    amount of noise, eta = lambda phi'/phi - 1 >= 0: the probability flow has eta = 0, the reverse SDE has eta = 1. The
+    argument `noise_scale` selects one of these functions phi(x) of the noise level x = sigma/alpha:
 
-    Use it for up to 10 network evaluations with no statistics at hand; then pass
-    `timesteps=schedule.timesteps(K, spacing=0.7)`. It needs no moment heads. It costs K network evaluations for K
-    steps: the state at the last time is the sample, and where that time has no noise it is the last E[x_0|x_t].
+    - "ode": x
+    - "sde": x^2
+    - "er_sde_1": x^1.5
+    - "er_sde_2": x^2.5
+    - "er_sde_3": x^0.9 log10(1 + 100 x^1.5)
+    - "er_sde_4": x (exp(x^0.3) + 10)
+    - "sde_1" or "dropped": x (exp(-1/x) + 10)
+
+    The names "sde_2" to "sde_5" are older names of "er_sde_1" to "er_sde_4".
+
+    Use ER-SDE for runs of up to 10 network evaluations if you have no statistics of the data or the network, and pass
+    `timesteps=schedule.timesteps(K, spacing=0.7)`. It needs no moment heads. A run of K steps costs K network
+    evaluations, because the state at the last time is the sample. If the last time has no noise, the sample is the last
+    E[x_0|x_t].
 
     Args:
-        order: Order 1, 2 or 3 (default 3). The first steps, with less history, are of lower order. Order 3 converges
-            like order 2 with a smaller error, because X' is a backward difference.
-        noise_scale: The function phi. "ode": x; "sde": x^2; "er_sde_1": x^1.5; "er_sde_2": x^2.5; "er_sde_3":
-            x^0.9 log10(1 + 100 x^1.5); "er_sde_4" (default): x (exp(x^0.3) + 10); "sde_1": x (exp(-1/x) + 10), also
-            called "dropped". "sde_2" to "sde_5" are older names of "er_sde_1" to "er_sde_4". Or any callable on float64
-            arrays, positive, with phi(x)/x not decreasing.
-        quadrature: Rule for the integrals of 1/phi in c_1 and c_2. "released" (default) is the left Riemann sum of the
-            released code; "exact" is exact to rounding.
-        points: Points of the released quadrature, >= 1: 100 as in the released code (default), 200 as in ComfyUI.
-        variance_clip: Variance of x/alpha below which no noise is drawn. None (default): 1e-6 with the released
-            quadrature, as in the released code, else 0.
+        order: Order of the solver: 1, 2 or 3 (default). The first steps have a lower order, because fewer earlier
+            estimates exist. Order 3 converges like order 2 but with a smaller error, because X' is a backward
+            difference.
+        noise_scale: Name of the function phi (default "er_sde_4"), or a callable that takes and returns float64 arrays.
+            Its values must be positive, and phi(x)/x must not decrease with x.
+        quadrature: Rule for the integrals of 1/phi in c_1 and c_2: "released" (default) for the left Riemann sum of the
+            released code, or "exact" for integrals that are exact up to rounding.
+        points: Number of points of the Riemann sum, >= 1. The released code uses 100 (default), ComfyUI uses 200.
+        variance_clip: Variance of the noise in x/alpha below which a step draws no noise. The default, None, stands for
+            1e-6 with quadrature="released", as in the released code, and for 0 with quadrature="exact".
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
 
     Examples:
         >>> model = gms_fast.load("digits")

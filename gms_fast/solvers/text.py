@@ -1,11 +1,11 @@
-"""Solvers from text: "er-sde:order=2", "gms:fit=exact", "teleport:until=10 then er-sde".
+"""Solver strings: "er-sde:order=2", "gms:fit=exact", "teleport:until=10 then er-sde".
 
-    text     name [":" option "=" value {"," option "=" value}] [" then " text]
-    value    a number, true, false, none, or a word
+    string   name [":" option "=" value {"," option "=" value}] [" then " string]
+    value    a number, true, false, none, or any other string
 
-`sample`, every command and configuration files use this one language. A solver that needs statistics or a table takes
-the name of an embedded model or a file, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
-"ggdm:table=mnist/5". If the text names none, that of the sampled model is used (`origin` of `build`).
+`sample`, every command and every configuration file accept solver strings. For a solver that needs statistics or a
+table, the option names an embedded model or a file, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
+"ggdm:table=mnist/5". Without the option, the file that lies beside the sampled model is used (see `origin` of `build`).
 """
 
 import ast
@@ -71,7 +71,7 @@ def names() -> list[str]:
     """Return the names of the solvers that need no statistics or table.
 
     Returns:
-        List of names, as [`build`][gms_fast.solvers.build] and `sample(solver=..)` take them.
+        List of names, which [`build`][gms_fast.solvers.build] and `sample(solver=..)` accept.
 
     Examples:
         >>> "unipc" in gms_fast.solvers.names()
@@ -150,21 +150,24 @@ def build(
     steps: int | None = None,
     load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
 ) -> Solver:
-    """Return the solver that a text describes, or the solver itself.
+    """Build a solver from a solver string.
 
     Args:
-        solver: A Solver, or text such as "gms", "er-sde:order=2" or "teleport:until=10 then unipc".
-        origin: Place of the model, an embedded name or a folder, where tables that the text does not name are found.
-            None: such a table is an error.
+        solver: Solver string, such as "gms", "er-sde:order=2" or "teleport:until=10 then unipc". A Solver is returned
+            unchanged.
+        origin: Name of an embedded model, or folder of a model. Statistics and tables that the string does not name are
+            looked up there. With None (default), the string must name them.
         steps: Number of steps of the run, which selects the table of a [`GGDM`][gms_fast.solvers.GGDM].
-        load: Readers that replace those of a kind of table; they get the name from the text.
+        load: Functions that replace the default readers of statistics and tables. The keys are `CURVES`, `COVARIANCE`
+            and `LEARNED` of `gms_fast.solvers.text`. Each function is called with the name or path of the file.
 
     Returns:
         The [`Solver`][gms_fast.Solver].
 
     Raises:
-        ValueError: If the text cannot be read, or names an unknown solver or option.
-        FileNotFoundError: If a table is found nowhere.
+        ValueError: If the string is malformed, if it contains an unknown solver or option, or if it does not name
+            statistics or a table that `origin` does not have either.
+        FileNotFoundError: If the string names a file or an embedded model that does not exist.
 
     Examples:
         >>> gms_fast.solvers.build("er-sde:order=2").order
@@ -283,16 +286,17 @@ def spelled(name: str, options: Sequence[str], then: str = "") -> str:
 
 
 def text_of(solver: Solver) -> str:
-    """Return the text from which `build` makes this solver.
+    """Return the solver string from which `build` makes this solver.
 
     Args:
-        solver: Solver whose options are numbers, words, flags or None.
+        solver: Solver whose options are all numbers, strings, booleans or None.
 
     Returns:
-        Text that names the options that differ from their defaults.
+        Solver string with the options that differ from their defaults.
 
     Raises:
-        ValueError: If the solver's class has no name, or it holds a table or a function, which text cannot name.
+        ValueError: If the class of the solver has no name, or if an option is a table or a function, which a string
+            cannot express.
 
     Examples:
         >>> gms_fast.solvers.text_of(gms_fast.solvers.ERSDE(order=2))
