@@ -53,7 +53,7 @@ class Call(NamedTuple):
         if self.extra_args is not None and not isinstance(self.extra_args, dict):
             raise TypeError(f"extra_args must be a dict, or None: got {type(self.extra_args).__name__}")
         if not a_tensor("x", self.x).is_floating_point() or self.x.ndim < 2:
-            raise TypeError(f"x must be (B, *), floating point: got {tuple(self.x.shape)} {self.x.dtype}")
+            raise TypeError(f"x must be a floating tensor (B, *): got {tuple(self.x.shape)} {self.x.dtype}")
         if not 0 <= number("s_noise", self.s_noise) < math.inf:
             raise ValueError(f"s_noise must be finite and not negative: got {self.s_noise!r}")
         return _falling(a_tensor("sigmas", self.sigmas))
@@ -84,7 +84,7 @@ def _falling(sigmas: Tensor) -> list[float]:
     values: list[float] = as_float64(sigmas).tolist() if sigmas.ndim == 1 and sigmas.is_floating_point() else []
     if not values or not all(0 <= v < math.inf for v in values) or any(a < b for a, b in pairwise(values)):
         got = listed(values) if values else f"{tuple(sigmas.shape)} {sigmas.dtype}"
-        raise ValueError(f"sigmas must be (K+1,), floating point, finite, falling and not negative: got {got}")
+        raise ValueError(f"sigmas must be a floating tensor (K+1,), finite, non-negative and decreasing: got {got}")
     return values
 
 
@@ -141,8 +141,8 @@ def _on_nodes(solver: DPMSolverV3, schedule: Schedule, sigmas: list[float]) -> t
     if len(nodes) < 2 or nodes[0] < 0 or nodes[-1] > known.N or not bool((nodes.diff() > 0).all()):
         first, last = known.lam[[0, -1]].neg().exp().tolist()
         raise ValueError(
-            f"sigmas must be two or more, each nearest to another of the statistics' {known.N + 1} levels sigma/alpha, "
-            f"from {first:.3g} to {last:.3g}: got {listed(sigmas)}"
+            f"sigmas must be two or more, each nearest to a different one of the statistics' {known.N + 1} levels "
+            f"sigma/alpha, from {first:.3g} to {last:.3g}: got {listed(sigmas)}"
         )
     return solver, solver.times(schedule, sigmas)
 
@@ -152,7 +152,7 @@ def _check_network(statistics: EmpiricalModel, model: Model) -> None:
     found = list(filter(None, map(fingerprint, _inside(model))))
     if statistics.network is not None and found and statistics.network not in found:
         raise ValueError(
-            f"statistics must be of this network, {found[-1]}: got those of {statistics.network}; measure them with "
+            f"statistics must be measured on this network, {found[-1]}: got those of {statistics.network}; use "
             "gms_fast.statistics.empirical_model"
         )
 

@@ -18,7 +18,7 @@ from gms_fast.prediction import Meaning
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 
-WITHOUT_MOMENTS = '. A network without moment heads needs another solver, such as solver="er-sde", at any start'
+WITHOUT_MOMENTS = '. A network without moment heads needs another solver in any case, such as solver="er-sde"'
 
 
 class TimeStep(NamedTuple):
@@ -326,7 +326,7 @@ def check_order(order: object, orders: Sequence[int]) -> None:
 def check_clip_pixel(clip_pixel: object) -> None:
     """Raise ValueError unless `clip_pixel` is a number of grey levels or None."""
     if clip_pixel is not None and not (isinstance(clip_pixel, (int, float)) and clip_pixel >= 0):
-        raise ValueError(f"clip_pixel must be None or a number that is not negative: got {clip_pixel!r}")
+        raise ValueError(f"clip_pixel must be a non-negative number or None: got {clip_pixel!r}")
 
 
 def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> StepCoefficients | None:

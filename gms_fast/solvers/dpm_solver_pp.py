@@ -82,7 +82,7 @@ class DPMSolverPP(Extrapolating):
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3))
         if not (isinstance(self.sde, (bool, int, float)) and 0 <= self.sde < math.inf):
-            raise ValueError(f"sde must be True, False or a number that is not negative: got {self.sde!r}")
+            raise ValueError(f"sde must be True, False or a non-negative number: got {self.sde!r}")
         check_choice("kind", self.kind, KINDS)
         if self.order == 3 and self.sde not in (0, 1) and self.kind != "k-diffusion":
             raise ValueError(f'kind must be "k-diffusion" for order 3 with sde = {self.sde:g}: got {self.kind!r}')

@@ -132,14 +132,14 @@ class DPMSolverV3(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, EmpiricalModel):
             raise TypeError(
-                "statistics must be an EmpiricalModel, as gms_fast.statistics.empirical_model returns: "
+                "statistics must be an EmpiricalModel, as returned by gms_fast.statistics.empirical_model: "
                 f"got {type(self.statistics).__name__}"
             )
         most = MAX_TERMS - (self.corrector == "next")
         if not isinstance(self.order, int) or isinstance(self.order, bool) or not 1 <= self.order <= most:
             raise ValueError(f"order must be an integer from 1 to {most}: got {self.order!r}")
         if self.trust is not None and not (isinstance(self.trust, (int, float)) and math.isfinite(self.trust)):
-            raise ValueError(f"trust must be a finite lambda, or None: got {self.trust!r}")
+            raise ValueError(f"trust must be a finite number or None: got {self.trust!r}")
         for name, choices in (("corrector", CORRECTORS), ("half", HALVES)):
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(repr, choices))
@@ -171,12 +171,13 @@ class DPMSolverV3(Solver):
         nodes = self._nodes(schedule, times)
         if nodes and (nodes[0] < 0 or nodes[-1] > N):
             first, last = self._ends(schedule)
-            got = f"{times[0]:g} .. {times[-1]:g}"
-            raise ValueError(f"timesteps must lie in the statistics' range, {first:g} .. {last:g}: got {got}")
+            got = f"{times[0]:g} to {times[-1]:g}"
+            raise ValueError(f"timesteps must lie in the range of the statistics, {first:g} to {last:g}: got {got}")
         if len(set(nodes)) < len(nodes) or nodes != sorted(nodes) or len(nodes) < 2:
             raise ValueError(
-                f"timesteps must fall on different nodes of the statistics, noisiest first: {len(nodes)} times fall on "
-                f"nodes {nodes} of 0 .. {N}; take fewer steps, another spacing or statistics of more nodes"
+                f"timesteps must be nearest to different nodes of the statistics, noisiest first: the {len(nodes)} "
+                f"times are nearest to the nodes {nodes} of 0 to {N}. Use fewer steps, another spacing, or statistics "
+                "with more nodes"
             )
         return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
 
@@ -194,8 +195,8 @@ class DPMSolverV3(Solver):
         early = t_max is None and lam[0] < ends[0] - cell
         if early or lam[0] > ends[0] + cell or lam[-1] < ends[1] - cell:
             raise ValueError(
-                f"statistics must cover all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
-                f"timesteps are given: got {lam[0]:.3g} .. {lam[-1]:.3g}"
+                f"statistics must cover all of {schedule!r}, lambda = {ends[0]:.3g} to {ends[1]:.3g}, unless "
+                f"timesteps are given: got lambda = {lam[0]:.3g} to {lam[-1]:.3g}"
             )
 
     def _nodes(self, schedule: Schedule, times: Sequence[float]) -> list[int]:
@@ -230,7 +231,7 @@ class DPMSolverV3(Solver):
         wide = torch.promote_types(x.dtype, torch.float32)
         known = self.statistics if self.trust is None else self.statistics.trusted(self.trust)
         if not all(bool(curve.isfinite().all()) for curve in known.tables):
-            raise ValueError("statistics must have finite integrals: |l| or |s| is too large; measure them again")
+            raise ValueError("statistics must have finite integrals, but |l| or |s| is too large: measure them again")
         table = []
         for step in steps:
             node, corrector, predictor = step.numbers

@@ -101,7 +101,7 @@ class ERSDE(Multistep):
         if type(self.points) is not int or self.points < 1:
             raise ValueError(f"points must be an integer of at least 1: got {self.points!r}")
         if self.variance_clip is not None and not self.variance_clip >= 0:
-            raise ValueError(f"variance_clip must be None or not negative: got {self.variance_clip!r}")
+            raise ValueError(f"variance_clip must be a non-negative number or None: got {self.variance_clip!r}")
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         alpha, sigma = (f(times).numpy() for f in (schedule.alpha, schedule.sigma))
@@ -208,15 +208,17 @@ def _checked(phi: Phi, lam: np.ndarray) -> Checked:
     except (TypeError, ValueError) as error:
         raise TypeError(f"noise_scale must take and return float64 arrays: {error}") from error
     if values.shape != levels.shape:
-        raise TypeError(f"noise_scale must return one value per level, {levels.shape}: got {values.shape}")
+        raise TypeError(f"noise_scale must return one value per noise level, {levels.shape}: got {values.shape}")
     for level, value in zip(levels, values, strict=True):
         if not value > 0 or (math.isinf(value) and level < levels[0]):
-            raise ValueError(f"noise_scale must be positive and finite on the grid: got phi({level:g}) = {value:g}")
+            raise ValueError(
+                f"noise_scale must be positive and finite at each noise level: got phi({level:g}) = {value:g}"
+            )
     for (high, low), (above, below) in zip(pairwise(levels), pairwise(values), strict=True):
         if not above / high >= below / low * (1 - 1e-12):
             raise ValueError(
-                f"noise_scale must have phi(lambda)/lambda that does not fall with lambda: it falls from "
-                f"{below / low:g} at {low:g} to {above / high:g} at {high:g}"
-                + (", the start of the grid being at infinity" if high == _FAR[-1] else "")
+                f"noise_scale must be a function phi for which phi(x)/x does not decrease with x: it decreases from "
+                f"{below / low:g} at x = {low:g} to {above / high:g} at x = {high:g}"
+                + (", which stands for the infinite noise level at the start" if high == _FAR[-1] else "")
             )
     return quiet

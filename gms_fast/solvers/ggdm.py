@@ -72,7 +72,7 @@ class GGDM(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.table, GGDMTable):
             raise TypeError(
-                f"table must be a GGDMTable, as gms_fast.search.ggdm returns: got {type(self.table).__name__}"
+                f"table must be a GGDMTable, as returned by gms_fast.search.ggdm: got {type(self.table).__name__}"
             )
 
     def times(
@@ -89,7 +89,7 @@ class GGDM(Solver):
         if not isinstance(wanted, int) and any(abs(a - b) > 1e-6 * own[0] for a, b in zip(own, wanted, strict=True)):
             raise ValueError(f"timesteps must be those of the table, {listed(own)}: got {listed(wanted)}")
         if t_max is not None or spacing is not None:
-            raise ValueError(f"GGDM uses the times of its table, from t = {own[0]:g} on: it takes no other grid")
+            raise ValueError(f"GGDM uses the times of its table, from t = {own[0]:g} on, and no other time grid")
         return own
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Update]:

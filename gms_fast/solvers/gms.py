@@ -102,18 +102,18 @@ class GMS(Solver):
             check_choice("component", self.component, COMPONENTS)
         check_choice("moments", self.moments, MOMENTS)
         if not 0 < self.weight < 1 or self.weight == 0.5:
-            raise ValueError(f"weight must lie in (0, 1) and not be 1/2: got {self.weight}")
+            raise ValueError(f"weight must lie in (0, 1) and differ from 1/2: got {self.weight}")
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative: got {self.iterations}")
         check_clip_pixel(self.clip_pixel)
         if self.covariance is not None and not isinstance(self.covariance, Gaussian):
             got = type(self.covariance).__name__
-            raise TypeError(f"covariance must be Gaussian, as gms_fast.statistics.gaussian returns: got {got}")
+            raise TypeError(f"covariance must be a Gaussian, as returned by gms_fast.statistics.gaussian: got {got}")
         if self.covariance is None and self.switch is not None:
             raise ValueError(f"switch must not be given without covariance: got {self.switch!r}")
         number = isinstance(self.switch, (int, float)) and not isinstance(self.switch, bool)
         if self.switch is not None and not (number and 0 <= self.switch < math.inf):
-            raise ValueError(f"switch must be a level sigma/alpha, not negative: got {self.switch!r}")
+            raise ValueError(f"switch must be a noise level sigma/alpha >= 0: got {self.switch!r}")
 
     @property
     def spacing(self) -> str | float | None:  # type: ignore[override]
@@ -154,10 +154,10 @@ class GMS(Solver):
             return
         if all(together) or not any(together):
             first, last = (step.coefficients.ratio for step in (steps[0], steps[-1]))
-            kind = "together; switch=0 does so too, without moment heads" if all(together) else "independently"
+            kind = "jointly; switch=0 does the same without moment heads" if all(together) else "independently"
             warnings.warn(
-                f"switch = {self.level:g} lies outside the steps' noise levels sigma/alpha, {first:.3g} to {last:.3g}: "
-                f"every step draws its elements {kind}",
+                f"switch = {self.level:g} lies outside the noise levels sigma/alpha of the steps, {first:.3g} to "
+                f"{last:.3g}: every step draws the elements {kind}",
                 stacklevel=5,  # the caller of `sample`
             )
 
@@ -184,7 +184,7 @@ def _together(
             True, x.shape, draws._replace(z=None, u=None), 0, torch.promote_types(x.dtype, torch.float32), x.device
         )
     if z.shape != x.shape:
-        raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
+        raise ValueError(f"noise z must have the shape of the state, {tuple(x.shape)}: got {tuple(z.shape)}")
     return estimate.linear((), _weights(k.A, k.B), 1.0, Draws(z=covariance.step_noise(z, k)))[0]
 
 

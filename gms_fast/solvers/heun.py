@@ -33,7 +33,7 @@ class _Churning(Multistep):
             value = getattr(self, name)
             known = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
             if not known or (math.isinf(value) and name != "s_max"):
-                raise ValueError(f"{name} must be a number that is not negative: got {value!r}")
+                raise ValueError(f"{name} must be a non-negative number: got {value!r}")
         if not self.s_min <= self.s_max:
             raise ValueError(f"s_max must not be below s_min = {self.s_min:g}: got {self.s_max:g}")
 

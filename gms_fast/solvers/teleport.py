@@ -77,15 +77,20 @@ class Teleport(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, Gaussian):
             got = type(self.statistics).__name__
-            raise TypeError(f"statistics must be Gaussian, as gms_fast.statistics.gaussian returns: got {got}")
+            raise TypeError(f"statistics must be a Gaussian, as returned by gms_fast.statistics.gaussian: got {got}")
         if self.until is not None and self.skip is not None:
-            raise ValueError(f"until must not be given with skip: got {self.until!r} and {self.skip!r}")
+            raise ValueError(f"until must not be given together with skip: got {self.until!r} and {self.skip!r}")
         if self.until is not None and not (_is_number(self.until) and 1 <= self.until < math.inf):
-            raise ValueError(f"until must be sigma/alpha >= 1; for a share of the steps give skip: got {self.until!r}")
+            raise ValueError(
+                f"until must be a noise level sigma/alpha >= 1; to skip a fraction of the steps, use skip: "
+                f"got {self.until!r}"
+            )
         if self.skip is not None and not (_is_number(self.skip) and 0 < self.skip < 1):
-            raise ValueError(f"skip must be a share of the steps, in (0, 1): got {self.skip!r}")
+            raise ValueError(f"skip must be a fraction of the steps, in (0, 1): got {self.skip!r}")
         if not isinstance(self.then, Solver) or isinstance(self.then, Teleport):
-            raise TypeError(f"then must be a solver, such as DPMSolverPP(): got {type(self.then).__name__}")
+            raise TypeError(
+                f"then must be a solver other than Teleport, such as DPMSolverPP(): got {type(self.then).__name__}"
+            )
 
     @property
     def level(self) -> float | None:
@@ -123,7 +128,7 @@ class Teleport(Solver):
         if len(times) < 3 or not times[0] > times[1]:
             listed = ", ".join(f"{t:g}" for t in times)
             said = f"skip = {skip:g}" if until is None else f"until = {until:g}"
-            raise ValueError(f"{said} must skip at least one step and leave one: timesteps are {listed}")
+            raise ValueError(f"{said} must skip at least one step and leave at least one: the timesteps are {listed}")
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
@@ -180,7 +185,9 @@ def _skipped(skip: float, steps: int) -> int:
     """Return the number of steps that a share of them amounts to. Raises ValueError."""
     skipped = round(skip * steps)
     if not 0 < skipped < steps:
-        raise ValueError(f"skip = {skip:g} must skip at least one of {steps} steps and leave one: it skips {skipped}")
+        raise ValueError(
+            f"skip = {skip:g} must skip at least one of {steps} steps and leave at least one: it skips {skipped}"
+        )
     return skipped
 
 
@@ -188,8 +195,10 @@ def _check_level(until: float, schedule: Schedule, first: float, last: float) ->
     """Raise ValueError unless the level lies between those of the first and the last time."""
     high, low = _ratio(schedule, first), _ratio(schedule, last)
     if not low < until < high:
-        levels = f"the last and the first noise level sigma/alpha, {low:.3g} and {high:.3g}"
-        raise ValueError(f"until must lie between {levels}: got {until:g}; its default is then.reach x data's spread")
+        raise ValueError(
+            f"until must lie between the lowest and the highest noise level sigma/alpha, {low:.3g} and {high:.3g}: got "
+            f"{until:g}; the default is then.reach times statistics.spread"
+        )
 
 
 def _ratio(schedule: Schedule, t: float) -> float:

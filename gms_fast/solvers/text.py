@@ -127,7 +127,9 @@ def _parts(text: str) -> tuple[str, tuple[tuple[str, Any], ...], str]:
     for option in filter(None, listed.split(",")):
         key, equals, value = (part.strip() for part in option.partition("="))
         if not key or not equals or key in given:
-            raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {first!r}")
+            raise ValueError(
+                f"solver options must be written as in gms:fit=free,weight=0.3: got {option!r} in {first!r}"
+            )
         given[key] = value if key in NAMES_OF_TABLES and value.lower() != "none" else literal(value)
     return name.strip(), tuple(given.items()), then.strip()
 
@@ -201,9 +203,9 @@ def of_options(
     known = [option for option, _ in options(made)]
     if unknown := given.keys() - set(known):
         listed = ", ".join(sorted(unknown))
-        raise ValueError(f"solver {text!r} has no option {listed}: {name} takes {', '.join(known) or 'none'}")
+        raise ValueError(f"solver {text!r} has no option {listed}: {name} accepts {', '.join(known) or 'none'}")
     if then and made is not Teleport:
-        raise ValueError(f'solver must be a teleport before "then": got {text!r}')
+        raise ValueError(f'solver must be "teleport" before "then": got {text!r}')
     _check_kinds(text, made, given)
     for option, table in _tables(made, given).items():
         found = given[option] if option in given else _beside(origin, table, steps, name)
@@ -265,9 +267,9 @@ def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> s
         where = (
             "the model does not record where it was loaded from"
             if origin is None
-            else f"there is no {file} with {origin}"
+            else f"there is no {file} for the model {origin}"
         )
-        raise ValueError(f"solver {name} needs {option}={option.upper()}, a file of {table.command}: {where}")
+        raise ValueError(f"solver {name} needs {option}={option.upper()}, a file written by {table.command}: {where}")
     return found
 
 
@@ -309,5 +311,7 @@ def text_of(solver: Solver) -> str:
     chosen = {name: value for name, value in given.items() if value != getattr(type(solver), name, MISSING)}
     for name, value in chosen.items():
         if not (value is None or isinstance(value, (bool, int, float, str))):
-            raise ValueError(f"solver must have options that text can express: got {name} = {type(value).__name__}")
+            raise ValueError(
+                f"solver must have options that a solver string can express: got {name} = {type(value).__name__}"
+            )
     return spelled(names_of[type(solver)], [f"{name}={value}" for name, value in chosen.items()])

@@ -123,7 +123,7 @@ class UniPC(Extrapolating):
         check_choice("variant", self.variant, VARIANTS)
         steps = self.disable_corrector
         if not (isinstance(steps, tuple) and all(type(i) is int and i >= 0 for i in steps)):
-            raise ValueError(f"disable_corrector must be a tuple of steps, 0 the first: got {steps!r}")
+            raise ValueError(f"disable_corrector must be a tuple of step indices >= 0: got {steps!r}")
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         alpha, sigma, lam = _levels(schedule, times)

@@ -64,7 +64,7 @@ def tied(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     a, v = marginals(mu, sigma)
     if bool((a[1:-1].abs() <= _LEAST).any()):
         level = 1 + int(a[1:-1].abs().argmin())
-        raise ValueError(f"mu must leave a signal at every level, |a_t| > {_LEAST:g}: got a_{level} = {a[level]:g}")
+        raise ValueError(f"mu must keep some signal at every level, |a_t| > {_LEAST:g}: got a_{level} = {a[level]:g}")
     a = torch.cat([torch.ones_like(a[:1]), a[1:]])
     first = torch.zeros_like(a[:1])
     return torch.cat([first, 1 / a[1:]]), torch.cat([first, v[1:].sqrt() / a[1:]])
@@ -138,18 +138,18 @@ class GGDMTable(Identified):
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule: got {self.schedule!r}")
         if (self.c is None) != (self.d is None):
-            raise ValueError("c, d must be given both or neither")
+            raise ValueError("c and d must be given together")
         for name in self.given:
             value = as_float64(getattr(self, name)).detach().clone()
             if not bool(value.isfinite().all()):
-                raise ValueError(f"{name} must be finite: it holds NaN or infinity")
+                raise ValueError(f"{name} must be finite: it contains NaN or infinity")
             object.__setattr__(self, name, value)
         if self.tau.ndim != 1 or len(self.tau) < 2 or not bool((self.tau.diff() > 0).all()):
             raise ValueError(f"tau must be at least two increasing times (K+1,): got {self.tau}")
         for name in self.given[1:]:
             shape, wanted = tuple(getattr(self, name).shape), (len(self.tau),) * (1 + (name == "mu"))
             if shape != wanted:
-                raise ValueError(f"{name} must be {wanted} like tau: got {shape}")
+                raise ValueError(f"{name} must have shape {wanted} to match tau: got {shape}")
         if bool((self.sigma < 0).any()):
             raise ValueError(f"sigma must not be negative: got {float(self.sigma.min()):g}")
         self._check_ends()
@@ -163,14 +163,14 @@ class GGDMTable(Identified):
         K, strange = self.steps, self.mu.tril()
         strange[:, 0] = 0
         if bool(strange.any()) or bool(self.mu[0].any()):
-            raise ValueError("mu[t][u] must be zero except for u = 0 and u > t, t >= 1")
+            raise ValueError("mu[t][u] must be zero, except where t >= 1 and u = 0 or u > t")
         for name, known in (("alpha", self.mu[K, 0]), ("sigma", self.sigma[K])):
             wanted = float(getattr(self.schedule, name)(self.tau[K]))
             if abs(known - wanted) > 1e-6:
                 where = "mu[K][0]" if name == "alpha" else "sigma[K]"
-                raise ValueError(f"{where} must be {name} of the first time, {wanted:.6g}: got {known:.6g}")
+                raise ValueError(f"{where} must equal {name} at the first time, {wanted:.6g}: got {known:.6g}")
         if not float(self.mu[K, 0]) > 0:
-            raise ValueError("tau[K] must be a time where alpha > 0: the family starts from x_K ~ N(0, sigma[K]^2)")
+            raise ValueError("tau[K] must be a time with alpha > 0")
         if self.c is None:
             tied(self.mu, self.sigma)
 
@@ -219,11 +219,11 @@ class GGDMTable(Identified):
                 before the schedule's last time.
         """
         if not getattr(solver, "linear", False):
-            raise TypeError(f"solver must be a linear one, such as DDIM() or DPMSolverPP(): got {solver!r}")
+            raise TypeError(f"solver must be linear, such as DDIM() or DPMSolverPP(): got {solver!r}")
         times = [float(t) for t in times]
         if not times or not times[-1] > schedule.t_min:
             got = f"{times[-1]:g}" if times else "none"
-            raise ValueError(f"times must end before t = {schedule.t_min:g}, the last one of {schedule!r}: got {got}")
+            raise ValueError(f"times must end before t = {schedule.t_min:g}, the last time of {schedule!r}: got {got}")
         schedule.check_signal(times[0], type(solver).__name__)
         K = len(times)
         tau = as_float64([*times, schedule.t_min]).flip(0)
@@ -250,13 +250,13 @@ class GGDMTable(Identified):
         """
         wrong = []
         if steps is not None and steps != self.steps:
-            wrong.append(f"steps: {self.steps} there, {steps} here")
+            wrong.append(f"{self.steps} steps, not {steps}")
         if schedule is not None:
             wrong += other_schedule(self.schedule, schedule, self.tau)
         wrong += other_network(self.network, model)
         if wrong:
             raise ValueError(
-                "table was made for something else: " + "; ".join(wrong) + ". Learn one with gms_fast.search.ggdm or "
+                f"table was made for {' and for '.join(wrong)}: learn another one with gms_fast.search.ggdm or "
                 "gms-fast search"
             )
 
@@ -288,12 +288,12 @@ class GGDMTable(Identified):
         numbers, stored = tensors.read(
             Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table", optional=("c", "d")
         )
-        with refusing(f"table {path} makes no sense", path):
+        with refusing(f"table {path} is invalid", path):
             known = metadata(stored, _METADATA)
             table = cls(schedules.stored(known["schedule"]), **numbers, network=known["network"])
         if table.steps != known["steps"]:
             raise ValueError(
-                f"table {path}: steps is {known['steps']} by its metadata, but {table.steps} in its numbers"
+                f"table {path}: steps is {known['steps']} in its metadata, but {table.steps} in its numbers"
             )
         return table
 
@@ -305,7 +305,7 @@ def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
     """
     row = mu[t - 1]
     if std > 0 and len(weights) > 2:
-        raise ValueError("solver must be without noise, or without history, to become a table")
+        raise ValueError("solver must not use both noise and earlier estimates to become a table")
     row[0], row[t] = weights[1], weights[0]
     for u, weight in enumerate(weights[2:], start=t + 1):
         older = mu[u - 1] * weight / mu[u - 1, 0]
@@ -336,6 +336,6 @@ def load_table(name_or_path: str | Path) -> GGDMTable:
     }
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
-        known = ", ".join(sorted(shipped)) or "those embedded, of which there are none"
+        known = ", ".join(sorted(shipped)) or "the embedded tables (there are none)"
         raise FileNotFoundError(f"table must be a file or one of {known}: nothing is at {name_or_path}")
     return GGDMTable.load(path)

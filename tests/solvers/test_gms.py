@@ -155,13 +155,13 @@ def test_a_flow_that_starts_without_signal_may_draw_together():
 
 def test_noise_of_another_shape_is_refused_by_name():
     model = Model(polynomial, sample_shape=(D,))
-    with pytest.raises(ValueError, match=r"noise z must match the output: got \(2, 4\), want \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"noise z must have the shape of the state, \(2, 6\): got \(2, 4\)"):
         gms_fast.sample(
             model, 3, solver=GMS(covariance=KNOWN, switch=0), n=2, noise=lambda _: torch.zeros(2, 4), clip=None
         )
 
 
-@pytest.mark.parametrize(("switch", "kind"), [(200.0, "independently"), (1e-3, "together")])
+@pytest.mark.parametrize(("switch", "kind"), [(200.0, "independently"), (1e-3, "jointly")])
 def test_a_switch_that_never_happens_is_said(switch, kind):
     model = Model(polynomial, sample_shape=(D,))
     with pytest.warns(UserWarning, match=rf"switch = {switch:g} lies outside .* 157 to .* {kind}"):

@@ -88,8 +88,8 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 def _check_network(name: str, network: object, wanted: type) -> None:
     if not isinstance(network, wanted):
         raise TypeError(
-            f"{name} must be a {wanted.__name__}: got {type(network).__name__}; gms_fast.sample takes every network, "
-            "MomentHeads too"
+            f"{name} must be a {wanted.__name__}: got {type(network).__name__}; gms_fast.sample accepts every network, "
+            "including MomentHeads"
         )
 
 
@@ -125,10 +125,12 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         _check_network("unet", unet, ModelMixin)
         if not isinstance(scheduler, SolverScheduler):
             name = type(scheduler).__name__
-            raise TypeError(f"scheduler must be one of gms_fast that reads moments, such as GMSScheduler: got {name}")
+            raise TypeError(f"scheduler must be a scheduler of gms_fast, such as GMSScheduler: got {name}")
         moments = scheduler.config.network_moments
         if isinstance(unet, MomentUNetModel) and moments != unet.network.moments:
-            raise ValueError(f"network_moments of the scheduler must be {unet.network.moments}: got {moments}")
+            raise ValueError(
+                f"network_moments of the scheduler must be {unet.network.moments}, as in the network: got {moments}"
+            )
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @classmethod
@@ -152,7 +154,7 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         _check_network("model", model, MomentUNet)
         if not isinstance(model.schedule, VP):
-            raise ValueError(f"model must have a VP schedule, as schedulers of diffusers do: got {model.schedule!r}")
+            raise ValueError(f"model must have a VP schedule, as schedulers in diffusers do: got {model.schedule!r}")
         own = {"grid": "solver", "network_moments": model.moments, "clip_sample": True}
         betas = {"trained_betas": model.schedule.betas.tolist(), "num_train_timesteps": model.schedule.T}
         return cls(MomentUNetModel.of(model), kind(**{**own, **betas, **options}))
@@ -200,7 +202,7 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"batch_size must be at least 1: got {batch_size}")
         if set(callback_on_step_end_tensor_inputs) - {"latents"}:
             got = callback_on_step_end_tensor_inputs
-            raise ValueError(f"callback_on_step_end_tensor_inputs must hold only latents: got {got}")
+            raise ValueError(f"callback_on_step_end_tensor_inputs must contain only latents: got {got}")
         labels = self._labels("class_labels", class_labels, batch_size)
         others = self._labels("negative_class_labels", negative_class_labels, batch_size, guidance_scale != 1)
         shape = (batch_size, *self._sample_shape)
@@ -208,7 +210,7 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif latents.shape != shape:
-            raise ValueError(f"latents must be {shape}: got {tuple(latents.shape)}")
+            raise ValueError(f"latents must have shape {shape}: got {tuple(latents.shape)}")
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         x: Tensor = latents.to(device) * self.scheduler.init_noise_sigma
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -238,13 +240,13 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         classes = getattr(self.unet.config, "num_class_embeds", None)
         if labels is None:
             if classes is not None and needed:
-                raise ValueError(f"{name} must be given, ({n},): the network has {classes} classes")
+                raise ValueError(f"{name} must be given, with shape ({n},), because the network has {classes} classes")
             return {}
         if classes is None:
-            raise ValueError(f"{name} must be None: the network has no classes")
+            raise ValueError(f"{name} must be None, because the network has no classes")
         labels = torch.as_tensor(labels, device=self._execution_device)
         if labels.shape != (n,):
-            raise ValueError(f"{name} must be ({n},), one per sample: got {tuple(labels.shape)}")
+            raise ValueError(f"{name} must have shape ({n},), one per sample: got {tuple(labels.shape)}")
         return {"class_labels": labels}
 
     def _asked(self, x: Tensor, t: Any, labels: dict[str, Tensor]) -> Tensor:

@@ -188,19 +188,23 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _set_up(self) -> None:
         """Build all that does not depend on `set_timesteps`."""
         if self.config.network_moments not in _MOMENTS:
-            raise ValueError(f"network_moments must be one of raw, central: got {self.config.network_moments!r}")
+            raise ValueError(f"network_moments must be raw or central: got {self.config.network_moments!r}")
         host = self._host()
         config = words.merged(self.config, levels.defaults(host))
         self._itself: Solver = words.solver_of(self._solver, config)
         self._internal_dict = FrozenDict(words.filled(self._solver, config, self._itself, type(self).__name__))
         if self.config.get("thresholding") and self._itself.moments_needed > 1:
             name = type(self._itself).__name__
-            raise ValueError(f"thresholding must be False for {name}, which reads moments: clip_sample may be True")
+            raise ValueError(
+                f"thresholding must be False for {name}, which uses noise moments: use clip_sample instead"
+            )
         walking = self._itself.onward()
         if isinstance(walking, (Euler, Heun)) and walking.churn:
-            raise ValueError("churn must be 0 in a scheduler, which cannot change the times of the network's calls")
+            raise ValueError(
+                "churn must be 0 in a scheduler, because the pipeline sets the times of the network's calls"
+            )
         if isinstance(self._itself, Teleport) and self._itself.direct:
-            raise ValueError("direct must be False in a scheduler: the pipeline draws the first state")
+            raise ValueError("direct must be False in a scheduler, because the pipeline draws the first state")
         self.betas, self.alphas_cumprod = (getattr(host, name, None) for name in ("betas", "alphas_cumprod"))
         self.timesteps, self.sigmas = host.timesteps, getattr(host, "sigmas", None)
         self.init_noise_sigma = levels.initial_scale(host)
@@ -215,7 +219,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         grid, spacing = self.config.get("grid"), self.config.get("timestep_spacing")
         if spacing not in (None, *levels.SPACINGS):
             known = ", ".join(levels.SPACINGS)
-            raise ValueError(f"timestep_spacing must be one of {known} (for others use grid): got {spacing!r}")
+            raise ValueError(f"timestep_spacing must be one of {known} (use grid for others): got {spacing!r}")
         if grid not in (None, *walks.GRIDS):
             raise ValueError(f"grid must be one of {', '.join(walks.GRIDS)}: got {grid!r}")
         return levels.of_kind(levels.kind(words.name_of(self._solver, self.config), self.config), self.config)
@@ -270,9 +274,11 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("exactly one of num_inference_steps, timesteps and sigmas must be given")
         if num_inference_steps not in (None, *map(len, given.values())) and given:
-            raise ValueError(f"num_inference_steps must be None with {', '.join(given)}: got {num_inference_steps}")
+            raise ValueError(
+                f"num_inference_steps must be None together with {', '.join(given)}: got {num_inference_steps}"
+            )
         if any(not a > b for times in given.values() for a, b in pairwise(times)):
-            raise ValueError(f"{', '.join(given)} must fall: got {given}")
+            raise ValueError(f"{', '.join(given)} must decrease: got {given}")
         steps = None if num_inference_steps is None else int(num_inference_steps)
         if not given and (steps is None or steps < 1):
             raise ValueError(f"num_inference_steps must be at least 1: got {num_inference_steps!r}")
@@ -306,7 +312,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if places:
             return places[min(1, len(places) - 1)]
         nearest = min(range(len(times)), key=lambda i: abs(times[i] - t))
-        warnings.warn(f"timestep must be one of scheduler.timesteps: got {t:g}, using {times[nearest]:g}", stacklevel=3)
+        warnings.warn(
+            f"timestep must be one of scheduler.timesteps: got {t:g}, so the nearest one, {times[nearest]:g}, is used",
+            stacklevel=3,
+        )
         return nearest
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -368,8 +377,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if use_clipped_model_output:
             raise ValueError(
-                f"use_clipped_model_output must be None or False: got {use_clipped_model_output!r}; the solver "
-                '"ddim:clipped_noise=true" computes the noise from the clipped x_0'
+                f"use_clipped_model_output must be None or False: got {use_clipped_model_output!r}; use the solver "
+                '"ddim:clipped_noise=true", which computes the noise from the clipped x_0'
             )
         if isinstance(generator, (int, float)):
             walk, i = self._placed(timestep, sample, None, generator)
@@ -397,13 +406,13 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"begin_index must lie in [0, {len(walk.times)}): got {i}")
         if walk.known and i == 0 and not self._landed:
             raise ValueError(
-                "scale_model_input must be called before the network, because a Teleport jumps there; this pipeline "
-                "does not call it: use the solver that follows the jump"
+                "scale_model_input must be called before the network, because the teleport takes place in it; this "
+                "pipeline does not call it, so use the solver after the teleport alone"
             )
         if self.order > 1 and i > 0 and walk.levels[0][0] == 0:
             raise ValueError(
-                "begin_index must be 0 for heun where the first level has no signal, because its first step has a "
-                "single network call; use dpm-solver++"
+                "begin_index must be 0 for heun if the first noise level has no signal, because the first step then "
+                "calls the network only once; use dpm-solver++ instead"
             )
         walk = self._with_eta(walk, eta)
         self._walk = walk = walk.begun(seeds(generator, sample) if walk.draws else 0)
@@ -414,7 +423,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if not eta:
             return walk
         if not isinstance(self._itself, DDIM):
-            raise ValueError(f"eta must be 0 unless solver is ddim: got {eta:g}")
+            raise ValueError(f"eta must be 0 unless the solver is ddim: got {eta:g}")
         return walk.by(replace(self._itself, eta=eta))
 
     def _set_walk(self) -> walks.Walk:
