@@ -94,8 +94,8 @@ def sample_gms(
             its own component. With "sample", all elements of a sample share one. None (default) selects "sample" for
             fit="adan" and "element" otherwise.
         weight: Weight of the first component, in (0, 1) but not 1/2 (default 1/3).
-        moments: Clipping of the moments of x_0 to the data range: "cumulant" (default), or "released" for that of the
-            released code. [`gms_step`][gms_fast.ops.gms_step] describes both.
+        moments: How the moments of x_0 are clipped to the data range: "cumulant" (default), or "released", as in the
+            code released with the paper. [`gms_step`][gms_fast.ops.gms_step] describes both.
         clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
             levels; the range [-1, 1] has 255 of them (default 2). None treats the last step like every other step.
         clip: Data range (low, high) to which E[x_0|x] is clipped. None (default) turns clipping off.
@@ -326,7 +326,7 @@ def sample_dpmpp_3m_sde(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with SDE-DPM-Solver++(3M), in the form of k-diffusion.
+    """Sample with SDE-DPM-Solver++(3M), as in k-diffusion.
 
     See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP] for the equations.
 
@@ -540,8 +540,8 @@ def sample_dpm_solver_v3(
             derivative), which is more stable in runs of few steps. If False (default), all derivatives are those of the
             polynomial through all values.
         lower_order_final: If True (default), the order decreases to 1 in the last steps.
-        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used. Below it they are replaced by l = 1
-            and s = b = 0, as in data prediction. None (default) uses the statistics everywhere.
+        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used. Below it, they are replaced by those
+            of data prediction. None (default) uses the statistics everywhere.
         s_noise: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the same
             signature.
         noise_sampler: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the

@@ -25,9 +25,11 @@ class DPMSolverPP(Extrapolating):
     second differences over the preceding steps, in units of h. With p = 1 + eta and g = 1 - e^{-ph}, the coefficients
     are
 
-    - order 1: a_0 = g.
-    - order 2: also a_1 = g/2 or a_1 = 1 - g/(p h), depending on `kind`.
-    - order 3: also a_1 = 1 - g/(p h) and a_2 = 1/2 - (p h - g)/(p h)^2.
+    - order 1: a_0 = g
+    - order 2: a_0 = g, and a_1 = g/2 or a_1 = 1 - g/(p h), depending on `kind`
+    - order 3: a_0 = g, a_1 = 1 - g/(p h) and a_2 = 1/2 - (p h - g)/(p h)^2
+
+    All other coefficients are 0.
 
     Use DPM-Solver++ if the precision of the samples matters most. For up to 10 network evaluations, set
     `denoise=False`. The solver needs neither statistics nor moment heads. A run of K steps costs K + 1 network
@@ -53,12 +55,12 @@ class DPMSolverPP(Extrapolating):
 
     Note:
         "midpoint" and "heun" give the same samples as diffusers' DPMSolverMultistepScheduler with that solver_type on
-        the same times. The scheduler's final_sigmas_type must be "zero" to match `denoise=True`, because its last step
-        then is the last evaluation, and "sigma_min" to match `denoise=False`.
+        the same times. To match `denoise=True`, set the scheduler's final_sigmas_type to "zero"; its last step is then
+        the last evaluation here. To match `denoise=False`, set it to "sigma_min".
 
-        To match diffusers, a_2 is half of the exact integral, and with sde=True it is smaller by another 1. Samples of
-        order 3 with noise therefore vary too much: on Gaussian data, their standard deviation is 14 % too large after
-        200 steps. The kind "k-diffusion" leaves out that 1 and has the right standard deviation.
+        To match diffusers, a_2 is half of the exact integral, and with sde=True another 1 is subtracted from it. As a
+        result, samples of order 3 with noise vary too much: on Gaussian data, their standard deviation is 14 % too
+        large after 200 steps. With kind="k-diffusion" the 1 is not subtracted, and the standard deviation is right.
 
         With lower_order_final=False the solver matches k-diffusion's samplers with the same eta: dpmpp_2m without
         noise, dpmpp_2m_sde for "midpoint" and "heun", and dpmpp_3m_sde for "k-diffusion".

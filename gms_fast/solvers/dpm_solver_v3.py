@@ -71,7 +71,7 @@ class DPMSolverV3(Solver):
         y_t = A [y_s - int E B - int E g],    A = exp(-int l),  E = exp(int l + s),  B = int exp(-int s) b
 
     All integrals (int) run over lambda and begin at s. The function g = exp(-int s) f - B is approximated by the
-    polynomial through its last values.
+    polynomial through its values at the last steps.
 
     Use DPM-Solver-v3 for 3 to 10 network evaluations if you have measured the statistics of your network. For 3 to 5
     evaluations, put it after a [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. A run of K steps costs K
@@ -84,14 +84,14 @@ class DPMSolverV3(Solver):
             have a lower order, because fewer earlier values exist.
         corrector: Correction of the state after each network evaluation; it costs no further evaluations. None turns it
             off. "same" uses the order of the preceding predictor. "next" (default) uses an order higher by one, with
-            pseudo derivatives.
+            pseudo derivatives (see `pseudo`).
         pseudo: If True, the k-th derivative in the predictor is a divided difference of the last k + 1 values (a pseudo
             derivative), which is more stable in runs of few steps. If False (default), all derivatives are those of the
             polynomial through all values.
         lower_order_final: If True (default), the order decreases to 1 in the last steps.
         half: If False (default), the corrector is used at all times. If True, it is used only at times t <= 1/2, as in
-            the paper. With "released", it is used only at times t > 1/2, as in the released code. These times run from
-            0 (data) to 1 (noise).
+            the paper. With "released", it is used only at times t > 1/2, as in the code released with the paper. These
+            times run from 0 (data) to 1 (noise).
         trust: Smallest lambda at which the statistics are used. Below it they are replaced by l = 1 and s = b = 0, as
             in data prediction (see `EmpiricalModel.trusted`). None (default) uses the statistics everywhere. For the
             statistics of the embedded models, -2 is best.
@@ -100,8 +100,8 @@ class DPMSolverV3(Solver):
 
     Raises:
         TypeError: If `statistics` is not an `EmpiricalModel`.
-        ValueError: If another argument is out of range. A run raises it if the statistics belong to another network,
-            schedule or sample shape, or if they do not cover the times of the run.
+        ValueError: If another argument is out of range. Sampling also raises it if the statistics belong to another
+            network, schedule or sample shape, or if they do not cover the times of the run.
 
     Note:
         The statistics are known at a fixed set of noise levels, the nodes, and each time is moved to the nearest node.

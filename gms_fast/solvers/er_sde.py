@@ -66,7 +66,7 @@ class ERSDE(Multistep):
         noise_scale: Name of the function phi (default "er_sde_4"), or a callable that takes and returns float64 arrays.
             Its values must be positive, and phi(x)/x must not decrease with x.
         quadrature: Rule for the integrals of 1/phi in c_1 and c_2: "released" (default) for the left Riemann sum of the
-            released code, or "exact" for integrals that are exact up to rounding.
+            code released with the paper, or "exact" for integrals that are exact up to rounding.
         points: Number of points of the Riemann sum, >= 1. The released code uses 100 (default), ComfyUI uses 200.
         variance_clip: Variance of the noise in x/alpha below which a step draws no noise. The default, None, stands for
             1e-6 with quadrature="released", as in the released code, and for 0 with quadrature="exact".

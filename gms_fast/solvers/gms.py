@@ -40,15 +40,16 @@ class GMS(Solver):
     without noise.
 
     Args:
-        fit: Method that fits the mixture to the moments: "free" (default), "exact", "adan" (the optimiser of the
-            released code) or "gaussian" (a single Gaussian). [`fit_mixture`][gms_fast.ops.fit_mixture] describes them.
+        fit: Method that fits the mixture to the moments: "free" (default), "exact", "adan" (the optimiser of the code
+            released with the paper) or "gaussian" (a single Gaussian). [`fit_mixture`][gms_fast.ops.fit_mixture]
+            describes them.
         component: Scope of the random choice between the two mixture components. With "element", each element chooses
             its own component. With "sample", all elements of a sample share one, as in the released code. None
             (default) selects "sample" for fit="adan" and for user-supplied noise with one uniform number per sample,
             and "element" otherwise.
         weight: Weight w of component a, in (0, 1) but not 1/2 (default 1/3). fit="free" replaces it for elements whose
             moments no mixture of this weight could match.
-        moments: Clipping of the moments of x_0 to the data range: "cumulant" (default), or "released" for that of the
+        moments: How the moments of x_0 are clipped to the data range: "cumulant" (default), or "released", as in the
             released code. [`gms_step`][gms_fast.ops.gms_step] describes both.
         covariance: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data. None (default) draws the elements
             independently at every noise level.

@@ -18,7 +18,7 @@ from gms_fast.tables import Gaussian
 
 @dataclass(frozen=True, eq=False)
 class Teleport(Solver):
-    """Skip the noisiest steps by a closed-form move of x_T, then run another solver.
+    """Move x_T to a lower noise level in closed form, then run another solver from there.
 
     At high noise levels, E[x_0|x_t] is nearly the same as for Gaussian data with the mean mu and covariance Sigma of
     the real data. For data from N(mu, Sigma), the probability flow has a closed form (`Gaussian.teleport`), which takes
@@ -49,8 +49,8 @@ class Teleport(Solver):
 
     Raises:
         TypeError: If `statistics` or `then` has the wrong type.
-        ValueError: If `until` or `skip` is out of range, or if both are given. A run raises it if `until` lies outside
-            the noise levels of the schedule, or if the statistics belong to data of another shape or range.
+        ValueError: If `until` or `skip` is out of range, or if both are given. Sampling also raises it if `until` lies
+            outside the noise levels of the schedule, or if the statistics belong to data of another shape or range.
 
     Note:
         After the teleport, the solver draws the same noise as a run that starts at that noise level.

@@ -39,8 +39,8 @@ class UniP(Extrapolating):
 
     Note:
         The coefficients a_1, .., a_{p-1} of the paper solve the conditions of order p, and this polynomial meets these
-        conditions for any B(h). For p = 2, the paper's code sets a_1 = 1/2, the limit for h -> 0, and so becomes
-        DPM-Solver++(2M).
+        conditions for any choice of the function B(h) in the paper. For p = 2, the paper's code sets a_1 = 1/2, the
+        limit for h -> 0, and so becomes DPM-Solver++(2M).
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -88,7 +88,8 @@ class UniPC(Extrapolating):
         order: Order of the predictor, from 1 to 4 (default 2). The order of the corrector is higher by one.
         variant: Function B(h) of the step size h in log(alpha/sigma): "bh2" (default) for B = 1 - e^{-h}, or "bh1" for
             B = h. It only affects predictors that use two estimates and correctors that use one earlier estimate,
-            because they multiply the slope by B/2, as in the released code. All others have their full order for any B.
+            because they multiply the slope by B/2, as in the code released with the paper. All others have their full
+            order for any B.
         corrector: If False, the corrector is turned off and only the predictor runs (default True).
         lower_order_final: If True (default), the order decreases to 1 in the last steps. The evaluation that removes
             the remaining noise counts as the step of order 1.

@@ -94,10 +94,13 @@ def update_weights(
 class GGDMTable(Identified):
     """Coefficients of a sampler with K steps, each of which uses all earlier states.
 
-    Each step draws from a Gaussian, `q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u,
-    sigma[t-1]^2)`. Here t is an index of noise levels: level K is the noisiest, and level 0 is clean data.
-    `gms_fast.search.ggdm` learns such tables, and `GGDMTable.of` converts a linear solver to one. All values are stored
-    as float64 tensors on the CPU; lists and arrays are accepted.
+    Each step draws from a Gaussian,
+
+        q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2)
+
+    Here t is an index of noise levels: level K is the noisiest, and level 0 is clean data. `gms_fast.search.ggdm`
+    learns such tables, and `GGDMTable.of` converts a linear solver to one. All values are stored as float64 tensors on
+    the CPU; lists and arrays are accepted.
 
     Args:
         schedule: Noise schedule for which the table was made.

@@ -15,7 +15,7 @@ class GMSScheduler(SolverScheduler):
         component: Scope of the random choice between the two mixture components: "element" or "sample". The default is
             "sample" for fit="adan" and "element" otherwise.
         weight: Weight of the first component, in (0, 1) but not 1/2 (default 1/3).
-        moments: Clipping of the moments of x_0 to the data range: "cumulant" (default) or "released".
+        moments: How the moments of x_0 are clipped to the data range: "cumulant" (default) or "released".
         covariance: File with Gaussian statistics of the data, or the name of an embedded model.
         switch: Noise level sigma/alpha above which the elements of a sample are drawn jointly, with `covariance`.
         iterations: Number of iterations of fit="adan".

@@ -38,9 +38,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     sigma eps, which is also the input of the network. `scale_model_input` therefore leaves it unchanged, and
     `init_noise_sigma` is the scale of the first state.
 
-    Some keywords configure the solvers of diffusers: `solver_order`, `solver_type`, `algorithm_type` and others. They
-    also set the corresponding options of "dpm-solver++" and "unipc", unless the solver string sets these options
-    itself. All other solvers ignore them.
+    Keywords that configure diffusers' own solvers, such as `solver_order`, `solver_type` and `algorithm_type`, also set
+    the corresponding options of "dpm-solver++" and "unipc", unless the solver string sets these options itself. All
+    other solvers ignore them.
 
     Args:
         solver: Solver string, such as "er-sde:order=2" (default "er-sde"; see [`build`][gms_fast.solvers.build]). The
@@ -51,14 +51,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             Otherwise it depends on the solver: DDIMScheduler for "ddim", DDPMScheduler for "ddpm" and "sn-ddpm",
             UniPCMultistepScheduler for "unip" and "unipc", EulerDiscreteScheduler for "euler", HeunDiscreteScheduler
             for "heun", and DPMSolverMultistepScheduler for all others.
-        grid: Time grid of this package that replaces the time grid of the diffusers class: "solver" (the solver's own),
-            "uniform", "quadratic", "log-snr", "karras" or "angle". None (default) keeps the grid of the diffusers
+        grid: Time grid of this package to use in place of the time grid of the diffusers class: "solver" (the solver's
+            own), "uniform", "quadratic", "log-snr", "karras" or "angle". None (default) keeps the grid of the diffusers
             class.
         network_moments: Kind of the noise moments in network outputs with 2C or 3C channels, where the sample has C
-            channels. "raw" (default) stands for E[eps^k|x_t]. "central" stands for E[(eps - e1)^k|x_t] with e1 =
-            E[eps|x_t], from the second moment on.
+            channels. "raw" (default) stands for E[eps^k|x_t]. "central" stands for e1 = E[eps|x_t], followed by E[(eps
+            - e1)^k|x_t] for k = 2 and 3.
         clip_sample: If True, E[x_0|x_t] is clipped, whichever solver is used.
-        clip_sample_range: Bound r of the clipping, which is to [-r, r].
+        clip_sample_range: Bound r of the clipping: E[x_0|x_t] is clipped to [-r, r].
         thresholding: If True, dynamic thresholding is applied to E[x_0|x_t]. It must be False for solvers that use the
             second or third noise moment.
         dynamic_thresholding_ratio: Quantile of |x_0| that is used as the threshold in dynamic thresholding (default
@@ -78,8 +78,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         steps_offset: Offset that is added to the times if timestep_spacing is "leading".
         timestep_type: Kind of times in EulerDiscreteScheduler: "discrete" or "continuous".
         interpolation_type: Interpolation of the noise levels in EulerDiscreteScheduler: "linear" or "log_linear".
-        set_alpha_to_one: If True, DDIM ends at alpha = 1; if False, it ends at the first noise level of the training.
-        final_sigmas_type: Last noise level: "zero", or "sigma_min" for the lowest noise level of the training.
+        set_alpha_to_one: If True, DDIM ends at alpha = 1; if False, it ends at the lowest noise level in training.
+        final_sigmas_type: Last noise level: "zero", or "sigma_min" for the lowest noise level in training.
         use_karras_sigmas: If True, the noise levels are spaced as in Karras et al. 2022.
         use_exponential_sigmas: If True, the noise levels are spaced exponentially.
         use_beta_sigmas: If True, the noise levels are spaced by the quantiles of a beta distribution.
@@ -321,7 +321,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the input of the network, which is the state itself.
 
-        Only with a Teleport, the call before the first step returns the state at the end of the teleport instead.
+        With a Teleport, however, the call before the first step returns the state at the end of the teleport.
 
         Args:
             sample: State (n, C, H, W).
@@ -352,7 +352,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         If the run draws noise, its first step draws the seeds of the noise from the generators: a single seed from one
         generator, or one seed per sample from a list. With a list, a sample does not depend on the other samples in the
-        batch. Because each run draws new seeds, its results differ from those of the preceding run.
+        batch. Each run draws new seeds, so its results differ from those of the preceding run unless you reseed the
+        generators.
 
         Args:
             model_output: Output of the network: a tensor shaped like `sample`, a tensor of noise moments with 2 or 3
@@ -434,9 +435,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return alpha x_0 + sigma eps at the given times, in the dtype of x_0.
 
-        The times belong to the run if all of them occur in it; otherwise they are times of the training. If a pipeline
-        has set `begin_index`, the times are ignored: the noise level is then that of the next step, or before the first
-        step that of `begin_index`.
+        The times belong to the run if all of them occur in it; otherwise they are training times. If a pipeline has set
+        `begin_index`, the times are ignored: the noise level is then that of the next step, or before the first step
+        that of `begin_index`.
 
         Args:
             original_samples: x_0, (B, C, H, W).
