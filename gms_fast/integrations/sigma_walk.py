@@ -1,4 +1,4 @@
-"""Run of a solver through the sigmas of a host, as `sampler(model, x, sigmas, ..)`."""
+"""Samplers with k-diffusion's signature: run a solver through given sigmas."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ BEFORE = COUNTED - 1  # counter of the noise that churn adds before the first st
 
 
 class Call(NamedTuple):
-    """Arguments that all samplers share, as the host passes them."""
+    """Arguments that all samplers share, as passed by the caller."""
 
     model: Model
     x: Tensor
@@ -43,9 +43,9 @@ class Call(NamedTuple):
     noise_sampler: NoiseSampler | None
 
     def levels(self) -> list[float]:
-        """Check the arguments and read the sigmas once.
+        """Check the arguments and return the sigmas.
 
-        Raises ValueError or TypeError naming the wrong argument.
+        Raises ValueError or TypeError that names the wrong argument.
         """
         check_callable("model", self.model, "model(x, sigma, **extra_args)")
         check_callable("callback", self.callback, "callback(info)")
@@ -59,9 +59,9 @@ class Call(NamedTuple):
         return _falling(a_tensor("sigmas", self.sigmas))
 
     def seed(self) -> int | Tensor:
-        """Return the seed of the noise: the host's, else one from torch's global generator.
+        """Return the caller's seed of the noise, or else a seed from torch's global generator.
 
-        Raises ValueError if it does not fit the samples.
+        Raises ValueError if it does not fit the number of samples.
         """
         given = (self.extra_args or {}).get("seed")
         if given is None:
@@ -90,7 +90,7 @@ def _falling(sigmas: Tensor) -> list[float]:
 
 @torch.no_grad()
 def sampled(call: Call, solver: Solver, *, clip: tuple[float, float] | None = None, central: bool = False) -> Tensor:
-    """Run a solver through the levels of a call; of equal sigmas only the first counts.
+    """Run a solver through the levels of a call. Of equal sigmas, only the first counts.
 
     `clip` and `central` are those of `Stepper`.
     """

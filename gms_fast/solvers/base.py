@@ -272,10 +272,10 @@ class Solver(Identified, ABC):
 
 
 class Multistep(Solver):
-    """Base of the solvers whose step is a weighted sum of state and data estimates.
+    """Base class of the solvers whose step is a weighted sum of the state and data estimates.
 
-    x_s = w_0 x_t + sum_j w_{j+1} m_j + std z with m_0 = E[x_0|x_t] and m_1, m_2, .. those of the steps before. The plan
-    of a step is (weights, std). The history of estimates is the whole state.
+    x_s = w_0 x_t + sum_j w_{j+1} m_j + std z, where m_0 = E[x_0|x_t] and m_1, m_2, .. are the estimates of earlier
+    steps. `plan` returns (weights, std) for each step. The state of the solver is the history of estimates.
     """
 
     order: int
@@ -286,7 +286,7 @@ class Multistep(Solver):
         return bool(std > 0)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[int], tuple[Tensor, ...]]:
-        """Return (number of estimates to keep after each step, the estimates kept so far)."""
+        """Return (number of estimates to keep after each step, estimates kept so far)."""
         kept = [0] * len(steps)
         for i in range(len(steps) - 1, 0, -1):
             older = len(steps[i].numbers[0]) - 2  # number that the step reads
@@ -301,12 +301,12 @@ class Multistep(Solver):
 
 
 class Extrapolating(Multistep):
-    """Base of the multistep solvers that extrapolate data estimates from past steps to the next.
+    """Base class of the multistep solvers that extrapolate data estimates to the next step.
 
-    Extrapolation fails where the next step is much longer in log(alpha/sigma) than those before. On a grid uniform in
-    time the last step is: from 49 to 0 of 1000 times it has length 2.85, and the step before it 0.74. So for orders
-    above 1 `sample(steps=..)` uses the grid "quadratic", unless the schedule has its own grid, as EDM has. Explicit
-    `timesteps` are never changed.
+    Extrapolation fails if the next step is much longer in log(alpha/sigma) than the steps before it. The last step of a
+    grid that is uniform in time is such a step: from time 49 to time 0 of 1000 it has length 2.85, but the step before
+    it has length 0.74. For orders above 1, `sample(steps=..)` therefore uses the grid "quadratic", unless the schedule
+    has its own grid, as EDM does. Explicit `timesteps` are never changed.
     """
 
     @property
@@ -330,14 +330,14 @@ def check_clip_pixel(clip_pixel: object) -> None:
 
 
 def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> StepCoefficients | None:
-    """Return the last step's coefficients with bounded variance; None where no bound applies.
+    """Return the last step's coefficients with bounded variance, or None if no bound applies.
 
-    The noise that the last step draws stays visible. So in an image (B, C, H, W) it may leave a mean absolute deviation
-    of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022):
-    var_max = (clip_pixel 2/255 sqrt(pi/2))^2.
+    The noise of the last step stays visible in the sample. For images (B, C, H, W), its mean absolute deviation is
+    therefore limited to `clip_pixel` grey levels, of which the range [-1, 1] has 255 (Bao et al. 2022): var_max =
+    (clip_pixel 2/255 sqrt(pi/2))^2.
 
-    The bound does not apply to other data. Nor does it apply to a state that another run continues: there the level
-    sigma_s/alpha_s is itself more noise than two grey levels.
+    The bound does not apply to other data. It does not apply either if another run continues from the state, because
+    the noise level sigma_s/alpha_s at its end then exceeds two grey levels.
     """
     k = step.coefficients
     if not step.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
@@ -350,5 +350,5 @@ _replaced = functools.lru_cache(256)(replace)
 
 
 def _std_of(grey_levels: float) -> float:
-    """Return the standard deviation of normals with this mean absolute value, in grey levels."""
+    """Return the standard deviation of normals whose mean absolute value is `grey_levels`."""
     return grey_levels * 2 / 255 * math.sqrt(math.pi / 2)

@@ -183,7 +183,7 @@ def _differences(lam: np.ndarray, order: int) -> list[list[float]]:
 
 
 def _limit(phi: Checked, lam_s: float) -> float:
-    """Return the limit of phi(lambda_s) l/phi(l) for l to infinity.
+    """Return the limit of phi(lambda_s) l/phi(l) as l goes to infinity.
 
     It is 0 unless phi grows as slowly as l.
     """
@@ -193,9 +193,9 @@ def _limit(phi: Checked, lam_s: float) -> float:
 
 
 def _checked(phi: Phi, lam: np.ndarray) -> Checked:
-    """Return phi, checked on the levels `lam`.
+    """Return phi as a function that has been checked at the levels `lam`.
 
-    Raises ValueError naming the level where phi is not positive or phi(x)/x decreases with x.
+    Raises ValueError that names the level at which phi is not positive or phi(x)/x decreases with x.
     """
 
     def quiet(x: float | np.ndarray) -> np.ndarray:

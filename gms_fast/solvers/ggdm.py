@@ -22,7 +22,7 @@ class Update(NamedTuple):
     """One step of a GGDM: its weights, the older states that it reads, and its noise.
 
     weights  of x, of the data estimate, and of the older states
-    older    indices of those states in the history, 0 the latest
+    older    indices of those states in the history, where 0 is the latest
     keep     number of states to keep for later steps
     std      standard deviation of the noise
     """

@@ -20,7 +20,7 @@ _MOST = math.sqrt(2) - 1  # of gamma, in the paper
 
 @dataclass(frozen=True, kw_only=True)
 class _Churning(Multistep):
-    """Base of Euler's and Heun's methods: noise that is added between steps."""
+    """Base class of Euler's and Heun's methods, which can add noise between steps."""
 
     churn: float = 0.0
     s_min: float = 0.0
@@ -42,9 +42,9 @@ class _Churning(Multistep):
         return super()._own_spacing(schedule) if finite else None
 
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
-        """Return the times of the network evaluations, raised by churn where a step begins.
+        """Return the times of the network evaluations, which churn raises at the start of a step.
 
-        The first time is never raised. Of a repeated time, the second one is raised.
+        The first time is never raised. If a time is repeated, its second occurrence is raised.
         """
         cleaned = self.denoise and float(schedule.sigma(times[-1])) > 0
         steps = len(set(times)) - 1 + cleaned
@@ -55,9 +55,9 @@ class _Churning(Multistep):
         return [times[0], *list(later)[1:]]
 
     def raised(self, schedule: Schedule, t: float, steps: int) -> float:
-        """Return the time of noise level (1 + gamma) sigma/alpha in a run of so many steps.
+        """Return the time of noise level (1 + gamma) sigma/alpha in a run of this many steps.
 
-        It is `t` itself where the level of `t` lies outside [s_min, s_max].
+        It is `t` itself if the noise level of `t` lies outside [s_min, s_max].
         """
         lam, gamma = float(schedule.log_snr(t)), min(self.churn / steps, _MOST)
         if not (math.isfinite(lam) and self.s_min <= math.exp(-lam) <= self.s_max):
@@ -79,9 +79,9 @@ class _Churning(Multistep):
         return plan
 
     def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> Sequence[Any]:
-        """Return the same plan, but a first step that corrects leaves x alone except for its noise.
+        """Return the same plan, except that a corrector in the first step only adds noise to x.
 
-        No step ended there in a run that begins there, so there is nothing to correct.
+        No step has ended at the first time of the run, so there is nothing to correct.
         """
         (weights, std), *rest = numbers or [([], 0.0)]
         first = ([weights[0], 0.0], std) if len(weights) > 2 else (weights, std)

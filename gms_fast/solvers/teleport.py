@@ -182,7 +182,7 @@ def _reached(until: float, schedule: Schedule, times: list[float]) -> int:
 
 
 def _skipped(skip: float, steps: int) -> int:
-    """Return the number of steps that a share of them amounts to. Raises ValueError."""
+    """Return the number of steps in a fraction of them. Raises ValueError."""
     skipped = round(skip * steps)
     if not 0 < skipped < steps:
         raise ValueError(
@@ -192,7 +192,7 @@ def _skipped(skip: float, steps: int) -> int:
 
 
 def _check_level(until: float, schedule: Schedule, first: float, last: float) -> None:
-    """Raise ValueError unless the level lies between those of the first and the last time."""
+    """Raise ValueError unless the level lies between those of the last and the first time."""
     high, low = _ratio(schedule, first), _ratio(schedule, last)
     if not low < until < high:
         raise ValueError(

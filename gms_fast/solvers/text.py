@@ -49,7 +49,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 class Table(NamedTuple):
-    """A kind of table that solvers take: its reader, its file beside a model, and the command."""
+    """File that a solver needs: its reader, its name beside a model, and its command."""
 
     load: Callable[[str | Path], Any]
     file: str
@@ -81,7 +81,7 @@ def names() -> list[str]:
 
 
 def with_files() -> dict[str, str]:
-    """Return the text of each solver that needs a file, and the command that writes the file."""
+    """Return the solver string of each solver that needs a file, and the command that writes it."""
     found = {
         name: (option, table) for name, made in _WITH_TABLES.items() for option, table in _tables(made, {}).items()
     }
@@ -111,9 +111,9 @@ def kind(name: str) -> type[Solver]:
 
 
 def parse(text: str) -> tuple[str, dict[str, Any], str]:
-    """Split a text into (name, options, text after " then ").
+    """Split a solver string into (name, options, string after " then ").
 
-    Raises ValueError for an option that has no value, or is given twice.
+    Raises ValueError for an option that has no value or is given twice.
     """
     name, given, then = _parts(text)
     return name, {option: value for option, value in given}, then  # noqa: C416 - torch.compile follows no dict(..)
@@ -135,7 +135,7 @@ def _parts(text: str) -> tuple[str, tuple[tuple[str, Any], ...], str]:
 
 
 def literal(text: str) -> Any:
-    """Return the number, True, False or None that a text spells, else the text itself."""
+    """Return the number, True, False or None that a string spells, or else the string itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
@@ -194,9 +194,9 @@ def of_options(
     steps: int | None = None,
     load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
 ) -> Solver:
-    """Return the solver of a name with these options and follower; else as in `build`.
+    """Build a solver from its name, its options and the string of the solver that follows.
 
-    Tables are given by name. Raises as `build` does.
+    Statistics and tables are given by name. The other arguments and the errors are those of `build`.
     """
     made, given = kind(name), dict(given)
     text = spelled(name, [f"{option}={value}" for option, value in given.items()], then)
@@ -219,7 +219,7 @@ def of_options(
 
 
 def _check_kinds(text: str, made: type[Solver], given: dict[str, Any]) -> None:
-    """Raise ValueError for a word where an option takes a number or a flag."""
+    """Raise ValueError for a string where an option must be a number or a boolean."""
     for name, wanted in options(made):
         value = given.get(name)
         if wanted and value is not None and not _fits(value, wanted):
@@ -236,7 +236,7 @@ def _fits(value: Any, wanted: str) -> bool:
 def options(made: type[Solver]) -> list[tuple[str, str]]:
     """Return (name, kind of value) of each option of a solver.
 
-    The kind is `FLAG`, `NUMBER` or `EITHER`, or "" where a word may do.
+    The kind is `FLAG`, `NUMBER` or `EITHER`, or "" if the value may be any string.
     """
     if not is_dataclass(made):
         return []
@@ -251,7 +251,7 @@ def _wanted(types: tuple[object, ...]) -> str:
 
 
 def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
-    """Return the kinds of table that a solver with these options takes, by option."""
+    """Return the statistics and tables that a solver with these options needs, by option."""
     needed = {option: table for (owner, option), table in _TABLES.items() if owner is made}
     if made is GMS and not given.keys() & {"covariance", "switch"}:
         return {}  # it needs one only to draw elements together
@@ -259,7 +259,7 @@ def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
 
 
 def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> str | Path:
-    """Return the file of a table beside a model. Raises ValueError if there is none."""
+    """Return the file of statistics or a table that lies beside a model. Raises ValueError."""
     file = table.file.format(steps=steps)
     found = None if origin is None else named(origin, file) or Path(origin) / file
     if found is None or not found.is_file():
@@ -274,7 +274,7 @@ def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> s
 
 
 def with_tables(text: str, change: Callable[[str], str]) -> str:
-    """Return the text with the names of its tables changed."""
+    """Return the solver string with changed names of statistics and tables."""
     name, given, then = parse(text)
     changed = {k: change(v) for k, v in given.items() if k in NAMES_OF_TABLES and isinstance(v, str)}
     if not changed and not then:
@@ -283,7 +283,7 @@ def with_tables(text: str, change: Callable[[str], str]) -> str:
 
 
 def spelled(name: str, options: Sequence[str], then: str = "") -> str:
-    """Return the text of a solver."""
+    """Join a name, options and a following solver to a solver string."""
     return name + (":" + ",".join(options) if options else "") + (_THEN + then if then else "")
 
 
