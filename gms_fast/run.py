@@ -220,8 +220,8 @@ def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
     if needed > 1 and (given := estimate.given) < needed:
         raise ValueError(
             f"model must return NoiseMoments with {solver.moments_needed} moments for {solver.name}, but "
-            f"gives {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
-            "that needs the noise alone, such as ddim, er-sde or gms:covariance=FILE,switch=0"
+            f"returns {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
+            "that needs only the predicted noise, such as ddim, er-sde or gms:covariance=FILE,switch=0"
         )
 
 

@@ -202,6 +202,6 @@ def test_noise_is_asked_for_once_a_step_where_elements_are_drawn_together():
 def test_switch_that_never_happens_is_told_of_from_no_signal_on():
     schedule = VP(torch.linspace(1e-4, 1.0, 50))
     options = {"schedule": schedule, "timesteps": [49, 45], "prediction": "x0", "n": 2, "shape": (1, 8, 8)}
-    told = pytest.warns(UserWarning, match="sigma/alpha, inf to inf")
+    told = pytest.warns(UserWarning, match="sigma/alpha of the steps, inf to inf")
     with told, pytest.raises(ValueError, match="a prediction of x0, v, flow, at alpha = 0"):  # it has moments
         gms_fast.sample(polynomial, solver=GMS(covariance=DIGITS, switch=0.001), clip=(-1, 1), **options)

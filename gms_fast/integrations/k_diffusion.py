@@ -1,11 +1,11 @@
 """Samplers with k-diffusion's signature: `sample_NAME(model, x, sigmas, ..)`, as in ComfyUI.
 
 The state is x = x_0 + sigma eps. For a flow model in ComfyUI (its `model_sampling` is a CONST) it is
-x = (1 - sigma) x_0 + sigma eps, and all samplers step in sigma/(1 - sigma), from sigma = 1 on.
+x = (1 - sigma) x_0 + sigma eps; all samplers then step in sigma/(1 - sigma) and may start at sigma = 1.
 
 The noise comes from a counter-based generator. If `extra_args` has no entry "seed", the seed is drawn from torch's
-global generator. The noise of sample i depends on the seed and on i, not on the other samples. It is numbered by noise
-level: a run that is split into two stages with the same seed draws the same noise as a single run.
+global generator. The noise of sample i depends on the seed, on i and on the noise level, but not on the other samples.
+A run that is split into two stages with the same seed therefore draws the same noise as a single run.
 """
 
 import math
@@ -66,41 +66,47 @@ def sample_gms(
 ) -> Tensor:
     """Sample with the Gaussian Mixture Solver from a model that returns noise moments.
 
-    See [`GMS`][gms_fast.solvers.GMS]. With `covariance` and `switch=0`, the model may return only E[x_0|x].
+    With `covariance` and `switch=0`, it is enough if the model returns E[x_0|x]. See [`GMS`][gms_fast.solvers.GMS] for
+    the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,) and x = x_0 + sigma eps. It returns
-            `NoiseMoments` of eps, or only E[x_0|x] if no further moments are needed.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        covariance: Gaussian statistics of the data, a file that holds them, or the name of an embedded model. While
-            sigma > `switch`, all elements of a sample are then drawn together, with this covariance. None (default):
-            each element is drawn on its own at every level.
-        switch: Noise level sigma at and below which each element is drawn on its own, from the mixture. Only with
-            `covariance`. Default: 0.75 `covariance.spread`, where the spread is the standard deviation along the first
-            eigenvector.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,) and the state x = x_0 +
+            sigma eps. It returns the `NoiseMoments` of eps, or only E[x_0|x] if no further moments are needed.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        covariance: Gaussian statistics of the data, the path of their file, or the name of an embedded model. At noise
+            levels above `switch`, all elements of a sample are then drawn jointly with this covariance. None (default)
+            draws the elements independently at every level.
+        switch: Noise level sigma above which `covariance` is used. At this level and below, each element is drawn
+            independently from the mixture. It may only be given together with `covariance`. The default is 0.75 times
+            `covariance.spread`, the largest standard deviation of the data in any direction.
         fit: Method that fits the mixture to the moments: "free" (default), "exact", "adan" or "gaussian".
-        component: Scope of the choice between the two mixture components. "element": each element chooses its own.
-            "sample": all elements of a sample share one. None (default): "sample" for fit="adan", else "element".
-        weight: Weight of the first component, in (0, 1), not 1/2 (default 1/3).
-        moments: Clipping of the moments of x_0 to the data range: "cumulant" (default), or "released", as in the
-            released code.
-        clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of
-            which [-1, 1] has 255 (default 2). None draws the last step like every other.
-        clip: Data range (low, high) to which E[x_0|x] is clipped. None (default): no clipping.
-        central: True if the model's second and third moments are central moments, about the first. Default: False,
-            for raw moments.
+            [`fit_mixture`][gms_fast.ops.fit_mixture] describes them.
+        component: Scope of the random choice between the two mixture components. With "element", each element chooses
+            its own component. With "sample", all elements of a sample share one. None (default) selects "sample" for
+            fit="adan" and "element" otherwise.
+        weight: Weight of the first component, in (0, 1) but not 1/2 (default 1/3).
+        moments: How the moments of x_0 are clipped to the data range: "cumulant" (default), or "released", as in the
+            code released with the paper. [`gms_step`][gms_fast.ops.gms_step] describes both.
+        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
+            levels; the range [-1, 1] has 255 of them (default 2). None treats the last step like every other step.
+        clip: Data range (low, high) to which E[x_0|x] is clipped. None (default) turns clipping off.
+        central: Set this to True if the model's second and third moments are central moments, that is, moments about
+            the first. False (default) stands for raw moments.
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range, or if the model returns too few moments.
@@ -147,27 +153,31 @@ def sample_er_sde(
 ) -> Tensor:
     """Sample with ER-SDE-Solver, with 200 quadrature points as in ComfyUI.
 
-    See [`ERSDE`][gms_fast.solvers.ERSDE].
+    See [`ERSDE`][gms_fast.solvers.ERSDE] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        noise_scaler: Noise scale function phi of the noise level sigma/alpha, for float64 tensors, or its name in
-            [`ERSDE`][gms_fast.solvers.ERSDE]. Default: "er_sde_4".
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        noise_scaler: Function phi of the noise level sigma/alpha that sets the amount of noise. Pass its name in
+            [`ERSDE`][gms_fast.solvers.ERSDE], or a callable that takes and returns float64 tensors. None (default)
+            selects "er_sde_4".
         max_stage: Order of the solver, 1, 2 or 3 (default).
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -202,23 +212,28 @@ def sample_dpmpp_2m(
 ) -> Tensor:
     """Sample with DPM-Solver++(2M), which draws no noise.
 
-    See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP].
+    See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        s_noise: Accepted for a common signature, but without effect: this solver draws no noise.
-        noise_sampler: Accepted for a common signature, but without effect: this solver draws no noise.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        s_noise: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the same
+            signature.
+        noise_sampler: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the
+            same signature.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -254,26 +269,30 @@ def sample_dpmpp_2m_sde(
 ) -> Tensor:
     """Sample with SDE-DPM-Solver++(2M).
 
-    See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP].
+    See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        eta: Amount of noise >= 0. 0: none, the probability flow. 1 (default): that of the reverse SDE.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        eta: Amount of noise >= 0. 0 selects the probability flow, which has no noise, and 1 (default) selects the
+            reverse SDE.
         solver_type: Form of the second-order term, "midpoint" (default) or "heun".
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -307,27 +326,31 @@ def sample_dpmpp_3m_sde(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with SDE-DPM-Solver++(3M), in the form of k-diffusion.
+    """Sample with SDE-DPM-Solver++(3M), as in k-diffusion.
 
-    See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP].
+    See [`DPMSolverPP`][gms_fast.solvers.DPMSolverPP] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        eta: Amount of noise >= 0. 0: none, the probability flow. 1 (default): that of the reverse SDE.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        eta: Amount of noise >= 0. 0 selects the probability flow, which has no noise, and 1 (default) selects the
+            reverse SDE.
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -363,25 +386,31 @@ def sample_unipc(
 ) -> Tensor:
     """Sample with UniPC, which draws no noise.
 
-    The order falls to 1 in the last steps. See [`UniPC`][gms_fast.solvers.UniPC].
+    The order decreases to 1 in the last steps. See [`UniPC`][gms_fast.solvers.UniPC] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        variant: Function B(h) of the step size h in log(alpha/sigma). "bh1" (default): B = h. "bh2": B = 1 - e^{-h}.
-        order: Order of the predictor, 1 to 4 (default 3).
-        s_noise: Accepted for a common signature, but without effect: this solver draws no noise.
-        noise_sampler: Accepted for a common signature, but without effect: this solver draws no noise.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        variant: Function B(h) of the step size h in log(alpha/sigma): "bh1" (default) for B = h, or "bh2" for B = 1 -
+            e^{-h}.
+        order: Order of the predictor, from 1 to 4 (default 3).
+        s_noise: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the same
+            signature.
+        noise_sampler: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the
+            same signature.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -420,29 +449,32 @@ def sample_teleport(
     """Skip the noisiest levels by Gaussian teleportation, then sample with another solver.
 
     Teleportation moves x in closed form to a lower noise level, as if the data were Gaussian. The skipped levels cost
-    no network evaluation. See [`Teleport`][gms_fast.solvers.Teleport].
+    no network evaluations. See [`Teleport`][gms_fast.solvers.Teleport] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        statistics: Gaussian statistics of the data, a file that holds them, or the name of an embedded model.
-        until: Teleport level: noise level sigma/alpha >= 1 at which teleportation ends and `then` begins. Default:
-            `then.reach` times `statistics.spread`, the standard deviation along the first eigenvector.
-        skip: Fraction of the steps to skip, in (0, 1). Give it instead of `until`, not in addition.
-        then: Solver for the remaining steps, or a solver string (default "dpm-solver++").
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        statistics: Gaussian statistics of the data, the path of their file, or the name of an embedded model.
+        until: Noise level sigma/alpha >= 1 at which the teleport ends and `then` begins. The default is `then.reach`
+            times `statistics.spread`, the largest standard deviation of the data in any direction, but at least 1.
+        skip: Fraction of the steps to skip, in (0, 1), in place of `until`.
+        then: Solver for the remaining steps, as an object or a solver string (default "dpm-solver++").
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range, or if both `until` and `skip` are given.
@@ -483,34 +515,40 @@ def sample_dpm_solver_v3(
 ) -> Tensor:
     """Sample with DPM-Solver-v3, which draws no noise.
 
-    The statistics hold for a fixed set of noise levels, their nodes. The model is called at the node nearest to each
-    sigma. See [`DPMSolverV3`][gms_fast.solvers.DPMSolverV3].
+    The statistics are known at a fixed set of noise levels, the nodes. The model is called at the node nearest to each
+    sigma. See [`DPMSolverV3`][gms_fast.solvers.DPMSolverV3] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        statistics: Empirical model statistics of this network, a file that holds them, or the name of an embedded
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        statistics: Empirical model statistics of this network, the path of their file, or the name of an embedded
             model.
-        order: Order of the predictor, from 1 to 8, or to 7 with corrector="next" (default 3).
-        corrector: Correction of the state after each network evaluation, without further evaluations. None: no
-            correction. "same": the order of the last predictor. "next" (default): one order more.
-        pseudo: True computes the predictor's derivatives from divided differences of more and more values (pseudo
-            derivatives), which is more stable in few steps. Default: False.
-        lower_order_final: True (default) lowers the order in the last steps, down to 2 and 1.
-        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used. Noisier steps use those of data
-            prediction, l = 1 and s = b = 0. None (default): the statistics are used at every level.
-        s_noise: Accepted for a common signature, but without effect: this solver draws no noise.
-        noise_sampler: Accepted for a common signature, but without effect: this solver draws no noise.
+        order: Order of the predictor, from 1 to 8, or from 1 to 7 with corrector="next" (default 3).
+        corrector: Correction of the state after each network evaluation; it costs no further evaluations. None turns it
+            off. "same" uses the order of the preceding predictor, and "next" (default) uses an order higher by one.
+        pseudo: If True, the k-th derivative in the predictor is a divided difference of the last k + 1 values (a pseudo
+            derivative), which is more stable in runs of few steps. If False (default), all derivatives are those of the
+            polynomial through all values.
+        lower_order_final: If True (default), the order decreases to 1 in the last steps.
+        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used. Below it, they are replaced by those
+            of data prediction. None (default) uses the statistics everywhere.
+        s_noise: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the same
+            signature.
+        noise_sampler: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the
+            same signature.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range, if the statistics belong to another network, or if two sigmas have
@@ -548,30 +586,34 @@ def sample_euler(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with Euler's method for the probability flow, which is DDIM, with optional churn.
+    """Sample with Euler's method for the probability flow, with optional churn.
 
-    Churn adds noise before a step, which then starts at a higher noise level. See [`Euler`][gms_fast.solvers.Euler].
+    Without churn, this is DDIM. Churn adds noise before a step, which then starts at a higher noise level. See
+    [`Euler`][gms_fast.solvers.Euler] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        s_churn: Total amount of churn over all K steps, >= 0. Each step raises its level by the factor 1 + gamma with
-            gamma = min(s_churn/K, sqrt(2) - 1). Default: 0, no churn.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        s_churn: Total amount of churn over all K steps, >= 0. Before each step, the noise level is raised by the factor
+            1 + gamma, where gamma = min(s_churn/K, sqrt(2) - 1). 0 (default) adds no noise.
         s_tmin: Lowest noise level at which noise is added (default 0).
         s_tmax: Highest noise level at which noise is added (default infinity).
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -606,25 +648,29 @@ def sample_euler_ancestral(
 ) -> Tensor:
     """Sample with Euler's ancestral method, which is DDIM with added noise.
 
-    See [`DDIM`][gms_fast.solvers.DDIM].
+    See [`DDIM`][gms_fast.solvers.DDIM] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        eta: Amount of noise in [0, 1]. 0: none, as in `sample_euler`. 1 (default): that of DDPM.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        eta: Amount of noise, in [0, 1]. With 0, the sampler adds no noise and is the same as `sample_euler`. With 1
+            (default), it adds as much noise as DDPM.
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -659,31 +705,34 @@ def sample_heun(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Sample with Heun's method, of order 2, for the probability flow, with optional churn.
+    """Sample with Heun's second-order method for the probability flow, with optional churn.
 
-    Each step costs two network evaluations; a last step to sigma = 0 costs one. Churn adds noise before a step, which
-    then starts at a higher noise level. See [`Heun`][gms_fast.solvers.Heun].
+    Each step costs two network evaluations, except a last step to sigma = 0, which costs one. Churn adds noise before a
+    step, which then starts at a higher noise level. See [`Heun`][gms_fast.solvers.Heun] for the equations.
 
     Args:
-        model: Callable `model(x, sigma, **extra_args)`, where sigma is (B,). It returns E[x_0|x] for
-            x = x_0 + sigma eps.
-        x: State (B, *) at noise level `sigmas[0]`, floating point. It is not modified.
-        sigmas: Noise levels (K+1,), falling, finite, >= 0. If the last one is 0, the model's last E[x_0|x] is returned.
-        extra_args: Keyword arguments for the model. Its entry "seed", if any, also seeds the noise: an integer, or one
-            per sample.
-        callback: Called before each step with a dict: the state "x", the step index "i", its level "sigma", the level
-            "sigma_hat" at which the model was called, and E[x_0|x] as "denoised".
-        disable: Switch of the progress bar. True: no bar. False: a bar. None (default): a bar only on a terminal.
-        s_churn: Total amount of churn over all K steps, >= 0. Each step raises its level by the factor 1 + gamma with
-            gamma = min(s_churn/K, sqrt(2) - 1). Default: 0, no churn.
+        model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
+            state x = x_0 + sigma eps.
+        x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
+            the last level is 0, the sample is the model's last E[x_0|x].
+        extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
+            integer or one integer per sample.
+        callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
+            and noise level "sigma" of the step, the level "sigma_hat" at which the model was called, and E[x_0|x] as
+            "denoised".
+        disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
+            terminal.
+        s_churn: Total amount of churn over all K steps, >= 0. Before each step, the noise level is raised by the factor
+            1 + gamma, where gamma = min(s_churn/K, sqrt(2) - 1). 0 (default) adds no noise.
         s_tmin: Lowest noise level at which noise is added (default 0).
         s_tmax: Highest noise level at which noise is added (default infinity).
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
-        noise_sampler: Callable `(sigma, sigma_next)` that returns standard normal noise shaped like x. Default: the
-            counter-based generator.
+        noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
+            default, the noise comes from the built-in counter-based generator.
 
     Returns:
-        Tensor (B, *): the sample, in the dtype of x.
+        The samples, a tensor (B, *) with the dtype of x.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -1,4 +1,4 @@
-"""Run of a solver through the sigmas of a host, as `sampler(model, x, sigmas, ..)`."""
+"""Samplers with k-diffusion's signature: run a solver through given sigmas."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ BEFORE = COUNTED - 1  # counter of the noise that churn adds before the first st
 
 
 class Call(NamedTuple):
-    """Arguments that all samplers share, as the host passes them."""
+    """Arguments that all samplers share, as passed by the caller."""
 
     model: Model
     x: Tensor
@@ -43,9 +43,9 @@ class Call(NamedTuple):
     noise_sampler: NoiseSampler | None
 
     def levels(self) -> list[float]:
-        """Check the arguments and read the sigmas once.
+        """Check the arguments and return the sigmas.
 
-        Raises ValueError or TypeError naming the wrong argument.
+        Raises ValueError or TypeError that names the wrong argument.
         """
         check_callable("model", self.model, "model(x, sigma, **extra_args)")
         check_callable("callback", self.callback, "callback(info)")
@@ -53,15 +53,15 @@ class Call(NamedTuple):
         if self.extra_args is not None and not isinstance(self.extra_args, dict):
             raise TypeError(f"extra_args must be a dict, or None: got {type(self.extra_args).__name__}")
         if not a_tensor("x", self.x).is_floating_point() or self.x.ndim < 2:
-            raise TypeError(f"x must be (B, *), floating point: got {tuple(self.x.shape)} {self.x.dtype}")
+            raise TypeError(f"x must be a floating tensor (B, *): got {tuple(self.x.shape)} {self.x.dtype}")
         if not 0 <= number("s_noise", self.s_noise) < math.inf:
             raise ValueError(f"s_noise must be finite and not negative: got {self.s_noise!r}")
         return _falling(a_tensor("sigmas", self.sigmas))
 
     def seed(self) -> int | Tensor:
-        """Return the seed of the noise: the host's, else one from torch's global generator.
+        """Return the caller's seed of the noise, or else a seed from torch's global generator.
 
-        Raises ValueError if it does not fit the samples.
+        Raises ValueError if it does not fit the number of samples.
         """
         given = (self.extra_args or {}).get("seed")
         if given is None:
@@ -84,13 +84,13 @@ def _falling(sigmas: Tensor) -> list[float]:
     values: list[float] = as_float64(sigmas).tolist() if sigmas.ndim == 1 and sigmas.is_floating_point() else []
     if not values or not all(0 <= v < math.inf for v in values) or any(a < b for a, b in pairwise(values)):
         got = listed(values) if values else f"{tuple(sigmas.shape)} {sigmas.dtype}"
-        raise ValueError(f"sigmas must be (K+1,), floating point, finite, falling and not negative: got {got}")
+        raise ValueError(f"sigmas must be a floating tensor (K+1,), finite, non-negative and decreasing: got {got}")
     return values
 
 
 @torch.no_grad()
 def sampled(call: Call, solver: Solver, *, clip: tuple[float, float] | None = None, central: bool = False) -> Tensor:
-    """Run a solver through the levels of a call; of equal sigmas only the first counts.
+    """Run a solver through the levels of a call. Of equal sigmas, only the first counts.
 
     `clip` and `central` are those of `Stepper`.
     """
@@ -141,8 +141,8 @@ def _on_nodes(solver: DPMSolverV3, schedule: Schedule, sigmas: list[float]) -> t
     if len(nodes) < 2 or nodes[0] < 0 or nodes[-1] > known.N or not bool((nodes.diff() > 0).all()):
         first, last = known.lam[[0, -1]].neg().exp().tolist()
         raise ValueError(
-            f"sigmas must be two or more, each nearest to another of the statistics' {known.N + 1} levels sigma/alpha, "
-            f"from {first:.3g} to {last:.3g}: got {listed(sigmas)}"
+            f"sigmas must be two or more, each nearest to a different one of the statistics' {known.N + 1} levels "
+            f"sigma/alpha, from {first:.3g} to {last:.3g}: got {listed(sigmas)}"
         )
     return solver, solver.times(schedule, sigmas)
 
@@ -152,7 +152,7 @@ def _check_network(statistics: EmpiricalModel, model: Model) -> None:
     found = list(filter(None, map(fingerprint, _inside(model))))
     if statistics.network is not None and found and statistics.network not in found:
         raise ValueError(
-            f"statistics must be of this network, {found[-1]}: got those of {statistics.network}; measure them with "
+            f"statistics must be measured on this network, {found[-1]}: got those of {statistics.network}; use "
             "gms_fast.statistics.empirical_model"
         )
 

@@ -144,7 +144,7 @@ class Schedule(Identified, ABC):
     @property
     def later_start(self) -> str:
         """Advice for error messages about a first time without signal."""
-        return "start at a later time"
+        return "start at a less noisy time"
 
     def check_signal(self, t: float, solver: str, instead: str = "") -> None:
         """Raise ValueError where alpha(t) = 0.

@@ -223,7 +223,7 @@ class Flow(Schedule):
 
     @property
     def later_start(self) -> str:
-        return "start later, as with Flow(t_max=0.999)"
+        return "start at a less noisy time, as with Flow(t_max=0.999)"
 
     @property
     def config(self) -> dict[str, object]:

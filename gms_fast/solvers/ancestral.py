@@ -29,17 +29,20 @@ class _Gaussian(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class DDPM(_Gaussian):
-    """Ancestral sampler whose noise has the posterior variance of a known x_0 ("small").
+    """Ancestral sampler whose noise has the variance of q(x_s|x_t, x_0).
 
-    x_s ~ N(A x_t + B E[x_0|x_t], c), with A, B, c of eq. 1 of docs/notation.md.
+    x_s ~ N(A x_t + B E[x_0|x_t], c), where A, B and c are defined in eq. 1 of docs/notation.md. In diffusers, this
+    choice of the variance is called "fixed_small".
 
-    Use it, with spacing 0.5, for a network without moment heads if you want noise in every step. Of all solvers it has
-    the highest precision and the lowest recall. It costs K + 1 network evaluations for K steps, because the last
-    evaluation removes the remaining noise, or K where the schedule ends without noise.
+    Use DDPM if the network has no moment heads and you want noise in every step; the time grid with `spacing=0.5` suits
+    it best. In the measurements of docs/quality.md, it has the highest precision and the lowest recall of all solvers.
+    A run of K steps costs K + 1 network evaluations, because the last evaluation removes the remaining noise, or K if
+    the schedule ends without noise.
 
     Args:
-        clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of
-            which [-1, 1] has 255. A number >= 0, or None for no bound (default 2). It does not apply to other data.
+        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
+            levels; the range [-1, 1] has 255 of them. A number >= 0 (default 2), or None for no bound. The bound does
+            not apply to data other than images.
 
     Raises:
         ValueError: If `clip_pixel` is negative or not a number.
@@ -67,16 +70,17 @@ class DDPM(_Gaussian):
 class SNDDPM(_Gaussian):
     """Ancestral sampler with the optimal variance of a Gaussian step, from E[eps^2|x_t].
 
-    x_s ~ N(A x_t + B E[x_0|x_t], c + B^2 Var[x_0|x_t]), with A, B, c of eq. 1 of docs/notation.md. The variance of
-    x_0 comes from the second noise moment, element by element.
+    x_s ~ N(A x_t + B E[x_0|x_t], c + B^2 Var[x_0|x_t]), where A, B and c are defined in eq. 1 of docs/notation.md. The
+    variance of each element of x_0 follows from the second noise moment of that element.
 
-    Use it for a network with a second-moment head. From 20 steps on, with spacing "angle", it is as good as
-    [`GMS`][gms_fast.solvers.GMS] on images. It costs K + 1 network evaluations for K steps, or K where the schedule
+    Use SN-DDPM with a network that has a second-moment head. With 20 or more steps and `spacing="angle"`, it is as good
+    as [`GMS`][gms_fast.solvers.GMS] on images. A run of K steps costs K + 1 network evaluations, or K if the schedule
     ends without noise.
 
     Args:
-        clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels, of
-            which [-1, 1] has 255. A number >= 0, or None for no bound (default 2). It does not apply to other data.
+        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
+            levels; the range [-1, 1] has 255 of them. A number >= 0 (default 2), or None for no bound. The bound does
+            not apply to data other than images.
 
     Raises:
         ValueError: If `clip_pixel` is negative or not a number.

@@ -18,23 +18,27 @@ from gms_fast.prediction import Meaning
 from gms_fast.schedules import Schedule
 from gms_fast.steps import StepCoefficients
 
-WITHOUT_MOMENTS = '. A network without moment heads needs another solver, such as solver="er-sde", at any start'
+WITHOUT_MOMENTS = '. A network without moment heads needs another solver in any case, such as solver="er-sde"'
 
 
 class TimeStep(NamedTuple):
-    """One time of a plan and the step to the next time, as known before the network is called.
+    """Numbers of one step that are known before the network is called.
+
+    The plan of a run has one entry for each of its times, noisiest first. No step starts at the last time.
 
     Attributes:
-        i: Index of the time in the plan, 0 the noisiest.
-        t: Time of the schedule.
-        s: Next time; `t` again at the last time, from which no step leads on.
-        network_time: Time that the network is evaluated at.
+        i: Index of the time in the plan, counted from 0 at the noisiest time.
+        t: Time of the schedule at which the step starts.
+        s: Time at which the step ends. At the last time, where no step starts, `s` equals `t`.
+        network_time: Time that is passed to the network.
         coefficients: [`StepCoefficients`][gms_fast.StepCoefficients] of the step from `t` to `s`.
-        meaning: `gms_fast.prediction.Meaning` of the network's output at `t`.
-        numbers: Entry of the solver's own `plan` for this step.
+        meaning: `gms_fast.prediction.Meaning` of the network's output at `t`: what it predicts, and at which noise
+            level.
+        numbers: The solver's own numbers for this step, as returned by `Solver.plan`.
         is_last: True for the last step.
-        late: True for the steps in the last half of the plan.
-        level: Noise counter of the step for runs whose counters follow the noise level.
+        late: True for steps in the last half of the plan.
+        level: Counter of the step's noise in runs that number their noise by noise level (see `step_offset` of
+            [`sample`][gms_fast.sample]).
 
     Examples:
         >>> stepper = gms_fast.Stepper("ddim", "linear", steps=5)
@@ -56,23 +60,27 @@ class TimeStep(NamedTuple):
 
 
 class Solver(Identified, ABC):
-    """Base class of the solvers: one step of a sampler, x_t to x_s.
+    """Base class of all solvers. A solver takes steps from x_t to a less noisy x_s.
 
-    Subclasses are frozen dataclasses with keyword-only fields. They implement `step`, and `plan` for the numbers that
-    a step needs beyond its [`StepCoefficients`][gms_fast.StepCoefficients]. Class attributes describe them.
+    To write a solver, define a frozen dataclass with keyword-only fields, and implement `step`. If a step needs numbers
+    beyond its [`StepCoefficients`][gms_fast.StepCoefficients], return them from `plan`. The class attributes below
+    describe the solver to the sampling loop.
 
     Attributes:
-        moments_needed: Noise moments that a step reads: 1 for E[eps|x_t] alone; 2 or 3 need moment heads (default 1).
-        spacing: Time grid of `sample(steps=..)`, as `schedule.timesteps` takes it; None for the schedule's own.
-        denoise: True if one more network evaluation removes the noise remaining at the last time (default True).
-        linear: True if the plan of a step is (weights, std), for the state and the last data estimates (default False).
-        known_steps: Number of leading steps that need no network evaluation; `known` supplies their estimate (default
-            0).
-        rises: True if the times may lead to more noise (default False).
-        reach: Noise level sigma/alpha at which a [`Teleport`][gms_fast.solvers.Teleport] to this solver ends by
-            default, in units of the data's `spread` (default 2.3; measured in docs/quality.md).
-        counted_from: Offset of the noise counters of its steps, which then count from there wherever a run begins; None
-            leaves the counters to the sampler.
+        moments_needed: Number of noise moments that a step uses. 1 (default) stands for E[eps|x_t] alone; 2 and 3
+            require a network with moment heads.
+        spacing: Time grid of `sample(steps=..)`, as in `Schedule.timesteps`. None uses the schedule's own grid.
+        denoise: True (default) if one more network evaluation should remove the noise that remains at the last time.
+        linear: True if `plan` returns (weights, std) for each step, where the weights belong to the state and the last
+            data estimates (default False).
+        known_steps: Number of leading steps that need no network evaluation, because `known` supplies their estimate
+            (default 0).
+        rises: True if a run may also step to more noise (default False).
+        reach: Default noise level sigma/alpha at which a [`Teleport`][gms_fast.solvers.Teleport] to this solver ends,
+            in units of `spread`, the largest standard deviation of the data in any direction (default 2.3; see
+            docs/quality.md for the measurements).
+        counted_from: Number under which the noise generator counts the first step of a run, whichever time the run
+            starts at. With None (default), the sampling loop chooses the number.
 
     Examples:
         >>> solver = gms_fast.solvers.build("er-sde:order=2")
@@ -93,7 +101,7 @@ class Solver(Identified, ABC):
 
     @property
     def name(self) -> str:
-        """Name of the solver in messages."""
+        """Name of the solver, used in messages."""
         return type(self).__name__
 
     def times(
@@ -104,16 +112,16 @@ class Solver(Identified, ABC):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Return the times of a run, noisiest first: a grid of steps, or given times, checked.
+        """Return the times of a run, noisiest first.
 
         Args:
             schedule: Noise schedule of the run.
-            wanted: Number of steps K >= 1, or explicit times of the schedule.
-            t_max: First time of the grid; None for the schedule's first time.
-            spacing: Spacing of the grid, as in `Schedule.grid`; None for the solver's own.
+            wanted: Number of steps K >= 1, or a list of times of the schedule, which is checked.
+            t_max: First time of the grid. None (default) uses the schedule's first time.
+            spacing: Spacing of the grid, as in `Schedule.grid`. None (default) uses the solver's own.
 
         Returns:
-            List of times. A time is repeated if the network is evaluated there more than once.
+            List of times. A time at which the network is evaluated more than once is repeated.
 
         Raises:
             ValueError: If the solver cannot use these times.
@@ -139,59 +147,75 @@ class Solver(Identified, ABC):
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
-        """Return what `step` needs for each step beyond its coefficients.
+        """Return the numbers that `step` needs in addition to the step's coefficients.
 
-        The numbers are plain ones, computed once in float64.
+        The numbers are plain Python numbers, computed once per run in float64.
 
         Args:
             schedule: Noise schedule of the run.
             times: Times of the run, noisiest first.
 
         Returns:
-            One entry for each of the len(times) - 1 steps.
+            Sequence with one entry for each of the len(times) - 1 steps.
         """
         return [None] * (len(times) - 1)
 
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
         """Return the time of the network evaluation for each time of the run.
 
-        It is later (noisier) than the time itself where a step adds noise to the state at its end.
+        The two differ if a step adds noise to its result, as churn does. The network is then evaluated at the noisier
+        time.
+
+        Args:
+            schedule: Noise schedule of the run.
+            times: Times of the run, noisiest first.
+
+        Returns:
+            Sequence of len(times) times.
         """
         return times
 
     def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> Sequence[Any]:
-        """Return the plan of a run that starts at the first of `times` without history.
+        """Return the plan of a run that resumes at the first of `times` without earlier estimates.
 
         Args:
             schedule: Noise schedule of the run.
-            times: The remaining times, noisiest first.
-            numbers: Plan of these steps in a run that started earlier.
+            times: Remaining times, noisiest first.
+            numbers: Plan of these steps in the complete run.
 
         Returns:
-            One entry for each step, as `plan` returns them.
+            Sequence with one entry for each step, as in `plan`.
         """
         return self.plan(schedule, times)
 
     def calls(self, schedule: Schedule, times: Sequence[float]) -> int:
-        """Return the number of network evaluations (NFE) of a run through `times`."""
+        """Return the number of network evaluations (NFE) of a run.
+
+        Args:
+            schedule: Noise schedule of the run.
+            times: Times of the run, noisiest first.
+
+        Returns:
+            Number of evaluations.
+        """
         return len(times) - 1 - self.known_steps + (self.denoise and float(schedule.sigma(times[-1])) > 0)
 
     def ending(self, denoise: bool) -> "Solver":
-        """Return a copy of this solver with another `denoise`."""
+        """Return a copy of this solver with the given value of `denoise`."""
         other = copy.copy(self)
         object.__setattr__(other, "denoise", denoise)
         return other
 
     def onward(self) -> "Solver":
-        """Return the solver that continues after the steps without a network."""
+        """Return the solver that continues after the leading steps without a network."""
         return self
 
     def moments_at(self, step: TimeStep) -> int:
-        """Return the number of noise moments that the step reads."""
+        """Return the number of noise moments that this step uses."""
         return self.moments_needed
 
     def draws_at(self, step: TimeStep) -> bool:
-        """Return True if the step draws noise."""
+        """Return True if this step draws noise."""
         return True
 
     def check(self, model: Any, shape: Sequence[int], clip: tuple[float, float] | None = None) -> None:
@@ -200,18 +224,35 @@ class Solver(Identified, ABC):
         Args:
             model: Denoising network.
             shape: Shape of one sample.
-            clip: Data range (lo, hi), or None.
+            clip: Data range (lo, hi), or None (default).
 
         Raises:
-            ValueError: If the solver's tables were made for something else.
+            ValueError: If the solver uses statistics or a table that belong to another network, shape or data range.
         """
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> Any:
-        """Return the state before the first step; multistep solvers keep their history in it."""
+        """Return the solver's state before the first step, such as an empty history of estimates.
+
+        Args:
+            x: State x_T (B, *).
+            steps: Steps of the run.
+
+        Returns:
+            Object that is passed to the first `step`.
+        """
         return None
 
     def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
-        """Return the estimate that replaces the network's in the first `known_steps` steps."""
+        """Return the estimate that replaces the network's in the first `known_steps` steps.
+
+        Args:
+            x: State x_t (B, *).
+            step: Numbers of the step.
+            clip: Data range (lo, hi), or None.
+
+        Returns:
+            `gms_fast.estimate.Estimate` at x_t.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs the network at every step")
 
     @abstractmethod
@@ -219,22 +260,22 @@ class Solver(Identified, ABC):
         """Take one step from x_t to x_s.
 
         Args:
-            x: State x_t (B, *). It must not be written to.
-            estimate: Estimate from the network's output at x_t.
+            x: State x_t (B, *), which must not be modified.
+            estimate: Network's estimate at x_t. `estimate.x0()` is E[x_0|x_t].
             step: Numbers of the step.
-            draws: Noise of the step: counters, or given tensors.
-            state: State that `start` or the last step returned.
+            draws: Source of the step's noise: a seed with counters, or given tensors.
+            state: Object that the preceding `step` returned, or that `start` returned.
 
         Returns:
-            (x_s, new state).
+            (x_s, new state of the solver).
         """
 
 
 class Multistep(Solver):
-    """Base of the solvers whose step is a weighted sum of state and data estimates.
+    """Base class of the solvers whose step is a weighted sum of the state and data estimates.
 
-    x_s = w_0 x_t + sum_j w_{j+1} m_j + std z with m_0 = E[x_0|x_t] and m_1, m_2, .. those of the steps before. The plan
-    of a step is (weights, std). The history of estimates is the whole state.
+    x_s = w_0 x_t + sum_j w_{j+1} m_j + std z, where m_0 = E[x_0|x_t] and m_1, m_2, .. are the estimates of earlier
+    steps. `plan` returns (weights, std) for each step. The state of the solver is the history of estimates.
     """
 
     order: int
@@ -245,7 +286,7 @@ class Multistep(Solver):
         return bool(std > 0)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[int], tuple[Tensor, ...]]:
-        """Return (number of estimates to keep after each step, the estimates kept so far)."""
+        """Return (number of estimates to keep after each step, estimates kept so far)."""
         kept = [0] * len(steps)
         for i in range(len(steps) - 1, 0, -1):
             older = len(steps[i].numbers[0]) - 2  # number that the step reads
@@ -260,12 +301,12 @@ class Multistep(Solver):
 
 
 class Extrapolating(Multistep):
-    """Base of the multistep solvers that extrapolate data estimates from past steps to the next.
+    """Base class of the multistep solvers that extrapolate data estimates to the next step.
 
-    Extrapolation fails where the next step is much longer in log(alpha/sigma) than those before. On a grid uniform in
-    time the last step is: from 49 to 0 of 1000 times it has length 2.85, and the step before it 0.74. So for orders
-    above 1 `sample(steps=..)` uses the grid "quadratic", unless the schedule has its own grid, as EDM has. Explicit
-    `timesteps` are never changed.
+    Extrapolation fails if the next step is much longer in log(alpha/sigma) than the steps before it. The last step of a
+    grid that is uniform in time is such a step: from time 49 to time 0 of 1000 it has length 2.85, but the step before
+    it has length 0.74. For orders above 1, `sample(steps=..)` therefore uses the grid "quadratic", unless the schedule
+    has its own grid, as EDM does. Explicit `timesteps` are never changed.
     """
 
     @property
@@ -285,18 +326,18 @@ def check_order(order: object, orders: Sequence[int]) -> None:
 def check_clip_pixel(clip_pixel: object) -> None:
     """Raise ValueError unless `clip_pixel` is a number of grey levels or None."""
     if clip_pixel is not None and not (isinstance(clip_pixel, (int, float)) and clip_pixel >= 0):
-        raise ValueError(f"clip_pixel must be None or a number that is not negative: got {clip_pixel!r}")
+        raise ValueError(f"clip_pixel must be a non-negative number or None: got {clip_pixel!r}")
 
 
 def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> StepCoefficients | None:
-    """Return the last step's coefficients with bounded variance; None where no bound applies.
+    """Return the last step's coefficients with bounded variance, or None if no bound applies.
 
-    The noise that the last step draws stays visible. So in an image (B, C, H, W) it may leave a mean absolute deviation
-    of `clip_pixel` grey levels, of which [-1, 1] holds 255 (Bao et al. 2022):
-    var_max = (clip_pixel 2/255 sqrt(pi/2))^2.
+    The noise of the last step stays visible in the sample. For images (B, C, H, W), its mean absolute deviation is
+    therefore limited to `clip_pixel` grey levels, of which the range [-1, 1] has 255 (Bao et al. 2022): var_max =
+    (clip_pixel 2/255 sqrt(pi/2))^2.
 
-    The bound does not apply to other data. Nor does it apply to a state that another run continues: there the level
-    sigma_s/alpha_s is itself more noise than two grey levels.
+    The bound does not apply to other data. It does not apply either if another run continues from the state, because
+    the noise level sigma_s/alpha_s at its end then exceeds two grey levels.
     """
     k = step.coefficients
     if not step.is_last or clip_pixel is None or x.ndim < 4 or k.sigma_s > _std_of(2) * k.alpha_s:
@@ -309,5 +350,5 @@ _replaced = functools.lru_cache(256)(replace)
 
 
 def _std_of(grey_levels: float) -> float:
-    """Return the standard deviation of normals with this mean absolute value, in grey levels."""
+    """Return the standard deviation of normals whose mean absolute value is `grey_levels`."""
     return grey_levels * 2 / 255 * math.sqrt(math.pi / 2)

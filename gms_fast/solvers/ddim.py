@@ -18,17 +18,18 @@ from gms_fast.steps import StepCoefficients
 class DDIM(Multistep):
     """First-order solver of the probability flow, with optional noise.
 
-    x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z with m = E[x_0|x_t] and e = (x_t - alpha_t m)/sigma_t;
-    c is that of eq. 1 of docs/notation.md.
+    x_s = alpha_s m + sqrt(sigma_s^2 - eta^2 c) e + eta sqrt(c) z, where m = E[x_0|x_t], e = (x_t - alpha_t m)/sigma_t,
+    z is standard normal, and c is defined in eq. 1 of docs/notation.md.
 
-    Use it as the baseline that every library has, for inversion, and where steps must not need history. It costs K + 1
-    network evaluations for K steps, or K where the schedule ends without noise.
+    Use DDIM as a baseline that every library has, for inversion, or if steps must not depend on earlier steps. A run of
+    K steps costs K + 1 network evaluations, or K if the schedule ends without noise.
 
     Args:
-        eta: Noise, in [0, 1]: 0 is deterministic (default), 1 adds the noise of DDPM.
-        clipped_noise: True (default) computes e from an m that was clipped to the data range. False takes the network's
-            own noise, like diffusers' DDIMScheduler without use_clipped_model_output. Without a data range both are the
-            same.
+        eta: Amount of noise, in [0, 1]. With 0 (default) the solver is deterministic; with 1 it adds as much noise as
+            DDPM.
+        clipped_noise: If True (default), e is computed from the estimate m after clipping to the data range. If False,
+            e is the network's own noise estimate, as in diffusers' DDIMScheduler with use_clipped_model_output=False.
+            Without a data range, the two are the same.
 
     Raises:
         ValueError: If `eta` lies outside [0, 1].
@@ -55,7 +56,7 @@ class DDIM(Multistep):
         return self.clipped_noise  # else e is a third term
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
-        """Return the weights of x_t and m; those of e and m without `clipped_noise`."""
+        """Return the weights of each step: of x_t and m, or of e and m without `clipped_noise`."""
         return [self._step(k) for k in StepCoefficients.along(schedule, times)]
 
     def _step(self, k: StepCoefficients) -> tuple[list[float], float]:

@@ -21,40 +21,49 @@ class DPMSolverPP(Extrapolating):
         x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s (a_0 D_0 + a_1 D_1 + a_2 D_2)
               + sigma_s sqrt(1 - e^{-2 eta h}) z
 
-    with lambda = log(alpha/sigma) and h = lambda_s - lambda_t. D_0 = E[x_0|x_t]; D_1 and D_2 are its first and second
-    differences over the last steps, in units of h. With p = 1 + eta and g = 1 - e^{-ph}:
+    Here lambda = log(alpha/sigma) and h = lambda_s - lambda_t. D_0 = E[x_0|x_t], and D_1 and D_2 are its first and
+    second differences over the preceding steps, in units of h. With p = 1 + eta and g = 1 - e^{-ph}, the coefficients
+    are
 
-    - order 1: a_0 = g.
-    - order 2: a_1 = g/2 or 1 - g/(p h), by `kind`.
-    - order 3: a_1 = 1 - g/(p h), a_2 = 1/2 - (p h - g)/(p h)^2.
+    - order 1: a_0 = g
+    - order 2: a_0 = g, and a_1 = g/2 or a_1 = 1 - g/(p h), depending on `kind`
+    - order 3: a_0 = g, a_1 = 1 - g/(p h) and a_2 = 1/2 - (p h - g)/(p h)^2
 
-    Use it where precision matters, and with `denoise=False` for up to 10 network evaluations. It needs no tables and no
-    moment heads. It costs K + 1 network evaluations for K steps, or K with `denoise=False` and where the
-    schedule ends without noise.
+    All other coefficients are 0.
+
+    Use DPM-Solver++ if the precision of the samples matters most. For up to 10 network evaluations, set
+    `denoise=False`. The solver needs neither statistics nor moment heads. A run of K steps costs K + 1 network
+    evaluations, or K with `denoise=False` or if the schedule ends without noise.
 
     Args:
-        order: Order 1, 2 or 3 (default 2). The first steps, with less history, are of lower order.
-        sde: Noise eta >= 0: False or 0 is the probability flow (default), True or 1 the reverse SDE (SDE-DPM-Solver++).
-        kind: Form of order 2, and of the step of order 2 that order 3 begins with. "midpoint" (default) takes a_1 =
-            g/2. "heun" takes a_1 = 1 - g/(p h), the integral. "k-diffusion" is "heun", with k-diffusion's noisy order
-            3.
-        lower_order_final: True (default) ends with orders .., 2, 1 in runs of fewer than 15 network evaluations.
-        denoise: False returns the state at the last time, so that K steps cost K evaluations, as in the paper (default
-            True).
+        order: Order of the solver: 1, 2 (default) or 3. The first steps have a lower order, because fewer earlier
+            estimates exist.
+        sde: Amount of noise eta >= 0. False or 0 selects the probability flow (default), True or 1 the reverse SDE
+            (SDE-DPM-Solver++).
+        kind: Form of the steps of order 2, including the step of order 2 with which order 3 starts. "midpoint"
+            (default) uses a_1 = g/2. "heun" uses a_1 = 1 - g/(p h), which is the exact integral. "k-diffusion" is the
+            same as "heun", except that steps of order 3 with noise have the form used in k-diffusion (see the note
+            below).
+        lower_order_final: If True (default), the order decreases to 1 in the last steps of runs with fewer than 15
+            network evaluations.
+        denoise: If True (default), one more network evaluation removes the remaining noise at the end. If False, the
+            state at the last time is returned, so that K steps cost K evaluations, as in the paper.
 
     Raises:
-        ValueError: If an argument lies outside its range, or if order 3 with `sde` other than 0 and 1 is asked of a
-            kind other than "k-diffusion".
+        ValueError: If an argument is out of range, or if order 3 is combined with an `sde` other than 0 or 1 and a
+            `kind` other than "k-diffusion".
 
     Note:
-        "midpoint" and "heun" equal diffusers' DPMSolverMultistepScheduler of that solver_type on the same times. Its
-        final_sigmas_type is then "zero", where the last evaluation is its last step, or "sigma_min" without `denoise`.
-        To equal it, a_2 is half of the integral, and for sde=True it is smaller by another 1. The noisy order 3
-        therefore spreads too far: std 14 % too large after 200 steps on a Gaussian. The kind "k-diffusion" leaves out
-        that 1 and has the right spread.
+        "midpoint" and "heun" give the same samples as diffusers' DPMSolverMultistepScheduler with that solver_type on
+        the same times. To match `denoise=True`, set the scheduler's final_sigmas_type to "zero"; its last step is then
+        the last evaluation here. To match `denoise=False`, set it to "sigma_min".
 
-        With lower_order_final=False the solver equals k-diffusion's samplers of the same eta: dpmpp_2m without noise,
-        dpmpp_2m_sde for "midpoint" and "heun", and dpmpp_3m_sde for "k-diffusion".
+        To match diffusers, a_2 is half of the exact integral, and with sde=True another 1 is subtracted from it. As a
+        result, samples of order 3 with noise vary too much: on Gaussian data, their standard deviation is 14 % too
+        large after 200 steps. With kind="k-diffusion" the 1 is not subtracted, and the standard deviation is right.
+
+        With lower_order_final=False the solver matches k-diffusion's samplers with the same eta: dpmpp_2m without
+        noise, dpmpp_2m_sde for "midpoint" and "heun", and dpmpp_3m_sde for "k-diffusion".
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -75,7 +84,7 @@ class DPMSolverPP(Extrapolating):
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3))
         if not (isinstance(self.sde, (bool, int, float)) and 0 <= self.sde < math.inf):
-            raise ValueError(f"sde must be True, False or a number that is not negative: got {self.sde!r}")
+            raise ValueError(f"sde must be True, False or a non-negative number: got {self.sde!r}")
         check_choice("kind", self.kind, KINDS)
         if self.order == 3 and self.sde not in (0, 1) and self.kind != "k-diffusion":
             raise ValueError(f'kind must be "k-diffusion" for order 3 with sde = {self.sde:g}: got {self.kind!r}')

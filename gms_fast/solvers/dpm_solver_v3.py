@@ -59,45 +59,55 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DPMSolverV3(Solver):
-    """Multistep predictor and corrector that uses statistics of the given network.
+    """Multistep predictor-corrector that uses statistics measured on the network.
 
-    With y = x/alpha and lambda = log(alpha/sigma) the probability flow is dy/dlambda = -l y - f. The empirical model
-    statistics l, s, b make f = (sigma eps - l x)/alpha as smooth as one network allows. From step start s to target t:
+    With y = x/alpha and lambda = log(alpha/sigma), the probability flow is
+
+        dy/dlambda = -l y - f,    f = (sigma eps - l x)/alpha
+
+    The empirical model statistics l, s and b are curves over lambda that are measured on the given network. They make f
+    as smooth as this network allows. A step from s to t is
 
         y_t = A [y_s - int E B - int E g],    A = exp(-int l),  E = exp(int l + s),  B = int exp(-int s) b
 
-    All integrals begin at s. g = exp(-int s) f - B is approximated by the polynomial through its last values.
+    All integrals (int) run over lambda and begin at s. The function g = exp(-int s) f - B is approximated by the
+    polynomial through its values at the last steps.
 
-    Use it for 3 to 10 network evaluations if you have measured statistics; at 3 to 5 put it after a
-    [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. It costs K network evaluations for K steps, with or
-    without the corrector: the state at the last time is the sample.
+    Use DPM-Solver-v3 for 3 to 10 network evaluations if you have measured the statistics of your network. For 3 to 5
+    evaluations, put it after a [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. A run of K steps costs K
+    network evaluations, with or without the corrector, because the state at the last time is the sample.
 
     Args:
-        statistics: [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] of this network and schedule, from
-            `gms_fast.statistics.empirical_model` or `gms_fast.statistics.load`.
-        order: Order of the predictor, from 1 to 8, or to 7 with corrector="next" (default 3). The first steps, with
-            less history, are of lower order.
-        corrector: Correction of the state after each network evaluation, at no further cost. None: no correction.
-            "same": the order of the last predictor. "next" (default): one order more, with pseudo derivatives.
-        pseudo: True takes the predictor's derivatives from divided differences of more and more values, which is
-            steadier in few steps (default False).
-        lower_order_final: True (default) ends with orders .., 2, 1.
-        half: False (default) corrects at all times. True corrects where t <= 1/2 only, as published; "released" where
-            t > 1/2 only, as the released code does. Time runs over [0, 1] here.
-        trust: Lambda from which on the statistics are used, see `EmpiricalModel.trusted`; None (default) uses all of
-            them. -2 is best for those of the embedded models.
-        spacing: Grid of `sample(steps=..)`, as in `Schedule.grid` (default 0.7). The paper's are "log-snr" and
+        statistics: [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] of this network and schedule, measured by
+            `gms_fast.statistics.empirical_model` or read by `gms_fast.statistics.load`.
+        order: Order of the predictor, from 1 to 8, or from 1 to 7 with corrector="next" (default 3). The first steps
+            have a lower order, because fewer earlier values exist.
+        corrector: Correction of the state after each network evaluation; it costs no further evaluations. None turns it
+            off. "same" uses the order of the preceding predictor. "next" (default) uses an order higher by one, with
+            pseudo derivatives (see `pseudo`).
+        pseudo: If True, the k-th derivative in the predictor is a divided difference of the last k + 1 values (a pseudo
+            derivative), which is more stable in runs of few steps. If False (default), all derivatives are those of the
+            polynomial through all values.
+        lower_order_final: If True (default), the order decreases to 1 in the last steps.
+        half: If False (default), the corrector is used at all times. If True, it is used only at times t <= 1/2, as in
+            the paper. With "released", it is used only at times t > 1/2, as in the code released with the paper. These
+            times run from 0 (data) to 1 (noise).
+        trust: Smallest lambda at which the statistics are used. Below it they are replaced by l = 1 and s = b = 0, as
+            in data prediction (see `EmpiricalModel.trusted`). None (default) uses the statistics everywhere. For the
+            statistics of the embedded models, -2 is best.
+        spacing: Time grid of `sample(steps=..)`, as in `Schedule.grid` (default 0.7). The paper uses "log-snr" and
             "uniform".
 
     Raises:
-        TypeError: If `statistics` is not an EmpiricalModel.
-        ValueError: If another argument lies outside its range. A run raises it if the statistics belong to another
-            network, schedule or shape, or do not cover its times.
+        TypeError: If `statistics` is not an `EmpiricalModel`.
+        ValueError: If another argument is out of range. Sampling also raises it if the statistics belong to another
+            network, schedule or sample shape, or if they do not cover the times of the run.
 
     Note:
-        Times are rounded to the nearest nodes of the statistics. Where `trust` sets in, f jumps: this helps runs of few
-        steps, but runs of many steps lose their order of convergence. The solver inspects statistics and network before
-        it starts, so it works neither under torch.compile nor in CUDA graphs.
+        The statistics are known at a fixed set of noise levels, the nodes, and each time is moved to the nearest node.
+        If `trust` is set, f jumps at that lambda. This improves runs of few steps, but runs of many steps no longer
+        converge at their order. The solver inspects the statistics and the network before a run, so it works neither
+        under torch.compile nor in CUDA graphs.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -122,14 +132,14 @@ class DPMSolverV3(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, EmpiricalModel):
             raise TypeError(
-                "statistics must be an EmpiricalModel, as gms_fast.statistics.empirical_model returns: "
+                "statistics must be an EmpiricalModel, as returned by gms_fast.statistics.empirical_model: "
                 f"got {type(self.statistics).__name__}"
             )
         most = MAX_TERMS - (self.corrector == "next")
         if not isinstance(self.order, int) or isinstance(self.order, bool) or not 1 <= self.order <= most:
             raise ValueError(f"order must be an integer from 1 to {most}: got {self.order!r}")
         if self.trust is not None and not (isinstance(self.trust, (int, float)) and math.isfinite(self.trust)):
-            raise ValueError(f"trust must be a finite lambda, or None: got {self.trust!r}")
+            raise ValueError(f"trust must be a finite number or None: got {self.trust!r}")
         for name, choices in (("corrector", CORRECTORS), ("half", HALVES)):
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(repr, choices))
@@ -161,12 +171,13 @@ class DPMSolverV3(Solver):
         nodes = self._nodes(schedule, times)
         if nodes and (nodes[0] < 0 or nodes[-1] > N):
             first, last = self._ends(schedule)
-            got = f"{times[0]:g} .. {times[-1]:g}"
-            raise ValueError(f"timesteps must lie in the statistics' range, {first:g} .. {last:g}: got {got}")
+            got = f"{times[0]:g} to {times[-1]:g}"
+            raise ValueError(f"timesteps must lie in the range of the statistics, {first:g} to {last:g}: got {got}")
         if len(set(nodes)) < len(nodes) or nodes != sorted(nodes) or len(nodes) < 2:
             raise ValueError(
-                f"timesteps must fall on different nodes of the statistics, noisiest first: {len(nodes)} times fall on "
-                f"nodes {nodes} of 0 .. {N}; take fewer steps, another spacing or statistics of more nodes"
+                f"timesteps must be nearest to different nodes of the statistics, noisiest first: the {len(nodes)} "
+                f"times are nearest to the nodes {nodes} of 0 to {N}. Use fewer steps, another spacing, or statistics "
+                "with more nodes"
             )
         return [float(t) for t in schedule.inverse_log_snr(lam[0] + (lam[-1] - lam[0]) * np.array(nodes) / N)]
 
@@ -184,8 +195,8 @@ class DPMSolverV3(Solver):
         early = t_max is None and lam[0] < ends[0] - cell
         if early or lam[0] > ends[0] + cell or lam[-1] < ends[1] - cell:
             raise ValueError(
-                f"statistics must cover all of {schedule!r}, lambda {ends[0]:.3g} .. {ends[1]:.3g}, unless "
-                f"timesteps are given: got {lam[0]:.3g} .. {lam[-1]:.3g}"
+                f"statistics must cover all of {schedule!r}, lambda = {ends[0]:.3g} to {ends[1]:.3g}, unless "
+                f"timesteps are given: got lambda = {lam[0]:.3g} to {lam[-1]:.3g}"
             )
 
     def _nodes(self, schedule: Schedule, times: Sequence[float]) -> list[int]:
@@ -194,7 +205,10 @@ class DPMSolverV3(Solver):
         return [int(i) for i in np.clip(place, -1, N + 1).round()]
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[int, Update | None, Update]]:
-        """Return for each step its node, the corrector of its state or None, and the predictor."""
+        """Return (node, corrector, predictor) for every step.
+
+        The corrector corrects the state at which the step starts; it is None if that state is not corrected.
+        """
         nodes, clock, last = self._nodes(schedule, times), schedule.clock(times).numpy(), 0
         plan = []
         for i in range(len(nodes) - 1):
@@ -211,13 +225,13 @@ class DPMSolverV3(Solver):
         return not self.half or bool(t > _HALF) == (self.half == "released")
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[Rows], None, tuple[()]]:
-        """Return (weights of each step, state before the last, f at the last states, latest first)."""
+        """Return (weights of each step, preceding state, last values of f with the latest first)."""
         alphas = {step.numbers[0]: step.coefficients.alpha_t for step in steps}
         alphas[steps[-1].numbers[2].target] = steps[-1].coefficients.alpha_s
         wide = torch.promote_types(x.dtype, torch.float32)
         known = self.statistics if self.trust is None else self.statistics.trusted(self.trust)
         if not all(bool(curve.isfinite().all()) for curve in known.tables):
-            raise ValueError("statistics must have finite integrals: |l| or |s| is too large; measure them again")
+            raise ValueError("statistics must have finite integrals, but |l| or |s| is too large: measure them again")
         table = []
         for step in steps:
             node, corrector, predictor = step.numbers

@@ -34,33 +34,45 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 @dataclass(frozen=True, kw_only=True)
 class ERSDE(Multistep):
-    """Multistep solver of the extended reverse SDE, with a choice of the noise at each level.
+    """Multistep solver of the extended reverse SDE, whose noise at each level you can choose.
 
         x_s = alpha_s (r x_t/alpha_t + (1 - r) X + c_1 X' + c_2 X'') + alpha_s sqrt(lambda_s^2 - r^2 lambda_t^2) z
 
-    with lambda = sigma/alpha, r = phi(lambda_s)/phi(lambda_t) and X = E[x_0|x_t]. X' and X'' are its differences over
-    past steps. The SDE is dy = (1 + eta) (y - X)/lambda dlambda + sqrt(2 eta lambda) dw for y = x/alpha. Its noise is
-    eta = lambda phi'/phi - 1 >= 0: 0 is the probability flow, 1 the reverse SDE.
+    Here lambda = sigma/alpha, r = phi(lambda_s)/phi(lambda_t) and X = E[x_0|x_t]. X' and X'' are differences of X over
+    the preceding steps. The coefficients c_1 and c_2 are integrals of 1/phi, which docs/mathematics/er-sde.md derives.
+    The SDE is dy = (1 + eta) (y - X)/lambda dlambda + sqrt(2 eta lambda) dw for y = x/alpha. The function phi sets the
+    amount of noise, eta = lambda phi'/phi - 1 >= 0: the probability flow has eta = 0, the reverse SDE has eta = 1. The
+    argument `noise_scale` selects one of these functions phi(x) of the noise level x = sigma/alpha:
 
-    Use it for up to 10 network evaluations with no statistics at hand; then pass
-    `timesteps=schedule.timesteps(K, spacing=0.7)`. It needs no moment heads. It costs K network evaluations for K
-    steps: the state at the last time is the sample, and where that time has no noise it is the last E[x_0|x_t].
+    - "ode": x
+    - "sde": x^2
+    - "er_sde_1": x^1.5
+    - "er_sde_2": x^2.5
+    - "er_sde_3": x^0.9 log10(1 + 100 x^1.5)
+    - "er_sde_4": x (exp(x^0.3) + 10)
+    - "sde_1" or "dropped": x (exp(-1/x) + 10)
+
+    The names "sde_2" to "sde_5" are older names of "er_sde_1" to "er_sde_4".
+
+    Use ER-SDE for runs of up to 10 network evaluations if you have no statistics of the data or the network, and pass
+    `timesteps=schedule.timesteps(K, spacing=0.7)`. It needs no moment heads. A run of K steps costs K network
+    evaluations, because the state at the last time is the sample. If the last time has no noise, the sample is the last
+    E[x_0|x_t].
 
     Args:
-        order: Order 1, 2 or 3 (default 3). The first steps, with less history, are of lower order. Order 3 converges
-            like order 2 with a smaller error, because X' is a backward difference.
-        noise_scale: The function phi. "ode": x; "sde": x^2; "er_sde_1": x^1.5; "er_sde_2": x^2.5; "er_sde_3":
-            x^0.9 log10(1 + 100 x^1.5); "er_sde_4" (default): x (exp(x^0.3) + 10); "sde_1": x (exp(-1/x) + 10), also
-            called "dropped". "sde_2" to "sde_5" are older names of "er_sde_1" to "er_sde_4". Or any callable on float64
-            arrays, positive, with phi(x)/x not decreasing.
-        quadrature: Rule for the integrals of 1/phi in c_1 and c_2. "released" (default) is the left Riemann sum of the
-            released code; "exact" is exact to rounding.
-        points: Points of the released quadrature, >= 1: 100 as in the released code (default), 200 as in ComfyUI.
-        variance_clip: Variance of x/alpha below which no noise is drawn. None (default): 1e-6 with the released
-            quadrature, as in the released code, else 0.
+        order: Order of the solver: 1, 2 or 3 (default). The first steps have a lower order, because fewer earlier
+            estimates exist. Order 3 converges like order 2 but with a smaller error, because X' is a backward
+            difference.
+        noise_scale: Name of the function phi (default "er_sde_4"), or a callable that takes and returns float64 arrays.
+            Its values must be positive, and phi(x)/x must not decrease with x.
+        quadrature: Rule for the integrals of 1/phi in c_1 and c_2: "released" (default) for the left Riemann sum of the
+            code released with the paper, or "exact" for integrals that are exact up to rounding.
+        points: Number of points of the Riemann sum, >= 1. The released code uses 100 (default), ComfyUI uses 200.
+        variance_clip: Variance of the noise in x/alpha below which a step draws no noise. The default, None, stands for
+            1e-6 with quadrature="released", as in the released code, and for 0 with quadrature="exact".
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -89,7 +101,7 @@ class ERSDE(Multistep):
         if type(self.points) is not int or self.points < 1:
             raise ValueError(f"points must be an integer of at least 1: got {self.points!r}")
         if self.variance_clip is not None and not self.variance_clip >= 0:
-            raise ValueError(f"variance_clip must be None or not negative: got {self.variance_clip!r}")
+            raise ValueError(f"variance_clip must be a non-negative number or None: got {self.variance_clip!r}")
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         alpha, sigma = (f(times).numpy() for f in (schedule.alpha, schedule.sigma))
@@ -171,7 +183,7 @@ def _differences(lam: np.ndarray, order: int) -> list[list[float]]:
 
 
 def _limit(phi: Checked, lam_s: float) -> float:
-    """Return the limit of phi(lambda_s) l/phi(l) for l to infinity.
+    """Return the limit of phi(lambda_s) l/phi(l) as l goes to infinity.
 
     It is 0 unless phi grows as slowly as l.
     """
@@ -181,9 +193,9 @@ def _limit(phi: Checked, lam_s: float) -> float:
 
 
 def _checked(phi: Phi, lam: np.ndarray) -> Checked:
-    """Return phi, checked on the levels `lam`.
+    """Return phi as a function that has been checked at the levels `lam`.
 
-    Raises ValueError naming the level where phi is not positive or phi(x)/x decreases with x.
+    Raises ValueError that names the level at which phi is not positive or phi(x)/x decreases with x.
     """
 
     def quiet(x: float | np.ndarray) -> np.ndarray:
@@ -196,15 +208,17 @@ def _checked(phi: Phi, lam: np.ndarray) -> Checked:
     except (TypeError, ValueError) as error:
         raise TypeError(f"noise_scale must take and return float64 arrays: {error}") from error
     if values.shape != levels.shape:
-        raise TypeError(f"noise_scale must return one value per level, {levels.shape}: got {values.shape}")
+        raise TypeError(f"noise_scale must return one value per noise level, {levels.shape}: got {values.shape}")
     for level, value in zip(levels, values, strict=True):
         if not value > 0 or (math.isinf(value) and level < levels[0]):
-            raise ValueError(f"noise_scale must be positive and finite on the grid: got phi({level:g}) = {value:g}")
+            raise ValueError(
+                f"noise_scale must be positive and finite at each noise level: got phi({level:g}) = {value:g}"
+            )
     for (high, low), (above, below) in zip(pairwise(levels), pairwise(values), strict=True):
         if not above / high >= below / low * (1 - 1e-12):
             raise ValueError(
-                f"noise_scale must have phi(lambda)/lambda that does not fall with lambda: it falls from "
-                f"{below / low:g} at {low:g} to {above / high:g} at {high:g}"
-                + (", the start of the grid being at infinity" if high == _FAR[-1] else "")
+                f"noise_scale must be a function phi for which phi(x)/x does not decrease with x: it decreases from "
+                f"{below / low:g} at x = {low:g} to {above / high:g} at x = {high:g}"
+                + (", which stands for the infinite noise level at the start" if high == _FAR[-1] else "")
             )
     return quiet

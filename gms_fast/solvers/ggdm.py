@@ -22,7 +22,7 @@ class Update(NamedTuple):
     """One step of a GGDM: its weights, the older states that it reads, and its noise.
 
     weights  of x, of the data estimate, and of the older states
-    older    indices of those states in the history, 0 the latest
+    older    indices of those states in the history, where 0 is the latest
     keep     number of states to keep for later steps
     std      standard deviation of the noise
     """
@@ -35,24 +35,26 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GGDM(Solver):
-    """Sampler that runs a learned table of K steps, each reading all earlier states.
+    """Sampler whose K steps follow a learned table of coefficients.
+
+    Each step uses all earlier states. Steps are counted down from K (noisiest) to 1:
 
         x_{t-1} = mu[t-1][0] x0hat + sum_{u>=t} mu[t-1][u] x_u + sigma[t-1] z,    x0hat = c_t x_t - d_t eps(x_t, tau_t)
 
-    The result after K steps is the last x0hat. The sampler uses the times of its table, so `steps` must be K. With a
-    data range, E[x_0|x_t] is clipped to it, eps is computed from the clipped estimate, and the sample is clipped.
+    The sample is the x0hat of the last step. The table also fixes the times, so `steps` must be K. If there is a data
+    range, E[x_0|x_t] is clipped to it, eps is computed from the clipped estimate, and the sample is clipped too.
 
-    Use it at 5 or 10 network evaluations, for a network that you sample often enough to pay for `gms-fast search`,
-    which takes half an hour for a small network. It costs K network evaluations for K steps.
+    Use GGDM with 5 or 10 network evaluations, for a network that you sample often enough to justify a search. `gms-fast
+    search` takes half an hour for a small network. A run of K steps costs K network evaluations.
 
     Args:
-        table: [`GGDMTable`][gms_fast.solvers.GGDMTable], learned by `gms_fast.search.ggdm` or read by
+        table: [`GGDMTable`][gms_fast.solvers.GGDMTable] that was learned by `gms_fast.search.ggdm` or read by
             `gms_fast.solvers.load_table`.
 
     Raises:
-        TypeError: If `table` is not a GGDMTable.
-        ValueError: In a run with another number of steps, another schedule or another network than the table's. The
-            network is not checked under torch.compile and in CUDA graphs.
+        TypeError: If `table` is not a `GGDMTable`.
+        ValueError: In a run whose number of steps, schedule or network differs from that of the table. The network is
+            not checked under torch.compile or in CUDA graphs.
 
     Examples:
         >>> model = gms_fast.load("mnist")
@@ -70,7 +72,7 @@ class GGDM(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.table, GGDMTable):
             raise TypeError(
-                f"table must be a GGDMTable, as gms_fast.search.ggdm returns: got {type(self.table).__name__}"
+                f"table must be a GGDMTable, as returned by gms_fast.search.ggdm: got {type(self.table).__name__}"
             )
 
     def times(
@@ -81,13 +83,13 @@ class GGDM(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Return the times of the table. Raises ValueError if others are wanted."""
+        """Return the times of the table. Raise ValueError if the caller requests other times."""
         own = self.table.times
         self.table.check(schedule=schedule, steps=wanted if isinstance(wanted, int) else len(wanted) - 1)
         if not isinstance(wanted, int) and any(abs(a - b) > 1e-6 * own[0] for a, b in zip(own, wanted, strict=True)):
             raise ValueError(f"timesteps must be those of the table, {listed(own)}: got {listed(wanted)}")
         if t_max is not None or spacing is not None:
-            raise ValueError(f"GGDM uses the times of its table, from t = {own[0]:g} on: it takes no other grid")
+            raise ValueError(f"GGDM uses the times of its table, from t = {own[0]:g} on, and no other time grid")
         return own
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[Update]:

@@ -22,46 +22,56 @@ from gms_fast.tables import Gaussian
 
 @dataclass(frozen=True, kw_only=True)
 class GMS(Solver):
-    """Gaussian Mixture Solver: draws x_s from a mixture with three matched moments.
+    """Gaussian Mixture Solver: draw x_s from a mixture that matches three moments.
 
-    For each element, x_s ~ w N(mean_a, V) + (1-w) N(mean_b, V) with the mean, variance and third central moment of
-    q(x_s|x_t). By eq. 1 and 2 of docs/notation.md these are A x_t + B m, c + B^2 v and B^3 k. The network's three noise
-    moments give m, v and k, the mean, variance and third central moment of x_0 given x_t.
+    Each element of x_s is drawn from w N(mean_a, V) + (1-w) N(mean_b, V). The mixture has the mean, variance and third
+    central moment of q(x_s|x_t), which are A x_t + B m, c + B^2 v and B^3 k (eq. 1 and 2 of docs/notation.md). Here m,
+    v and k are the mean, variance and third central moment of x_0 given x_t, which follow from the network's three
+    noise moments.
 
-    With `covariance`, steps at high noise draw all elements together: x_s = A x_t + B E[x_0|x_t] plus noise with the
-    covariance that x_s has given x_t if x_0 is that Gaussian (`Gaussian.step_noise`). Below the noise level `switch`
-    the mixture takes over.
+    If `covariance` is given, steps at high noise levels draw all elements of a sample jointly: x_s is A x_t + B
+    E[x_0|x_t] plus Gaussian noise. This noise has the covariance that x_s would have given x_t if x_0 came from the
+    Gaussian `covariance` (see `Gaussian.step_noise`). At noise level `switch` and below, the solver draws from the
+    mixture.
 
-    Use it for a network with second and third noise moments: for samples of few or independent elements at any number
-    of steps, for images from 20 steps on, and up to 10 after a [`Teleport`][gms_fast.solvers.Teleport]. It costs K + 1
-    network evaluations for K steps, or K where the schedule ends without noise.
+    Use GMS with a network that returns the second and third noise moments. It suits samples with few or independent
+    elements at any number of steps. For images, use it with 20 or more steps, or with up to 10 steps after a
+    [`Teleport`][gms_fast.solvers.Teleport]. A run of K steps costs K + 1 network evaluations, or K if the schedule ends
+    without noise.
 
     Args:
-        fit: Choice of the mixture: "free" (default), "exact", "adan" (the released optimiser) or "gaussian", as in
-            [`fit_mixture`][gms_fast.ops.fit_mixture].
-        component: "element": each element draws its own component. "sample": all elements of a sample share one, as in
-            the released code. None (default): "element", but "sample" for fit="adan" and for given noise that holds one
-            uniform per sample.
-        weight: Weight w of component a, in (0, 1), not 1/2 (default 1/3). fit="free" changes it where needed.
-        moments: "cumulant" (default) or "released", as in [`gms_step`][gms_fast.ops.gms_step].
-        covariance: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data, or None (default).
-        switch: Noise level sigma_t/alpha_t >= 0 above which `covariance` is used. Default: 0.75 `covariance.spread`.
-            With 0 every step uses it; then any network works, without moment heads, at a loss of precision.
-        iterations: Iterations of fit="adan", >= 0 (default 70).
+        fit: Method that fits the mixture to the moments: "free" (default), "exact", "adan" (the optimiser of the code
+            released with the paper) or "gaussian" (a single Gaussian). [`fit_mixture`][gms_fast.ops.fit_mixture]
+            describes them.
+        component: Scope of the random choice between the two mixture components. With "element", each element chooses
+            its own component. With "sample", all elements of a sample share one, as in the released code. None
+            (default) selects "sample" for fit="adan" and for user-supplied noise with one uniform number per sample,
+            and "element" otherwise.
+        weight: Weight w of component a, in (0, 1) but not 1/2 (default 1/3). fit="free" replaces it for elements whose
+            moments no mixture of this weight could match.
+        moments: How the moments of x_0 are clipped to the data range: "cumulant" (default), or "released", as in the
+            released code. [`gms_step`][gms_fast.ops.gms_step] describes both.
+        covariance: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data. None (default) draws the elements
+            independently at every noise level.
+        switch: Noise level sigma_t/alpha_t >= 0 above which steps use `covariance`. The default is 0.75 times
+            `covariance.spread`, the largest standard deviation of the data in any direction. With 0, every step uses
+            `covariance`; the network then needs no moment heads, but the samples lose some precision.
+        iterations: Number of iterations of fit="adan", >= 0 (default 70).
         lr: Learning rate of fit="adan" (default 0.06).
-        eps: Denominator offset of fit="adan" (default 1e-8); 1e-8 N reproduces a released call on N elements.
-        clip_pixel: Noise that the last step may leave in an image, as a mean absolute deviation in grey levels of which
-            [-1, 1] has 255 (default 2). That step is then Gaussian. 1 suits the cosine schedule. None draws the last
-            step like every other.
+        eps: Constant added to the denominator in fit="adan" (default 1e-8). A value of 1e-8 N reproduces a call of the
+            released code on N elements.
+        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
+            levels; the range [-1, 1] has 255 of them (default 2). The last step then draws from a single Gaussian. For
+            the cosine schedule, 1 is a good value. None treats the last step like every other step.
 
     Raises:
-        ValueError: If an argument lies outside its range, or if `switch` is given without `covariance`.
-        TypeError: If `covariance` is not Gaussian statistics.
+        ValueError: If an argument is out of range, or if `switch` is given without `covariance`.
+        TypeError: If `covariance` is not a `Gaussian`.
 
     Note:
-        The grid of `sample(steps=..)` is "angle", or "uniform" for fit="adan". The defaults are the best ones found in
-        docs/quality.md; those of fit="adan" are the released code's. The network must return all moments in the first
-        step too, even if `covariance` is used there.
+        `sample(steps=..)` uses the time grid "angle" (see `Schedule.grid`), or "uniform" for fit="adan". The defaults
+        are the best settings found in docs/quality.md, and those of fit="adan" are the settings of the released code.
+        The network must return all moments at the first step too, even if that step uses `covariance`.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -93,18 +103,18 @@ class GMS(Solver):
             check_choice("component", self.component, COMPONENTS)
         check_choice("moments", self.moments, MOMENTS)
         if not 0 < self.weight < 1 or self.weight == 0.5:
-            raise ValueError(f"weight must lie in (0, 1) and not be 1/2: got {self.weight}")
+            raise ValueError(f"weight must lie in (0, 1) and differ from 1/2: got {self.weight}")
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative: got {self.iterations}")
         check_clip_pixel(self.clip_pixel)
         if self.covariance is not None and not isinstance(self.covariance, Gaussian):
             got = type(self.covariance).__name__
-            raise TypeError(f"covariance must be Gaussian, as gms_fast.statistics.gaussian returns: got {got}")
+            raise TypeError(f"covariance must be a Gaussian, as returned by gms_fast.statistics.gaussian: got {got}")
         if self.covariance is None and self.switch is not None:
             raise ValueError(f"switch must not be given without covariance: got {self.switch!r}")
         number = isinstance(self.switch, (int, float)) and not isinstance(self.switch, bool)
         if self.switch is not None and not (number and 0 <= self.switch < math.inf):
-            raise ValueError(f"switch must be a level sigma/alpha, not negative: got {self.switch!r}")
+            raise ValueError(f"switch must be a noise level sigma/alpha >= 0: got {self.switch!r}")
 
     @property
     def spacing(self) -> str | float | None:  # type: ignore[override]
@@ -118,13 +128,13 @@ class GMS(Solver):
 
     @property
     def level(self) -> float:
-        """Noise level sigma/alpha above which elements are drawn together."""
+        """Noise level sigma/alpha above which the elements of a sample are drawn jointly."""
         if self.covariance is None:
             return math.inf
         return self.reach * self.covariance.spread if self.switch is None else self.switch
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[bool]:
-        """Return for each step whether its elements are drawn together."""
+        """Return one flag per step: True if the step draws the elements of a sample jointly."""
         if len(times) < 2:
             return []
         together = [math.exp(-float(lam)) > self.level for lam in schedule.log_snr(times[:-1])]
@@ -145,10 +155,10 @@ class GMS(Solver):
             return
         if all(together) or not any(together):
             first, last = (step.coefficients.ratio for step in (steps[0], steps[-1]))
-            kind = "together; switch=0 does so too, without moment heads" if all(together) else "independently"
+            kind = "jointly; switch=0 does the same without moment heads" if all(together) else "independently"
             warnings.warn(
-                f"switch = {self.level:g} lies outside the steps' noise levels sigma/alpha, {first:.3g} to {last:.3g}: "
-                f"every step draws its elements {kind}",
+                f"switch = {self.level:g} lies outside the noise levels sigma/alpha of the steps, {first:.3g} to "
+                f"{last:.3g}: every step draws the elements {kind}",
                 stacklevel=5,  # the caller of `sample`
             )
 
@@ -175,7 +185,7 @@ def _together(
             True, x.shape, draws._replace(z=None, u=None), 0, torch.promote_types(x.dtype, torch.float32), x.device
         )
     if z.shape != x.shape:
-        raise ValueError(f"noise z must match the output: got {tuple(z.shape)}, want {tuple(x.shape)}")
+        raise ValueError(f"noise z must have the shape of the state, {tuple(x.shape)}: got {tuple(z.shape)}")
     return estimate.linear((), _weights(k.A, k.B), 1.0, Draws(z=covariance.step_noise(z, k)))[0]
 
 

@@ -20,7 +20,7 @@ _MOST = math.sqrt(2) - 1  # of gamma, in the paper
 
 @dataclass(frozen=True, kw_only=True)
 class _Churning(Multistep):
-    """Base of Euler's and Heun's methods: noise that is added between steps."""
+    """Base class of Euler's and Heun's methods, which can add noise between steps."""
 
     churn: float = 0.0
     s_min: float = 0.0
@@ -33,7 +33,7 @@ class _Churning(Multistep):
             value = getattr(self, name)
             known = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
             if not known or (math.isinf(value) and name != "s_max"):
-                raise ValueError(f"{name} must be a number that is not negative: got {value!r}")
+                raise ValueError(f"{name} must be a non-negative number: got {value!r}")
         if not self.s_min <= self.s_max:
             raise ValueError(f"s_max must not be below s_min = {self.s_min:g}: got {self.s_max:g}")
 
@@ -42,9 +42,9 @@ class _Churning(Multistep):
         return super()._own_spacing(schedule) if finite else None
 
     def asked(self, schedule: Schedule, times: Sequence[float]) -> Sequence[float]:
-        """Return the times of the network evaluations, raised by churn where a step begins.
+        """Return the times of the network evaluations, which churn raises at the start of a step.
 
-        The first time is never raised. Of a repeated time, the second one is raised.
+        The first time is never raised. If a time is repeated, its second occurrence is raised.
         """
         cleaned = self.denoise and float(schedule.sigma(times[-1])) > 0
         steps = len(set(times)) - 1 + cleaned
@@ -55,9 +55,9 @@ class _Churning(Multistep):
         return [times[0], *list(later)[1:]]
 
     def raised(self, schedule: Schedule, t: float, steps: int) -> float:
-        """Return the time of noise level (1 + gamma) sigma/alpha in a run of so many steps.
+        """Return the time of noise level (1 + gamma) sigma/alpha in a run of this many steps.
 
-        It is `t` itself where the level of `t` lies outside [s_min, s_max].
+        It is `t` itself if the noise level of `t` lies outside [s_min, s_max].
         """
         lam, gamma = float(schedule.log_snr(t)), min(self.churn / steps, _MOST)
         if not (math.isfinite(lam) and self.s_min <= math.exp(-lam) <= self.s_max):
@@ -79,9 +79,9 @@ class _Churning(Multistep):
         return plan
 
     def replan(self, schedule: Schedule, times: Sequence[float], numbers: Sequence[Any]) -> Sequence[Any]:
-        """Return the same plan, but a first step that corrects leaves x alone except for its noise.
+        """Return the same plan, except that a corrector in the first step only adds noise to x.
 
-        No step ended there in a run that begins there, so there is nothing to correct.
+        No step has ended at the first time of the run, so there is nothing to correct.
         """
         (weights, std), *rest = numbers or [([], 0.0)]
         first = ([weights[0], 0.0], std) if len(weights) > 2 else (weights, std)
@@ -90,37 +90,41 @@ class _Churning(Multistep):
 
 @dataclass(frozen=True, kw_only=True)
 class Euler(_Churning):
-    """First-order solver of the probability flow in sigma/alpha, with churn.
+    """First-order solver of the probability flow in sigma/alpha, with optional churn.
 
-    With y = x/alpha, l = sigma/alpha and m = E[x_0|x], the slope of y over l is d = (y - m)/l, and
+    With y = x/alpha, l = sigma/alpha and m = E[x_0|x], the derivative of y with respect to l is d = (y - m)/l. A step
+    is
 
         y_s = y_t + (l_s - l_t) d_t
 
-    With churn every step but the first begins at a noisier level than the one where the last step ended:
+    Churn adds noise between steps: every step except the first starts at a higher noise level l^ than the level l at
+    which the preceding step ended,
 
         l^ = (1 + gamma) l,    y^ = y + s_noise sqrt(l^^2 - l^2) z
 
-    with gamma = min(churn/K, sqrt 2 - 1) where s_min <= l <= s_max and 0 elsewhere. K counts the steps, including the
-    one to no noise.
+    Here gamma = min(churn/K, sqrt 2 - 1) if s_min <= l <= s_max, and 0 otherwise. K is the number of steps, including
+    the step to zero noise.
 
-    Without churn it is DDIM on another grid. Use it to reproduce samplers of EDM and k-diffusion.
-    [`Heun`][gms_fast.solvers.Heun] is of order 2, at two evaluations per step. Euler costs K + 1 network evaluations
-    for K steps, or K where the schedule ends without noise.
+    Use Euler to reproduce the samplers of EDM and k-diffusion. Without churn it is DDIM on another time grid.
+    [`Heun`][gms_fast.solvers.Heun] has order 2 and costs two network evaluations per step. A run of K Euler steps costs
+    K + 1 network evaluations, or K if the schedule ends without noise.
 
     Args:
-        churn: S_churn, the amount of noise that all steps add together, >= 0; 0 adds none (default).
-        s_min: Smallest noise level sigma/alpha at which noise is added (default 0).
-        s_max: Largest such noise level (default infinity).
-        s_noise: Standard deviation of z (default 1).
+        churn: Total amount of noise that the steps add, >= 0; called S_churn in the paper. 0 (default) adds none.
+        s_min: Lowest noise level sigma/alpha at which noise is added (default 0).
+        s_max: Highest noise level sigma/alpha at which noise is added (default infinity).
+        s_noise: Standard deviation of the added noise z (default 1).
 
     Raises:
         ValueError: If an argument is negative or not a number, or if s_max < s_min.
 
     Note:
-        The network is evaluated at the time of l^ (`inverse_log_snr`), rounded to a whole one for discrete schedules,
-        and no later than t_max. `Stepper.timesteps` shows these times. Where that is the time of l itself, no noise is
-        added. The noise level of x_T is not raised, unlike in the paper's loop. `sample(steps=..)` takes the grid
-        "karras", or the schedule's own where that has no first or last level.
+        After churn, the network is evaluated at the time that has noise level l^; `Stepper.timesteps` lists these
+        times. For discrete schedules such a time is rounded to a whole number, and it never exceeds t_max. If it equals
+        the time of l, no noise is added. Unlike in the paper, the noise level of x_T is not raised.
+
+        `sample(steps=..)` uses the time grid "karras" (see `Schedule.grid`), or the schedule's own grid if the first or
+        last noise level of the schedule is infinite or zero.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -141,35 +145,39 @@ class Euler(_Churning):
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(_Churning):
-    """Second-order solver of the probability flow in sigma/alpha, with churn.
+    """Second-order solver of the probability flow in sigma/alpha, with optional churn.
 
-    With y = x/alpha, l = sigma/alpha, m = E[x_0|x] and the slope d = (y - m)/l of y over l,
+    With y = x/alpha, l = sigma/alpha and m = E[x_0|x], the derivative of y with respect to l is d = (y - m)/l. A step
+    is
 
         y_s = y_t + (l_s - l_t) (d_t + d_s')/2
 
-    where d_s' is the slope after Euler's step, at y_s' = y_t + (l_s - l_t) d_t. In terms of x this is a predictor and a
-    corrector, both linear in the data estimates m:
+    where d_s' is the derivative at y_s' = y_t + (l_s - l_t) d_t, the result of Euler's step. In terms of x, this is a
+    predictor and a corrector, which are both linear in the data estimates m:
 
         x_s' = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) m_t
         x_s  = x_s' + alpha_s (l_t/l_s - 1)/2 (m_s' - m_t)
 
-    Use it to reproduce results of EDM, or for many network evaluations. It costs two evaluations per step, at x_t and
-    at x_s'. A step to no noise (l_s = 0) or from no signal (l_t infinite) costs one, and x_s = x_s'. K steps cost
-    2 K + 1 evaluations on a schedule that ends with noise, 2 K - 1 on one that ends without.
+    Use Heun to reproduce results of EDM, or if you can afford many network evaluations. A step evaluates the network
+    twice, at x_t and at x_s'. A step to zero noise (l_s = 0) or from pure noise (l_t infinite) evaluates it once, and
+    x_s = x_s'. A run of K steps costs 2 K + 1 evaluations if the schedule ends with noise, and 2 K - 1 if it ends
+    without.
 
     Args:
-        churn: S_churn, the amount of noise that all steps add together, >= 0; 0 adds none (default). With churn the
-            second evaluation at s is at the level that x_s was raised to. See [`Euler`][gms_fast.solvers.Euler].
-        s_min: Smallest noise level sigma/alpha at which noise is added (default 0).
-        s_max: Largest such noise level (default infinity).
-        s_noise: Standard deviation of z in the formula of `Euler` (default 1).
+        churn: Total amount of noise that the steps add, >= 0; called S_churn in the paper. 0 (default) adds none.
+            [`Euler`][gms_fast.solvers.Euler] describes churn. With churn, the second evaluation at s is at the noise
+            level to which x_s was raised.
+        s_min: Lowest noise level sigma/alpha at which noise is added (default 0).
+        s_max: Highest noise level sigma/alpha at which noise is added (default infinity).
+        s_noise: Standard deviation of the added noise (default 1).
 
     Raises:
         ValueError: If an argument is negative or not a number, or if s_max < s_min.
 
     Note:
-        A time s where a step is corrected appears twice in the times of a run. `sample(steps=..)` takes the paper's
-        grid, "karras", or the schedule's own where that has no first or last level.
+        A time s at which a step is corrected appears twice in the list of times. `sample(steps=..)` uses the time grid
+        of the paper, "karras" (see `Schedule.grid`), or the schedule's own grid if the first or last noise level of the
+        schedule is infinite or zero.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -187,7 +195,7 @@ class Heun(_Churning):
         return super()._visited(schedule, [t for t, _ in groupby(times)])  # given times may already be repeated
 
     def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """Return the times; those where a corrected step ends appear twice."""
+        """Return the times, with each time at which a corrected step ends listed twice."""
         signal = schedule.alpha(times) > 0
         corrected = signal[:-1] & signal[1:] & (schedule.sigma(times)[1:] > 0)
         return [times[0], *(t for t, twice in zip(times[1:], corrected, strict=True) for _ in range(1 + bool(twice)))]

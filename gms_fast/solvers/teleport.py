@@ -18,36 +18,42 @@ from gms_fast.tables import Gaussian
 
 @dataclass(frozen=True, eq=False)
 class Teleport(Solver):
-    """Jump from x_T to a lower noise level without the network, then another solver.
+    """Move x_T to a lower noise level in closed form, then run another solver from there.
 
-    At high noise, E[x_0|x_t] is that of one Gaussian with the data's mean and covariance. The probability flow of a
-    Gaussian N(mu, Sigma) has a closed form (`Gaussian.teleport`):
+    At high noise levels, E[x_0|x_t] is nearly the same as for Gaussian data with the mean mu and covariance Sigma of
+    the real data. For data from N(mu, Sigma), the probability flow has a closed form (`Gaussian.teleport`), which takes
+    x_t to any lower noise level without the network:
 
         x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu)
 
-    Use it for up to 10 network evaluations: the steps that it saves go to lower noise. The statistics take seconds to
-    measure and need only data or samples, no network. It costs as many evaluations as `then` takes for the steps after
-    the jump.
+    Use a teleport in runs of up to 10 network evaluations, so that all of them are spent on lower noise levels. The
+    statistics need only data or samples, not the network, and are measured in seconds. A run costs as many evaluations
+    as `then` needs for the remaining steps.
 
     Args:
-        statistics: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data, from
-            `gms_fast.statistics.gaussian` or `gms_fast.statistics.load_gaussian`.
-        until: Noise level sigma/alpha >= 1 where the jump ends and `then` begins. `steps` steps follow it; of explicit
-            `timesteps` the noisier ones are left out. Default: `then.reach` times `statistics.spread`, at least 1. That
-            is also the `switch` of a GMS with `covariance`: if you use both, give one of them.
-        then: Solver of the remaining steps, not a Teleport; it starts without history. Required.
-        spacing: Grid of `sample(steps=..)`, as in `Schedule.grid`; None (default) for that of `then`.
-        direct: False (default) moves x_T along the probability flow, from N(0, sigma_T^2). True draws from
-            N(alpha mu, alpha^2 Sigma + sigma^2), which is the exact distribution there for Gaussian data.
-        skip: Share of the steps to leave out, in (0, 1), instead of `until`; the run saves that many evaluations.
+        statistics: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data, measured by
+            `gms_fast.statistics.gaussian` or read by `gms_fast.statistics.load_gaussian`.
+        until: Noise level sigma/alpha >= 1 at which the teleport ends and `then` begins. `sample(steps=K)` takes K
+            steps below this level. If you pass `timesteps`, those above this level are left out, except the first. The
+            default is `then.reach` times `statistics.spread`, the largest standard deviation of the data in any
+            direction, but at least 1. A GMS with `covariance` has the same default for its `switch`, so set one of the
+            two if you combine them.
+        then: Solver for the remaining steps, which must not be a Teleport. It starts without estimates from earlier
+            steps. This argument is required.
+        spacing: Time grid of `sample(steps=..)`, as in `Schedule.grid`. None (default) uses the grid of `then`.
+        direct: If False (default), x_T from N(0, sigma_T^2) is moved along the probability flow. If True, the state at
+            the end of the teleport is drawn from N(alpha mu, alpha^2 Sigma + sigma^2), which is its exact distribution
+            for Gaussian data.
+        skip: Fraction of the steps to skip, in (0, 1), in place of `until`. The run saves as many network evaluations
+            as it skips steps.
 
     Raises:
-        TypeError: If `statistics` or `then` is of another type.
-        ValueError: If `until` or `skip` lies outside its range, or if both are given. A run raises it for an `until`
-            outside the schedule, and for statistics of another shape or unit.
+        TypeError: If `statistics` or `then` has the wrong type.
+        ValueError: If `until` or `skip` is out of range, or if both are given. Sampling also raises it if `until` lies
+            outside the noise levels of the schedule, or if the statistics belong to data of another shape or range.
 
     Note:
-        The noise after the jump is that of a run that begins there.
+        After the teleport, the solver draws the same noise as a run that starts at that noise level.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -71,19 +77,24 @@ class Teleport(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.statistics, Gaussian):
             got = type(self.statistics).__name__
-            raise TypeError(f"statistics must be Gaussian, as gms_fast.statistics.gaussian returns: got {got}")
+            raise TypeError(f"statistics must be a Gaussian, as returned by gms_fast.statistics.gaussian: got {got}")
         if self.until is not None and self.skip is not None:
-            raise ValueError(f"until must not be given with skip: got {self.until!r} and {self.skip!r}")
+            raise ValueError(f"until must not be given together with skip: got {self.until!r} and {self.skip!r}")
         if self.until is not None and not (_is_number(self.until) and 1 <= self.until < math.inf):
-            raise ValueError(f"until must be sigma/alpha >= 1; for a share of the steps give skip: got {self.until!r}")
+            raise ValueError(
+                f"until must be a noise level sigma/alpha >= 1; to skip a fraction of the steps, use skip: "
+                f"got {self.until!r}"
+            )
         if self.skip is not None and not (_is_number(self.skip) and 0 < self.skip < 1):
-            raise ValueError(f"skip must be a share of the steps, in (0, 1): got {self.skip!r}")
+            raise ValueError(f"skip must be a fraction of the steps, in (0, 1): got {self.skip!r}")
         if not isinstance(self.then, Solver) or isinstance(self.then, Teleport):
-            raise TypeError(f"then must be a solver, such as DPMSolverPP(): got {type(self.then).__name__}")
+            raise TypeError(
+                f"then must be a solver other than Teleport, such as DPMSolverPP(): got {type(self.then).__name__}"
+            )
 
     @property
     def level(self) -> float | None:
-        """Noise level sigma/alpha where the jump ends; None if `skip` determines it."""
+        """Noise level sigma/alpha at which the teleport ends; None if `skip` determines it."""
         if self.skip is not None:
             return None
         return max(1.0, self.then.reach * self.statistics.spread) if self.until is None else self.until
@@ -100,7 +111,7 @@ class Teleport(Solver):
         return replace(self, then=self.then.ending(denoise))
 
     def times(self, schedule: Schedule, wanted: int | Sequence[float]) -> list[float]:  # type: ignore[override]
-        """Return [T, then's times from the end of the jump on]."""
+        """Return the first time, followed by the times of `then` from the end of the teleport on."""
         until, skip = self.level, self.skip
         if until is not None and isinstance(wanted, int):
             _check_level(until, schedule, schedule.t_max, schedule.t_min)
@@ -117,7 +128,7 @@ class Teleport(Solver):
         if len(times) < 3 or not times[0] > times[1]:
             listed = ", ".join(f"{t:g}" for t in times)
             said = f"skip = {skip:g}" if until is None else f"until = {until:g}"
-            raise ValueError(f"{said} must skip at least one step and leave one: timesteps are {listed}")
+            raise ValueError(f"{said} must skip at least one step and leave at least one: the timesteps are {listed}")
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:
@@ -140,7 +151,7 @@ class Teleport(Solver):
         return self.then.moments_at(step)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[tuple[TimeStep, ...], None]:
-        """Return (steps of `then`, its state: that of a run that begins after the jump)."""
+        """Return (steps of `then`, None), because `then` starts only after the teleport."""
         return tuple(step._replace(i=step.i - 1) for step in steps[1:]), None
 
     def known(self, x: Tensor, step: TimeStep, clip: tuple[float, float] | None) -> Estimate:
@@ -171,19 +182,23 @@ def _reached(until: float, schedule: Schedule, times: list[float]) -> int:
 
 
 def _skipped(skip: float, steps: int) -> int:
-    """Return the number of steps that a share of them amounts to. Raises ValueError."""
+    """Return the number of steps in a fraction of them. Raises ValueError."""
     skipped = round(skip * steps)
     if not 0 < skipped < steps:
-        raise ValueError(f"skip = {skip:g} must skip at least one of {steps} steps and leave one: it skips {skipped}")
+        raise ValueError(
+            f"skip = {skip:g} must skip at least one of {steps} steps and leave at least one: it skips {skipped}"
+        )
     return skipped
 
 
 def _check_level(until: float, schedule: Schedule, first: float, last: float) -> None:
-    """Raise ValueError unless the level lies between those of the first and the last time."""
+    """Raise ValueError unless the level lies between those of the last and the first time."""
     high, low = _ratio(schedule, first), _ratio(schedule, last)
     if not low < until < high:
-        levels = f"the last and the first noise level sigma/alpha, {low:.3g} and {high:.3g}"
-        raise ValueError(f"until must lie between {levels}: got {until:g}; its default is then.reach x data's spread")
+        raise ValueError(
+            f"until must lie between the lowest and the highest noise level sigma/alpha, {low:.3g} and {high:.3g}: got "
+            f"{until:g}; the default is then.reach times statistics.spread"
+        )
 
 
 def _ratio(schedule: Schedule, t: float) -> float:

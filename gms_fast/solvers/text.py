@@ -1,11 +1,11 @@
-"""Solvers from text: "er-sde:order=2", "gms:fit=exact", "teleport:until=10 then er-sde".
+"""Solver strings: "er-sde:order=2", "gms:fit=exact", "teleport:until=10 then er-sde".
 
-    text     name [":" option "=" value {"," option "=" value}] [" then " text]
-    value    a number, true, false, none, or a word
+    string   name [":" option "=" value {"," option "=" value}] [" then " string]
+    value    a number, true, false, none, or any other string
 
-`sample`, every command and configuration files use this one language. A solver that needs statistics or a table takes
-the name of an embedded model or a file, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
-"ggdm:table=mnist/5". If the text names none, that of the sampled model is used (`origin` of `build`).
+`sample`, every command and every configuration file accept solver strings. For a solver that needs statistics or a
+table, the option names an embedded model or a file, as in "dpm-solver-v3:statistics=mnist", "gms:covariance=mnist" and
+"ggdm:table=mnist/5". Without the option, the file that lies beside the sampled model is used (see `origin` of `build`).
 """
 
 import ast
@@ -49,7 +49,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 class Table(NamedTuple):
-    """A kind of table that solvers take: its reader, its file beside a model, and the command."""
+    """File that a solver needs: its reader, its name beside a model, and its command."""
 
     load: Callable[[str | Path], Any]
     file: str
@@ -71,7 +71,7 @@ def names() -> list[str]:
     """Return the names of the solvers that need no statistics or table.
 
     Returns:
-        List of names, as [`build`][gms_fast.solvers.build] and `sample(solver=..)` take them.
+        List of names, which [`build`][gms_fast.solvers.build] and `sample(solver=..)` accept.
 
     Examples:
         >>> "unipc" in gms_fast.solvers.names()
@@ -81,7 +81,7 @@ def names() -> list[str]:
 
 
 def with_files() -> dict[str, str]:
-    """Return the text of each solver that needs a file, and the command that writes the file."""
+    """Return the solver string of each solver that needs a file, and the command that writes it."""
     found = {
         name: (option, table) for name, made in _WITH_TABLES.items() for option, table in _tables(made, {}).items()
     }
@@ -111,9 +111,9 @@ def kind(name: str) -> type[Solver]:
 
 
 def parse(text: str) -> tuple[str, dict[str, Any], str]:
-    """Split a text into (name, options, text after " then ").
+    """Split a solver string into (name, options, string after " then ").
 
-    Raises ValueError for an option that has no value, or is given twice.
+    Raises ValueError for an option that has no value or is given twice.
     """
     name, given, then = _parts(text)
     return name, {option: value for option, value in given}, then  # noqa: C416 - torch.compile follows no dict(..)
@@ -127,13 +127,15 @@ def _parts(text: str) -> tuple[str, tuple[tuple[str, Any], ...], str]:
     for option in filter(None, listed.split(",")):
         key, equals, value = (part.strip() for part in option.partition("="))
         if not key or not equals or key in given:
-            raise ValueError(f"solver options must be like gms:fit=free,weight=0.3: got {option!r} in {first!r}")
+            raise ValueError(
+                f"solver options must be written as in gms:fit=free,weight=0.3: got {option!r} in {first!r}"
+            )
         given[key] = value if key in NAMES_OF_TABLES and value.lower() != "none" else literal(value)
     return name.strip(), tuple(given.items()), then.strip()
 
 
 def literal(text: str) -> Any:
-    """Return the number, True, False or None that a text spells, else the text itself."""
+    """Return the number, True, False or None that a string spells, or else the string itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
@@ -150,21 +152,24 @@ def build(
     steps: int | None = None,
     load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
 ) -> Solver:
-    """Return the solver that a text describes, or the solver itself.
+    """Build a solver from a solver string.
 
     Args:
-        solver: A Solver, or text such as "gms", "er-sde:order=2" or "teleport:until=10 then unipc".
-        origin: Place of the model, an embedded name or a folder, where tables that the text does not name are found.
-            None: such a table is an error.
+        solver: Solver string, such as "gms", "er-sde:order=2" or "teleport:until=10 then unipc". A Solver is returned
+            unchanged.
+        origin: Name of an embedded model, or folder of a model. Statistics and tables that the string does not name are
+            looked up there. With None (default), the string must name them.
         steps: Number of steps of the run, which selects the table of a [`GGDM`][gms_fast.solvers.GGDM].
-        load: Readers that replace those of a kind of table; they get the name from the text.
+        load: Functions that replace the default readers of statistics and tables. The keys are `CURVES`, `COVARIANCE`
+            and `LEARNED` of `gms_fast.solvers.text`. Each function is called with the name or path of the file.
 
     Returns:
         The [`Solver`][gms_fast.Solver].
 
     Raises:
-        ValueError: If the text cannot be read, or names an unknown solver or option.
-        FileNotFoundError: If a table is found nowhere.
+        ValueError: If the string is malformed, if it contains an unknown solver or option, or if it does not name
+            statistics or a table that `origin` does not have either.
+        FileNotFoundError: If the string names a file or an embedded model that does not exist.
 
     Examples:
         >>> gms_fast.solvers.build("er-sde:order=2").order
@@ -189,18 +194,18 @@ def of_options(
     steps: int | None = None,
     load: Mapping[Table, Callable[[str | Path], Any]] | None = None,
 ) -> Solver:
-    """Return the solver of a name with these options and follower; else as in `build`.
+    """Build a solver from its name, its options and the string of the solver that follows.
 
-    Tables are given by name. Raises as `build` does.
+    Statistics and tables are given by name. The other arguments and the errors are those of `build`.
     """
     made, given = kind(name), dict(given)
     text = spelled(name, [f"{option}={value}" for option, value in given.items()], then)
     known = [option for option, _ in options(made)]
     if unknown := given.keys() - set(known):
         listed = ", ".join(sorted(unknown))
-        raise ValueError(f"solver {text!r} has no option {listed}: {name} takes {', '.join(known) or 'none'}")
+        raise ValueError(f"solver {text!r} has no option {listed}: {name} accepts {', '.join(known) or 'none'}")
     if then and made is not Teleport:
-        raise ValueError(f'solver must be a teleport before "then": got {text!r}')
+        raise ValueError(f'solver must be "teleport" before "then": got {text!r}')
     _check_kinds(text, made, given)
     for option, table in _tables(made, given).items():
         found = given[option] if option in given else _beside(origin, table, steps, name)
@@ -214,7 +219,7 @@ def of_options(
 
 
 def _check_kinds(text: str, made: type[Solver], given: dict[str, Any]) -> None:
-    """Raise ValueError for a word where an option takes a number or a flag."""
+    """Raise ValueError for a string where an option must be a number or a boolean."""
     for name, wanted in options(made):
         value = given.get(name)
         if wanted and value is not None and not _fits(value, wanted):
@@ -231,7 +236,7 @@ def _fits(value: Any, wanted: str) -> bool:
 def options(made: type[Solver]) -> list[tuple[str, str]]:
     """Return (name, kind of value) of each option of a solver.
 
-    The kind is `FLAG`, `NUMBER` or `EITHER`, or "" where a word may do.
+    The kind is `FLAG`, `NUMBER` or `EITHER`, or "" if the value may be any string.
     """
     if not is_dataclass(made):
         return []
@@ -246,7 +251,7 @@ def _wanted(types: tuple[object, ...]) -> str:
 
 
 def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
-    """Return the kinds of table that a solver with these options takes, by option."""
+    """Return the statistics and tables that a solver with these options needs, by option."""
     needed = {option: table for (owner, option), table in _TABLES.items() if owner is made}
     if made is GMS and not given.keys() & {"covariance", "switch"}:
         return {}  # it needs one only to draw elements together
@@ -254,7 +259,7 @@ def _tables(made: type[Solver], given: dict[str, Any]) -> dict[str, Table]:
 
 
 def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> str | Path:
-    """Return the file of a table beside a model. Raises ValueError if there is none."""
+    """Return the file of statistics or a table that lies beside a model. Raises ValueError."""
     file = table.file.format(steps=steps)
     found = None if origin is None else named(origin, file) or Path(origin) / file
     if found is None or not found.is_file():
@@ -262,14 +267,14 @@ def _beside(origin: str | None, table: Table, steps: int | None, name: str) -> s
         where = (
             "the model does not record where it was loaded from"
             if origin is None
-            else f"there is no {file} with {origin}"
+            else f"there is no {file} for the model {origin}"
         )
-        raise ValueError(f"solver {name} needs {option}={option.upper()}, a file of {table.command}: {where}")
+        raise ValueError(f"solver {name} needs {option}={option.upper()}, a file written by {table.command}: {where}")
     return found
 
 
 def with_tables(text: str, change: Callable[[str], str]) -> str:
-    """Return the text with the names of its tables changed."""
+    """Return the solver string with changed names of statistics and tables."""
     name, given, then = parse(text)
     changed = {k: change(v) for k, v in given.items() if k in NAMES_OF_TABLES and isinstance(v, str)}
     if not changed and not then:
@@ -278,21 +283,22 @@ def with_tables(text: str, change: Callable[[str], str]) -> str:
 
 
 def spelled(name: str, options: Sequence[str], then: str = "") -> str:
-    """Return the text of a solver."""
+    """Join a name, options and a following solver to a solver string."""
     return name + (":" + ",".join(options) if options else "") + (_THEN + then if then else "")
 
 
 def text_of(solver: Solver) -> str:
-    """Return the text from which `build` makes this solver.
+    """Return the solver string from which `build` makes this solver.
 
     Args:
-        solver: Solver whose options are numbers, words, flags or None.
+        solver: Solver whose options are all numbers, strings, booleans or None.
 
     Returns:
-        Text that names the options that differ from their defaults.
+        Solver string with the options that differ from their defaults.
 
     Raises:
-        ValueError: If the solver's class has no name, or it holds a table or a function, which text cannot name.
+        ValueError: If the class of the solver has no name, or if an option is a table or a function, which a string
+            cannot express.
 
     Examples:
         >>> gms_fast.solvers.text_of(gms_fast.solvers.ERSDE(order=2))
@@ -305,5 +311,7 @@ def text_of(solver: Solver) -> str:
     chosen = {name: value for name, value in given.items() if value != getattr(type(solver), name, MISSING)}
     for name, value in chosen.items():
         if not (value is None or isinstance(value, (bool, int, float, str))):
-            raise ValueError(f"solver must have options that text can express: got {name} = {type(value).__name__}")
+            raise ValueError(
+                f"solver must have options that a solver string can express: got {name} = {type(value).__name__}"
+            )
     return spelled(names_of[type(solver)], [f"{name}={value}" for name, value in chosen.items()])

@@ -17,27 +17,30 @@ _NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(40) + np.array([[1], [0]])) 
 
 @dataclass(frozen=True, kw_only=True)
 class UniP(Extrapolating):
-    """Multistep predictor of order 1 to 4 for the probability flow: UniPC without corrector.
+    """Multistep predictor of order 1 to 4 for the probability flow: UniPC without the corrector.
 
         x_s = (sigma_s/sigma_t) x_t + alpha_s int_0^h e^{-(h-u)} m(lambda_t + u) du
 
-    with lambda = log(alpha/sigma) and h = lambda_s - lambda_t. m is the polynomial through the last `order` values of
-    E[x_0|x_t] over lambda.
+    Here lambda = log(alpha/sigma) and h = lambda_s - lambda_t. The function m(lambda) is the polynomial through the
+    last `order` values of E[x_0|x_t].
 
-    Take [`UniPC`][gms_fast.solvers.UniPC], which costs the same, unless you want the plain exponential integrator. It
-    costs K + 1 network evaluations for K steps, or K where the schedule ends without noise.
+    Prefer [`UniPC`][gms_fast.solvers.UniPC], which has the same cost, unless you want the plain exponential integrator.
+    A run of K steps costs K + 1 network evaluations, or K if the schedule ends without noise.
 
     Args:
-        order: Order 1 to 4 (default 3). The first steps, with less history, are of lower order.
-        lower_order_final: True (default) ends with orders .., 2, 1, not counting the evaluation that removes the last
-            noise. False counts it, as diffusers' UniPC does.
+        order: Order of the predictor, from 1 to 4 (default 3). The first steps have a lower order, because fewer
+            earlier estimates exist.
+        lower_order_final: If True (default), the order decreases to 1 in the last step; the evaluation that then
+            removes the remaining noise does not count as a step. If False, that evaluation counts as the step of order
+            1, as in diffusers' UniPC.
 
     Raises:
-        ValueError: If `order` is not one of 1 to 4.
+        ValueError: If `order` is not 1, 2, 3 or 4.
 
     Note:
-        The paper's a_1 .. a_{p-1} solve the conditions of order p, which this polynomial meets for any B(h). The
-        paper's code sets a_1 = 1/2 for p = 2, the limit for h -> 0; that makes its order 2 DPM-Solver++(2M).
+        The coefficients a_1, .., a_{p-1} of the paper solve the conditions of order p, and this polynomial meets these
+        conditions for any choice of the function B(h) in the paper. For p = 2, the paper's code sets a_1 = 1/2, the
+        limit for h -> 0, and so becomes DPM-Solver++(2M).
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -67,35 +70,38 @@ class UniP(Extrapolating):
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(Extrapolating):
-    """Multistep predictor and corrector of order 1 to 4 for the probability flow.
+    """Multistep predictor-corrector of order 1 to 4 for the probability flow.
 
-    The network's estimate at x_t first corrects x_t, then UniP's step starts from the corrected state:
+    The network's estimate at x_t first corrects x_t. A step of UniP then starts from the corrected state:
 
         x_t^c = x_t + sum_j (c_j - b_j) m_j,    x_s = (sigma_s/sigma_t) x_t^c + sum_j b_j' m_j
 
-    x_t = r x^c + sum_j b_j m_j was predicted without m_t; r x^c + sum_j c_j m_j is the same integral with the
-    polynomial through m_t too. All of it is linear in the given state and the last estimates of x_0. So a step is one
-    pass and one network evaluation, and changes that the host makes to the state are kept.
+    The preceding step predicted x_t = r x^c + sum_j b_j m_j without the estimate m_t, where r is the ratio of sigma at
+    its end to sigma at its start. The corrected sum, r x^c + sum_j c_j m_j, is the same integral for the polynomial
+    that also passes through m_t. Both sums are linear in the given state and the last estimates of x_0, so a step takes
+    one pass over memory and one network evaluation. If you modify the state between steps, the modification is kept.
 
-    Use it for deterministic sampling without statistics or moment heads, or to match a pipeline that uses it. It costs
-    K + 1 network evaluations for K steps, or K where the schedule ends without noise.
+    Use UniPC for deterministic sampling without statistics or moment heads, or to match a pipeline that uses it. A run
+    of K steps costs K + 1 network evaluations, or K if the schedule ends without noise.
 
     Args:
-        order: Order 1 to 4 of the predictor (default 2); the corrector is of one order more.
-        variant: Function B: "bh2" (default), B = 1 - e^{-h}, or "bh1", B = h. It matters for predictors through two
-            values and correctors through one past value, which take B/2 times the slope as in the released code. The
-            others meet their order for any B.
-        corrector: False runs the predictor alone (default True).
-        lower_order_final: True (default) ends with orders .., 2, 1, counting the evaluation that removes the last
-            noise.
-        disable_corrector: Indices of the steps whose end is not corrected, 0 the first (default none).
+        order: Order of the predictor, from 1 to 4 (default 2). The order of the corrector is higher by one.
+        variant: Function B(h) of the step size h in log(alpha/sigma): "bh2" (default) for B = 1 - e^{-h}, or "bh1" for
+            B = h. It only affects predictors that use two estimates and correctors that use one earlier estimate,
+            because they multiply the slope by B/2, as in the code released with the paper. All others have their full
+            order for any B.
+        corrector: If False, the corrector is turned off and only the predictor runs (default True).
+        lower_order_final: If True (default), the order decreases to 1 in the last steps. The evaluation that removes
+            the remaining noise counts as the step of order 1.
+        disable_corrector: Indices of the steps whose result is not corrected, counted from 0. Default: an empty tuple.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
 
     Note:
-        It equals diffusers' UniPCMultistepScheduler(predict_x0=True) on the same times, but a step to no noise is
-        always of order 1 here. A step from no signal (alpha = 0) has no corrector.
+        On the same times, UniPC gives the same samples as diffusers' UniPCMultistepScheduler(predict_x0=True), except
+        that a step to zero noise always has order 1 here. A step that starts without signal (alpha = 0) is not
+        corrected.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -118,7 +124,7 @@ class UniPC(Extrapolating):
         check_choice("variant", self.variant, VARIANTS)
         steps = self.disable_corrector
         if not (isinstance(steps, tuple) and all(type(i) is int and i >= 0 for i in steps)):
-            raise ValueError(f"disable_corrector must be a tuple of steps, 0 the first: got {steps!r}")
+            raise ValueError(f"disable_corrector must be a tuple of step indices >= 0: got {steps!r}")
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> list[tuple[list[float], float]]:
         alpha, sigma, lam = _levels(schedule, times)

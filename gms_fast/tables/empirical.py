@@ -183,11 +183,11 @@ class EmpiricalModel(Identified):
         if schedule is not None:
             wrong += other_schedule(self.schedule, schedule, self.schedule.inverse_log_snr(self.lam))
         if shape is not None and tuple(shape) != self.sample_shape:
-            wrong.append(f"shape: {self.sample_shape} there, {tuple(shape)} here")
+            wrong.append(f"shape {self.sample_shape}, not {tuple(shape)}")
         wrong += other_network(self.network, model)
         if wrong:
             raise ValueError(
-                "statistics were measured for something else: " + "; ".join(wrong) + ". Measure them with "
+                f"statistics were measured for {' and for '.join(wrong)}: measure others with "
                 "gms_fast.statistics.empirical_model or gms-fast statistics"
             )
 

@@ -33,9 +33,9 @@ _METADATA = {
 
 
 class Linear(Protocol):
-    """Interface of a solver whose plan of a step is (weights, std).
+    """Interface of a solver whose plan of each step is (weights, std).
 
-    The weights are those of the state and the last data estimates.
+    The weights belong to the state and the last data estimates.
     """
 
     linear: bool
@@ -64,7 +64,7 @@ def tied(mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     a, v = marginals(mu, sigma)
     if bool((a[1:-1].abs() <= _LEAST).any()):
         level = 1 + int(a[1:-1].abs().argmin())
-        raise ValueError(f"mu must leave a signal at every level, |a_t| > {_LEAST:g}: got a_{level} = {a[level]:g}")
+        raise ValueError(f"mu must keep some signal at every level, |a_t| > {_LEAST:g}: got a_{level} = {a[level]:g}")
     a = torch.cat([torch.ones_like(a[:1]), a[1:]])
     first = torch.zeros_like(a[:1])
     return torch.cat([first, 1 / a[1:]]), torch.cat([first, v[1:].sqrt() / a[1:]])
@@ -92,26 +92,31 @@ def update_weights(
 
 @dataclass(frozen=True, eq=False)
 class GGDMTable(Identified):
-    """Table of a sampler of K steps, each a Gaussian given all earlier states and x_0.
+    """Coefficients of a sampler with K steps, each of which uses all earlier states.
 
-    `q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2)`. Level K is the
-    noisiest, level 0 clean data. `gms_fast.search.ggdm` learns such tables, and `GGDMTable.of` makes one of a linear
-    solver. All values are kept as float64 tensors on the CPU; lists and arrays are accepted.
+    Each step draws from a Gaussian,
+
+        q(x_{t-1}|x_t .. x_K, x_0) = N(mu[t-1][0] x_0 + sum_{u>=t} mu[t-1][u] x_u, sigma[t-1]^2)
+
+    Here t is an index of noise levels: level K is the noisiest, and level 0 is clean data. `gms_fast.search.ggdm`
+    learns such tables, and `GGDMTable.of` converts a linear solver to one. All values are stored as float64 tensors on
+    the CPU; lists and arrays are accepted.
 
     Args:
-        schedule: Noise schedule that the table was made for.
-        tau: Times (K+1,) of the schedule, increasing. tau[0], the schedule's last time, stands for clean data.
-        mu: Weights (K+1, K+1), zero except for u = 0 and u > t, with `mu[K][0] = alpha(tau[K])`.
-        sigma: Standard deviations (K+1,), >= 0, with `sigma[K] = sigma(tau[K])`.
-        c: Factors (K+1,) of x_t in the data estimate c_t x_t - d_t eps(x_t, tau_t), which replaces x_0. None (default):
-            that of the marginals.
-        d: Factors (K+1,) of eps in it; given if and only if `c` is.
-        network: `gms_fast.statistics.fingerprint` of the network that it was learned for; None (default) if it was not
-            learned.
+        schedule: Noise schedule for which the table was made.
+        tau: Increasing times (K+1,) of the schedule, one for each level. tau[0], the schedule's last time, stands for
+            clean data.
+        mu: Weights (K+1, K+1), where mu[t][u] is zero unless u = 0 or u > t, and `mu[K][0] = alpha(tau[K])`.
+        sigma: Standard deviations (K+1,), >= 0, where `sigma[K] = sigma(tau[K])`.
+        c: Factors (K+1,) of x_t in the data estimate c_t x_t - d_t eps(x_t, tau_t), which takes the place of x_0. None
+            (default) derives both factors from the distribution of x_t given x_0.
+        d: Factors (K+1,) of eps in the data estimate. Pass either both `c` and `d` or neither.
+        network: `gms_fast.statistics.fingerprint` of the network for which the table was learned, or None (default) if
+            it was not learned.
 
     Raises:
-        TypeError: If `schedule` is not a Schedule.
-        ValueError: If values are not finite or lie outside their range, or shapes differ; the message names the
+        TypeError: If `schedule` is not a `Schedule`.
+        ValueError: If values are not finite or out of range, or if the shapes do not match; the message names the
             argument.
 
     Examples:
@@ -136,39 +141,39 @@ class GGDMTable(Identified):
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule: got {self.schedule!r}")
         if (self.c is None) != (self.d is None):
-            raise ValueError("c, d must be given both or neither")
+            raise ValueError("c and d must be given together")
         for name in self.given:
             value = as_float64(getattr(self, name)).detach().clone()
             if not bool(value.isfinite().all()):
-                raise ValueError(f"{name} must be finite: it holds NaN or infinity")
+                raise ValueError(f"{name} must be finite: it contains NaN or infinity")
             object.__setattr__(self, name, value)
         if self.tau.ndim != 1 or len(self.tau) < 2 or not bool((self.tau.diff() > 0).all()):
             raise ValueError(f"tau must be at least two increasing times (K+1,): got {self.tau}")
         for name in self.given[1:]:
             shape, wanted = tuple(getattr(self, name).shape), (len(self.tau),) * (1 + (name == "mu"))
             if shape != wanted:
-                raise ValueError(f"{name} must be {wanted} like tau: got {shape}")
+                raise ValueError(f"{name} must have shape {wanted} to match tau: got {shape}")
         if bool((self.sigma < 0).any()):
             raise ValueError(f"sigma must not be negative: got {float(self.sigma.min()):g}")
         self._check_ends()
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Names of the tables that were given."""
+        """Names of the tensors that were passed to the constructor."""
         return ("tau", "mu", "sigma") + (() if self.c is None else ("c", "d"))
 
     def _check_ends(self) -> None:
         K, strange = self.steps, self.mu.tril()
         strange[:, 0] = 0
         if bool(strange.any()) or bool(self.mu[0].any()):
-            raise ValueError("mu[t][u] must be zero except for u = 0 and u > t, t >= 1")
+            raise ValueError("mu[t][u] must be zero, except where t >= 1 and u = 0 or u > t")
         for name, known in (("alpha", self.mu[K, 0]), ("sigma", self.sigma[K])):
             wanted = float(getattr(self.schedule, name)(self.tau[K]))
             if abs(known - wanted) > 1e-6:
                 where = "mu[K][0]" if name == "alpha" else "sigma[K]"
-                raise ValueError(f"{where} must be {name} of the first time, {wanted:.6g}: got {known:.6g}")
+                raise ValueError(f"{where} must equal {name} at the first time, {wanted:.6g}: got {known:.6g}")
         if not float(self.mu[K, 0]) > 0:
-            raise ValueError("tau[K] must be a time where alpha > 0: the family starts from x_K ~ N(0, sigma[K]^2)")
+            raise ValueError("tau[K] must be a time with alpha > 0")
         if self.c is None:
             tied(self.mu, self.sigma)
 
@@ -179,45 +184,49 @@ class GGDMTable(Identified):
 
     @property
     def times(self) -> list[float]:
-        """Times of a run, noisiest first, K + 1 of them."""
+        """The K + 1 times of a run, noisiest first."""
         return [float(t) for t in self.tau.flip(0)]
 
     def marginals(self) -> tuple[Tensor, Tensor]:
-        """Return a, v (K+1,): x_t given x_0 is N(a_t x_0, v_t I)."""
+        """Return a and v, both (K+1,), such that x_t given x_0 is N(a_t x_0, v_t I)."""
         return marginals(self.mu, self.sigma)
 
     def updates(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (weights, std) of each step, noisiest first, as in `update_weights`."""
+        """Return (weights, std) of each step, noisiest first.
+
+        The step is x_{t-1} = w_0 x_t + w_1 m + sum_j w_{j+1} x_{t+j} + std z, where m is the network's data estimate.
+        """
         levels = self.schedule.alpha(self.tau), self.schedule.sigma(self.tau)
         c, d = tied(self.mu, self.sigma) if self.c is None or self.d is None else (self.c, self.d)
         return update_weights(levels, self.mu, self.sigma, c, d)
 
     @classmethod
     def of(cls, solver: Linear, schedule: Schedule, times: Sequence[float]) -> "GGDMTable":
-        """Return the table that reproduces a linear solver, such as DDIM, DPMSolverPP or UniP.
+        """Convert a linear solver, such as DDIM, DPMSolverPP or UniP, to an equivalent table.
 
-        An older data estimate is a linear function of the states around it if no noise came between. So a solver may
-        have noise or history, but not both.
+        An older data estimate can be written as a linear function of the states only if no noise was added between
+        them. A solver may therefore add noise or use older estimates, but not both.
 
         Args:
             solver: Solver whose attribute `linear` is true.
             schedule: Noise schedule.
             times: The K times of the network evaluations, noisiest first, all before the schedule's last time. The last
-                step goes to E[x_0|x_t].
+                step ends at E[x_0|x_t].
 
         Returns:
-            GGDMTable of K steps.
+            GGDMTable with K steps.
 
         Raises:
             TypeError: If the solver is not linear.
-            ValueError: If it has both noise and history, or if `times` do not end before the schedule's last time.
+            ValueError: If the solver adds noise and also uses older estimates, or if the last of the `times` is not
+                before the schedule's last time.
         """
         if not getattr(solver, "linear", False):
-            raise TypeError(f"solver must be a linear one, such as DDIM() or DPMSolverPP(): got {solver!r}")
+            raise TypeError(f"solver must be linear, such as DDIM() or DPMSolverPP(): got {solver!r}")
         times = [float(t) for t in times]
         if not times or not times[-1] > schedule.t_min:
             got = f"{times[-1]:g}" if times else "none"
-            raise ValueError(f"times must end before t = {schedule.t_min:g}, the last one of {schedule!r}: got {got}")
+            raise ValueError(f"times must end before t = {schedule.t_min:g}, the last time of {schedule!r}: got {got}")
         schedule.check_signal(times[0], type(solver).__name__)
         K = len(times)
         tau = as_float64([*times, schedule.t_min]).flip(0)
@@ -235,29 +244,29 @@ class GGDMTable(Identified):
         """Check that the table was made for this model, schedule and number of steps.
 
         Args:
-            model: Network, compared by its fingerprint; None to skip.
-            schedule: Noise schedule; None to skip.
-            steps: Number of steps; None to skip.
+            model: Network, whose fingerprint is compared. None (default) skips this check.
+            schedule: Noise schedule. None (default) skips this check.
+            steps: Number of steps. None (default) skips this check.
 
         Raises:
-            ValueError: If any of them differs; the message says which.
+            ValueError: If one of them differs; the message lists the differences.
         """
         wrong = []
         if steps is not None and steps != self.steps:
-            wrong.append(f"steps: {self.steps} there, {steps} here")
+            wrong.append(f"{self.steps} steps, not {steps}")
         if schedule is not None:
             wrong += other_schedule(self.schedule, schedule, self.tau)
         wrong += other_network(self.network, model)
         if wrong:
             raise ValueError(
-                "table was made for something else: " + "; ".join(wrong) + ". Learn one with gms_fast.search.ggdm or "
+                f"table was made for {' and for '.join(wrong)}: learn another one with gms_fast.search.ggdm or "
                 "gms-fast search"
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the table to one small safetensors file.
+        """Write the table to a small safetensors file.
 
-        The numbers are float64; the metadata says what they belong to.
+        The numbers are stored in float64, and the metadata names the schedule and the network.
 
         Args:
             path: File to write.
@@ -277,17 +286,17 @@ class GGDMTable(Identified):
             GGDMTable.
 
         Raises:
-            ValueError: If the file is damaged or of another kind; the message names it.
+            ValueError: If the file is damaged or contains something else; the message names the file.
         """
         numbers, stored = tensors.read(
             Path(path), FORMAT, ("tau", "mu", "sigma"), _METADATA, what="table", optional=("c", "d")
         )
-        with refusing(f"table {path} makes no sense", path):
+        with refusing(f"table {path} is invalid", path):
             known = metadata(stored, _METADATA)
             table = cls(schedules.stored(known["schedule"]), **numbers, network=known["network"])
         if table.steps != known["steps"]:
             raise ValueError(
-                f"table {path}: steps is {known['steps']} by its metadata, but {table.steps} in its numbers"
+                f"table {path}: steps is {known['steps']} in its metadata, but {table.steps} in its numbers"
             )
         return table
 
@@ -299,7 +308,7 @@ def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
     """
     row = mu[t - 1]
     if std > 0 and len(weights) > 2:
-        raise ValueError("solver must be without noise, or without history, to become a table")
+        raise ValueError("solver must not use both noise and earlier estimates to become a table")
     row[0], row[t] = weights[1], weights[0]
     for u, weight in enumerate(weights[2:], start=t + 1):
         older = mu[u - 1] * weight / mu[u - 1, 0]
@@ -308,18 +317,18 @@ def _embed(mu: Tensor, t: int, weights: Sequence[float], std: float) -> None:
 
 
 def load_table(name_or_path: str | Path) -> GGDMTable:
-    """Load the learned table of an embedded model, or one in a file.
+    """Load the learned table of an embedded model, or a table from a file.
 
     Args:
-        name_or_path: Embedded model and number of steps, as "mnist/5" or "mnist/10", or a file that `GGDMTable.save` or
-            `gms-fast search` wrote.
+        name_or_path: Name of an embedded model and number of steps, such as "mnist/5" or "mnist/10", or a file that was
+            written by `GGDMTable.save` or `gms-fast search`.
 
     Returns:
-        [`GGDMTable`][gms_fast.solvers.GGDMTable].
+        The [`GGDMTable`][gms_fast.solvers.GGDMTable].
 
     Raises:
-        FileNotFoundError: If there is none; the message lists the embedded ones.
-        ValueError: If the file is damaged or of another kind.
+        FileNotFoundError: If there is no such table or file; the message lists the embedded tables.
+        ValueError: If the file is damaged or contains something else.
 
     Examples:
         >>> gms_fast.solvers.load_table("mnist/5").steps
@@ -330,6 +339,6 @@ def load_table(name_or_path: str | Path) -> GGDMTable:
     }
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
-        known = ", ".join(sorted(shipped)) or "those embedded, of which there are none"
+        known = ", ".join(sorted(shipped)) or "the embedded tables (there are none)"
         raise FileNotFoundError(f"table must be a file or one of {known}: nothing is at {name_or_path}")
     return GGDMTable.load(path)

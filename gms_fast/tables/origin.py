@@ -14,7 +14,7 @@ def other_schedule(own: Schedule, other: Schedule, times: Tensor) -> list[str]:
     """Describe the difference if another schedule differs at these times; else return []."""
     if own.agrees(other, times):
         return []
-    return [f"schedule: {own!r} there, {other!r} here, of other noise levels or network times"]
+    return [f"schedule {own!r}, not {other!r}, which has other noise levels or network times"]
 
 
 def other_network(own: str | None, model: Callable[..., object] | None) -> list[str]:
@@ -23,7 +23,7 @@ def other_network(own: str | None, model: Callable[..., object] | None) -> list[
     A missing model, or an unknown fingerprint, counts as equal.
     """
     found = None if model is None or own is None else fingerprint(model)
-    return [] if found is None or found == own else [f"network: {own} there, {found} here"]
+    return [] if found is None or found == own else [f"network {own}, not {found}"]
 
 
 def fingerprint(model: Callable[..., object]) -> str | None:

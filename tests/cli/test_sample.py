@@ -112,7 +112,7 @@ def test_sample_takes_statistics_of_the_model(tmp_path, capsys):
     named, found = (drawn(tmp_path, "digits", *options, text)["images"] for text in both)
     assert np.array_equal(named, found)
     capsys.readouterr()
-    assert "measured for something else: shape" in refusal(
+    assert "measured for shape" in refusal(
         capsys, "sample", "--model", "digits", *options, "dpm-solver-v3:statistics=mnist", "--out", tmp_path / "y.png"
     )
 
@@ -134,7 +134,7 @@ def test_sample_teleports_and_draws_elements_together(tmp_path, capsys):
         capsys, *refused, "--solver", "teleport:until=5,statistics=mnist then ddim"
     )
     assert "until must lie between" in refusal(capsys, *refused, "--solver", "teleport:until=500 then gms")
-    assert "has no option switch: ddim takes eta" in refusal(capsys, *refused, "--solver", "ddim:switch=2")
+    assert "has no option switch: ddim accepts eta" in refusal(capsys, *refused, "--solver", "ddim:switch=2")
 
 
 def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
@@ -157,9 +157,9 @@ def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
         (("--device", "meta"), "--device must not be meta, whose tensors hold no numbers: got 'meta'"),
         (("--model", "gone"), "nothing is at gone"),
         (("--solver", "magic"), "magic"),
-        (("--solver", "ddim:statistics=mnist"), "has no option statistics: ddim takes eta"),
-        (("--solver", "dpm-solver-v3"), "needs statistics=STATISTICS, a file of gms-fast statistics: there is no"),
-        (("--solver", "ddim:fit=free"), "has no option fit: ddim takes eta"),
+        (("--solver", "ddim:statistics=mnist"), "has no option statistics: ddim accepts eta"),
+        (("--solver", "dpm-solver-v3"), "needs statistics=STATISTICS, a file written by gms-fast statistics: there"),
+        (("--solver", "ddim:fit=free"), "has no option fit: ddim accepts eta"),
     ],
 )
 def test_sample_refuses_bad_input_in_one_line(tmp_path, capsys, monkeypatch, model, options, named):
@@ -170,7 +170,7 @@ def test_sample_refuses_bad_input_in_one_line(tmp_path, capsys, monkeypatch, mod
 
 def test_sample_takes_a_table(tmp_path, capsys, model):
     refused = ("sample", "--model", model, "--out", tmp_path / "y.png")
-    assert "there is no ggdm-10.safetensors with" in refusal(capsys, *refused, "--solver", "ggdm")
+    assert "there is no ggdm-10.safetensors for the model" in refusal(capsys, *refused, "--solver", "ggdm")
     assert "table must be a file or one of mnist/10, mnist/5" in refusal(capsys, *refused, "--solver", "ggdm:table=no")
-    assert "steps: 5 there, 3 here" in refusal(capsys, *refused, "--solver", "ggdm:table=mnist/5", "--steps", 3)
+    assert "made for 5 steps, not 3" in refusal(capsys, *refused, "--solver", "ggdm:table=mnist/5", "--steps", 3)
     assert "network" in refusal(capsys, *refused, "--solver", "ggdm:table=mnist/5", "--steps", 5)

@@ -202,16 +202,19 @@ def test_progress_bar_shows_as_the_host_says(disable, shown, capsys):
 
 
 WRONG = {
-    "sigmas rise": ({"sigmas": SIGMAS.flip(0)}, r"sigmas must be \(K\+1,\).*falling.*got \[0, 0.03"),
-    "sigmas negative": ({"sigmas": torch.tensor([2.0, -1.0])}, r"sigmas must .*not negative"),
+    "sigmas rise": ({"sigmas": SIGMAS.flip(0)}, r"sigmas must be .*\(K\+1,\).*decreasing: got \[0, 0.03"),
+    "sigmas negative": ({"sigmas": torch.tensor([2.0, -1.0])}, r"sigmas must .*non-negative"),
     "sigmas infinite": ({"sigmas": torch.tensor([torch.inf, 1.0])}, r"sigmas must .*finite"),
     "sigmas nan": ({"sigmas": torch.tensor([2.0, torch.nan])}, r"sigmas must .*finite"),
-    "sigmas empty": ({"sigmas": SIGMAS[:0]}, r"sigmas must be \(K\+1,\)"),
-    "sigmas of two dimensions": ({"sigmas": SIGMAS[None]}, r"sigmas must be \(K\+1,\).*got \(1, 11\)"),
-    "sigmas integers": ({"sigmas": torch.tensor([2, 1])}, r"sigmas must .*floating point.*int64"),
+    "sigmas empty": ({"sigmas": SIGMAS[:0]}, r"sigmas must be a floating tensor \(K\+1,\)"),
+    "sigmas of two dimensions": (
+        {"sigmas": SIGMAS[None]},
+        r"sigmas must be a floating tensor \(K\+1,\).*got \(1, 11\)",
+    ),
+    "sigmas integers": ({"sigmas": torch.tensor([2, 1])}, r"sigmas must .*floating tensor.*int64"),
     "sigmas no tensor": ({"sigmas": [2.0, 1.0]}, "sigmas must be a tensor"),
-    "x integers": ({"x": torch.ones(SHAPE, dtype=torch.int64)}, r"x must be \(B, \*\), floating point"),
-    "x without samples": ({"x": torch.ones(())}, r"x must be \(B, \*\)"),
+    "x integers": ({"x": torch.ones(SHAPE, dtype=torch.int64)}, r"x must be a floating tensor \(B, \*\)"),
+    "x without samples": ({"x": torch.ones(())}, r"x must be a floating tensor \(B, \*\)"),
     "x no tensor": ({"x": [1.0]}, "x must be a tensor"),
     "seeds too few": ({"seed": [1, 2]}, "seed must be one integer or one per sample, 3 of them: got 2"),
     "seed no integer": ({"seed": 0.5}, "seed must be an integer"),
@@ -254,7 +257,7 @@ def test_tables_of_another_shape_are_named_before_the_model_is_asked(name):
 @pytest.mark.parametrize("sigmas", [SIGMAS * 3, SIGMAS / 3, torch.tensor([2.0, 1.999, 1.0]), SIGMAS[-2:]])
 def test_v3_goes_to_nodes_of_its_statistics_alone(sigmas):
     with pytest.raises(
-        ValueError, match="sigmas must be two or more, each nearest to another of the statistics' 701 levels"
+        ValueError, match="sigmas must be two or more, each nearest to a different one of the statistics' 701 levels"
     ):
         run("dpm_solver_v3", sigmas=sigmas)
 
@@ -271,5 +274,5 @@ def test_v3_knows_its_network_inside_of_the_host_s():
     network, other = (torch.nn.Conv2d(2, 2, 1) for _ in range(2))
     of_network = statistics.EmpiricalModel(EDM(), NODES, *CURVES, network=fingerprint(network))
     run("dpm_solver_v3", model=Host(network), statistics=of_network)
-    with pytest.raises(ValueError, match=f"statistics must be of this network, .*: got those of {of_network.network}"):
+    with pytest.raises(ValueError, match=f"must be measured on this network, .*: got those of {of_network.network}"):
         run("dpm_solver_v3", model=Host(other), statistics=of_network)

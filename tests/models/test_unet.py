@@ -62,7 +62,7 @@ def test_second_moment_may_be_the_only_one(options):
     assert e2.shape == x.shape
     assert torch.equal(e1, model.first_moment(x, t))
     assert gms_fast.sample(model, 3, solver="sn-ddpm", n=2).isfinite().all()
-    with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments for GMS, but gives 2"):
+    with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments for GMS, but returns 2"):
         gms_fast.sample(model, 3, solver="gms", n=2)
 
 

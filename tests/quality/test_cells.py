@@ -24,7 +24,7 @@ def test_an_open_grid_leaves_out_its_last_time():
 
 def test_a_table_is_named_by_model_and_steps():
     assert cells._solver(Cell("mnist", "ggdm", steps=5)).table.steps == 5
-    with pytest.raises(ValueError, match="steps: 5 there, 6 here"):
+    with pytest.raises(ValueError, match="5 steps, not 6"):
         cells.check(Cell("mnist", "ggdm:table=mnist/5", steps=6), 100, subjects.build("mnist"))
 
 

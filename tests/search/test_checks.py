@@ -55,10 +55,10 @@ def test_features_that_are_none(features, error, says):
         ({"seed": 1 << 64}, ValueError, "seed must fit in 64 bits"),
         ({"dtype": torch.float16}, TypeError, r"dtype must be torch\.float32 or torch\.float64"),
         ({"chunk": 0}, ValueError, "chunk must be an integer of at least 1"),
-        ({"initial": "gms"}, TypeError, "solver must be a linear one"),
+        ({"initial": "gms"}, TypeError, "solver must be linear"),
         ({"initial": "rk4"}, ValueError, "solver must be a Solver or one of"),
         ({"steps": 0}, ValueError, "steps must be an integer of at least 1"),
-        ({"initial": GGDMTable.of(DDIM(), SCHEDULE, [999, 10]), "spacing": None}, ValueError, "steps: 2 there, 3 here"),
+        ({"initial": GGDMTable.of(DDIM(), SCHEDULE, [999, 10]), "spacing": None}, ValueError, "for 2 steps, not 3"),
         (
             {"initial": GGDMTable.of(DDIM(), SCHEDULE, [999, 9, 3])},
             ValueError,

@@ -49,7 +49,7 @@ def test_solver_reduces_to_another(one, other, second, shape):
         (lambda: solvers.GMS(fit="best"), "fit must be one of exact, free, adan, gaussian: got 'best'"),
         (lambda: solvers.GMS(component="image"), "component must be one of sample, element: got 'image'"),
         (lambda: solvers.GMS(moments="raw"), "moments must be one of cumulant, released: got 'raw'"),
-        (lambda: solvers.GMS(weight=0.5), r"weight must lie in \(0, 1\) and not be 1/2: got 0.5"),
+        (lambda: solvers.GMS(weight=0.5), r"weight must lie in \(0, 1\) and differ from 1/2: got 0.5"),
         (lambda: solvers.GMS(weight=1.0), "weight must lie in .* got 1.0"),
         (lambda: solvers.DDIM(eta=1.5), r"eta must lie in \[0, 1\]: got 1.5"),
     ],
@@ -73,5 +73,5 @@ def test_solvers_are_frozen_and_built_by_name():
 @pytest.mark.parametrize("make", [solvers.GMS, solvers.DDPM, solvers.SNDDPM])
 @pytest.mark.parametrize("value", [-1, "a"])
 def test_clip_pixel_is_checked(make, value):
-    with pytest.raises(ValueError, match="clip_pixel must be None or a number"):
+    with pytest.raises(ValueError, match="clip_pixel must be a non-negative number or None"):
         make(clip_pixel=value)

@@ -195,7 +195,7 @@ def test_jump_before_it_raises_no_landing():
 
 def test_with_churn_it_is_no_table():
     solvers.GGDMTable.of(Euler(), VPLinear(), [999, 500, 100])
-    with pytest.raises(TypeError, match="solver must be a linear one"):
+    with pytest.raises(TypeError, match="solver must be linear"):
         solvers.GGDMTable.of(Euler(churn=1.0), VPLinear(), [999, 500, 100])
 
 
@@ -203,10 +203,10 @@ def test_with_churn_it_is_no_table():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"churn": -1.0}, "churn must be a number that is not negative: got -1.0"),
-        ({"churn": math.inf}, "churn must be a number that is not negative: got inf"),
-        ({"s_noise": True}, "s_noise must be a number that is not negative: got True"),
-        ({"s_min": math.nan}, "s_min must be a number that is not negative: got nan"),
+        ({"churn": -1.0}, "churn must be a non-negative number: got -1.0"),
+        ({"churn": math.inf}, "churn must be a non-negative number: got inf"),
+        ({"s_noise": True}, "s_noise must be a non-negative number: got True"),
+        ({"s_min": math.nan}, "s_min must be a non-negative number: got nan"),
         ({"s_min": 2.0, "s_max": 1.0}, "s_max must not be below s_min = 2: got 1"),
     ],
 )

@@ -91,5 +91,5 @@ def test_guidance_leads_the_network_s_noise(moments):
 
 
 def test_network_s_noise_makes_no_table():
-    with pytest.raises(TypeError, match="solver must be a linear one"):
+    with pytest.raises(TypeError, match="solver must be linear"):
         solvers.GGDMTable.of(RAW, VPLinear(), [999, 500, 100])

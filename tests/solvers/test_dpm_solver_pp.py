@@ -160,9 +160,9 @@ def test_order_is_checked(order):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sde": -0.1}, "sde must be True, False or a number that is not negative: got -0.1"),
-        ({"sde": math.inf}, "sde must be True, False or a number that is not negative: got inf"),
-        ({"sde": "much"}, "sde must be True, False or a number that is not negative: got 'much'"),
+        ({"sde": -0.1}, "sde must be True, False or a non-negative number: got -0.1"),
+        ({"sde": math.inf}, "sde must be True, False or a non-negative number: got inf"),
+        ({"sde": "much"}, "sde must be True, False or a non-negative number: got 'much'"),
         ({"kind": "euler"}, "kind must be one of midpoint, heun, k-diffusion: got 'euler'"),
         ({"order": 3, "sde": 0.5}, "kind must be .k-diffusion. for order 3 with sde = 0.5: got 'midpoint'"),
     ],

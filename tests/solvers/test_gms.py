@@ -63,11 +63,11 @@ def test_last_step_of_pictures_is_bounded():
 @pytest.mark.parametrize("given", [1, 2])
 def test_gms_says_how_to_get_the_missing_moments(given):
     model = Model(polynomial if given == 3 else lambda x, t: x if given == 1 else NoiseMoments(x, x))
-    with pytest.raises(ValueError, match=f"3 moments for GMS, but gives {given}: .*train_moment_heads.* ddim"):
+    with pytest.raises(ValueError, match=f"3 moments for GMS, but returns {given}: .*train_moment_heads.* ddim"):
         gms_fast.sample(model)
     assert model.calls == 1
     if given == 1:
-        with pytest.raises(ValueError, match="2 moments for SNDDPM, but gives 1"):
+        with pytest.raises(ValueError, match="2 moments for SNDDPM, but returns 1"):
             gms_fast.sample(model, solver="sn-ddpm")
 
 
@@ -155,13 +155,13 @@ def test_a_flow_that_starts_without_signal_may_draw_together():
 
 def test_noise_of_another_shape_is_refused_by_name():
     model = Model(polynomial, sample_shape=(D,))
-    with pytest.raises(ValueError, match=r"noise z must match the output: got \(2, 4\), want \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"noise z must have the shape of the state, \(2, 6\): got \(2, 4\)"):
         gms_fast.sample(
             model, 3, solver=GMS(covariance=KNOWN, switch=0), n=2, noise=lambda _: torch.zeros(2, 4), clip=None
         )
 
 
-@pytest.mark.parametrize(("switch", "kind"), [(200.0, "independently"), (1e-3, "together")])
+@pytest.mark.parametrize(("switch", "kind"), [(200.0, "independently"), (1e-3, "jointly")])
 def test_a_switch_that_never_happens_is_said(switch, kind):
     model = Model(polynomial, sample_shape=(D,))
     with pytest.warns(UserWarning, match=rf"switch = {switch:g} lies outside .* 157 to .* {kind}"):

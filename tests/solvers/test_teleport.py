@@ -172,27 +172,27 @@ IMAGES = gaussian(torch.rand(30, 2, 2, 2) * 2 - 1)
 @pytest.mark.parametrize(
     ("solver", "error", "message"),
     [
-        (lambda: Teleport(3, 5.0, DDIM()), TypeError, "statistics must be Gaussian"),
-        (lambda: Teleport(KNOWN, 0, DDIM()), ValueError, "until must be sigma/alpha"),
+        (lambda: Teleport(3, 5.0, DDIM()), TypeError, "statistics must be a Gaussian"),
+        (lambda: Teleport(KNOWN, 0, DDIM()), ValueError, "until must be a noise level sigma/alpha"),
         (lambda: Teleport(KNOWN, math.nan, DDIM()), ValueError, "until must be"),
         (lambda: Teleport(KNOWN, "5", DDIM()), ValueError, "until must be"),
         (lambda: Teleport(KNOWN, 5.0, "ddim"), TypeError, "then must be a solver"),
         (lambda: Teleport(KNOWN, 5.0, Teleport(KNOWN, 3.0, DDIM())), TypeError, "then must be a solver"),
         (lambda: Teleport(KNOWN, 500.0, DDIM()), ValueError, "until must lie between .*0.01 and 157: got 500"),
-        (lambda: Teleport(KNOWN, 0.5, DDIM()), ValueError, "for a share of the steps give skip: got 0.5"),
-        (lambda: Teleport(KNOWN, 5, DDIM(), skip=0.5), ValueError, "until must not be given with skip: got 5 and 0.5"),
-        (lambda: Teleport(KNOWN, skip=1.5, then=DDIM()), ValueError, "skip must be a share of the steps"),
+        (lambda: Teleport(KNOWN, 0.5, DDIM()), ValueError, "to skip a fraction of the steps, use skip: got 0.5"),
+        (lambda: Teleport(KNOWN, 5, DDIM(), skip=0.5), ValueError, "not be given together with skip: got 5 and 0.5"),
+        (lambda: Teleport(KNOWN, skip=1.5, then=DDIM()), ValueError, "skip must be a fraction of the steps"),
         (lambda: Teleport(KNOWN, skip=0.05, then=DDIM()), ValueError, "skip = 0.05 must skip at least one of 5 steps"),
-        (lambda: Teleport(KNOWN, skip=0.95, then=DDIM()), ValueError, "skip = 0.95 .* leave one: it skips 5"),
+        (lambda: Teleport(KNOWN, skip=0.95, then=DDIM()), ValueError, "skip = 0.95 .* leave at least one: it skips 5"),
         (lambda: Teleport(IMAGES, 5.0, DDIM()), ValueError, r"of shape \(6,\): got \(2, 2, 2\)"),
         (lambda: Teleport(UNITS, 5.0, DDIM()), ValueError, "statistics must be of data in the units of clip"),
         (lambda: Teleport(gaussian(torch.randn(9, 3)), 5.0, DDIM()), ValueError, r"of shape \(6,\): got \(3,\)"),
         (lambda: GMS(covariance=UNITS, switch=0), ValueError, "covariance must be of data in the units of clip"),
         (lambda: GMS(covariance=gaussian(torch.randn(9, 3)), switch=0), ValueError, r"of shape \(6,\): got \(3,\)"),
-        (lambda: GMS(covariance="mnist"), TypeError, "covariance must be Gaussian"),
+        (lambda: GMS(covariance="mnist"), TypeError, "covariance must be a Gaussian"),
         (lambda: GMS(switch=1.0), ValueError, "switch must not be given without covariance"),
-        (lambda: GMS(covariance=KNOWN, switch=-1.0), ValueError, "switch must be a level"),
-        (lambda: GMS(covariance=KNOWN, switch=math.inf), ValueError, "switch must be a level"),
+        (lambda: GMS(covariance=KNOWN, switch=-1.0), ValueError, "switch must be a noise level"),
+        (lambda: GMS(covariance=KNOWN, switch=math.inf), ValueError, "switch must be a noise level"),
     ],
 )
 def test_refusals_come_before_the_model_is_called(solver, error, message):
@@ -205,7 +205,7 @@ def test_refusals_come_before_the_model_is_called(solver, error, message):
 def test_the_name_alone_says_what_is_missing():
     with pytest.raises(
         ValueError,
-        match="teleport needs statistics=STATISTICS, a file of gms-fast statistics --gaussian: the model does not",
+        match="teleport needs statistics=STATISTICS, a file written by gms-fast statistics --gaussian: the model does",
     ):
         gms_fast.sample(Model(sample_shape=(D,)), 5, solver="teleport", n=1)
 

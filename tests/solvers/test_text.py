@@ -45,15 +45,15 @@ def test_text_of_a_plain_solver_is_its_name(name):
         ("", "solver must be a Solver or one of"),
         (3, "solver must be a Solver or one of"),
         ("gms:fit", "got 'fit' in 'gms:fit'"),
-        ("gms:fits=free", "solver 'gms:fits=free' has no option fits: gms takes fit, "),
+        ("gms:fits=free", "solver 'gms:fits=free' has no option fits: gms accepts fit, "),
         ("gms:fit=best", "fit must be"),
-        ("ddim then gms", "must be a teleport before .then."),
+        ("ddim then gms", "must be .teleport. before .then."),
         ("teleport:statistics=digits,until=5", "then must be a solver"),
         ("teleport:statistics=digits,until=5 then ddims", "got 'ddims'"),
-        ("teleport:statistics=digits,until=0.4 then ddim", "for a share of the steps give skip"),
+        ("teleport:statistics=digits,until=0.4 then ddim", "to skip a fraction of the steps, use skip"),
         (
             "ggdm",
-            "ggdm needs table=TABLE, a file of gms-fast search: the model does not record where it was loaded from",
+            "ggdm needs table=TABLE, a file written by gms-fast search: the model does not record where it was loaded",
         ),
     ],
 )
@@ -91,7 +91,7 @@ def test_tables_are_named_or_those_of_the_model():
         assert plan(schedule, None, 5, None, one) == plan(schedule, None, 5, None, other)
     assert solvers.build("gms:fit=exact", origin="digits").covariance is None
     assert solvers.build("ggdm", origin="mnist", steps=5).table.steps == 5
-    with pytest.raises(ValueError, match=r"there is no ggdm-7\.safetensors with mnist"):
+    with pytest.raises(ValueError, match=r"there is no ggdm-7\.safetensors for the model mnist"):
         solvers.build("ggdm", origin="mnist", steps=7)
 
 
@@ -101,7 +101,7 @@ def test_sample_takes_the_text_of_a_solver_with_the_tables_of_its_model(tmp_path
     assert torch.equal(gms_fast.sample(model, 4, solver="teleport:until=5 then ddim", n=2), want)
     io.save(model, tmp_path / "model")
     copy = gms_fast.load(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"there is no gaussian\.safetensors with"):
+    with pytest.raises(ValueError, match=r"there is no gaussian\.safetensors for the model"):
         gms_fast.sample(copy, 4, solver="teleport:until=5 then ddim", n=2)
     DIGITS.save(tmp_path / "model" / FILE)
     assert gms_fast.sample(copy, 4, solver="teleport:until=5 then ddim", n=2).isfinite().all()
@@ -159,14 +159,14 @@ def test_words_are_no_numbers(text):
 
 @pytest.mark.parametrize("text", ["er-sde:order=2,order=3", "er-sde:=2", "er-sde:order"])
 def test_options_stand_once_with_name_and_value(text):
-    with pytest.raises(ValueError, match="solver options must be like"):
+    with pytest.raises(ValueError, match="solver options must be written as in"):
         solvers.build(text)
 
 
 def test_names_of_tables_stay_text():
     with pytest.raises(FileNotFoundError, match="nothing is at 5"):
         solvers.build("ggdm:table=5")
-    with pytest.raises(ValueError, match=r"then must be a solver, such as .*: got Teleport$"):
+    with pytest.raises(ValueError, match=r"then must be a solver other than Teleport, .*: got Teleport$"):
         solvers.build("teleport:statistics=digits,until=5 then teleport:statistics=digits,until=2 then ddim")
 
 
@@ -199,5 +199,5 @@ def test_options_may_hold_what_a_text_cannot(tmp_path):
     made = of_options("teleport", {"statistics": str(table), "until": 5.0}, "ddim")
     assert isinstance(made.then, solvers.DDIM)
     assert of_options("unipc", {"disable_corrector": (0, 2)}).disable_corrector == (0, 2)
-    with pytest.raises(ValueError, match="has no option bogus: ddim takes eta, clipped_noise"):
+    with pytest.raises(ValueError, match="has no option bogus: ddim accepts eta, clipped_noise"):
         of_options("ddim", {"bogus": 1})

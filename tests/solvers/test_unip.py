@@ -219,8 +219,8 @@ def test_a_step_from_no_signal_has_no_corrector():
     [
         ({"order": 5}, "order must be one of 1, 2, 3, 4: got 5"),
         ({"variant": "bh3"}, "variant must be one of bh1, bh2: got 'bh3'"),
-        ({"disable_corrector": [0]}, r"disable_corrector must be a tuple of steps, 0 the first: got \[0\]"),
-        ({"disable_corrector": (-1,)}, r"disable_corrector must be a tuple of steps, 0 the first: got \(-1,\)"),
+        ({"disable_corrector": [0]}, r"disable_corrector must be a tuple of step indices >= 0: got \[0\]"),
+        ({"disable_corrector": (-1,)}, r"disable_corrector must be a tuple of step indices >= 0: got \(-1,\)"),
     ],
 )
 def test_options_are_checked(options, message):

@@ -64,7 +64,7 @@ def said_by(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"levels": _FLOW, "prediction_type": "flow_prediction"}
     name = config.get("_class_name", "one without beta_schedule, shift or sigma_data")
     raise ValueError(
-        f"config must be of a scheduler whose noise levels are known (betas, flow matching or EDM): got {name}"
+        f"config must come from a scheduler whose noise levels are known (betas, flow matching or EDM): got {name}"
     )
 
 
@@ -105,8 +105,8 @@ def visited(host: Any, steps: int | None, given: Mapping[str, list[float]], mu: 
         return _of_training(host, given["timesteps"]), False
     refused, name = ", ".join(asked), type(host).__name__
     raise ValueError(
-        f"{refused} must not be given, because {name}, which sets the levels, takes none; "
-        'levels="EulerDiscreteScheduler" takes sigmas'
+        f"{refused} must not be given, because {name}, which sets the levels, does not accept it; "
+        'levels="EulerDiscreteScheduler" accepts sigmas'
     )
 
 

@@ -1,31 +1,32 @@
-"""Schedulers of one solver each, with the solver's options as keywords."""
+"""Schedulers for one solver each, with the options of the solver as keywords."""
 
 from gms_fast.integrations.diffusers.schedulers import SolverScheduler
 
 
 class GMSScheduler(SolverScheduler):
-    """Gaussian Mixture Solver as a scheduler of diffusers.
+    """Scheduler for diffusers that runs the Gaussian Mixture Solver.
 
-    The network must return three noise moments in 3C channels. With `covariance` and `switch=0` one output is enough.
-    See [`GMS`][gms_fast.solvers.GMS]. All keywords of [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`
-    work too.
+    The network must return three noise moments, in 3C channels for a sample of C channels. With `covariance` and
+    `switch=0`, a single output is enough. See [`GMS`][gms_fast.solvers.GMS] for the equations. You can also pass all
+    keywords of [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`.
 
     Args:
-        fit: Fit of the mixture: "free" (default), "exact", "adan" or "gaussian".
-        component: "element" or "sample": scope of the draw of a mixture component; by default "element", for fit="adan"
-            "sample".
-        weight: Weight of the first component, in (0, 1), not 1/2.
-        moments: "cumulant" (default) or "released": propagation of the third moment.
-        covariance: File of Gaussian statistics of the data, or the name of an embedded model.
-        switch: Noise level sigma/alpha above which elements are drawn jointly with `covariance`.
-        iterations: Number of steps of fit="adan".
+        fit: Method that fits the mixture to the moments: "free" (default), "exact", "adan" or "gaussian".
+        component: Scope of the random choice between the two mixture components: "element" or "sample". The default is
+            "sample" for fit="adan" and "element" otherwise.
+        weight: Weight of the first component, in (0, 1) but not 1/2 (default 1/3).
+        moments: How the moments of x_0 are clipped to the data range: "cumulant" (default) or "released".
+        covariance: File with Gaussian statistics of the data, or the name of an embedded model.
+        switch: Noise level sigma/alpha above which the elements of a sample are drawn jointly, with `covariance`.
+        iterations: Number of iterations of fit="adan".
         lr: Learning rate of fit="adan".
-        eps: Constant in the denominator of fit="adan".
-        clip_pixel: Grey levels of noise that the last step may leave, by default 2.
-        clip_sample: True clips E[x_0|x_t], as pixel data need.
+        eps: Constant added to the denominator in fit="adan".
+        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey levels
+            (default 2).
+        clip_sample: If True, E[x_0|x_t] is clipped, which models of pixel data need.
 
     Raises:
-        ValueError: If an option has a wrong value, or `thresholding` is set.
+        ValueError: If an option has an invalid value, or if `thresholding` is set.
         TypeError: If a keyword is unknown.
 
     Examples:
@@ -43,20 +44,20 @@ class GMSScheduler(SolverScheduler):
 
 
 class ERSDEScheduler(SolverScheduler):
-    """ER-SDE-Solver as a scheduler of diffusers.
+    """Scheduler for diffusers that runs ER-SDE-Solver.
 
-    See [`ERSDE`][gms_fast.solvers.ERSDE]. All keywords of [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`
-    work too.
+    See [`ERSDE`][gms_fast.solvers.ERSDE] for the equations. You can also pass all keywords of
+    [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`.
 
     Args:
-        order: Order of the solver: 1, 2 or 3.
-        noise_scale: Name of the noise-scaling function phi, such as "er_sde_4" (default) or "ode".
-        quadrature: "released", a Riemann sum, or "exact".
-        points: Number of points of the released quadrature.
-        variance_clip: Variance of x/alpha below which no noise is drawn.
+        order: Order of the solver: 1, 2 or 3 (default).
+        noise_scale: Name of the function phi that sets the amount of noise, such as "er_sde_4" (default) or "ode".
+        quadrature: Rule for the integrals of 1/phi: "released" (default) for a Riemann sum, or "exact".
+        points: Number of points of the Riemann sum (default 100).
+        variance_clip: Variance of the noise in x/alpha below which a step draws no noise.
 
     Raises:
-        ValueError: If an option has a wrong value.
+        ValueError: If an option has an invalid value.
         TypeError: If a keyword is unknown.
 
     Examples:
@@ -75,23 +76,25 @@ class ERSDEScheduler(SolverScheduler):
 
 
 class DPMSolverV3Scheduler(SolverScheduler):
-    """DPM-Solver-v3 as a scheduler of diffusers.
+    """Scheduler for diffusers that runs DPM-Solver-v3.
 
-    See [`DPMSolverV3`][gms_fast.solvers.DPMSolverV3]. All keywords of [`SolverScheduler`][gms_fast.SolverScheduler]
-    except `solver` work too.
+    See [`DPMSolverV3`][gms_fast.solvers.DPMSolverV3] for the equations. You can also pass all keywords of
+    [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`.
 
     Args:
-        statistics: File of the network's empirical model statistics, or the name of an embedded model.
-        order: Order of the predictor >= 1.
-        corrector: None, "same" (order of the last predictor) or "next" (one order more).
-        pseudo: True takes pseudo derivatives in the predictor.
-        lower_order_final: True ends with orders .., 2, 1.
-        half: True or "released" corrects in one half of time only.
-        trust: lambda = log(alpha/sigma) from which on the statistics are used.
-        spacing: Time grid of the solver, used with `grid="solver"`.
+        statistics: File with the empirical model statistics of the network, or the name of an embedded model. Required.
+        order: Order of the predictor, >= 1 (default 3).
+        corrector: None for no corrector, "same" for a corrector with the order of the preceding predictor, or "next"
+            (default) for an order higher by one.
+        pseudo: If True, the predictor uses pseudo derivatives (default False).
+        lower_order_final: If True (default), the order decreases to 1 in the last steps.
+        half: False (default) uses the corrector at all times. True and "released" each use it in one half of the times
+            only.
+        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used.
+        spacing: Time grid of the solver, which is used with `grid="solver"`.
 
     Raises:
-        ValueError: If an option has a wrong value, or `statistics` is missing.
+        ValueError: If an option has an invalid value, or if `statistics` is missing.
         TypeError: If a keyword is unknown.
 
     Examples:
@@ -109,20 +112,20 @@ class DPMSolverV3Scheduler(SolverScheduler):
 
 
 class UniPCScheduler(SolverScheduler):
-    """UniPC as a scheduler of diffusers.
+    """Scheduler for diffusers that runs UniPC.
 
-    See [`UniPC`][gms_fast.solvers.UniPC]. All keywords of [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`
-    work too.
+    See [`UniPC`][gms_fast.solvers.UniPC] for the equations. You can also pass all keywords of
+    [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`.
 
     Args:
-        order: Order of the predictor, 1 .. 4; by default `solver_order`.
-        variant: "bh1" or "bh2", the function B(h); by default `solver_type`.
-        corrector: False uses the predictor alone.
-        lower_order_final: True ends with orders .., 2, 1.
-        disable_corrector: Steps whose end is not corrected, 0 being the first.
+        order: Order of the predictor, from 1 to 4. The default is the value of `solver_order`.
+        variant: Function B(h): "bh1" or "bh2". The default is the value of `solver_type`.
+        corrector: If False, the corrector is turned off and only the predictor runs (default True).
+        lower_order_final: If True (default), the order decreases to 1 in the last steps.
+        disable_corrector: Indices of the steps whose result is not corrected, counted from 0.
 
     Raises:
-        ValueError: If an option has a wrong value, or `predict_x0` is False.
+        ValueError: If an option has an invalid value, or if `predict_x0` is False.
         TypeError: If a keyword is unknown.
 
     Examples:
@@ -140,16 +143,16 @@ class UniPCScheduler(SolverScheduler):
 
 
 class GGDMScheduler(SolverScheduler):
-    """GGDM, a learned table of steps, as a scheduler of diffusers.
+    """Scheduler for diffusers that runs GGDM, a sampler with a learned table of coefficients.
 
-    The times are those of the table. See [`GGDM`][gms_fast.solvers.GGDM]. All keywords of
-    [`SolverScheduler`][gms_fast.SolverScheduler] except `solver` work too.
+    The table also fixes the times and the number of steps. See [`GGDM`][gms_fast.solvers.GGDM] for the equations. You
+    can also pass all keywords of [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`.
 
     Args:
-        table: File of the table, or an embedded one such as "mnist/5".
+        table: File with the table, or the name of an embedded table such as "mnist/5". Required.
 
     Raises:
-        ValueError: If `table` is missing, or the number of steps is not the table's.
+        ValueError: If `table` is missing, or if the number of steps differs from that of the table.
         TypeError: If a keyword is unknown.
 
     Examples:
@@ -167,22 +170,22 @@ class GGDMScheduler(SolverScheduler):
 
 
 class TeleportScheduler(SolverScheduler):
-    """Gaussian teleportation as a scheduler of diffusers: the noisiest times cost no call.
+    """Scheduler for diffusers that skips the noisiest times by Gaussian teleportation.
 
-    The jump happens in `scale_model_input`, before the first network call, so the pipeline must call that method. See
-    [`Teleport`][gms_fast.solvers.Teleport]. All keywords of [`SolverScheduler`][gms_fast.SolverScheduler] except
-    `solver` work too.
+    The skipped times cost no network evaluations. The teleport takes place in `scale_model_input`, before the network
+    is first called, so the pipeline must call that method. See [`Teleport`][gms_fast.solvers.Teleport] for the
+    equations. You can also pass all keywords of [`SolverScheduler`][gms_fast.SolverScheduler] except `solver`.
 
     Args:
-        statistics: File of Gaussian statistics of the data, or the name of an embedded model.
-        until: Noise level sigma/alpha >= 1 where the network takes over.
-        then: Text of the solver that follows (default "er-sde").
-        spacing: Time grid of the solver, used with `grid="solver"`.
+        statistics: File with Gaussian statistics of the data, or the name of an embedded model. Required.
+        until: Noise level sigma/alpha >= 1 at which the teleport ends and `then` begins.
+        then: Solver string of the solver for the remaining steps (default "er-sde").
+        spacing: Time grid of the solver, which is used with `grid="solver"`.
         direct: Must be False, because the pipeline draws the first state.
-        skip: Share of the steps to skip, in (0, 1), instead of `until`.
+        skip: Fraction of the steps to skip, in (0, 1), in place of `until`.
 
     Raises:
-        ValueError: If an option has a wrong value, or `statistics` is missing.
+        ValueError: If an option has an invalid value, or if `statistics` is missing.
         TypeError: If a keyword is unknown.
 
     Examples:

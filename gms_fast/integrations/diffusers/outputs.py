@@ -39,7 +39,7 @@ class Outputs:
         if self.variance not in ("learned", "learned_range"):
             if self.form != "noise":
                 raise ValueError(
-                    f"prediction_type must be epsilon where model_output has {parts} times the sample's channels "
+                    f"prediction_type must be epsilon if model_output has {parts} times the sample's channels "
                     f"(moments of the noise): got {self.form}"
                 )
             return NoiseMoments(first, *more[: max(self.wanted - 1, 0)])
@@ -47,7 +47,7 @@ class Outputs:
             return first
         if self.learned is None:
             raise ValueError(
-                f'variance_type must be "learned_range", or None for moments, where model_output has {parts} times the '
+                f'variance_type must be "learned_range", or None for moments, if model_output has {parts} times the '
                 f"sample's channels: got {self.variance!r}"
             )
         alpha, sigma, *_ = (level.to(first.dtype) for level in self.learned.at(t, sample))

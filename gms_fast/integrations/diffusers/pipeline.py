@@ -21,16 +21,16 @@ from gms_fast.types import NoiseMoments
 
 
 class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Diffusers wrapper of a `MomentUNet`, with its moments as the channels of one tensor.
+    """Diffusers model that wraps a `MomentUNet` and returns its moments as channels.
 
-    It is called at times 0 .. T-1 of its training schedule.
+    It is called with the times 0, .., T-1 of its training schedule.
 
     Args:
-        arguments: Arguments of the [`MomentUNet`][gms_fast.models.MomentUNet], as in its `config`.
+        arguments: Arguments of the [`MomentUNet`][gms_fast.models.MomentUNet], as in its attribute `config`.
         schedule: Training schedule, as in `Schedule.config`.
 
     Raises:
-        ValueError: If `schedule` or `arguments` do not describe a schedule or network.
+        ValueError: If `arguments` do not describe a network, or if `schedule` does not describe a schedule.
 
     Examples:
         >>> network = gms_fast.MomentUNetModel.of(gms_fast.load("digits"))
@@ -50,7 +50,7 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def of(cls, model: MomentUNet) -> "MomentUNetModel":
-        """Wrap a network; both share the weights.
+        """Wrap a network, which shares its weights with the wrapper.
 
         Args:
             model: Network with moment heads.
@@ -64,19 +64,19 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one sample."""
+        """Shape (C, H, W) of one sample."""
         return tuple(self.network.sample_shape)
 
     def forward(self, sample: Tensor, timestep: Any, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
-        """Return E[eps^k|x_t] as the channels of one tensor.
+        """Return the noise moments as the channels of one tensor.
 
         Args:
             sample: State (B, C, H, W).
             timestep: Time () or (B,), an index of the training schedule.
-            return_dict: False returns a tuple.
+            return_dict: If False, a tuple is returned.
 
         Returns:
-            `UNet2DOutput` with a tensor (B, 2C or 3C, H, W), or a tuple with the tensor.
+            `UNet2DOutput` with a tensor (B, 2C or 3C, H, W), or a tuple with this tensor.
         """
         t = self.network.schedule.network_time(timestep).to(sample.device, torch.float32)
         output = self.network(sample, t.expand(len(sample)))
@@ -88,23 +88,23 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 def _check_network(name: str, network: object, wanted: type) -> None:
     if not isinstance(network, wanted):
         raise TypeError(
-            f"{name} must be a {wanted.__name__}: got {type(network).__name__}; gms_fast.sample takes every network, "
-            "MomentHeads too"
+            f"{name} must be a {wanted.__name__}: got {type(network).__name__}; gms_fast.sample accepts every network, "
+            "including MomentHeads"
         )
 
 
 class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Diffusers pipeline of a network with moment heads, unconditional or with classes.
+    """Diffusers pipeline for a network with moment heads, unconditional or class-conditional.
 
     Args:
-        unet: A [`MomentUNetModel`][gms_fast.MomentUNetModel], or a diffusers network that returns moments in 2C or 3C
-            channels. It is called as `unet(sample, timestep, class_labels=..)`.
-        scheduler: A [`GMSScheduler`][gms_fast.GMSScheduler] or another scheduler of this package, whose
-            `network_moments` are those of the network.
+        unet: A [`MomentUNetModel`][gms_fast.MomentUNetModel], or a diffusers network that returns the noise moments in
+            2C or 3C channels. It is called as `unet(sample, timestep, class_labels=..)`.
+        scheduler: A [`GMSScheduler`][gms_fast.GMSScheduler] or another scheduler of this package. Its `network_moments`
+            must match the network.
 
     Raises:
-        TypeError: If `scheduler` is not one of this package.
-        ValueError: If the scheduler's `network_moments` are not the network's.
+        TypeError: If `unet` is not a diffusers model, or if `scheduler` is not a scheduler of this package.
+        ValueError: If the scheduler's `network_moments` do not match the network.
 
     Examples:
         >>> pipe = gms_fast.GMSPipeline.of(gms_fast.load("digits"))
@@ -125,22 +125,25 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         _check_network("unet", unet, ModelMixin)
         if not isinstance(scheduler, SolverScheduler):
             name = type(scheduler).__name__
-            raise TypeError(f"scheduler must be one of gms_fast that reads moments, such as GMSScheduler: got {name}")
+            raise TypeError(f"scheduler must be a scheduler of gms_fast, such as GMSScheduler: got {name}")
         moments = scheduler.config.network_moments
         if isinstance(unet, MomentUNetModel) and moments != unet.network.moments:
-            raise ValueError(f"network_moments of the scheduler must be {unet.network.moments}: got {moments}")
+            raise ValueError(
+                f"network_moments of the scheduler must be {unet.network.moments}, as in the network: got {moments}"
+            )
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @classmethod
     def of(cls, model: MomentUNet, kind: type[SolverScheduler] = GMSScheduler, **options: Any) -> "GMSPipeline":
-        """Build the pipeline of a model whose data lie in [-1, 1].
+        """Build the pipeline for a model whose data lie in [-1, 1].
 
-        The scheduler takes the model's betas and moments, clips to [-1, 1], and uses the solver's own time grid.
+        The scheduler uses the betas and the kind of moments of the model, clips E[x_0|x_t] to [-1, 1], and uses the
+        solver's own time grid.
 
         Args:
             model: Network with moment heads and a VP schedule.
-            kind: Class of the scheduler.
-            **options: Options of the scheduler, which take precedence.
+            kind: Class of the scheduler (default `GMSScheduler`).
+            **options: Keywords of the scheduler, which take precedence over these settings.
 
         Returns:
             The pipeline.
@@ -151,7 +154,7 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         _check_network("model", model, MomentUNet)
         if not isinstance(model.schedule, VP):
-            raise ValueError(f"model must have a VP schedule, as schedulers of diffusers do: got {model.schedule!r}")
+            raise ValueError(f"model must have a VP schedule, as schedulers in diffusers do: got {model.schedule!r}")
         own = {"grid": "solver", "network_moments": model.moments, "clip_sample": True}
         betas = {"trained_betas": model.schedule.betas.tolist(), "num_train_timesteps": model.schedule.T}
         return cls(MomentUNetModel.of(model), kind(**{**own, **betas, **options}))
@@ -171,33 +174,35 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw images.
+        """Generate images.
 
         Args:
-            batch_size: Number n of images >= 1.
-            num_inference_steps: Number of network evaluations per image.
-            generator: One generator, or a list of one per image.
-            class_labels: Classes (n,), for a network with classes.
-            guidance_scale: Scale of classifier-free guidance; 1 is none. Moments about the first stay conditional.
-            negative_class_labels: Classes (n,) of the unconditional output, needed with guidance.
-            latents: Initial state (n, C, H, W) of standard deviation 1.
-            output_type: "pil" (default), "np" for (n, H, W, C) or "pt" for (n, C, H, W), both in [0, 1], or "latent"
-                for the samples as they are.
-            return_dict: False returns a tuple.
-            callback_on_step_end: Called after each step as `(pipe, i, t, {"latents": x})`; it may return new "latents".
-            callback_on_step_end_tensor_inputs: Tensors for the callback; only "latents" is known.
+            batch_size: Number n of images, >= 1 (default 1).
+            num_inference_steps: Number of network evaluations per image (default 10).
+            generator: One generator, or a list of one generator per image.
+            class_labels: Classes (n,), required for a network with classes.
+            guidance_scale: Scale of classifier-free guidance. 1 (default) turns guidance off. The higher central
+                moments remain those of the conditional output.
+            negative_class_labels: Classes (n,) for the unconditional output, required for guidance.
+            latents: Initial noise (n, C, H, W) with standard deviation 1. By default, it is drawn from `generator`.
+            output_type: "pil" (default) for PIL images; "np" for an array (n, H, W, C) or "pt" for a tensor (n, C, H,
+                W), both with values in [0, 1]; or "latent" for the samples without conversion.
+            return_dict: If False, a tuple is returned.
+            callback_on_step_end: Function that is called after each step as `(pipe, i, t, {"latents": x})`. If it
+                returns a dict with "latents", these replace the state.
+            callback_on_step_end_tensor_inputs: Names of the tensors for the callback. Only "latents" is supported.
 
         Returns:
             `ImagePipelineOutput` with the images, or a tuple with the images.
 
         Raises:
-            ValueError: If an argument has a wrong value or does not fit the network.
+            ValueError: If an argument is invalid or does not fit the network.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1: got {batch_size}")
         if set(callback_on_step_end_tensor_inputs) - {"latents"}:
             got = callback_on_step_end_tensor_inputs
-            raise ValueError(f"callback_on_step_end_tensor_inputs must hold only latents: got {got}")
+            raise ValueError(f"callback_on_step_end_tensor_inputs must contain only latents: got {got}")
         labels = self._labels("class_labels", class_labels, batch_size)
         others = self._labels("negative_class_labels", negative_class_labels, batch_size, guidance_scale != 1)
         shape = (batch_size, *self._sample_shape)
@@ -205,7 +210,7 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif latents.shape != shape:
-            raise ValueError(f"latents must be {shape}: got {tuple(latents.shape)}")
+            raise ValueError(f"latents must have shape {shape}: got {tuple(latents.shape)}")
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         x: Tensor = latents.to(device) * self.scheduler.init_noise_sigma
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -235,13 +240,13 @@ class GMSPipeline(DiffusionPipeline):  # type: ignore[misc]
         classes = getattr(self.unet.config, "num_class_embeds", None)
         if labels is None:
             if classes is not None and needed:
-                raise ValueError(f"{name} must be given, ({n},): the network has {classes} classes")
+                raise ValueError(f"{name} must be given, with shape ({n},), because the network has {classes} classes")
             return {}
         if classes is None:
-            raise ValueError(f"{name} must be None: the network has no classes")
+            raise ValueError(f"{name} must be None, because the network has no classes")
         labels = torch.as_tensor(labels, device=self._execution_device)
         if labels.shape != (n,):
-            raise ValueError(f"{name} must be ({n},), one per sample: got {tuple(labels.shape)}")
+            raise ValueError(f"{name} must have shape ({n},), one per sample: got {tuple(labels.shape)}")
         return {"class_labels": labels}
 
     def _asked(self, x: Tensor, t: Any, labels: dict[str, Tensor]) -> Tensor:

@@ -25,87 +25,95 @@ _MOMENTS = ("raw", "central")
 
 @dataclass
 class SolverSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
-    """Result of a step: the state at the next time, and E[x_0|x_t], in the sample's dtype."""
+    """Result of a step: the state at the next time and E[x_0|x_t], in the sample's dtype."""
 
     pred_original_sample: Tensor | None = None
 
 
 class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Scheduler for diffusers pipelines that takes the steps of any solver.
+    """Scheduler for diffusers pipelines that runs any solver of this package.
 
-    Noise levels and times are those of a diffusers scheduler with the same keywords, named by `levels`. The state is
-    what the network sees, alpha x_0 + sigma eps, so `scale_model_input` changes nothing, and `init_noise_sigma` is the
-    scale of the first such state. Keywords that are None take the default of that diffusers scheduler. Keywords that
-    describe its own steps (`solver_order`, `solver_type`, `algorithm_type`, ..) set the options of "dpm-solver++" and
-    "unipc" that are left open; other solvers ignore them.
+    The noise levels and times are those of a diffusers scheduler with the same keywords. The argument `levels` names
+    the class of that scheduler, and a keyword that is None takes the default of that class. The state is alpha x_0 +
+    sigma eps, which is also the input of the network. `scale_model_input` therefore leaves it unchanged, and
+    `init_noise_sigma` is the scale of the first state.
+
+    Keywords that configure diffusers' own solvers, such as `solver_order`, `solver_type` and `algorithm_type`, also set
+    the corresponding options of "dpm-solver++" and "unipc", unless the solver string sets these options itself. All
+    other solvers ignore them.
 
     Args:
-        solver: Text of the solver, such as "er-sde:order=2" (see `gms_fast.solvers.text`). The named schedulers, such
-            as [`ERSDEScheduler`][gms_fast.ERSDEScheduler], have the options of their solver instead.
-        levels: Name of the diffusers class whose noise levels and times are used. None takes
-            FlowMatchEulerDiscreteScheduler for prediction_type "flow_prediction" without use_flow_sigmas. Otherwise it
-            depends on the solver: DDIMScheduler for "ddim", DDPMScheduler for "ddpm" and "sn-ddpm",
+        solver: Solver string, such as "er-sde:order=2" (default "er-sde"; see [`build`][gms_fast.solvers.build]). The
+            named schedulers, such as [`ERSDEScheduler`][gms_fast.ERSDEScheduler], have the options of their solver as
+            keywords instead.
+        levels: Name of the diffusers class whose noise levels and times are used. By default, this is
+            FlowMatchEulerDiscreteScheduler if prediction_type is "flow_prediction" and use_flow_sigmas is not set.
+            Otherwise it depends on the solver: DDIMScheduler for "ddim", DDPMScheduler for "ddpm" and "sn-ddpm",
             UniPCMultistepScheduler for "unip" and "unipc", EulerDiscreteScheduler for "euler", HeunDiscreteScheduler
             for "heun", and DPMSolverMultistepScheduler for all others.
-        grid: Time grid of this package instead of a diffusers one: "solver" (the solver's own), "uniform", "quadratic",
-            "log-snr", "karras" or "angle".
-        network_moments: Meaning of outputs with 2C or 3C channels: "raw" (default) for E[eps^k|x_t], "central" for
-            E[(eps - e1)^k|x_t] from the second on.
-        clip_sample: True clips E[x_0|x_t], with every solver.
-        clip_sample_range: Bound of the clipping, [-r, r].
-        thresholding: True applies dynamic thresholding to E[x_0|x_t]; not for solvers that read moments.
-        dynamic_thresholding_ratio: Quantile of |x_0| in dynamic thresholding, by default 0.995.
-        sample_max_value: Largest threshold of dynamic thresholding, by default 1.
-        prediction_type: Meaning of the network's output: "epsilon", "sample", "v_prediction" or "flow_prediction".
-        variance_type: Variance of a DDPM scheduler. With "learned_range" the second half of 2C channels is a learned
-            variance.
-        num_train_timesteps: Number of training times.
-        beta_start: First beta of the training.
-        beta_end: Last beta of the training.
-        beta_schedule: Form of the betas: "linear", "scaled_linear" or "squaredcos_cap_v2".
-        trained_betas: The betas themselves, instead of the three keywords before.
-        rescale_betas_zero_snr: True rescales the betas to zero terminal SNR.
+        grid: Time grid of this package to use in place of the time grid of the diffusers class: "solver" (the solver's
+            own), "uniform", "quadratic", "log-snr", "karras" or "angle". None (default) keeps the grid of the diffusers
+            class.
+        network_moments: Kind of the noise moments in network outputs with 2C or 3C channels, where the sample has C
+            channels. "raw" (default) stands for E[eps^k|x_t]. "central" stands for e1 = E[eps|x_t], followed by E[(eps
+            - e1)^k|x_t] for k = 2 and 3.
+        clip_sample: If True, E[x_0|x_t] is clipped, whichever solver is used.
+        clip_sample_range: Bound r of the clipping: E[x_0|x_t] is clipped to [-r, r].
+        thresholding: If True, dynamic thresholding is applied to E[x_0|x_t]. It must be False for solvers that use the
+            second or third noise moment.
+        dynamic_thresholding_ratio: Quantile of |x_0| that is used as the threshold in dynamic thresholding (default
+            0.995).
+        sample_max_value: Largest threshold in dynamic thresholding (default 1).
+        prediction_type: Quantity that the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction".
+        variance_type: Kind of the variance, as in DDPMScheduler. With "learned_range", the network has 2C output
+            channels, and the second half of them is a learned variance.
+        num_train_timesteps: Number of time steps in training.
+        beta_start: First beta in training.
+        beta_end: Last beta in training.
+        beta_schedule: Formula for the betas: "linear", "scaled_linear" or "squaredcos_cap_v2".
+        trained_betas: The betas themselves, in place of `beta_start`, `beta_end` and `beta_schedule`.
+        rescale_betas_zero_snr: If True, the betas are rescaled so that the last training time has zero SNR.
         snr_shift_scale: Shift of the SNR in CogVideoX.
         timestep_spacing: Spacing of the times: "linspace", "leading" or "trailing".
-        steps_offset: Offset of the times, with "leading".
-        timestep_type: "discrete" or "continuous" times of EulerDiscreteScheduler.
-        interpolation_type: "linear" or "log_linear" interpolation of levels in EulerDiscreteScheduler.
-        set_alpha_to_one: True ends DDIM at alpha = 1, False at the first training level.
-        final_sigmas_type: Last noise level: "zero", or "sigma_min" for the least training level.
-        use_karras_sigmas: True spaces the levels as Karras et al. 2022 do.
-        use_exponential_sigmas: True spaces the levels exponentially.
-        use_beta_sigmas: True spaces the levels by quantiles of a beta distribution.
-        use_lu_lambdas: True spaces the levels uniformly in log(alpha/sigma).
-        use_flow_sigmas: True uses the levels of flow matching in a VP scheduler.
-        flow_shift: Shift of the levels with use_flow_sigmas.
-        lambda_min_clipped: Least log(alpha/sigma) of DPMSolverMultistepScheduler's levels.
-        shift: Shift of the levels in flow matching.
-        shift_terminal: Value to which the last shifted level is stretched.
-        use_dynamic_shifting: True shifts the levels by `mu` of `set_timesteps`.
-        time_shift_type: "exponential" or "linear" form of the dynamic shift.
-        base_shift: Shift at `base_image_seq_len`, which pipelines read to compute mu.
-        max_shift: Shift at `max_image_seq_len`, which pipelines read to compute mu.
+        steps_offset: Offset that is added to the times if timestep_spacing is "leading".
+        timestep_type: Kind of times in EulerDiscreteScheduler: "discrete" or "continuous".
+        interpolation_type: Interpolation of the noise levels in EulerDiscreteScheduler: "linear" or "log_linear".
+        set_alpha_to_one: If True, DDIM ends at alpha = 1; if False, it ends at the lowest noise level in training.
+        final_sigmas_type: Last noise level: "zero", or "sigma_min" for the lowest noise level in training.
+        use_karras_sigmas: If True, the noise levels are spaced as in Karras et al. 2022.
+        use_exponential_sigmas: If True, the noise levels are spaced exponentially.
+        use_beta_sigmas: If True, the noise levels are spaced by the quantiles of a beta distribution.
+        use_lu_lambdas: If True, the noise levels are spaced uniformly in log(alpha/sigma).
+        use_flow_sigmas: If True, a variance-preserving (VP) scheduler uses the noise levels of flow matching.
+        flow_shift: Shift of the noise levels if `use_flow_sigmas` is True.
+        lambda_min_clipped: Smallest log(alpha/sigma) of the noise levels in DPMSolverMultistepScheduler.
+        shift: Shift of the noise levels in flow matching.
+        shift_terminal: Value to which the last shifted noise level is stretched.
+        use_dynamic_shifting: If True, the noise levels are shifted by the argument `mu` of `set_timesteps`.
+        time_shift_type: Formula for the dynamic shift: "exponential" or "linear".
+        base_shift: Shift for the sequence length `base_image_seq_len`. Pipelines use it to compute `mu`.
+        max_shift: Shift for the sequence length `max_image_seq_len`. Pipelines use it to compute `mu`.
         base_image_seq_len: Sequence length of the smallest image.
         max_image_seq_len: Sequence length of the largest image.
-        invert_sigmas: Must be False.
-        sigma_min: Least noise level of EDM.
-        sigma_max: Largest noise level of EDM.
+        invert_sigmas: Not supported; must be False.
+        sigma_min: Lowest noise level of EDM.
+        sigma_max: Highest noise level of EDM.
         sigma_data: Standard deviation of the data in EDM.
-        sigma_schedule: "karras" or "exponential" levels of EDM.
-        rho: Exponent of EDM's Karras levels.
-        algorithm_type: "dpmsolver++" or "sde-dpmsolver++", for "dpm-solver++".
-        solver_order: Order of "dpm-solver++" or "unipc".
-        solver_type: "midpoint" or "heun" for "dpm-solver++", "bh1" or "bh2" for "unipc".
-        lower_order_final: True ends with lower orders, for "dpm-solver++" and "unipc".
-        euler_at_final: No effect, because a last step to no noise is of order 1 anyway. Must be False for
-            "dpm-solver++" with final_sigmas_type "sigma_min".
-        disable_corrector: Steps of "unipc" whose end is not corrected.
+        sigma_schedule: Spacing of the noise levels of EDM: "karras" or "exponential".
+        rho: Exponent of EDM's "karras" noise levels.
+        algorithm_type: "dpmsolver++" or "sde-dpmsolver++"; used by "dpm-solver++".
+        solver_order: Order of the solver; used by "dpm-solver++" and "unipc".
+        solver_type: "midpoint" or "heun" for "dpm-solver++", and "bh1" or "bh2" for "unipc".
+        lower_order_final: If True, the order decreases in the last steps; used by "dpm-solver++" and "unipc".
+        euler_at_final: Has no effect, because a last step to zero noise has order 1 anyway. Must be False for
+            "dpm-solver++" with final_sigmas_type="sigma_min".
+        disable_corrector: Indices of the steps whose result is not corrected; used by "unipc".
         predict_x0: Must not be False for "unip" and "unipc".
         solver_p: Must be None for "unip" and "unipc".
         stochastic_sampling: Must be False for "ddim".
 
     Raises:
-        ValueError: If a keyword has a wrong value, or one that this solver does not support.
+        ValueError: If a keyword has an invalid value, or a value that this solver does not support.
         TypeError: If a keyword is unknown.
 
     Examples:
@@ -135,22 +143,22 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **keywords: Any) -> Any:
-        """Build a scheduler with the levels, times and prediction of another one's configuration.
+        """Build a scheduler from the configuration of another scheduler.
 
-        Options of diffusers' own solver in that configuration apply to a solver of the same kind, where they are left
-        open.
+        The new scheduler has the same noise levels, times and prediction type. If the configuration sets options of a
+        diffusers solver, they also apply to the same kind of solver here, unless you set these options.
 
         Args:
             config: Configuration, such as `pipe.scheduler.config`.
-            return_unused_kwargs: True returns also the unused keywords.
-            **keywords: Keywords of the constructor, which take precedence.
+            return_unused_kwargs: If True, the unused keywords are returned too.
+            **keywords: Keywords of the constructor, which take precedence over the configuration.
 
         Returns:
             The scheduler, or (scheduler, unused keywords).
 
         Raises:
             TypeError: If a keyword is unknown.
-            ValueError: If the levels of that scheduler are unknown here.
+            ValueError: If the noise levels of the other scheduler are not known to this package.
         """
         if isinstance(config, Mapping):
             config = words.adopted(config, cls._solver, cls._ours)
@@ -161,7 +169,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *arguments: Any, **keywords: Any) -> Any:
-        """Load the configuration from a folder; tables are named by their files there."""
+        """Load the configuration from a folder, and find the statistics and tables saved with it."""
         loaded = super().load_config(pretrained_model_name_or_path, *arguments, **keywords)
         folder = Path(str(pretrained_model_name_or_path), keywords.get("subfolder") or "")
         if isinstance(loaded, tuple):
@@ -169,7 +177,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return tables.found(loaded, folder)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **keywords: Any) -> None:
-        """Write the configuration, and copy the tables that it names beside it."""
+        """Save the configuration, with copies of the statistics and tables that it names."""
         config = self.config
         try:
             self._internal_dict = FrozenDict(tables.kept(config, Path(save_directory)))
@@ -180,19 +188,23 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _set_up(self) -> None:
         """Build all that does not depend on `set_timesteps`."""
         if self.config.network_moments not in _MOMENTS:
-            raise ValueError(f"network_moments must be one of raw, central: got {self.config.network_moments!r}")
+            raise ValueError(f"network_moments must be raw or central: got {self.config.network_moments!r}")
         host = self._host()
         config = words.merged(self.config, levels.defaults(host))
         self._itself: Solver = words.solver_of(self._solver, config)
         self._internal_dict = FrozenDict(words.filled(self._solver, config, self._itself, type(self).__name__))
         if self.config.get("thresholding") and self._itself.moments_needed > 1:
             name = type(self._itself).__name__
-            raise ValueError(f"thresholding must be False for {name}, which reads moments: clip_sample may be True")
+            raise ValueError(
+                f"thresholding must be False for {name}, which uses noise moments: use clip_sample instead"
+            )
         walking = self._itself.onward()
         if isinstance(walking, (Euler, Heun)) and walking.churn:
-            raise ValueError("churn must be 0 in a scheduler, which cannot change the times of the network's calls")
+            raise ValueError(
+                "churn must be 0 in a scheduler, because the pipeline sets the times of the network's calls"
+            )
         if isinstance(self._itself, Teleport) and self._itself.direct:
-            raise ValueError("direct must be False in a scheduler: the pipeline draws the first state")
+            raise ValueError("direct must be False in a scheduler, because the pipeline draws the first state")
         self.betas, self.alphas_cumprod = (getattr(host, name, None) for name in ("betas", "alphas_cumprod"))
         self.timesteps, self.sigmas = host.timesteps, getattr(host, "sigmas", None)
         self.init_noise_sigma = levels.initial_scale(host)
@@ -207,7 +219,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         grid, spacing = self.config.get("grid"), self.config.get("timestep_spacing")
         if spacing not in (None, *levels.SPACINGS):
             known = ", ".join(levels.SPACINGS)
-            raise ValueError(f"timestep_spacing must be one of {known} (for others use grid): got {spacing!r}")
+            raise ValueError(f"timestep_spacing must be one of {known} (use grid for others): got {spacing!r}")
         if grid not in (None, *walks.GRIDS):
             raise ValueError(f"grid must be one of {', '.join(walks.GRIDS)}: got {grid!r}")
         return levels.of_kind(levels.kind(words.name_of(self._solver, self.config), self.config), self.config)
@@ -223,16 +235,16 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def step_index(self) -> int | None:
-        """Index of the next step in `timesteps`; None before the first."""
+        """Index of the next step in `timesteps`; None before the first step."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """Index of the first step in `timesteps`, if a pipeline has set it."""
+        """Index in `timesteps` at which the run starts, if a pipeline has set it."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start the run at this index of `timesteps`."""
+        """Set the index in `timesteps` at which the run starts."""
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -243,27 +255,30 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Choose the times of a new run: by their number, or as timesteps or noise levels.
+        """Set the times of a new run from their number, or from given timesteps or noise levels.
 
-        Exactly one of `num_inference_steps`, `timesteps` and `sigmas` is needed.
+        Pass exactly one of `num_inference_steps`, `timesteps` and `sigmas`.
 
         Args:
-            num_inference_steps: Number of network evaluations >= 1; for "heun" the number of steps.
-            device: Device of `timesteps`.
-            timesteps: Falling training times.
-            sigmas: Falling noise levels sigma/alpha; sigma for flow matching.
-            mu: Parameter of a dynamic shift.
+            num_inference_steps: Number of network evaluations, >= 1. For "heun", the number of steps.
+            device: Device of the attribute `timesteps`.
+            timesteps: Training times in decreasing order.
+            sigmas: Noise levels sigma/alpha in decreasing order, or sigma for flow matching.
+            mu: Shift parameter for `use_dynamic_shifting`.
 
         Raises:
-            ValueError: If the arguments contradict each other, do not fall, or do not suit these levels.
+            ValueError: If not exactly one of the three is given, if the values do not decrease, or if the selected
+                diffusers class does not support the arguments.
         """
         given = {name: _listed(v) for name, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("exactly one of num_inference_steps, timesteps and sigmas must be given")
         if num_inference_steps not in (None, *map(len, given.values())) and given:
-            raise ValueError(f"num_inference_steps must be None with {', '.join(given)}: got {num_inference_steps}")
+            raise ValueError(
+                f"num_inference_steps must be None together with {', '.join(given)}: got {num_inference_steps}"
+            )
         if any(not a > b for times in given.values() for a, b in pairwise(times)):
-            raise ValueError(f"{', '.join(given)} must fall: got {given}")
+            raise ValueError(f"{', '.join(given)} must decrease: got {given}")
         steps = None if num_inference_steps is None else int(num_inference_steps)
         if not given and (steps is None or steps < 1):
             raise ValueError(f"num_inference_steps must be at least 1: got {num_inference_steps!r}")
@@ -281,12 +296,12 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """Return the index of a time in `timesteps`.
 
-        A time that occurs twice gives its second index, so that a run may start there. A time that does not occur gives
-        a warning and the nearest index.
+        If the time occurs twice, the second index is returned, so that a run may start there. If it does not occur, a
+        warning is issued and the index of the nearest time is returned.
 
         Args:
-            timestep: The time.
-            schedule_timesteps: Times to search; by default `timesteps`.
+            timestep: Time to find.
+            schedule_timesteps: Times to search. None (default) searches `timesteps`.
 
         Returns:
             Index into the times.
@@ -297,13 +312,16 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if places:
             return places[min(1, len(places) - 1)]
         nearest = min(range(len(times)), key=lambda i: abs(times[i] - t))
-        warnings.warn(f"timestep must be one of scheduler.timesteps: got {t:g}, using {times[nearest]:g}", stacklevel=3)
+        warnings.warn(
+            f"timestep must be one of scheduler.timesteps: got {t:g}, so the nearest one, {times[nearest]:g}, is used",
+            stacklevel=3,
+        )
         return nearest
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """Return the state as the network sees it, which is the state itself.
+        """Return the input of the network, which is the state itself.
 
-        Only a Teleport changes it: before the first step it returns the state after its jump.
+        With a Teleport, however, the call before the first step returns the state at the end of the teleport.
 
         Args:
             sample: State (n, C, H, W).
@@ -330,34 +348,38 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
     ) -> SolverSchedulerOutput | tuple[Tensor, ...]:
-        """Take one step: return the state at the next time.
+        """Take one step and return the state at the next time.
 
-        At the first step of a run that draws noise, seeds are drawn from the generators. Results therefore do not
-        depend on the batching of samples, and differ from run to run.
+        If the run draws noise, its first step draws the seeds of the noise from the generators: a single seed from one
+        generator, or one seed per sample from a list. With a list, a sample does not depend on the other samples in the
+        batch. Each run draws new seeds, so its results differ from those of the preceding run unless you reseed the
+        generators.
 
         Args:
-            model_output: Network output: shaped like sample, moments in 2 or 3 times its channels, or `NoiseMoments`.
-            timestep: Time of the sample, one of `timesteps`.
+            model_output: Output of the network: a tensor shaped like `sample`, a tensor of noise moments with 2 or 3
+                times as many channels, or `NoiseMoments`.
+            timestep: Time of the sample, which is one of `timesteps`.
             sample: State (n, C, H, W).
-            generator: One generator, or a list of one per sample. A number here is DDIM's `eta`, which has this
-                position in diffusers.
-            return_dict: False returns `(state,)` and saves the computation of E[x_0|x_t].
-            variance_noise: Standard normals instead of the seeded noise.
-            eta: Replaces the eta of "ddim". 0, the value that pipelines pass by default, keeps the solver's own.
-            use_clipped_model_output: None or False. `DDIMPipeline` passes it; for True use the solver
+            generator: One generator, or a list of one generator per sample. A number is taken as DDIM's `eta`, which
+                diffusers has in this position.
+            return_dict: If False, only the tuple `(state,)` is returned and E[x_0|x_t] is not computed.
+            variance_noise: Standard normal noise that replaces the seeded noise.
+            eta: Value that replaces the eta of "ddim". 0, which pipelines pass by default, keeps the eta of the solver.
+            use_clipped_model_output: None or False, as `DDIMPipeline` passes it. Instead of True, use the solver
                 "ddim:clipped_noise=true".
 
         Returns:
             `SolverSchedulerOutput` with `prev_sample` and `pred_original_sample`, or a tuple.
 
         Raises:
-            ValueError: If the sample changes its shape within a run, the output has other channels, `eta` is given to
-                another solver, `use_clipped_model_output` is true, or `set_timesteps` was not called.
+            ValueError: If the shape of the sample changes within a run, if the output has the wrong number of channels,
+                if `eta` is given to a solver other than "ddim", if `use_clipped_model_output` is true, or if
+                `set_timesteps` was not called.
         """
         if use_clipped_model_output:
             raise ValueError(
-                f"use_clipped_model_output must be None or False: got {use_clipped_model_output!r}; the solver "
-                '"ddim:clipped_noise=true" computes the noise from the clipped x_0'
+                f"use_clipped_model_output must be None or False: got {use_clipped_model_output!r}; use the solver "
+                '"ddim:clipped_noise=true", which computes the noise from the clipped x_0'
             )
         if isinstance(generator, (int, float)):
             walk, i = self._placed(timestep, sample, None, generator)
@@ -385,13 +407,13 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"begin_index must lie in [0, {len(walk.times)}): got {i}")
         if walk.known and i == 0 and not self._landed:
             raise ValueError(
-                "scale_model_input must be called before the network, because a Teleport jumps there; this pipeline "
-                "does not call it: use the solver that follows the jump"
+                "scale_model_input must be called before the network, because the teleport takes place in it; this "
+                "pipeline does not call it, so use the solver after the teleport alone"
             )
         if self.order > 1 and i > 0 and walk.levels[0][0] == 0:
             raise ValueError(
-                "begin_index must be 0 for heun where the first level has no signal, because its first step has a "
-                "single network call; use dpm-solver++"
+                "begin_index must be 0 for heun if the first noise level has no signal, because the first step then "
+                "calls the network only once; use dpm-solver++ instead"
             )
         walk = self._with_eta(walk, eta)
         self._walk = walk = walk.begun(seeds(generator, sample) if walk.draws else 0)
@@ -402,7 +424,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if not eta:
             return walk
         if not isinstance(self._itself, DDIM):
-            raise ValueError(f"eta must be 0 unless solver is ddim: got {eta:g}")
+            raise ValueError(f"eta must be 0 unless the solver is ddim: got {eta:g}")
         return walk.by(replace(self._itself, eta=eta))
 
     def _set_walk(self) -> walks.Walk:
@@ -411,14 +433,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._walk
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return alpha x_0 + sigma eps at some times, in the dtype of x_0.
+        """Return alpha x_0 + sigma eps at the given times, in the dtype of x_0.
 
-        Times are those of the run, else of the training. During a run the level of the next step is used instead. If
-        `begin_index` is set, it is the level there.
+        The times belong to the run if all of them occur in it; otherwise they are training times. If a pipeline has set
+        `begin_index`, the times are ignored: the noise level is then that of the next step, or before the first step
+        that of `begin_index`.
 
         Args:
             original_samples: x_0, (B, C, H, W).
-            noise: eps, shaped like x_0.
+            noise: eps, with the shape of x_0.
             timesteps: Times (B,).
 
         Returns:
@@ -432,12 +455,12 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the velocity alpha eps - sigma x_0 at some times; eps - x_0 for flow matching.
+        """Return the velocity: alpha eps - sigma x_0, or eps - x_0 for flow matching.
 
         Args:
             sample: x_0, (B, C, H, W).
-            noise: eps, shaped like x_0.
-            timesteps: Times (B,).
+            noise: eps, with the shape of x_0.
+            timesteps: Times (B,), as in `add_noise`.
 
         Returns:
             Tensor (B, C, H, W), in the dtype of x_0.

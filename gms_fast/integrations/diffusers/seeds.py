@@ -18,12 +18,12 @@ def seeds(generator: Generators, sample: Tensor) -> int | Tensor:
     if generator is None or isinstance(generator, torch.Generator):
         return _seed(generator, sample)
     if len(generator) != len(sample):
-        raise ValueError(f"generator must be one, or a list of {len(sample)}, one per sample: got {len(generator)}")
+        raise ValueError(f"generator must be a single one or a list of {len(sample)}: got a list of {len(generator)}")
     return torch.tensor([_seed(g, sample) for g in generator], dtype=torch.int64)
 
 
 def _seed(generator: torch.Generator | None, sample: Tensor) -> int:
     device = torch.device("cpu") if generator is None else generator.device
     if device.type not in ("cpu", sample.device.type):
-        raise ValueError(f"generator must be on {sample.device} like sample, or on the CPU: got one on {device}")
+        raise ValueError(f"generator must be on {sample.device}, like the sample, or on the CPU: got one on {device}")
     return int(torch.randint(_FIRST, _END, (), generator=generator, device=device))

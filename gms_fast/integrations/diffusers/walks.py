@@ -125,8 +125,8 @@ def _check_end(host: Any, visited: Levels) -> None:
     """Raise ValueError if the run ends with noise, in another scale than diffusers' own state."""
     if float(visited.sigma(0.0)) > 0 and levels.scales(host):
         raise ValueError(
-            f"final_sigmas_type must be zero, and sigmas must end in 0, for the levels of {type(host).__name__}: "
-            "its state has another scale than the network sees"
+            f"final_sigmas_type must be zero, and sigmas must end in 0, with the levels of {type(host).__name__}, "
+            "because its state and the network's input have different scales"
         )
 
 

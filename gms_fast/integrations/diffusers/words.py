@@ -43,7 +43,7 @@ def initialiser(solver: str | None) -> Callable[..., None]:
     def made(self: Any, **config: Any) -> None:
         if unknown := config.keys() - defaults.keys():
             listed, known = ", ".join(sorted(unknown)), ", ".join(defaults)
-            raise TypeError(f"{type(self).__name__} got unexpected keywords {listed}: it takes {known}")
+            raise TypeError(f"{type(self).__name__} got unexpected keywords {listed}: it accepts {known}")
         self._set_up()
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -150,7 +150,7 @@ def _check(name: str, config: Mapping[str, Any]) -> None:
 
     variance = str(config.get("variance_type"))
     if name in ("unipc", "unip") and config.get("predict_x0") is False:
-        refuse("predict_x0", "True, because x_0 is predicted here,")
+        refuse("predict_x0", "True, because this solver predicts x_0,")
     if name in ("unipc", "unip") and config.get("solver_p") is not None:
         refuse("solver_p", "None, because UniPC has its own predictor,")
     if name == "dpm-solver++" and config.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver"):
@@ -160,7 +160,7 @@ def _check(name: str, config: Mapping[str, Any]) -> None:
     if name == "ddpm" and (variance.startswith("fixed_large") or variance == "learned"):
         refuse("variance_type", "fixed_small, the posterior variance,")
     if name == "ddpm" and variance == "learned_range":
-        refuse("variance_type", "fixed_small, the posterior variance (sn-ddpm reads a learned range),")
+        refuse("variance_type", "fixed_small, the posterior variance (sn-ddpm supports learned_range),")
     if name == "ddim" and config.get("stochastic_sampling"):
         refuse("stochastic_sampling", "False (er-sde and ddim:eta=1 draw noise)")
 

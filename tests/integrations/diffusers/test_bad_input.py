@@ -28,7 +28,7 @@ def step(scheduler, output=X, **options):
 
 REFUSED = {
     "not set": (lambda: step(ERSDEScheduler()), "set_timesteps must be called before the scheduler is used"),
-    "unknown word": (lambda: ERSDEScheduler(bogus=3), "ERSDEScheduler got unexpected keywords bogus: it takes order, "),
+    "unknown word": (lambda: ERSDEScheduler(bogus=3), "ERSDEScheduler got unexpected keywords bogus: it accepts order"),
     "unknown solver": (lambda: SolverScheduler(solver="foo"), "solver must be a Solver or one of .* got 'foo'"),
     "bad option": (lambda: ERSDEScheduler(order=7), "order must be one of 1, 2, 3: got 7"),
     "no table": (DPMSolverV3Scheduler, "solver dpm-solver-v3 needs statistics="),
@@ -39,7 +39,7 @@ REFUSED = {
     ),
     "statistics of another schedule": (
         lambda: ready(DPMSolverV3Scheduler, statistics="mnist", beta_schedule="scaled_linear"),
-        "statistics were measured for something else: schedule",
+        "statistics were measured for schedule",
     ),
     "statistics of another shape": (
         lambda: ready(TeleportScheduler, statistics="mnist", until=5).scale_model_input(X),
@@ -56,7 +56,7 @@ REFUSED = {
     ),
     "moments": (
         lambda: GMSScheduler(network_moments="cooked"),
-        "network_moments must be one of raw, central: got 'cooked'",
+        "network_moments must be raw or central: got 'cooked'",
     ),
     "learned variance of DDPM": (
         lambda: SolverScheduler(solver="ddpm", variance_type="learned_range"),
@@ -72,11 +72,11 @@ REFUSED = {
     ),
     "state of another scale at the end": (
         lambda: ready(levels="EulerDiscreteScheduler", final_sigmas_type="sigma_min"),
-        "final_sigmas_type must be zero, .* for the levels of EulerDiscreteScheduler",
+        "final_sigmas_type must be zero, .* with the levels of EulerDiscreteScheduler",
     ),
     "count of other times": (
         lambda: ERSDEScheduler().set_timesteps(5, timesteps=[900, 3]),
-        "num_inference_steps must be None with timesteps: got 5",
+        "num_inference_steps must be None together with timesteps: got 5",
     ),
     "misspelled option": (
         lambda: ERSDEScheduler.from_config(ERSDEScheduler().config, ordr=2),
@@ -97,7 +97,7 @@ REFUSED = {
     ),
     "one moment for GMS": (
         lambda: step(ready(GMSScheduler)),
-        "model must return NoiseMoments with 3 moments for GMS, but gives 1: train heads with",
+        "model must return NoiseMoments with 3 moments for GMS, but returns 1: train heads with",
     ),
     "channels": (
         lambda: step(ready(), X.repeat(1, 4, 1, 1)),
@@ -105,7 +105,7 @@ REFUSED = {
     ),
     "moments of v": (
         lambda: step(ready(GMSScheduler, prediction_type="v_prediction"), X.repeat(1, 3, 1, 1)),
-        "prediction_type must be epsilon where model_output has 3 times",
+        "prediction_type must be epsilon if model_output has 3 times",
     ),
     "a learned variance that is not a range": (
         lambda: step(ready(SolverScheduler, solver="sn-ddpm", variance_type="learned"), X.repeat(1, 2, 1, 1)),
@@ -113,7 +113,7 @@ REFUSED = {
     ),
     "thresholding of moments": (
         lambda: step(ready(GMSScheduler, thresholding=True), X.repeat(1, 3, 1, 1)),
-        "thresholding must be False for GMS, which reads moments: clip_sample may be True",
+        "thresholding must be False for GMS, which uses noise moments: use clip_sample instead",
     ),
     "nothing said": (
         lambda: ERSDEScheduler().set_timesteps(),
@@ -121,11 +121,11 @@ REFUSED = {
     ),
     "both said": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3], sigmas=[1.0]), "exactly one of"),
     "no step": (lambda: ERSDEScheduler().set_timesteps(0), "num_inference_steps must be at least 1: got 0"),
-    "times that rise": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3, 9]), "timesteps must fall"),
+    "times that rise": (lambda: ERSDEScheduler().set_timesteps(timesteps=[3, 9]), "timesteps must decrease"),
     "begin": (lambda: (s := ready(), s.set_begin_index(9), step(s)), r"begin_index must lie in \[0, 5\): got 9"),
     "too few generators": (
         lambda: step(ready(), generator=[torch.Generator()]),
-        "generator must be one, or a list of 2, one per sample: got 1",
+        "generator must be a single one or a list of 2: got a list of 1",
     ),
 }
 
@@ -140,7 +140,7 @@ def test_generator_of_another_device_is_refused():
     class OnGpu(torch.Generator):
         device = torch.device("cuda:0")
 
-    with pytest.raises(ValueError, match="generator must be on cpu like sample, or on the CPU: got one on cuda:0"):
+    with pytest.raises(ValueError, match="generator must be on cpu, like the sample, or on the CPU: got one on cuda:0"):
         seeds(OnGpu(), X)
 
 

@@ -131,7 +131,7 @@ def test_given_times_where_diffusers_takes_none():
 def test_configuration_without_levels_that_are_known_is_refused(name):
     """Consistency models have keywords of EDM, but other levels and times."""
     config = {"_class_name": name, "num_vec_classes": 3, "num_train_timesteps": 40, "sigma_data": 0.5, "rho": 7.0}
-    with pytest.raises(ValueError, match=f"config must be of a scheduler .* got {name}"):
+    with pytest.raises(ValueError, match=f"config must come from a scheduler .* got {name}"):
         SolverScheduler.from_config(config)
 
 

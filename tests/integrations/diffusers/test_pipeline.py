@@ -125,11 +125,11 @@ def test_classes_are_handed_on_and_guided():
         led = Guided(NoiseMoments(*c.chunk(3, 1)), u[:, :3], 2.0).merged(central=False)
         x = scheduler.step(led, t, x, generator=g).prev_sample
     assert torch.equal(guided, x)
-    with pytest.raises(ValueError, match=r"class_labels must be given, \(2,\): the network has 5 classes"):
+    with pytest.raises(ValueError, match=r"class_labels must be given, .* \(2,\), because the network has 5 classes"):
         pipe(2, 3)
     with pytest.raises(ValueError, match="negative_class_labels must be given"):
         pipe(2, 3, class_labels=labels, guidance_scale=2.0)
-    with pytest.raises(ValueError, match="class_labels must be None: the network has no classes"):
+    with pytest.raises(ValueError, match="class_labels must be None, because the network has no classes"):
         quiet(GMSPipeline.of(tiny()))(2, 3, class_labels=labels)
 
 
@@ -147,15 +147,15 @@ def test_callback_may_replace_the_state():
 
 def test_what_does_not_fit_is_refused():
     model = MomentUNetModel.of(tiny(moments="central"))
-    with pytest.raises(ValueError, match="network_moments of the scheduler must be central: got raw"):
+    with pytest.raises(ValueError, match=r"network_moments of the scheduler must be central, .*: got raw"):
         GMSPipeline(model, GMSScheduler())
     with pytest.raises(ValueError, match="model must have a VP schedule"):
         GMSPipeline.of(tiny(schedule=gms_fast.schedules.EDM()))
     for call in (lambda: GMSPipeline.of(torch.nn.Identity()), lambda: GMSPipeline(torch.nn.Identity(), GMSScheduler())):
-        with pytest.raises(TypeError, match=r"must be a Mo\w+: got Identity; gms_fast.sample takes every network"):
+        with pytest.raises(TypeError, match=r"must be a Mo\w+: got Identity; gms_fast.sample accepts every network"):
             call()
     pipe = quiet(GMSPipeline.of(tiny()))
-    with pytest.raises(ValueError, match=r"latents must be \(2, 1, 8, 8\): got \(1, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"latents must have shape \(2, 1, 8, 8\): got \(1, 1, 8, 8\)"):
         pipe(2, 3, latents=normals(1, 1, 8, 8))
     with pytest.raises(ValueError, match="output_type must be pil, np, pt or latent: got 'jpg'"):
         pipe(1, 1, output_type="jpg")
