@@ -195,7 +195,7 @@ def scheduled(model: object, schedule: Schedule | str | None) -> tuple[Schedule 
     if schedule is None:
         raise ValueError(missing(model, "schedule"))
     if not isinstance(schedule, (Schedule, str)):
-        raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
+        raise TypeError(f"schedule must be a Schedule or its name: got {schedule!r}")
     return schedule, own if isinstance(own, Schedule) else None
 
 

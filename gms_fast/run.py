@@ -60,7 +60,9 @@ class Run:
         said = describe(model, schedule, prediction, clip)
         check_callable("callback", callback, "callback(step, t, x, x0)")
         if condition is not None and not isinstance(condition, dict):
-            raise TypeError(f"condition must be a dict of keywords for the model: got {type(condition).__name__}")
+            raise TypeError(
+                f"condition must be a dict of keyword arguments for the model: got {type(condition).__name__}"
+            )
         if batch_size is not None and integer("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, or None: got {batch_size}")
         wanted = steps if timesteps is None else len(as_times(timesteps)) - 1

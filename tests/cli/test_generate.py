@@ -144,8 +144,8 @@ def test_another_run_is_refused_in_one_line(capsys, command, options, named):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--shard", "3/2"), "shard must be K/N with K from 1 to N, as 3/8: got '3/2'"),
-        (("--shard", "1/9"), "shard must have N at most 2, the number of shard files: got 1/9"),
+        (("--shard", "3/2"), "shard must be K/N with K from 1 to N, such as 3/8: got '3/2'"),
+        (("--shard", "1/9"), "shard must be K/N with N at most 2, the number of shards: got 1/9"),
         (("--shard-size", 3), "shard_size must be a multiple of batch_size = 2: got 3"),
         (("--n", 0), "--n: must be an integer of at least 1: got '0'"),
         (("--form", "gif"), "--form"),
@@ -155,7 +155,7 @@ def test_another_run_is_refused_in_one_line(capsys, command, options, named):
         (("--verify", "--force"), "not allowed with"),
         (("--labels", "1,2"), "--labels must be given for a network with classes, and only then"),
         (("--labels", "cat"), "--labels"),
-        (("--model", "gone"), "nothing is at gone"),
+        (("--model", "gone"), "nothing exists at gone"),
         (("--solver", "magic"), "magic"),
         (("--device", "toaster"), "got 'toaster'"),
     ],

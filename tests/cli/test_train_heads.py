@@ -196,12 +196,12 @@ def test_force_deletes_its_own_files_only(tmp_path, unet, pictures):
     [
         (("--lr", "0"), "lr must be positive"),
         (("--data", "gone.npy"), "gone.npy does not exist"),
-        (("--network", "gone"), "nothing is at gone"),
+        (("--network", "gone"), "nothing exists at gone"),
         (("--labels", "CLASSES"), "--labels must be given for a network with classes, and only then: this one needs"),
         (("--labels", "gone.npy"), "labels file gone.npy does not exist"),
         (("--features", "middle"), "features must be the name of a module of MomentUNet"),
         (("--features", "time_embed"), "features must be"),
-        (("--prediction", "v"), "prediction is for networks of diffusers"),
+        (("--prediction", "v"), "prediction must be None except for diffusers networks"),
         (("--schedule", "spiral"), "schedule must be one of"),
         (("--data-std", "0"), "data_std must be"),
         (("--mixed-precision", "fp8"), "argument --mixed-precision: invalid choice"),
@@ -263,7 +263,7 @@ def test_heads_whose_network_moved_say_so(tmp_path, capsys, unet, pictures):
     capsys.readouterr()
     model = tmp_path / "run" / "model"
     said = refusal(capsys, "sample", "--model", model, "--out", tmp_path / "x.npz")
-    assert f"the network of the heads {model} is missing, nothing is at {tmp_path / 'here'}" in said
+    assert f"the network of the moment heads in {model} is missing: nothing exists at {tmp_path / 'here'}" in said
     assert "MomentHeads.from_pretrained" in said
     found = MomentHeads.from_pretrained(model, io.network(tmp_path / "there"))
     assert found.record["steps"] == 2

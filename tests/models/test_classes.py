@@ -74,7 +74,7 @@ def test_saved_network_keeps_its_classes(tmp_path):
     assert (again.no_class, again.needed) == (3, ("y",))
     assert torch.equal(again(x, t, y).e1, model(x, t, y).e1)
     seen = {**model.config, "num_classes": None, "null_class": True}
-    with pytest.raises(ValueError, match="num_classes is 3, but None by the weights"):
+    with pytest.raises(ValueError, match="num_classes is 3, but None according to the weights"):
         io._check_agreement({**model.config}, seen)
 
 

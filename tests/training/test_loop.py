@@ -295,7 +295,7 @@ def test_existing_run_is_refused_without_resume(finished, digits):
 @pytest.mark.parametrize("keep", [0, 1000, -100])
 def test_truncated_checkpoint_is_named(tmp_path, finished, digits, keep):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
         train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
 
 
@@ -305,7 +305,7 @@ def test_foreign_checkpoint_is_named(tmp_path, digits):
         with pytest.raises(ValueError, match=r"checkpoint\.pt is of another kind"):
             train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
     (tmp_path / "checkpoint.pt").write_text("not even an archive")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
         train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
 
 
