@@ -89,7 +89,7 @@ def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = Non
     if not isinstance(model, MomentUNet):
         raise TypeError(f"model must be a MomentUNet: got {type(model).__name__}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating torch.dtype or None: got {dtype!r}")
+        raise TypeError(f"dtype must be a floating-point torch.dtype or None: got {dtype!r}")
     path = Path(path)
     check_target(atomic.present(path))
     if strange := [n for n, w in model.state_dict().items() if not w.is_floating_point()]:
@@ -271,7 +271,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 said = f"model folder {folder} has no {name}: gms_fast.save did not write it"
                 raise FileNotFoundError(said)
         with refusing(f"{folder / CONFIG} does not describe a model", folder):
-            schema.check("it", described[CONFIG], _DESCRIPTION)
+            schema.check("", described[CONFIG], _DESCRIPTION)
             schedule = schedules.stored(described[CONFIG]["schedule"])
         file, config = folder / WEIGHTS, {**described[CONFIG]["config"], "schedule": schedule}
         with refusing(f"{file} is truncated or not a safetensors file", file):

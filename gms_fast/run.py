@@ -150,7 +150,7 @@ class Run:
         except StopIteration:
             return x, True
         if before is not None and shown._version != before:
-            raise ValueError("callback wrote to x in place, which changes nothing: return the new state instead")
+            raise ValueError("callback modified x in place, which has no effect: return the new state instead")
         if not isinstance(returned, Tensor):
             return x, False
         if returned.shape != x.shape:
@@ -175,9 +175,9 @@ def explained(walk: Plan, code: int, of_moments: bool) -> str:
         name = ("e1" if of_moments or step.meaning.form == "noise" else "its output", "e2", "e3")[which]
         return f"model returned NaN or infinity in {name} at step {step.i} (t = {step.t:g})"
     if place >= len(walk.steps) - 1:
-        return "samples must be finite: the last step made NaN or infinity"
+        return "samples must be finite: the last step produced NaN or infinity"
     return (
-        f"state must be finite: step {step.i} (t = {step.t:g}) made NaN or infinity of the model's output, "
+        f"state must be finite: step {step.i} (t = {step.t:g}) produced NaN or infinity of the model's output, "
         "or the callback before it did"
     )
 
@@ -202,7 +202,7 @@ def check_signal(plan: Plan, known_steps: int, form: str, schedule: Callable[[],
     if first.coefficients.alpha_t == 0 and form not in predictions.WITHOUT_SIGNAL:
         forms = ", ".join(predictions.WITHOUT_SIGNAL)
         raise ValueError(
-            f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
+            f"prediction must be one of {forms} where timesteps start at alpha = 0, here t = {first.t:g}: "
             f"got {form!r}, which does not determine x_0 there. Otherwise timesteps must start where alpha > 0 "
             f"({schedule().later_start})"
         )
@@ -221,8 +221,8 @@ def check_moments(solver: Solver, estimate: Estimate, needed: int) -> None:
     if needed > 1 and (given := estimate.given) < needed:
         raise ValueError(
             f"model must return NoiseMoments with {solver.moments_needed} moments for {solver.name}, but "
-            f"gives {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
-            "that needs the noise alone, such as ddim, er-sde or gms:covariance=FILE,switch=0"
+            f"returned {given}: train heads with gms_fast.training.train_moment_heads, or choose a solver "
+            "that needs only the noise, such as ddim, er-sde or gms:covariance=FILE,switch=0"
         )
 
 

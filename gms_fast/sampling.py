@@ -59,8 +59,8 @@ def sample(
         model: Callable `(x, t)` that returns a single tensor shaped like x, or
             [`NoiseMoments`][gms_fast.NoiseMoments]. x has shape (B, *). t has shape (B,) and holds network times, which
             are the time values that the network was trained on. If the model has attributes `schedule`,
-            `sample_shape`, `prediction`, `moments` or `clip`, this call uses them as defaults; docs/models.md lists
-            the assumptions made without them. The model may have any dtype and may be inside one of PyTorch's own
+            `sample_shape`, `prediction`, `moments` or `clip`, this call uses them as defaults. docs/models.md lists
+            what is assumed if they are missing. The model may have any dtype and may be inside one of PyTorch's own
             wrappers, such as `torch.compile` or `DataParallel`.
         steps: Number of steps K >= 1. Ignored if `timesteps` is given.
         solver: [`Solver`][gms_fast.solvers.Solver] or solver string. A solver string is one of the
@@ -119,7 +119,7 @@ def sample(
         The loop never waits for a GPU, so NaN and infinity on a GPU are reported only after the last step.
 
         `torch.compile(..., fullgraph=True)` can compile the loop into one graph if `progress` is False and `callback`
-        is either None or can be traced. A CUDA graph can capture the loop, too. In both cases NaN and infinity are not
+        is either None or can be traced. A CUDA graph can also capture the loop. In both cases NaN and infinity are not
         reported: they appear in the samples. [`graphed`][gms_fast.graphed] compiles or captures the loop for you and
         does report them.
 

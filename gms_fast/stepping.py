@@ -20,7 +20,7 @@ from gms_fast.types import NoiseMoments, as_range
 
 
 class Stepper:
-    """Solver run that advances one step per call, for a sampling loop of your own.
+    """Solver that advances one step per call, for use in your own sampling loop.
 
     You evaluate the network, and the stepper turns each output into the next state. A run that starts with
     [`initial`][gms_fast.Stepper.initial] gives the same samples as [`sample`][gms_fast.sample], bit for bit if the
@@ -113,7 +113,7 @@ class Stepper:
             Tensor (n, *sample): the state.
 
         Raises:
-            ValueError: If `shape` is empty, or if there is one `seed` per sample and their number is not n.
+            ValueError: If `shape` is empty, or if `seed` contains one seed per sample, but not n of them.
         """
         if not isinstance(shape, Sequence) or not shape:
             raise ValueError(f"shape must be (n, *sample): got {shape!r}")

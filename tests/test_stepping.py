@@ -193,9 +193,9 @@ def test_steps_that_cannot_be_taken_are_named():
     x = stepper.initial(SHAPE)
     with pytest.raises(ValueError, match=r"index must lie in \[0, 4\): got 4"):
         stepper.step(4, polynomial(x, None), x)
-    with pytest.raises(ValueError, match="3 moments for GMS, but gives 1"):
+    with pytest.raises(ValueError, match="3 moments for GMS, but returned 1"):
         stepper.step(0, x, x)
-    with pytest.raises(ValueError, match="3 moments for GMS, but gives 2"):
+    with pytest.raises(ValueError, match="3 moments for GMS, but returned 2"):
         stepper.step(0, NoiseMoments(x, x), x)
     with pytest.raises(ValueError, match="output must be shaped like x"):
         Stepper("ddim", "linear", steps=3).step(0, x[:1], x)

@@ -67,7 +67,7 @@ def generate(
     terminals. Each process claims shards in the folder. Processes may start late, stop, or be killed at any time. On
     devices of the same kind, the files are the same byte for byte, no matter how many processes wrote them.
 
-    To resume a run, repeat the call. It checks the shards that are already in the folder and replaces broken ones.
+    To resume a run, repeat the call. The shards that are already in the folder are checked, and broken ones replaced.
 
     Args:
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
@@ -93,17 +93,18 @@ def generate(
             model's data range is not [-1, 1].
         device: Device of the state. Defaults to the model's device.
         dtype: Data type of the state. Defaults to float32.
-        form: Storage format. "npz" writes files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,) and
-            `made`, which holds a checksum and the fingerprint of the run. "png" writes folders FIRST-LAST with one PNG
-            file per image. "none" stores no images, only the statistics of `features`.
+        form: Storage format of a shard, whose name consists of its FIRST and LAST index. "npz" writes a file
+            FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,) and `made`, which holds a checksum and the
+            fingerprint of the run. "png" writes a folder FIRST-LAST with one PNG file per image. "none" stores no
+            images, only the statistics of `features`.
         shard_size: Number of samples per shard, a multiple of `batch_size`. Defaults to at most 8 batches.
-        shard: String "K/N". Only the K-th of N equal shares of the shards is drawn, which is useful for jobs that do
-            not share a folder. The default, "1/1", draws all shards.
+        shard: Part of the run to draw, as "K/N": the K-th of N equal parts of the shards. Use this for jobs that do not
+            share a folder. The default, "1/1", draws all shards.
         features: Feature network, or its name (see `gms_fast.quality.extractors.load`). Statistics of the images'
             features are stored in `measured.safetensors`, which `quality.running.Running.load` reads.
         memory: Number of bytes that batches may use if `batch_size` is "auto". Defaults to 0.8 of the free GPU memory,
             or half of the free host memory on a CPU.
-        verify: Share of the samples, in (0, 1], to draw again and compare with the stored ones. With this option,
+        verify: Fraction of the samples, in (0, 1], to draw again and compare with the stored ones. With this option,
             nothing is written.
         replace: Whether to delete an existing run in the folder first. No other files are deleted. Allowed only for a
             single process.
@@ -112,7 +113,7 @@ def generate(
     Returns:
         Report: a named tuple of counts. `drawn` is the number of samples drawn by this call, `there` the number of
             samples that the folder already had, and `broken` the number of broken shards found. With `verify`,
-            `compared` is the number of samples compared, `differing` the share of their pixels that differ, and
+            `compared` is the number of samples compared, `differing` the fraction of their pixels that differ, and
             `largest` the largest difference in grey levels.
 
     Raises:
@@ -138,7 +139,7 @@ def generate(
         0
     """
     if verify is not None and not (isinstance(verify, (int, float)) and 0 < verify <= 1):
-        raise ValueError(f"verify must be a share of the samples in (0, 1]: got {verify}")
+        raise ValueError(f"verify must be a fraction of the samples in (0, 1]: got {verify}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}: got {form!r}")
     if replace and verify is not None:

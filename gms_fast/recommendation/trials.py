@@ -57,7 +57,7 @@ class Recommendation(NamedTuple):
     Printing a recommendation shows the solver, the reason and all trials.
 
     Attributes:
-        text: Solver string. If it does not name a statistics file, the file stored beside the model is used. The name
+        text: Solver string. If it does not name a statistics file, the one in the model's folder is used. The name
             "given" stands for statistics that were passed as an object and therefore have no file.
         solver: The same solver as a [`Solver`][gms_fast.solvers.Solver] object.
         steps: Number of steps to pass to [`sample`][gms_fast.sample].
@@ -104,7 +104,7 @@ def recommend(
     over.
 
     Without `data`, no samples are drawn. The recommendation is the solver that did best on digits (docs/quality.md),
-    with a Teleport level in proportion to sqrt(lambda_1), the standard deviation of the data along its first
+    with a Teleport level proportional to sqrt(lambda_1), the standard deviation of the data along its first
     eigenvector.
 
     With `data`, candidates are compared by their samples. The candidates are all solvers whose statistics are
@@ -114,11 +114,11 @@ def recommend(
 
     Args:
         model: See [`sample`][gms_fast.sample].
-        statistics: Statistics object, tuple of such objects, or name or folder of a model with statistics files
-            beside it. The objects are [`Gaussian`][gms_fast.statistics.Gaussian] (mean and covariance of the data),
-            [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] (statistics of the network) and
-            [`GGDMTable`][gms_fast.solvers.GGDMTable] (solver coefficients learned for the network). Files beside
-            `model` are used as well.
+        statistics: A statistics object, a tuple of them, or the name or folder of a model with statistics files. A
+            statistics object is a [`Gaussian`][gms_fast.statistics.Gaussian] (mean and covariance of the data), an
+            [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] (measured on the network) or a
+            [`GGDMTable`][gms_fast.solvers.GGDMTable] (solver coefficients learned for the network). Statistics files in
+            the folder of `model` are used as well.
         calls: Number of network evaluations per sample, >= 1.
         data: Real samples (M, *shape) in the model's data range, preferably ones that the model was not trained on.
         features: Callable that maps images (N, *shape) to features (N, D), between which distances are measured.
@@ -144,7 +144,7 @@ def recommend(
         FileNotFoundError: If `statistics` names a model or folder without statistics files.
 
     Note:
-        With `data`, the network processes about 11 x `samples` x `calls` samples in all.
+        With `data`, the network evaluates about 11 x `samples` x `calls` single states in total.
 
     Examples:
         >>> model = gms_fast.load("digits")

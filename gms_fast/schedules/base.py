@@ -29,7 +29,7 @@ class Schedule(Identified, ABC):
         t_min: Least noisy time, where time grids end.
         spacing: Default spacing of `timesteps`. A solver or the caller may choose a different one.
         rho: Exponent of the "karras" spacing.
-        chosen: Whether the spacing was chosen by the user. Solvers then keep it.
+        chosen: Whether the user chose the spacing. If True, solvers do not change it.
 
     Examples:
         >>> class Square(gms_fast.schedules.Schedule):
@@ -128,7 +128,7 @@ class Schedule(Identified, ABC):
         [(_, sigma)] = self.levels_at([t])
         if sigma == 0:
             what = f"{type(self).__name__}.sigma"
-            raise ValueError(f"{what} must be above 0 before the last time, where a step begins: got 0 at t = {t:g}")
+            raise ValueError(f"{what} must be above 0 at every time where a step begins: got 0 at t = {t:g}")
 
     def network_time(self, t: Times) -> Tensor:
         """Return the time value to pass to a network trained on this schedule, for time t."""
@@ -164,11 +164,11 @@ class Schedule(Identified, ABC):
             )
 
     def clock(self, t: Times) -> Tensor:
-        """Return a continuous time, 0 at the data. "quadratic" grids are uniform in its root."""
+        """Return continuous time, with 0 at the data; "quadratic" grids use its square root."""
         return as_float64(t)
 
     def from_clock(self, t: Times) -> Tensor:
-        """Return the time for a continuous time. This is the inverse of `clock`."""
+        """Return the time at which `clock` has the value t. This is the inverse of `clock`."""
         return as_float64(t)
 
     @property

@@ -129,8 +129,8 @@ class EDM(Schedule):
     "karras".
 
     Args:
-        sigma_min: Lowest noise level in a grid above 0, > 0.
-        sigma_max: Highest noise level, > sigma_min.
+        sigma_min: Lowest nonzero noise level of a grid, > 0.
+        sigma_max: Highest noise level of a grid, > sigma_min.
         rho: Exponent of the "karras" spacing, > 0.
 
     Raises:
@@ -185,7 +185,7 @@ class Flow(Schedule):
         t_max: First time of a grid. At t = 1 the state contains no signal, so solvers that divide by alpha and
             grids that are uniform in log(alpha/sigma) need t_max < 1.
         t_min: Last time of a grid, with 0 <= t_min < t_max <= 1.
-        shift: Shift s > 0 of the "uniform" spacing. It moves each time t of an even grid to s t/(1 + (s - 1) t)
+        shift: Shift s > 0 of the "uniform" spacing. It moves each of the equally spaced times t to s t/(1 + (s - 1) t)
             (Esser et al. 2024, arXiv 2403.03206). With 1, the times are not shifted.
         time_scale: Network time per unit of t, > 0, for example 1000 for diffusers' transformers. Defaults to the
             time scale of the model's own schedule, or to 1 if that is not known.

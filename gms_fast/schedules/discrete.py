@@ -132,8 +132,8 @@ class VP(VariancePreserving):
             t_max: First time, rounded. Defaults to T-1.
 
         Returns:
-            List of K + 1 integer times. If K = T, it has T times. If there are fewer integer times below `t_max`, it is
-                shorter, and a warning is issued.
+            List of K + 1 integer times, or of all T times if K = T. If there are fewer than K integer times below
+                `t_max`, the list is shorter and a warning is issued.
 
         Raises:
             ValueError: If `steps` < 1 or `steps` > T.
@@ -150,7 +150,7 @@ class VP(VariancePreserving):
             times = self.grid(steps, spacing, t_max).round().int().tolist()
         if times[0] < steps:
             warnings.warn(
-                f"taking {times[0]} steps instead of {steps}: {self!r} has no more whole times below t = {times[0]}",
+                f"taking {times[0]} steps instead of {steps}: {self!r} has no more integer times below t = {times[0]}",
                 stacklevel=3,
             )
             times = [*times[: times[0]], 0]
@@ -179,7 +179,7 @@ class VP(VariancePreserving):
         return torch.where((t - nearest).abs() < 1e-3, t + (nearest - t).detach(), t)  # rounds, keeps the derivative
 
     def clock(self, t: Times) -> Tensor:
-        """Return (t + 1)/T, which is the end of the interval of time t."""
+        """Return (t + 1)/T: discrete time t is the end of its interval in continuous time."""
         return (as_float64(t) + 1) / self.T
 
     def from_clock(self, t: Times) -> Tensor:

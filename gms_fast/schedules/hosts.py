@@ -22,7 +22,7 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
     [`Levels`][gms_fast.schedules.Levels] schedule with all noise levels that the scheduler would visit, including the
     final one, and with the network times that the scheduler would use.
 
-    The state x is the input of the network, alpha x_0 + sigma eps, after `scale_model_input`.
+    The state x = alpha x_0 + sigma eps is the network's input, that is, the result of `scale_model_input`.
 
     Args:
         scheduler: Scheduler of one of the supported diffusers classes.
@@ -37,8 +37,8 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
     Note:
         If a scheduler's final level has noise, diffusers stops there. To do the same, pass `denoise=False` to `sample`.
 
-        DDIM and similar schedulers assume that the next time lies T//steps below the current one. This is not so with
-        the spacing "linspace", or with "trailing" if T/steps is not an integer. The state then has a different noise
+        DDIM and similar schedulers assume that the next time lies T//steps below the current one. This is wrong for
+        the spacing "linspace", and for "trailing" if T/steps is not an integer. The state then has a different noise
         level than the scheduler assumes. Here, the state always has the noise level of the next time.
 
     Examples:
@@ -159,7 +159,7 @@ class _EDM:
         form = {("epsilon", 0.5): "edm", ("v_prediction", 1.0): "v"}.get((config.prediction_type, config.sigma_data))
         if form is None:
             raise ValueError(
-                f"scheduler must predict epsilon with sigma_data=0.5 or v_prediction with sigma_data=1 as "
+                "scheduler must predict epsilon with sigma_data=0.5 or v_prediction with sigma_data=1 for class "
                 f"{type(scheduler).__name__}: got {config.prediction_type} with sigma_data={config.sigma_data:g}"
             )
         return form
@@ -172,7 +172,7 @@ class _EDM:
     def visited(scheduler: Any) -> _Ladder:
         if float(scheduler.sigmas[-1]) > 0:  # without a last step the sample would stay in the network's scaling
             raise ValueError(
-                f'scheduler must have final_sigmas_type="zero" as {type(scheduler).__name__}: got "sigma_min"'
+                f'scheduler must have final_sigmas_type="zero" for class {type(scheduler).__name__}: got "sigma_min"'
             )
         squared = scheduler.config.sigma_data**2
         return _ladder(scheduler, lambda s: (1.0, 0.0) if s == 0 else _over((s * s + squared) ** 0.5, s))
@@ -223,7 +223,7 @@ def _family(scheduler: Any) -> Any:
     for family in _FAMILIES:
         if name in family.names:
             if getattr(scheduler.config, "invert_sigmas", False):
-                raise ValueError(f"scheduler must have levels that fall: got {name} with invert_sigmas=True")
+                raise ValueError(f"scheduler must have decreasing noise levels: got {name} with invert_sigmas=True")
             return family
     raise ValueError(f"scheduler must be one of diffusers' {', '.join(names())}: got {name}")
 

@@ -57,7 +57,7 @@ class Levels(Schedule):
             alpha, sigma = alpha.flip(0), sigma.flip(0)
             asked = asked if network_times is None else asked.flip(0)
         elif not bool((noise > 0).all()):
-            raise ValueError("alphas, sigmas must have ratios sigma/alpha that strictly fall or rise along the table")
+            raise ValueError("alphas, sigmas must have ratios sigma/alpha that strictly increase or decrease")
         self._alpha, self._sigma, self._asked = alpha, sigma, asked
         self.t_max, self.t_min = float(len(alpha) - 1), 0.0
 

@@ -180,7 +180,7 @@ def test_bad_numbers_of_repetitions_are_refused(resample):
 
 
 def test_missing_moments_are_told_of_in_the_name_of_the_solver():
-    with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments for GMS, but gives 1"):
+    with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments for GMS, but returned 1"):
         editing.inpaint(Field(schedule=schedules.VPLinear()), PICTURE, LOWER)
 
 

@@ -62,7 +62,7 @@ def test_second_moment_may_be_the_only_one(options):
     assert e2.shape == x.shape
     assert torch.equal(e1, model.first_moment(x, t))
     assert gms_fast.sample(model, 3, solver="sn-ddpm", n=2).isfinite().all()
-    with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments for GMS, but gives 2"):
+    with pytest.raises(ValueError, match="model must return NoiseMoments with 3 moments for GMS, but returned 2"):
         gms_fast.sample(model, 3, solver="gms", n=2)
 
 
@@ -152,7 +152,7 @@ def test_defaults_for_sampling_come_with_the_network():
         ({"head": ["simple"]}, r"head must be None, .* or a pair of these: got \['simple'\]"),
         (
             {"head": (None, "simple")},
-            r"head must not have a form of the third moment without .*: got \(None, 'simple'\)",
+            r"head must not have a third moment without .*: got \(None, 'simple'\)",
         ),
         ({"normalised": True}, "normalised heads need moments=\"central\" and a head: got 'raw'"),
         ({"normalised": True, "moments": "central", "head": None}, "normalised heads need .* head=None"),

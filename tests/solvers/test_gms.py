@@ -63,11 +63,11 @@ def test_last_step_of_pictures_is_bounded():
 @pytest.mark.parametrize("given", [1, 2])
 def test_gms_says_how_to_get_the_missing_moments(given):
     model = Model(polynomial if given == 3 else lambda x, t: x if given == 1 else NoiseMoments(x, x))
-    with pytest.raises(ValueError, match=f"3 moments for GMS, but gives {given}: .*train_moment_heads.* ddim"):
+    with pytest.raises(ValueError, match=f"3 moments for GMS, but returned {given}: .*train_moment_heads.* ddim"):
         gms_fast.sample(model)
     assert model.calls == 1
     if given == 1:
-        with pytest.raises(ValueError, match="2 moments for SNDDPM, but gives 1"):
+        with pytest.raises(ValueError, match="2 moments for SNDDPM, but returned 1"):
             gms_fast.sample(model, solver="sn-ddpm")
 
 

@@ -97,7 +97,7 @@ REFUSED = {
     ),
     "one moment for GMS": (
         lambda: step(ready(GMSScheduler)),
-        "model must return NoiseMoments with 3 moments for GMS, but gives 1: train heads with",
+        "model must return NoiseMoments with 3 moments for GMS, but returned 1: train heads with",
     ),
     "channels": (
         lambda: step(ready(), X.repeat(1, 4, 1, 1)),
