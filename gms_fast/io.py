@@ -183,7 +183,7 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
             network was trained on: the network times of the stored schedule, or 1000 t/T if no schedule is stored.
 
     Returns:
-        MomentUNet in eval mode, in float32, on the CPU. For a folder of moment heads: MomentHeads with their network.
+        MomentUNet in eval mode, in float32, on the CPU. A folder of moment heads gives MomentHeads with their network.
 
     Raises:
         FileNotFoundError: If nothing exists at `name_or_path`, or if the network of the moment heads is missing.

@@ -29,7 +29,7 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
 
     Returns:
         Tuple (schedule, timesteps, prediction) of arguments for [`sample`][gms_fast.sample]. `timesteps` is None if
-        `set_timesteps` has not been called.
+            `set_timesteps` has not been called.
 
     Raises:
         ValueError: If the class or the settings of the scheduler are not supported. The message names them.

@@ -124,8 +124,8 @@ def gms(
         progress: Whether to show a progress bar on stderr.
 
     Returns:
-        Tuple (timesteps, solver) of arguments for [`sample`][gms_fast.sample]. If the best point scores worse than the
-            starting point on held-out data, the starting point is returned.
+        Tuple (timesteps, solver) of arguments for [`sample`][gms_fast.sample]. If the best point does not score better
+            than the starting point on held-out data, the starting point is returned.
 
     Raises:
         ValueError: If an argument is out of range, or if `out` contains a search with a different configuration.

@@ -250,7 +250,7 @@ def test_folder_of_an_unknown_class_is_refused(tmp_path, capsys, pipeline, colou
         config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": name}))
         command = ("train-heads", "--network", tmp_path / "odd", "--data", colours, "--out", tmp_path / "run", *SHORT)
         said = refusal(capsys, *command)
-        assert "config.json must name a network or a scheduler of diffusers" in said
+        assert "config.json must name a network or a scheduler from diffusers" in said
         assert name in said
     assert not (tmp_path / "run").exists()
 

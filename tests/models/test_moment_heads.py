@@ -285,10 +285,10 @@ def test_activations_of_another_batch_are_refused():
 
 def test_conditional_networks_are_tried_with_a_condition():
     network = EDMPrecond(label_dim=3).eval()
-    with pytest.raises(ValueError, match="condition must be given, class_labels of one sample"):
+    with pytest.raises(ValueError, match="condition must be given, with class_labels for one sample"):
         MomentHeads(network, "torso")
     labels = {"class_labels": torch.zeros(1, 3)}
-    with pytest.raises(ValueError, match=r"features must be a module that a call .*called 0 times"):
+    with pytest.raises(ValueError, match=r"features must be a module that runs once .*called 0 times"):
         MomentHeads(network, "torso", condition=labels)
 
 

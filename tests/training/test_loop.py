@@ -178,7 +178,7 @@ def test_noise_network_leaves_the_heads_untouched_and_returns_the_average(tmp_pa
 
 
 def test_heads_are_refused_where_there_are_none(tmp_path, digits):
-    with pytest.raises(ValueError, match='no moment heads: make it with head="simple" or "complex"'):
+    with pytest.raises(ValueError, match='no moment heads: create it with head="simple" or "complex"'):
         train_moment_heads(tiny(head=None), digits, steps=1, out=tmp_path)
     with pytest.raises(ValueError, match='target must be "raw" or "central": got \'cumulant\''):
         train_moment_heads(tiny(), digits, steps=1, out=tmp_path, target="cumulant")
