@@ -77,9 +77,9 @@ class VPContinuous(_ContinuousVP):
         return -0.25 * t * t * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """Return the root t of log alpha_t = -log(1 + exp(-2 lam))/2.
+        """Return the time t that solves log alpha_t = -log(1 + exp(-2 lam))/2.
 
-        The quadratic is solved in a form without cancellation.
+        The quadratic equation is solved in a form that avoids cancellation.
         """
         lam = as_float64(lam)
         q = -4 * (self.beta_1 - self.beta_0) * log_alpha_of(lam)

@@ -103,7 +103,10 @@ class Levels(Schedule):
         return (wanted[..., None] - torch.atan2(self._sigma, self._alpha)).abs().argmin(-1).double()
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
-        """Return the integer times of a run, noisiest first, ending at 0: those of `grid`, rounded."""
+        """Return the integer times of a run, noisiest first, ending at 0.
+
+        They are the times of `grid`, rounded.
+        """
         check_steps(steps)
         first = self.t_max if t_max is None else float(round(t_max))
         if steps > first:
