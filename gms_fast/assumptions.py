@@ -120,7 +120,7 @@ def _assumed(model: object, name: str, value: Any) -> Any:
     if hidden is not None and hidden[1] != value:
         owner, said = hidden
         warnings.warn(
-            f"model has no attribute `{name}`, so {value!r} is assumed, but the {type(owner).__name__} in it has "
+            f"model has no attribute `{name}`, so {value!r} is assumed, but the {type(owner).__name__} inside it has "
             f"{name} = {said!r}: set the attribute on the model itself, or use gms_fast.models.wrap(model, ..)",
             stacklevel=6,  # whoever called `sample`
         )
@@ -149,7 +149,7 @@ def missing(model: object, name: str, argument: str | None = None) -> str:
     argument: name of the argument of `sample` that replaces it, if that differs.
     """
     hidden = _hidden(model, name, _FITS[name])
-    hint = f"; the {type(hidden[0]).__name__} in it has {hidden[1]!r}" if hidden else ""
+    hint = f"; the {type(hidden[0]).__name__} inside it has {hidden[1]!r}" if hidden else ""
     return f"{argument or name} must be given: this model has no attribute `{name}`{hint}"
 
 
@@ -195,7 +195,7 @@ def scheduled(model: object, schedule: Schedule | str | None) -> tuple[Schedule 
     if schedule is None:
         raise ValueError(missing(model, "schedule"))
     if not isinstance(schedule, (Schedule, str)):
-        raise TypeError(f"schedule must be a schedule or its name: got {schedule!r}")
+        raise TypeError(f"schedule must be a Schedule or its name: got {schedule!r}")
     return schedule, own if isinstance(own, Schedule) else None
 
 
@@ -217,8 +217,8 @@ def describe(model: object, schedule: Schedule | str | None, form: str | None, c
     schedule, own = scheduled(model, schedule)
     if attribute(model, "self_condition") is True:
         raise ValueError(
-            "model is self-conditioned (self_condition = True): it takes its last estimate of x_0 as an input, which "
-            "no solver passes on; wrap it in a callable (x, t) that does, or train it without"
+            "model is self-conditioned (self_condition = True): it expects its last estimate of x_0 as an input, which "
+            "no solver passes on; wrap it in a callable (x, t) that does, or train it without self-conditioning"
         )
     _warn_of_training(model)
     form = form or attribute(model, "prediction") or _assumed(model, "prediction", "noise")

@@ -39,7 +39,7 @@ def warn_of(shares: list[float]) -> None:
     if share > _SHARE:
         warnings.warn(
             f"clip=(-1, 1) was assumed, and {share:.0%} of x_0 was clipped by more than 0.1 in the last half of the "
-            "steps: for data of another range, such as latents, give clip=None or its range, here or as the model's "
-            "attribute `clip`",
+            "steps: if the data has another range, pass that range as clip, or set it as the model's attribute `clip`; "
+            "for latents, which have no range, use clip=None",
             stacklevel=5,  # whoever called `sample`
         )

@@ -1,4 +1,4 @@
-"""The sampling loop captured once, by a CUDA graph or torch.compile, and replayed."""
+"""Capture the sampling loop once, with a CUDA graph or torch.compile, and replay it."""
 
 import sys
 import threading
@@ -52,46 +52,50 @@ def graphed(
     """Capture the loop of `sample` once in a CUDA graph and return a callable that replays it.
 
     A replay avoids the CPU work between kernels. The seed, `x_T` and the tensors in `condition` may change from call
-    to call. Their shapes and dtypes, and everything else, are fixed at capture.
+    to call, but their shapes and dtypes may not. Everything else is fixed at capture.
 
-    Before the capture the loop runs twice, to compile kernels and fill caches. Afterwards two replays are compared
-    with these samples, bit for bit. If there is no CUDA device, the CPU reads from the GPU within the loop, the capture
-    fails, or the samples differ, every call runs the loop step by step. A UserWarning and `why` give the reason.
+    The loop runs twice before the capture, to compile kernels and fill caches. After the capture, two replays are
+    compared bit for bit with the samples of these runs. The graph is not used if there is no CUDA device, if the loop
+    makes the CPU wait for the GPU, if the capture fails, or if the samples differ. Every call then runs the loop step
+    by step, and both a UserWarning and the attribute `why` give the reason.
 
     Args:
-        model: As in [`sample`][gms_fast.sample]. Replays read the weights at their addresses at capture: you may
-            change them in place, but not move them. The autocast setting at capture stays in force.
-        steps: As in [`sample`][gms_fast.sample].
-        compile: True uses `torch.compile(..., fullgraph=True)` instead of a CUDA graph, on any device. Samples then
-            equal those of `sample` up to rounding, as the compiler fuses operations. stderr shows the compile time.
-        solver: As in [`sample`][gms_fast.sample].
-        n: As in [`sample`][gms_fast.sample].
-        shape: As in [`sample`][gms_fast.sample].
-        schedule: As in [`sample`][gms_fast.sample].
-        timesteps: As in [`sample`][gms_fast.sample].
-        prediction: As in [`sample`][gms_fast.sample].
-        seed: Seed of the replays, unless a call passes another.
-        sample_offset: As in [`sample`][gms_fast.sample].
-        step_offset: As in [`sample`][gms_fast.sample].
-        x_T: Initial state of the replays, unless a call passes another.
-        clip: As in [`sample`][gms_fast.sample].
-        denoise: As in [`sample`][gms_fast.sample].
-        condition: Condition of the replays, unless a call passes another. Tensors are copied to the state's device.
-        batch_size: As in [`sample`][gms_fast.sample].
-        device: As in [`sample`][gms_fast.sample].
-        dtype: As in [`sample`][gms_fast.sample].
+        model: See [`sample`][gms_fast.sample]. A replay reads the weights from the memory addresses that they had at
+            capture, so you may change weights in place but must not move them. The autocast setting at capture remains
+            in effect.
+        steps: See [`sample`][gms_fast.sample].
+        compile: Whether to use `torch.compile(..., fullgraph=True)` instead of a CUDA graph. This works on any device.
+            The samples then equal those of `sample` only up to rounding, because the compiler fuses operations. The
+            compile time is printed to stderr.
+        solver: See [`sample`][gms_fast.sample].
+        n: See [`sample`][gms_fast.sample].
+        shape: See [`sample`][gms_fast.sample].
+        schedule: See [`sample`][gms_fast.sample].
+        timesteps: See [`sample`][gms_fast.sample].
+        prediction: See [`sample`][gms_fast.sample].
+        seed: Seed of each replay, unless the call passes a different one.
+        sample_offset: See [`sample`][gms_fast.sample].
+        step_offset: See [`sample`][gms_fast.sample].
+        x_T: Initial state of each replay, unless the call passes a different one.
+        clip: See [`sample`][gms_fast.sample].
+        denoise: See [`sample`][gms_fast.sample].
+        condition: Condition of each replay, unless the call passes a different one. Its tensors are copied to the
+            state's device.
+        batch_size: See [`sample`][gms_fast.sample].
+        device: See [`sample`][gms_fast.sample].
+        dtype: See [`sample`][gms_fast.sample].
 
     Returns:
         Graphed: callable `(seed, *, condition, x_T)` that returns the samples (n, *shape).
 
     Raises:
-        ValueError: As in [`sample`][gms_fast.sample].
-        TypeError: As in [`sample`][gms_fast.sample]. `noise`, `callback` and `progress` are not accepted, because they
+        ValueError: See [`sample`][gms_fast.sample].
+        TypeError: See [`sample`][gms_fast.sample]. `noise`, `callback` and `progress` are not accepted because they
             run on the CPU, outside the graph.
 
     Examples:
         >>> model = gms_fast.load("digits")
-        >>> draw = gms_fast.graphed(model, 5, n=4)  # on a CPU: a UserWarning, and no graph
+        >>> draw = gms_fast.graphed(model, 5, n=4)  # on a CPU, this warns and makes no graph
         >>> torch.equal(draw(7), gms_fast.sample(model, 5, n=4, seed=7))
         True
         >>> draw.why
@@ -128,7 +132,7 @@ def graphed(
 
 
 class Inputs(NamedTuple):
-    """Inputs of the loop that may differ from call to call."""
+    """Inputs of the loop that may change from call to call."""
 
     seed: Any  # ops.Seed, or the held tensor
     condition: dict[str, Any] | None
@@ -168,10 +172,10 @@ Replay = Callable[[], Tensor]  # draws with the inputs held at that time
 class Graphed:
     """Callable that replays the captured sampling loop.
 
-    A single seed and one seed per sample need separate captures; the second is made when a call needs it.
+    A single seed and one seed per sample need separate captures. The second capture is made when a call first needs it.
 
     Attributes:
-        why: Reason why the loop runs step by step, or None if a graph is replayed.
+        why: Reason that the loop runs step by step, or None if a graph is replayed.
     """
 
     def __init__(self, loop: Loop, given: Inputs, like: Tensor, sample_offset: int, *, compile: bool) -> None:
@@ -190,15 +194,16 @@ class Graphed:
         """Draw the samples that `gms_fast.sample` draws for these arguments.
 
         Args:
-            seed: 64-bit integer, or one per sample. Default: the seed given to `graphed`.
-            condition: As given to `graphed`, which is the default, with tensors of the same shapes and dtypes.
-            x_T: Initial state (n, *shape), only if `graphed` got one. Default: the state given to `graphed`.
+            seed: 64-bit integer, or one per sample. Defaults to the seed passed to `graphed`.
+            condition: Condition whose tensors have the same shapes and dtypes as those passed to `graphed`. Defaults
+                to the condition passed to `graphed`.
+            x_T: Initial state (n, *shape). Allowed only if `graphed` was given one, which is also the default.
 
         Returns:
-            Tensor (n, *shape): the samples. Later calls do not overwrite it.
+            Tensor (n, *shape): the samples. Later calls do not overwrite this tensor.
 
         Raises:
-            ValueError: If an argument does not match the capture, or the model returns NaN or infinity.
+            ValueError: If an argument does not match the capture, or if the model returns NaN or infinity.
             TypeError: If an argument has the wrong type.
         """
         own = self._given

@@ -1,4 +1,4 @@
-"""Models on disk: folders of this package, and checkpoint files released by others."""
+"""Load and save models: folders of this package, and released checkpoint files."""
 
 import inspect
 import json
@@ -39,7 +39,7 @@ _TRIES = 100  # attempts to open a folder that another process replaces meanwhil
 
 
 class Overrides(TypedDict, total=False):
-    """Arguments of `MomentUNet`; the schedule may also be a name or a config."""
+    """Arguments of `MomentUNet`, where the schedule may also be a name or a config."""
 
     image_size: int
     in_channels: int
@@ -60,24 +60,24 @@ class Overrides(TypedDict, total=False):
 
 
 def embedded() -> list[str]:
-    """Return the names of the models that this installation contains."""
+    """Return the names of the embedded models in this installation."""
     return [name for name in EMBEDDED if (_embedded_folder(name) / WEIGHTS).is_file()]
 
 
 def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a model to a folder: weights (`model.safetensors`) and description (`config.json`).
+    """Save a model to a folder: weights (`model.safetensors`) and config (`config.json`).
 
-    If the folder already holds a saved model, both files are replaced together.
+    If the folder already contains a saved model, both files are replaced together.
 
     Args:
         model: [`MomentUNet`][gms_fast.models.MomentUNet] to save.
-        path: Folder to write. It may be new, empty, or hold only a saved model.
-        dtype: Floating dtype of the stored weights, e.g. torch.float16 to halve the file size. Default: the dtype of
-            each weight. `load` always returns float32.
+        path: Folder to write to. It may be new or empty, or contain a previously saved model and nothing else.
+        dtype: Floating-point dtype of the stored weights. For example, torch.float16 halves the file size. By default,
+            every weight keeps its dtype. [`load`][gms_fast.load] always returns float32.
 
     Raises:
-        FileExistsError: If `path` is a file, or a folder that holds anything else.
-        TypeError: If `model` is not a MomentUNet, or `dtype` is not a floating dtype.
+        FileExistsError: If `path` is a file, or a folder that contains other files.
+        TypeError: If `model` is not a MomentUNet, or if `dtype` is not a floating-point dtype.
         ValueError: If `dtype` cannot represent the weights.
 
     Examples:
@@ -89,7 +89,7 @@ def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = Non
     if not isinstance(model, MomentUNet):
         raise TypeError(f"model must be a MomentUNet: got {type(model).__name__}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating torch.dtype or None: got {dtype!r}")
+        raise TypeError(f"dtype must be a floating-point torch.dtype or None: got {dtype!r}")
     path = Path(path)
     check_target(atomic.present(path))
     if strange := [n for n, w in model.state_dict().items() if not w.is_floating_point()]:
@@ -107,7 +107,7 @@ def save(model: MomentUNet, path: str | Path, *, dtype: torch.dtype | None = Non
 def check_target(path: Path) -> None:
     """Raise FileExistsError unless `save` may write to `path`.
 
-    It may be missing, an empty folder, or a folder that holds a saved model alone.
+    The path may be missing, an empty folder, or a folder that contains only a saved model.
     """
     if not path.exists():
         return
@@ -117,20 +117,22 @@ def check_target(path: Path) -> None:
 
 
 def network(path: str | Path, *, schedule: Schedule | str | None = None, prediction: str | None = None) -> Any:
-    """Load a network to train moment heads on, in eval mode, on the CPU.
+    """Load a network for training moment heads, in eval mode, on the CPU.
 
-    Its attribute `source` says how to load it again.
+    The network's attribute `source` records how to load it again.
 
-    path: a folder written by diffusers (a network, or a pipeline, of which network and scheduler are read), or any
-        argument of `load`.
-    schedule, prediction: for a diffusers network that has no scheduler.
-    Raises the errors of `load`.
+    path: folder written by diffusers, or any argument that `load` accepts. The folder holds a network, or a pipeline,
+        of which only the network and the scheduler are read.
+    schedule, prediction: needed for a diffusers network without a scheduler.
+    Raises the same errors as `load`.
     """
     folder = atomic.present(path)
     if host.is_folder(folder):
         found: Any = wrap(host.load(folder), schedule=schedule, prediction=prediction)
     elif prediction is not None:
-        raise ValueError(f"prediction is for networks of diffusers: {path} predicts noise, got {prediction!r}")
+        raise ValueError(
+            f"prediction must be None except for diffusers networks: {path} predicts noise, got {prediction!r}"
+        )
     else:
         found = load(path) if schedule is None else load(path, schedule=schedule)
     place = str(path) if path in EMBEDDED else str(folder.resolve())
@@ -142,17 +144,17 @@ def network(path: str | Path, *, schedule: Schedule | str | None = None, predict
 
 
 def heads(folder: str | Path) -> MomentHeads:
-    """Load the heads of a folder together with the network that they were trained on.
+    """Load the heads in a folder together with the network that they were trained on.
 
-    Raises FileNotFoundError if the network is not where it was: `MomentHeads.from_pretrained(folder, network)` takes
-    a network from anywhere.
+    Raises FileNotFoundError if the network is no longer where it was. In that case, load the network yourself and use
+    `MomentHeads.from_pretrained(folder, network)`.
     """
     _, said = saved_heads.read(folder)
     source = said["source"]
     if source is None or not (source["path"] in EMBEDDED or atomic.present(source["path"]).exists()):
-        where = "they do not record its place" if source is None else f"nothing is at {source['path']}"
+        where = "the heads do not record where it is" if source is None else f"nothing exists at {source['path']}"
         raise FileNotFoundError(
-            f"the network of the heads {folder} is missing, {where}: pass it to MomentHeads.from_pretrained"
+            f"the network of the moment heads in {folder} is missing: {where}; pass it to MomentHeads.from_pretrained"
         )
     found = MomentHeads.from_pretrained(folder, network(**source))
     found.origin = str(Path(folder).resolve())
@@ -171,24 +173,23 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
     """Load an embedded model, a model folder, or a released checkpoint file.
 
     Args:
-        name_or_path: One of three: the name of an embedded model ("mnist", the default, or "digits"); a folder written
-            by [`save`][gms_fast.save] or by `MomentHeads.save_pretrained`; or a checkpoint file that was released for
-            improved DDPM or GMS (`gms_fast.models.released`).
-        **overrides: Arguments of [`MomentUNet`][gms_fast.models.MomentUNet]. They replace stored or inferred values.
-            A released file does not determine the following, which have these defaults: `num_heads` 4, `image_size`
-            32, `dropout` 0, `moments` "raw" and `schedule` VPLinear(). `schedule` may also be a name or a config. If
-            the given schedule has no `rescale_time`, the network times stay those of training: those of the stored
-            schedule, or 1000 t/T if there is none.
+        name_or_path: Name of an embedded model ("mnist" or "digits"); path of a folder written by
+            [`save`][gms_fast.save] or by `MomentHeads.save_pretrained`; or path of a checkpoint file released for
+            improved DDPM or GMS (see `gms_fast.models.released`).
+        **overrides: Arguments of [`MomentUNet`][gms_fast.models.MomentUNet] that replace the stored or inferred values.
+            A released checkpoint file does not determine some of them. For such a file, the defaults are `num_heads` 4,
+            `image_size` 32, `dropout` 0, `moments` "raw" and `schedule` VPLinear(). `schedule` may also be a name
+            or a config. If the given schedule does not set `rescale_time`, the network times remain those that the
+            network was trained on: the network times of the stored schedule, or 1000 t/T if no schedule is stored.
 
     Returns:
-        MomentUNet in eval mode, float32, on the CPU. For a moment-head folder: MomentHeads with their network.
+        MomentUNet in eval mode, in float32, on the CPU. A folder of moment heads gives MomentHeads with their network.
 
     Raises:
-        FileNotFoundError: If nothing exists at `name_or_path`, or if the network that moment heads belong to is
-            missing.
-        TypeError: If an override is unknown, or is given for moment heads, which accept none.
-        ValueError: If a file is truncated or has another format; the message says what it seems to be. Also if weights
-            are missing, unexpected or of a wrong shape; the message names them.
+        FileNotFoundError: If nothing exists at `name_or_path`, or if the network of the moment heads is missing.
+        TypeError: If an override is not an argument of `MomentUNet`, or if overrides are given for moment heads.
+        ValueError: If a file is truncated or has an unsupported format (the message says what the file seems to be), or
+            if weights are missing, unexpected or of the wrong shape (the message names them).
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -199,7 +200,9 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
     """
     allowed = list(inspect.signature(MomentUNet).parameters)
     if unknown := overrides.keys() - set(allowed):
-        raise TypeError(f"load got unknown overrides {few(unknown)}: wanted some of {', '.join(allowed)}")
+        raise TypeError(
+            f"load got unknown overrides {few(unknown)}: the arguments of MomentUNet are {', '.join(allowed)}"
+        )
     path = atomic.present(name_or_path)
     if name_or_path in EMBEDDED:
         if name_or_path not in embedded():
@@ -209,16 +212,18 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
         known = ", ".join(EMBEDDED)
         raise FileNotFoundError(
             f"model must be one of {known}, a folder written by gms_fast.save or a checkpoint file: "
-            f"nothing is at {name_or_path}"
+            f"nothing exists at {name_or_path}"
         )
     if (path / saved_heads.FILE).is_file():
         if overrides:
-            raise TypeError(f"load got overrides {few(overrides)}: heads of {path} take none")
+            raise TypeError(f"load got overrides {few(overrides)}: the moment heads in {path} accept none")
         return heads(path)
     weights, config = _read_folder(path) if path.is_dir() else _read_file(path)
     units = config.get("normalised", False)
     if overrides.get("normalised", units) != units:
-        raise ValueError(f"normalised is how the heads of {name_or_path} were trained: it cannot be other than {units}")
+        raise ValueError(
+            f"normalised must be {units}, as in the training of {name_or_path}: got {overrides['normalised']!r}"
+        )
     if (schedule := overrides.pop("schedule", None)) is not None:
         overrides["schedule"] = _asking(schedule, config["schedule"])
     model = _assemble(weights, {**config, **overrides}, str(name_or_path))
@@ -229,7 +234,7 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
 def _asking(given: object, own: Schedule) -> Schedule:
     """Return the given schedule with the network times of `own`, those of the training."""
     if not isinstance(given, (Schedule, str, dict)):
-        raise TypeError(f"schedule must be a schedule, its name or its config: got {given!r}")
+        raise TypeError(f"schedule must be a Schedule, its name or its config: got {given!r}")
     return schedules.rescaled(schedules.build(given).asked_like(own))
 
 
@@ -248,7 +253,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _refuse_foreign(folder: Path, described: object, kind: str) -> None:
     """Raise ValueError if the description is that of a diffusers folder."""
     if isinstance(described, dict) and "_class_name" in described:
-        kind = f"a {kind} of diffusers, {schema.short(described['_class_name'])[1:-1]}"
+        kind = f"a diffusers {kind}, {schema.short(described['_class_name'])[1:-1]}"
         raise ValueError(f"model folder {folder} seems to be {kind}: {released.ELSEWHERE}")
 
 
@@ -263,15 +268,15 @@ def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     _refuse_foreign(folder, described[name], kind)
         for name in (CONFIG, WEIGHTS):
             if name not in files:
-                said = f"model folder {folder} holds no {name}: gms_fast.save did not write it"
+                said = f"model folder {folder} has no {name}: gms_fast.save did not write it"
                 raise FileNotFoundError(said)
         with refusing(f"{folder / CONFIG} does not describe a model", folder):
-            schema.check("it", described[CONFIG], _DESCRIPTION)
+            schema.check("", described[CONFIG], _DESCRIPTION)
             schedule = schedules.stored(described[CONFIG]["schedule"])
         file, config = folder / WEIGHTS, {**described[CONFIG]["config"], "schedule": schedule}
-        with refusing(f"{file} is truncated or no safetensors file", file):
+        with refusing(f"{file} is truncated or not a safetensors file", file):
             weights = tensors.load_open(files[WEIGHTS])[0]
-    with refusing(f"{file} is of another model than {CONFIG} says", file):
+    with refusing(f"{file} does not match {CONFIG}", file):
         _check_agreement(config, released.architecture(weights))
     check_numbers(weights, str(file))
     return weights, config
@@ -317,7 +322,7 @@ def _check_agreement(said: dict[str, Any], seen: dict[str, Any]) -> None:
         elif key == "out_channels":
             got = seen["in_channels"] if got is None else got
         if (list(got) if isinstance(got, tuple) else got) != value:
-            raise ValueError(f"{key} is {schema.short(got)}, but {schema.short(value)} by the weights")
+            raise ValueError(f"{key} is {schema.short(got)}, but {schema.short(value)} according to the weights")
 
 
 def _pair(head: object) -> list[object]:

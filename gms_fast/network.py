@@ -141,7 +141,7 @@ class Network:
                 self._dtype = dtype
                 return output
         raise ValueError(
-            f"model takes x in none of {', '.join(map(str, dtypes))}, the dtypes of its parameters and of the state: "
+            f"model accepts x in none of {', '.join(map(str, dtypes))}, the dtypes of its parameters and of the state: "
             f"cast x inside the model, or call sample under torch.autocast ({failed})"
         ) from failed
 
@@ -156,7 +156,7 @@ class Network:
             if self._whole or _OUTSIDE.search(str(error)) or bool((t % 1 != 0).any()):
                 raise ValueError(
                     f"model failed at network time {_listed(t)}: {error}. If it looks times up in a table, the table "
-                    "has whole times of its own schedule only: check rescale_time= of the schedule, and timesteps="
+                    "has only the integer times of its own schedule: check rescale_time= of the schedule and timesteps="
                 ) from error
         self._whole = True
         return self._at(said, x, dtype, time, condition)
@@ -179,7 +179,7 @@ class Network:
         if writes is None and given.dtype == x.dtype:
             self._writes[whole] = wrote or (x.device.type == "cpu" and not bool((given == x).all()))
         if (wrote and not own) or [tensor._version for tensor in tensors] != versions:
-            raise ValueError("model wrote to its input, x or a condition, in place: let it write to a copy")
+            raise ValueError("model modified its input, x or a condition, in place: let it modify a copy")
         return output
 
 

@@ -202,7 +202,7 @@ def _foreign(plan: Plan, own: Schedule) -> str:
     except ValueError as error:
         return (
             f"schedule calls the network at times that model.schedule does not have ({error}): if the network was "
-            "trained for those, samples are wrong. docs/extend.md tells how to translate"
+            "trained on model.schedule, the samples will be wrong. docs/extend.md shows how to convert the times"
         )
     if not steps or (away.max() <= _LEVEL and scale.max() <= _SCALE):
         return ""
@@ -211,8 +211,8 @@ def _foreign(plan: Plan, own: Schedule) -> str:
     return (
         f"schedule calls the network at time {steps[worst].network_time:g} for alpha = {alpha[worst]:.3g}, sigma = "
         f"{sigma[worst]:.3g}, but at that time model.schedule has alpha = {float(own.alpha(time)):.3g}, sigma = "
-        f"{float(own.sigma(time)):.3g}: if the network was trained for these, samples are wrong. docs/extend.md "
-        "tells how to translate"
+        f"{float(own.sigma(time)):.3g}: if the network was trained on model.schedule, the samples will be wrong. "
+        "docs/extend.md shows how to convert the times"
     )
 
 
@@ -247,7 +247,7 @@ def check_falling(times: Sequence[float], steps: Sequence[StepCoefficients]) -> 
     """Raise ValueError unless each time is less noisy than the one before, or repeats it."""
     for (t, s), step in zip(pairwise(times), steps, strict=False):
         if t != s and not step.falls:
-            raise ValueError(f"timesteps must go to less noise: t = {s:g} has no less noise than t = {t:g}")
+            raise ValueError(f"timesteps must go from more noise to less: t = {s:g} is not less noisy than t = {t:g}")
 
 
 def plan_from(index: int, of: Plan, schedule: Schedule, solver: Solver, denoise: bool | None) -> Plan:

@@ -60,7 +60,9 @@ class Run:
         said = describe(model, schedule, prediction, clip)
         check_callable("callback", callback, "callback(step, t, x, x0)")
         if condition is not None and not isinstance(condition, dict):
-            raise TypeError(f"condition must be a dict of keywords for the model: got {type(condition).__name__}")
+            raise TypeError(
+                f"condition must be a dict of keyword arguments for the model: got {type(condition).__name__}"
+            )
         if batch_size is not None and integer("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, or None: got {batch_size}")
         wanted = steps if timesteps is None else len(as_times(timesteps)) - 1
@@ -149,7 +151,7 @@ class Run:
         except StopIteration:
             return x, True
         if before is not None and shown._version != before:
-            raise ValueError("callback wrote to x in place, which changes nothing: return the new state instead")
+            raise ValueError("callback modified x in place, which has no effect: return the new state instead")
         if not isinstance(returned, Tensor):
             return x, False
         if returned.shape != x.shape:
@@ -174,9 +176,9 @@ def explained(walk: Plan, code: int, of_moments: bool) -> str:
         name = ("e1" if of_moments or step.meaning.form == "noise" else "its output", "e2", "e3")[which]
         return f"model returned NaN or infinity in {name} at step {step.i} (t = {step.t:g})"
     if place >= len(walk.steps) - 1:
-        return "samples must be finite: the last step made NaN or infinity"
+        return "samples must be finite: the last step produced NaN or infinity"
     return (
-        f"state must be finite: step {step.i} (t = {step.t:g}) made NaN or infinity of the model's output, "
+        f"state must be finite: step {step.i} (t = {step.t:g}) produced NaN or infinity of the model's output, "
         "or the callback before it did"
     )
 
@@ -201,7 +203,7 @@ def check_signal(plan: Plan, known_steps: int, form: str, schedule: Callable[[],
     if first.coefficients.alpha_t == 0 and form not in predictions.WITHOUT_SIGNAL:
         forms = ", ".join(predictions.WITHOUT_SIGNAL)
         raise ValueError(
-            f"prediction must be one of {forms} where timesteps start at alpha = 0, as at t = {first.t:g}: "
+            f"prediction must be one of {forms} where timesteps start at alpha = 0, here t = {first.t:g}: "
             f"got {form!r}, which does not determine x_0 there. Otherwise timesteps must start where alpha > 0 "
             f"({schedule().later_start})"
         )

@@ -1,4 +1,4 @@
-"""The sampling loop, which everything else in the package serves."""
+"""The sampling loop."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,87 +45,92 @@ def sample(
 ) -> Tensor:
     """Draw samples from a diffusion model in a few steps.
 
-    The loop starts at x_T ~ N(0, sigma_T^2) and takes K = `steps` solver steps, each to a lower noise level. One more
-    network evaluation then removes the remaining noise: the sample is E[x_0|x_t]. The number of network evaluations
-    (NFE) is
+    Sampling starts from noise, x_T ~ N(0, sigma_T^2), and takes K = `steps` solver steps, each to a lower noise level.
+    After the last step, one more network evaluation removes the remaining noise: the sample is E[x_0|x_t]. The number
+    of network evaluations (NFE) is
 
         K + 1   for most solvers
-        K       if the schedule ends without noise, or for er-sde, dpm-solver-v3 and ggdm
-        2K + 1  at most for heun, which evaluates most steps twice
+        K       for er-sde, dpm-solver-v3 and ggdm, and if the schedule ends without noise
+        2K + 1  at most for heun, which evaluates the network twice in most steps
 
-    The noise of sample i depends only on the seed and on i, not on `n` or `batch_size`.
+    The noise of sample i depends only on the seed and on i. It does not depend on `n` or `batch_size`.
 
     Args:
-        model: Callable `(x, t)` that returns one tensor shaped like x, or
-            [`NoiseMoments`][gms_fast.NoiseMoments]. x is (B, *); t is (B,) and holds network times. The
-            attributes `schedule`, `sample_shape`, `prediction`, `moments` and `clip`, if any, are the
-            defaults of this call; docs/models.md lists what is assumed without them. The model may have any
-            dtype and may be inside torch's own wrappers.
-        steps: Number of steps K >= 1. `timesteps` replaces it.
-        solver: [`Solver`][gms_fast.solvers.Solver] or a solver string: one of the [names][gms_fast.solvers.names],
-            with options if needed. Examples: "gms", "er-sde:order=2", "teleport:until=5 then ddim". "gms" needs three
-            noise moments from the model, and "sn-ddpm" needs two. The other named solvers work with any model.
-        n: Number of samples, >= 0. With `x_T`, the size of its first dimension replaces it.
-        shape: Shape of one sample, such as (3, 32, 32). Default: the model's `sample_shape`, or that of `x_T`.
-        schedule: [`Schedule`][gms_fast.schedules.Schedule] or one of its
-            [names][gms_fast.schedules.names]. Default: the model's `schedule`.
-        timesteps: Times of the schedule, noisiest first: K + 1 times for K steps. With a single time the
-            network is evaluated once, and E[x_0|x_t] is returned.
-        prediction: Meaning of a single output tensor: "noise", "x0", "v" (alpha eps - sigma x_0),
-            "flow" (eps - x_0) or "edm" (raw network F of Karras et al. 2022, with its input scaling inside
-            the model). Default: the model's `prediction`, else "noise".
+        model: Callable `(x, t)` that returns a single tensor shaped like x, or
+            [`NoiseMoments`][gms_fast.NoiseMoments]. x has shape (B, *). t has shape (B,) and holds network times, which
+            are the time values that the network was trained on. If the model has attributes `schedule`,
+            `sample_shape`, `prediction`, `moments` or `clip`, this call uses them as defaults. docs/models.md lists
+            what is assumed if they are missing. The model may have any dtype and may be inside one of PyTorch's own
+            wrappers, such as `torch.compile` or `DataParallel`.
+        steps: Number of steps K >= 1. Ignored if `timesteps` is given.
+        solver: [`Solver`][gms_fast.solvers.Solver] or solver string. A solver string is one of the
+            [names][gms_fast.solvers.names], followed by options if needed, for example "gms", "er-sde:order=2" or
+            "teleport:until=5 then ddim". "gms" needs three noise moments from the model, and "sn-ddpm" needs two. The
+            other named solvers work with any model.
+        n: Number of samples, >= 0. If `x_T` is given, its first dimension is used instead.
+        shape: Shape of one sample, such as (3, 32, 32). Defaults to the model's `sample_shape`, or to the shape of one
+            sample in `x_T`.
+        schedule: [`Schedule`][gms_fast.schedules.Schedule] or one of the schedule
+            [names][gms_fast.schedules.names]. Defaults to the model's `schedule`.
+        timesteps: Times of the schedule, noisiest first: K + 1 times for K steps. If there is only one time, the
+            network is evaluated once and E[x_0|x_t] is returned.
+        prediction: What a single output tensor represents: "noise", "x0", "v" (alpha eps - sigma x_0),
+            "flow" (eps - x_0) or "edm" (the raw network F of Karras et al. 2022, with its input scaling inside
+            the model). Defaults to the model's `prediction`, or to "noise" if it has none.
         seed: 64-bit integer, or one per sample. An int64 tensor on the state's device is read only when
-            noise is drawn, so each replay of a CUDA graph uses its current values.
-        sample_offset: Index of the first sample, >= 0. Batches with consecutive offsets give the samples of
-            one large batch.
-        step_offset: Number under which the noise generator counts the first step, in [0, 2^29). Default: 0. To
-            resume a run after k steps, pass its state as `x_T`, its remaining `timesteps`, and `step_offset=k`.
-            If `step_offset` is 0 and `x_T` lies below the schedule's noisiest time, the noise is numbered by noise
-            level instead. A second stage with the same seed therefore draws new noise.
-        x_T: State (n, *shape) at the first time. It is copied. Default: drawn from N(0, sigma_T^2).
-        noise: Callable `(step)` that returns z, or (z, u) for solvers that also draw uniform numbers, in
-            place of the built-in generator. Steps count from `step_offset`.
-        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped. None: no clipping. Default: "model", which stands
-            for the model's `clip`. If the model has none, (-1, 1) is assumed, and a warning is given if more than
-            2 % of the elements are clipped by more than 0.1 in the last half of the steps.
-        denoise: True: one more network evaluation at the last time removes the remaining noise. False: the state
-            at the last time is returned, with its noise. None (default): the solver decides.
-        condition: Keyword arguments for the model, called as `model(x, t, **condition)`. Tensors of n rows
-            are split along with the samples.
-        batch_size: Largest number of samples in one network evaluation. Default: all. It changes the samples by
-            no more than the network's rounding.
-        device: Device of the state. Default: that of `x_T`, of the model's parameters, or torch's own.
-        dtype: Floating dtype of the state. Default: that of `x_T`, else float32.
+            noise is drawn, so each replay of a CUDA graph uses the tensor's current values.
+        sample_offset: Index of the first sample, >= 0. Calls with consecutive offsets return consecutive parts of one
+            large set of samples.
+        step_offset: Index of the first step for the noise generator, in [0, 2^29). To resume a run after k steps,
+            pass its state as `x_T`, its remaining `timesteps`, and `step_offset=k`. If `step_offset` is 0 and `x_T`
+            starts below the schedule's noisiest time, the generator is indexed by noise level instead of by step, so a
+            second sampling stage with the same seed draws new noise.
+        x_T: State (n, *shape) at the first time. The tensor is copied, not modified. By default, the state is drawn
+            from N(0, sigma_T^2).
+        noise: Callable `(step)` that replaces the built-in noise generator. It returns z, or (z, u) for solvers that
+            also draw uniform numbers. Steps are counted from `step_offset`.
+        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped, or None for no clipping. The default, "model", uses
+            the model's `clip`. If the model has none, (-1, 1) is assumed, and a warning is issued if more than 2 % of
+            the elements are clipped by more than 0.1 in the last half of the steps.
+        denoise: Whether to remove the remaining noise with one more network evaluation at the last time. If False, the
+            noisy state at the last time is returned. If None, the solver decides.
+        condition: Keyword arguments for the model, which is called as `model(x, t, **condition)`. Tensors with n rows
+            are split into batches along with the samples.
+        batch_size: Largest number of samples in one network evaluation. Defaults to all samples. The batch size
+            changes the samples by no more than the network's rounding.
+        device: Device of the state. Defaults to the device of `x_T` or, if `x_T` is not given, of the model's
+            parameters. If the model has no parameters, torch's default device is used.
+        dtype: Floating-point dtype of the state. Defaults to the dtype of `x_T`, or to float32 if `x_T` is not given.
         progress: Whether to show a progress bar on stderr.
-        callback: Callable `(step, t, x, x0)`, called before each step with the state x at time t and with
-            x0 = E[x_0|x_t]. If it returns a tensor, that tensor replaces x in this step. If it raises
-            StopIteration, the run ends and the state is returned.
+        callback: Callable `(step, t, x, x0)`, called before each step with the state x at time t and the estimate
+            x0 = E[x_0|x_t]. If the callback returns a tensor, that tensor replaces x in this step. If it raises
+            StopIteration, sampling ends and the current state is returned.
 
     Returns:
         Tensor (n, *shape): the samples, in the model's data range.
 
     Raises:
         ValueError: If an argument is out of range (the message begins with its name); if the model returns
-            NaN, infinity or too few moments (the message names the step); or if the model writes to a tensor of
-            `condition`.
+            NaN, infinity or too few moments (for NaN and infinity, the message names the step); or if the model
+            modifies a tensor in `condition`.
         TypeError: If an argument has the wrong type; the message begins with its name.
 
     Note:
-        The loop never waits for a GPU. NaN and infinity on a GPU are therefore reported after the last step.
+        The loop never waits for a GPU, so NaN and infinity on a GPU are reported only after the last step.
 
-        `torch.compile(..., fullgraph=True)` can compile the loop into one graph. This requires `progress=False`
-        and a `callback` that can be traced, or none. A CUDA graph can capture the loop too. In both cases NaN and
-        infinity reach the samples unreported. [`graphed`][gms_fast.graphed] compiles or captures the loop for you,
-        and does report them.
+        `torch.compile(..., fullgraph=True)` can compile the loop into one graph if `progress` is False and `callback`
+        is either None or can be traced. A CUDA graph can also capture the loop. In both cases NaN and infinity are not
+        reported: they appear in the samples. [`graphed`][gms_fast.graphed] compiles or captures the loop for you and
+        does report them.
 
     Examples:
-        An embedded model brings its schedule, shape and data range:
+        An embedded model has its own schedule, sample shape and data range:
 
         >>> model = gms_fast.load("digits")
         >>> gms_fast.sample(model, 10, n=4).shape
         torch.Size([4, 1, 8, 8])
 
-        Any network with one output works with a solver that needs no moments:
+        A network that returns a single tensor works with any solver that needs no higher moments:
 
         >>> def network(x, t):  # predicts the noise
         ...     return x / (1 + x.square().mean())
@@ -133,7 +138,7 @@ def sample(
         >>> x.shape, x.dtype
         (torch.Size([2, 3, 16, 16]), torch.float32)
 
-        A callback sees every step:
+        A callback is called before every step:
 
         >>> times = []
         >>> x = gms_fast.sample(model, 3, n=1, seed=7, callback=lambda step, t, x, x0: times.append(t))
@@ -186,9 +191,9 @@ def loop(
     dtype: torch.dtype | None,
     progress: bool,
 ) -> Tensor:
-    """Return the samples of a run, before its checks are reported.
+    """Return the samples of a run before its checks are reported.
 
-    Arguments are those of `sample`.
+    The arguments are the same as in `sample`.
     """
     check_noise(noise, step_offset)
     draws = Draws(seed=ops.as_seed(seed), sample_offset=integer("sample_offset", sample_offset))

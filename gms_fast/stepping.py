@@ -1,4 +1,4 @@
-"""A solver's plan one step at a time, for libraries that own the sampling loop."""
+"""Run a solver one step at a time, for code that has its own sampling loop."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,30 +20,31 @@ from gms_fast.types import NoiseMoments, as_range
 
 
 class Stepper:
-    """Solver run that advances one step per call, for a sampling loop of your own.
+    """Solver that advances one step per call, for use in your own sampling loop.
 
-    You evaluate the network; the stepper turns each output into the next state. A run that starts with
+    You evaluate the network, and the stepper turns each output into the next state. A run that starts with
     [`initial`][gms_fast.Stepper.initial] gives the same samples as [`sample`][gms_fast.sample], bit for bit if the
-    network outputs are the same. The example allows for rounding, because its loop calls the network itself.
+    network outputs are the same. The example below allows for rounding differences because its loop calls the network
+    itself.
 
-    A run may start at any index. If an index does not follow the previous one, the solver restarts without history.
+    A run may start at any index. If an index does not follow the previous one, the solver restarts without its history.
 
-    In a run that starts with `initial` or at the schedule's noisiest time, the noise is numbered by step. In other
-    runs it is numbered by noise level, as in `sample(x_T=...)`.
+    The noise generator is indexed by step in a run that starts with `initial` or at the schedule's noisiest time. In
+    other runs it is indexed by noise level, as in `sample(x_T=...)`.
 
     Args:
         solver: Solver or solver string, such as "er-sde:order=2".
         schedule: Schedule or its name.
-        steps: Number of steps K >= 1. Give either `steps` or `timesteps`.
-        timesteps: Times of the schedule, noisiest first. A single time means one network evaluation. Of
-            consecutive times with the same noise level only the first is used.
-        prediction: Meaning of a network output that is one tensor, as in [`sample`][gms_fast.sample].
-        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped. None (default): no clipping.
-        central: True if the network's second and third moments are central moments, about e1. Default: False, for raw
-            moments.
-        seed: As in [`sample`][gms_fast.sample].
-        sample_offset: As in [`sample`][gms_fast.sample].
-        denoise: As in [`sample`][gms_fast.sample].
+        steps: Number of steps K >= 1. Give either `steps` or `timesteps`, not both.
+        timesteps: Times of the schedule, noisiest first. If there is only one time, the network is evaluated once. If
+            consecutive times have the same noise level, only the first is used.
+        prediction: What a single output tensor represents, as in [`sample`][gms_fast.sample].
+        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped, or None for no clipping.
+        central: Whether the network's second and third moments are central moments, that is, about e1. If False, they
+            are raw moments.
+        seed: See [`sample`][gms_fast.sample].
+        sample_offset: See [`sample`][gms_fast.sample].
+        denoise: See [`sample`][gms_fast.sample].
 
     Raises:
         ValueError: If an argument is out of range; the message begins with its name.
@@ -75,7 +76,7 @@ class Stepper:
         denoise: bool | None = None,
     ) -> None:
         if (steps is None) == (timesteps is None):
-            raise ValueError(f"either steps or timesteps must be given: got {steps!r} and {timesteps!r}")
+            raise ValueError(f"either steps or timesteps must be given, not both: got {steps!r} and {timesteps!r}")
         self.solver, self.schedule = solvers.build(solver), schedules.build(schedule)
         self.prediction, self.central, self.denoise = _known(prediction), bool(central), denoise
         self.clip = None if clip is None else as_range(clip)
@@ -90,12 +91,12 @@ class Stepper:
 
     @property
     def timesteps(self) -> list[float]:
-        """Times of the network evaluations, noisiest first; `step` takes an index into this list."""
+        """Times of the network evaluations, noisiest first. `step` takes an index into this list."""
         return [step.t for step in self.plan.asked]
 
     @property
     def network_times(self) -> list[float]:
-        """Time values to pass to the network, one for each entry of `timesteps`."""
+        """Times to pass to the network, one for each entry of `timesteps`."""
         return [step.network_time for step in self.plan.asked]
 
     def initial(
@@ -105,14 +106,14 @@ class Stepper:
 
         Args:
             shape: Shape (n, *sample).
-            device: Device of the state. Default: torch's default device.
-            dtype: Floating dtype of the state. Default: float32.
+            device: Device of the state. Defaults to torch's default device.
+            dtype: Floating-point dtype of the state. Defaults to float32.
 
         Returns:
             Tensor (n, *sample): the state.
 
         Raises:
-            ValueError: If `shape` is empty, or n does not match a `seed` per sample.
+            ValueError: If `shape` is empty, or if `seed` contains one seed per sample, but not n of them.
         """
         if not isinstance(shape, Sequence) or not shape:
             raise ValueError(f"shape must be (n, *sample): got {shape!r}")
@@ -121,10 +122,10 @@ class Stepper:
         return initial(self.plan, self._draws, shape, device, dtype)
 
     def seeded(self, seed: ops.Seed) -> "Stepper":
-        """Return a copy of this stepper with another seed, before its first step.
+        """Return a copy of this stepper with another seed, ready for its first step.
 
         Args:
-            seed: As in [`sample`][gms_fast.sample].
+            seed: See [`sample`][gms_fast.sample].
         """
         other = copy.copy(self)
         other._draws = self._draws._replace(seed=ops.as_seed(seed))
@@ -135,7 +136,7 @@ class Stepper:
         """Return a copy of this stepper with another solver and the same times.
 
         Args:
-            solver: Solver whose network evaluations are at the same times.
+            solver: Solver that evaluates the network at the same times.
         """
         other = copy.copy(self)
         other.solver = solver
@@ -158,19 +159,19 @@ class Stepper:
 
         Args:
             index: Index into `timesteps`.
-            output: Network output for x at this time. None is allowed where the solver needs no network evaluation,
-                that is at index 0 of a `Teleport`.
+            output: Network output for x at this time. It may be None if the solver needs no network evaluation, which
+                is the case at index 0 of a `Teleport`.
             x: State (n, *sample) at this time.
-            noise: Normal numbers z, or (z, u) with uniform numbers u, which replace those of the noise generator. Or
-                a callable that returns them; it is called only if the step draws noise.
-            x0: E[x_0|x_t] to use instead of the value computed from `output`. Only for solvers that need no second or
-                third moments.
+            noise: Normal numbers z, or a pair (z, u) with uniform numbers u, to use instead of the built-in noise
+                generator. It may also be a callable that returns them, which is called only if the step draws noise.
+            x0: E[x_0|x_t] to use instead of the value computed from `output`. Allowed only for solvers that need no
+                second or third moments.
 
         Returns:
             Tensor shaped like x.
 
         Raises:
-            ValueError: If `index` is out of range, shapes differ, or the output has too few moments.
+            ValueError: If `index` is out of range, if shapes differ, or if the output has too few moments.
             TypeError: If an argument has the wrong type.
         """
         found = self._estimate(index, output, x)
@@ -193,9 +194,9 @@ class Stepper:
         """Return E[x_0|x_t] at an index, clipped if the stepper has a `clip`.
 
         Args:
-            index: As in `step`.
-            output: As in `step`.
-            x: As in `step`.
+            index: See [`step`][gms_fast.Stepper.step].
+            output: See [`step`][gms_fast.Stepper.step].
+            x: See [`step`][gms_fast.Stepper.step].
         """
         return self._estimate(index, output, x).x0()
 
@@ -214,7 +215,7 @@ class Stepper:
     def _corrected(self, found: Estimate, x0: Tensor) -> Estimate:
         if self.solver.moments_needed > 1:
             name = type(self.solver).__name__
-            raise ValueError(f"x0 must be None for {name}, which reads noise moments: bound the data with clip instead")
+            raise ValueError(f"x0 must be None for {name}, which uses noise moments: bound the data with clip instead")
         a_tensor("x0", x0)
         if x0.shape != found.x.shape:
             raise ValueError(f"x0 must be shaped like x, {tuple(found.x.shape)}: got {tuple(x0.shape)}")

@@ -23,18 +23,18 @@ class StepCoefficients:
         B = alpha_s beta_ts/sigma_t^2
         c = sigma_s^2 beta_ts/sigma_t^2
 
-    The class methods compute them from a schedule, in float64.
+    The class methods compute these coefficients from a schedule, in float64.
 
     Args:
-        alpha_t: Scale of the signal at time t, >= 0.
-        sigma_t: Standard deviation of the noise at time t, >= 0.
-        alpha_s: Scale of the signal at the next time s.
-        sigma_s: Standard deviation of the noise at s.
-        A: Factor of the state x_t.
-        B: Factor of the data x_0.
+        alpha_t: Signal scale at time t, >= 0.
+        sigma_t: Noise standard deviation at time t, >= 0.
+        alpha_s: Signal scale at the next time s.
+        sigma_s: Noise standard deviation at time s.
+        A: Coefficient of the state x_t.
+        B: Coefficient of the data x_0.
         c: Variance of the added noise, >= 0.
-        var_max: Upper bound of the variance that a step draws. Default: none (infinity); some solvers
-            bound that of the last step.
+        var_max: Upper bound on the variance of the step. By default there is no bound. Some solvers set one for the
+            last step.
 
     Raises:
         TypeError: If a coefficient is missing, or is not given by keyword.
@@ -62,13 +62,13 @@ class StepCoefficients:
         Args:
             schedule: Noise schedule.
             t: Time where the step begins.
-            s: Time where it ends, less noisy than t.
+            s: Time where the step ends, less noisy than t.
 
         Returns:
             StepCoefficients, computed in float64.
 
         Raises:
-            ValueError: If s is not less noisy than t, or there is no noise at t.
+            ValueError: If s is not less noisy than t, or if there is no noise at t.
         """
         (step,) = cls.along(schedule, [t, s])
         if not step.falls:
@@ -81,19 +81,20 @@ class StepCoefficients:
     ) -> list["StepCoefficients"]:
         """Return the step from each time to the next one.
 
-        A repeated time stands for another network evaluation there: the step between has A = 1, B = c = 0.
-        A step to more noise has no reverse kernel. It follows the line through x_t and x_0, x_s = A x_t + B x_0.
+        A repeated time means a second network evaluation at that time, and the step in between has A = 1, B = c = 0.
+        There is no reverse kernel for a step to a noisier time. Such a step follows the line through x_t and x_0,
+        x_s = A x_t + B x_0.
 
         Args:
             schedule: Noise schedule.
             times: Times (K + 1,).
-            begun: Times (K + 1,) where the steps begin. Default: where the steps before them end.
+            begun: Times (K + 1,) where the steps begin. By default, each step begins where the previous one ends.
 
         Returns:
             List of K StepCoefficients, computed in float64.
 
         Raises:
-            ValueError: If a step begins without noise, or the schedule's levels are not finite.
+            ValueError: If a step begins at a time without noise, or if the schedule's levels are not finite.
         """
         ends = schedule.levels_at(times)
         begins = ends if begun is None or begun is times else schedule.levels_at(begun)
@@ -128,7 +129,7 @@ class StepCoefficients:
 
     @classmethod
     def at(cls, schedule: "Schedule", t: float) -> "StepCoefficients":
-        """Return the coefficients of the evaluation that removes the last noise, x_s = E[x_0|x_t].
+        """Return the coefficients of the final denoising evaluation, x_s = E[x_0|x_t].
 
         Args:
             schedule: Noise schedule.
@@ -142,26 +143,27 @@ class StepCoefficients:
 
     @property
     def falls(self) -> bool:
-        """Tell whether the step leads to less noise."""
+        """True if the step leads to less noise."""
         return self.sigma_s * self.alpha_t < self.sigma_t * self.alpha_s
 
     @property
     def ratio(self) -> float:
-        """Noise level sigma_t/alpha_t; infinite where alpha_t = 0."""
+        """Noise level sigma_t/alpha_t, which is infinite if alpha_t = 0."""
         return self.sigma_t / self.alpha_t if self.alpha_t > 0 else math.inf
 
     def as_list(self) -> list[float]:
-        """Return [alpha_t, sigma_t, A, B, c, var_max], the form that the ops take."""
+        """Return [alpha_t, sigma_t, A, B, c, var_max], the form that the ops accept."""
         return [self.alpha_t, self.sigma_t, self.A, self.B, self.c, self.var_max]
 
     def as_tensor(self, device: torch.device | str | None = None) -> Tensor:
-        """Return the kernels' form of the coefficients, (10,) float32.
+        """Return the coefficients in the form that the kernels read, (10,) float32.
 
-        [`gms_step`][gms_fast.ops.gms_step] reads this tensor on the device when it is given as `step`. One
-        CUDA graph of a step then serves all steps: copy the next coefficients into the tensor before a replay.
+        If you pass this tensor to [`gms_step`][gms_fast.ops.gms_step] as `step`, the kernel reads it on the device. A
+        CUDA graph of one step can then be used for all steps: copy the next coefficients into the tensor before each
+        replay.
 
         Args:
-            device: Device of the tensor. Default: torch's default device.
+            device: Device of the tensor. Defaults to torch's default device.
         """
         return torch.tensor(kernel_numbers(*self.as_list()), dtype=torch.float32, device=device)
 

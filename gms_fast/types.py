@@ -30,23 +30,23 @@ def as_range(clip: object, name: str = "clip") -> tuple[float, float]:
 
 
 class NoiseMoments(NamedTuple):
-    """Elementwise moments of the noise eps given x_t, as a model returns them.
+    """Elementwise moments of the noise eps given x_t, as returned by a model.
 
-    A model's attribute `moments` says which kind the second and third are:
+    The model's attribute `moments` indicates which kind of moments e2 and e3 are:
 
         "raw"      e_k = E[eps^k|x_t]
         "central"  e_k = E[(eps - e1)^k|x_t]
 
     Attributes:
         e1: Mean E[eps|x_t], shaped like x_t.
-        e2: Second moment, shaped like x_t; None if the model has none.
-        e3: Third moment, shaped like x_t; None if the model has none.
+        e2: Second moment, shaped like x_t, or None if the model does not predict it.
+        e3: Third moment, shaped like x_t, or None if the model does not predict it.
 
     Raises:
-        TypeError: If `e1` is missing. Shapes are checked where a sampler reads them.
+        TypeError: If `e1` is missing. Shapes are checked when a sampler reads the moments.
 
     Examples:
-        Standard normal data, for which eps given x_t is normal with mean sigma_t x_t and variance alpha_t^2:
+        For standard normal data, eps given x_t is normal with mean sigma_t x_t and variance alpha_t^2:
 
         >>> schedule = gms_fast.schedules.build("linear")
         >>> def model(x, t):

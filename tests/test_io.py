@@ -148,11 +148,11 @@ def test_stored_network_is_asked_at_the_times_it_was_trained_at(tmp_path):
 
 
 def test_load_names_unknown_overrides_and_places_where_nothing_is(tmp_path):
-    with pytest.raises(TypeError, match="unknown overrides heads: wanted some of"):
+    with pytest.raises(TypeError, match="unknown overrides heads: the arguments of MomentUNet are"):
         io.load(tmp_path, heads=3)
-    with pytest.raises(FileNotFoundError, match=r"one of mnist, .* nothing is at cifar"):
+    with pytest.raises(FileNotFoundError, match=r"one of mnist, .* nothing exists at cifar"):
         io.load("cifar")
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         io.load(tmp_path)
 
 

@@ -114,7 +114,7 @@ def test_time_outside_of_a_table_is_named(look_up):
 
 def test_fractional_times_of_a_table_are_named():
     network = Table(LOOK_UPS["indexing"], T=1000)
-    with pytest.raises(ValueError, match=r"model failed at network time 999\.75: .*whole times"):
+    with pytest.raises(ValueError, match=r"model failed at network time 999\.75: .*integer times"):
         sample(network, n=1, schedule=VPLinear(T=4000, rescale_time=True))
 
 
@@ -196,7 +196,7 @@ def test_dtype_that_no_parameter_has_is_refused_by_name():
         def forward(self, x, t):
             return torch.mm(x.to(torch.float16), torch.eye(12, dtype=torch.float64)).to(x.dtype)
 
-    with pytest.raises(ValueError, match=r"model takes x in none of torch.float64, torch.float32.*autocast"):
+    with pytest.raises(ValueError, match=r"model accepts x in none of torch.float64, torch.float32.*autocast"):
         sample(Stubborn(first=torch.zeros(3, dtype=torch.float64)), n=1)
 
 
@@ -269,7 +269,7 @@ def test_network_that_writes_later_is_refused():
             x.zero_()
         return 0 * x
 
-    with pytest.raises(ValueError, match="model wrote to its input"):
+    with pytest.raises(ValueError, match="model modified its input"):
         sample(network, 5, n=2, shape=(4,), schedule="linear")
 
 
@@ -278,7 +278,7 @@ def test_network_that_writes_to_its_condition_is_refused():
         y.add_(1)
         return 0 * x
 
-    with pytest.raises(ValueError, match="model wrote to its input"):
+    with pytest.raises(ValueError, match="model modified its input"):
         sample(network, 5, n=2, shape=(4,), schedule="linear", condition={"y": torch.zeros(2)})
 
 
@@ -301,7 +301,7 @@ def test_network_may_write_to_its_output_again():
 def test_callback_that_writes_is_refused(how):
     x_T = torch.randn(4, 3, 8, 8)
     before = x_T.clone()
-    with pytest.raises(ValueError, match="callback wrote to x in place, which changes nothing: return the new state"):
+    with pytest.raises(ValueError, match="callback modified x in place, which has no effect: return the new state"):
         sample(Exact(), 5, x_T=x_T, callback=lambda i, t, x, x_0: WRITES[how](x))
     assert torch.equal(x_T, before)
 

@@ -42,7 +42,7 @@ BEFORE_ANY_CALL = {
     "step_offset 0.5": ({"step_offset": 0.5}, TypeError, "step_offset must be an integer: got 0.5"),
     "batch_size": ({"batch_size": 0}, ValueError, "batch_size must be at least 1, or None: got 0"),
     "denoise": ({"denoise": "yes"}, TypeError, "denoise must be True, False or None: got 'yes'"),
-    "condition": ({"condition": torch.zeros(2)}, TypeError, "condition must be a dict of keywords .* got Tensor"),
+    "condition": ({"condition": torch.zeros(2)}, TypeError, "condition must be a dict of .* got Tensor"),
     "clip by another name": ({"clip": "data"}, ValueError, r"clip must be \(lo, hi\).* got 'data'"),
     "rising times": ({"timesteps": [0, 5]}, ValueError, "timesteps must be .* strictly decreasing times"),
     "times outside": ({"timesteps": [1000, 0]}, ValueError, r"times must lie in \[0, 999\]"),

@@ -280,5 +280,5 @@ def test_data_given_must_fit():
     stepper, x = Stepper("ddim", VPLinear(), steps=5), torch.zeros(SHAPE)
     with pytest.raises(ValueError, match=r"x0 must be shaped like x, \(3, 1, 4, 4\): got \(1, 4, 4\)"):
         stepper.step(0, x, x, x0=x[0])
-    with pytest.raises(ValueError, match="x0 must be None for GMS, which reads noise moments"):
+    with pytest.raises(ValueError, match="x0 must be None for GMS, which uses noise moments"):
         Stepper("gms", VPLinear(), steps=5).step(0, NoiseMoments(x, x, x), x, x0=x)

@@ -37,7 +37,7 @@ def fastest(measure: Callable[[int], Use | None], limit: int, most: int, multipl
     start, best, chosen = time.monotonic(), 0.0, 0
     sizes = [size for size in SIZES if multiple is None or multiple % size == 0]
     if not sizes:
-        raise ValueError(f"shard_size must be a multiple of {SIZES[0]} with batch_size auto: got {multiple}")
+        raise ValueError(f'shard_size must be a multiple of {SIZES[0]} if batch_size is "auto": got {multiple}')
     for size in sizes:
         used = measure(size)
         if used is None or used.memory > limit:
@@ -48,7 +48,7 @@ def fastest(measure: Callable[[int], Use | None], limit: int, most: int, multipl
         if size >= most or 2 * used.memory > limit or time.monotonic() - start > SECONDS:
             break
     if not chosen:
-        raise ValueError(f"memory must suffice for a batch of {SIZES[0]} samples: got {limit / 2**30:.3g} GiB")
+        raise ValueError(f"memory must be enough for a batch of {SIZES[0]} samples: got {limit / 2**30:.3g} GiB")
     return chosen
 
 

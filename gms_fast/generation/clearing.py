@@ -38,5 +38,5 @@ def _hold_all(out: Path, claims: Claims) -> None:
     deadline = time.monotonic() + EXPIRES + BEAT
     while busy := [name for name in sorted(claims.names()) if not claims.take(name) and not claims.ours(name)]:
         if time.monotonic() > deadline or any(map(claims.is_here, busy)):
-            raise BlockingIOError(f"out: {out} is in use by a process that draws {busy[0]}: wait until it ends")
+            raise BlockingIOError(f"out: {out} is in use by a process that is drawing {busy[0]}: wait for it to finish")
         time.sleep(_POLL)

@@ -19,7 +19,7 @@ def compare(job: Job, share: float, *, progress: bool) -> Report:
     job.refuse_strangers()
     batches = list(_batches(job))
     if not batches:
-        raise FileNotFoundError(f"out: {job.out} holds no shard to compare")
+        raise FileNotFoundError(f"out: {job.out} holds no shards to compare")
     chosen = random.SystemRandom().sample(batches, math.ceil(share * len(batches)))
     compared = pixels = differing = largest = 0
     with one_thread(job.device), job.bar(sum(len(i) for _, i in chosen), 0, shown=progress) as told:
@@ -30,7 +30,7 @@ def compare(job: Job, share: float, *, progress: bool) -> Report:
             if worst and device == device_kind(job.device):
                 raise ValueError(
                     f"shard {job.out / job.shards.name(part)} differs from the images drawn here by up to {worst} grey "
-                    f"levels, among samples {indices[0]} to {indices[-1]}"
+                    f"levels, in samples {indices[0]} to {indices[-1]}"
                 )
             told(len(indices))
     return Report(compared=compared, differing=differing / pixels, largest=largest)

@@ -175,9 +175,9 @@ class Drawing:
         if self.decoder is not None:
             x = torch.cat([self.decoder(part) for part in x.split(self.rows)])
         if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
-            what = "samples" if self.decoder is None else "results of decoder"
+            what = "samples" if self.decoder is None else "outputs of decoder"
             raise ValueError(
-                f"{what} must be images (N, 1, H, W) or (N, 3, H, W) of floats: got {x.dtype} {tuple(x.shape)}"
+                f"{what} must be floating-point images (N, 1, H, W) or (N, 3, H, W): got {x.dtype} {tuple(x.shape)}"
             )
         return x
 
@@ -200,11 +200,11 @@ def check_condition(model: object, condition: Any, n: int) -> dict[str, Any]:
     """
     given = {} if condition is None else condition
     if not isinstance(given, Mapping):
-        raise TypeError(f"condition must be a dict of keywords for the model: got {type(given).__name__}")
+        raise TypeError(f"condition must be a dict of keyword arguments for the model: got {type(given).__name__}")
     _check_rows("condition", given, n)
     for name in attribute(model, "needed", ()):
         if given.get(name) is None:
-            raise ValueError(f"condition must give {name}, which the model needs: got none")
+            raise ValueError(f"condition must contain {name!r}, which the model needs")
     return dict(given)
 
 
@@ -216,7 +216,7 @@ def _check_rows(name: str, value: Any, n: int) -> None:
     elif isinstance(value, (list, np.ndarray)):
         raise TypeError(f"{name} must be a tensor: got {type(value).__name__}")
     elif isinstance(value, Tensor) and value.ndim and len(value) not in (1, n):
-        raise ValueError(f"{name} must have a row for each of {n} samples, or 1 for all: got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have {n} rows, one per sample, or 1 row for all: got {tuple(value.shape)}")
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def _warn_of_idleness(job: Job) -> None:
     """Warn if there are fewer shards than ranks."""
     if job.rank >= len(job.parts):
         warnings.warn(
-            f"{len(job.parts)} shards are fewer than {job.world} ranks: rank {job.rank} draws only if another fails; "
-            "choose a smaller shard_size for more shards",
+            f"there are only {len(job.parts)} shards for {job.world} ranks: rank {job.rank} has nothing to draw unless "
+            "another rank fails; choose a smaller shard_size for more shards",
             stacklevel=4,
         )

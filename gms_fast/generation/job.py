@@ -48,16 +48,16 @@ class Share:
 
     @classmethod
     def of(cls, text: str) -> "Share":
-        """Parse a text like "3/8". Raises ValueError for another text."""
+        """Parse a string such as "3/8". Raises ValueError for any other string."""
         found = re.fullmatch(r"(\d+)/(\d+)", str(text).strip(), re.ASCII)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"shard must be K/N with K from 1 to N, as 3/8: got {text!r}")
+            raise ValueError(f"shard must be K/N with K from 1 to N, such as 3/8: got {text!r}")
         return cls(int(found[1]), int(found[2]))
 
     def parts(self, count: int) -> list[int]:
         """Return its parts out of `count`. Raises ValueError if there are fewer parts than shares."""
         if self.n > count:
-            raise ValueError(f"shard must have N at most {count}, the number of shard files: got {self.k}/{self.n}")
+            raise ValueError(f"shard must be K/N with N at most {count}, the number of shards: got {self.k}/{self.n}")
         return list(range(self.k - 1, count, self.n))
 
 

@@ -1,4 +1,4 @@
-"""`generate`: many samples into a folder, with the same bytes from any number of processes."""
+"""Draw many samples into a folder, with the same bytes from any number of processes."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -60,68 +60,73 @@ def generate(
 ) -> Report:
     """Draw n samples into a folder of shards, alone or together with other processes.
 
-    Image i is the sample that [`sample`][gms_fast.sample] draws with `seed=seed, sample_offset=i`, stored as grey
-    levels round(127.5 (x + 1)).
+    Image i is the sample that [`sample`][gms_fast.sample] draws with `seed=seed, sample_offset=i`, converted to grey
+    levels round(127.5 (x + 1)). A shard is a file or folder with consecutive images.
 
-    All processes that make the same call share the work: torchrun ranks, cluster jobs, or several terminals. Each
-    claims shards in the folder. Processes may start late, stop or be killed at any time. On devices of one kind, the
-    files are the same, byte for byte, for any number of processes.
+    All processes that make the same call share the work, whether they are torchrun ranks, cluster jobs or separate
+    terminals. Each process claims shards in the folder. Processes may start late, stop, or be killed at any time. On
+    devices of the same kind, the files are the same byte for byte, no matter how many processes wrote them.
 
-    To resume a run, repeat the call. It checks the shards in the folder and draws broken ones again.
+    To resume a run, repeat the call. The shards that are already in the folder are checked, and broken ones replaced.
 
     Args:
         model: Callable `(x, t)`, as in [`sample`][gms_fast.sample].
-        out: Folder of the run. Its file `run.json` records every setting that the images depend on. A call with other
-            settings is refused.
-        n: Number of samples >= 1; their indices are 0 .. n - 1.
-        batch_size: Number of samples drawn at a time. It changes samples only by the network's rounding. If memory runs
-            out, the network evaluates half as many at a time. "auto" measures the fastest size on this device within
-            `memory` and stores it in `run.json`.
-        steps: As in [`sample`][gms_fast.sample].
-        solver: As in [`sample`][gms_fast.sample].
+        out: Folder of the run. Its file `run.json` records every setting that affects the images, and a call with
+            different settings is refused.
+        n: Number of samples, >= 1, with indices 0 .. n - 1.
+        batch_size: Number of samples drawn at a time. The batch size changes samples only by the network's rounding. If
+            memory runs out, the number of samples in one network evaluation is halved. "auto" measures the fastest
+            batch size on this device within `memory` and stores it in `run.json`.
+        steps: See [`sample`][gms_fast.sample].
+        solver: See [`sample`][gms_fast.sample].
         seed: Integer seed of the run.
-        shape: As in [`sample`][gms_fast.sample].
-        schedule: As in [`sample`][gms_fast.sample].
-        timesteps: As in [`sample`][gms_fast.sample].
-        prediction: As in [`sample`][gms_fast.sample].
-        clip: As in [`sample`][gms_fast.sample].
-        denoise: As in [`sample`][gms_fast.sample].
-        condition: Keyword arguments for the model, as a dict of tensors with n rows, one per sample, or with one row
-            for all samples. Or a callable that returns such a dict with B rows for sample indices (B,).
+        shape: See [`sample`][gms_fast.sample].
+        schedule: See [`sample`][gms_fast.sample].
+        timesteps: See [`sample`][gms_fast.sample].
+        prediction: See [`sample`][gms_fast.sample].
+        clip: See [`sample`][gms_fast.sample].
+        denoise: See [`sample`][gms_fast.sample].
+        condition: Keyword arguments for the model: a dict of tensors with n rows, one per sample, or with a single row
+            for all samples. It may also be a callable that takes sample indices (B,) and returns such a dict with B
+            rows.
         decoder: Callable that turns samples, for example latents, into images (B, C, H, W) in [-1, 1]. Required if the
             model's data range is not [-1, 1].
-        device: Device of the state. Default: the model's device.
-        dtype: Data type of the state. Default: float32.
-        form: Format of the images. "npz" (default): files FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index`
-            (N,), and `made`, which holds a checksum and the fingerprint of the run. "png": folders FIRST-LAST with one
-            PNG file per image. "none": no images; only `features` are stored.
-        shard_size: Number of samples per shard, a multiple of `batch_size`. Default: up to 8 batches.
-        shard: "K/N" draws only the K-th of N equal shares of the shards, for jobs that have no folder in common.
-            Default: "1/1", all of them.
-        features: Feature network (see `gms_fast.quality.extractors.load`), or the string that names it. Statistics of
-            the images' features are stored in `measured.safetensors`, which `quality.running.Running.load` reads.
-        memory: Number of bytes that batches may use with batch_size="auto". Default: 0.8 of the free GPU memory, or
-            half of the free host memory.
-        verify: Share of the samples, in (0, 1], to draw again and compare with the stored ones. Nothing is written.
-        replace: True first deletes the run in the folder, and no other file. Only for a single process.
-        progress: True shows one progress bar on stderr for all processes together.
+        device: Device of the state. Defaults to the model's device.
+        dtype: Data type of the state. Defaults to float32.
+        form: Storage format of a shard, whose name consists of its FIRST and LAST index. "npz" writes a file
+            FIRST-LAST.npz with `images` (N, C, H, W) uint8, `index` (N,) and `made`, which holds a checksum and the
+            fingerprint of the run. "png" writes a folder FIRST-LAST with one PNG file per image. "none" stores no
+            images, only the statistics of `features`.
+        shard_size: Number of samples per shard, a multiple of `batch_size`. Defaults to at most 8 batches.
+        shard: Part of the run to draw, as "K/N": the K-th of N equal parts of the shards. Use this for jobs that do not
+            share a folder. The default, "1/1", draws all shards.
+        features: Feature network, or its name (see `gms_fast.quality.extractors.load`). Statistics of the images'
+            features are stored in `measured.safetensors`, which `quality.running.Running.load` reads.
+        memory: Number of bytes that batches may use if `batch_size` is "auto". Defaults to 0.8 of the free GPU memory,
+            or half of the free host memory on a CPU.
+        verify: Fraction of the samples, in (0, 1], to draw again and compare with the stored ones. With this option,
+            nothing is written.
+        replace: Whether to delete an existing run in the folder first. No other files are deleted. Allowed only for a
+            single process.
+        progress: Whether to show one progress bar for all processes together, on stderr.
 
     Returns:
-        Report: a named tuple of counts. `drawn`: samples drawn by this call. `there`: samples that the folder already
-            had. `broken`: broken shards found. With `verify` also `compared`: samples compared, `differing`: share of
-            their pixels that differ, and `largest`: largest difference in grey levels.
+        Report: a named tuple of counts. `drawn` is the number of samples drawn by this call, `there` the number of
+            samples that the folder already had, and `broken` the number of broken shards found. With `verify`,
+            `compared` is the number of samples compared, `differing` the fraction of their pixels that differ, and
+            `largest` the largest difference in grey levels.
 
     Raises:
         ValueError: If an argument is out of range, which is checked before anything is drawn; if the folder holds
-            another run; or if `verify` finds a difference from images drawn on the same kind of device.
+            a different run; or if `verify` finds a difference from images drawn on the same kind of device.
         TypeError: If an argument has the wrong type.
         FileExistsError: If the folder holds files that do not belong to the run.
-        FileNotFoundError: If `verify` finds no run.
-        OSError: If the folder cannot be written.
+        FileNotFoundError: If `verify` is given and the folder holds no run.
+        OSError: If the folder cannot be written to.
         MemoryError: If memory is too small for a single sample.
 
     Note:
-        On a CPU each process computes with one thread, because a network may round differently with more of them.
+        On a CPU, each process uses one thread, because a network may round differently with more threads.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -134,11 +139,11 @@ def generate(
         0
     """
     if verify is not None and not (isinstance(verify, (int, float)) and 0 < verify <= 1):
-        raise ValueError(f"verify must be a share of the samples, in (0, 1]: got {verify}")
+        raise ValueError(f"verify must be a fraction of the samples in (0, 1]: got {verify}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}: got {form!r}")
     if replace and verify is not None:
-        raise ValueError("replace must be False where verify is given")
+        raise ValueError("replace must be False if verify is given: verify writes nothing")
     if replace and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("replace (--force) must not be given under torchrun: one rank would delete what others draw")
     if memory is not None and batch_size != "auto":
@@ -156,7 +161,7 @@ def generate(
     }
     run = Run.prepare(model, solver=solver, **asked, condition=None, batch_size=None, callback=None)
     if decoder is None and (own := ranged(model, UNSAID)[0]) != PICTURES:
-        raise ValueError(f"decoder must be given for this model, whose samples have the range {own}, not [-1, 1]")
+        raise ValueError(f"decoder must be given for this model, because its samples have the range {own}, not [-1, 1]")
     if not callable(condition):
         check_condition(model, condition, n)
     place = _numbered(torch.device(device or device_of(model) or torch.get_default_device()))

@@ -72,9 +72,9 @@ def stored(out: Path) -> dict[str, Any] | None:
     file = out / FILE
     if not file.exists():
         return None
-    with refusing(f"{file} holds no settings of a run: move it, and the shards beside it", file):
+    with refusing(f"{file} does not contain the settings of a run: move it, and the shards beside it", file):
         found = read_json(file)
-        schema.check("it", found, _STORED)
+        schema.check("", found, _STORED)
     return found
 
 

@@ -91,7 +91,7 @@ class Shards:
         with refusing(f"shard {path} is broken", path):
             pictures, index, text = self._read(path, indices)
             made = json_value(text)
-            schema.check("it", made, _MADE)
+            schema.check("", made, _MADE)
             if made["run"] != self.run:
                 raise OtherRunError(f"shard {path} belongs to the run {made['run']}, not to {self.run}")
             if index != list(indices) or (made["first"], made["count"]) != (indices[0], len(indices)):

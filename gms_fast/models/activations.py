@@ -68,8 +68,8 @@ class Watch:
         """
         if len(seen) != 1:
             raise ValueError(
-                f"features must be a module that a call of the network calls once, with a tensor: {self.name!r} was "
-                f"called {len(seen)} times; if the network was compiled, put heads on it before torch.compile"
+                f"features must be a module that runs once per network call, on a tensor: {self.name!r} was "
+                f"called {len(seen)} times; if the network was compiled, add the heads before torch.compile"
             )
         return seen[0]
 
@@ -107,8 +107,8 @@ class Layout(NamedTuple):
             if patch and h[0] * patch**axes == math.prod(x[1:]) and not any(side % patch for side in x[1:]):
                 return cls("tokens", h[1], patch)
         raise ValueError(
-            f"features must be activations (F, *grid) or (tokens, F), where samples {x} are a whole multiple of the "
-            f"grid: the input of {name!r} is {h}"
+            f"features must be activations (F, *grid) or (tokens, F), on a grid that divides samples {x} evenly: "
+            f"the input of {name!r} is {h}"
         )
 
     def parts(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Models whose noise moments are known exactly, for tests and for judging solvers alone.
+"""Models whose noise moments are known exactly, for tests and for evaluating solvers.
 
 Both are mixtures of Gaussians. Given x_t and the component i, x_0 is Gaussian with mean
 mu_i = (sigma^2 m_i + alpha s_i^2 x)/(alpha^2 s_i^2 + sigma^2) and variance
@@ -19,10 +19,10 @@ from gms_fast.types import NoiseMoments
 
 
 class _Analytic:
-    """A model with exact moments of x_0 and of the noise.
+    """Model with exact moments of x_0 and of the noise.
 
-    A call returns three raw moments of the noise, as a network does. Subclasses define `data_moments`, from which the
-    others follow.
+    A call returns three raw moments of the noise, as a network does. Subclasses define `data_moments`, from which
+    everything else is computed.
     """
 
     prediction = "noise"
@@ -35,8 +35,8 @@ class _Analytic:
     def data_moments(self, x: Tensor, t: Tensor, order: int) -> tuple[Tensor, ...]:
         """Return the mean and the central moments 2..order of every element of x_0 given x_t.
 
-        They lose no accuracy at high noise, while moments of x_0 computed from raw noise moments lose
-        (sigma/alpha)^order.
+        They remain accurate at high noise, whereas rounding errors of moments of x_0 that are computed from raw noise
+        moments grow by (sigma/alpha)^order.
 
         Args:
             x: States (B, *).
@@ -44,7 +44,7 @@ class _Analytic:
             order: Highest order, >= 1.
 
         Returns:
-            `order` tensors like x, float64.
+            Tuple of `order` tensors shaped like x, in float64.
         """
         raise NotImplementedError
 
@@ -59,7 +59,7 @@ class _Analytic:
             orders: Orders >= 1.
 
         Returns:
-            One tensor like x for each order, float64.
+            Tuple with one tensor shaped like x for each order, in float64.
         """
         alpha, sigma = self._alpha_sigma(x, t)
         mean, *central = self.data_moments(x, t, max(orders))
@@ -76,7 +76,7 @@ class _Analytic:
             order: Order >= 1.
 
         Returns:
-            Tensor like x, float64.
+            Tensor shaped like x, in float64.
         """
         return self.noise_moments(x, t, (order,))[0]
 
@@ -102,20 +102,21 @@ def _gaussian_power(order: int) -> list[tuple[int, int]]:
 
 
 class GaussianMixture1D(_Analytic):
-    """Exact model of data whose elements are independent draws from a 1D Gaussian mixture.
+    """Exact model of data whose elements are independent samples of a 1D Gaussian mixture.
 
-    Every element of x_0 has the law sum_i w_i N(mean_i, std_i^2). A call `(x, t)` returns
+    Every element of x_0 has the distribution sum_i w_i N(mean_i, std_i^2). A call `(x, t)` returns
     [`NoiseMoments`][gms_fast.NoiseMoments] with the exact raw moments E[eps^k|x_t], k = 1, 2, 3.
 
     Args:
-        weights: Weights w_i > 0 of the N components, (N,); they sum to 1.
+        weights: Weights w_i of the N components, (N,). They must be positive and sum to 1.
         means: Means of the components, (N,).
         stds: Standard deviations of the components, (N,), >= 0.
-        schedule: Noise schedule; None for `VPLinear()`.
+        schedule: Noise schedule. Defaults to `VPLinear()`.
         sample_shape: Shape of one sample.
 
     Raises:
-        ValueError: If the lengths differ, a weight is not positive, weights do not sum to 1, or a std is negative.
+        ValueError: If the lengths differ, if a weight is not positive, if the weights do not sum to 1, or if a standard
+            deviation is negative.
 
     Examples:
         >>> model = gms_fast.models.GaussianMixture1D([0.5, 0.5], [-1, 1], [0.1, 0.1])
@@ -136,7 +137,7 @@ class GaussianMixture1D(_Analytic):
         self.weights, self.means, self.stds = (as_float64(v) for v in (weights, means, stds))
         if not self.weights.shape == self.means.shape == self.stds.shape or self.weights.ndim != 1:
             raise ValueError(
-                f"weights, means and stds must be of one length: got {len(weights)}, {len(means)}, {len(stds)}"
+                f"weights, means and stds must have the same length: got {len(weights)}, {len(means)}, {len(stds)}"
             )
         if (self.weights <= 0).any() or abs(float(self.weights.sum()) - 1) > 1e-9 or (self.stds < 0).any():
             raise ValueError("weights must be positive and sum to 1, and stds must not be negative")
@@ -163,7 +164,7 @@ class GaussianMixture1D(_Analytic):
 
         Args:
             n: Number of samples.
-            generator: Generator of torch on the CPU; None for the global one.
+            generator: PyTorch generator on the CPU. Defaults to the global generator.
 
         Returns:
             Tensor (n, *sample_shape), float64.
@@ -174,18 +175,18 @@ class GaussianMixture1D(_Analytic):
 
 
 class PointCloud(_Analytic):
-    """Exact model of data that consists of given points plus Gaussian noise.
+    """Exact model of a set of data points, optionally blurred by Gaussian noise.
 
-    x_0 is one of the points, all equally likely, plus N(0, bandwidth^2) in every element. A call `(x, t)` returns
-    [`NoiseMoments`][gms_fast.NoiseMoments] with the exact raw moments E[eps^k|x_t], k = 1, 2, 3.
+    x_0 is one of the points, all equally likely, plus noise from N(0, bandwidth^2) in every element. A call `(x, t)`
+    returns [`NoiseMoments`][gms_fast.NoiseMoments] with the exact raw moments E[eps^k|x_t], k = 1, 2, 3.
 
     Args:
-        data: Points (N, *sample), N >= 1.
-        bandwidth: Standard deviation of the noise added to every point, >= 0.
-        schedule: Noise schedule; None for `VPLinear()`.
+        data: Data points (N, *sample), N >= 1.
+        bandwidth: Standard deviation of the noise that is added to every point, >= 0.
+        schedule: Noise schedule. Defaults to `VPLinear()`.
 
     Raises:
-        ValueError: If `data` is empty or has one dimension, or `bandwidth` is negative.
+        ValueError: If `data` is empty or has fewer than two dimensions, or if `bandwidth` is negative.
 
     Examples:
         >>> data = gms_fast.data.load("digits")[:100]
@@ -196,8 +197,8 @@ class PointCloud(_Analytic):
         True
 
     Note:
-        A call needs memory for a few (B, N) float64 tensors. It takes one matrix product (B, D) x (D, N) for the
-        posterior, and one (B, N) x (N, D) for each order.
+        A call needs memory for a few float64 tensors of shape (B, N). It computes one matrix product (B, D) x (D, N)
+        for the posterior, and one matrix product (B, N) x (N, D) for each moment.
     """
 
     def __init__(self, data: Tensor, bandwidth: float = 0.0, *, schedule: Schedule | None = None) -> None:
@@ -212,7 +213,7 @@ class PointCloud(_Analytic):
         self._cache: dict[tuple[torch.device, int], Tensor] = {}
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the probability of each data point given x_t.
+        """Return the posterior probability of each data point given x_t.
 
         Args:
             x: States (B, *sample).
@@ -253,7 +254,7 @@ class PointCloud(_Analytic):
 
         Args:
             n: Number of samples.
-            generator: Generator of torch on the CPU; None for the global one.
+            generator: PyTorch generator on the CPU. Defaults to the global generator.
 
         Returns:
             Tensor (n, *sample_shape), float64.

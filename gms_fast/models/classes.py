@@ -13,7 +13,7 @@ def check_classes(y: object, rows: int, num_classes: int, no_class: int | None) 
     whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if not isinstance(y, Tensor) or not whole or y.ndim != 1 or len(y) not in (1, rows):
         got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"y must be integers, ({rows},), a class for each sample: got {got}")
+        raise ValueError(f"y must be an integer tensor ({rows},), one class per sample: got {got}")
     if torch.compiler.is_compiling() or not y.is_cpu or not len(y):
         return
     low, high = (int(v) for v in y.aminmax())

@@ -25,32 +25,36 @@ _PER_SEED, _PER_HIGH_SEED, _PER_PROBE = 0x9E3779B9, 0x85EBCA6B, 0x7F4A7C15
 class JacobianVariance(torch.nn.Module):
     """Model that adds the variance of the noise given x_t to a network that predicts its mean.
 
-    The result serves `SNDDPM()` and `GMS(fit="gaussian")` without trained heads. By Tweedie's formula
-    Var[x_0|x_t] = (sigma^2/alpha) dm/dx with m = E[x_0|x_t] = (x - sigma e1)/alpha. In every element
+    With this model you can use `SNDDPM()` and `GMS(fit="gaussian")` without training moment heads. By Tweedie's
+    formula, Var[x_0|x_t] = (sigma^2/alpha) dm/dx with m = E[x_0|x_t] = (x - sigma e1)/alpha. For element i,
 
         e2 = E[(eps - e1)^2|x_t] = (alpha/sigma)^2 Var[x_0|x_t] = 1 - sigma d e1_i/dx_i.
 
-    Each of P probes v of random signs gives an unbiased estimate 1 - sigma v_i (J v)_i, J = d e1/dx. The variance of
-    their mean is (sigma^2/P) sum_{j != i} J_ij^2. For Var[x_0,i|x_t] it is the sum over other elements j of
-    Cov(x_0,i, x_0,j|x_t)^2, over P. One probe is exact where elements are independent. Single estimates may be
-    negative, and solvers treat those as no variance; a bound here would bias averages of them.
+    The derivative is estimated with P random probes. Each probe v is a vector of random signs and gives the unbiased
+    estimate 1 - sigma v_i (J v)_i, where J = d e1/dx. The mean of P estimates has the variance
+    (sigma^2/P) sum_{j != i} J_ij^2. For Var[x_0,i|x_t], the variance of the estimate is the sum of
+    Cov(x_0,i, x_0,j|x_t)^2 over the other elements j, divided by P. One probe is exact if the elements are independent.
+    Single estimates may be negative. They are not clipped here, because that would bias averages. Solvers treat
+    negative values as zero variance.
 
-    A call with x (B, *) and network times (B,) returns NoiseMoments(e1, e2, None), central, e2 at least in float32.
+    A call with x (B, *) and network times (B,) returns NoiseMoments(e1, e2, None), where e2 is a central moment in
+    float32 or wider.
 
     Args:
-        network: Callable `(x, t, **condition)` that returns a Tensor or NoiseMoments, as in
-            [`sample`][gms_fast.sample]. Of moments, only e1 is used.
+        network: Callable `(x, t, **condition)` that returns a tensor or NoiseMoments, as in
+            [`sample`][gms_fast.sample]. If it returns moments, only e1 is used.
         probes: Number of probes P >= 1.
-        schedule: Noise schedule of the network, or its name; None for its attribute.
-        prediction: Meaning of a single tensor from the network: "noise", "x0", ...; None for its attribute.
-        distance: d in (0, 1]: (e1(x + d sigma v) - e1(x))/(d sigma) replaces J v, for networks in float32 or float64.
-            Its average error is of order d^2; with 0.01, float32 leaves an error of 1e-4. None for the derivative
-            itself.
-        seed: Seed >= 0 of the signs. They differ by element, network time and probe, and are the same for all samples,
-            so that a batch may be split.
+        schedule: Noise schedule of the network, or its name. Defaults to the network's attribute.
+        prediction: What a single output tensor represents: "noise", "x0", ..., as in [`sample`][gms_fast.sample].
+            Defaults to the network's attribute, or to "noise" if it has none.
+        distance: Step size d in (0, 1] of the finite difference (e1(x + d sigma v) - e1(x))/(d sigma), which then
+            replaces J v. The network must run in float32 or float64. The mean error is of order d^2. At d = 0.01, an
+            error of 1e-4 remains in float32. If None, the exact derivative is computed.
+        seed: Seed >= 0 of the random signs. They differ between elements, network times and probes, but not between
+            samples, so a batch may be split.
 
     Raises:
-        ValueError: If an argument is out of range, or `distance` is given for a network in 16 bits.
+        ValueError: If an argument is out of range, or if `distance` is given for a 16-bit network.
         TypeError: If `network` is not callable.
 
     Examples:
@@ -59,13 +63,14 @@ class JacobianVariance(torch.nn.Module):
         torch.Size([2, 1, 8, 8])
 
     Note:
-        With `distance`, a call costs 1 + P network calls. Without it, a call costs 4 to 6 plain calls on a CPU with one
-        probe, and 2 to 4 more for each other probe (bench/results/jacobian.md). Derivatives are taken in forward mode,
-        or by two backward passes where a layer has none, at about the same cost. Attention then runs without fast
-        kernels.
-        `torch.compile` takes only layers that it can trace in forward mode, which excludes group norms (torch 2.13).
-        docs/quality.md shows the effect on samples. `first_moment` is one plain call, so solvers that use no variance
-        pay nothing.
+        With `distance`, a call costs as much as 1 + P network calls. Without it, a call with one probe costs as much as
+        4 to 6 network calls on a CPU, and each further probe adds 2 to 4 (bench/results/jacobian.md). Derivatives are
+        computed in forward mode or, for layers that do not support it, by two backward passes at about the same cost.
+        Attention then runs without fast kernels. `torch.compile` supports only layers that it can trace in forward
+        mode, which excludes group norms (torch 2.13).
+
+        docs/quality.md shows the effect on samples. Solvers that use no variance call `first_moment`, which is one
+        plain network call, so they have no extra cost.
 
     References:
         Hutchinson 1990; Bekas et al. 2007.
@@ -115,7 +120,7 @@ class JacobianVariance(torch.nn.Module):
         return NoiseMoments(e1, 1 - along.mean(0))
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        """Return E[eps|x_t] alone, in one plain network call.
+        """Return only E[eps|x_t], in one plain network call.
 
         Args:
             x: States (B, *).
@@ -123,7 +128,7 @@ class JacobianVariance(torch.nn.Module):
             **condition: Conditions of the network.
 
         Returns:
-            Tensor like x.
+            Tensor shaped like x.
         """
         return self._noise(x, t, condition)[0](x)
 
@@ -149,7 +154,7 @@ class JacobianVariance(torch.nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else dtype
         if dtype not in _PRECISE:
             raise ValueError(
-                f"distance must be None for a network in {dtype}, whose rounding is larger than such a difference"
+                f"distance must be None for a network in {dtype}, because its rounding errors exceed the difference"
             )
 
 

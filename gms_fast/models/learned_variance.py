@@ -25,7 +25,7 @@ class LearnedVariance:
 
     def __init__(self, schedule: Schedule) -> None:
         if not isinstance(schedule, VP):
-            raise ValueError(f"schedule must be a VP of the training's betas for a learned variance: got {schedule!r}")
+            raise ValueError(f"schedule must be a VP with the training betas for a learned variance: got {schedule!r}")
         t = torch.arange(schedule.T, dtype=torch.float64)
         squared, variance = schedule.alpha(t) ** 2, schedule.sigma(t) ** 2
         ratio = variance[1:] / variance[:-1]  # beta/c

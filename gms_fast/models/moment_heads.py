@@ -33,36 +33,41 @@ _SAME = 0.02  # share of the largest output: above the rounding of nondeterminis
 
 
 class MomentHeads(nn.Module):
-    """Model that adds heads for the second and third noise moment to any network.
+    """Model that adds heads for the second and third noise moments to any network.
 
-    A call with x (B, *sample_shape), network times t (B,) and the network's conditions as keywords returns
-    [`NoiseMoments`][gms_fast.NoiseMoments] from one network call. e1 is the network's; e2 and e3 come from the heads,
-    which are untrained until [`train_moment_heads`][gms_fast.training.train_moment_heads] or `from_pretrained`. The
-    network stays in eval mode and is never changed.
+    A call with x (B, *sample_shape), network times t (B,) and the network's conditions as keyword arguments returns
+    [`NoiseMoments`][gms_fast.NoiseMoments] from one network call. e1 comes from the network, e2 and e3 from the heads.
+    The heads are untrained until you call [`train_moment_heads`][gms_fast.training.train_moment_heads] or
+    `from_pretrained`. The network stays in eval mode and is never changed.
 
     Args:
-        network: A network or pipeline that [`wrap`][gms_fast.models.wrap] takes, its result, or any module called `(x,
-            t)` that [`sample`][gms_fast.sample] takes; in eval mode.
-        features: Name of the module, inside the network without torch's wrappers, whose input the heads read: a map
-            (B, F, *grid) or tokens (B, N, F) on the grid of the sample or of its patches. None for the norm,
-            convolution or projection before the output, which is known for the kinds of network that `wrap` recognises.
-        schedule: Noise schedule of the network, or its name; None if the network has one.
-        prediction: Meaning of the network's output: "noise", "x0", ...; None if the network has it as an attribute.
-        sample_shape: Shape of one sample; None if the network has it as an attribute.
-        head: Form of the heads. "complex": a residual block conditioned on the noise level. "simple": one convolution.
-        moments: Meaning of the heads: "central" E[(eps - e1)^k|x_t] or "raw" E[eps^k|x_t].
-        normalised: Train the heads in the units of `gms_fast.models.normalised`, in which outputs are of order one at
-            every noise level. None means True for central moments and False for raw ones, which have no such units.
-        data_std: s in those units, roughly the standard deviation of the data.
-        clip: Range (lo, hi) that E[x_0|x_t] is clipped to in these units and in sampling; None for latents. Default:
-            that of the network, else (-1, 1).
-        condition: Conditions of one sample for the trial call in the constructor, where the network needs any.
-        layout: Layout of the activations, as the attribute `layout` holds it; it replaces the trial call.
+        network: Network or pipeline that [`wrap`][gms_fast.models.wrap] accepts, a wrapped network, or any module
+            called as `(x, t)` that [`sample`][gms_fast.sample] accepts. It must be in eval mode.
+        features: Name of the module whose input the heads read, as listed by `named_modules` of the network without
+            PyTorch's wrappers. The input is a map (B, F, *grid) or tokens (B, N, F) on the grid of the sample or of its
+            patches. Defaults to the norm, convolution or projection before the output, which is known for the kinds of
+            network that `wrap` recognises.
+        schedule: Noise schedule of the network, or its name. Defaults to the network's own.
+        prediction: What the network's output represents: "noise", "x0", ..., as in [`sample`][gms_fast.sample].
+            Defaults to the network's attribute.
+        sample_shape: Shape of one sample. Defaults to the network's attribute.
+        head: Architecture of the heads: "complex" (a residual block conditioned on the noise level) or "simple" (one
+            convolution).
+        moments: What the heads predict: "central" moments E[(eps - e1)^k|x_t] or "raw" moments E[eps^k|x_t].
+        normalised: Whether to train the heads in the units of `gms_fast.models.normalised`, in which their targets are
+            of order one at every noise level. Defaults to True for central moments and False for raw moments, for
+            which no such units exist.
+        data_std: Scale s of these units, roughly the standard deviation of the data.
+        clip: Range (lo, hi) to which E[x_0|x_t] is clipped, both in these units and during sampling. None means no
+            clipping, as for latents. Defaults to the network's own range, or to (-1, 1) if it has none.
+        condition: Conditions for one sample, as keyword arguments. They are needed if the network cannot be called
+            without conditions, because the constructor makes a trial call.
+        layout: Layout of the activations, as stored in the attribute `layout`. If given, no trial call is made.
 
     Raises:
-        ValueError: If `features` does not exist or does not fit the sample, the network is in training mode, or
-            schedule, prediction or shape are unknown.
-        TypeError: If `network` is neither callable nor a module with modules inside.
+        ValueError: If `features` does not exist or does not fit the sample shape, if the network is in training mode,
+            or if its schedule, prediction or sample shape is unknown.
+        TypeError: If `network` is not callable or is not a module.
 
     Examples:
         >>> network = gms_fast.load("digits")
@@ -74,9 +79,9 @@ class MomentHeads(nn.Module):
         >>> model = gms_fast.models.MomentHeads.from_pretrained("heads", network)
 
     Note:
-        Wrap classifier-free guidance around the model, `ClassifierFree(model, ..)`, not inside it. Central moments
-        are then those of the conditional network. A network that learned a variance provides only e1 here; the
-        heads replace its variance.
+        Apply classifier-free guidance to this model, `ClassifierFree(model, ..)`, and not to the network inside it.
+        The central moments are then those of the conditional network. If the network has a learned variance, the heads
+        replace it: only e1 is taken from the network.
 
     References:
         Guo et al. 2023, arXiv 2311.00941.
@@ -135,7 +140,7 @@ class MomentHeads(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Settings of the heads as plain values."""
+        """Settings of the heads as plain Python values."""
         return {
             "features": self.features,
             "head": self.head,
@@ -150,19 +155,19 @@ class MomentHeads(nn.Module):
 
     @property
     def bare(self) -> Any:
-        """The network itself, without wrappers."""
+        """Network without wrappers."""
         host = getattr(self.network, "host", None)
         return unwrapped(self.network) if host is None else host.bare
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Type in which the network takes x."""
+        """Dtype in which the network expects x."""
         said: torch.dtype | None = attribute(self.network, "dtype")
         return said or dtype_of_weights(self.bare)
 
     @property
     def needed(self) -> Sequence[str]:
-        """Names of the conditions that every call must give."""
+        """Names of the conditions that every call must supply."""
         return attribute(self.network, "needed", ())
 
     @property
@@ -171,20 +176,20 @@ class MomentHeads(nn.Module):
         return self._zeros(self.heads.out[-1])
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the heads, by name; all others are frozen."""
+        """Return the parameters of the heads by name. All other parameters are frozen."""
         return {name: weight for name, weight in self.named_parameters() if name.startswith("heads.")}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the heads, without the network, to `moment_heads.safetensors` in a folder.
 
-        The file also holds their config, the schedule, the record of the training and a fingerprint of the network's
-        weights. If `gms_fast.io.network` loaded the network, the file holds its source too.
+        The file also stores the config of the heads, the schedule, a record of the training and a fingerprint of the
+        network's weights. If the network was loaded by `gms_fast.io.network`, its source is stored too.
 
         Args:
-            folder: Folder, created if missing.
+            folder: Folder to write to. It is created if it does not exist.
 
         Raises:
-            ValueError: If weights of the heads are NaN or infinite.
+            ValueError: If the heads have weights that are NaN or infinite.
         """
         said = {"config": self.config, "schedule": self.schedule.described, "record": self.record}
         said |= {"network": saved_heads.fingerprint(self.bare), "source": self.source}
@@ -192,18 +197,20 @@ class MomentHeads(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, network: Any) -> "MomentHeads":
-        """Load the heads in a folder for their network.
+        """Load trained heads from a folder and attach them to their network.
 
         Args:
-            folder: Folder that `save_pretrained` wrote.
-            network: The network of the training, as in the constructor; it may be in a narrower dtype.
+            folder: Folder written by `save_pretrained`.
+            network: Network that the heads were trained on, in any form that the constructor accepts. It may be in a
+                narrower dtype than during the training.
 
         Returns:
-            The model, in eval mode.
+            MomentHeads in eval mode.
 
         Raises:
-            FileNotFoundError: If the folder holds no heads.
-            ValueError: If the file is damaged, or network, schedule or prediction differ from those of the training.
+            FileNotFoundError: If the folder contains no heads.
+            ValueError: If the file is damaged, or if the network, schedule or prediction is not the one that the heads
+                were trained with.
         """
         weights, said = saved_heads.read(folder)
         config = dict(said["config"])
@@ -225,20 +232,20 @@ class MomentHeads(nn.Module):
         return made
 
     def train(self, mode: bool = True) -> "MomentHeads":
-        """Set the mode of the heads; the network stays in eval mode.
+        """Set the heads to training or eval mode. The network stays in eval mode.
 
         Args:
-            mode: True for training mode.
+            mode: True for training mode, False for eval mode.
 
         Returns:
-            The model itself.
+            This model.
         """
         self.training = mode
         self.heads.train(mode)
         return self
 
     def observed(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Call the network once, for its output and the inputs of `heads`.
+        """Call the network once, and return its output and the inputs of `heads`.
 
         Args:
             x: States (B, *sample_shape).
@@ -246,10 +253,11 @@ class MomentHeads(nn.Module):
             **condition: Conditions of the network.
 
         Returns:
-            The output in the form `prediction`, and the triple (activations, x, angle of the noise level).
+            The network's output, in the form given by `prediction`, and the tuple (activations, x, angle of the noise
+                level).
 
         Raises:
-            ValueError: If the activations have other rows than x.
+            ValueError: If the activations and x do not have the same number of rows.
         """
         y, h, level = self._observed(x, t, condition)
         return y, (h, x, level.angle)
@@ -260,13 +268,13 @@ class MomentHeads(nn.Module):
         h = self._watch.one(seen)
         if len(h) != len(x):
             raise ValueError(
-                f"features must have a row for each of {len(x)} samples: {self.features!r} got {len(h)}; put guidance "
-                "around the heads, not inside, and give conditions one row, or one for each sample"
+                f"features must have one row for each of {len(x)} samples: {self.features!r} got {len(h)}; apply "
+                "guidance to the model with heads, not inside it, and give conditions one row, or one row per sample"
             )
         return y, h, self.levels(t, x)
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        """Return the network's output in the form `prediction`, without computing the heads.
+        """Return the network's output, in the form given by `prediction`, without the heads.
 
         Args:
             x: States (B, *sample_shape).
@@ -274,7 +282,7 @@ class MomentHeads(nn.Module):
             **condition: Conditions of the network.
 
         Returns:
-            Tensor like x.
+            Tensor shaped like x.
         """
         if self.bare.training:
             check_eval(self.bare)
@@ -296,9 +304,9 @@ class MomentHeads(nn.Module):
 
     @torch.no_grad()
     def _tried(self, module: nn.Module, condition: Mapping[str, Any] | None) -> Layout:
-        """Find the layout of the activations by two calls with one sample of noise.
+        """Infer the layout of the activations from two calls with one sample of noise.
 
-        Raises ValueError where the calls disagree.
+        Raises ValueError if the calls disagree.
         """
         device = device_of(self.bare)
         noise = torch.randn(1, *self.sample_shape, generator=torch.Generator().manual_seed(0))
@@ -312,14 +320,14 @@ class MomentHeads(nn.Module):
             if condition is None and self.needed:
                 wanted = ", ".join(self.needed)
                 raise ValueError(
-                    f"condition must be given, {wanted} of one sample: the network is called here once"
+                    f"condition must be given, with {wanted} for one sample: the constructor calls the network once"
                 ) from error
             raise
         if first.shape != x.shape:
             raise ValueError(f"network must return a tensor like x, {tuple(x.shape)}: got {tuple(first.shape)}")
         if (apart := float((first - again).abs().max())) > _SAME * float(first.abs().max()):
             raise ValueError(
-                f"network must be deterministic, without dropout: two calls with one input differ by {apart:g}"
+                f"network must be deterministic, without dropout: two calls with the same input differ by {apart:g}"
             )
         layout = Layout.of(self.features, module, self._watch.one(seen).shape[1:], self.sample_shape)
         return layout._replace(of_moments=not isinstance(output, Tensor))
@@ -336,7 +344,7 @@ def _as_model(network: Any, schedule: Schedule | str | None, prediction: str | N
     """Return the network as a model called (x, t, **condition)."""
     bare = unwrapped(network)
     if isinstance(bare, MomentHeads):
-        raise ValueError("network must not have heads already: got MomentHeads; give its attribute `network`")
+        raise ValueError("network must not have heads already: got MomentHeads; pass its attribute `network`")
     if not isinstance(bare, Wrapped) and hosts.known(bare):
         return wrap(network, schedule=schedule, prediction=prediction)
     if not callable(network):

@@ -1,4 +1,4 @@
-"""Weights and architecture of checkpoints with the names of improved-DDPM and GMS.
+"""Weights and architecture of checkpoints with improved-DDPM or GMS parameter names.
 
 Sources: Nichol & Dhariwal 2021, arXiv 2102.09672; Guo et al. 2023, arXiv 2311.00941.
 """
@@ -19,12 +19,12 @@ LABELS = "label_emb.weight"
 ELSEWHERE = "build the network with its own code and use gms_fast.models.wrap"
 FOREIGN = {  # module names of other networks, and the kind of network
     r"model\.diffusion_model": "a latent diffusion model",
-    r"time_embedding\.linear_1": "a U-Net of diffusers",
-    r"pos_embed\.proj": "a transformer of diffusers",
+    r"time_embedding\.linear_1": "a diffusers U-Net",
+    r"pos_embed\.proj": "a diffusers transformer",
     r"x_embedder\.proj": "a DiT",
     r"map_layer0": "an EDM network",
     r"emb_fourier": "an EDM2 network",
-    r"init_conv": "a U-Net of denoising-diffusion-pytorch",
+    r"init_conv": "a denoising-diffusion-pytorch U-Net",
     r"all_modules\.0": "a score-SDE network",
     r"temb\.dense\.0": "a DDIM U-Net",
     r"output_blocks\.\d+\.[12]\.in_layers": "a guided-diffusion U-Net whose residual blocks change the resolution",
@@ -41,13 +41,13 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"checkpoint {path} seems to be a pickled EDM network: {ELSEWHERE}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"checkpoint {path} must end in one of {', '.join(SUFFIXES)}")
-    with refusing(f"checkpoint {path} is truncated or no checkpoint at all", path):
+    with refusing(f"checkpoint {path} is truncated or not a checkpoint", path):
         stored = _READERS.get(path.suffix, pickles.read)(path)
     if isinstance(stored, dict):
         stored = next((stored[name] for name in CONTAINERS if isinstance(stored.get(name), dict)), stored)
     if not isinstance(stored, dict) or not stored or not all(isinstance(v, Tensor) for v in stored.values()):
         raise ValueError(
-            f"checkpoint {path} holds no state dict: wanted tensors by name, plain or under {', '.join(CONTAINERS)}"
+            f"checkpoint {path} holds no state dict: wanted tensors by name, possibly inside {', '.join(CONTAINERS)}"
         )
     weights = {str(name).removeprefix("module."): value for name, value in stored.items()}
     if len(weights) < len(stored):
@@ -89,8 +89,8 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     out_channels = _shape(weights, "out.2.weight", 4)[0]
     if out_channels not in (in_channels, 2 * in_channels):
         raise ValueError(
-            f"weights must have {in_channels} or {2 * in_channels} output channels for {in_channels} of the input: "
-            f"got {out_channels}, as if the network took an image as a condition; {ELSEWHERE}"
+            f"weights must have {in_channels} or {2 * in_channels} output channels for {in_channels} input channels: "
+            f"got {out_channels}, as in a network that is conditioned on an image; {ELSEWHERE}"
         )
     return {
         "in_channels": in_channels,
@@ -110,7 +110,7 @@ def _refuse_foreign(weights: dict[str, Tensor]) -> None:
     """Raise ValueError naming the kind of network if `weights` are not of a `MomentUNet`."""
     for module, kind in FOREIGN.items():
         if found := next((name for name in weights if re.search(rf"(^|\.){module}\.", name)), None):
-            raise ValueError(f"seems to be of {kind}, by its {found}: {ELSEWHERE}")
+            raise ValueError(f"seems to be from {kind}, judging by {found}: {ELSEWHERE}")
 
 
 def _levels(weights: dict[str, Tensor]) -> tuple[list[int], list[int], list[int]]:
@@ -141,7 +141,7 @@ def _heads(weights: dict[str, Tensor]) -> str | list[str | None] | None:
     """
     second, third = (_head(weights, name) for name in ("out2", "out3"))
     if second is None and third is not None:
-        raise ValueError("weights have a head of the third moment, out3, but none of the second: missing out2")
+        raise ValueError("weights have a head for the third moment, out3, but none for the second: missing out2")
     return second if second == third else [second, third]
 
 

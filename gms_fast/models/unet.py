@@ -1,4 +1,4 @@
-"""The improved-DDPM U-Net with an output head for each noise moment (docs/notation.md).
+"""The improved-DDPM U-Net with output heads for noise moments (docs/notation.md).
 
 Parameter names are those of the released improved-DDPM and GMS checkpoints (`time_embed`, `input_blocks`,
 `middle_block`, `output_blocks`, `out`, and the heads `out2`, `out3`), so that their weights load unchanged.
@@ -282,45 +282,49 @@ def _forms(head: object) -> tuple[str | None, str | None]:
     if second not in HEADS or third not in HEADS:
         raise ValueError(f'head must be None, "simple", "complex" or a pair of these: got {head!r}')
     if second is None and third is not None:
-        raise ValueError(f"head must not have a form of the third moment without one of the second: got {head!r}")
+        raise ValueError(f"head must not have a third moment without a second: got {head!r}")
     return second, third
 
 
 class MomentUNet(nn.Module):
-    """U-Net that predicts E[eps|x_t] and, with heads, E[eps^2|x_t] and E[eps^3|x_t].
+    """U-Net that predicts E[eps|x_t] and, with moment heads, E[eps^2|x_t] and E[eps^3|x_t].
 
-    A call with x (B, C, H, W) and network times t (B,) returns [`NoiseMoments`][gms_fast.NoiseMoments] in the shape of
-    x, or the noise alone where `head` is None. A network with classes also takes y, (B,) or (1,). All moments come from
-    one pass. H and W must be divisible by 2^(levels - 1). The attribute `clip` is the data range, (-1, 1).
+    A call with x (B, C, H, W) and network times t (B,) returns [`NoiseMoments`][gms_fast.NoiseMoments] shaped like x,
+    or only the predicted noise if `head` is None. All moments come from a single forward pass. A network with classes
+    also needs the class labels y, of shape (B,) or (1,). H and W must be divisible by 2^(levels - 1). The attribute
+    `clip` is the data range, (-1, 1).
 
     Args:
-        image_size: Height and width of the training images; it sets `sample_shape`.
-        in_channels: Channels C of the images.
+        image_size: Height and width of the training images, which determine `sample_shape`.
+        in_channels: Number of image channels C.
         model_channels: Width of the first level, a multiple of 32.
-        channel_mult: Width of each level as a multiple of `model_channels`; its length is the number of levels.
-        num_res_blocks: Residual blocks per level on the way down; there is one more on the way up.
-        attention_resolutions: Downsampling factors (1, 2, 4, ...) whose levels have attention blocks. The middle of the
-            network always has one.
-        num_heads: Attention heads; they must divide the channels.
+        channel_mult: Width of each level as a multiple of `model_channels`. Its length is the number of levels.
+        num_res_blocks: Number of residual blocks per level in the downsampling path. The upsampling path has one more
+            per level.
+        attention_resolutions: Downsampling factors (1, 2, 4, ...) of the levels with attention blocks. The middle of
+            the network always has one attention block.
+        num_heads: Number of attention heads, which must divide the number of channels.
         dropout: Dropout probability in the residual blocks, in [0, 1).
-        use_scale_shift_norm: Apply the time embedding as scale and shift of a norm. If False, it is added.
-        head: Form of the moment heads: None, "simple" (one convolution) or "complex" (a residual block before it). A
-            pair gives the forms of the second and third moment: released "simple" checkpoints are ("simple",
-            "complex"), and (form, None) has no third moment.
-        out_channels: Channels of the output: C, or 2C for checkpoints that also learned a variance, of which the first
-            C are used. None for C.
-        moments: Meaning of the heads: "raw" E[eps^k|x_t], or "central" E[(eps - e1)^k|x_t].
-        normalised: Train the heads in the units of `gms_fast.models.normalised`, in which outputs are of order one at
-            every noise level and the second is made positive. Calls return the moments in ordinary units. Needs
-            moments="central".
-        schedule: Noise schedule that the network was trained with; None for `VPLinear()`. Network times are 1000 t/T,
-            as in improved-diffusion, unless the schedule has others.
-        num_classes: Number K of classes y = 0 .. K-1, whose embedding is added to that of the time. None for a network
-            without classes.
-        null_class: Give the network a class `no_class` = K that stands for none, as classifier-free guidance needs.
+        use_scale_shift_norm: Whether the time embedding scales and shifts the output of a norm. If False, it is added
+            to the activations.
+        head: Architecture of the moment heads: None, "simple" (one convolution) or "complex" (a residual block followed
+            by a convolution). A pair sets the heads for the second and third moment separately. For example, released
+            "simple" checkpoints use ("simple", "complex"), and (head, None) omits the third moment.
+        out_channels: Number of output channels for the noise, C or 2C. 2C is for checkpoints with a learned variance,
+            of which only the first C channels are used. Defaults to C.
+        moments: What the heads predict: "raw" moments E[eps^k|x_t] or "central" moments E[(eps - e1)^k|x_t].
+        normalised: Whether to train the heads in the units of `gms_fast.models.normalised`, in which their targets are
+            of order one at every noise level. The predicted second moment is then always positive, and calls still
+            return moments in ordinary units. Requires moments="central".
+        schedule: Noise schedule that the network is trained with. Defaults to `VPLinear()`. The network times are
+            1000 t/T, as in improved-diffusion, unless the schedule specifies others.
+        num_classes: Number K of classes y = 0 .. K-1. Their embedding is added to the time embedding. By default, the
+            network has no classes.
+        null_class: Whether to add a class `no_class` = K that means "no class", as needed for classifier-free guidance.
 
     Raises:
-        ValueError: If an argument is of another type or out of range, or a call gets a wrong shape or class.
+        ValueError: If an argument has the wrong type or is out of range, or if a call gets a tensor of the wrong shape
+            or an invalid class.
 
     Examples:
         >>> net = gms_fast.models.MomentUNet(image_size=8, in_channels=1, model_channels=32,
@@ -443,7 +447,7 @@ class MomentUNet(nn.Module):
 
     @property
     def no_class(self) -> int | None:
-        """Value of y that stands for no class; None for a network without one."""
+        """Value of y that means "no class", or None if there is no such value."""
         return self.config.get("num_classes") if self.config.get("null_class", True) else None
 
     @property
@@ -457,7 +461,7 @@ class MomentUNet(nn.Module):
         return self.out2 is not None and self._zeros(self.out2[-1])
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the heads, by name."""
+        """Return the parameters of the heads by name."""
         return {name: weight for name, weight in self.named_parameters() if name.startswith(("out2.", "out3."))}
 
     def features(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -466,10 +470,10 @@ class MomentUNet(nn.Module):
         Args:
             x: States (B, C, H, W).
             t: Network times (B,).
-            y: Classes (B,) or (1,) of a network with classes.
+            y: Class labels (B,) or (1,), for a network with classes.
 
         Returns:
-            Features (B, model_channels, H, W), and embedding (B, 4 model_channels).
+            Features (B, model_channels, H, W), and time embedding (B, 4 model_channels).
 
         Raises:
             ValueError: If a shape or `y` does not fit the network.
@@ -493,28 +497,28 @@ class MomentUNet(nn.Module):
         emb: Tensor = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
         if "num_classes" not in self.config:
             if y is not None:
-                raise ValueError("y must not be given: the network was made without num_classes")
+                raise ValueError("y must not be given: the network was created without num_classes")
             return emb
         if y is None:
-            raise ValueError('y must be given, as sample(model, condition={"y": ..}): MomentUNet depends on it')
+            raise ValueError('y must be given, as in sample(model, condition={"y": ..}): this MomentUNet has classes')
         check_classes(y, len(x), self.config["num_classes"], self.no_class)
         return emb + self.label_emb(y.to(x.device).long())
 
     def heads(self, h: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute the second and third moment from features, in the heads' own units.
+        """Compute the second and third moments from features, in the units of the heads.
 
         Args:
-            h: Features, as [`features`][gms_fast.models.MomentUNet.features] returns them.
-            emb: Embedding, as `features` returns it.
+            h: Features, as returned by [`features`][gms_fast.models.MomentUNet.features].
+            emb: Time embedding, as returned by `features`.
 
         Returns:
-            Second and third moment; None in place of a third moment without a head.
+            The second moment, and the third moment or None if there is no head for it.
 
         Raises:
-            ValueError: If the network has no heads.
+            ValueError: If the network has no moment heads.
         """
         if self.out2 is None:
-            raise ValueError('model has no moment heads: make it with head="simple" or "complex"')
+            raise ValueError('model has no moment heads: create it with head="simple" or "complex"')
         second, third = self.out2(h, emb), None if self.out3 is None else self.out3(h, emb)
         return (nn.functional.softplus(second) if self.normalised else second), third
 
@@ -524,24 +528,24 @@ class MomentUNet(nn.Module):
         Args:
             x: States (B, C, H, W).
             t: Network times (B,).
-            y: Classes (B,) or (1,) of a network with classes.
+            y: Class labels (B,) or (1,), for a network with classes.
 
         Returns:
-            E[eps|x_t], and the pair (features, embedding).
+            E[eps|x_t], and the pair (features, time embedding).
         """
         h, emb = self.features(x, t, y)
         return self.out(h)[:, : self.in_channels], (h, emb)
 
     def first_moment(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """Return E[eps|x_t] alone, without computing the heads.
+        """Return only E[eps|x_t], without computing the heads.
 
         Args:
             x: States (B, C, H, W).
             t: Network times (B,).
-            **condition: `y` of a network with classes.
+            **condition: Class labels `y`, for a network with classes.
 
         Returns:
-            Tensor like x.
+            Tensor shaped like x.
         """
         return self.observed(x, t, **condition)[0]
 

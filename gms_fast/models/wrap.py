@@ -1,4 +1,4 @@
-"""Networks of other libraries as models of this one."""
+"""Wrap networks from other libraries as models for this one."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -30,32 +30,35 @@ def wrap(
     moments: str | None = None,
     **conditions: object,
 ) -> "Wrapped":
-    """Make a model of a network from another library.
+    """Wrap a network from another library as a model.
 
-    The model is called `(x, t, **condition)` and has the attributes that [`sample`][gms_fast.sample] needs: schedule,
-    prediction, sample shape and data range, as far as the network tells them.
+    The model is called as `(x, t, **condition)`. It has the attributes that [`sample`][gms_fast.sample] uses, namely
+    `schedule`, `prediction`, `sample_shape` and `clip`, as far as they can be read from the network.
 
     Args:
-        network: By kind. "diffusers": a network, a pipeline, or (network, scheduler). "edm": a preconditioned network.
-            "guided-diffusion": a U-Net of guided-diffusion, improved-diffusion or their descendants. "dit": a DiT. Both
-            also (network, diffusion), as their scripts create them. "denoising-diffusion": a network or
-            GaussianDiffusion of denoising-diffusion-pytorch. "azula": a denoiser.
-        kind: One of these names; None to recognise it from the network, which may be in torch's wrappers.
-        schedule: Noise schedule, or its name; None if the network tells it.
-        prediction: Meaning of the output: "noise", "x0", ...; None if the network tells it.
-        moments: Further content of the output. "raw" or "central": the network returns moments (e1, e2, ..) of the
-            noise. "learned-range": the second half of 2C channels is a learned variance as in improved DDPM. None: a
-            learned variance for networks that are known to have one, else nothing.
-        **conditions: Keywords of every call, such as class labels or embeddings: tensors with 1 or n rows, or
-            dictionaries of them. The `condition` of `sample` takes precedence; use it for conditions of single samples.
+        network: Object to wrap, depending on its kind. "diffusers": a network, a pipeline, or a pair (network,
+            scheduler). "edm": a preconditioned network. "guided-diffusion": a U-Net of guided-diffusion,
+            improved-diffusion or their descendants, or a pair (network, diffusion) as created by their scripts. "dit":
+            a DiT, or such a pair. "denoising-diffusion": a network or GaussianDiffusion of
+            denoising-diffusion-pytorch. "azula": a denoiser. The network may be inside PyTorch's own wrappers.
+        kind: One of the kinds above. By default, the kind is recognised from the network.
+        schedule: Noise schedule or its name. Required if it cannot be read from the network.
+        prediction: What the output represents: "noise", "x0", "v", "flow" or "edm", as in [`sample`][gms_fast.sample].
+            Required if it cannot be read from the network.
+        moments: Additional outputs of the network. "raw" or "central": the output is a tuple of noise moments
+            (e1, e2, ..) of this kind. "learned-range": the second half of 2C output channels is a learned variance, as
+            in improved DDPM. By default, a learned variance is assumed for networks that are known to have one.
+        **conditions: Keyword arguments for every call, such as class labels or embeddings: tensors with 1 or n rows,
+            or dictionaries of them. The `condition` of `sample` takes precedence and should be used for conditions that
+            differ between samples.
 
     Returns:
-        A module that `sample` and [`MomentHeads`][gms_fast.models.MomentHeads] take.
+        Module that [`sample`][gms_fast.sample] and [`MomentHeads`][gms_fast.models.MomentHeads] accept as a model.
 
     Raises:
-        ValueError: If the kind is unknown, the network does not tell its schedule or prediction, or a call lacks a
-            condition.
-        TypeError: If `network` is neither callable nor a pipeline nor a pair.
+        ValueError: If the kind is unknown, if the schedule or prediction cannot be read from the network and is not
+            given, or if a call lacks a condition.
+        TypeError: If `network` is not callable, a pipeline or a pair.
 
     Examples:
         >>> import diffusers
@@ -68,9 +71,9 @@ def wrap(
         torch.Size([2, 1, 8, 8])
 
     Note:
-        A learned variance gives central moments. `SNDDPM(clip_pixel=None)` over all steps is then the sampling of the
-        library itself. Longer steps use the variance that follows from the same Var[x_0|x_t]; the network was not
-        trained for them.
+        A learned variance is converted to the second central moment of the noise. With all training steps,
+        `SNDDPM(clip_pixel=None)` then equals the library's own sampling. With fewer steps, the variance of each step is
+        computed from the same Var[x_0|x_t], although the network was not trained for such steps.
     """
     outer = network
     bare = unwrapped(network)
@@ -86,7 +89,7 @@ def wrap(
 
 
 class Wrapped(torch.nn.Module):
-    """Model of a network from another library, the result of `wrap`."""
+    """Model that wraps a network from another library, as returned by `wrap`."""
 
     def __init__(self, host: Host, moments: str | None, conditions: Mapping[str, object]) -> None:
         super().__init__()
@@ -106,14 +109,14 @@ class Wrapped(torch.nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Type in which the network takes x."""
+        """Dtype in which the network expects x."""
         return self.host.dtype(self.host.bare)
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Names of the conditions that every call must give.
+        """Names of the conditions that every call must supply.
 
-        The network needs them, and `conditions` does not hold them.
+        They are those that the network needs and that `conditions` does not contain.
         """
         return tuple(self._missing(self.conditions))
 
@@ -135,8 +138,8 @@ class Wrapped(torch.nn.Module):
     def _check_given(self, given: Mapping[str, Any]) -> None:
         if missing := self._missing(given):
             raise ValueError(
-                f"{missing[0]} must be given, as wrap(network, {missing[0]}=...) or "
-                f'sample(model, condition={{"{missing[0]}": ...}}): {type(self.host.bare).__name__} depends on it'
+                f"{missing[0]} must be given, as in wrap(network, {missing[0]}=...) or "
+                f'sample(model, condition={{"{missing[0]}": ...}}): {type(self.host.bare).__name__} needs it'
             )
 
     def _split(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor | NoiseMoments:
@@ -145,8 +148,8 @@ class Wrapped(torch.nn.Module):
             raise ValueError(f"network must return as many channels as x, {tuple(x.shape)}: got {tuple(output.shape)}")
         if self._learned is None:
             raise ValueError(
-                f'moments must be "{_LEARNED}" and schedule a VP if the second half of the output is a learned '
-                f"variance, else wrap a callable that drops it: {type(self.host.bare).__name__} returns "
+                f'moments must be "{_LEARNED}" and schedule must be a VP if the second half of the output is a learned '
+                f"variance; otherwise wrap a callable that drops that half: {type(self.host.bare).__name__} returns "
                 f"{output.shape[1]} channels for {x.shape[1]}"
             )
         y, v = output.chunk(2, dim=1)
@@ -188,8 +191,8 @@ def _for_batch(name: str, value: Any, n: int, device: torch.device, dtype: torch
     value = value.to(device, dtype if value.is_floating_point() else value.dtype)
     if value.ndim and len(value) not in (1, n):
         raise ValueError(
-            f"{name} must have 1 row or {n}, one for each sample: got {tuple(value.shape)}; "
-            "give conditions of single samples as the `condition` of `sample`"
+            f"{name} must have 1 row or {n} rows, one per sample: got {tuple(value.shape)}; "
+            "pass conditions that differ between samples as the `condition` of `sample`"
         )
     return value.expand(n, *value.shape[1:]) if value.ndim else value
 

@@ -151,7 +151,7 @@ def read(out: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         with refusing(f"{file}, line {number}, is not a record", file):
             records.append(json_value(line, infinite=True))
-            schema.check("it", records[-1], _RECORD)
+            schema.check("", records[-1], _RECORD)
     return records
 
 
@@ -190,7 +190,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     if file.exists():
         with refusing(f"{file} holds no settings", file):
             stored = read_json(file)
-            schema.check("it", stored, _SETTINGS)
+            schema.check("", stored, _SETTINGS)
         settings["inputs"] = {**stored.get("inputs", {}), **settings["inputs"]}  # of earlier runs too
         if all(settings["inputs"][k] == v for k, v in stored.get("inputs", {}).items()):
             stored["inputs"] = settings["inputs"]

@@ -92,19 +92,23 @@ class Known(NamedTuple):
 def known_of(model: object, statistics: Any, schedule: Schedule, calls: int) -> Known:
     """Collect the given tables and those beside the model.
 
-    Raises TypeError for an object that is no table, FileNotFoundError for a name without tables beside it.
+    Raises TypeError for an object that is not a table, and FileNotFoundError for a name without tables beside it.
     """
     found, names = _beside(origin_of(model), calls), {}
     if isinstance(statistics, (str, Path)):
         if not (own := _beside(str(statistics), calls)):
-            raise FileNotFoundError(f"statistics must be tables, or a place with some: none are at {str(statistics)!r}")
+            raise FileNotFoundError(
+                f"statistics must name a model or a folder with statistics files: none are at {str(statistics)!r}"
+            )
         found, names = found | own, {table: _name(str(statistics), table, calls) for table in own}
     else:
         for given in statistics if isinstance(statistics, (tuple, list)) else (statistics,):
             table = next((t for kind, t in _KINDS.items() if isinstance(given, kind)), None)
             if table is None:
                 kinds = ", ".join(kind.__name__ for kind in _KINDS)
-                raise TypeError(f"statistics must be of {kinds}, or a model's name: got {type(given).__name__}")
+                raise TypeError(
+                    f"statistics must be one or more of {kinds}, or a model's name: got {type(given).__name__}"
+                )
             if not _equal(found.get(table), given):
                 found[table], names[table] = given, GIVEN
     return Known(found, names, schedule, calls)

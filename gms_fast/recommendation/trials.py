@@ -1,4 +1,4 @@
-"""Choose a solver and its settings from prior results, or by trying candidates."""
+"""Choose a solver and its settings from earlier results, or by comparing candidates on data."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -29,14 +29,14 @@ _LEAST = 400  # fewest samples: 50 in the first round
 
 
 class Trial(NamedTuple):
-    """Candidate solver and the distance of its samples from the data.
+    """Candidate solver and the distance between its samples and the data.
 
     Attributes:
         text: Solver string.
-        steps: Number of steps to pass to [`sample`][gms_fast.sample]. With it, the solver uses the requested number of
+        steps: Number of steps to pass to [`sample`][gms_fast.sample] so that the solver makes the requested number of
             network evaluations.
-        samples: Number of samples drawn. Poor candidates are dropped in early rounds and so have fewer samples.
-        distance: Frechet distance between the features of the samples and those of the data, along the leading
+        samples: Number of samples drawn. Poor candidates are dropped in early rounds, so they have fewer samples.
+        distance: Frechet distance between the features of the samples and of the data, restricted to the leading
             principal components of the data's features.
 
     Examples:
@@ -52,17 +52,17 @@ class Trial(NamedTuple):
 
 
 class Recommendation(NamedTuple):
-    """Recommended solver for a number of network evaluations, ready for `sample`.
+    """Solver recommended for a number of network evaluations, ready for `sample`.
 
-    `str` of a recommendation lists the solver, the reason and all trials.
+    Printing a recommendation shows the solver, the reason and all trials.
 
     Attributes:
-        text: Solver string. If the string does not name a statistics file, the file beside the model is used. "given"
-            stands for statistics that were passed as an object and have no file.
+        text: Solver string. If it does not name a statistics file, the one in the model's folder is used. The name
+            "given" stands for statistics that were passed as an object and therefore have no file.
         solver: The same solver as a [`Solver`][gms_fast.solvers.Solver] object.
         steps: Number of steps to pass to [`sample`][gms_fast.sample].
-        reason: Reason for the choice, as a phrase.
-        trials: Candidates that were tried, best first. Empty if no data was given.
+        reason: Short reason for the choice.
+        trials: Candidates that were compared, best first. Empty if no data was given.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -100,36 +100,39 @@ def recommend(
 ) -> Recommendation:
     """Recommend a solver, a Teleport level and a time grid for a number of network evaluations.
 
-    The Teleport level is the noise level at which [`Teleport`][gms_fast.solvers.Teleport] ends and the solver begins.
+    The Teleport level is the noise level at which [`Teleport`][gms_fast.solvers.Teleport] stops and the solver takes
+    over.
 
-    Without `data`, nothing is drawn. The recommendation is the choice that was best on digits (docs/quality.md). Its
-    Teleport level scales with sqrt(lambda_1), the standard deviation along the data's first eigenvector.
+    Without `data`, no samples are drawn. The recommendation is the solver that did best on digits (docs/quality.md),
+    with a Teleport level proportional to sqrt(lambda_1), the standard deviation of the data along its first
+    eigenvector.
 
-    With `data`, candidates compete: the solvers whose statistics are available, alone and, for most of them, after a
-    `Teleport` to each of four noise levels on each of three grids. All candidates use the same noise. After each round
-    the best third continues with twice as many samples. The winner has the smallest Frechet distance from the data.
+    With `data`, candidates are compared by their samples. The candidates are all solvers whose statistics are
+    available. Most of them are also tried after a `Teleport` to each of four noise levels, on each of three time grids.
+    All candidates use the same noise. After each round, the best third continues with twice as many samples. The
+    winner is the candidate with the smallest Frechet distance from the data.
 
     Args:
-        model: As in [`sample`][gms_fast.sample].
-        statistics: One statistics object, a tuple of several, or the name or folder of a model that has such files.
-            The kinds are [`Gaussian`][gms_fast.statistics.Gaussian] (mean and covariance of the data),
-            [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] (measured on the network) and
-            [`GGDMTable`][gms_fast.solvers.GGDMTable] (solver coefficients learned for the network). Files beside
-            `model` are used too.
+        model: See [`sample`][gms_fast.sample].
+        statistics: A statistics object, a tuple of them, or the name or folder of a model with statistics files. A
+            statistics object is a [`Gaussian`][gms_fast.statistics.Gaussian] (mean and covariance of the data), an
+            [`EmpiricalModel`][gms_fast.statistics.EmpiricalModel] (measured on the network) or a
+            [`GGDMTable`][gms_fast.solvers.GGDMTable] (solver coefficients learned for the network). Statistics files in
+            the folder of `model` are used as well.
         calls: Number of network evaluations per sample, >= 1.
-        data: Real samples (M, *shape) in the model's data range, preferably not part of its training data. Default:
-            None.
-        features: Callable (N, *shape) -> (N, D). Distances are measured between its outputs. Default: pixels.
-            `gms_fast.search.load_features` loads a feature network for digits.
-        schedule: As in [`sample`][gms_fast.sample].
-        prediction: As in [`sample`][gms_fast.sample].
-        clip: As in [`sample`][gms_fast.sample].
-        condition: Keyword arguments for the model. Tensors of `samples` rows are split along with the samples.
-        samples: Number of samples per candidate in the last round, >= 400. The first round draws an eighth of it.
-            Default: 1600.
-        batch_size: Largest number of samples in one network evaluation. Default: 100.
-        seed: Seed of all draws.
-        progress: Whether to show a progress bar on stderr. Default: True.
+        data: Real samples (M, *shape) in the model's data range, preferably ones that the model was not trained on.
+        features: Callable that maps images (N, *shape) to features (N, D), between which distances are measured.
+            Defaults to the pixels. `gms_fast.search.load_features` loads a feature network for digits.
+        schedule: See [`sample`][gms_fast.sample].
+        prediction: See [`sample`][gms_fast.sample].
+        clip: See [`sample`][gms_fast.sample].
+        condition: Keyword arguments for the model. Tensors with `samples` rows are split into batches along with the
+            samples.
+        samples: Number of samples drawn for each candidate in the last round, >= 400. The first round draws an eighth
+            of this number.
+        batch_size: Largest number of samples in one network evaluation.
+        seed: Seed of all samples.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         Recommendation: the solver, its number of steps, and the trials.
@@ -141,7 +144,7 @@ def recommend(
         FileNotFoundError: If `statistics` names a model or folder without statistics files.
 
     Note:
-        With `data`, the network processes about 11 x `samples` x `calls` samples in all.
+        With `data`, the network evaluates about 11 x `samples` x `calls` single states in total.
 
     Examples:
         >>> model = gms_fast.load("digits")
@@ -154,13 +157,15 @@ def recommend(
     known = known_of(model, statistics, said.built(), positive("calls", calls))
     if data is None:
         if features is not None:
-            raise ValueError("data must be given with features: without data no candidate is tried")
+            raise ValueError("data must be given with features: without data, no candidates are compared")
         return _preferred(known, model, said.clip)
     shape, device = check_data(model, data), device_of(model, data)
     if len(data) < measures.LEAST:
-        raise ValueError(f"data must be at least {measures.LEAST} samples: got {len(data)}")
+        raise ValueError(f"data must have at least {measures.LEAST} samples: got {len(data)}")
     if condition is not None and not isinstance(condition, dict):
-        raise TypeError(f"condition must be keywords for the network, or None: got {type(condition).__name__}")
+        raise TypeError(
+            f"condition must be a dict of keyword arguments for the model, or None: got {type(condition).__name__}"
+        )
     see = pixels if features is None else features
     check_features(see, shape, device, torch.float32)
     batch_size = positive("batch_size", batch_size)
@@ -180,22 +185,25 @@ def recommend(
         drawn = [_Drawn(choice, solver, steps) for choice, solver, steps in suitable] or _none(known)
         ended = _rounds(drawn, partial(_extend, draw, look, batch_size), distance, samples, known.names, progress)
     (nearest, best), seen_by = ended[0], "pixels" if features is None else "features"
-    reason = f"nearest to the data, in its {seen_by}, of {len(drawn)} candidates"
+    reason = f"nearest to the data by {seen_by}, among {len(drawn)} candidates"
     return Recommendation(nearest.text, best.solver, best.steps, reason, tuple(trial for trial, _ in ended))
 
 
 def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Recommendation:
-    """Return the choice of docs/quality.md among those whose tables are at hand.
+    """Return the best solver by docs/quality.md among those whose tables are available.
 
     Raises ValueError if these tables belong to another model.
     """
-    ranked = [(LEARNED_TABLE, "a table learned for so many calls, which pays from 10 on")] if known.calls >= 10 else []
+    ranked = [(LEARNED_TABLE, "a table learned for this number of calls")] if known.calls >= 10 else []
     if known.spread is not None:
         ranked += [
-            (known.behind(TRUSTED, 4.4 if known.calls > 3 else 1.2, "1.2"), "nearest to the data in few calls"),
-            (known.behind(ER_SDE, 2.3, "uniform"), "nearest without statistics of the network"),
+            (known.behind(TRUSTED, 4.4 if known.calls > 3 else 1.2, "1.2"), "nearest to the data in few network calls"),
+            (known.behind(ER_SDE, 2.3, "uniform"), "nearest to the data without network statistics"),
         ]
-    ranked += [(TRUSTED, "nearest without a jump"), (ER_SDE, "nearest without a jump or statistics of the network")]
+    ranked += [
+        (TRUSTED, "nearest to the data without Teleport"),
+        (ER_SDE, "nearest to the data without Teleport or network statistics"),
+    ]
     suitable = ((choice, reason, made) for choice, reason in ranked if (made := known.solver(choice)))
     choice, reason, (solver, steps) = next(suitable, None) or _none(known)
     if (shape := attribute(model, "sample_shape")) is not None:
@@ -204,7 +212,7 @@ def _preferred(known: Known, model: Any, clip: tuple[float, float] | None) -> Re
 
 
 def _none(known: Known) -> NoReturn:
-    raise ValueError(f"calls must be fewer than the times of the schedule: got {known.calls}")
+    raise ValueError(f"calls must be fewer than the number of times in the schedule: got {known.calls}")
 
 
 def _suitable(known: Known, check: Callable[[Solver], None]) -> Iterator[tuple[Choice, Solver, int]]:

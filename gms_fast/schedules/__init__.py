@@ -1,8 +1,8 @@
 """Noise schedules: x_t = alpha_t x_0 + sigma_t eps, in float64.
 
-A schedule has times of its own: 0 .. T-1 for discrete variance-preserving schedules, t for continuous
-ones, sigma for EDM. It maps a time to alpha_t, sigma_t and log(alpha_t/sigma_t), and to the network time
-that a network was trained with. It also proposes the times of a run.
+Each schedule has its own time variable: 0 .. T-1 for discrete variance-preserving schedules, t for continuous
+ones, and sigma for EDM. A schedule maps a time to alpha_t, sigma_t and log(alpha_t/sigma_t), and to the network time,
+which is the time value that the network was trained on. It also provides the time grid of a run.
 """
 
 from gms_fast.schedules.base import Schedule as Schedule
@@ -45,10 +45,10 @@ _ALIASES = {
 
 
 def names() -> list[str]:
-    """Return the names of schedules that need no arguments.
+    """Return the names of the schedules that need no arguments.
 
     Returns:
-        Sorted list of names, each accepted by [`build`][gms_fast.schedules.build] and wherever a schedule can be given.
+        Sorted list of names. [`build`][gms_fast.schedules.build] and every argument called `schedule` accept them.
 
     Examples:
         >>> gms_fast.schedules.names()
@@ -61,15 +61,15 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
     """Build a schedule from its name or its config.
 
     Args:
-        description: Name of [`names`][gms_fast.schedules.names], name of a class, `config` of a schedule, or a
-            schedule, which is returned unchanged.
+        description: One of the [names][gms_fast.schedules.names], the name of a schedule class, or the `config` of a
+            schedule. A [`Schedule`][gms_fast.schedules.Schedule] is returned unchanged.
 
     Returns:
         Schedule.
 
     Raises:
         ValueError: If the name is unknown.
-        TypeError: If `description` has another type.
+        TypeError: If `description` is not a string, dict or schedule.
 
     Examples:
         >>> gms_fast.schedules.build("linear")
@@ -80,7 +80,7 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
     if isinstance(description, Schedule):
         return description
     if not isinstance(description, (str, dict)):
-        raise TypeError(f"schedule must be a schedule, its name or its config: got {short(description)}")
+        raise TypeError(f"schedule must be a Schedule, its name or its config: got {short(description)}")
     options = {"name": description} if isinstance(description, str) else dict(description)
     name = options.pop("name", None)
     kind = _BY_NAME.get(_ALIASES.get(str(name), str(name)))
@@ -90,9 +90,9 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
 
 
 def stored(config: dict[str, object]) -> Schedule:
-    """Build the schedule of a file.
+    """Build the schedule that is stored in a file.
 
-    Files without `rescale_time` come from versions that called all networks at 1000 t/T.
+    Files without `rescale_time` were written by versions that called every network at 1000 t/T.
     """
     schedule = build(config)
     return schedule if "rescale_time" in config or getattr(schedule, "T", 1000) == 1000 else rescaled(schedule)

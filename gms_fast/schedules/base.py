@@ -1,4 +1,4 @@
-"""Base class of all schedules: noise levels, log(alpha_t/sigma_t) and grids of times."""
+"""Base class of all schedules: noise levels, log(alpha_t/sigma_t) and time grids."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,18 +17,19 @@ MOST_TIMES = 1_000_000  # limit for discrete schedules, which store numbers for 
 
 
 class Schedule(Identified, ABC):
-    """Noise levels over time, x_t = alpha_t x_0 + sigma_t eps, in float64.
+    """Base class of noise schedules: x_t = alpha_t x_0 + sigma_t eps, in float64.
 
-    A subclass must define `alpha` and `sigma`; they are enough for `sample` with explicit `timesteps`. Grids of
-    times also need `t_max`, `t_min` and, unless uniform in time, `inverse_log_snr`. Plain formulas are enough: they get
-    times as a float64 tensor, or one by one if they take numbers only.
+    A subclass must define `alpha` and `sigma`, which are enough for `sample` with explicit `timesteps`. Time grids
+    also need `t_max` and `t_min`, and the spacings "log-snr", "karras" and "angle" need `inverse_log_snr`. You can
+    write these methods as plain formulas. They receive times as a float64 tensor, or one number at a time if the
+    formula does not accept tensors.
 
     Attributes:
-        t_max: Noisiest time, where grids begin.
-        t_min: Last time with noise, where grids end.
-        spacing: Grid of `timesteps`, unless a solver or the caller chooses another.
-        rho: Exponent of the grid "karras".
-        chosen: Whether the caller chose the schedule's grid; solvers then keep it.
+        t_max: Noisiest time, where time grids start.
+        t_min: Least noisy time, where time grids end.
+        spacing: Default spacing of `timesteps`. A solver or the caller may choose a different one.
+        rho: Exponent of the "karras" spacing.
+        chosen: Whether the user chose the spacing. If True, solvers do not change it.
 
     Examples:
         >>> class Square(gms_fast.schedules.Schedule):
@@ -59,14 +60,14 @@ class Schedule(Identified, ABC):
 
     @property
     def config(self) -> dict[str, object]:
-        """Arguments from which `build` makes the schedule again, with its "name"."""
+        """Name and arguments from which `build` recreates the schedule."""
         raise NotImplementedError(f"{type(self).__name__} has no config: define the property to store the schedule")
 
     @property
     def described(self) -> object:
-        """Config of the schedule, or its text if it has none.
+        """Config of the schedule, or its string representation if it has no config.
 
-        Stored runs and files compare schedules by it.
+        Stored runs and files use it to compare schedules.
         """
         try:
             return self.config
@@ -75,24 +76,24 @@ class Schedule(Identified, ABC):
 
     @abstractmethod
     def alpha(self, t: Times) -> Tensor:
-        """Return the scale of the signal at times t of any shape, float64."""
+        """Return the signal scale alpha_t at times t of any shape, in float64."""
 
     @abstractmethod
     def sigma(self, t: Times) -> Tensor:
-        """Return the standard deviation of the noise at times t of any shape, float64."""
+        """Return the noise standard deviation sigma_t at times t of any shape, in float64."""
 
     def log_snr(self, t: Times) -> Tensor:
-        """Return lambda_t = log(alpha_t/sigma_t), which decreases in t."""
+        """Return lambda_t = log(alpha_t/sigma_t), which decreases as t increases."""
         return self.alpha(t).log() - self.sigma(t).log()
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """Return the time with log_snr(t) = lam."""
+        """Return the time t at which log_snr(t) = lam."""
         raise NotImplementedError(
             f"{type(self).__name__} cannot find the time of a noise level: define inverse_log_snr, or give timesteps"
         )
 
     def angle(self, t: Times) -> Tensor:
-        """Return arctan(sigma_t/alpha_t) in [0, pi/2], which grows with the noise."""
+        """Return arctan(sigma_t/alpha_t) in [0, pi/2], which increases with the noise."""
         return torch.atan2(self.sigma(t), self.alpha(t))
 
     def levels_at(self, times: Sequence[float]) -> list[tuple[float, float]]:
@@ -105,7 +106,7 @@ class Schedule(Identified, ABC):
             List of pairs.
 
         Raises:
-            ValueError: If a level is negative or not finite, or alpha and sigma are both 0.
+            ValueError: If alpha or sigma is negative or not finite, or if both are 0.
         """
         found = list(zip(self.alpha(times).tolist(), self.sigma(times).tolist(), strict=True))
         for t, (alpha, sigma) in zip(times, found, strict=True):
@@ -119,26 +120,26 @@ class Schedule(Identified, ABC):
         return found
 
     def check_noise_at(self, t: float) -> None:
-        """Raise ValueError unless there is noise at a time where a step begins.
+        """Raise ValueError if there is no noise at a time where a step begins.
 
         Args:
-            t: The time.
+            t: Time where a step begins.
         """
         [(_, sigma)] = self.levels_at([t])
         if sigma == 0:
             what = f"{type(self).__name__}.sigma"
-            raise ValueError(f"{what} must be above 0 before the last time, where a step begins: got 0 at t = {t:g}")
+            raise ValueError(f"{what} must be above 0 at every time where a step begins: got 0 at t = {t:g}")
 
     def network_time(self, t: Times) -> Tensor:
-        """Return the number that a network trained on this schedule takes for time t."""
+        """Return the time value to pass to a network trained on this schedule, for time t."""
         return as_float64(t)
 
     def from_network_time(self, t: Times) -> Tensor:
-        """Return the time that has network time t; the inverse of `network_time`."""
+        """Return the time whose network time is t. This is the inverse of `network_time`."""
         return as_float64(t)
 
     def asked_like(self, other: "Schedule | None") -> "Schedule":
-        """Return this schedule with the network times of `other`, unless it specifies its own."""
+        """Return this schedule with the network times of `other`, unless it sets its own."""
         return self
 
     @property
@@ -147,14 +148,14 @@ class Schedule(Identified, ABC):
         return "start at a less noisy time"
 
     def check_signal(self, t: float, solver: str, instead: str = "") -> None:
-        """Raise ValueError where alpha(t) = 0.
+        """Raise ValueError if alpha(t) = 0.
 
-        Noise moments contain no information about x_0 there.
+        At such a time, noise moments contain no information about x_0.
 
         Args:
             t: First time of a run.
             solver: Name of the solver that needs noise moments, for the message.
-            instead: Another way out, for the message.
+            instead: Alternative to suggest in the message.
         """
         if not float(self.alpha(t)) > 0:
             raise ValueError(
@@ -163,28 +164,31 @@ class Schedule(Identified, ABC):
             )
 
     def clock(self, t: Times) -> Tensor:
-        """Return continuous time, 0 at the data, in whose square root "quadratic" grids are uniform."""
+        """Return continuous time, with 0 at the data; "quadratic" grids use its square root."""
         return as_float64(t)
 
     def from_clock(self, t: Times) -> Tensor:
-        """Return the time of a continuous time; the inverse of `clock`."""
+        """Return the time at which `clock` has the value t. This is the inverse of `clock`."""
         return as_float64(t)
 
     @property
     def whole_times(self) -> Tensor | None:
-        """All times of a discrete schedule, ascending, float64; None for a continuous one."""
+        """All times of a discrete schedule, ascending, in float64. None if it is continuous."""
         return None
 
     def spaced(self, ramp: Tensor) -> Tensor:
         """Return times on the schedule's own grid.
 
         Args:
-            ramp: Fractions in [0, 1] of the way from t_max to t_min.
+            ramp: Positions on the grid, as fractions in [0, 1] of the way from t_max to t_min.
         """
         return self._spaced(as_float64([self.t_max, self.t_min]), as_float64(ramp), self.spacing)
 
     def share(self, t: Times) -> Tensor:
-        """Return fractions in [0, 1] of the way from t_min to t_max: t = spaced(1 - share)."""
+        """Return the position of t on the schedule's grid, as a fraction in [0, 1].
+
+        It is 0 at t_min and 1 at t_max, so t = spaced(1 - share).
+        """
         t = as_float64(t)
         low, high = torch.zeros_like(t), torch.ones_like(t)
         for _ in range(53):  # bisection down to the precision of a double
@@ -198,8 +202,9 @@ class Schedule(Identified, ABC):
 
         Args:
             steps: Number of steps K >= 1.
-            spacing: As in `grid`. Default: the schedule's own.
-            t_max: First time. Default: the schedule's noisiest time.
+            spacing: Spacing of the times, as in [`grid`][gms_fast.schedules.Schedule.grid]. Defaults to the schedule's
+                `spacing`.
+            t_max: First time. Defaults to the schedule's noisiest time.
 
         Returns:
             List of K + 1 times.
@@ -207,20 +212,20 @@ class Schedule(Identified, ABC):
         return self.grid(steps, self.spacing if spacing is None else spacing, t_max).tolist()
 
     def grid(self, steps: int, spacing: str | float, t_max: float | None = None, t_min: float | None = None) -> Tensor:
-        """Return steps + 1 times from t_max to t_min, not rounded.
+        """Return K + 1 times from t_max to t_min, without rounding.
 
         Args:
             steps: Number of steps K >= 1.
-            spacing: Quantity in which the grid is uniform: "uniform": time; "quadratic": square root of time;
-                "log-snr": log(alpha/sigma); "karras": (sigma/alpha)^(1/rho) (Karras et al. 2022); "angle":
-                arctan(sigma/alpha). A number p > 0 gives t_min + (t_max - t_min) (1 - (i/K)^p), so p < 1 places
-                more steps at low noise.
-            t_max: First time. Default: the schedule's.
-            t_min: Last time. Default: the schedule's.
+            spacing: Quantity in which the times are equally spaced: time ("uniform"), the square root of time
+                ("quadratic"), log(alpha/sigma) ("log-snr"), (sigma/alpha)^(1/rho) ("karras", Karras et al. 2022) or
+                arctan(sigma/alpha) ("angle"). A number p > 0 gives the times t_min + (t_max - t_min) (1 - (i/K)^p), so
+                p < 1 places more steps at low noise.
+            t_max: First time. Defaults to the schedule's `t_max`.
+            t_min: Last time. Defaults to the schedule's `t_min`.
 
         Raises:
-            ValueError: If `steps` < 1, `spacing` is unknown, or log(alpha/sigma) is infinite at an end of a grid
-                that needs it.
+            ValueError: If `steps` < 1, if `spacing` is unknown, or if `spacing` needs log(alpha/sigma) and it is
+                infinite at the first or last time.
         """
         check_steps(steps)
         ends = as_float64([self.t_max if t_max is None else t_max, self.t_min if t_min is None else t_min])
@@ -256,7 +261,7 @@ class Schedule(Identified, ABC):
         return lam
 
     def agrees(self, other: "Schedule", times: Times) -> bool:
-        """Tell whether another schedule has the same noise levels and network times at these times."""
+        """Return True if another schedule has the same levels and network times at these times."""
         if other is self:
             return True
         try:

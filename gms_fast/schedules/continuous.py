@@ -1,4 +1,4 @@
-"""Schedules in continuous time: the VP SDE, EDM (variance exploding), and flow matching."""
+"""Continuous-time schedules: the VP SDE, EDM (variance exploding) and flow matching."""
 
 import math
 
@@ -35,15 +35,15 @@ class _ContinuousVP(VariancePreserving):
 
 
 class VPContinuous(_ContinuousVP):
-    """VP SDE with a linear beta(t), for t in [0, 1].
+    """Variance-preserving (VP) SDE with a linear beta(t), for t in [0, 1].
 
         log alpha_t = -(beta_1 - beta_0) t^2/4 - beta_0 t/2,   sigma_t^2 = 1 - alpha_t^2
 
-    Grids end at t = 10^-3. The network time is 999 t.
+    Time grids end at t = 10^-3. The network time is 999 t.
 
     Args:
-        beta_0: beta at t = 0, > 0. Default: 0.1.
-        beta_1: beta at t = 1, > beta_0. Default: 20.
+        beta_0: Value of beta at t = 0, > 0.
+        beta_1: Value of beta at t = 1, > beta_0.
 
     Raises:
         ValueError: Unless 0 < beta_0 < beta_1.
@@ -77,9 +77,9 @@ class VPContinuous(_ContinuousVP):
         return -0.25 * t * t * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """Return the root t of log alpha_t = -log(1 + exp(-2 lam))/2.
+        """Return the time t that solves log alpha_t = -log(1 + exp(-2 lam))/2.
 
-        The quadratic is solved in a form without cancellation.
+        The quadratic equation is solved in a form that avoids cancellation.
         """
         lam = as_float64(lam)
         q = -4 * (self.beta_1 - self.beta_0) * log_alpha_of(lam)
@@ -88,11 +88,11 @@ class VPContinuous(_ContinuousVP):
 
 
 class VPContinuousCosine(_ContinuousVP):
-    """Cosine schedule in continuous time, for t in [0, 0.9946].
+    """Variance-preserving cosine schedule in continuous time, for t in [0, 0.9946].
 
         alpha_t = cos((t + a)/(1 + a) pi/2) / cos(a/(1 + a) pi/2),   a = 0.008,   sigma_t^2 = 1 - alpha_t^2
 
-    Grids end at t = 10^-3. The network time is 999 t.
+    Time grids end at t = 10^-3. The network time is 999 t.
 
     Examples:
         >>> gms_fast.schedules.VPContinuousCosine().alpha([0.0, 0.5])
@@ -125,12 +125,13 @@ class VPContinuousCosine(_ContinuousVP):
 class EDM(Schedule):
     """EDM schedule: alpha = 1, sigma(t) = t, so time is the standard deviation of the noise.
 
-    A grid of K steps has K levels from sigma_max to sigma_min and then 0. Its default spacing is "karras".
+    A grid of K steps consists of K noise levels from sigma_max to sigma_min, followed by 0. The default spacing is
+    "karras".
 
     Args:
-        sigma_min: Lowest noise level of grids, > 0. Default: 0.002.
-        sigma_max: Highest noise level. Default: 80.
-        rho: Exponent of the grid "karras", > 0. Default: 7.
+        sigma_min: Lowest nonzero noise level of a grid, > 0.
+        sigma_max: Highest noise level of a grid, > sigma_min.
+        rho: Exponent of the "karras" spacing, > 0.
 
     Raises:
         ValueError: Unless 0 < sigma_min < sigma_max and rho > 0.
@@ -181,16 +182,16 @@ class Flow(Schedule):
     """Linear flow matching: alpha = 1 - t, sigma = t, for t in [0, 1].
 
     Args:
-        t_max: First time of grids. Nothing of the data is left at t = 1, so solvers that divide by alpha and
-            grids uniform in log(alpha/sigma) need t_max < 1. Default: 1.
-        t_min: Last time of grids, with 0 <= t_min < t_max <= 1. Default: 0.
-        shift: Shift s > 0 of the grid "uniform": a time t of an even grid becomes s t/(1 + (s - 1) t)
-            (Esser et al. 2024, arXiv 2403.03206). Default: 1, no shift.
-        time_scale: Network time per unit of t, > 0, such as 1000 for the transformers of diffusers. None (default):
-            that of the model's own schedule, else 1.
+        t_max: First time of a grid. At t = 1 the state contains no signal, so solvers that divide by alpha and
+            grids that are uniform in log(alpha/sigma) need t_max < 1.
+        t_min: Last time of a grid, with 0 <= t_min < t_max <= 1.
+        shift: Shift s > 0 of the "uniform" spacing. It moves each of the equally spaced times t to s t/(1 + (s - 1) t)
+            (Esser et al. 2024, arXiv 2403.03206). With 1, the times are not shifted.
+        time_scale: Network time per unit of t, > 0, for example 1000 for diffusers' transformers. Defaults to the
+            time scale of the model's own schedule, or to 1 if that is not known.
 
     Raises:
-        ValueError: If a value lies outside its range.
+        ValueError: If an argument is out of range.
 
     Examples:
         >>> gms_fast.schedules.Flow().timesteps(4)

@@ -25,21 +25,22 @@ from gms_fast.storage.schema import Flag, Integer, Optional, Real, argument
 
 
 class VP(VariancePreserving):
-    """Discrete variance-preserving schedule of the times 0 .. T-1.
+    """Discrete variance-preserving schedule with times 0 .. T-1.
 
         alpha_t^2 = prod_{i<=t} (1 - beta_i),   sigma_t^2 = 1 - alpha_t^2
 
-    Times are 0 (least noise) to T-1 (most noise). Between integers log alpha_t is linear in t. With zero terminal
-    SNR, alpha_t itself is linear in the last interval.
+    Times run from 0 (least noise) to T-1 (most noise). Between integers, log alpha_t is interpolated linearly. With
+    zero terminal SNR, alpha_t itself is interpolated linearly in the last interval.
 
     Args:
-        betas: Sequence (T,), each in (0, 1). The last may be 1, which leaves no signal at t = T-1 (zero terminal SNR).
-        time_shift: Number added to t in the network time; 1 for networks trained on t = 1..T. Default: 0.
-        rescale_time: Whether the network time is 1000 (t + time_shift)/T instead of t + time_shift. None (default):
-            as the model's own schedule says, else False.
+        betas: Values beta_i (T,), each in (0, 1). The last one may be 1, which leaves no signal at t = T-1 (zero
+            terminal SNR).
+        time_shift: Number that is added to t in the network time, such as 1 for networks trained on t = 1..T.
+        rescale_time: Whether the network time is 1000 (t + time_shift)/T instead of t + time_shift. If None, the
+            setting of the model's own schedule is used, or False if that is not known.
 
     Raises:
-        ValueError: If `betas` has a wrong shape or values out of range.
+        ValueError: If `betas` has the wrong shape or values out of range.
 
     Examples:
         >>> schedule = gms_fast.schedules.VP([0.1, 0.2, 0.3, 1.0])
@@ -73,7 +74,7 @@ class VP(VariancePreserving):
 
     @property
     def config(self) -> dict[str, object]:
-        """Arguments from which `build` makes the schedule again, with its "name"."""
+        """Name and arguments from which `build` recreates the schedule."""
         return {"name": "VP", "betas": self.betas.tolist(), **self._times_config}
 
     @property
@@ -94,7 +95,7 @@ class VP(VariancePreserving):
         return asked
 
     def log_alpha(self, t: Times) -> Tensor:
-        """Return log alpha_t at times t in [0, T-1] of any shape."""
+        """Return log alpha_t at times t of any shape, in [0, T-1]."""
         t = check_range(as_float64(t), 0, self.T - 1, repr(self))
         low = t.floor().long().clamp(max=self.T - 2)
         table = self._log_alpha
@@ -104,9 +105,9 @@ class VP(VariancePreserving):
         return torch.where(low + 1 == self.T - 1, high, torch.lerp(table[low], high, t - low))
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """Return the time t in [0, T-1] with log_snr(t) = lam.
+        """Return the time t in [0, T-1] at which log_snr(t) = lam.
 
-        Values outside the schedule's range give its ends.
+        Values of `lam` outside the schedule's range are mapped to the nearest end.
         """
         lam = as_float64(lam)
         log_alpha = log_alpha_of(lam)
@@ -118,19 +119,21 @@ class VP(VariancePreserving):
         return torch.where(log_alpha < float(table[0]), beyond, found) if finite < self.T else found
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
-        """Return whole times of a run, noisiest first, ending at 0.
+        """Return the integer times of a run, noisiest first, ending at 0.
 
-        Where rounding would repeat a time, the nearest free times take its place, so no step is lost. T steps are plain
-        DDPM: all T times.
+        If rounding would repeat a time, the nearest unused time is taken instead, so no step is lost. With T steps, the
+        result is all T times, as in plain DDPM.
 
         Args:
             steps: Number of steps K in [1, T].
-            spacing: "uniform" without `t_max` is the grid of the released code: max(int(T-1 - (T/K) i), 0) for
-                i = 0..K-1, then 0. Every other grid is that of `grid`, rounded. Default: the schedule's own.
-            t_max: First time, rounded. Default: T-1.
+            spacing: "uniform" without `t_max` gives the time grid of the released GMS code: max(int(T-1 - (T/K) i), 0)
+                for i = 0..K-1, then 0. Any other spacing gives the times of [`grid`][gms_fast.schedules.Schedule.grid],
+                rounded. Defaults to the schedule's `spacing`.
+            t_max: First time, rounded. Defaults to T-1.
 
         Returns:
-            List of whole times: K + 1, fewer with a warning if `t_max` leaves fewer, T for K = T.
+            List of K + 1 integer times, or of all T times if K = T. If there are fewer than K integer times below
+                `t_max`, the list is shorter and a warning is issued.
 
         Raises:
             ValueError: If `steps` < 1 or `steps` > T.
@@ -147,7 +150,7 @@ class VP(VariancePreserving):
             times = self.grid(steps, spacing, t_max).round().int().tolist()
         if times[0] < steps:
             warnings.warn(
-                f"taking {times[0]} steps instead of {steps}: {self!r} has no more whole times below t = {times[0]}",
+                f"taking {times[0]} steps instead of {steps}: {self!r} has no more integer times below t = {times[0]}",
                 stacklevel=3,
             )
             times = [*times[: times[0]], 0]
@@ -163,20 +166,20 @@ class VP(VariancePreserving):
         return 1000.0 / self.T if self.rescale_time else 1.0
 
     def network_time(self, t: Times) -> Tensor:
-        """Return the network time: t + time_shift, times 1000/T if `rescale_time`."""
+        """Return the network time t + time_shift, multiplied by 1000/T if `rescale_time` is True."""
         return (as_float64(t) + self.time_shift) * self._scale
 
     def from_network_time(self, t: Times) -> Tensor:
-        """Return the time that has network time t; the inverse of `network_time`.
+        """Return the time whose network time is t. This is the inverse of `network_time`.
 
-        A result within 10^-3 of an integer is rounded, which undoes the network's own rounding.
+        A result within 10^-3 of an integer is rounded to it, which undoes the rounding of network times.
         """
         t = as_float64(t) / self._scale - self.time_shift
         nearest = t.round()
         return torch.where((t - nearest).abs() < 1e-3, t + (nearest - t).detach(), t)  # rounds, keeps the derivative
 
     def clock(self, t: Times) -> Tensor:
-        """Return (t + 1)/T: time t of T lies at the end of its interval."""
+        """Return (t + 1)/T: discrete time t is the end of its interval in continuous time."""
         return (as_float64(t) + 1) / self.T
 
     def from_clock(self, t: Times) -> Tensor:
@@ -184,17 +187,17 @@ class VP(VariancePreserving):
 
 
 class VPLinear(VP):
-    """Schedule with betas linear from beta_1 to beta_T.
+    """Discrete schedule whose betas increase linearly from beta_1 to beta_T.
 
     Args:
-        T: Number of times, >= 2. Default: 1000.
-        beta_1: First beta. Default: 10^-4.
-        beta_T: Last beta. Default: 0.02.
-        time_shift: As in [`VP`][gms_fast.schedules.VP].
-        rescale_time: As in [`VP`][gms_fast.schedules.VP].
+        T: Number of times, >= 2.
+        beta_1: First beta.
+        beta_T: Last beta.
+        time_shift: See [`VP`][gms_fast.schedules.VP].
+        rescale_time: See [`VP`][gms_fast.schedules.VP].
 
     Raises:
-        ValueError: If a value lies outside its range.
+        ValueError: If an argument is out of range.
 
     Examples:
         >>> schedule = gms_fast.schedules.VPLinear()
@@ -228,17 +231,17 @@ class VPLinear(VP):
 
 
 class VPCosine(VP):
-    """Cosine schedule: beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999).
+    """Discrete cosine schedule.
 
-    Here g(u) = cos^2((u + 0.008)/1.008 pi/2).
+    The betas are beta_i = min(1 - g((i+1)/T)/g(i/T), 0.999) with g(u) = cos^2((u + 0.008)/1.008 pi/2).
 
     Args:
-        T: Number of times, >= 2. Default: 1000.
-        time_shift: As in [`VP`][gms_fast.schedules.VP].
-        rescale_time: As in [`VP`][gms_fast.schedules.VP].
+        T: Number of times, >= 2.
+        time_shift: See [`VP`][gms_fast.schedules.VP].
+        rescale_time: See [`VP`][gms_fast.schedules.VP].
 
     Raises:
-        ValueError: If `T` lies outside its range.
+        ValueError: If `T` is out of range.
 
     Examples:
         >>> schedule = gms_fast.schedules.VPCosine(T=4000, rescale_time=True)

@@ -1,4 +1,4 @@
-"""Schedules of other libraries' schedulers."""
+"""Convert schedulers from diffusers to schedules."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,30 +16,30 @@ _Ladder = Iterator[tuple[float, float, float]]  # (alpha, sigma, network time) o
 
 
 def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
-    """Convert a scheduler of diffusers to arguments of `sample`.
+    """Convert a diffusers scheduler to arguments of `sample`.
 
-    Before `set_timesteps` the schedule is the training schedule. After it, the schedule is a
-    [`Levels`][gms_fast.schedules.Levels] with all noise levels of the scheduler's run, the final one included.
-    The network times are those that the scheduler would use.
+    If `set_timesteps` has not been called, the result contains the training schedule. Otherwise it contains a
+    [`Levels`][gms_fast.schedules.Levels] schedule with all noise levels that the scheduler would visit, including the
+    final one, and with the network times that the scheduler would use.
 
-    The state x is what the network sees, alpha x_0 + sigma eps after `scale_model_input`.
+    The state x = alpha x_0 + sigma eps is the network's input, that is, the result of `scale_model_input`.
 
     Args:
-        scheduler: Scheduler of diffusers, of one of the classes whose levels are known here.
+        scheduler: Scheduler of one of the supported diffusers classes.
 
     Returns:
-        Tuple (schedule, timesteps, prediction): the arguments of [`sample`][gms_fast.sample] with these
-        names. `timesteps` is None before `set_timesteps`.
+        Tuple (schedule, timesteps, prediction) of arguments for [`sample`][gms_fast.sample]. `timesteps` is None if
+            `set_timesteps` has not been called.
 
     Raises:
-        ValueError: If the class or the settings of the scheduler are not supported; the message names them.
+        ValueError: If the class or the settings of the scheduler are not supported. The message names them.
 
     Note:
-        Diffusers stops at a final level with noise; so does `sample` with `denoise=False`.
+        If a scheduler's final level has noise, diffusers stops there. To do the same, pass `denoise=False` to `sample`.
 
-        DDIM and similar schedulers count back T//steps from each time. Where that is not the next time (spacing
-        "linspace", or "trailing" where T/steps is not an integer), their state has another noise level than they
-        assume. Here the state has the level of the next time.
+        DDIM and similar schedulers assume that the next time lies T//steps below the current one. This is wrong for
+        the spacing "linspace", and for "trailing" if T/steps is not an integer. The state then has a different noise
+        level than the scheduler assumes. Here, the state always has the noise level of the next time.
 
     Examples:
         >>> from diffusers import DDIMScheduler
@@ -59,7 +59,7 @@ def from_diffusers(scheduler: Any) -> tuple[Schedule, list[float] | None, str]:
 
 
 def rests(scheduler: Any) -> bool:
-    """Tell whether the last step of a set scheduler leaves the noise level unchanged."""
+    """Return True if the last step of a set scheduler leaves the noise level unchanged."""
     if _family(scheduler) is _Table:
         *_, before, last = _Table.visited(scheduler)
         return before[:2] == last[:2]
@@ -159,7 +159,7 @@ class _EDM:
         form = {("epsilon", 0.5): "edm", ("v_prediction", 1.0): "v"}.get((config.prediction_type, config.sigma_data))
         if form is None:
             raise ValueError(
-                f"scheduler must predict epsilon with sigma_data=0.5 or v_prediction with sigma_data=1 as "
+                "scheduler must predict epsilon with sigma_data=0.5 or v_prediction with sigma_data=1 for class "
                 f"{type(scheduler).__name__}: got {config.prediction_type} with sigma_data={config.sigma_data:g}"
             )
         return form
@@ -172,7 +172,7 @@ class _EDM:
     def visited(scheduler: Any) -> _Ladder:
         if float(scheduler.sigmas[-1]) > 0:  # without a last step the sample would stay in the network's scaling
             raise ValueError(
-                f'scheduler must have final_sigmas_type="zero" as {type(scheduler).__name__}: got "sigma_min"'
+                f'scheduler must have final_sigmas_type="zero" for class {type(scheduler).__name__}: got "sigma_min"'
             )
         squared = scheduler.config.sigma_data**2
         return _ladder(scheduler, lambda s: (1.0, 0.0) if s == 0 else _over((s * s + squared) ** 0.5, s))
@@ -223,7 +223,7 @@ def _family(scheduler: Any) -> Any:
     for family in _FAMILIES:
         if name in family.names:
             if getattr(scheduler.config, "invert_sigmas", False):
-                raise ValueError(f"scheduler must have levels that fall: got {name} with invert_sigmas=True")
+                raise ValueError(f"scheduler must have decreasing noise levels: got {name} with invert_sigmas=True")
             return family
     raise ValueError(f"scheduler must be one of diffusers' {', '.join(names())}: got {name}")
 

@@ -1,4 +1,4 @@
-"""Schedule of a table of noise levels."""
+"""Schedule given by a table of noise levels."""
 
 import torch
 from torch import Tensor
@@ -17,19 +17,20 @@ from gms_fast.storage.schema import short
 
 
 class Levels(Schedule):
-    """Schedule of any table of noise levels, such as Karras sigmas or another library's.
+    """Schedule given by a table of noise levels, such as Karras sigmas or another library's.
 
-    Level i means x = alphas[i] x_0 + sigmas[i] eps. Times count the levels from the cleanest, 0, to the noisiest, n-1,
-    in whichever order the table has them. Grids have whole times; n-1 steps take all levels.
+    Level i is the state x = alphas[i] x_0 + sigmas[i] eps. The time of a level is its rank, from 0 for the cleanest
+    level to n-1 for the noisiest, whatever the order of the table. Time grids consist of integer times, and n-1 steps
+    visit every level.
 
     Args:
-        alphas: Scales of the signal (n,), finite, >= 0. The noisiest level may have 0.
-        sigmas: Standard deviations of the noise (n,), finite, >= 0. The cleanest level may have 0. The ratios
-            sigma/alpha must strictly fall or strictly rise along the table.
-        network_times: Network time of each level (n,). Default: its time.
+        alphas: Signal scales (n,), finite and >= 0. The noisiest level may have alpha = 0.
+        sigmas: Noise standard deviations (n,), finite and >= 0. The cleanest level may have sigma = 0. The ratio
+            sigma/alpha must strictly increase or strictly decrease along the table.
+        network_times: Network time of each level (n,). Defaults to the time of the level.
 
     Raises:
-        ValueError: If the tables differ in length, or their values are out of range or order.
+        ValueError: If the sequences differ in length, or if values are out of range or in the wrong order.
 
     Examples:
         >>> schedule = gms_fast.schedules.Levels(alphas=[1, 1, 1, 1], sigmas=[10, 3, 1, 0])
@@ -56,7 +57,7 @@ class Levels(Schedule):
             alpha, sigma = alpha.flip(0), sigma.flip(0)
             asked = asked if network_times is None else asked.flip(0)
         elif not bool((noise > 0).all()):
-            raise ValueError("alphas, sigmas must have ratios sigma/alpha that strictly fall or rise along the table")
+            raise ValueError("alphas, sigmas must have ratios sigma/alpha that strictly increase or decrease")
         self._alpha, self._sigma, self._asked = alpha, sigma, asked
         self.t_max, self.t_min = float(len(alpha) - 1), 0.0
 
@@ -74,7 +75,7 @@ class Levels(Schedule):
 
     @property
     def times(self) -> list[float]:
-        """All times, noisiest first."""
+        """All times of the schedule, noisiest first."""
         return [float(t) for t in range(len(self._alpha) - 1, -1, -1)]
 
     def _at(self, table: Tensor, t: Times) -> Tensor:
@@ -93,16 +94,19 @@ class Levels(Schedule):
         return self._at(self._asked, t)
 
     def from_network_time(self, t: Times) -> Tensor:
-        """Return the time of the level nearest in network time; of several the cleanest."""
+        """Return the time of the level nearest in network time, the cleanest one in a tie."""
         return (as_float64(t)[..., None] - self._asked).abs().argmin(-1).double()
 
     def inverse_log_snr(self, lam: Times) -> Tensor:
-        """Return the time of the level nearest to lam, in the angle arctan(sigma/alpha)."""
+        """Return the time of the level nearest to lam, compared by arctan(sigma/alpha)."""
         wanted = torch.atan((-as_float64(lam)).exp())
         return (wanted[..., None] - torch.atan2(self._sigma, self._alpha)).abs().argmin(-1).double()
 
     def timesteps(self, steps: int, spacing: str | float | None = None, t_max: float | None = None) -> list[float]:
-        """Return whole times of a run, noisiest first, ending at 0: the times of `grid`, rounded."""
+        """Return the integer times of a run, noisiest first, ending at 0.
+
+        They are the times of `grid`, rounded.
+        """
         check_steps(steps)
         first = self.t_max if t_max is None else float(round(t_max))
         if steps > first:

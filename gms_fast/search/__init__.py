@@ -1,8 +1,8 @@
-"""Searches for the numbers of a sampler.
+"""Learn the coefficients or settings of a sampler.
 
-[`ggdm`][gms_fast.search.ggdm] learns the few hundred numbers of a solver table. It follows the gradient of a distance
-between samples and data through all steps (Watson et al. 2022, arXiv 2202.05830). [`gms`][gms_fast.search.gms] finds
-the time steps and the few settings of GMS without gradients.
+[`ggdm`][gms_fast.search.ggdm] learns the few hundred coefficients of a linear sampler. It minimises a distance between
+samples and data by gradients through all steps (Watson et al. 2022, arXiv 2202.05830). [`gms`][gms_fast.search.gms]
+finds the times and settings of GMS without gradients.
 """
 
 from gms_fast.search.ddss import Settings as Settings

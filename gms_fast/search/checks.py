@@ -87,12 +87,12 @@ def check_features(features: object, shape: tuple[int, ...], device: torch.devic
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"features must return (N, D) for images (N, {', '.join(map(str, shape))}): got {got}")
         if not bool(found.isfinite().all()):
-            raise ValueError("features must be finite: they hold NaN or infinity for images in [-1, 1]")
+            raise ValueError("features must be finite: they contain NaN or infinity for images in [-1, 1]")
         slope = torch.autograd.grad(found.sum(), probe, allow_unused=True)[0] if found.requires_grad else None
     if slope is None:
         raise ValueError(
-            "features must be differentiable in the images: they return a tensor without a gradient; "
-            "look for torch.no_grad, detach or rounding in them"
+            "features must be differentiable in the images: their output has no gradient; look for torch.no_grad, "
+            "detach or rounding"
         )
     return found.shape[1]
 
@@ -101,12 +101,12 @@ def check_data(model: object, data: object) -> tuple[int, ...]:
     """Check the data, and return the shape of one sample."""
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or len(data) < 4:
         got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-        raise ValueError(f"data must be a floating tensor (N, *shape) of at least 4 samples: got {got}")
+        raise ValueError(f"data must be a floating-point tensor (N, *shape) of at least 4 samples: got {got}")
     shape = tuple(attribute(model, "sample_shape") or data.shape[1:])
     if tuple(data.shape[1:]) != shape:
         raise ValueError(f"data must be (N, {', '.join(map(str, shape))}) for this model: got {tuple(data.shape)}")
     if not bool(data.isfinite().all()):
-        raise ValueError("data must be finite: it holds NaN or infinity")
+        raise ValueError("data must be finite: it contains NaN or infinity")
     return shape
 
 

@@ -45,25 +45,28 @@ TRAINED, HELD_OUT = 1 << 40, 1 << 41  # first sample indices of the loss and of 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings that, with network, data and first table, determine a search's result.
+    """Settings of a search.
 
-    They are keyword arguments of [`ggdm`][gms_fast.search.ggdm], with the same defaults.
+    Together with the network, the data and the initial table, they determine the result. They are also keyword
+    arguments of [`ggdm`][gms_fast.search.ggdm], with the same defaults.
 
     Args:
-        variant: Numbers that are learned: "ggdm", "pred", "time" or "constrained".
-        stochastic: Learn the noise sigma[t] of each step too.
-        kernel: Kernel of the distance: "cubic" or "linear".
-        iterations: Largest number of Adam steps, >= 1.
-        batch_size: Samples per step, >= 2; iterations times batch_size is at most 2^40.
+        variant: Quantities that are learned: "ggdm", "pred", "time" or "constrained", as in `ggdm`.
+        stochastic: Whether to also learn the noise scale sigma[t] of each step.
+        kernel: Kernel of the distance, "cubic" or "linear".
+        iterations: Maximum number of Adam steps, >= 1.
+        batch_size: Number of samples per Adam step, >= 2. The product of `iterations` and `batch_size` must be at most
+            2^40.
         lr: Peak learning rate, > 0.
-        warmup: Iterations over which the learning rate rises, >= 0; it then falls to 0 as a cosine.
-        ema: Decay of the averaged numbers, in [0, 1).
-        clip_norm: Largest norm of the gradient, > 0.
-        held_out: Share of the data that the score uses, in (0, 1).
-        score_samples: Samples of a score, >= 2.
-        score_every: Iterations between scores, >= 1.
-        patience: Scores in a row without a new best after which the search ends, >= 1.
-        seed: Seed of all randomness, in [-2^63, 2^64).
+        warmup: Number of iterations in which the learning rate rises to its peak, >= 0. Afterwards it falls to 0 along
+            a cosine.
+        ema: Decay rate of the moving average of the coefficients, in [0, 1).
+        clip_norm: Maximum norm of the gradient, > 0.
+        held_out: Fraction of the data that is held out for the score, in (0, 1).
+        score_samples: Number of samples drawn for each score, >= 2.
+        score_every: Number of iterations between scores, >= 1.
+        patience: Number of consecutive scores without improvement after which the search stops, >= 1.
+        seed: Seed of all random numbers, in [-2^63, 2^64).
 
     Raises:
         ValueError: If a setting is out of range.
@@ -103,7 +106,7 @@ class Settings:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1): got {self.ema!r}")
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), a share of the data: got {self.held_out!r}")
+            raise ValueError(f"held_out must lie in (0, 1), as a fraction of the data: got {self.held_out!r}")
         if self.iterations * self.batch_size > HELD_OUT - TRAINED:
             raise ValueError(
                 f"iterations times batch_size must be at most 2^40: got {self.iterations * self.batch_size}"
@@ -116,10 +119,10 @@ class Settings:
         """Return the learning rate of an iteration.
 
         Args:
-            iteration: Index of the iteration, 0 .. iterations - 1.
+            iteration: Index of the iteration, from 0 to iterations - 1.
 
         Returns:
-            Learning rate in (0, lr].
+            Learning rate, in (0, lr].
         """
         return learning_rate(self.lr, iteration, self.iterations, self.warmup)
 
@@ -157,59 +160,66 @@ def ggdm(
     patience: int = Settings.patience,
     seed: int = Settings.seed,
 ) -> GGDMTable:
-    """Learn a sampler table whose samples are nearest to data.
+    """Learn a table of solver coefficients that brings samples as close to data as possible.
 
-    The K = `steps` network evaluations of a sampler are unrolled into one differentiable function. Adam lowers the
+    All K = `steps` network evaluations of a sampler are unrolled into one differentiable function. Adam minimises the
     kernel distance between features of its samples and of the data. The network itself does not change.
 
     Args:
-        model: As in [`sample`][gms_fast.sample], and differentiable. It is in eval mode and frozen during the search.
-        data: Samples (N, *shape) in the model's data range, N >= 4, floating point.
+        model: Differentiable model, as in [`sample`][gms_fast.sample]. It is frozen and in eval mode during the search.
+        data: Floating-point samples (N, *shape) in the model's data range, N >= 4.
         steps: Number of network evaluations K >= 1.
-        initial: Start of the search: "ddim", "dpm-solver++", "unip", another linear solver, or a
+        initial: Starting point of the search: a linear solver such as "ddim", "dpm-solver++" or "unip", or a
             [`GGDMTable`][gms_fast.solvers.GGDMTable].
-        spacing: Spacing of the first time steps, as in `Schedule.grid`. None for that of the solver, else of the
-            schedule. Must be None if `initial` is a table.
-        features: Differentiable callable from images (n, *shape) to (n, D), such as
-            [`load_features`][gms_fast.search.load_features] or a module; None for the pixels. A module is in eval mode
+        spacing: Spacing of the initial times, as in [`Schedule.grid`][gms_fast.schedules.Schedule.grid]. Defaults to
+            the spacing of the solver, or of the schedule if the solver has none. Must be None if `initial` is a table.
+        features: Differentiable callable that maps images (n, *shape) to features (n, D), such as a module or the
+            result of [`load_features`][gms_fast.search.load_features]. Defaults to the pixels. A module is in eval mode
             during the search.
-        schedule: Noise schedule of the model, or its name; None if the model has an attribute `schedule`.
-        prediction: Meaning of a single tensor from the model: "noise", "x0", ...; None for the model's attribute.
-        clip: Range that E[x_0|x_t] and the samples are clipped to; None for no clipping. Give `sample` the same.
-        dtype: Type of the sampler states: torch.float32 or torch.float64.
-        chunk: Samples per network call, >= 1. It limits memory and does not change the gradient.
-        rematerialise: Recompute the network in the backward pass. This needs memory for one call instead of K, but
-            takes about 1.5 times as long.
-        out: Folder for `table.safetensors` (the best table so far), `checkpoint.pt` and `curve.csv`. None writes
-            nothing, and an interrupted search is lost.
-        resume: Continue the search that `out` holds. If False, such a folder is refused.
-        replace: Delete the search that `out` holds and start again.
-        progress: Show a progress bar on stderr.
-        variant: Numbers that are learned. "ggdm": the weights mu of older states. "pred": also the data estimate
-            p_t E[x_0|x_t] + q_t x_t. "time": also the time steps between the first and the last.
-            "constrained": mu such that the marginals q(x_t|x_0) stay those of the schedule.
-        stochastic: Learn the noise sigma[t] of each step too. If False, it stays that of the first table.
-        kernel: Kernel of the distance: "cubic" or "linear", as in [`KernelDistance`][gms_fast.search.KernelDistance].
-        iterations: Largest number of Adam steps, >= 1.
-        batch_size: Samples per step, >= 2.
+        schedule: Noise schedule of the model, or its name. Defaults to the model's attribute `schedule`.
+        prediction: What a single output tensor represents: "noise", "x0", ..., as in [`sample`][gms_fast.sample].
+            Defaults to the model's attribute.
+        clip: Range (lo, hi) to which E[x_0|x_t] and the samples are clipped, or None for no clipping. Pass the same
+            value to [`sample`][gms_fast.sample] when you use the table.
+        dtype: Dtype of the sampler's states, torch.float32 or torch.float64.
+        chunk: Number of samples per network call, >= 1. It limits the memory and does not affect the gradient.
+        rematerialise: Whether to recompute the network's activations in the backward pass. Memory is then needed for
+            one call instead of K, but the search takes about 1.5 times as long.
+        out: Folder for `table.safetensors` (the best table so far), `checkpoint.pt` and `curve.csv`. If None, nothing
+            is written, and an interrupted search cannot be resumed.
+        resume: Whether to continue a search that `out` already contains. If False, such a folder is refused.
+        replace: Whether to delete a search that `out` already contains and start over.
+        progress: Whether to show a progress bar on stderr.
+        variant: Quantities that are learned. "ggdm": the weights mu of earlier states. "pred": these weights and
+            those of the data estimate p_t E[x_0|x_t] + q_t x_t. "time": all of these and the times between the first
+            and the last. "constrained": the weights mu under the constraint that the marginals q(x_t|x_0) remain those
+            of the schedule.
+        stochastic: Whether to also learn the noise scale sigma[t] of each step. If False, it remains that of the
+            initial table.
+        kernel: Kernel of the distance, "cubic" or "linear", as in
+            [`KernelDistance`][gms_fast.search.KernelDistance].
+        iterations: Maximum number of Adam steps, >= 1.
+        batch_size: Number of samples per Adam step, >= 2.
         lr: Peak learning rate, > 0.
-        warmup: Iterations over which the learning rate rises, >= 0; it then falls to 0 as a cosine.
-        ema: Decay of the averaged table, in [0, 1). The first iterations k use (1+k)/(10+k) where that is smaller.
-        clip_norm: Largest norm of the gradient, > 0.
-        held_out: Share of the data that the score uses, in (0, 1). The loss uses the rest.
-        score_samples: Samples of a score, >= 2; every score uses the same ones.
-        score_every: Iterations between scores, >= 1.
-        patience: Scores in a row without a new best after which the search ends, >= 1.
-        seed: Seed of all randomness, in [-2^63, 2^64).
+        warmup: Number of iterations in which the learning rate rises to its peak, >= 0. Afterwards it falls to 0 along
+            a cosine.
+        ema: Decay rate of the moving average of the table, in [0, 1). Iteration k uses (1+k)/(10+k) as long as that is
+            smaller.
+        clip_norm: Maximum norm of the gradient, > 0.
+        held_out: Fraction of the data that is held out for the score, in (0, 1). The loss uses the rest.
+        score_samples: Number of samples drawn for each score, >= 2. All scores use the same noise.
+        score_every: Number of iterations between scores, >= 1.
+        patience: Number of consecutive scores without improvement after which the search stops, >= 1.
+        seed: Seed of all random numbers, in [-2^63, 2^64).
 
     Returns:
-        The [`GGDMTable`][gms_fast.solvers.GGDMTable] with the best score on held-out data; this may be the first one.
+        The [`GGDMTable`][gms_fast.solvers.GGDMTable] with the best score on held-out data. This may be the initial one.
 
     Raises:
-        ValueError: If an argument is out of range, or `out` holds a search with another configuration.
-        TypeError: If `model`, `features` or `dtype` is of another kind.
-        FileExistsError: If `out` holds a search and both `resume` and `replace` are False.
-        FloatingPointError: If the loss becomes NaN or infinite. The best table stays in `out`.
+        ValueError: If an argument is out of range, or if `out` contains a search with a different configuration.
+        TypeError: If `model`, `features` or `dtype` has the wrong type.
+        FileExistsError: If `out` contains a search and both `resume` and `replace` are False.
+        FloatingPointError: If the loss becomes NaN or infinite. The best table so far remains in `out`.
 
     Examples:
         >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]
@@ -297,7 +307,7 @@ class _Search:
         if replace:
             atomic.clear(folder, FILES)
         if path.exists() and not resume:
-            raise FileExistsError(f"out: {folder} already holds a search; resume it or choose another folder")
+            raise FileExistsError(f"out: {folder} already holds a search: resume it, or choose another folder")
         if path.exists():
             state = checkpoint.read(path, FORMAT, FIELDS)
             message = f"{folder} was made with another configuration; choose another folder"
@@ -444,7 +454,7 @@ class _Search:
 def _first(initial: str | Solver | GGDMTable, schedule: Schedule, steps: int, spacing: str | float | None) -> GGDMTable:
     if isinstance(initial, GGDMTable):
         if spacing is not None:
-            raise ValueError(f"spacing must be None when initial is a table, which has its times: got {spacing!r}")
+            raise ValueError(f"spacing must be None if initial is a table, which has its own times: got {spacing!r}")
         return initial
     solver = solvers.build(initial)
     spacing = next(s for s in (spacing, solver.spacing, schedule.spacing) if s is not None)

@@ -16,13 +16,13 @@ _ROWS = 1000
 
 
 class Units:
-    """Standardisation of features by their mean and spread on data.
+    """Standardisation of features by their mean and standard deviation on data.
 
-    A call maps features (N, D) to (f - mean)/spread, float64. All features, and the powers of the kernel, then have
-    similar weight. Spreads below 0.05 of the largest one are raised to it.
+    A call maps features f (N, D) to (f - mean)/std, in float64. As a result, all features and all powers in the kernel
+    have similar weight. Standard deviations below 0.05 of the largest one are raised to that value.
 
     Args:
-        real: Features (M, D) of data, M >= 2.
+        real: Features (M, D) of the data, M >= 2.
 
     Raises:
         ValueError: If the features are not finite or do not vary.
@@ -40,7 +40,7 @@ class Units:
         self.centre, spread = real.mean(0), real.std(0)
         if not 0 < float(spread.max()) < math.inf:
             raise ValueError(
-                f"features of data must be finite and vary: got a largest standard deviation of {float(spread.max()):g}"
+                f"features of data must be finite and vary: their largest standard deviation is {float(spread.max()):g}"
             )
         self.spread = spread.clamp(min=_LEAST * float(spread.max()))
 
@@ -49,21 +49,22 @@ class Units:
 
 
 class KernelDistance:
-    """Unbiased squared kernel distance between features of samples and of data.
+    """Unbiased squared kernel distance between the features of samples and of data.
 
-    For features f of samples and g of data it is
+    For features f of samples and g of data, the distance is
 
         mean_{i!=j} k(f_i, f_j) + mean_{i!=j} k(g_i, g_j) - 2 mean_{ij} k(f_i, g_j).
 
-    A call maps features (N, D) to a float64 scalar, differentiable in f. It is unbiased and may therefore be negative.
-    The term of the data is computed once.
+    A call maps features f (N, D) to a float64 scalar that is differentiable in f. Because the estimate is unbiased, it
+    may be negative. The term that depends only on the data is computed once.
 
     Args:
-        real: Features (M, D) of data, M >= 2.
-        kernel: "cubic": (f g/D + 1)^3, as in the kernel inception distance. "linear": f g, which compares means alone.
+        real: Features (M, D) of the data, M >= 2.
+        kernel: "cubic" for k(f, g) = (f.g/D + 1)^3, as in the kernel inception distance, or "linear" for
+            k(f, g) = f.g, which compares only the means.
 
     Raises:
-        ValueError: If `kernel` has another name, or features do not have two rows or the width D.
+        ValueError: If `kernel` is unknown, or if features have fewer than two rows or a width other than D.
 
     Examples:
         >>> features = gms_fast.search.load_features("digits")
@@ -79,16 +80,16 @@ class KernelDistance:
     def __init__(self, real: Tensor, kernel: str = "cubic") -> None:
         check_choice("kernel", kernel, KERNELS)
         if real.ndim != 2 or len(real) < 2:
-            raise ValueError(f"real must be (M, D), at least two rows: got {tuple(real.shape)}")
+            raise ValueError(f"real must be (M, D) with at least two rows: got {tuple(real.shape)}")
         self.kernel, self.real = kernel, real.detach().double()
         with torch.no_grad():
             self.own = self._among(self.real)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the distance of features (N, D), N >= 2, a float64 scalar."""
+        """Return the distance for features (N, D), N >= 2, as a float64 scalar."""
         if features.ndim != 2 or len(features) < 2 or features.shape[1] != self.real.shape[1]:
             raise ValueError(
-                f"features must be (N, {self.real.shape[1]}), at least two rows: got {tuple(features.shape)}"
+                f"features must be (N, {self.real.shape[1]}) with at least two rows: got {tuple(features.shape)}"
             )
         features = features.double()
         return self._among(features) + self.own - 2 * self._between(features)

@@ -25,16 +25,16 @@ Features = Callable[[Tensor], Tensor]
 class DigitFeatures(nn.Module):
     """Feature network for images of digits.
 
-    Three small towers stand side by side: strided convolutions, convolutions with pooling, and large windows on an
-    image of half the resolution. A call maps images (N, 1, side, side) in [-1, 1] to features (N, 160). A search
-    exploits the weaknesses of a single feature network; three different ones leave fewer. `classes` maps features to
-    ten logits. `python -m bench.assets.classifier --search` trains the weights.
+    A call maps images (N, 1, side, side) in [-1, 1] to features (N, 160). The network has three small branches in
+    parallel: strided convolutions, convolutions with pooling, and large kernels on an image of half the resolution. A
+    search exploits the weaknesses of a single branch, and three different ones leave fewer. `classes` maps features to
+    ten logits. The embedded weights were trained by `python -m bench.assets.classifier --search`.
 
     Args:
         side: Height and width of the images, a multiple of 4.
 
     Raises:
-        ValueError: If a call gets images of another shape.
+        ValueError: If a call gets images of a different shape.
 
     Examples:
         >>> net = gms_fast.search.DigitFeatures(8).eval()
@@ -74,7 +74,7 @@ class DigitFeatures(nn.Module):
         return self.hidden(images)
 
     def hidden(self, images: Tensor) -> Tensor:
-        """Return the joined outputs of the towers, (N, 160).
+        """Return the concatenated outputs of the branches, (N, 160).
 
         Args:
             images: Images (N, 1, side, side) in [-1, 1].
@@ -83,16 +83,16 @@ class DigitFeatures(nn.Module):
 
 
 def load_features(data: str) -> DigitFeatures:
-    """Load the embedded feature network of a data set.
+    """Load the embedded feature network for a data set.
 
     Args:
-        data: "mnist5k" (28x28) or "digits" (8x8).
+        data: Name of the data set, "mnist5k" (28x28 images) or "digits" (8x8 images).
 
     Returns:
-        A frozen [`DigitFeatures`][gms_fast.search.DigitFeatures] in eval mode.
+        Frozen [`DigitFeatures`][gms_fast.search.DigitFeatures] in eval mode.
 
     Raises:
-        ValueError: If there is no network for `data`.
+        ValueError: If there is no feature network for `data`.
 
     Examples:
         >>> features = gms_fast.search.load_features("digits")
@@ -107,7 +107,7 @@ def load_features(data: str) -> DigitFeatures:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Return the pixels of images as features, (N, D)."""
+    """Return the pixels of images as features (N, D)."""
     return images.flatten(1)
 
 

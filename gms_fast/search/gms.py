@@ -1,4 +1,4 @@
-"""Search for the few numbers of GMS, with the loss of `gms_fast.search.ddss`.
+"""Search for the times and settings of GMS, with the loss of `gms_fast.search.ddss`.
 
 The drawn mixture component and the integer times of a discrete schedule have no gradient. Nelder and Mead's simplex
 therefore replaces Adam. Every point uses the same samples, and the kernels draw them.
@@ -97,38 +97,40 @@ def gms(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[list[float], GMS]:
-    """Find time steps and settings of GMS whose samples are nearest to data.
+    """Find times and settings of GMS that bring samples as close to data as possible.
 
-    The search varies the times between the first and the last, `weight` of a fit that uses it, `switch` of a solver
-    with a covariance, and `clip_pixel`. It uses no gradients.
+    The search varies the times between the first and the last, and up to three settings of the solver: `weight` if the
+    fit uses it, `switch` if there is a covariance, and `clip_pixel`. It does not use gradients.
 
     Args:
-        model: As in [`sample`][gms_fast.sample], with moments of the noise that GMS needs.
-        data: Samples (N, *shape) in the model's data range, N >= 4, floating point.
+        model: Model that returns the noise moments that GMS needs, as in [`sample`][gms_fast.sample].
+        data: Floating-point samples (N, *shape) in the model's data range, N >= 4.
         steps: Number of steps >= 1.
-        solver: [`GMS`][gms_fast.solvers.GMS] to start from; None for `GMS()`.
-        spacing: Spacing of the first time steps, as in `Schedule.grid`.
-        features: As in [`ggdm`][gms_fast.search.ggdm]; None for the pixels.
-        schedule: Noise schedule of the model, or its name; None if the model has an attribute `schedule`.
-        clip: As in [`sample`][gms_fast.sample]; None for no clipping.
-        kernel: Kernel of the distance: "cubic" or "linear".
-        evaluations: Largest number of points, >= 1.
-        batch_size: Samples of each point; all points use the same ones.
-        score_samples: Samples by which the best point is compared with the start, on held-out data.
-        held_out: Share of the data that this score uses, in (0, 1). The loss uses the rest.
-        chunk: Samples per network call, >= 1.
-        seed: Seed of all randomness, in [-2^63, 2^64).
-        out: JSON file of all values so far, from which the same call resumes; None writes nothing.
-        progress: Show a progress bar on stderr.
+        solver: [`GMS`][gms_fast.solvers.GMS] solver to start from. Defaults to `GMS()`.
+        spacing: Spacing of the initial times, as in [`Schedule.grid`][gms_fast.schedules.Schedule.grid].
+        features: Callable that maps images to features, as in [`ggdm`][gms_fast.search.ggdm]. Defaults to the pixels.
+        schedule: Noise schedule of the model, or its name. Defaults to the model's attribute `schedule`.
+        clip: Data range (lo, hi) to which E[x_0|x_t] is clipped, or None for no clipping.
+        kernel: Kernel of the distance, "cubic" or "linear", as in
+            [`KernelDistance`][gms_fast.search.KernelDistance].
+        evaluations: Maximum number of points (combinations of times and settings) to try, >= 1.
+        batch_size: Number of samples drawn for each point. All points use the same noise.
+        score_samples: Number of samples drawn to compare the best point with the starting point on held-out data.
+        held_out: Fraction of the data that is held out for this comparison, in (0, 1). The search uses the rest.
+        chunk: Number of samples per network call, >= 1.
+        seed: Seed of all random numbers, in [-2^63, 2^64).
+        out: JSON file that stores the loss of every point. To resume an interrupted search, repeat the call. If None,
+            nothing is written.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
-        `(timesteps, solver)` for [`sample`][gms_fast.sample]: those of the start where the best point has a worse
-        score.
+        Tuple (timesteps, solver) of arguments for [`sample`][gms_fast.sample]. If the best point does not score better
+            than the starting point on held-out data, the starting point is returned.
 
     Raises:
-        ValueError: If an argument is out of range, or `out` holds a search with another configuration.
-        TypeError: If `solver` is not a GMS, or `features` is not callable.
-        ImportError: If scipy is missing: `pip install "gms-fast[quality]"`.
+        ValueError: If an argument is out of range, or if `out` contains a search with a different configuration.
+        TypeError: If `solver` is not a GMS, or if `features` is not callable.
+        ImportError: If SciPy is not installed: `pip install "gms-fast[quality]"`.
 
     Examples:
         >>> model, data = gms_fast.load("digits"), gms_fast.data.load("digits")[:64]
@@ -212,9 +214,9 @@ class _Values:
         self.known: list[float] = []
         self.stored: list[float] = []
         if path is not None and path.exists():
-            with refusing(f"out: {path} is not the file of a search", path):
+            with refusing(f"out: {path} was not written by a search", path):
                 found = read_json(path, infinite=True)
-                schema.check("it", found, _FILE)
+                schema.check("", found, _FILE)
             stored, self.stored = found["configuration"], [float(v) for v in found["values"]]
             message = f"{path} was made with another configuration; choose another file"
             check_same(stored, self.configuration, message)

@@ -28,7 +28,7 @@ def read(path: Path, form: str = FORMAT, fields: Set[str] = FIELDS) -> dict[str,
     Its configuration is checked to hold plain values only. Raises ValueError that names the
     file if it is truncated or something else.
     """
-    with refusing(f"checkpoint {path} is truncated or no checkpoint at all", path):
+    with refusing(f"checkpoint {path} is truncated or not a checkpoint", path):
         state = pickles.read(path)
     if not isinstance(state, dict) or not Choice((form,)).fits(state.get("format")):
         raise ValueError(f"checkpoint {path} is of another kind: its format is not {form!r}")

@@ -282,11 +282,14 @@ class Plain(Want):
 
 
 def check(where: object, value: object, want: Want, key: str = "") -> None:
-    """Raise ValueError that names the file or place, the key, the value and what is allowed."""
+    """Raise ValueError that names the file or place, the key, the value and what is allowed.
+
+    The place may be empty if the caller adds it.
+    """
     try:
         want.check(value, key)
     except MismatchError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
 def argument(name: str, value: Given, want: Want) -> Given:

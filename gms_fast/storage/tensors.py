@@ -182,7 +182,7 @@ def read(
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
-    with refusing(f"{what} {path}: truncated or no safetensors file", path):
+    with refusing(f"{what} {path}: truncated or not a safetensors file", path):
         stored, found = load(path)
     if found.get("format") != form:
         raise ValueError(f"{what} {path}: format is {schema.short(found.get('format'))}, wanted {form!r}")

@@ -340,5 +340,5 @@ def load_table(name_or_path: str | Path) -> GGDMTable:
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         known = ", ".join(sorted(shipped)) or "the embedded tables (there are none)"
-        raise FileNotFoundError(f"table must be a file or one of {known}: nothing is at {name_or_path}")
+        raise FileNotFoundError(f"table must be a file or one of {known}: nothing exists at {name_or_path}")
     return GGDMTable.load(path)

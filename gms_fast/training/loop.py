@@ -245,7 +245,7 @@ def train_moment_heads(
         raise ValueError(f'target must be "raw" or "central": got {target!r}')
     parameters = model.head_parameters()
     if not parameters:
-        raise ValueError('model has no moment heads: make it with head="simple" or "complex"')
+        raise ValueError('model has no moment heads: create it with head="simple" or "complex"')
     run = Settings(
         steps=steps,
         batch_size=_rows(batch_size, data),

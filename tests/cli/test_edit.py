@@ -197,7 +197,7 @@ SAMPLE = ("guides/a.png", *SHORT)
         (("stroke", *SAMPLE, "--strength", "t=5000"), "strength must be a whole time from"),
         (("stroke", *SAMPLE, "--solver", "magic"), "magic"),
         (("stroke", *SAMPLE, "--solver", "ggdm:table=mnist/5", "--steps", 5), "start in the middle"),
-        (("stroke", *SAMPLE, "--model", "gone"), "nothing is at gone"),
+        (("stroke", *SAMPLE, "--model", "gone"), "nothing exists at gone"),
         (("stroke", *SAMPLE, "--device", "toaster"), "got 'toaster'"),
         (("stroke", *SAMPLE, "--repeats", 0), "--repeats: must be an integer of at least 1: got '0'"),
         (("stroke", *SAMPLE, "--brush", "0.2"), "--brush must be given together with --paint"),

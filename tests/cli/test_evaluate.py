@@ -60,7 +60,7 @@ def test_evaluate_force_deletes_its_own_files_only(tmp_path, capsys):
         (("--n", "20"), "n must be at least 50 samples for these measures: got 20"),
         (("--model", "digits", "--n", "60"), "n must be at least 65 samples"),
         (("--model", "mnist", "--data", "digits"), "data must be (1, 28, 28) for model mnist: got (1, 8, 8)"),
-        (("--model", "nothing-there"), "nothing is at nothing-there"),
+        (("--model", "nothing-there"), "nothing exists at nothing-there"),
         (
             ("--model", "digits", "--features", "cifar10"),
             "features must be for pictures (1, 8, 8): cifar10 sees (3, 32,",

@@ -155,7 +155,7 @@ def test_sample_never_overwrites_unless_told_to(tmp_path, capsys, model):
         (("--device", "cuda:99"), "--device cuda:99 is not available"),
         (("--device", "hpu"), "--device hpu is not available: torch "),
         (("--device", "meta"), "--device must not be meta, whose tensors hold no numbers: got 'meta'"),
-        (("--model", "gone"), "nothing is at gone"),
+        (("--model", "gone"), "nothing exists at gone"),
         (("--solver", "magic"), "magic"),
         (("--solver", "ddim:statistics=mnist"), "has no option statistics: ddim accepts eta"),
         (("--solver", "dpm-solver-v3"), "needs statistics=STATISTICS, a file written by gms-fast statistics: there"),

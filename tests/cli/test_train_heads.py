@@ -196,12 +196,12 @@ def test_force_deletes_its_own_files_only(tmp_path, unet, pictures):
     [
         (("--lr", "0"), "lr must be positive"),
         (("--data", "gone.npy"), "gone.npy does not exist"),
-        (("--network", "gone"), "nothing is at gone"),
+        (("--network", "gone"), "nothing exists at gone"),
         (("--labels", "CLASSES"), "--labels must be given for a network with classes, and only then: this one needs"),
         (("--labels", "gone.npy"), "labels file gone.npy does not exist"),
         (("--features", "middle"), "features must be the name of a module of MomentUNet"),
         (("--features", "time_embed"), "features must be"),
-        (("--prediction", "v"), "prediction is for networks of diffusers"),
+        (("--prediction", "v"), "prediction must be None except for diffusers networks"),
         (("--schedule", "spiral"), "schedule must be one of"),
         (("--data-std", "0"), "data_std must be"),
         (("--mixed-precision", "fp8"), "argument --mixed-precision: invalid choice"),
@@ -250,7 +250,7 @@ def test_folder_of_an_unknown_class_is_refused(tmp_path, capsys, pipeline, colou
         config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": name}))
         command = ("train-heads", "--network", tmp_path / "odd", "--data", colours, "--out", tmp_path / "run", *SHORT)
         said = refusal(capsys, *command)
-        assert "config.json must name a network or a scheduler of diffusers" in said
+        assert "config.json must name a network or a scheduler from diffusers" in said
         assert name in said
     assert not (tmp_path / "run").exists()
 
@@ -263,7 +263,7 @@ def test_heads_whose_network_moved_say_so(tmp_path, capsys, unet, pictures):
     capsys.readouterr()
     model = tmp_path / "run" / "model"
     said = refusal(capsys, "sample", "--model", model, "--out", tmp_path / "x.npz")
-    assert f"the network of the heads {model} is missing, nothing is at {tmp_path / 'here'}" in said
+    assert f"the network of the moment heads in {model} is missing: nothing exists at {tmp_path / 'here'}" in said
     assert "MomentHeads.from_pretrained" in said
     found = MomentHeads.from_pretrained(model, io.network(tmp_path / "there"))
     assert found.record["steps"] == 2

@@ -48,7 +48,7 @@ def test_batch_is_no_larger_than_there_are_samples():
 
 @pytest.mark.parametrize("found", [None, Use(1.0, 1001)])
 def test_memory_for_no_batch_is_refused(found):
-    with pytest.raises(ValueError, match=r"memory must suffice for a batch of 8 samples: got 9\.31e-07 GiB"):
+    with pytest.raises(ValueError, match=r"memory must be enough for a batch of 8 samples: got 9\.31e-07 GiB"):
         fastest(lambda n: found, 1000, LARGE)
 
 
@@ -100,7 +100,7 @@ def test_memory_of_a_call_is_counted():
 
 def test_size_divides_that_of_a_shard():
     assert fastest(flat_from(256), LARGE, LARGE, 96) == 32
-    with pytest.raises(ValueError, match="shard_size must be a multiple of 8 with batch_size auto: got 100"):
+    with pytest.raises(ValueError, match='shard_size must be a multiple of 8 if batch_size is "auto": got 100'):
         fastest(flat_from(256), LARGE, LARGE, 100)
 
 

@@ -54,7 +54,7 @@ def test_damaged_settings_are_named_and_nothing_is_deleted(tmp_path):
     made(tmp_path)
     (tmp_path / "run.json").write_text("{")
     before = content(tmp_path)
-    with pytest.raises(ValueError, match=r"run\.json holds no settings of a run"):
+    with pytest.raises(ValueError, match=r"run\.json does not contain the settings of a run"):
         clear(tmp_path)
     assert content(tmp_path) == before
 
@@ -70,7 +70,7 @@ def test_run_in_which_another_process_draws_is_not_deleted(tmp_path):
     try:
         appears(tmp_path / "draws")
         before = content(out)
-        with pytest.raises(BlockingIOError, match=f"out: {out} is in use by a process that draws {NAMES[0]}: wait"):
+        with pytest.raises(BlockingIOError, match=f"out: {out} is in use by a process that is drawing {NAMES[0]}"):
             clear(out)
         assert content(out) == before
     finally:

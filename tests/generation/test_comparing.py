@@ -73,7 +73,7 @@ def test_pictures_of_a_device_of_this_kind_that_differ_are_an_error(tmp_path, mo
     with monkeypatch.context() as patch:
         other_device(patch, 9, None)
         made(tmp_path, form=form)
-    said = f"{NAMES[1]}.* differs from the images drawn here by up to 9 grey levels, among samples 12 to 15"
+    said = f"{NAMES[1]}.* differs from the images drawn here by up to 9 grey levels, in samples 12 to 15"
     with pytest.raises(ValueError, match=said):
         made(tmp_path, form=form, verify=1)
 
@@ -93,7 +93,7 @@ def test_run_that_is_not_finished_is_compared_as_far_as_it_is(tmp_path):
         made(tmp_path, Net(seen=fails_at(7)))
     assert made(tmp_path, verify=1).compared == 8
     assert made(tmp_path, verify=1, shard="1/3").compared == 8
-    with pytest.raises(FileNotFoundError, match=f"out: {tmp_path} holds no shard to compare"):
+    with pytest.raises(FileNotFoundError, match=f"out: {tmp_path} holds no shards to compare"):
         made(tmp_path, verify=1, shard="2/3")
 
 

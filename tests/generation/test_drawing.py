@@ -119,13 +119,13 @@ REFUSED = {
     "rows": (
         {"brightness": torch.zeros(20)},
         ValueError,
-        r"condition\['brightness'\] must have a row for each of 21",
+        r"condition\['brightness'\] must have 21 rows, one per sample",
     ),
-    "rows inside": ({"a": {"b": torch.zeros(4)}}, ValueError, r"condition\['a'\]\['b'\] must have .* 21 .* got \(4,\)"),
+    "rows inside": ({"a": {"b": torch.zeros(4)}}, ValueError, r"condition\['a'\]\['b'\] must have 21 .* got \(4,\)"),
     "none": ({"brightness": torch.zeros(0)}, ValueError, "condition"),
     "list": ({"brightness": [0.0] * N}, TypeError, r"condition\['brightness'\] must be a tensor: got list"),
     "array": ({"brightness": brightness().numpy()}, TypeError, "must be a tensor: got ndarray"),
-    "tensor": (brightness(), TypeError, "condition must be a dict of keywords for the model: got Tensor"),
+    "tensor": (brightness(), TypeError, "condition must be a dict of keyword arguments for the model: got Tensor"),
     "rows of a callable": (
         lambda i: {"brightness": torch.zeros(21)},
         ValueError,
@@ -136,7 +136,7 @@ REFUSED = {
         TypeError,
         "must be a tensor: got list",
     ),
-    "tensor of a callable": (lambda i: i / 21, TypeError, "condition must be a dict of keywords .*: got Tensor"),
+    "tensor of a callable": (lambda i: i / 21, TypeError, "condition must be a dict of .*: got Tensor"),
     "keyword": ({"colour": torch.zeros(N)}, TypeError, "colour"),
     "values": ({"brightness": torch.zeros(N, 2)}, RuntimeError, "must match the size"),
 }
@@ -160,7 +160,7 @@ def test_condition_without_rows_is_of_all(tmp_path, condition):
 def test_condition_that_the_network_needs_must_be_given(tmp_path, condition, batch_size):
     model = Net()
     model.needed = ("brightness",)
-    with pytest.raises(ValueError, match="condition must give brightness, which the model needs"):
+    with pytest.raises(ValueError, match="condition must contain 'brightness', which the model needs"):
         made(tmp_path / "x", model, condition=condition, batch_size=batch_size, shard_size=None)
     assert not (tmp_path / "x" / "run.json").exists()
 
@@ -195,7 +195,7 @@ def decoded(z):
 
 
 def test_latents_need_a_decoder(tmp_path):
-    with pytest.raises(ValueError, match=r"decoder must be given for this model, whose samples have the ran"):
+    with pytest.raises(ValueError, match=r"decoder must be given for this model, because its samples have the ran"):
         made(tmp_path / "x", Latent())
     assert not (tmp_path / "x").exists()
 

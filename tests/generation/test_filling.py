@@ -358,7 +358,7 @@ def test_shard_that_another_process_finishes_meanwhile_is_not_drawn(tmp_path, wh
 def test_more_ranks_than_shards_are_told_so_and_change_nothing(tmp_path, whole, monkeypatch, rank, world):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    said = f"3 shards are fewer than {world} ranks: rank {rank} draws only if another fails"
+    said = f"there are only 3 shards for {world} ranks: rank {rank} has nothing to draw unless another rank fails"
     with pytest.warns(UserWarning, match=said) as told:
         made(tmp_path)
     assert [os.path.basename(warning.filename) for warning in told] == ["generated.py"]

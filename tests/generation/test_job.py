@@ -23,10 +23,10 @@ def test_share_is_read(text):
     "text", ["", "1", "/", "1/", "/2", "3/2", "0/2", "0/0", "1/-2", "1.0/2", "1/2/3", "a/b", "²/3"]
 )
 def test_what_is_no_share_is_refused(text):
-    with pytest.raises(ValueError, match="shard must be K/N with K from 1 to N, as 3/8: got "):
+    with pytest.raises(ValueError, match="shard must be K/N with K from 1 to N, such as 3/8: got "):
         Share.of(text)
 
 
 def test_more_shares_than_parts_are_refused():
-    with pytest.raises(ValueError, match="shard must have N at most 3, the number of shard files: got 1/4"):
+    with pytest.raises(ValueError, match="shard must be K/N with N at most 3, the number of shards: got 1/4"):
         Share(1, 4).parts(3)

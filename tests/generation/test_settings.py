@@ -101,7 +101,7 @@ DAMAGED = {
 @pytest.mark.parametrize("verify", [None, 1.0])
 def test_damaged_file_is_named_and_stays(tmp_path, how, verify):
     (tmp_path / "run.json").write_bytes(DAMAGED[how])
-    with pytest.raises(ValueError, match=f"{tmp_path}/run.json holds no settings of a run: ") as error:
+    with pytest.raises(ValueError, match=f"{tmp_path}/run.json does not contain the settings of a run: ") as error:
         made(tmp_path, verify=verify)
     assert "\n" not in str(error.value)
     assert content(tmp_path) == {"run.json": DAMAGED[how]}

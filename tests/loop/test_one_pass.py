@@ -279,9 +279,9 @@ def test_error_names_the_place_wherever_it_is():
     with pytest.raises(ValueError, match=r"NaN or infinity in e1 at step 0"):
         sampled(lambda x, time: x / 0, callback=lambda *given: told.append(given))
     assert not told
-    with pytest.raises(ValueError, match=r"state must be finite: step 0 \(t = 999\) made NaN or infinity"):
+    with pytest.raises(ValueError, match=r"state must be finite: step 0 \(t = 999\) produced NaN or infinity"):
         sampled(lambda x, t: torch.full_like(x, -60000.0), clip=None, dtype=torch.float16, solver="er-sde")
-    with pytest.raises(ValueError, match="samples must be finite: the last step made NaN or infinity"):
+    with pytest.raises(ValueError, match="samples must be finite: the last step produced NaN or infinity"):
         sampled(lambda x, t: torch.full_like(x, -2e38), 1, clip=None, solver="er-sde")
 
 

@@ -140,7 +140,7 @@ def test_bad_input_is_refused_before_any_call(change, named):
         ({"model": 3}, "model must be callable"),
         ({"data": torch.zeros(4, 2, dtype=torch.uint8)}, "data must be a floating-point tensor"),
         ({"data": [[0.0, 1.0]]}, "data must be a floating-point tensor"),
-        ({"schedule": 3}, "schedule must be a schedule"),
+        ({"schedule": 3}, "schedule must be a Schedule"),
     ],
 )
 def test_input_of_a_wrong_type_is_refused(change, named):

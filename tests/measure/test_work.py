@@ -79,7 +79,7 @@ def test_files_are_not_overwritten(unfinished):
     with pytest.raises(FileExistsError, match="holds an unfinished measurement"):
         empirical_model(Mixture(EDM()), draw(20), out=unfinished, resume=False, **SETTINGS)
     unfinished.with_name("x.safetensors.partial").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="truncated or no safetensors file"):
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
         empirical_model(Mixture(EDM()), draw(20), out=unfinished, **SETTINGS)
     unfinished.write_bytes(b"something")
     with pytest.raises(FileExistsError, match="already exists"):

@@ -79,7 +79,7 @@ def test_watch_sees_the_input_while_it_is_on():
     assert torch.equal(y, NETWORK(x))
     assert torch.equal(watch.one(seen), NETWORK[1](NETWORK[0](x)))
     for wrong in ([], seen * 2):
-        with pytest.raises(ValueError, match=f"once, with a tensor: '2' was called {len(wrong)} times"):
+        with pytest.raises(ValueError, match=f"once per network call, on a tensor: '2' was called {len(wrong)} times"):
             watch.one(wrong)
 
 

@@ -207,7 +207,7 @@ def test_point_cloud_draws_around_its_points(bandwidth):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianMixture1D([1.0], [0.0, 1.0], [1.0]), "must be of one length: got 1, 2, 1"),
+        (lambda: GaussianMixture1D([1.0], [0.0, 1.0], [1.0]), "must have the same length: got 1, 2, 1"),
         (lambda: GaussianMixture1D([0.5, 0.6], [0, 1], [1, 1]), "weights must be positive and sum to 1"),
         (lambda: GaussianMixture1D([1.5, -0.5], [0, 1], [1, 1]), "weights must be positive and sum to 1"),
         (lambda: GaussianMixture1D([1.0], [0.0], [-1.0]), "stds must not be negative"),

@@ -61,7 +61,7 @@ def test_network_without_classes_is_what_it_was():
     assert not hasattr(model, "needed")
     assert model.no_class is None
     assert not [name for name in model.state_dict() if "label" in name]
-    with pytest.raises(ValueError, match="y must not be given: the network was made without num_classes"):
+    with pytest.raises(ValueError, match="y must not be given: the network was created without num_classes"):
         model(x, t, torch.zeros(4, dtype=torch.long))
 
 
@@ -74,7 +74,7 @@ def test_saved_network_keeps_its_classes(tmp_path):
     assert (again.no_class, again.needed) == (3, ("y",))
     assert torch.equal(again(x, t, y).e1, model(x, t, y).e1)
     seen = {**model.config, "num_classes": None, "null_class": True}
-    with pytest.raises(ValueError, match="num_classes is 3, but None by the weights"):
+    with pytest.raises(ValueError, match="num_classes is 3, but None according to the weights"):
         io._check_agreement({**model.config}, seen)
 
 
@@ -106,9 +106,9 @@ def test_heads_on_a_network_with_classes():
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (None, r'y must be given, as sample\(model, condition=\{"y": \.\.\}\): MomentUNet depends on it'),
-        (torch.tensor([0, 1]), r"y must be integers, \(4,\), a class for each sample: got torch.int64 \(2,\)"),
-        (torch.zeros(4), r"y must be integers, .* got torch.float32 \(4,\)"),
+        (None, r'y must be given, as in sample\(model, condition=\{"y": \.\.\}\): this MomentUNet has classes'),
+        (torch.tensor([0, 1]), r"y must be an integer tensor \(4,\), one class per sample: got torch.int64 \(2,\)"),
+        (torch.zeros(4), r"y must be an integer tensor .* got torch.float32 \(4,\)"),
         (torch.zeros(4, 1, dtype=torch.long), r"got torch.int64 \(4, 1\)"),
         (torch.tensor([0, 1, 2, 4]), r"y must lie in 0 \.\. 2, or be 3 for no class: got 0 \.\. 4"),
         (torch.tensor([-1]), r"got -1 \.\. -1"),

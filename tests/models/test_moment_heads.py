@@ -241,12 +241,12 @@ def test_networks_set_to_training_later_are_refused():
     [
         (
             {"network": Dropping().eval()},
-            "network must be deterministic, without dropout: two calls with one input differ",
+            "network must be deterministic, without dropout: two calls with the same input differ",
         ),
         ({"features": "lst"}, "features must be the name of a module of Conv.*got 'lst'; the closest names are last"),
         ({"features": None}, "features must be given: the last activations of Convolutional are not known"),
         ({"features": "labels"}, "features must be the name of a module"),
-        ({"network": Twice().eval()}, "features must be a module that a call .* once.*called 2 times"),
+        ({"network": Twice().eval()}, "features must be a module that runs once .*called 2 times"),
         ({"network": convolutional().train()}, "network must be in eval mode: Convolutional is in training mode"),
         ({"network": dropping()}, "network must be in eval mode: norm is in training mode"),
         ({"sample_shape": (1, 8, 6), "network": nn.Sequential()}, "features must be the name"),
@@ -279,16 +279,16 @@ def test_what_is_no_network_is_refused():
 
 def test_activations_of_another_batch_are_refused():
     model = heads(Doubled().eval())
-    with pytest.raises(ValueError, match="features must have a row for each of 3 samples: 'last' got 6; put guidance"):
+    with pytest.raises(ValueError, match="features must have one row for each of 3 samples: 'last' got 6; apply"):
         model(X, T)
 
 
 def test_conditional_networks_are_tried_with_a_condition():
     network = EDMPrecond(label_dim=3).eval()
-    with pytest.raises(ValueError, match="condition must be given, class_labels of one sample"):
+    with pytest.raises(ValueError, match="condition must be given, with class_labels for one sample"):
         MomentHeads(network, "torso")
     labels = {"class_labels": torch.zeros(1, 3)}
-    with pytest.raises(ValueError, match=r"features must be a module that a call .*called 0 times"):
+    with pytest.raises(ValueError, match=r"features must be a module that runs once .*called 0 times"):
         MomentHeads(network, "torso", condition=labels)
 
 

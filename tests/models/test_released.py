@@ -127,7 +127,7 @@ def test_released_file_may_have_the_second_moment_alone(tmp_path, weights, vecto
 
 def test_released_third_moment_without_the_second_is_refused(tmp_path, weights):
     torch.save({n: w for n, w in weights.items() if not n.startswith("out2")}, tmp_path / "released.pt")
-    with pytest.raises(ValueError, match=r"released\.pt: weights have a head of the third moment, .* missing out2"):
+    with pytest.raises(ValueError, match=r"released\.pt: weights have a head for the third moment, .* missing out2"):
         io.load(tmp_path / "released.pt", **KNOWN)
 
 
@@ -155,7 +155,7 @@ def test_released_network_is_asked_at_a_thousand_times_whatever_the_levels(tmp_p
 
 def test_override_that_is_no_schedule_is_named(tmp_path, weights):
     torch.save(weights, tmp_path / "released.pt")
-    with pytest.raises(TypeError, match="schedule must be a schedule, its name or its config: got 3"):
+    with pytest.raises(TypeError, match="schedule must be a Schedule, its name or its config: got 3"):
         io.load(tmp_path / "released.pt", schedule=3)
     with pytest.raises(ValueError, match=r"schedule must be one of .*: got 'sine'"):
         io.load(tmp_path / "released.pt", schedule="sine")
@@ -205,7 +205,7 @@ def test_released_truncated_file_is_named(tmp_path, weights, suffix, keep):
     else:
         safetensors.torch.save_file(weights, file)
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=rf"released\{suffix} is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=rf"released\{suffix} is truncated or not a checkpoint"):
         io.load(file)
 
 
@@ -223,14 +223,14 @@ def test_class_conditional_files_are_read(tmp_path, weights, vectors):
 def test_class_conditional_files_of_guided_diffusion_are_refused_by_name(tmp_path, weights):
     more = {"output_blocks.2.1.in_layers.0.weight": torch.ones(32), released.LABELS: torch.zeros(10, 128)}
     torch.save(weights | more, tmp_path / "released.pt")
-    with pytest.raises(ValueError, match=r"seems to be of a guided-diffusion U-Net"):
+    with pytest.raises(ValueError, match=r"seems to be from a guided-diffusion U-Net"):
         io.load(tmp_path / "released.pt", **KNOWN)
 
 
 FOREIGN = {  # one weight of each kind of network that others release
     "latent diffusion": "model.diffusion_model.label_emb.0.0.weight",
-    "U-Net of diffusers": "time_embedding.linear_1.weight",
-    "transformer of diffusers": "pos_embed.proj.weight",
+    "diffusers U-Net": "time_embedding.linear_1.weight",
+    "diffusers transformer": "pos_embed.proj.weight",
     "DiT": "x_embedder.proj.weight",
     "EDM": "model.map_layer0.weight",
     "EDM2": "unet.emb_fourier.freqs",
@@ -244,7 +244,9 @@ FOREIGN = {  # one weight of each kind of network that others release
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_files_of_other_networks_are_told_by_their_weights(tmp_path, kind):
     torch.save({"input_blocks.0.0.weight": torch.ones(1), FOREIGN[kind]: torch.zeros(4, 4)}, tmp_path / "other.pt")
-    said = rf"checkpoint \S+other\.pt: seems to be of a.* {kind}( .*)?, by its .*: build .* gms_fast\.models\.wrap$"
+    said = (
+        rf"checkpoint \S+other\.pt: seems to be from a.* {kind}( .*)?, judging by .*: build .* gms_fast\.models\.wrap$"
+    )
     with pytest.raises(ValueError, match=said):
         io.load(tmp_path / "other.pt")
 
@@ -265,8 +267,8 @@ def test_pickles_are_said_to_be_of_edm(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "kind"),
     [
-        ("config.json", '{"_class_name": "UNet2DModel"}', "a model of diffusers, UNet2DModel"),
-        ("model_index.json", '{"_class_name": "DDPMPipeline"}', "a pipeline of diffusers, DDPMPipeline"),
+        ("config.json", '{"_class_name": "UNet2DModel"}', "a diffusers model, UNet2DModel"),
+        ("model_index.json", '{"_class_name": "DDPMPipeline"}', "a diffusers pipeline, DDPMPipeline"),
     ],
 )
 def test_folders_of_diffusers_are_told_by_their_description(tmp_path, file, text, kind):
@@ -280,14 +282,14 @@ def test_network_of_diffusers_is_told_from_its_folder_and_from_its_file(tmp_path
     options = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
     diffusers.UNet2DModel(sample_size=8, layers_per_block=1, **options).save_pretrained(tmp_path)
     for place in (tmp_path, tmp_path / "diffusion_pytorch_model.safetensors"):
-        with pytest.raises(ValueError, match=r"seems to be (a model|of a U-Net) of diffusers, .*models\.wrap"):
+        with pytest.raises(ValueError, match=r"seems to be (a diffusers model|from a diffusers U-Net), .*models\.wrap"):
             io.load(place)
 
 
 def test_networks_with_a_picture_for_a_condition_are_refused(tmp_path, weights):
     weights["input_blocks.0.0.weight"] = torch.cat([weights["input_blocks.0.0.weight"]] * 2, dim=1)
     torch.save(weights, tmp_path / "released.pt")
-    with pytest.raises(ValueError, match=r"have 6 or 12 output channels for 6 of the input: got 3, .*models\.wrap"):
+    with pytest.raises(ValueError, match=r"have 6 or 12 output channels for 6 input channels: got 3, .*models\.wrap"):
         io.load(tmp_path / "released.pt", **KNOWN)
 
 
@@ -299,7 +301,7 @@ def test_released_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"list\.pt holds no state dict"):
         io.load(tmp_path / "list.pt")
     torch.save(Foreign(), tmp_path / "object.pt")
-    with pytest.raises(ValueError, match=r"object\.pt is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=r"object\.pt is truncated or not a checkpoint"):
         io.load(tmp_path / "object.pt")
     (tmp_path / "weights.txt").write_text("1")
     with pytest.raises(ValueError, match=r"weights\.txt must end in one of \.pt"):
@@ -311,7 +313,5 @@ class Foreign:
 
 
 def test_units_of_the_heads_are_not_overridden():
-    with pytest.raises(
-        ValueError, match="normalised is how the heads of digits were trained: it cannot be other than True"
-    ):
+    with pytest.raises(ValueError, match="normalised must be True, as in the training of digits: got False"):
         io.load("digits", normalised=False)

@@ -152,7 +152,7 @@ def test_defaults_for_sampling_come_with_the_network():
         ({"head": ["simple"]}, r"head must be None, .* or a pair of these: got \['simple'\]"),
         (
             {"head": (None, "simple")},
-            r"head must not have a form of the third moment without .*: got \(None, 'simple'\)",
+            r"head must not have a third moment without .*: got \(None, 'simple'\)",
         ),
         ({"normalised": True}, "normalised heads need moments=\"central\" and a head: got 'raw'"),
         ({"normalised": True, "moments": "central", "head": None}, "normalised heads need .* head=None"),

@@ -74,13 +74,15 @@ def test_conditions_of_another_number_of_samples_are_refused(name):
     labels = torch.arange(2)
     given = {"y": torch.tensor([1]), **({"y": labels} if name == "y" else {"extra": {"text": labels}})}
     model = wrap(made(Labelled, num_classes=5), schedule=VPLinear(), **given)
-    with pytest.raises(ValueError, match=r"(y|extra\['text'\]) must have 1 row or 3, .*: got \(2,\); .*`condition`"):
+    with pytest.raises(ValueError, match=r"(y|extra\['text'\]) must have 1 row or 3 rows.*: got \(2,\); .*`condition`"):
         gms_fast.sample(model, 2, solver="ddim", n=3)
 
 
 def test_missing_labels_are_named_before_the_network_is_called():
     network = made(UNetModel, num_classes=5)
-    with pytest.raises(ValueError, match=r"y must be given, as wrap\(network, y=\.\.\.\) or sample\(.*: UNetModel dep"):
+    with pytest.raises(
+        ValueError, match=r"y must be given, as in wrap\(network, y=\.\.\.\) or sample\(.*: UNetModel needs"
+    ):
         gms_fast.sample(wrap(network, schedule=VPLinear()), 2, solver="ddim", n=2)
     assert not network.times
 
@@ -106,7 +108,7 @@ def test_outputs_of_other_shapes_are_refused():
         ValueError, match=r"network must return as many channels as x, \(1, 3, 4, 4\): got \(1, 9, 4, 4\)"
     ):
         wrap(Wide(), schedule=VPLinear())(normal(1, 3, 4, 4), torch.zeros(1))
-    with pytest.raises(ValueError, match=r'"learned-range" and schedule a VP .*returns 6 channels for 3'):
+    with pytest.raises(ValueError, match=r'"learned-range" and schedule must be a VP .*returns 6 channels for 3'):
         wrap(made(UNetModel), schedule=EDM())(normal(1, 3, 4, 4), torch.zeros(1))
 
 

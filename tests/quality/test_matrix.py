@@ -91,10 +91,10 @@ def test_an_error_ends_the_run_at_once(tmp_path):
         (Cell("digits", "gms", "uniform", 5000), {}, "steps must be at most 1000"),
         (Cell("digits", "gms", "uniform", 2), {"n": {"mnist": 100}}, "n must give the number of samples of digits"),
         (Cell("digits", "gms", "uniform", 2), {"n": 64}, "n must be at least 65 samples"),
-        (Cell("nowhere", "gms", "uniform", 2), {}, "nothing is at nowhere"),
+        (Cell("nowhere", "gms", "uniform", 2), {}, "nothing exists at nowhere"),
         (Cell("eight", "gms", "uniform", 2), {"data": "digits"}, "data is for learned models; eight has its own"),
         (Cell("digits", "gms", "uniform", 2, strength=1.5), {}, "strength must lie between 0"),
-        (Cell("digits@bfloat17", "gms", "uniform", 2), {}, "nothing is at digits@bfloat17"),
+        (Cell("digits@bfloat17", "gms", "uniform", 2), {}, "nothing exists at digits@bfloat17"),
     ],
 )
 def test_a_bad_cell_is_refused_before_anything_is_written(tmp_path, cell, options, message):

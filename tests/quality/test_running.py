@@ -258,7 +258,7 @@ def test_changed_numbers_and_half_files_are_refused(tmp_path):
     whole = path.read_bytes()
     for bad in (whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"no tensors at all"):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"statistics .*x\.safetensors: truncated or no safetensors file"):
+        with pytest.raises(ValueError, match=r"statistics .*x\.safetensors: truncated or not a safetensors file"):
             Running.load(path)
     with pytest.raises(FileNotFoundError, match="no statistics at"):
         Running.load(tmp_path / "gone.safetensors")

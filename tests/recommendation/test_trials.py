@@ -107,7 +107,7 @@ def test_where_no_jump_fits_the_reason_is_true():
     wide = statistics.Gaussian(torch.zeros(1, 8, 8), torch.eye(64)[:, :1], torch.tensor([1e6]), range=(-1, 1))
     found = gms_fast.recommend(gms_fast.load("digits"), wide, 5)
     assert found.text == "dpm-solver-v3:trust=-2"
-    assert "without a jump" in found.reason
+    assert "without Teleport" in found.reason
     narrow = statistics.Gaussian(torch.zeros(1, 8, 8), torch.eye(64)[:, :1], torch.tensor([1e-3]), range=(-1, 1))
     assert gms_fast.recommend(gms_fast.load("digits"), narrow, 5).solver.until == 1
 
@@ -169,17 +169,21 @@ def test_distance_is_that_of_all_features_where_they_are_few(drawn):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"calls": 5000}, ValueError, "calls must be fewer than the times of the schedule: got 5000"),
+        ({"calls": 5000}, ValueError, "calls must be fewer than the number of times in the schedule: got 5000"),
         ({"calls": 0}, ValueError, "calls must be an integer of at least 1"),
-        ({"statistics": 3}, TypeError, "statistics must be of Gaussian, EmpiricalModel, GGDMTable, or a model's name"),
+        (
+            {"statistics": 3},
+            TypeError,
+            "statistics must be one or more of Gaussian, EmpiricalModel, GGDMTable, or a model",
+        ),
         ({"statistics": "nothing"}, FileNotFoundError, "none are at 'nothing'"),
         ({"features": search.features.pixels}, ValueError, "data must be given with features"),
         ({"data": torch.zeros(10, 3)}, ValueError, r"data must be \(N, 1, 8, 8\)"),
-        ({"data": torch.randn(40, 1, 8, 8)}, ValueError, "data must be at least 50 samples: got 40"),
+        ({"data": torch.randn(40, 1, 8, 8)}, ValueError, "data must have at least 50 samples: got 40"),
         ({"data": torch.randn(60, 1, 8, 8), "samples": 20}, ValueError, "samples must be at least 400"),
         ({"data": torch.randn(60, 1, 8, 8), "features": 3}, TypeError, "features must be callable"),
         ({"data": torch.randn(60, 1, 8, 8), "batch_size": 0}, ValueError, "batch_size must be an integer"),
-        ({"data": torch.randn(60, 1, 8, 8), "condition": torch.ones(3)}, TypeError, "condition must be keywords"),
+        ({"data": torch.randn(60, 1, 8, 8), "condition": torch.ones(3)}, TypeError, "condition must be a dict"),
         ({"statistics": "mnist"}, ValueError, "shape"),
     ],
 )

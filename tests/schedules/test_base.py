@@ -95,7 +95,7 @@ REFUSALS = {
     ),
     "level off a table": (lambda: Levels([1.0, 0.5], [0.0, 0.5]).sigma(2), r"times must lie in \[0, 1\]"),
     "level between": (lambda: Levels([1.0, 0.5], [0.0, 0.5]).sigma(0.5), "times must be integers for Levels"),
-    "level twice": (lambda: Levels([1.0, 2.0], [0.5, 1.0]), "alphas, sigmas must have ratios .* strictly fall or rise"),
+    "level twice": (lambda: Levels([1.0, 2.0], [0.5, 1.0]), "alphas, sigmas must have ratios .* strictly increase"),
     "level of NaN": (lambda: Levels([1.0, math.nan], [0.5, 1.0]), "alphas must be finite"),
     "negative level": (lambda: Levels([1.0, -1.0], [0.5, 1.0]), "alphas, sigmas must not be negative"),
     "tables apart": (lambda: Levels([1.0, 0.5], [0.5]), r"sigmas must be \(n,\) like alphas, n from 1 .*: got \(1,\)"),

@@ -72,7 +72,7 @@ def test_a_formula_over_one_of_ours_is_converted_too():
     [
         (
             (lambda t: 1 - t / 2, lambda t: t * (1 - t)),
-            r"Circle.sigma must be above 0 before the last time.* 0 at t = 1$",
+            r"Circle.sigma must be above 0 at every time where a step begins.* 0 at t = 1$",
         ),
         ((lambda t: 1 - t, lambda t: 0 * t), "Circle.alpha and .sigma must not be 0 at the same time: .* at t = 1$"),
         ((lambda t: 1 - t, lambda t: (t - 2).log()), "Circle.sigma must be finite and not negative: got nan at t = 1$"),

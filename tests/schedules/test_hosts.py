@@ -322,7 +322,7 @@ def test_a_shift_that_depends_on_the_picture_moves_no_level():
         (lambda: object(), "scheduler must be one of .*: got object"),
         (
             lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
-            "scheduler must have levels that fall: got FlowMatchEulerDiscreteScheduler with invert_sigmas=True",
+            "scheduler must have decreasing noise levels: got FlowMatchEulerDiscreteScheduler with invert_sigmas=True",
         ),
         (
             lambda: diffusers.EDMEulerScheduler(prediction_type="v_prediction"),

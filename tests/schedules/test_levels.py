@@ -41,5 +41,5 @@ def test_levels_that_an_angle_cannot_tell_apart_are_levels():
     """arctan(sigma/alpha) rounds where there is almost no signal or almost no noise."""
     levels = Levels([1e-18, 3e-18, 1.0, 1.0], [1.0, 1.0, 3e-18, 1e-18])
     assert levels.times == [3.0, 2.0, 1.0, 0.0]
-    with pytest.raises(ValueError, match="strictly fall or rise"):
+    with pytest.raises(ValueError, match="strictly increase or decrease"):
         Levels([1e-18, 1e-18], [1.0, 1.0])

@@ -62,7 +62,7 @@ def test_features_that_are_none(features, error, says):
         (
             {"initial": GGDMTable.of(DDIM(), SCHEDULE, [999, 9, 3])},
             ValueError,
-            "spacing must be None when initial is a table",
+            "spacing must be None if initial is a table",
         ),
         ({"clip": (1, -1)}, ValueError, "clip must be"),
         ({"speed": 3}, TypeError, "speed"),
@@ -77,9 +77,9 @@ def test_settings_that_make_no_sense(options, error, says):
     ("data", "says"),
     [
         (torch.zeros(10, 3), r"data must be \(N, 2\) for this model"),
-        (torch.zeros(3, 2), "data must be a floating tensor .* of at least 4 samples"),
-        (torch.zeros(10, 2, dtype=torch.int64), "data must be a floating tensor"),
-        ([[0.0, 1.0]], "data must be a floating tensor"),
+        (torch.zeros(3, 2), "data must be a floating-point tensor .* of at least 4 samples"),
+        (torch.zeros(10, 2, dtype=torch.int64), "data must be a floating-point tensor"),
+        ([[0.0, 1.0]], "data must be a floating-point tensor"),
         (torch.full((10, 2), math.nan), "data must be finite"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_seed_determines_it_and_it_goes_on(tmp_path):
     with pytest.raises(ValueError, match="batch_size: 64 there, 65 asked for"):
         found(out=out, batch_size=65)
     out.write_text("[]")
-    with pytest.raises(ValueError, match="is not the file of a search"):
+    with pytest.raises(ValueError, match="was not written by a search"):
         found(out=out)
 
 

@@ -164,7 +164,7 @@ def test_options_stand_once_with_name_and_value(text):
 
 
 def test_names_of_tables_stay_text():
-    with pytest.raises(FileNotFoundError, match="nothing is at 5"):
+    with pytest.raises(FileNotFoundError, match="nothing exists at 5"):
         solvers.build("ggdm:table=5")
     with pytest.raises(ValueError, match=r"then must be a solver other than Teleport, .*: got Teleport$"):
         solvers.build("teleport:statistics=digits,until=5 then teleport:statistics=digits,until=2 then ddim")

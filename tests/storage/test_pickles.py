@@ -144,7 +144,7 @@ def test_nothing_in_a_checkpoint_runs(tmp_path, zipped, way, place):
     file = tmp_path / "r.pt"
     torch.save(value, file, _use_new_zipfile_serialization=zipped)
     named = ["posix.system", "__builtin__.eval", "__builtin__.exec", "io.open", "posix.mkdir"][way]
-    with pytest.raises(ValueError, match=rf"{file} is truncated or no checkpoint at all: it holds '{named}'") as error:
+    with pytest.raises(ValueError, match=rf"{file} is truncated or not a checkpoint: it holds '{named}'") as error:
         io.load(file)
     assert not damage._MARKER.exists()
     assert "weights_only" not in str(error.value)
@@ -164,9 +164,9 @@ def test_no_pickle_by_another_name_runs(tmp_path, name, protocol):
 def refused(tmp_path, content):
     file = tmp_path / "r.pt"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{file} is truncated or no checkpoint at all: ") as error:
+    with pytest.raises(ValueError, match=rf"{file} is truncated or not a checkpoint: ") as error:
         io.load(file)
-    return str(error.value).partition("at all: ")[2]
+    return str(error.value).partition("not a checkpoint: ")[2]
 
 
 def test_tensors_that_leave_their_storage_are_refused(tmp_path):

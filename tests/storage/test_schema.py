@@ -51,7 +51,7 @@ def test_description_of_another_network_than_the_weights_is_named_before_one_is_
 ):
     folder = saved(tmp_path, key, value)
     monkeypatch.setattr(io, "MomentUNet", lambda **_: pytest.fail("a network was built"))
-    with pytest.raises(ValueError, match=rf"model\.safetensors is of another model than config\.json says: {key} is "):
+    with pytest.raises(ValueError, match=rf"model\.safetensors does not match config\.json: {key} is "):
         io.load(folder)
 
 

@@ -100,5 +100,5 @@ def test_headers_that_are_wrong_are_named(tmp_path, header, said):
     folder = saved(tmp_path)
     text = json.dumps(header).encode()
     (folder / io.WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    with pytest.raises(ValueError, match=rf"model\.safetensors is truncated or no safetensors file: {said}"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors is truncated or not a safetensors file: {said}"):
         io.load(folder)

@@ -178,7 +178,7 @@ def test_noise_network_leaves_the_heads_untouched_and_returns_the_average(tmp_pa
 
 
 def test_heads_are_refused_where_there_are_none(tmp_path, digits):
-    with pytest.raises(ValueError, match='no moment heads: make it with head="simple" or "complex"'):
+    with pytest.raises(ValueError, match='no moment heads: create it with head="simple" or "complex"'):
         train_moment_heads(tiny(head=None), digits, steps=1, out=tmp_path)
     with pytest.raises(ValueError, match='target must be "raw" or "central": got \'cumulant\''):
         train_moment_heads(tiny(), digits, steps=1, out=tmp_path, target="cumulant")
@@ -295,7 +295,7 @@ def test_existing_run_is_refused_without_resume(finished, digits):
 @pytest.mark.parametrize("keep", [0, 1000, -100])
 def test_truncated_checkpoint_is_named(tmp_path, finished, digits, keep):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
         train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
 
 
@@ -305,7 +305,7 @@ def test_foreign_checkpoint_is_named(tmp_path, digits):
         with pytest.raises(ValueError, match=r"checkpoint\.pt is of another kind"):
             train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
     (tmp_path / "checkpoint.pt").write_text("not even an archive")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
         train_noise_network(tiny(), digits, steps=1, out=tmp_path, **QUIET)
 
 

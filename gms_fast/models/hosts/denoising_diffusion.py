@@ -29,7 +29,7 @@ def _is_known(diffusion: object) -> bool:
 def _of_diffusion(diffusion: Any, schedule: Schedule | None, prediction: str | None) -> Host:
     name = type(diffusion).__name__
     if not _is_known(diffusion):
-        raise ValueError(f"network must be a network, or one of {', '.join(_KNOWN)} with betas: got {name}")
+        raise ValueError(f"network must be a neural network, or one of {', '.join(_KNOWN)} with betas: got {name}")
     if diffusion.objective not in _FORMS:
         raise ValueError(f"network.objective must be one of {', '.join(_FORMS)}: got {diffusion.objective!r}")
     return _of_network(
@@ -53,7 +53,7 @@ def _shape(diffusion: Any) -> tuple[int, ...] | None:
 def _of_network(network: Any, bare: Any, **known: Any) -> Host:
     if getattr(bare, "self_condition", False):
         raise ValueError(
-            "network must not take its previous output, which samplers here do not keep: "
+            "network must not be self-conditioned, because no solver passes on its last output: "
             f"got {type(bare).__name__}(self_condition=True)"
         )
     if hasattr(bare, "classes_emb"):

@@ -93,7 +93,7 @@ def _made(folder: Path, config: str, **options: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, (diffusers.ModelMixin, diffusers.SchedulerMixin))):
         # A pipeline would import code that lies in the folder.
         raise ValueError(
-            f"{folder / config} must name a network or a scheduler of diffusers {diffusers.__version__}: got {name!r}"
+            f"{folder / config} must name a network or a scheduler from diffusers {diffusers.__version__}: got {name!r}"
         )
     return kind.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[attr-defined]
 
@@ -114,8 +114,8 @@ def host(network: Any, bare: Any, schedule: Schedule | None, prediction: str | N
     name, config = type(bare).__name__, getattr(bare, "config", None)
     if name in _REVERSED:
         raise ValueError(
-            f"network must take times that rise with the noise: got {name}, whose times fall; wrap a callable that "
-            "converts them"
+            f"network must expect times that increase with the noise: got {name}, whose times decrease; "
+            "wrap a callable that converts them"
         )
     if isinstance(schedule, Flow):
         schedule = schedule.asked_like(Flow(time_scale=1000.0))  # the network times of their schedulers
@@ -149,8 +149,8 @@ def _channels(name: str, config: Any) -> int | None:
     inner, outer = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
     if inner is not None and outer is not None and outer not in (inner, 2 * inner):
         raise ValueError(
-            f"network must take as many channels as it returns: got {name} with in_channels={inner}, "
-            f"out_channels={outer}; wrap a callable that adds the other channels"
+            f"network must have as many input channels as output channels: got {name} with in_channels={inner}, "
+            f"out_channels={outer}; wrap a callable that adds the missing channels"
         )
     return inner
 

@@ -42,8 +42,8 @@ def _schedule(diffusion: Any) -> VP:
     trained = getattr(diffusion, "original_num_steps", kept)
     if kept != trained:
         raise ValueError(
-            f"diffusion must have all times of the training: got {kept} of {trained}; make it with "
-            "timestep_respacing empty"
+            f"diffusion must keep all training times: got {kept} of {trained}; create it with "
+            "an empty timestep_respacing"
         )
     return VP(diffusion.betas, rescale_time=getattr(diffusion, "rescale_timesteps", False))
 

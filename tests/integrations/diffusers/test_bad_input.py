@@ -84,7 +84,7 @@ REFUSED = {
     ),
     "range of other levels": (
         lambda: ready(GMSScheduler, variance_type="learned_range", levels="EDMEulerScheduler"),
-        "schedule must be a VP of the training's betas for a learned variance",
+        "schedule must be a VP with the training betas for a learned variance",
     ),
     "other shape in a run": (
         lambda: (s := ready(), step(s), s.step(X[:1], 1, X[:1])),

@@ -29,7 +29,7 @@ def test_denoising_diffusion_alone_tells_neither_schedule_nor_prediction():
 def test_self_conditioning_is_refused():
     network = made(Unet, self_condition=True)
     for whole in (network, made(GaussianDiffusion, network, "pred_v")):
-        with pytest.raises(ValueError, match=r"not take its previous output.*Unet\(self_condition=True"):
+        with pytest.raises(ValueError, match=r"must not be self-conditioned.*Unet\(self_condition=True"):
             wrap(whole, "denoising-diffusion", schedule=VPLinear(), prediction="v")
 
 

@@ -46,6 +46,6 @@ def test_form_of_the_prediction():
 
 def test_fewer_times_than_the_training_had_are_refused():
     pair = (made(UNetModel), SpacedDiffusion(kept=250))
-    with pytest.raises(ValueError, match="all times of the training: got 250 of 1000"):
+    with pytest.raises(ValueError, match="all training times: got 250 of 1000"):
         wrap(pair)
     assert wrap(pair, schedule=VP(SpacedDiffusion().betas)).schedule.T == 1000
