@@ -200,7 +200,7 @@ class Graphed:
             x_T: Initial state (n, *shape). Allowed only if `graphed` was given one, which is also the default.
 
         Returns:
-            Tensor (n, *shape): the samples. Later calls do not overwrite this tensor.
+            The samples, a tensor (n, *shape). Later calls do not overwrite this tensor.
 
         Raises:
             ValueError: If an argument does not match the capture, or if the model returns NaN or infinity.

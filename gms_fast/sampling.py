@@ -107,7 +107,7 @@ def sample(
             StopIteration, sampling ends and the current state is returned.
 
     Returns:
-        Tensor (n, *shape): the samples, in the model's data range.
+        The samples, a tensor (n, *shape) in the model's data range.
 
     Raises:
         ValueError: If an argument is out of range (the message begins with its name); if the model returns

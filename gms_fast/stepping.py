@@ -110,7 +110,7 @@ class Stepper:
             dtype: Floating-point dtype of the state. Defaults to float32.
 
         Returns:
-            Tensor (n, *sample): the state.
+            The state, a tensor (n, *sample).
 
         Raises:
             ValueError: If `shape` is empty, or if `seed` contains one seed per sample, but not n of them.

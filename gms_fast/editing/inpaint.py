@@ -84,7 +84,7 @@ def inpaint(
             the callback ends the run, the known pixels are still noisy.
 
     Returns:
-        Tensor (n, C, H, W), or (n, *): the edited images. Pixels with mask 0 equal the input.
+        The edited images, a tensor (n, C, H, W) or (n, *). Pixels with mask 0 equal the input.
 
     Raises:
         ValueError: If an argument has a wrong value. Examples are a mask that has the wrong size, lies outside [0, 1],

@@ -174,7 +174,7 @@ def invert(
         callback: As in [`sample`][gms_fast.sample].
 
     Returns:
-        Tensor (n, C, H, W): x_T, or the state at the noise level of `strength`.
+        x_T, or the state at the noise level of `strength`, a tensor (n, C, H, W).
 
     Raises:
         ValueError: If `solver` draws noise or cannot be inverted, and in all cases of

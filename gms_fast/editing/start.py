@@ -209,7 +209,7 @@ def noised(
         dtype: Data type of the result. Default: the data type of the image.
 
     Returns:
-        Tensor (n, C, H, W): the noisy state.
+        The noisy state, a tensor (n, C, H, W).
 
     Raises:
         ValueError: If `strength` is outside the schedule, or if `image` has the wrong shape or range.

@@ -84,7 +84,7 @@ def stroke(
             passes.
 
     Returns:
-        Tensor (n, C, H, W): the edited images.
+        The edited images, a tensor (n, C, H, W).
 
     Raises:
         ValueError: If an argument has a wrong value, for example an image of the wrong shape or range, a strength

@@ -212,7 +212,7 @@ def backends() -> Backends:
     """Report the backends that can run on this machine and the backend chosen for each device.
 
     Returns:
-        Dictionary with four entries:
+        Dictionary with the following entries.
 
         - "available": List of the backends that can run on this machine.
         - "missing": Dictionary that maps each of the other backends to the reason why it cannot run.

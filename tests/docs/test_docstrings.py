@@ -15,6 +15,7 @@ FILES = [ROOT / "setup.py", *(path for folder in FOLDERS for path in sorted((ROO
 PUBLIC = distinct()
 LONGEST = 90
 QUESTION = re.compile(r"(What|Whether|Where|How|Why|Which|When|Who)\b")
+MISREAD = re.compile(r"\s*[^:\n]* [^:\n]*:")  # starts of Returns that the site takes for a type
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples|Note|References):$", re.MULTILINE)
 METHOD = (FunctionType, classmethod, staticmethod, property)
 
@@ -69,6 +70,8 @@ def faults_of_public(value):
         yield f"describes {', '.join(sorted(extra))}, which it does not take"
     if isinstance(value, FunctionType) and inspect.signature(value).return_annotation not in (None, "None"):
         yield from [] if "Returns" in said else ["no section Returns"]
+    if MISREAD.match(said.get("Returns", "")):
+        yield "Returns begins with words that the site shows as a type"
     if given and "Raises" not in said and not hasattr(value, "_fields"):
         yield "no section Raises"
     if ">>> " not in said.get("Examples", ""):
@@ -116,3 +119,10 @@ def test_faults_are_found():
         "no example",
     ]
     assert list(faults_of_summary("A" * LONGEST + ".")) == ["91 characters in the summary"]
+    for returns, misread in {
+        "Tensor (n, *): x": True,
+        "Two of these:\n- a": True,
+        "Graphed: a callable.": False,
+    }.items():
+        bad.__doc__ = f"Return it.\n\nReturns:\n    {returns}\n"
+        assert any("as a type" in fault for fault in faults_of_public(bad)) == misread
