@@ -15,7 +15,7 @@ FILES = [ROOT / "setup.py", *(path for folder in FOLDERS for path in sorted((ROO
 PUBLIC = distinct()
 LONGEST = 90
 QUESTION = re.compile(r"(What|Whether|Where|How|Why|Which|When|Who)\b")
-MISREAD = re.compile(r"\s*[^:\n]* [^:\n]*:")  # starts of Returns that the site takes for a type
+MISREAD = re.compile(r"\s*(?=\S)[^:\n]* [^:\n]*:")  # starts of Returns that the site takes for a type
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples|Note|References):$", re.MULTILINE)
 METHOD = (FunctionType, classmethod, staticmethod, property)
 
