@@ -55,7 +55,7 @@ class GMS(Solver):
             independently at every noise level.
         switch: Noise level sigma_t/alpha_t >= 0 above which steps use `covariance`. The default is 0.75 times
             `covariance.spread`, the largest standard deviation of the data in any direction. With 0, every step uses
-            `covariance`; the network then needs no moment heads, but fewer samples look like the data (lower precision).
+            `covariance`; the network then needs no moment heads, but fewer samples resemble the data (low precision).
         iterations: Number of iterations of fit="adan", >= 0 (default 70).
         lr: Learning rate of fit="adan" (default 0.06).
         eps: Constant added to the denominator in fit="adan" (default 1e-8). A value of 1e-8 N reproduces a call of the
