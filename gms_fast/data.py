@@ -78,8 +78,8 @@ def load(source: str | Path) -> Tensor:
         ImportError: If the package that contains a named data set is not installed.
 
     Examples:
-        >>> np.save("pictures.npy", np.zeros((10, 32, 32, 3), np.uint8))
-        >>> x = gms_fast.data.load("pictures.npy")
+        >>> np.save("images.npy", np.zeros((10, 32, 32, 3), np.uint8))
+        >>> x = gms_fast.data.load("images.npy")
         >>> x.shape, float(x.min())
         (torch.Size([10, 3, 32, 32]), -1.0)
     """
@@ -105,11 +105,11 @@ class Stream:
         TypeError: If an argument is missing.
 
     Examples:
-        >>> np.save("pictures.npy", np.zeros((10, 32, 32), np.uint8))
-        >>> pictures = gms_fast.data.stream("pictures.npy", size=4)
-        >>> pictures.count
+        >>> np.save("images.npy", np.zeros((10, 32, 32), np.uint8))
+        >>> parts = gms_fast.data.stream("images.npy", size=4)
+        >>> parts.count
         10
-        >>> [index.tolist() for images, index in pictures]
+        >>> [index.tolist() for images, index in parts]
         [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     """
 
@@ -139,8 +139,8 @@ def stream(source: str | Path, size: int = 256) -> Stream:
         FileNotFoundError: If `source` does not exist.
 
     Examples:
-        >>> np.save("pictures.npy", np.zeros((10, 32, 32), np.uint8))
-        >>> images, index = next(iter(gms_fast.data.stream("pictures.npy", size=4)))
+        >>> np.save("images.npy", np.zeros((10, 32, 32), np.uint8))
+        >>> images, index = next(iter(gms_fast.data.stream("images.npy", size=4)))
         >>> images.shape, images.dtype
         (torch.Size([4, 1, 32, 32]), torch.uint8)
     """
@@ -267,13 +267,13 @@ def load_image(path: str | Path, channels: int, *, size: tuple[int, int] | None 
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3: got {channels}")
     path = Path(path)
-    with _opened(path, "picture") as image:
+    with _opened(path, "image") as image:
         _check_size(image)
         turned = ImageOps.exif_transpose(image)
         if "A" in turned.getbands() or "transparency" in turned.info:
             low = np.asarray(turned.convert("RGBA"))[..., 3].min()
             if low < 255:
-                raise ValueError(f"picture {path} must be opaque: it is transparent somewhere, alpha {low} of 255")
+                raise ValueError(f"image {path} must be opaque: it is transparent somewhere, alpha {low} of 255")
         pixels = _in_channels(_pixels(turned), channels)
     if size is not None:
         fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.LANCZOS)
@@ -382,11 +382,11 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
 
 
 def _of_shards(folder: Path) -> bool:
-    """Tell whether a folder holds shards. Raises ValueError if it holds pictures too."""
+    """Tell whether a folder holds shards. Raises ValueError if it holds images too."""
     if not (found := shards.files(folder)):
         return False
     if picture := next((p for p in below(folder) if p.suffix.lower() in IMAGE_SUFFIXES), None):
-        raise ValueError(f"folder {folder} must hold shards or pictures: got {found[0].name} and {picture.name}")
+        raise ValueError(f"folder {folder} must hold shards or images: got {found[0].name} and {picture.name}")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Batches of images as one picture, and image files."""
+"""Image files, and batches of images as one picture."""
 
 import io
 import math

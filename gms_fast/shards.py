@@ -34,10 +34,10 @@ def count(folder: Path) -> int:
     if len(twice := np.flatnonzero(first < begins)):
         number = first[twice[0]]
         places = [file.name for file, run in runs.items() if ((run[:, 0] <= number) & (number <= run[:, 1])).any()]
-        raise ValueError(f"folder {folder} must hold every picture once: {number} is twice in {', '.join(places[:2])}")
+        raise ValueError(f"folder {folder} must hold every image once: {number} is twice in {', '.join(places[:2])}")
     if len(gaps := np.flatnonzero(first > begins)):
         gone = int((first - begins).sum())
-        raise ValueError(f"folder {folder} must hold every picture: {gone} are missing, {begins[gaps[0]]} the first")
+        raise ValueError(f"folder {folder} must hold every image: {gone} are missing, {begins[gaps[0]]} the first")
     return int(last[-1]) + 1
 
 

@@ -232,7 +232,7 @@ def test_load_image_reads_greyscale_and_colours_as_asked(tmp_path):
     assert torch.equal(data.load_image(grey, 1), as_signed(GREY[0])[None])
     assert torch.equal(data.load_image(grey, 3), as_signed(GREY[0]).expand(3, 4, 5))
     assert torch.equal(data.load_image(colour, 3), as_signed(COLOUR[0]).permute(2, 0, 1))
-    with pytest.raises(ValueError, match=r"picture .*x\.png cannot be read: it must be greyscale, or of three equal"):
+    with pytest.raises(ValueError, match=r"image .*x\.png cannot be read: it must be greyscale, or of three equal"):
         data.load_image(colour, 1)
 
 

@@ -72,13 +72,13 @@ def test_two_shards_are_in_memory_at_most(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([range(10), range(11, 20)], "must hold every picture: 1 are missing, 10 the first"),
-        ([range(3, 10), range(15, 20)], "must hold every picture: 8 are missing, 0 the first"),
-        ([range(10), range(9, 20)], r"must hold every picture once: 9 is twice in 000.npz, 001.npz"),
+        ([range(10), range(11, 20)], "must hold every image: 1 are missing, 10 the first"),
+        ([range(3, 10), range(15, 20)], "must hold every image: 8 are missing, 0 the first"),
+        ([range(10), range(9, 20)], r"must hold every image once: 9 is twice in 000.npz, 001.npz"),
         ([range(2, 10), range(2), range(20, 30), range(4, 6)], r"once: 4 is twice in 000.npz, 003.npz"),
         ([[0, 3, 5, 9], [1, 2, 8], [4, 5]], r"once: 5 is twice in 000.npz, 002.npz"),
-        ([[9, 0, 3], [7, 1]], "must hold every picture: 5 are missing, 2 the first"),
-        ([[0, 1, 1]], "must hold every picture once: 1 is twice in 000.npz"),
+        ([[9, 0, 3], [7, 1]], "must hold every image: 5 are missing, 2 the first"),
+        ([[0, 1, 1]], "must hold every image once: 1 is twice in 000.npz"),
         ([[0, -1]], r"shard .*000.npz cannot be read: its index must be \(n,\) int64, 0 or more"),
     ],
 )
@@ -130,7 +130,7 @@ def test_shards_and_pictures_in_one_folder_are_refused(tmp_path):
     (folder / "seen").mkdir()
     Image.fromarray(PIXELS[0, 0]).save(folder / "seen" / "a.png")
     for read in (data.load, data.stream):
-        with pytest.raises(ValueError, match=r"must hold shards or pictures: got 000\.npz and a\.png"):
+        with pytest.raises(ValueError, match=r"must hold shards or images: got 000\.npz and a\.png"):
             read(folder)
 
 

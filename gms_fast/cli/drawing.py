@@ -87,17 +87,17 @@ def spare(path: Path, suffix: str = "") -> Path:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return text like "1 picture" or "2 pictures"."""
+    """Return text like "1 image" or "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def whole(count: int, noun: str) -> str:
-    """Return text like "all 6 pictures are" or "the picture is"."""
+    """Return text like "all 6 images are" or "the image is"."""
     return f"the {noun} is" if count == 1 else f"all {count} {noun}s are"
 
 
 def share(done: int, count: int, noun: str, of: str = "") -> str:
-    """Return text like "2 of 6 pictures, the first ones, are", or `whole` if all are done."""
+    """Return text like "2 of 6 images, the first ones, are", or `whole` if all are done."""
     if done == count:
         return whole(count, noun)
     first, verb = ("one", "is") if done == 1 else ("ones", "are")

@@ -1,4 +1,4 @@
-"""`gms-fast edit`: edit pictures with a trained model, and show them with their results."""
+"""`gms-fast edit`: edit images with a trained model, and show them with their results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gms_fast.models import MomentHeads, MomentUNet
     from gms_fast.solvers import Solver
 
-SUMMARY = "Edit pictures with a trained model: strokes, inpainting, variations, inversion and interpolation."
+SUMMARY = "Edit images with a trained model: strokes, inpainting, variations, inversion and interpolation."
 NOISE = (".npz",)
 
 
@@ -45,7 +45,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Edit]) -> None:
     unconditional = 'class label that means "no class"; required with --guidance'
     add("--unconditional", type=options.seed, metavar="LABEL", help=unconditional)
     suffixes = ", ".join(strips.SUFFIXES)
-    out = f"file ({suffixes}) for a strip with one row per picture, or a folder for the strip and all single results"
+    out = f"file ({suffixes}) for a strip with one row per image, or a folder for the strip and all single results"
     add("--out", type=Path, default=Path("edited.png"), help=f"{out} (default: edited.png)")
     add("--force", action="store_true", help="overwrite existing output files")
 
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
         with interrupts.put_off():
             _write(edit, target, args.noise)
-            args.kept = f"; {drawing.whole(edit.count, 'picture')} in {args.out}"
-    pictures = drawing.counted(edit.count, "picture")
+            args.kept = f"; {drawing.whole(edit.count, 'image')} in {args.out}"
+    pictures = drawing.counted(edit.count, "image")
     print(f"{pictures} in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
     if said := edit.said():
         print(said)
@@ -87,7 +87,7 @@ def _check(target: Target, files: list[Path], args: argparse.Namespace) -> None:
     if args.noise is not None:
         options.check_file(args.noise, NOISE, overwrite=args.force, name="--noise")
         if any(file.resolve() == args.noise.resolve() for file in files):
-            raise ValueError(f"--noise must not replace an input picture: got {args.noise}")
+            raise ValueError(f"--noise must not replace an input image: got {args.noise}")
 
 
 def _guided(model: MomentUNet | MomentHeads, asked: str | None, args: argparse.Namespace) -> Callable[..., Any]:
@@ -111,7 +111,7 @@ def _draw(edit: Edit, model: Callable[..., Any], solver: Solver, asked: str | No
     from tqdm import tqdm
 
     args = edit.args
-    with tqdm(total=edit.count, disable=None, desc=args.kind, unit="picture") as bar:
+    with tqdm(total=edit.count, disable=None, desc=args.kind, unit="image") as bar:
         calls.then = lambda number: bar.set_postfix(calls=number)
         for start, rows in edit.parts():
             results = edit.draw(
@@ -130,7 +130,7 @@ def _draw(edit: Edit, model: Callable[..., Any], solver: Solver, asked: str | No
 def _keep(edit: Edit, target: Target, calls: int) -> str:
     """Write finished results beside existing files, and return the message about them."""
     if not edit.batches:
-        of = drawing.counted(edit.count, "picture")
+        of = drawing.counted(edit.count, "image")
         return f"; none of {of} was finished" if calls else ""  # without a call the input was bad
     noise = edit.args.noise
     if noise is not None and noise.exists():
@@ -138,7 +138,7 @@ def _keep(edit: Edit, target: Target, calls: int) -> str:
     with interrupts.put_off():
         free = target.freed()
         _write(edit, free, noise)
-    done = drawing.share(sum(map(len, edit.batches)), edit.count, "picture")
+    done = drawing.share(sum(map(len, edit.batches)), edit.count, "image")
     where = f"{free.out}, their x_T in {noise}" if noise else f"{free.out}"
     return f"; {done} in {where}: {drawing.AGAIN}"
 
@@ -165,7 +165,7 @@ def _written(edit: Edit, target: Target, written: list[Path]) -> str:
     """Return the message about files that could be written."""
     noise = [f"x_T is in {file}" for file in written if file.suffix.lower() in NOISE]
     pictures = len(written) - len(noise)
-    share = f"none of {drawing.counted(edit.count, 'picture')} is written"
+    share = f"none of {drawing.counted(edit.count, 'image')} is written"
     if pictures:
-        share = f"{drawing.share(pictures, edit.count, 'picture')} in {target.out}"
+        share = f"{drawing.share(pictures, edit.count, 'image')} in {target.out}"
     return f"; {' and '.join([*noise, share])}: {drawing.AGAIN}"

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Edit:
-    """Results of one kind of edit: args.n for each picture.
+    """Results of one kind of edit: args.n for each image.
 
-    Result j of picture i is sample i n + j of the seed.
+    Result j of image i is sample i n + j of the seed.
 
     Attributes:
-        rows: Pictures to edit (N, C, H, W).
+        rows: Images to edit (N, C, H, W).
         before: Columns of the strip to the left of the results.
         after: Columns of the strip to the right of the results.
         batches: Results drawn so far.
@@ -45,12 +45,12 @@ class Edit:
         """Add the options that not all kinds have."""
         parser.set_defaults(mask=None, noise=None)
         add = parser.add_argument
-        add("--n", type=options.positive, default=cls.n, help=f"number of results per picture (default: {cls.n})")
+        add("--n", type=options.positive, default=cls.n, help=f"number of results per image (default: {cls.n})")
         add("--seed", type=options.seed, default=0, help=options.SEED)
 
     @classmethod
     def stems(cls, files: list[Path]) -> list[str]:
-        """Return names of the edited pictures, for the files of results."""
+        """Return names of the edited images, for the files of results."""
         return [file.stem for file in files]
 
     def parts(self) -> Iterator[tuple[int, Tensor]]:
@@ -59,7 +59,7 @@ class Edit:
         return ((start, rows[start : start + size]) for start in range(0, len(rows), size))
 
     def labels(self, start: int, count: int) -> list[int]:
-        """Return the classes of results: those of their pictures."""
+        """Return the classes of results: those of their images."""
         given = self.args.labels
         return [given[k // self.args.n % len(given)] for k in range(start, start + count)]
 
@@ -77,7 +77,7 @@ class Edit:
 class Stroke(Edit):
     """Stroke synthesis."""
 
-    summary = "Turn a drawing or another guide into a picture: add noise to it and sample from there (SDEdit)."
+    summary = "Turn a drawing or another guide into an image: add noise to it and sample from there (SDEdit)."
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
         super().__init__(args, pictures)
@@ -97,7 +97,7 @@ class Stroke(Edit):
         add = parser.add_argument
         repeats = "number of passes, each starting from the previous result (default: 1)"
         add("--repeats", type=options.positive, default=1, metavar="R", help=repeats)
-        add("--paint", action="store_true", help="first repaint each picture with a wide brush and few colours")
+        add("--paint", action="store_true", help="first repaint each image with a wide brush and few colours")
         add(
             "--colours",
             type=options.positive,
@@ -114,14 +114,14 @@ class Stroke(Edit):
 class Vary(Edit):
     """Variations."""
 
-    summary = "Draw variations of a picture: add noise to it several times and sample from there."
+    summary = "Draw variations of an image: add noise to it several times and sample from there."
     n, strength = 8, "0.4"
 
 
 class Inpaint(Edit):
     """Inpainting."""
 
-    summary = "Redraw part of a picture and keep the rest exactly (RePaint)."
+    summary = "Redraw part of an image and keep the rest exactly (RePaint)."
     strength = "1"
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
@@ -135,7 +135,7 @@ class Inpaint(Edit):
         add = parser.add_argument
         wanted = "mask: white is redrawn, black is kept, and the lighter a grey area is, the more it may change; "
         wanted += "in JPEG files and with --resize, nearly black and nearly white count as black and white"
-        add("--mask", type=Path, required=True, metavar="PICTURE", help=wanted)
+        add("--mask", type=Path, required=True, metavar="IMAGE", help=wanted)
         resample = "number of passes over each step, for a better fit at the price of more network calls (default: 1)"
         add("--resample", type=options.positive, default=1, metavar="R", help=resample)
 
@@ -151,7 +151,7 @@ class Inpaint(Edit):
 class Invert(Edit):
     """Inversion, followed by sampling back."""
 
-    summary = "Find the noise that leads to a picture, sample from it, and report the reconstruction error."
+    summary = "Find the noise that leads to an image, sample from it, and report the reconstruction error."
     steps, solver, strength = 50, "dpm-solver++", "1"
 
     @classmethod
@@ -185,7 +185,7 @@ class Invert(Edit):
 class Interpolate(Edit):
     """Interpolation."""
 
-    summary = "Interpolate between two pictures, through the noise that leads to each of them."
+    summary = "Interpolate between two images, through the noise that leads to each of them."
     n, steps, solver, strength = 7, 50, "dpm-solver++", "1"
 
     def __init__(self, args: argparse.Namespace, pictures: Tensor) -> None:
@@ -205,7 +205,7 @@ class Interpolate(Edit):
     @classmethod
     def stems(cls, files: list[Path]) -> list[str]:
         if len(files) != 2:
-            raise ValueError(f"interpolate must be given two pictures: got {len(files)}")
+            raise ValueError(f"interpolate must be given two images: got {len(files)}")
         return ["-".join(super().stems(files))]
 
     def parts(self) -> Iterator[tuple[int, Tensor]]:

@@ -1,4 +1,4 @@
-"""Input pictures of `gms-fast edit`: their files, tensors and masks."""
+"""Input images of `gms-fast edit`: their files, tensors and masks."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ SIZE = "add --resize to fit it (cropped to the aspect ratio, then resampled)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the pictures, and the option to resize them."""
+    """Add the images, and the option to resize them."""
     add = parser.add_argument
-    wanted = "picture to edit (a PNG, JPEG, BMP or WebP file), or folder of pictures"
-    add("pictures", type=Path, nargs="+", metavar="PICTURE", help=wanted)
-    add("--resize", action="store_true", help="crop and resample pictures of another size to the size of the model")
+    wanted = "image to edit (a PNG, JPEG, BMP or WebP file), or folder of images"
+    add("pictures", type=Path, nargs="+", metavar="IMAGE", help=wanted)
+    add("--resize", action="store_true", help="crop and resample images of another size to the size of the model")
 
 
 def files(paths: list[Path]) -> list[Path]:
-    """Return the files of pictures, those in folders by name; subfolders are skipped."""
+    """Return the files of images, those in folders by name; subfolders are skipped."""
     from gms_fast import data
 
     return [file for path in paths for file in (data.image_files(path, inside=False) if path.is_dir() else [path])]
 
 
 def shape_of(model: object) -> tuple[int, int, int]:
-    """Return (C, H, W) of a model of pictures."""
+    """Return (C, H, W) of a model of images."""
     from gms_fast.assumptions import attribute
 
     shape = attribute(model, "sample_shape")
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"--model must draw pictures of 1 or 3 channels: its samples are {shape}")
+        raise ValueError(f"--model must draw images of 1 or 3 channels: its samples are {shape}")
     channels, height, width = shape
     return channels, height, width
 
 
 def read(paths: list[Path], shape: tuple[int, int, int], *, resize: bool) -> Tensor:
-    """Read pictures as (N, *shape), float32 in [-1, 1]."""
+    """Read images as (N, *shape), float32 in [-1, 1]."""
     import torch
 
     from gms_fast import data
@@ -52,7 +52,7 @@ def read(paths: list[Path], shape: tuple[int, int, int], *, resize: bool) -> Ten
         x = data.load_image(path, channels, size=(height, width) if resize else None)
         if x.shape != shape:
             got = f"{x.shape[2]} x {x.shape[1]}"
-            raise ValueError(f"picture {path} must have {width} x {height} pixels, like the model: got {got}; {SIZE}")
+            raise ValueError(f"image {path} must have {width} x {height} pixels, like the model: got {got}; {SIZE}")
         rows.append(x)
     return torch.stack(rows)
 
@@ -69,7 +69,7 @@ def mask(path: Path, size: tuple[int, int], *, resize: bool) -> Tensor:
     if resize or path.suffix.lower() in COMPRESSED:
         found = found.masked_fill(levels < BLACK, 0).masked_fill(levels > WHITE, 1)
     if found.max() == 0:
-        raise ValueError(f"--mask must be white or grey somewhere, where the picture is redrawn: {path} is black")
+        raise ValueError(f"--mask must be white or grey somewhere, where the image is redrawn: {path} is black")
     if found.min() == 1:
-        raise ValueError(f"--mask must be black or grey somewhere, where the picture is kept: {path} is white")
+        raise ValueError(f"--mask must be black or grey somewhere, where the image is kept: {path} is white")
     return found

@@ -46,7 +46,7 @@ class Source(str):
 
 
 class Data(Source):
-    """Name of a data set, or path of pictures, arrays or statistics."""
+    """Name of a data set, or path of images, arrays or statistics."""
 
     __slots__ = ()
     noun = "an embedded data set"
@@ -121,10 +121,10 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def refuse_same(samples: str, reference: str) -> None:
-    """Raise ValueError if two sources of pictures are the same file, folder, run or data set."""
+    """Raise ValueError if two sources of images are the same file, folder, run or data set."""
     if samples == reference or _origin(samples) == _origin(reference):
         raise ValueError(
-            f"--samples and --reference must be different pictures: got {samples} and {reference}, which are the same"
+            f"--samples and --reference must be different images: got {samples} and {reference}, which are the same"
         )
 
 

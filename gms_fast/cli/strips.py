@@ -1,4 +1,4 @@
-"""Output files of `gms-fast edit`: a strip of pictures and results, or a folder of both."""
+"""Output files of `gms-fast edit`: a strip of images and results, or a folder of both."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Target(NamedTuple):
 
 
 def target(out: Path, stems: list[str], n: int) -> Target:
-    """Return the target of n results for each picture, with the pictures' names."""
+    """Return the target of n results for each image, with the images' names."""
     if out.suffix and not out.is_dir():
         return Target(out, [])
     digits = len(str(n - 1))
@@ -48,7 +48,7 @@ def target(out: Path, stems: list[str], n: int) -> Target:
     names = [f"{stem}{end}.png" for stem in stems for end in ends]
     for name, times in Counter([*names, STRIP]).items():
         if times > 1:
-            raise ValueError(f"pictures must have different names for their results in --out {out}: got {name} twice")
+            raise ValueError(f"images must have different names for their results in --out {out}: got {name} twice")
     return Target(out.resolve() if out.name in ("", "..") else out, names)
 
 
@@ -57,7 +57,7 @@ def check(target: Target, inputs: list[Path], *, overwrite: bool) -> None:
     out, read = target.out, {path.resolve() for path in inputs}
     for file in target.files:
         if file.resolve() in read:
-            raise ValueError(f"--out must not replace an input picture: got {file}")
+            raise ValueError(f"--out must not replace an input image: got {file}")
     if not target.names:
         options.check_file(out, SUFFIXES, overwrite=overwrite, hint=HINT)
         return
@@ -69,7 +69,7 @@ def check(target: Target, inputs: list[Path], *, overwrite: bool) -> None:
         )
     for file in target.files:
         if file.is_dir():
-            raise FileExistsError(f"--out: {file} is a folder, but a picture must be written there")
+            raise FileExistsError(f"--out: {file} is a folder, but an image must be written there")
         if file.exists() and not overwrite:
             raise FileExistsError(f"--out: {file} exists: choose another folder or add --force")
 
@@ -96,7 +96,7 @@ def held(target: Target) -> Iterator[None]:
 def write(
     target: Target, results: Tensor, n: int, before: list[Tensor], after: list[Tensor], written: list[Path]
 ) -> None:
-    """Write the results, n per picture, and the strip with the columns `before` and `after`.
+    """Write the results, n per image, and the strip with the columns `before` and `after`.
 
     The columns are (N, C, H, W) each. `written` receives each file once it is complete.
     """

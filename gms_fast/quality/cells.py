@@ -143,7 +143,7 @@ def check(cell: Cell, n: int, subject: Subject) -> None:
     """Check that a cell can be evaluated.
 
     Raises ValueError for a wrong solver, grid, steps or strength, for too few samples or real data to measure, and for
-    strokes of data that are not pictures.
+    strokes of data that are not images.
     """
     least = max(measures.LEAST, _classifier(subject.features).width + 1 if subject.features else 0)
     if n < least:
@@ -186,7 +186,7 @@ def measure(x: Tensor, subject: Subject) -> dict[str, float]:
 
 
 def faithful(cell: Cell, x: Tensor, subject: Subject) -> dict[str, float]:
-    """Return the distance of results to their strokes, or of strokes to their pictures.
+    """Return the distance of results to their strokes, or of strokes to their images.
 
     Empty for a cell without strokes.
     """

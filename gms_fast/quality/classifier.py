@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gms_fast.storage import tensors
 
-SHAPES = {"mnist5k": (1, 28, 28), "digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # name: shape of a picture
+SHAPES = {"mnist5k": (1, 28, 28), "digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # name: shape of an image
 WEIGHTS = Path(str(resources.files("gms_fast.quality") / "classifiers"))
 _AT_A_TIME = 500
 
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
 
 class DigitClassifier(Classifier):
-    """Small convolutional network for grey pictures (1, side, side).
+    """Small convolutional network for grey images (1, side, side).
 
     Two 3x3 convolutions, each with ReLU and pooling, then a hidden layer of 64.
     """
@@ -71,7 +71,7 @@ class DigitClassifier(Classifier):
 
 
 class ColourClassifier(Classifier):
-    """Small residual network for colour pictures (3, 32, 32).
+    """Small residual network for colour images (3, 32, 32).
 
     Seven 3x3 convolutions with batch norm and ReLU, then the mean over all pixels. There are 32 channels, then 64 at
     half the resolution and 128 at a quarter. At each of the two lower resolutions a residual pair of convolutions

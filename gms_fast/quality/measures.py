@@ -130,7 +130,7 @@ def precision_recall(x: Tensor, reference: Tensor, k: int = 3) -> tuple[float, f
 
 
 def faithfulness(x: Tensor, guide: Tensor) -> float:
-    """Mean over pictures of the Euclidean norm |x - guide|, in units of the data; (N, *) both.
+    """Mean over images of the Euclidean norm |x - guide|, in units of the data; (N, *) both.
 
     0 means the guide itself, so read it together with a measure of realism.
 

@@ -169,7 +169,7 @@ class Running:
         twice = np.flatnonzero(np.diff(keys[order]) == 0)
         places, index = torch.from_numpy(order), torch.cat([self.index, index])
         if len(twice):
-            raise ValueError(f"index must be new for each picture: {int(index[order[twice[0]]])} was counted before")
+            raise ValueError(f"index must be new for each image: {int(index[order[twice[0]]])} was counted before")
         self.index, self.rows = index[places[:KEPT]], torch.cat([self.rows, rows])[places[:KEPT]]
 
 
@@ -219,14 +219,14 @@ def measured(
     """
     pairs = data.stream(source, batch_size) if isinstance(source, (str, Path)) else source
     running, total = None, pairs.count if isinstance(pairs, data.Stream) else None
-    with tqdm(total=total, disable=not progress, unit="picture") as bar:
+    with tqdm(total=total, disable=not progress, unit="image") as bar:
         for images, index in pairs:
             rows = features(images)
             running = running or Running(rows.shape[1], features.mark)
             running.update(rows, index)
             bar.update(len(rows))
     if running is None:
-        raise ValueError("source must hold pictures: got none")
+        raise ValueError("source must hold images: got none")
     return running
 
 
@@ -252,7 +252,7 @@ def _numbers(index: Tensor | Sequence[int]) -> Tensor:
         raise ValueError(f"index must be at least 0: got {int(numbers.min())}")
     values, times = numbers.unique(return_counts=True)
     if len(values) < len(numbers):
-        raise ValueError(f"index must be new for each picture: got {int(values[times > 1][0])} twice")
+        raise ValueError(f"index must be new for each image: got {int(values[times > 1][0])} twice")
     return numbers
 
 

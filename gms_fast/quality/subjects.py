@@ -57,16 +57,16 @@ class Subject:
         return self.control[torch.randperm(len(self.control), generator=generator)[:n]]
 
     def pictures(self, n: int, index: int) -> Tensor:
-        """Return n pictures of the control from an index on, cyclically.
+        """Return n images of the control from an index on, cyclically.
 
         Raises ValueError if there are none.
         """
         if self.control is None or self.control.ndim != 4:
-            raise ValueError("strength and control guide need real pictures to paint: this model's data has none")
+            raise ValueError("strength and control guide need real images to paint: this model's data has none")
         return self.control[torch.arange(index, index + n) % len(self.control)]
 
     def strokes(self, n: int, index: int) -> Tensor:
-        """Return the same pictures painted with strokes, as guides for `editing.stroke`."""
+        """Return the same images painted with strokes, as guides for `editing.stroke`."""
         return editing.paint(self.pictures(n, index))
 
     def gaussian(self, n: int, index: int) -> Tensor:
@@ -97,7 +97,7 @@ def build(model: str, source: str | None = None, schedule: str | None = None, fe
         schedule: Noise schedule of a model with exact moments; a learned model has its own.
         features: A name of `classifier.SHAPES`, for real data of that shape. None: the classifier of a named data set,
             and
-            none for pictures of a file or folder.
+            none for images of a file or folder.
 
     Raises ValueError if data or shapes are missing or differ.
     """
@@ -136,13 +136,13 @@ def build(model: str, source: str | None = None, schedule: str | None = None, fe
 
 
 def _features(name: str | None, source: str, shape: tuple[int, ...]) -> str | None:
-    """Check a classifier's name for pictures of a shape; None becomes that of a named data set."""
+    """Check a classifier's name for images of a shape; None becomes that of a named data set."""
     if name is None:
         return source if source in data.names() else None
     if name not in SHAPES:
         raise ValueError(f"features must be one of {', '.join(SHAPES)}: got {name!r}")
     if SHAPES[name] != shape:
-        raise ValueError(f"features must be for pictures {shape}: {name} sees {SHAPES[name]}")
+        raise ValueError(f"features must be for images {shape}: {name} sees {SHAPES[name]}")
     return name
 
 

@@ -42,7 +42,7 @@ def test_first_coefficient_of_a_block_is_its_mean_and_others_have_none(block):
 
 
 def test_blocks_are_those_of_the_picture():
-    """Transform a picture that is constant on one block: it has one coefficient.
+    """Transform an image that is constant on one block: it has one coefficient.
 
     Its neighbour in C order belongs to another row of blocks.
     """

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow(30)]
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """Write 8x8 pictures whose colour depends on the class, with noise."""
+    """Write 8x8 images whose colour depends on the class, with noise."""
     path, random = tmp_path_factory.mktemp("data") / "train.npz", np.random.default_rng(0)
     labels = np.arange(60) % 10
     images = 20 * labels[:, None, None, None] + random.integers(0, 60, (60, 3, 8, 8))
@@ -50,11 +50,11 @@ def finished(file, tmp_path_factory):
 
 
 def test_network_is_of_the_size_that_was_asked_for():
-    """Expect 10 to 20 million parameters, and 3 to 5 million pictures in eight GPU minutes."""
+    """Expect 10 to 20 million parameters, and 3 to 5 million images in eight GPU minutes."""
     model = colour.network(colour.FULL, 32, 10)
     assert 10e6 < sum(p.numel() for p in model.parameters()) < 20e6
     assert 3e6 < 0.15 * colour.PEAK * 8 * 60 / colour.operations(model) < 5e6
-    assert "million pictures in 8 minutes" in colour.planned(colour.FULL, 8)
+    assert "million images in 8 minutes" in colour.planned(colour.FULL, 8)
 
 
 def test_dry_run_makes_all_that_solvers_take(finished, capsys):

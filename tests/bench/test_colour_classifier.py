@@ -41,7 +41,7 @@ def test_training_learns_colours_and_writes_what_loads(tmp_path, monkeypatch, ca
     command = ["x", "--data", file, "--test", file, "--epochs", "3", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     colour_classifier.main()
-    assert "100.0% of 128 test pictures right" in capsys.readouterr().out
+    assert "100.0% of 128 test images right" in capsys.readouterr().out
     tensors.load_into(ColourClassifier(), out)
     stored, _ = tensors.load(out)
     assert {w.dtype for name, w in stored.items() if "tracked" not in name} == {torch.float16}

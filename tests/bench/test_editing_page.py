@@ -1,4 +1,4 @@
-"""docs/editing.md: its commands parse, its code runs, and its pictures exist."""
+"""docs/editing.md: its commands parse, its code runs, and its images exist."""
 
 import re
 

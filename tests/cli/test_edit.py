@@ -74,7 +74,7 @@ def guides(*letters):
 def test_strip_has_a_row_for_each_picture(here, capsys):
     assert run("edit", "stroke", "guides", *SHORT, "--n", 3, "--out", "x.png") == 0
     said = capsys.readouterr().out
-    assert re.fullmatch(r"6 pictures in \d+\.\d\d s, 3 network calls, backend \w+: x\.png\n", said)
+    assert re.fullmatch(r"6 images in \d+\.\d\d s, 3 network calls, backend \w+: x\.png\n", said)
     drawn = editing.stroke(
         gms_fast.load("digits"), guides("a", "b").repeat_interleave(3, 0), strength=0.5, steps=2, seed=0
     )
@@ -160,14 +160,14 @@ def test_interpolate_takes_two_pictures(here, capsys):
     assert np.array_equal(pixels("out/a-b-3.png"), pixels("wanted.png"))
     assert pixels("out/strip.png").shape == (2 * 12, 2 * (7 * 10 + 2))
     capsys.readouterr()
-    assert "interpolate must be given two pictures: got 1" in refusal(capsys, *command, "guides/a.png")
+    assert "interpolate must be given two images: got 1" in refusal(capsys, *command, "guides/a.png")
 
 
 def test_pictures_are_fitted_where_asked(here, capsys):
     Image.new("L", (20, 12)).save("wide.png")
     command = ("edit", "stroke", "wide.png", *SHORT, "--out", "x.png")
     said = refusal(capsys, *command)
-    assert "picture wide.png must have 8 x 8 pixels, like the model: got 20 x 12; add --resize" in said
+    assert "image wide.png must have 8 x 8 pixels, like the model: got 20 x 12; add --resize" in said
     assert run(*command, "--resize") == 0
 
 
@@ -179,18 +179,18 @@ SAMPLE = ("guides/a.png", *SHORT)
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (("stroke",), "PICTURE"),
+        (("stroke",), "IMAGE"),
         ((), "kind"),
         (("stroke", "gone.png", *SHORT), "No such file or directory: gone.png"),
         (("stroke", "bare", *SHORT), ": folder bare holds no images"),
-        (("stroke", "guides/mask.txt", *SHORT), "picture guides/mask.txt cannot be read"),
+        (("stroke", "guides/mask.txt", *SHORT), "image guides/mask.txt cannot be read"),
         (("stroke", "colour.png", *SHORT), "colour.png cannot be read: it must be greyscale, or of three equal"),
         (("stroke", "clear.png", *SHORT), "clear.png must be opaque: it is transparent somewhere, alpha 7 of 255"),
         (("stroke", *SAMPLE, "--out", "x.gif"), "--out must end in .png or .jpg or .jpeg: got x.gif (a name with"),
         (("stroke", *SAMPLE, "--out", "no/x.png"), "there is no folder no"),
         (("stroke", *SAMPLE, "--out", "no/x"), "there is no folder no"),
         (("stroke", *SAMPLE, "--out", "file"), "--out file is a file, but must be a folder"),
-        (("stroke", *SAMPLE, "--out", "guides"), "--out must not replace an input picture: got guides/a.png"),
+        (("stroke", *SAMPLE, "--out", "guides"), "--out must not replace an input image: got guides/a.png"),
         (("stroke", "guides/a.png", "other/a.png", *SHORT, "--out", "y"), "got a.png twice"),
         (("stroke", *SAMPLE, "--strength", "2"), "strength must lie in [0, 1]"),
         (("stroke", *SAMPLE, "--strength", "most"), "strength must be a number in [0, 1]"),
@@ -222,7 +222,7 @@ def test_bad_input_is_refused_in_one_line_before_the_model_is_called(here, capsy
     (here / "other").mkdir()
     (here / "bare").mkdir()
     for name in ("guides/mask.txt", "file", "old.npz"):
-        (here / name).write_text("no picture")
+        (here / name).write_text("no image")
     images.save_image(guides("a")[0], "other/a.png")
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save("colour.png")
     Image.new("RGBA", (8, 8), (9, 9, 9, 7)).save("clear.png")
@@ -273,7 +273,7 @@ def test_results_that_are_finished_are_kept(here, capsys, monkeypatch, calls):
             assert run(*command, out, *more) == 130
         said = capsys.readouterr().err.splitlines()[-1]
         whole = "the same command with --force draws them all"
-        assert said == f"gms-fast: interrupted; {done} of 6 pictures, the first ones, are in {kept}: {whole}"
+        assert said == f"gms-fast: interrupted; {done} of 6 images, the first ones, are in {kept}: {whole}"
         assert {name: (here / "whole" / name).read_bytes() for name in names(here / "whole")} == before
     drawn = [f"{letter}-{j}.png" for letter in "ab" for j in range(3)][:done]
     for folder in ("out", "whole.part"):
@@ -290,20 +290,20 @@ def test_nothing_is_left_where_nothing_is_finished(here, capsys, monkeypatch):
         with monkeypatch.context() as patch:
             interrupting(patch, 2)
             assert run("edit", "stroke", "guides", *SHORT, "--out", out) == 130
-        assert "gms-fast: interrupted; none of 2 pictures was finished\n" in capsys.readouterr().err
+        assert "gms-fast: interrupted; none of 2 images was finished\n" in capsys.readouterr().err
         assert names(here) == before
         assert not (here / out).exists()
 
 
 def test_noise_of_finished_pictures_is_kept(here, capsys, monkeypatch):
-    """Six network calls per picture, three in each direction."""
+    """Six network calls per image, three in each direction."""
     command = ("edit", "invert", "guides", *SHORT, "--batch-size", 1, "--noise", "x.npz", "--out", "x.png")
     for more, kept in (((), "x.npz"), (("--force",), "x.part.npz")):
         with monkeypatch.context() as patch:
             interrupting(patch, 8)
             assert run(*command, *more) == 130
         picture = kept.replace(".npz", ".png")
-        said = f"; 1 of 2 pictures, the first one, is in {picture}, their x_T in {kept}: the same"
+        said = f"; 1 of 2 images, the first one, is in {picture}, their x_T in {kept}: the same"
         assert said in capsys.readouterr().err
         with np.load(kept) as arrays:
             assert arrays["x_T"].shape == (1, 1, 8, 8)

@@ -63,7 +63,7 @@ def test_evaluate_force_deletes_its_own_files_only(tmp_path, capsys):
         (("--model", "nothing-there"), "nothing exists at nothing-there"),
         (
             ("--model", "digits", "--features", "cifar10"),
-            "features must be for pictures (1, 8, 8): cifar10 sees (3, 32,",
+            "features must be for images (1, 8, 8): cifar10 sees (3, 32,",
         ),
         (("--features", "digits"), "features are for learned models; mixture-1d has its own: got 'digits'"),
     ],

@@ -85,7 +85,7 @@ def test_a_network_of_ones_own_measures(folder, capsys):
     command = ("evaluate", "--samples", folder / "drawn", "--reference", "digits", "--features")
     assert run(*command, "feature_networks:Answer", "--feature-input", "[0,1]") == 0
     assert "Frechet distance (features: feature_networks:Answer): " in capsys.readouterr().out
-    assert run(*command, folder / "inception.pt", "--device", "cpu") == 2  # fewer pictures than features
+    assert run(*command, folder / "inception.pt", "--device", "cpu") == 2  # fewer images than features
     assert "samples must have more than 2048 rows for a covariance: got 1797" in capsys.readouterr().err
 
 
@@ -144,7 +144,7 @@ def test_options_of_the_other_mode_are_refused(folder, tmp_path, capsys):
 def test_missing_pictures_are_no_sample(folder, tmp_path, capsys):
     (tmp_path / "2.npz").write_bytes((folder / "drawn" / "2.npz").read_bytes())
     refused = refusal(capsys, "evaluate", "--samples", tmp_path, "--reference", "digits", "--features", "digits")
-    assert "must hold every picture: 1198 are missing, 0 the first" in refused
+    assert "must hold every image: 1198 are missing, 0 the first" in refused
 
 
 def test_folder_of_generation_without_pictures_is_its_statistics(tmp_path, capsys):

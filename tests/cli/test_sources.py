@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working directory with a run of `generate` in a folder called digits, without pictures."""
+    """A working directory with a run of `generate` in a folder called digits, without images."""
     monkeypatch.chdir(tmp_path)
     command = ("generate", "--model", "digits", "--n", 70, "--steps", 2, "--features", "digits", "--form", "none")
     assert run(*command, "--out", "digits") == 0
@@ -49,7 +49,7 @@ def test_a_name_that_is_also_a_folder_is_refused(here, capsys, command, option):
 
 def test_a_path_is_written_with_a_slash(here, capsys, pictures):
     command = ("evaluate", "--samples", "./digits", "--features", "digits")  # the folder; a network is no folder
-    assert run(*command, "--reference", pictures) == 2  # 16 pictures are too few for its features
+    assert run(*command, "--reference", pictures) == 2  # 16 images are too few for its features
     assert "must have more than 64 rows" in capsys.readouterr().err
     Path("digits").rename("other")
     assert run("evaluate", "--samples", "./other", "--features", "digits", "--reference", "digits") == 0
@@ -71,7 +71,7 @@ def test_samples_are_not_their_own_reference(here, capsys, pair):
     Path("linked").symlink_to("digits")
     capsys.readouterr()
     command = ("evaluate", "--features", "pixels", "--samples", pair[0], "--reference", pair[1])
-    assert "--samples and --reference must be different pictures: got " in refusal(capsys, *command)
+    assert "--samples and --reference must be different images: got " in refusal(capsys, *command)
 
 
 def test_files_and_import_paths_are_no_names(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_noise_replaces_no_picture(here, capsys):
     (here / "0.npz").write_bytes((here / "0.png").read_bytes())
     before = contents(here)
     said = refusal(capsys, "edit", "invert", "0.npz", *SHORT, "--noise", "0.npz", "--force")
-    assert "--noise must not replace an input picture: got 0.npz" in said
+    assert "--noise must not replace an input image: got 0.npz" in said
     assert stays(before, here) == []
 
 
@@ -85,7 +85,7 @@ def test_noise_replaces_no_picture(here, capsys):
     [
         (("invert", "0.png", "--noise", "n.npz"), "--noise n.npz is a folder, but must be a file"),
         (("invert", "0.png", "--noise", "/proc/x.npz"), "/proc/x.npz"),
-        (("stroke", "0.png", "--out", "f1"), "--out: f1/0.png is a folder, but a picture must be written there"),
+        (("stroke", "0.png", "--out", "f1"), "--out: f1/0.png is a folder, but an image must be written there"),
         (("stroke", "0.png", "--out", "x.v2"), "got x.v2 (a name with a suffix means a file; create the folder first"),
     ],
 )
@@ -109,9 +109,9 @@ def test_noise_that_another_run_writes_is_refused(here, capsys):
 @pytest.mark.parametrize(
     ("failing", "said"),
     [
-        ("savez", "none of 2 pictures is written"),
-        ("save_image", "x_T is in n.npz and 1 of 2 pictures, the first one, is in out"),
-        ("save_images", "x_T is in n.npz and all 2 pictures are in out"),
+        ("savez", "none of 2 images is written"),
+        ("save_image", "x_T is in n.npz and 1 of 2 images, the first one, is in out"),
+        ("save_images", "x_T is in n.npz and all 2 images are in out"),
     ],
 )
 def test_what_is_written_before_the_disk_is_full_is_named(here, capsys, monkeypatch, failing, said):
@@ -137,7 +137,7 @@ def test_what_is_written_before_the_disk_is_full_is_named(here, capsys, monkeypa
 @pytest.mark.parametrize("name", ["X.PNG", "x.Jpg"])
 def test_endings_in_capitals_are_endings(here, capsys, name):
     assert run("edit", "stroke", "0.png", *SHORT, "--out", name) == 0
-    assert capsys.readouterr().out.startswith("1 picture in ")
+    assert capsys.readouterr().out.startswith("1 image in ")
     with Image.open(here / name) as picture:
         assert picture.format == ("PNG" if name == "X.PNG" else "JPEG")
 

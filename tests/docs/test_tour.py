@@ -1,4 +1,4 @@
-"""Tour notebook: it runs, and is stored clean and with its pictures."""
+"""Tour notebook: it runs, and is stored clean and with its images."""
 
 import ast
 import base64

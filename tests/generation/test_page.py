@@ -1,4 +1,4 @@
-"""docs/generation.md: its commands are parsed, and its code runs on few pictures."""
+"""docs/generation.md: its commands are parsed, and its code runs on few images."""
 
 import re
 import shlex

@@ -203,21 +203,21 @@ def lines(path, **changes):
 
 
 BROKEN_PICTURES = {
-    "missing picture": lambda path: (path / "000000002.png").unlink(),
-    "extra picture": lambda path: shutil.copy(path / "000000002.png", path / "000000004.png"),
+    "missing image": lambda path: (path / "000000002.png").unlink(),
+    "extra image": lambda path: shutil.copy(path / "000000002.png", path / "000000004.png"),
     "extra file": lambda path: (path / "notes.txt").write_text("mine"),
-    "no pictures": lambda path: [file.unlink() for file in path.iterdir()],
+    "no images": lambda path: [file.unlink() for file in path.iterdir()],
     "missing made": lambda path: (path / "made.json").unlink(),
     "empty made": lambda path: (path / "made.json").write_text(""),
     "nonsense": lambda path: (path / "made.json").write_text("{nonsense"),
     "other first": lambda path: lines(path, first=4),
     "other checksum": lambda path: lines(path, sha256="0" * 64),
-    "changed picture": painted,
-    "larger picture": lambda path: painted(path, size=(9, 9)),
-    "grey picture": lambda path: painted(path, "L"),
-    "short picture": lambda path: cut_short(path / "000000001.png", 0.5),
-    "empty picture": lambda path: (path / "000000001.png").write_bytes(b""),
-    "swapped pictures": lambda path: [
+    "changed image": painted,
+    "larger image": lambda path: painted(path, size=(9, 9)),
+    "grey image": lambda path: painted(path, "L"),
+    "short image": lambda path: cut_short(path / "000000001.png", 0.5),
+    "empty image": lambda path: (path / "000000001.png").write_bytes(b""),
+    "swapped images": lambda path: [
         (path / one).rename(path / other)
         for one, other in (("000000001.png", "x"), ("000000002.png", "000000001.png"), ("x", "000000002.png"))
     ],

@@ -101,8 +101,8 @@ def test_an_open_grid_begins_at_the_strength_too():
         (Cell("digits", "ddim", steps=2, strength=1.0), "strength must lie between 0, .* got 1.0"),
         (Cell("mnist", "ggdm:table=mnist/5", steps=5, strength=0.5), "solver must be one that can start in the middle"),
         (Cell("digits", "diffusers:solver_order=2", "uniform", 2, strength=0.5), "strength is for solvers of this"),
-        (Cell("exact-digits", "ddim", steps=2, strength=0.5), "need real pictures to paint"),
-        (Cell("eight", "guide"), "need real pictures to paint"),
+        (Cell("exact-digits", "ddim", steps=2, strength=0.5), "need real images to paint"),
+        (Cell("eight", "guide"), "need real images to paint"),
     ],
 )
 def test_a_bad_strength_is_refused(cell, message):

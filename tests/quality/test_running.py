@@ -133,8 +133,8 @@ def test_features_of_any_float_type_are_counted():
         (torch.zeros(2, 6), [[0, 1]], ValueError, r"index must be integers \(N,\)"),
         (torch.zeros(2, 6), [0.0, 1.0], ValueError, r"index must be integers \(N,\)"),
         (torch.zeros(2, 6), [0, -1], ValueError, "index must be at least 0: got -1"),
-        (torch.zeros(2, 6), [7, 7], ValueError, "index must be new for each picture: got 7 twice"),
-        (torch.zeros(2, 6), [500, 20], ValueError, "index must be new for each picture: 20 was counted before"),
+        (torch.zeros(2, 6), [7, 7], ValueError, "index must be new for each image: got 7 twice"),
+        (torch.zeros(2, 6), [500, 20], ValueError, "index must be new for each image: 20 was counted before"),
     ],
 )
 def test_bad_features_are_refused_and_not_counted(rows, index, error, message):
@@ -147,10 +147,10 @@ def test_bad_features_are_refused_and_not_counted(rows, index, error, message):
 
 
 def test_parts_that_share_pictures_are_refused():
-    """Refuse parts with common pictures, even if these are few: some of them are kept rows."""
+    """Refuse parts with common images, even if these are few: some of them are kept rows."""
     x = features(20_000)
     whole, again = streamed(x), streamed(x[4000:4100], start=4000)
-    with pytest.raises(ValueError, match=r"index must be new for each picture: 40\d\d was counted before"):
+    with pytest.raises(ValueError, match=r"index must be new for each image: 40\d\d was counted before"):
         whole.merge(again)
     assert whole.count == 20_000
 
@@ -185,7 +185,7 @@ def test_measured_takes_data_and_pairs():
     digits = running.measured("digits", extractors.load("digits"), 500)
     assert (digits.count, digits.width) == (1797, 64)
     assert running.measured([(images, torch.arange(300))], network, progress=True).count == 300
-    with pytest.raises(ValueError, match="source must hold pictures: got none"):
+    with pytest.raises(ValueError, match="source must hold images: got none"):
         running.measured([], network)
 
 
@@ -239,7 +239,7 @@ def stored(path, **change):
         ({"rows": torch.zeros(99, 6)}, r"rows is .*, wanted \(100, 6\)"),
         ({"count": "101"}, "kept has 100 indices, wanted 101 of 101 rows"),
         ({"count": "-1"}, "count is -1, wanted an integer of at least 0"),
-        ({"kept": str([0] * 100)}, "index must be new for each picture: 0 was counted before"),
+        ({"kept": str([0] * 100)}, "index must be new for each image: 0 was counted before"),
         ({"kept": "[-1]"}, r"kept\[0\] is -1, wanted an integer from 0"),
         ({"said": "[1]"}, "said is .*, wanted names with values"),
         ({"features": '"' + "x" * 2000 + '"'}, "features is .*, wanted text"),

@@ -66,7 +66,7 @@ def test_subject_is_refused_where_data_and_model_differ():
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """Make a network of colour pictures, and 300 pictures in two classes by brightness."""
+    """Make a network of colour images, and 300 images in two classes by brightness."""
     made = tmp_path_factory.mktemp("colours")
     io.save(tiny(image_size=32, in_channels=3), made / "model")
     labels = np.arange(300, dtype=np.uint8) % 2
@@ -96,7 +96,7 @@ def test_a_named_data_set_and_its_file_measure_alike(tmp_path):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ("digits", r"features must be for pictures \(3, 32, 32\): digits sees \(1, 8, 8\)"),
+        ("digits", r"features must be for images \(3, 32, 32\): digits sees \(1, 8, 8\)"),
         ("pixels", "features must be one of mnist5k, digits, cifar10: got 'pixels'"),
     ],
 )
