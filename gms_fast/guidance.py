@@ -77,10 +77,10 @@ class ClassifierFree(_Guided):
     Args:
         model: Callable that returns one tensor or [`NoiseMoments`][gms_fast.NoiseMoments]. It is called as
             `(x, t, condition)` if the condition is a tensor, or `(x, t, **condition)` if it is a dict.
-        condition: Condition of the samples: a tensor (B, *) or (1, *), or a dict of keyword arguments. The
-            values of the dict are such tensors, numbers, strings, None, or dicts of these. The condition must
-            fit every call, so it must have one row if you sample with `batch_size`. None (default): each
-            call passes the condition as keyword arguments, `guided(x, t, **condition)`, as
+        condition: Condition of the samples: a tensor (B, *) or (1, *), or a dict of keyword arguments. The values of
+            the dict are such tensors, numbers, strings, None, or dicts of these. The same condition is passed to every
+            call, so it must have a single row if you sample with `batch_size`, where the sizes of batches can differ.
+            None (default): each call passes the condition as keyword arguments, `guided(x, t, **condition)`, as
             `sample(condition=...)` does.
         unconditional: Input that means "no condition", a tensor or a dict with the same keywords as the
             condition. Required unless `scale` is 1.
@@ -205,7 +205,7 @@ class Classifier(_Guided):
             model's `prediction` if it has one, else "noise".
 
     Raises:
-        ValueError: If there is no schedule, or if `log_prob` returns a wrong shape.
+        ValueError: If there is no schedule, or if `log_prob` returns a tensor of the wrong shape.
         TypeError: If `model` or `log_prob` is not callable.
 
     Note:

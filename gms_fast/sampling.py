@@ -119,7 +119,7 @@ def sample(
         The loop never waits for a GPU, so NaN and infinity on a GPU are reported only after the last step.
 
         `torch.compile(..., fullgraph=True)` can compile the loop into one graph if `progress` is False and `callback`
-        is either None or can be traced. A CUDA graph can also capture the loop. In both cases NaN and infinity are not
+        is None or traceable. A CUDA graph can also capture the loop. In both cases NaN and infinity are not
         reported: they appear in the samples. [`graphed`][gms_fast.graphed] compiles or captures the loop for you and
         does report them.
 

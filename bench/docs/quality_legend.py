@@ -59,9 +59,9 @@ OPTIONS = {  # words in the name of a solver: their meaning
     "evaluations.",
 }
 SHOWN_CONTROLS = {
-    "real": "*Real against real* scores real data as if they were samples.",
-    "gaussian": "*Gaussian control* scores draws from a Gaussian with the mean and covariance of the data.",
-    "guide": "*The strokes* scores the strokes themselves.",
+    "real": "*Real against real* compares real data with other real data, as if they were samples.",
+    "gaussian": "*Gaussian control* is the score of draws from a Gaussian with the mean and covariance of the data.",
+    "guide": "*The strokes* is the score of the strokes themselves.",
 }
 EXACT = (
     "`clip_pixel=None` keeps the noise of the last step. It is set where the data have noise themselves: "

@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue an interrupted measurement in --out")
     again.add_argument("--force", action="store_true", help="delete the records in --out and start again")
-    _add_samples(parser.add_argument_group("options to measure existing samples instead of a model"))
+    note = "A model with your own --data needs --features too."
+    _add_samples(parser.add_argument_group("options to measure existing samples instead of a model", note))
 
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:

@@ -36,7 +36,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--ema",
         type=float,
         default=0.999,
-        help="decay rate of the averaged weights (EMA), from 0 to below 1 (default: 0.999)",
+        help="decay rate of the averaged weights (EMA), at least 0 and below 1 (default: 0.999)",
     )
     add("--flips", action="store_true", help="mirror images at random (not suitable for digits and text)")
     add("--seed", type=options.seed, default=0, help=options.SEED)

@@ -37,7 +37,7 @@ def add_features(add: argparse._ActionsContainer) -> None:
         help="input range of your own feature network: [-1,1], [0,1], or uint8 as for StyleGAN's and EDM's Inception "
         "(default: [-1,1])",
     )
-    channels = "with 3, grey images are repeated to three channels, for your own feature network"
+    channels = "with 3, the channel of grey images is repeated three times, for your own feature network"
     add.add_argument("--feature-channels", type=int, choices=(3,), help=channels)
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 LEFT = "; the same command with --resume continues from there"  # message after an early end
 MNIST = "mnist"  # the model without --model
-MODEL = "embedded model (mnist or digits), folder of a saved model, or released checkpoint file (default: mnist)"
+MODEL = (
+    "embedded model (mnist or digits), folder of a saved model, or checkpoint file released for GMS or "
+    "improved-diffusion (default: mnist)"
+)
 DEVICE = "torch device, such as cpu, cuda, cuda:1 or mps (default: cuda if available, else cpu)"
 SEED = "seed of all random numbers, an integer from 0 to 2147483647 (default: 0)"
 LABELS = (

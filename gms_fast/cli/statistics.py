@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gms_fast.models.unet import MomentUNet
 
 SUMMARY = (
-    "Measure the statistics of a model that the solver dpm-solver-v3 needs. With --gaussian, measure the mean and "
+    "Measure the model statistics that the solver dpm-solver-v3 needs. With --gaussian, measure the mean and "
     "covariance of its data for teleport and gms. With --features, measure a reference for gms-fast evaluate."
 )
 STEPS = 20  # solver steps of samples that replace data: docs/quality.md

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=sources.Data, required=True, help=learning.DATA)
     labels = "class labels of the images, to train a network with classes: mnist5k, digits, or a .npy or .npz file"
     add("--labels", type=sources.Data, help=labels)
-    dropout = "share of images whose label is dropped, from 0 to below 1, which allows guidance (default: 0.1)"
+    dropout = "share of images whose label is dropped, at least 0 and below 1, which allows guidance (default: 0.1)"
     add("--label-dropout", type=float, metavar="SHARE", help=dropout)
     add("--out", type=Path, required=True, help='folder of the run; the model is saved in its subfolder "model"')
     steps = "number of optimiser steps for the noise network (default: 12000)"

@@ -22,7 +22,7 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast train-heads`."""
     add = parser.add_argument
-    network = "folder of a diffusers network or pipeline, or released checkpoint file"
+    network = "folder of a diffusers network or pipeline, or checkpoint file released for GMS or improved-diffusion"
     add("--network", type=sources.Model, required=True, help=network)
     add("--data", type=sources.Data, required=True, help=learning.DATA)
     labels = "class labels of the images, required for a network with classes: mnist5k, digits, or a .npy or .npz file"

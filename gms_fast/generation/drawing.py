@@ -62,7 +62,7 @@ class Drawing:
 
         Raises:
             ValueError: If a sample is not finite; the step is named.
-            MemoryError: If memory is too small for a single sample.
+            MemoryError: If there is not enough memory for a single sample.
         """
         pictures: Tensor | None = None
         for start in range(indices.start, indices.stop, self.batch_size):

@@ -123,7 +123,7 @@ def generate(
         FileExistsError: If the folder holds files that do not belong to the run.
         FileNotFoundError: If `verify` is given and the folder holds no run.
         OSError: If the folder cannot be written to.
-        MemoryError: If memory is too small for a single sample.
+        MemoryError: If there is not enough memory for a single sample.
 
     Note:
         On a CPU, each process uses one thread, because a network may round differently with more threads.

@@ -540,8 +540,8 @@ def sample_dpm_solver_v3(
             derivative), which is more stable in runs of few steps. If False (default), all derivatives are those of the
             polynomial through all values.
         lower_order_final: If True (default), the order decreases to 1 in the last steps.
-        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used. Below it, they are replaced by those
-            of data prediction. None (default) uses the statistics everywhere.
+        trust: Smallest lambda = log(alpha/sigma) at which the statistics are used. Below it, they are replaced by l = 1
+            and s = b = 0, as in data prediction. None (default) uses the statistics everywhere.
         s_noise: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the same
             signature.
         noise_sampler: Has no effect, because this solver draws no noise. It is accepted so that all samplers have the

@@ -60,9 +60,9 @@ def empirical_model(
 
     The curves are averages over noised data, on a grid of lambda = log(alpha/sigma). With y = x/alpha and the network's
     noise estimate eps, l makes f = exp(-lambda) eps - l y as flat in x as possible. s and b are the coefficients of the
-    linear regression df/dlambda ~ s f + b. A measurement costs about as much as 8 `samples` (N + 1) network
-    evaluations. Derivatives are computed in forward mode, or with two backward passes if a layer does not support
-    forward mode.
+    linear regression df/dlambda ~ s f + b. A measurement costs about as much as 8 n (N + 1) network evaluations for n =
+    `samples`. Derivatives are computed in forward mode, or with two backward passes if a layer does not support forward
+    mode.
 
     Args:
         model: Network in eval mode, a callable `(x, t)` that returns a Tensor or NoiseMoments. x is (B, *sample), and t
@@ -80,7 +80,8 @@ def empirical_model(
         t_max: Noisiest time, or None (default) for the schedule's.
         t_min: Least noisy time, or None (default) for the schedule's.
         batch_size: Samples per network call, >= 1 (default 64). It limits the memory and does not change the result.
-        seed: Seed >= 0 of the noise, the probes and the order of the samples (default 0).
+        seed: Seed >= 0 of the noise, of the random vectors that estimate derivatives, and of the order of the samples
+            (default 0).
         window: Width in lambda of the moving average of dl/dlambda (default 0.1), or None for no average. The released
             script averages 11 nodes, which corresponds to a window of 10 (lambda_N - lambda_0)/N.
         tolerance: Relative variance of f below which s is set to 0 and b to E[f'] (default 1e-12). For Gaussian data,

@@ -34,8 +34,8 @@ def gaussian(
             the model.
         rank: Number of eigenvectors to keep, starting with the largest eigenvalue. None (default) keeps as many as M
             samples can determine, which is min(D, M - 1) for samples with D elements.
-        flips: Also count a copy of every image that is mirrored in the last dimension, for networks trained with random
-            flips (default False).
+        flips: Also count a mirrored copy of every image (flipped along the last dimension), for networks trained with
+            random flips (default False).
         batch_size: Rows of a tensor that are processed at once, >= 1 (default 1024). It limits the memory and does not
             change the result.
         progress: Show a progress bar on stderr (default False).

@@ -79,7 +79,7 @@ def pilot(
         schedule: Noise schedule or its name, or None (default) for the model's.
         prediction: Meaning of a single tensor that the model returns, such as "noise" or "x0", or None (default) for
             the model's.
-        levels: Number of noise levels >= 2 (default 16). They are evenly spaced in log(sigma/alpha), from the
+        levels: Number of noise levels, >= 2 (default 16). They are evenly spaced in log(sigma/alpha), from the
             schedule's highest level, or 100 if that is infinite, down to 1.
         threshold: Smallest R^2 < 1 that is good enough (default 0.9).
         seed: Seed of the noise (default 0).

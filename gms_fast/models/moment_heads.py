@@ -202,7 +202,7 @@ class MomentHeads(nn.Module):
         Args:
             folder: Folder written by `save_pretrained`.
             network: Network that the heads were trained on, in any form that the constructor accepts. It may be in a
-                narrower dtype than during the training.
+                narrower dtype than during training.
 
         Returns:
             MomentHeads in eval mode.

@@ -58,7 +58,7 @@ def wrap(
     Raises:
         ValueError: If the kind is unknown, if the schedule or prediction cannot be read from the network and is not
             given, or if a call lacks a condition.
-        TypeError: If `network` is not callable, a pipeline or a pair.
+        TypeError: If `network` is neither callable nor a pipeline nor a pair.
 
     Examples:
         >>> import diffusers

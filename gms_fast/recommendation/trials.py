@@ -52,7 +52,7 @@ class Trial(NamedTuple):
 
 
 class Recommendation(NamedTuple):
-    """Solver recommended for a number of network evaluations, ready for `sample`.
+    """Solver recommended for a given number of network evaluations, ready for `sample`.
 
     Printing a recommendation shows the solver, the reason and all trials.
 
@@ -98,7 +98,7 @@ def recommend(
     seed: int = 0,
     progress: bool = True,
 ) -> Recommendation:
-    """Recommend a solver, a Teleport level and a time grid for a number of network evaluations.
+    """Recommend a solver, a Teleport level and a time grid for a given number of evaluations.
 
     The Teleport level is the noise level at which [`Teleport`][gms_fast.solvers.Teleport] stops and the solver takes
     over.

@@ -79,8 +79,8 @@ class Solver(Identified, ABC):
         reach: Default noise level sigma/alpha at which a [`Teleport`][gms_fast.solvers.Teleport] to this solver ends,
             in units of `spread`, the largest standard deviation of the data in any direction (default 2.3; see
             docs/quality.md for the measurements).
-        counted_from: Number under which the noise generator counts the first step of a run, whichever time the run
-            starts at. With None (default), the sampling loop chooses the number.
+        counted_from: Number that the noise generator gives to the first step of a run, at whatever time the run starts.
+            With None (default), the sampling loop chooses the number.
 
     Examples:
         >>> solver = gms_fast.solvers.build("er-sde:order=2")
@@ -207,7 +207,7 @@ class Solver(Identified, ABC):
         return other
 
     def onward(self) -> "Solver":
-        """Return the solver that continues after the leading steps without a network."""
+        """Return the solver that takes over after the leading steps, which need no network."""
         return self
 
     def moments_at(self, step: TimeStep) -> int:

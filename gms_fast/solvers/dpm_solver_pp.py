@@ -40,10 +40,9 @@ class DPMSolverPP(Extrapolating):
             estimates exist.
         sde: Amount of noise eta >= 0. False or 0 selects the probability flow (default), True or 1 the reverse SDE
             (SDE-DPM-Solver++).
-        kind: Form of the steps of order 2, including the step of order 2 with which order 3 starts. "midpoint"
-            (default) uses a_1 = g/2. "heun" uses a_1 = 1 - g/(p h), which is the exact integral. "k-diffusion" is the
-            same as "heun", except that steps of order 3 with noise have the form used in k-diffusion (see the note
-            below).
+        kind: Form of the second-order steps, including the one at the start of a run of order 3. "midpoint" (default)
+            uses a_1 = g/2. "heun" uses a_1 = 1 - g/(p h), which is the exact integral. "k-diffusion" is the same as
+            "heun", except that steps of order 3 with noise have the form used in k-diffusion (see the note below).
         lower_order_final: If True (default), the order decreases to 1 in the last steps of runs with fewer than 15
             network evaluations.
         denoise: If True (default), one more network evaluation removes the remaining noise at the end. If False, the

@@ -66,11 +66,11 @@ class DPMSolverV3(Solver):
         dy/dlambda = -l y - f,    f = (sigma eps - l x)/alpha
 
     The empirical model statistics l, s and b are curves over lambda that are measured on the given network. They make f
-    as smooth as this network allows. A step from s to t is
+    as smooth as this network allows. A step from t to s is
 
-        y_t = A [y_s - int E B - int E g],    A = exp(-int l),  E = exp(int l + s),  B = int exp(-int s) b
+        y_s = A [y_t - int E B - int E g],    A = exp(-int l),  E = exp(int l + s),  B = int exp(-int s) b
 
-    All integrals (int) run over lambda and begin at s. The function g = exp(-int s) f - B is approximated by the
+    All integrals (int) run over lambda and begin at t. The function g = exp(-int s) f - B is approximated by the
     polynomial through its values at the last steps.
 
     Use DPM-Solver-v3 for 3 to 10 network evaluations if you have measured the statistics of your network. For 3 to 5

@@ -52,7 +52,7 @@ class ERSDE(Multistep):
     - "er_sde_4": x (exp(x^0.3) + 10)
     - "sde_1" or "dropped": x (exp(-1/x) + 10)
 
-    The names "sde_2" to "sde_5" are older names of "er_sde_1" to "er_sde_4".
+    The names "sde_2" to "sde_5" are older names for "er_sde_1" to "er_sde_4".
 
     Use ER-SDE for runs of up to 10 network evaluations if you have no statistics of the data or the network, and pass
     `timesteps=schedule.timesteps(K, spacing=0.7)`. It needs no moment heads. A run of K steps costs K network
@@ -67,7 +67,7 @@ class ERSDE(Multistep):
             Its values must be positive, and phi(x)/x must not decrease with x.
         quadrature: Rule for the integrals of 1/phi in c_1 and c_2: "released" (default) for the left Riemann sum of the
             code released with the paper, or "exact" for integrals that are exact up to rounding.
-        points: Number of points of the Riemann sum, >= 1. The released code uses 100 (default), ComfyUI uses 200.
+        points: Number of points of the Riemann sum, >= 1. The released code uses 100 (default); ComfyUI uses 200.
         variance_clip: Variance of the noise in x/alpha below which a step draws no noise. The default, None, stands for
             1e-6 with quadrature="released", as in the released code, and for 0 with quadrature="exact".
 

@@ -30,9 +30,8 @@ class GMS(Solver):
     noise moments.
 
     If `covariance` is given, steps at high noise levels draw all elements of a sample jointly: x_s is A x_t + B
-    E[x_0|x_t] plus Gaussian noise. This noise has the covariance that x_s would have given x_t if x_0 came from the
-    Gaussian `covariance` (see `Gaussian.step_noise`). At noise level `switch` and below, the solver draws from the
-    mixture.
+    E[x_0|x_t] plus Gaussian noise. This noise has the covariance of x_s, given x_t, for data x_0 from the Gaussian
+    `covariance` (see `Gaussian.step_noise`). At noise level `switch` and below, the solver draws from the mixture.
 
     Use GMS with a network that returns the second and third noise moments. It suits samples with few or independent
     elements at any number of steps. For images, use it with 20 or more steps, or with up to 10 steps after a
@@ -71,7 +70,8 @@ class GMS(Solver):
     Note:
         `sample(steps=..)` uses the time grid "angle" (see `Schedule.grid`), or "uniform" for fit="adan". The defaults
         are the best settings found in docs/quality.md, and those of fit="adan" are the settings of the released code.
-        The network must return all moments at the first step too, even if that step uses `covariance`.
+        Unless `switch` is 0, the network must return all moments at the first step too, even if that step uses
+        `covariance`.
 
     Examples:
         >>> model = gms_fast.load("digits")

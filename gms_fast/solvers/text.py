@@ -167,8 +167,8 @@ def build(
         The [`Solver`][gms_fast.Solver].
 
     Raises:
-        ValueError: If the string is malformed, if it contains an unknown solver or option, or if it does not name
-            statistics or a table that `origin` does not have either.
+        ValueError: If the string is malformed, if it contains an unknown solver or option, or if statistics or a table
+            that the solver needs are neither named in the string nor found in `origin`.
         FileNotFoundError: If the string names a file or an embedded model that does not exist.
 
     Examples:

@@ -120,8 +120,8 @@ class EmpiricalModel(Identified):
         """Return statistics that use the measured curves only where lambda >= `lam`.
 
         Below `lam`, the result has l = 1 and s = b = 0, as for DPM-Solver++. The reason is that f is eps magnified by
-        sigma/alpha = exp(-lambda), including the errors of eps. Where sigma/alpha is 7 or more, the curves reflect
-        the network's errors as much as its shape.
+        sigma/alpha = exp(-lambda), including the errors of eps. Where sigma/alpha is 7 or more, the curves reflect the
+        network's errors as much as the function it has learned.
 
         Args:
             lam: Smallest lambda at which the measured curves are used.
@@ -143,7 +143,8 @@ class EmpiricalModel(Identified):
     def moment(self, i: int, j: int, k: int) -> Tensor:
         """Integrate exp((L+S) - (L+S)_i) (lambda - lambda_i)^k/k! from node i to node j.
 
-        The integral is computed with the trapezoid rule on all nodes from i to j.
+        L and S are the integrals of l and s over lambda, and the index i marks their values at node i. The trapezoid
+        rule on all nodes from i to j computes the integral.
 
         Args:
             i: Index >= 0 of the first node.
