@@ -8,7 +8,7 @@ the fastest of each counts, because other processes disturb it least. "derivativ
 passes" the same network behind a layer without forward mode, "difference" distance=0.01.
 
 The benefit is measured at equal cost: SN-DDPM on the networks without heads, beside DDPM and DDIM (GMS(fit="gaussian")
-gives the same samples as SN-DDPM, bit by bit). A step costs as much as a call on the embedded models at the largest
+gives the same samples as SN-DDPM, bit for bit). A step costs as much as a call on the embedded models at the largest
 batch, on average, rounded up to a tenth. The last call, which removes the remaining noise, needs one moment and counts
 as one. So N calls are (N - 1)/cost steps, rounded down. Exact models are called as if they were networks. The grid is
 "angle". Cells are means over three ranges of samples with their standard deviation.

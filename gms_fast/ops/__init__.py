@@ -194,9 +194,9 @@ def sample_mixture(
         floor: Lower bound for V, see [`fit_mixture`][gms_fast.ops.fit_mixture] (default 0).
         seed: 64-bit integer, or one integer per sample (default 0). Each random number depends only on
             (seed, sample_offset + b, step, element), where b is the row of the sample. With one seed per sample, each
-            sample uses its own seed, and 0 instead of sample_offset + b. An int64 tensor () on the device is read by
-            the kernel, so a CUDA graph reads it again at every replay.
-        step: Counter of the draw, in [0, 2^32), as an integer or an int64 tensor () on the device (default 0).
+            sample uses its own seed, and 0 instead of sample_offset + b. An int64 tensor of shape () on the device is
+            read by the kernel, so a CUDA graph reads it again at every replay.
+        step: Counter of the draw, in [0, 2^32), as an integer or an int64 tensor of shape () on the device (default 0).
         sample_offset: Index of the first sample (default 0).
         component: "element" (default) draws one u for each element. "sample" draws one u for each sample, which all of
             its elements share.

@@ -167,7 +167,7 @@ def interpreted() -> bool:
 
 
 def set_backend(name: str | None) -> None:
-    """Force one backend for all ops, or choose it by the device of the tensors again.
+    """Force one backend for all ops, or return to the automatic choice.
 
     To force a backend when the package is imported, set the environment variable `GMS_FAST_BACKEND`.
 

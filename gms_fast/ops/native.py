@@ -57,7 +57,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def set_instruction_set(name: str) -> None:
-    """Use one of `instruction_sets`; results are the same to the bit with each."""
+    """Use one of `instruction_sets`; all of them give the same bits."""
     compiled.set_instruction_set(name)
 
 

@@ -42,7 +42,7 @@ class Draws(NamedTuple):
 
     Args:
         seed: 64 bits; or an int64 tensor that the kernel reads, (B,) with one key per sample or () with one for all.
-        step: Counter of the step, or an int64 tensor () that the kernel reads.
+        step: Counter of the step, or an int64 tensor of shape () that the kernel reads.
         sample_offset: Index of the first sample.
         component: "element": one uniform per element; "sample": one for all elements of a sample.
         z: Given normals, or a function that returns z or (z, u) when noise is needed; None is drawn.

@@ -2,7 +2,7 @@
 
 torch's own reader with `weights_only` allocates what a file asks for before it checks what the file has. It also does
 not compare a tensor with the bytes of its storage. This module interprets the few pickle opcodes that state dicts need.
-Everything else is refused by name.
+Anything else raises an error that names it.
 """
 
 import io
