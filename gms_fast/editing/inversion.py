@@ -239,8 +239,8 @@ def interpolate(
 ) -> Tensor:
     """Interpolate between two images along the great circle between their noise tensors x_T.
 
-    Both images are inverted, to noise tensors x_T' and x_T'' at an angle w to each other. The solver then draws n
-    samples from points on the great circle between them, with s from 0 to 1:
+    Inverting both images gives the noise tensors x_T' and x_T'', with an angle w between them. The solver then draws n
+    samples from points on the great circle between these tensors, with s from 0 to 1:
 
         x_T(s) = (sin((1 - s) w) x_T' + sin(s w) x_T'')/sin w
 

@@ -60,7 +60,7 @@ def timesteps(
 
     Args:
         model: Model that provides the schedule, and any tables stored with it that `solver` needs. It is not called.
-        steps: Number of steps K >= 1. A discrete schedule may have fewer than K times below this strength. The edit
+        steps: Number of steps K >= 1. A discrete schedule may have fewer than K times below `strength`. The edit
             then has fewer steps, and a warning states how many.
         strength: Noise level at which the edit starts. A number in [0, 1] is a position on the schedule's time grid,
             from no noise (0) to pure noise (1). For VP, it is t divided by the largest time. "t=500" is a time of the

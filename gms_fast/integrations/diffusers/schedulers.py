@@ -435,9 +435,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return alpha x_0 + sigma eps at the given times, in the dtype of x_0.
 
-        If all of the times occur in the run, they are taken as times of the run, and otherwise as training times. If a
-        pipeline has set `begin_index`, the times are ignored. The noise level is then the one at which the next step
-        starts; before the first step, this is the noise level of `begin_index`.
+        If all of the times occur in the run, they are taken as times of the run; otherwise they are taken as training
+        times. If a pipeline has set `begin_index`, the times are ignored. The noise level is then the one at which the
+        next step starts; before the first step, this is the noise level of `begin_index`.
 
         Args:
             original_samples: x_0, (B, C, H, W).
