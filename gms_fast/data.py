@@ -131,7 +131,7 @@ def stream(source: str | Path, size: int = 256) -> Stream:
         size: Largest number of images per part, >= 1. Default: 256.
 
     Returns:
-        Stream: iterable over parts (images, index). The index is the one stored in the shards. For other sources, it
+        Stream: Iterable over parts (images, index). The index is the one stored in the shards. For other sources, it
             counts the images from 0, in the order of `load`.
 
     Raises:

@@ -37,7 +37,7 @@ class StepCoefficients:
             last step.
 
     Raises:
-        TypeError: If a coefficient is missing, or is not given by keyword.
+        TypeError: If a coefficient is missing, or is not passed by keyword.
 
     Examples:
         >>> schedule = gms_fast.schedules.build("linear")

@@ -59,10 +59,11 @@ def inpaint(
             reaches the noise level of strength m, rounded down to a noise level of the run. The height and width of
             the mask may be whole multiples of the size of the latents. The mask is then reduced to this size, and a
             latent element counts as known only if all of its pixels are known.
-        steps: Number of steps K >= 1 from the noise level of `strength` on.
+        steps: Number of steps K >= 1, starting at the noise level of `strength`.
         solver: A `Solver` or a solver string, as in [`sample`][gms_fast.sample]. GGDM needs strength 1, and Teleport is
             not supported.
-        n: Number of results. To get several results, pass a single image. Default: the number of images.
+        n: Number of results. With a single image, any number >= 1 is allowed; otherwise it must be the number of
+            images. Default: the number of images.
         resample: Number of passes r >= 1 over each step. Between two passes, noise is added so that the state returns
             to the start of the step. More passes make the new part fit the known part better. They cost r times the
             network evaluations.
@@ -87,9 +88,9 @@ def inpaint(
         The edited images, a tensor (n, C, H, W) or (n, *). Pixels with mask 0 equal the input.
 
     Raises:
-        ValueError: If an argument has a wrong value. Examples are a mask that has the wrong size, lies outside [0, 1],
-            or is 0 or 1 everywhere, and all cases of [`stroke`][gms_fast.editing.stroke]. This is checked before the
-            model is called.
+        ValueError: If the mask has the wrong size, has values outside [0, 1], or is 0 or 1 everywhere, and in all cases
+            in which [`stroke`][gms_fast.editing.stroke] raises it. All arguments are checked before the model is
+            called.
         TypeError: If `mask` or `image` has the wrong type.
 
     Examples:
@@ -132,7 +133,7 @@ def inpaint(
 def mask_of(mask: Tensor, x: Tensor) -> Tensor:
     """Convert a mask to numbers that broadcast to a state (n, *).
 
-    Raises TypeError or ValueError naming `mask`.
+    Raises TypeError or ValueError if the mask is invalid.
     """
     if not isinstance(mask, Tensor) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__

@@ -76,7 +76,7 @@ class Inversion(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Return the solver's times with noise, in reverse order and with the first one repeated.
+        """Return the solver's times that have noise, in reverse order, with the first one repeated.
 
         Args:
             schedule: Noise schedule.
@@ -161,7 +161,7 @@ def invert(
             or "dpm-solver++" or "unip" (adjustable order). The default has the smallest error (docs/editing.md), but it
             cannot reach a noise level with alpha = 0.
         strength: Noise level at which to stop, as in [`stroke`][gms_fast.editing.stroke]; 1 is the noisiest. To sample
-            from a state at a lower strength, use the times of [`timesteps`][gms_fast.editing.timesteps].
+            from a state at a lower strength, use the times that [`timesteps`][gms_fast.editing.timesteps] returns.
         shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
@@ -178,7 +178,7 @@ def invert(
 
     Raises:
         ValueError: If `solver` draws noise or cannot be inverted, and in all cases of
-            [`stroke`][gms_fast.editing.stroke]. This is checked before the model is called.
+            [`stroke`][gms_fast.editing.stroke]. All arguments are checked before the model is called.
         TypeError: If an argument has the wrong type.
 
     Examples:
@@ -239,8 +239,8 @@ def interpolate(
 ) -> Tensor:
     """Interpolate between two images along the great circle between their noise tensors x_T.
 
-    Both images are inverted to x_T' and x_T'', which enclose an angle w. The solver then draws n samples from points
-    on the great circle between them, with s from 0 to 1:
+    Inverting both images gives the noise tensors x_T' and x_T'', with an angle w between them. The solver then draws n
+    samples from points on the great circle between these tensors, with s from 0 to 1:
 
         x_T(s) = (sin((1 - s) w) x_T' + sin(s w) x_T'')/sin w
 

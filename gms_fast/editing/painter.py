@@ -14,14 +14,14 @@ _SLACK = 1 / 255  # rounding to bytes may take an image this far outside its ran
 def paint(images: Tensor, *, colours: int = 6, brush: float = 0.1) -> Tensor:
     """Repaint images with a wide brush and few colours, as input for `stroke`.
 
-    Colour images are filtered with a median filter of the width of the brush. It removes lines that are thinner than
-    half the brush.
+    Colour images are smoothed by a median filter as wide as the brush, which removes lines thinner than half the brush.
 
-    Greyscale images are treated as drawings, so lines become thicker instead. The median of the image is the colour of
-    the paper. If the brightest pixel is farther from it than the darkest, the ink is lighter than the paper. Each pixel
-    is replaced by a quartile of the pixels under the brush: the upper quartile for light ink, the lower for dark ink.
+    Greyscale images are treated as drawings, so lines become thicker instead. The median of the image is taken as the
+    colour of the paper. If the brightest pixel is farther from this median than the darkest pixel is, the ink is
+    lighter than the paper. Each pixel is replaced by a quartile of the pixels under the brush: the upper quartile for
+    light ink, the lower one for dark ink.
 
-    The smallest brush has 3 pixels. In an 8x8 image this is a third of a digit.
+    The smallest brush is 3 pixels wide, which is a third of a digit in an 8x8 image.
 
     Args:
         images: Tensor (N, C, H, W), floating point in [-1, 1], C = 1 or 3.

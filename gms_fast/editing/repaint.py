@@ -132,7 +132,7 @@ class Inpainting(Solver):
         t_max: float | None = None,
         spacing: str | float | None = None,
     ) -> list[float]:
-        """Return the solver's times, each repeated once for every network evaluation at this time.
+        """Return the solver's times, each listed once per network evaluation at that time.
 
         Args:
             schedule: Noise schedule.

@@ -53,15 +53,15 @@ def timesteps(
     solver: str | Solver = "gms",
     schedule: Schedule | str | None = None,
 ) -> list[float]:
-    """Return the times of an edit: the solver's grid from the noise level of `strength` on.
+    """Return the times of an edit: the solver's grid from the noise level of `strength` down.
 
     Pass these times as `timesteps=`, and the result of [`noised`][gms_fast.editing.noised] as `x_T=`, to
     [`sample`][gms_fast.sample], [`graphed`][gms_fast.graphed] or [`Stepper`][gms_fast.Stepper].
 
     Args:
         model: Model that provides the schedule, and any tables stored with it that `solver` needs. It is not called.
-        steps: Number of steps K >= 1. If the schedule has only integer times, fewer may be left at this strength. A
-            warning then states how many.
+        steps: Number of steps K >= 1. A discrete schedule may have fewer than K times below `strength`. The edit
+            then has fewer steps, and a warning states how many.
         strength: Noise level at which the edit starts. A number in [0, 1] is a position on the schedule's time grid,
             from no noise (0) to pure noise (1). For VP, it is t divided by the largest time. "t=500" is a time of the
             schedule, and "level=2.5" is a noise level sigma/alpha.
@@ -199,7 +199,8 @@ def noised(
         model: Callable `(x, t)` that provides the schedule, the device and the data range. It is not called.
         image: Images (n, C, H, W), or one image (C, H, W), floating point, in the model's data range.
         strength: Noise level, as in [`timesteps`][gms_fast.editing.timesteps].
-        n: Number of results. To get several results, pass a single image. Default: the number of images.
+        n: Number of results. With a single image, any number >= 1 is allowed; otherwise it must be the number of
+            images. Default: the number of images.
         shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         seed: As in [`sample`][gms_fast.sample].

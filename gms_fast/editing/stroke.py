@@ -62,12 +62,13 @@ def stroke(
             schedule, and "level=2.5" is a noise level sigma/alpha. Strength 0 returns the image, clipped to the data
             range. At strength 1 nothing of the image is left, and the result equals that of
             [`sample`][gms_fast.sample].
-        steps: Number of steps K >= 1 from this noise level on. The edit costs K + 1 network evaluations, or K for
+        steps: Number of steps K >= 1, starting at this noise level. The edit costs K + 1 network evaluations, or K for
             solvers without a final evaluation.
         solver: As in [`sample`][gms_fast.sample]. GGDM and Teleport need strength 1.
-        n: Number of results. To get several results, pass a single image. Default: the number of images.
+        n: Number of results. With a single image, any number >= 1 is allowed; otherwise it must be the number of
+            images. Default: the number of images.
         repeats: Number of passes >= 1. Each further pass starts from the previous result, with new noise. At strength 1
-            there is only one pass. `denoise=False` applies to the last pass.
+            there is only one pass. `denoise=False` applies only to the last pass.
         shape: Shape of one sample. Default: the model's `sample_shape`.
         schedule: As in [`sample`][gms_fast.sample].
         prediction: As in [`sample`][gms_fast.sample].
@@ -88,8 +89,8 @@ def stroke(
 
     Raises:
         ValueError: If an argument has a wrong value, for example an image of the wrong shape or range, a strength
-            outside the schedule, or a solver that must start from pure noise (GGDM, Teleport). This is checked before
-            the model is called.
+            outside the schedule, or a solver that must start from pure noise (GGDM, Teleport). All arguments are
+            checked before the model is called.
         TypeError: If an argument has the wrong type.
 
     Examples:

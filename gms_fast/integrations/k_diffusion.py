@@ -96,8 +96,8 @@ def sample_gms(
         weight: Weight of the first component, in (0, 1) but not 1/2 (default 1/3).
         moments: How the moments of x_0 are clipped to the data range: "cumulant" (default), or "released", as in the
             code released with the paper. [`gms_step`][gms_fast.ops.gms_step] describes both.
-        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
-            levels; the range [-1, 1] has 255 of them (default 2). None treats the last step like every other step.
+        clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
+            levels, of which the range [-1, 1] has 255 (default 2). None treats the last step like every other step.
         clip: Data range (low, high) to which E[x_0|x] is clipped. None (default) turns clipping off.
         central: Set this to True if the model's second and third moments are central moments, that is, moments about
             the first. False (default) stands for raw moments.

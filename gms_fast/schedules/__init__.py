@@ -61,8 +61,8 @@ def build(description: str | dict[str, object] | Schedule) -> Schedule:
     """Build a schedule from its name or its config.
 
     Args:
-        description: One of the [names][gms_fast.schedules.names], the name of a schedule class, or the `config` of a
-            schedule. A [`Schedule`][gms_fast.schedules.Schedule] is returned unchanged.
+        description: One of the names that [`names`][gms_fast.schedules.names] returns, the name of a schedule class, or
+            the `config` of a schedule. A [`Schedule`][gms_fast.schedules.Schedule] is returned unchanged.
 
     Returns:
         Schedule.

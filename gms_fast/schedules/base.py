@@ -139,12 +139,12 @@ class Schedule(Identified, ABC):
         return as_float64(t)
 
     def asked_like(self, other: "Schedule | None") -> "Schedule":
-        """Return this schedule with the network times of `other`, unless it sets its own."""
+        """Return this schedule with the network times of `other`, unless this schedule sets its own."""
         return self
 
     @property
     def later_start(self) -> str:
-        """Advice for error messages about a first time without signal."""
+        """Advice for the error message if a run would start at a time without signal."""
         return "start at a less noisy time"
 
     def check_signal(self, t: float, solver: str, instead: str = "") -> None:

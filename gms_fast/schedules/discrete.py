@@ -107,7 +107,7 @@ class VP(VariancePreserving):
     def inverse_log_snr(self, lam: Times) -> Tensor:
         """Return the time t in [0, T-1] at which log_snr(t) = lam.
 
-        Values of `lam` outside the schedule's range are mapped to the nearest end.
+        Values of `lam` outside the schedule's range are mapped to the nearer end of the range.
         """
         lam = as_float64(lam)
         log_alpha = log_alpha_of(lam)

@@ -17,11 +17,11 @@ from gms_fast.storage.schema import short
 
 
 class Levels(Schedule):
-    """Schedule given by a table of noise levels, such as Karras sigmas or another library's.
+    """Schedule given by a table of noise levels, such as Karras sigmas.
 
-    Level i is the state x = alphas[i] x_0 + sigmas[i] eps. The time of a level is its rank, from 0 for the cleanest
-    level to n-1 for the noisiest, whatever the order of the table. Time grids consist of integer times, and n-1 steps
-    visit every level.
+    The table may come from a formula or from another library. At level i, the state is x = alphas[i] x_0 + sigmas[i]
+    eps. The time of a level is its rank, from 0 for the cleanest level to n-1 for the noisiest, whatever the order of
+    the table. Time grids consist of integer times, and n-1 steps visit every level.
 
     Args:
         alphas: Signal scales (n,), finite and >= 0. The noisiest level may have alpha = 0.
@@ -94,7 +94,7 @@ class Levels(Schedule):
         return self._at(self._asked, t)
 
     def from_network_time(self, t: Times) -> Tensor:
-        """Return the time of the level nearest in network time, the cleanest one in a tie."""
+        """Return the time of the level nearest in network time, or of the cleanest one in a tie."""
         return (as_float64(t)[..., None] - self._asked).abs().argmin(-1).double()
 
     def inverse_log_snr(self, lam: Times) -> Tensor:

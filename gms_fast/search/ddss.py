@@ -187,7 +187,8 @@ def ggdm(
             one call instead of K, but the search takes about 1.5 times as long.
         out: Folder for `table.safetensors` (the best table so far), `checkpoint.pt` and `curve.csv`. If None, nothing
             is written, and an interrupted search cannot be resumed.
-        resume: Whether to continue a search that `out` already contains. If False, such a folder is refused.
+        resume: Whether to continue a search that `out` already contains. If False, a folder that contains a search is
+            refused.
         replace: Whether to delete a search that `out` already contains and start over.
         progress: Whether to show a progress bar on stderr.
         variant: Quantities that are learned. "ggdm": the weights mu of earlier states. "pred": these weights and

@@ -19,7 +19,7 @@ class Units:
     """Standardisation of features by their mean and standard deviation on data.
 
     A call maps features f (N, D) to (f - mean)/std, in float64. As a result, all features and all powers in the kernel
-    have similar weight. Standard deviations below 0.05 of the largest one are raised to that value.
+    have similar weight. Standard deviations below 0.05 times the largest one are raised to that value.
 
     Args:
         real: Features (M, D) of the data, M >= 2.

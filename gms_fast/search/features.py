@@ -27,8 +27,9 @@ class DigitFeatures(nn.Module):
 
     A call maps images (N, 1, side, side) in [-1, 1] to features (N, 160). The network has three small branches in
     parallel: strided convolutions, convolutions with pooling, and large kernels on an image of half the resolution. A
-    search exploits the weaknesses of a single branch, and three different ones leave fewer. `classes` maps features to
-    ten logits. The embedded weights were trained by `python -m bench.assets.classifier --search`.
+    search exploits the weaknesses of its feature network, and three different branches share fewer weaknesses than one
+    branch has. `classes` maps features to ten logits. The embedded weights were trained by
+    `python -m bench.assets.classifier --search`.
 
     Args:
         side: Height and width of the images, a multiple of 4.

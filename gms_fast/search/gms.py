@@ -1,7 +1,7 @@
 """Search for the times and settings of GMS, with the loss of `gms_fast.search.ddss`.
 
-The drawn mixture component and the integer times of a discrete schedule have no gradient. Nelder and Mead's simplex
-therefore replaces Adam. Every point uses the same samples, and the kernels draw them.
+The random choice of a mixture component and the integer times of a discrete schedule have no gradient. The search
+therefore uses the Nelder-Mead simplex method instead of Adam. It draws the samples of every point with the same noise.
 """
 
 import json
@@ -40,10 +40,10 @@ _CORNER = 0.3  # size of the first simplex, in the logarithm of every number
 
 
 class Numbers:
-    """Coordinates of the search; its start is the point 0.
+    """Coordinates of the search, in which the starting point is 0.
 
-    A coordinate is the logarithm of a factor: of a gap between times, of `switch`, of `clip_pixel`, or of the odds of
-    `weight`. Those that the solver does not use are left out.
+    Each coordinate is the logarithm of a factor. The factor multiplies a gap between two times, `switch`, `clip_pixel`,
+    or the odds of `weight`. Settings that the solver does not use have no coordinate.
     """
 
     def __init__(self, schedule: Schedule, solver: GMS, times: Sequence[float]) -> None:

@@ -40,8 +40,8 @@ class DDPM(_Gaussian):
     the schedule ends without noise.
 
     Args:
-        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
-            levels; the range [-1, 1] has 255 of them. A number >= 0 (default 2), or None for no bound. The bound does
+        clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
+            levels, of which the range [-1, 1] has 255. A number >= 0 (default 2), or None for no bound. The bound does
             not apply to data other than images.
 
     Raises:
@@ -78,8 +78,8 @@ class SNDDPM(_Gaussian):
     ends without noise.
 
     Args:
-        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
-            levels; the range [-1, 1] has 255 of them. A number >= 0 (default 2), or None for no bound. The bound does
+        clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
+            levels, of which the range [-1, 1] has 255. A number >= 0 (default 2), or None for no bound. The bound does
             not apply to data other than images.
 
     Raises:

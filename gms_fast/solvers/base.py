@@ -79,8 +79,8 @@ class Solver(Identified, ABC):
         reach: Default noise level sigma/alpha at which a [`Teleport`][gms_fast.solvers.Teleport] to this solver ends,
             in units of `spread`, the largest standard deviation of the data in any direction (default 2.3; see
             docs/quality.md for the measurements).
-        counted_from: Number that the noise generator gives to the first step of a run, at whatever time the run starts.
-            With None (default), the sampling loop chooses the number.
+        counted_from: Number that the noise generator gives to the first step of a run, regardless of the time at which
+            the run starts. With None (default), the sampling loop chooses the number.
 
     Examples:
         >>> solver = gms_fast.solvers.build("er-sde:order=2")
@@ -143,7 +143,7 @@ class Solver(Identified, ABC):
         return self.visits(schedule, times)
 
     def visits(self, schedule: Schedule, times: list[float]) -> list[float]:
-        """Return the times, each repeated as often as the network is evaluated there."""
+        """Return the times, each listed once per network evaluation at that time."""
         return times
 
     def plan(self, schedule: Schedule, times: Sequence[float]) -> Sequence[Any]:

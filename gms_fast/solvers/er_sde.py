@@ -34,15 +34,15 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 @dataclass(frozen=True, kw_only=True)
 class ERSDE(Multistep):
-    """Multistep solver of the extended reverse SDE, whose noise at each level you can choose.
+    """Multistep solver of the extended reverse SDE, with adjustable noise at each noise level.
 
         x_s = alpha_s (r x_t/alpha_t + (1 - r) X + c_1 X' + c_2 X'') + alpha_s sqrt(lambda_s^2 - r^2 lambda_t^2) z
 
     Here lambda = sigma/alpha, r = phi(lambda_s)/phi(lambda_t) and X = E[x_0|x_t]. X' and X'' are differences of X over
     the preceding steps. The coefficients c_1 and c_2 are integrals of 1/phi, which docs/mathematics/er-sde.md derives.
     The SDE is dy = (1 + eta) (y - X)/lambda dlambda + sqrt(2 eta lambda) dw for y = x/alpha. The function phi sets the
-    amount of noise, eta = lambda phi'/phi - 1 >= 0: the probability flow has eta = 0, the reverse SDE has eta = 1. The
-    argument `noise_scale` selects one of these functions phi(x) of the noise level x = sigma/alpha:
+    amount of noise, eta = lambda phi'/phi - 1 >= 0: the probability flow has eta = 0, and the reverse SDE has eta = 1.
+    The argument `noise_scale` selects one of these functions phi(x) of the noise level x = sigma/alpha:
 
     - "ode": x
     - "sde": x^2
@@ -68,8 +68,9 @@ class ERSDE(Multistep):
         quadrature: Rule for the integrals of 1/phi in c_1 and c_2: "released" (default) for the left Riemann sum of the
             code released with the paper, or "exact" for integrals that are exact up to rounding.
         points: Number of points of the Riemann sum, >= 1. The released code uses 100 (default); ComfyUI uses 200.
-        variance_clip: Variance of the noise in x/alpha below which a step draws no noise. The default, None, stands for
-            1e-6 with quadrature="released", as in the released code, and for 0 with quadrature="exact".
+        variance_clip: Threshold for the variance of the noise in x/alpha; steps below it draw no noise. The default,
+            None, stands for 1e-6 with quadrature="released", as in the released code, and for 0 with
+            quadrature="exact".
 
     Raises:
         ValueError: If an argument is out of range.

@@ -59,9 +59,9 @@ class GMS(Solver):
         lr: Learning rate of fit="adan" (default 0.06).
         eps: Constant added to the denominator in fit="adan" (default 1e-8). A value of 1e-8 N reproduces a call of the
             released code on N elements.
-        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey
-            levels; the range [-1, 1] has 255 of them (default 2). The last step then draws from a single Gaussian. For
-            the cosine schedule, 1 is a good value. None treats the last step like every other step.
+        clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
+            levels, of which the range [-1, 1] has 255 (default 2). With a bound, the last step draws from a single
+            Gaussian. For the cosine schedule, 1 is a good value. None treats the last step like every other step.
 
     Raises:
         ValueError: If an argument is out of range, or if `switch` is given without `covariance`.

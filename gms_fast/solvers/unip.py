@@ -76,10 +76,11 @@ class UniPC(Extrapolating):
 
         x_t^c = x_t + sum_j (c_j - b_j) m_j,    x_s = (sigma_s/sigma_t) x_t^c + sum_j b_j' m_j
 
-    The preceding step predicted x_t = r x^c + sum_j b_j m_j without the estimate m_t, where r is the ratio of sigma at
-    its end to sigma at its start. The corrected sum, r x^c + sum_j c_j m_j, is the same integral for the polynomial
-    that also passes through m_t. Both sums are linear in the given state and the last estimates of x_0, so a step takes
-    one pass over memory and one network evaluation. If you modify the state between steps, the modification is kept.
+    The preceding step started from its own corrected state x^c and predicted x_t = r x^c + sum_j b_j m_j without the
+    estimate m_t, where r is the ratio of sigma at its end to sigma at its start. The corrected sum,
+    r x^c + sum_j c_j m_j, is the same integral for the polynomial that also passes through m_t. Both sums are linear in
+    the given state and the last estimates of x_0, so a step takes one pass over memory and one network evaluation. If
+    you modify the state between steps, the modification is kept.
 
     Use UniPC for deterministic sampling without statistics or moment heads, or to match a pipeline that uses it. A run
     of K steps costs K + 1 network evaluations, or K if the schedule ends without noise.
@@ -88,8 +89,8 @@ class UniPC(Extrapolating):
         order: Order of the predictor, from 1 to 4 (default 2). The order of the corrector is higher by one.
         variant: Function B(h) of the step size h in log(alpha/sigma): "bh2" (default) for B = 1 - e^{-h}, or "bh1" for
             B = h. It only affects predictors that use two estimates and correctors that use one earlier estimate,
-            because they multiply the slope by B/2, as in the code released with the paper. All others have their full
-            order for any B.
+            because these multiply the slope of the data estimates by B/2, as in the code released with the paper. All
+            others have their full order for any B.
         corrector: If False, the corrector is turned off and only the predictor runs (default True).
         lower_order_final: If True (default), the order decreases to 1 in the last steps. The evaluation that removes
             the remaining noise counts as the step of order 1.

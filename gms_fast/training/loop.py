@@ -69,7 +69,7 @@ def train_noise_network(
     Args:
         model: A [`MomentUNet`][gms_fast.models.MomentUNet]. If it has moment heads, they are not trained.
         data: Images (N, C, H, W), as floats in the model's data range or as uint8, in which case 0 .. 255 is mapped to
-            that range. For a network with classes: (images, labels) or (images, {"y": labels}) with labels (N,).
+            that range. For a network with classes, pass (images, labels) or (images, {"y": labels}) with labels (N,).
             Instead of tensors you can pass an iterable of batches in one of these forms, such as a DataLoader. Tensors
             stay on their device, so batches from a tensor on a GPU are selected on the GPU.
         steps: Total number of optimiser steps, >= 1.
@@ -89,7 +89,7 @@ def train_noise_network(
             dropout.
         lr: Peak learning rate of Adam, > 0.
         warmup: Number of steps in which the learning rate rises to its peak, >= 0.
-        decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
+        decay: Decay of the learning rate: "cosine" or "linear" (both reach 0 after the last step), or "constant".
         ema: Decay of the averaged weights, in [0, 1). Step k uses (1 + k)/(10 + k) as long as that is smaller.
         clip_norm: Norm to which larger gradients are scaled down, > 0.
         flips: Mirror each image with probability 1/2 (wrong for digits).
@@ -127,7 +127,8 @@ def train_noise_network(
         computes in 16 bits, its weights are stored channels-last.
 
         Under torchrun, or in a process group, the ranks divide the rows of each batch among them. Up to rounding, the
-        result is the same as with one process, except with dropout. You can resume a run with another number of ranks.
+        result is the same as with one process, except with dropout. You can resume a run with a different number of
+        ranks.
 
     References:
         "min-snr": Hang et al. 2023, arXiv 2303.09556. "edm": Karras et al. 2022, arXiv 2206.00364.
@@ -190,9 +191,9 @@ def train_moment_heads(
     Args:
         model: A [`MomentHeads`][gms_fast.models.MomentHeads] or a [`MomentUNet`][gms_fast.models.MomentUNet] with
             heads. A model with only the head of the second moment is allowed.
-        data: As in [`train_noise_network`][gms_fast.training.train_noise_network]. For a network with conditions also
-            (images, condition), or an iterable of such pairs. The condition is a dict from keywords to tensors with
-            one row per image. If the network needs a single condition, it may also be that tensor.
+        data: As in [`train_noise_network`][gms_fast.training.train_noise_network]. For a network with conditions, you
+            can also pass (images, condition), or an iterable of such pairs. The condition is a dict from keywords to
+            tensors with one row per image. If the network needs only one condition, you can pass the tensor itself.
         steps: Total number of optimiser steps, >= 1.
         out: Folder for `checkpoint.pt` and `curve.csv` (step, loss, seconds).
         target: Moments to learn, "raw" or "central". Training sets `model.moments` to this value. None keeps the
@@ -208,7 +209,7 @@ def train_moment_heads(
         compile: Compile the network and the loss with torch.compile. The result is the same up to rounding.
         lr: Peak learning rate of Adam, > 0.
         warmup: Number of steps in which the learning rate rises to its peak, >= 0.
-        decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
+        decay: Decay of the learning rate: "cosine" or "linear" (both reach 0 after the last step), or "constant".
         ema: Decay of the averaged weights, in [0, 1). Step k uses (1 + k)/(10 + k) as long as that is smaller.
         clip_norm: Norm to which larger gradients are scaled down, > 0.
         flips: Mirror each image with probability 1/2 (wrong for digits).

@@ -6,7 +6,7 @@ import math
 def learning_rate(peak: float, step: int, steps: int, warmup: int, decay: str = "cosine") -> float:
     """Return the learning rate of step 0 .. steps-1.
 
-    It rises to `peak` over `warmup` steps. It then falls by `decay`: "cosine" or "linear" to 0 at the last step, or
+    It rises to `peak` over `warmup` steps. It then falls by `decay`: "cosine" or "linear" to 0 after the last step, or
     "constant".
     """
     progress = step / steps

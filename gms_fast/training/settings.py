@@ -20,10 +20,10 @@ class Settings:
 
     Args:
         steps: Total number of optimiser steps, >= 1.
-        batch_size: Number of images per step, >= 1. None for 64, and if the data is an iterable of batches.
+        batch_size: Number of images per step, >= 1. None for 64. Must be None if the data is an iterable of batches.
         lr: Peak learning rate of Adam, > 0.
         warmup: Number of steps in which the learning rate rises to its peak, >= 0.
-        decay: "cosine" or "linear" (both reach 0 at the last step), or "constant".
+        decay: Decay of the learning rate: "cosine" or "linear" (both reach 0 after the last step), or "constant".
         ema: Decay of the averaged weights, in [0, 1).
         clip_norm: Norm to which larger gradients are scaled down, > 0.
         flips: Mirror each image with probability 1/2.

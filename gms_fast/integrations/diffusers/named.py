@@ -17,13 +17,13 @@ class GMSScheduler(SolverScheduler):
         weight: Weight of the first component, in (0, 1) but not 1/2 (default 1/3).
         moments: How the moments of x_0 are clipped to the data range: "cumulant" (default) or "released".
         covariance: File with Gaussian statistics of the data, or the name of an embedded model.
-        switch: Noise level sigma/alpha above which the elements of a sample are drawn jointly, with `covariance`.
+        switch: Noise level sigma/alpha above which the elements of a sample are drawn jointly. Requires `covariance`.
         iterations: Number of iterations of fit="adan".
         lr: Learning rate of fit="adan".
         eps: Constant added to the denominator in fit="adan".
-        clip_pixel: Largest mean absolute deviation that the noise of the last step may have in an image, in grey levels
-            (default 2).
-        clip_sample: If True, E[x_0|x_t] is clipped, which models of pixel data need.
+        clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
+            levels (default 2).
+        clip_sample: If True, E[x_0|x_t] is clipped; pixel-space models need this.
 
     Raises:
         ValueError: If an option has an invalid value, or if `thresholding` is set.
@@ -54,7 +54,7 @@ class ERSDEScheduler(SolverScheduler):
         noise_scale: Name of the function phi that sets the amount of noise, such as "er_sde_4" (default) or "ode".
         quadrature: Rule for the integrals of 1/phi: "released" (default) for a Riemann sum, or "exact".
         points: Number of points of the Riemann sum (default 100).
-        variance_clip: Variance of the noise in x/alpha below which a step draws no noise.
+        variance_clip: Threshold for the variance of the noise in x/alpha; steps below it draw no noise.
 
     Raises:
         ValueError: If an option has an invalid value.
@@ -88,8 +88,8 @@ class DPMSolverV3Scheduler(SolverScheduler):
             (default) for an order higher by one.
         pseudo: If True, the predictor uses pseudo derivatives (default False).
         lower_order_final: If True (default), the order decreases to 1 in the last steps.
-        half: False (default) uses the corrector at all times. True and "released" each use it in one half of the times
-            only.
+        half: False (default) uses the corrector at all times. True uses it only at times t <= 1/2, and "released" only
+            at times t > 1/2, where t runs from 0 (data) to 1 (noise).
         trust: Smallest lambda = log(alpha/sigma) at which the statistics are used.
         spacing: Time grid of the solver, which is used with `grid="solver"`.
 

@@ -296,8 +296,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """Return the index of a time in `timesteps`.
 
-        If the time occurs twice, the second index is returned, so that a run may start there. If it does not occur, a
-        warning is issued and the index of the nearest time is returned.
+        If the time occurs twice, the second index is returned, because a run that begins at this time starts there. If
+        the time does not occur, a warning is issued and the index of the nearest time is returned.
 
         Args:
             timestep: Time to find.
@@ -365,8 +365,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return_dict: If False, only the tuple `(state,)` is returned and E[x_0|x_t] is not computed.
             variance_noise: Standard normal noise that replaces the seeded noise.
             eta: Value that replaces the eta of "ddim". 0, which pipelines pass by default, keeps the eta of the solver.
-            use_clipped_model_output: None or False, as `DDIMPipeline` passes it. Instead of True, use the solver
-                "ddim:clipped_noise=true".
+            use_clipped_model_output: Must be None or False; `DDIMPipeline` passes this argument. To get the effect of
+                True, use the solver "ddim:clipped_noise=true".
 
         Returns:
             `SolverSchedulerOutput` with `prev_sample` and `pred_original_sample`, or a tuple.
@@ -435,9 +435,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return alpha x_0 + sigma eps at the given times, in the dtype of x_0.
 
-        The times belong to the run if all of them occur in it; otherwise they are training times. If a pipeline has set
-        `begin_index`, the times are ignored: the noise level is then that of the next step, or before the first step
-        that of `begin_index`.
+        If all of the times occur in the run, they are taken as times of the run; otherwise they are taken as training
+        times. If a pipeline has set `begin_index`, the times are ignored. The noise level is then the one at which the
+        next step starts; before the first step, this is the noise level of `begin_index`.
 
         Args:
             original_samples: x_0, (B, C, H, W).
