@@ -5,7 +5,7 @@
 FILE is an .npz of `images` and `labels`; the quality matrix uses the training pictures of CIFAR-10 (JPEG 75).
 OUT/model can then be loaded by `gms_fast.load`: a class-conditional network with moment heads. The stages are:
 
-plan      time a few steps on the device, and plan as many as fit into --minutes; the rate falls to 0 at the last one
+plan      time a few steps on the device, and plan as many as fit into --minutes; the rate reaches 0 after the last one
 noise     train the noise network, with a checkpoint every minute
 heads     train moment heads on it, for an eighth of that time
 model     write the folder, and a picture of samples

@@ -30,7 +30,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     micro = "number of images sent through the network at a time, to save memory (default: all images of a rank)"
     add("--micro-batch", type=options.positive, metavar="ROWS", help=micro)
     add("--lr", type=float, default=1e-3, help="peak learning rate, above 0 (default: 1e-3)")
-    decay = "shape of the learning rate decay after the warm-up (default: cosine)"
+    decay = "shape of the learning rate decay, which acts from the first step on (default: cosine)"
     add("--decay", choices=("cosine", "linear", "constant"), default="cosine", help=decay)
     add(
         "--ema",

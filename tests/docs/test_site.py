@@ -70,6 +70,14 @@ def test_defaults_are_values(site):
     assert {*found} <= {"torch.float32"}
 
 
+@pytest.mark.slow(60)
+def test_functions_are_not_shown_as_modules(site):
+    """Some functions have the name of the module that they are in."""
+    pages = [page.read_text() for page in (site / "reference").rglob("index.html")]
+    assert sum(page.count("doc-function") for page in pages) > 50
+    assert not any("doc-module" in page for page in pages)
+
+
 def test_commands_are_all_listed():
     from gms_fast.cli import COMMANDS
 
