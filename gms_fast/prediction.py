@@ -1,4 +1,4 @@
-"""Forms of prediction: E[x_0|x_t] and E[eps|x_t], linear in state and output.
+"""Prediction types: E[x_0|x_t] and E[eps|x_t], linear in state and output.
 
 docs/notation.md lists the formulas.
 """
@@ -78,12 +78,12 @@ TO_NOISE: dict[str, Callable[[Number, Number], Factors]] = {
 
 
 def names() -> list[str]:
-    """Return the known forms of prediction."""
+    """Return the known prediction types."""
     return list(TO_DATA)
 
 
 def to_data(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
-    """Return E[x_0|x_t] from an output y of a form of prediction.
+    """Return E[x_0|x_t] from an output y of a prediction type.
 
     Levels that are tensors broadcast against x.
     """
@@ -92,7 +92,7 @@ def to_data(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Te
 
 
 def to_noise(form: str, y: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
-    """Return E[eps|x_t] from an output y of a form of prediction."""
+    """Return E[eps|x_t] from an output y of a prediction type."""
     if form == "noise":
         return y
     p, q = noise_factors(form, alpha, sigma)

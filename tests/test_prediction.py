@@ -1,4 +1,4 @@
-"""All forms of prediction agree on every schedule, and every solver runs on every schedule."""
+"""All prediction types agree on every schedule, and every solver runs on every schedule."""
 
 import math
 

@@ -352,7 +352,7 @@ def linear_step(
               weights of x, m and the terms, and a constant that is added.
         noise_std: Standard deviation >= 0 of the noise z. With 0 (default), no noise is drawn.
         data: Coefficients (p, q) of the data estimate, which `gms_fast.prediction.TO_DATA[form](alpha_t, sigma_t)`
-            returns for each form of prediction. For noise predictions they are (1/alpha_t, -sigma_t/alpha_t).
+            returns for each prediction type. For noise predictions they are (1/alpha_t, -sigma_t/alpha_t).
         clip: Data range (lo, hi) of x_0, or None for no clipping (default (-1, 1)).
         unconditional: Output y_u without the condition, for classifier-free guidance. Required if
             `guidance` is not 1; else None (default).

@@ -127,7 +127,7 @@ class Running:
             f"{name}: {short(ours)} here, {short(theirs)} there" for name, ours, theirs in pairs if ours != theirs
         ]
         if differ:
-            raise ValueError(f"reference must be of the same features: {'; '.join(differ)}")
+            raise ValueError(f"reference must have the same features: {'; '.join(differ)}")
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file of about 4 D^2 + 8,000 D bytes, atomically."""

@@ -63,9 +63,9 @@ def members(path: Path) -> zipfile.ZipFile:
     try:
         size, wanted = path.stat().st_size, sum(info.file_size for info in archive.infolist())
         if wanted > (allowed := most(size, _RATIO)):
-            raise ValueError(f"it unpacks to {wanted} bytes from {size}, wanted at most {allowed}: pack it less")
+            raise ValueError(f"it unpacks to {wanted} bytes from {size}, wanted at most {allowed}: compress it less")
         if strange := [info.filename for info in archive.infolist() if info.compress_type not in _PACKINGS]:
-            raise ValueError(f"{short(strange[0])} is packed in an unknown way: store or deflate it")
+            raise ValueError(f"{short(strange[0])} uses an unsupported compression method: store or deflate it")
         if len({info.filename for info in archive.infolist()}) < len(archive.infolist()):
             raise ValueError("it holds several members of the same name")
     except BaseException:

@@ -377,7 +377,7 @@ class _Machine:
             else:
                 step = getattr(self, f"_{opcode.name.lower()}", None)
                 if step is None:
-                    raise ValueError(f"its pickle has the opcode {opcode.name}, wanted {_WANTED} alone")
+                    raise ValueError(f"its pickle has the opcode {opcode.name}, wanted only {_WANTED}")
                 step(said)
         raise ValueError("its pickle ends without STOP")
 
@@ -491,7 +491,7 @@ class _Machine:
     def _global(self, name: str) -> None:
         found = _NAMED.get(name) or self.makers.get(name)
         if found is None:
-            raise ValueError(f"it holds {short(name.replace(' ', '.'))}, wanted {_WANTED} alone")
+            raise ValueError(f"it holds {short(name.replace(' ', '.'))}, wanted only {_WANTED}")
         self.stack.append(found)
 
     def _binpersid(self, _: None) -> None:
@@ -500,7 +500,7 @@ class _Machine:
     def _reduce(self, _: None) -> None:
         arguments, maker = self._take(), self._take()
         if not isinstance(maker, _Maker) or not isinstance(arguments, tuple):
-            raise ValueError(f"its pickle calls {short(maker)}, wanted {_WANTED} alone")
+            raise ValueError(f"its pickle calls {short(maker)}, wanted only {_WANTED}")
         self.stack.append(maker.make(*arguments))
 
     def _build(self, _: None) -> None:

@@ -103,8 +103,8 @@ def test_only_what_the_user_says_is_inceptions_is_called_fid(folder, capsys, mon
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--features", "pixels"), "reference must be of the same features: features: 'pixels' here, 'digits "),
-        (("--features", "mnist5k"), "reference must be of the same features: features: 'mnist5k "),
+        (("--features", "pixels"), "reference must have the same features: features: 'pixels' here, 'digits "),
+        (("--features", "mnist5k"), "reference must have the same features: features: 'mnist5k "),
         (("--features", "digits", "--feature-input", "uint8"), "input and channels must not be given with digits"),
         (("--features", "inception"), "features must be pixels, mnist5k, digits, cifar10, "),
         ((), "--features must be given, unless --samples and --reference are both .safetensors files"),

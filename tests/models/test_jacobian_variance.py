@@ -48,7 +48,7 @@ def cloud():
 
 
 def outputs_as(form, model):
-    """The exact model as a network with another form of prediction."""
+    """The exact model as a network with another prediction type."""
 
     def network(x, t):
         e1 = model.noise_moment(x, t, 1)

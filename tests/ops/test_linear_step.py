@@ -75,7 +75,7 @@ def test_result_is_the_formula_s_to_rounding(terms, guidance, std):
 @pytest.mark.parametrize("solver", LINEAR)
 @pytest.mark.parametrize("form", ["noise", "x0", "v", "flow", "edm"])
 def test_steps_of_linear_solvers_are_four_roundings_from_float64(solver, form):
-    """Use every solver's own weights, on every form of prediction, with the history of the step."""
+    """Use every solver's own weights, on every prediction type, with the history of the step."""
     schedule, solver = VPLinear(), build(solver)
     assert isinstance(solver, Multistep)
     times = solver.times(schedule, 8)

@@ -157,7 +157,7 @@ def test_parts_that_share_pictures_are_refused():
 
 def test_other_features_are_refused_by_what_differs():
     ours = streamed(features(100), mark="mnist5k 01")
-    with pytest.raises(ValueError, match="reference must be of the same features: features: 'mnist5k 01' here, 'x' th"):
+    with pytest.raises(ValueError, match="reference must have the same features: features: 'mnist5k 01' here, 'x' th"):
         frechet(ours, streamed(features(100), mark="x"))
     with pytest.raises(ValueError, match="width: 6 here, 7 there"):
         ours.refuse_other(Running(7, "mnist5k 01"))

@@ -37,7 +37,7 @@ def test_archive_that_unpacks_without_bound_is_refused(tmp_path):
     file = tmp_path / "d.npz"
     file.write_bytes(damage._zeros(600))
     assert file.stat().st_size < 3 << 20
-    with pytest.raises(ValueError, match=rf"{file} cannot be read: it unpacks to 629\d+ bytes .*: pack it less"):
+    with pytest.raises(ValueError, match=rf"{file} cannot be read: it unpacks to 629\d+ bytes .*: compress it less"):
         data.load(file)
     file.write_bytes(damage._zeros(48))
     assert data.load(file).shape == (48, 1, 1024, 1024)

@@ -26,7 +26,7 @@ class Small(torch.nn.Module):
 
 
 class Gaussian(torch.nn.Module):
-    """Exact network of data N(0, std^2) with independent elements, for any form of prediction."""
+    """Exact network of data N(0, std^2) with independent elements, for any prediction type."""
 
     sample_shape, clip = (1, 4, 4), None
 
@@ -44,7 +44,7 @@ class Gaussian(torch.nn.Module):
 
 
 def said(form, m, x, alpha, sigma):
-    """Return the output, in a form of prediction, for which E[x_0|x_t] is m."""
+    """Return the output, in a prediction type, for which E[x_0|x_t] is m."""
     e1, ratio = (x - alpha * m) / sigma, sigma / alpha
     skip, out = 0.25 / (ratio**2 + 0.25), ratio * 0.5 / (ratio**2 + 0.25) ** 0.5
     edm = (m - skip * x / alpha) / out

@@ -18,7 +18,7 @@ N = 256
 
 
 class Exact:
-    """Exact network of data N(mean, std^2) in a form of prediction, at its schedule's own times."""
+    """Exact network of data N(mean, std^2) in a prediction type, at its schedule's own times."""
 
     sample_shape = (3, 8, 8)
 
