@@ -34,23 +34,24 @@ GRIDS = {  # word in the name of a grid: its times
     "quadratic": "The grid *quadratic* has equal steps in the square root of time.",
     "angle": "The grid *angle* has equal steps in arctan(σ/α).",
     "log-SNR": "The grid *log-SNR* has equal steps in log(α/σ).",
-    "its own": "The grid *its own* has the times that were learned with the coefficients.",
+    "its own": "The grid *its own* means the times that were learned with the coefficients.",
 }
 OPTIONS = {  # words in the name of a solver: their meaning
     "Teleport": "A *teleport* moves x_T to a lower noise level σ/α in closed form, with the data's mean and covariance "
     "and without the network. The solver and its grid begin there. "
-    "If a row names no level, the default depends on the solver and the data.",
+    "If a row names no level, the teleport ends at a default level that depends on the solver and the data.",
     "free fit": "The *free fit* of GMS adjusts the weight of the mixture components where the third moment requires "
     "it.",
     "exact fit": "The *exact fit* of GMS keeps the weight of the mixture components fixed, at 1/3 unless the row "
     "names another.",
     "released optimiser": "The *released optimiser* fits the mixture iteratively, as the code released with the "
-    "paper does. Its `eps` depends on the number of elements that are drawn in one call.",
+    "paper does. The value of `eps` in its solver string depends on the number of elements that are drawn in one call.",
     "shared component": "With a *shared component*, all elements of a sample draw the same mixture component. "
     "Otherwise each element draws its own.",
     "covariance": "GMS with *covariance* draws all pixels jointly at high noise levels, with the covariance of the "
-    "data. At the stated σ/α, or at its default, it changes to independent pixels.",
-    "no final denoising": "*No final denoising* saves one evaluation and leaves the noise of the last time in the "
+    "data. At the stated noise level σ/α and below, it draws pixels independently. If a row states no level, "
+    "the default applies.",
+    "no final denoising": "*No final denoising* saves one evaluation and leaves the noise at the last time in the "
     "sample.",
     "as an ODE": "ER-SDE *as an ODE* adds no noise.",
     "trust": "DPM-Solver-v3 with *trust -2* uses its statistics only where log(α/σ) is at least -2.",
@@ -59,13 +60,13 @@ OPTIONS = {  # words in the name of a solver: their meaning
     "evaluations.",
 }
 SHOWN_CONTROLS = {
-    "real": "*Real against real* compares real data with other real data, as if they were samples.",
+    "real": "*Real against real* is the score of real data compared with other real data.",
     "gaussian": "*Gaussian control* is the score of draws from a Gaussian with the mean and covariance of the data.",
-    "guide": "*The strokes* is the score of the strokes themselves.",
+    "guide": "The row *the strokes* shows the scores of the strokes themselves.",
 }
 EXACT = (
-    "`clip_pixel=None` keeps the noise of the last step. It is set where the data have noise themselves: "
-    "the digits with exact moments."
+    "`clip_pixel=None` keeps the noise of the last step. It is set for the digits with exact moments, "
+    "because these data contain noise themselves."
 )
 COUNTS = {1: "one set", 2: "two sets", 3: "three sets"}
 

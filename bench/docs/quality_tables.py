@@ -89,7 +89,7 @@ def _code(texts: set[str]) -> str:
 def group(name: str) -> str:
     """Return all the tables of a group, under headings by model and measure."""
     found = records(name)
-    origins = ", ".join(sorted({r["origin"] for r in found}))
+    origins = " and ".join(sorted({r["origin"] for r in found}))
     lines = [
         f"The tables come from `bench/results/quality/{name}/records.jsonl` ({origins}).",
         f"## How to read the tables\n\n{quality_legend.text(found)}",
