@@ -93,12 +93,13 @@ def text(found: Records) -> str:
 def strings(found: Records) -> str:
     """Return the sentences above the table of solver strings."""
     solvers = [(r["solver"], r["model"]) for r in found]
-    line = "`gms_fast.sample` and the commands accept these solver strings."
-    if any(solver_names.general(*each) != each[0] for each in solvers):
-        line += " MODEL stands for the name of your model."
+    line = "`gms_fast.sample` and the commands accept these solver strings"
     if any(solver.startswith(rivals.NAME) for solver, _ in solvers):
-        line += f" Only `gms-fast evaluate` accepts `{rivals.NAME}:` strings, which run a scheduler from diffusers."
-    return line
+        line += f", except those with `{rivals.NAME}:`, which run a scheduler from diffusers and are accepted only by "
+        line += "`gms-fast evaluate`"
+    if any(solver_names.general(*each) != each[0] for each in solvers):
+        line += ". MODEL stands for the name of your model"
+    return f"{line}."
 
 
 def _used(names: Iterable[str], meanings: dict[str, str]) -> list[str]:

@@ -66,15 +66,15 @@ def sample_gms(
 ) -> Tensor:
     """Sample with the Gaussian Mixture Solver from a model that returns noise moments.
 
-    With `covariance` and `switch=0`, it is enough if the model returns E[x_0|x]. See [`GMS`][gms_fast.solvers.GMS] for
-    the equations.
+    With `covariance` and `switch=0`, the model needs to return only E[x_0|x]. See [`GMS`][gms_fast.solvers.GMS] for the
+    equations.
 
     Args:
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,) and the state x = x_0 +
             sigma eps. It returns the `NoiseMoments` of eps, or only E[x_0|x] if no further moments are needed.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -159,8 +159,8 @@ def sample_er_sde(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -168,9 +168,9 @@ def sample_er_sde(
             "denoised".
         disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
             terminal.
-        noise_scaler: Function phi of the noise level sigma/alpha that sets the amount of noise. Pass its name in
-            [`ERSDE`][gms_fast.solvers.ERSDE], or a callable that takes and returns float64 tensors. None (default)
-            selects "er_sde_4".
+        noise_scaler: Function phi of the noise level sigma/alpha that sets the amount of noise. Pass the name of one of
+            the functions that [`ERSDE`][gms_fast.solvers.ERSDE] lists, or a callable that takes and returns float64
+            tensors. None (default) selects "er_sde_4".
         max_stage: Order of the solver, 1, 2 or 3 (default).
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
         noise_sampler: Function `(sigma, sigma_next)` that returns standard normal noise with the shape of x. By
@@ -218,8 +218,8 @@ def sample_dpmpp_2m(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -275,8 +275,8 @@ def sample_dpmpp_2m_sde(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -334,8 +334,8 @@ def sample_dpmpp_3m_sde(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -392,8 +392,8 @@ def sample_unipc(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -455,8 +455,8 @@ def sample_teleport(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -465,8 +465,9 @@ def sample_teleport(
         disable: If True, no progress bar is shown. If False, the bar is shown. None (default) shows it only on a
             terminal.
         statistics: Gaussian statistics of the data, the path of their file, or the name of an embedded model.
-        until: Noise level sigma/alpha >= 1 at which the teleport ends and `then` begins. The default is `then.reach`
-            times `statistics.spread`, the largest standard deviation of the data in any direction, but at least 1.
+        until: Noise level sigma/alpha >= 1 at which the teleport ends and `then` begins. The default is
+            `statistics.spread`, the largest standard deviation of the data in any direction, times the factor `reach`
+            of the solver `then`, but at least 1.
         skip: Fraction of the steps to skip, in (0, 1), in place of `until`.
         then: Solver for the remaining steps, as an object or a solver string (default "dpm-solver++").
         s_noise: Factor >= 0 by which the noise is multiplied (default 1).
@@ -522,8 +523,8 @@ def sample_dpm_solver_v3(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -595,8 +596,8 @@ def sample_euler(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -654,8 +655,8 @@ def sample_euler_ancestral(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"
@@ -714,8 +715,8 @@ def sample_heun(
         model: Denoiser, called as `model(x, sigma, **extra_args)` with sigma of shape (B,). It returns E[x_0|x] for the
             state x = x_0 + sigma eps.
         x: State (B, *) at noise level `sigmas[0]`, with a floating dtype. It is not modified.
-        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. Of equal levels, only the first counts. If
-            the last level is 0, the sample is the model's last E[x_0|x].
+        sigmas: Noise levels (K+1,), finite, >= 0 and in decreasing order. If several levels are equal, only the first
+            counts. If the last level is 0, the sample is the model's last E[x_0|x].
         extra_args: Keyword arguments for the model. An entry "seed", if present, also seeds the noise; it is a single
             integer or one integer per sample.
         callback: Function that is called before each step with a dict. The dict contains the state "x", the index "i"

@@ -58,8 +58,9 @@ class MomentHeads(nn.Module):
             of order one at every noise level. Defaults to True for central moments and False for raw moments, for
             which no such units exist.
         data_std: Scale s of these units, roughly the standard deviation of the data.
-        clip: Range (lo, hi) to which E[x_0|x_t] is clipped, both in these units and during sampling. None means no
-            clipping, as for latents. Defaults to the network's own range, or to (-1, 1) if it has none.
+        clip: Range (lo, hi) to which E[x_0|x_t] is clipped, both in computing the units of `normalised` and during
+            sampling. None means no clipping, as for latents. Defaults to the network's own range, or to (-1, 1) if it
+            has none.
         condition: Conditions for one sample, as keyword arguments. They are needed if the network cannot be called
             without conditions, because the constructor makes a trial call.
         layout: Layout of the activations, as stored in the attribute `layout`. If given, no trial call is made.
@@ -253,8 +254,8 @@ class MomentHeads(nn.Module):
             **condition: Conditions of the network.
 
         Returns:
-            The network's output, in the form given by `prediction`, and the tuple (activations, x, angle of the noise
-                level).
+            The network's output, in the form given by `prediction`, and the tuple (activations, x, arctan(sigma/(alpha
+            s))) with s = `data_std`.
 
         Raises:
             ValueError: If the activations and x do not have the same number of rows.

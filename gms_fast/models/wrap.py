@@ -36,10 +36,10 @@ def wrap(
     `schedule`, `prediction`, `sample_shape` and `clip`, as far as they can be read from the network.
 
     Args:
-        network: Object to wrap, depending on its kind. "diffusers": a network, a pipeline, or a pair (network,
-            scheduler). "edm": a preconditioned network. "guided-diffusion": a U-Net of guided-diffusion,
+        network: Object to wrap. Each kind accepts different objects. "diffusers": a network, a pipeline, or a pair
+            (network, scheduler). "edm": a preconditioned network. "guided-diffusion": a U-Net of guided-diffusion,
             improved-diffusion or their descendants, or a pair (network, diffusion) as created by their scripts. "dit":
-            a DiT, or such a pair. "denoising-diffusion": a network or GaussianDiffusion of
+            a DiT, or a pair (DiT, diffusion). "denoising-diffusion": a network or GaussianDiffusion of
             denoising-diffusion-pytorch. "azula": a denoiser. The network may be inside PyTorch's own wrappers.
         kind: One of the kinds above. By default, the kind is recognised from the network.
         schedule: Noise schedule or its name. Required if it cannot be read from the network.
@@ -71,9 +71,10 @@ def wrap(
         torch.Size([2, 1, 8, 8])
 
     Note:
-        A learned variance is converted to the second central moment of the noise. With all training steps,
-        `SNDDPM(clip_pixel=None)` then equals the library's own sampling. With fewer steps, the variance of each step is
-        computed from the same Var[x_0|x_t], although the network was not trained for such steps.
+        A learned variance is converted to the second central moment of the noise. With as many steps as in training,
+        `SNDDPM(clip_pixel=None)` then reproduces the sampling of the library that the network comes from. With fewer
+        steps, the variance of each step is computed from the same Var[x_0|x_t], although the network was not trained
+        for such steps.
     """
     outer = network
     bare = unwrapped(network)
