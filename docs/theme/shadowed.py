@@ -1,4 +1,4 @@
-"""Extension of griffe for functions with the name of their module, such as `gms_fast.editing.inpaint`."""
+"""Extension of griffe for functions named like their module: `gms_fast.editing.inpaint`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import griffe
 
 
 class Shadowed(griffe.Extension):
-    """Let a package's name stand for the function that it imports, not for the submodule of the same name."""
+    """Let a name of a package mean the function that it imports, not the submodule."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Replace the submodules in a package and in all packages below it."""
