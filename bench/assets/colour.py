@@ -1,14 +1,14 @@
-"""Train a model of small colour pictures, with all that solvers use, in minutes of a GPU.
+"""Train a model of small colour images, with all that solvers use, in minutes of a GPU.
 
     python -m bench.assets.colour --data FILE --out OUT [--minutes 8]
 
-FILE is an .npz of `images` and `labels`; the quality matrix uses the training pictures of CIFAR-10 (JPEG 75).
+FILE is an .npz of `images` and `labels`; the quality matrix uses the training images of CIFAR-10 (JPEG 75).
 OUT/model can then be loaded by `gms_fast.load`: a class-conditional network with moment heads. The stages are:
 
 plan      time a few steps on the device, and plan as many as fit into --minutes; the rate reaches 0 after the last one
 noise     train the noise network, with a checkpoint every minute
 heads     train moment heads on it, for an eighth of that time
-model     write the folder, and a picture of samples
+model     write the folder, and an image of samples
 gaussian  mean and covariance of the data
 curves    statistics for DPM-Solver-v3
 tables    learned samplers of 5 and 10 network calls
@@ -58,7 +58,7 @@ class Size(NamedTuple):
     timed: tuple[int, int, int]  # steps of a run that compiles, and of two runs whose difference is timed
     curves: dict[str, int]
     tables: dict[int, dict[str, Any]]
-    drawn: int  # pictures of each class
+    drawn: int  # images of each class
 
 
 FULL = Size(
@@ -102,9 +102,9 @@ class Turns(nn.Module):
 
 
 class Seen(nn.Module):
-    """Features (n, D) of pictures for the search.
+    """Features (n, D) of images for the search.
 
-    They are the noise network's own features at a low noise level, pooled, and the picture in 8x8. A classifier is not
+    They are the noise network's own features at a low noise level, pooled, and the image in 8x8. A classifier is not
     used, because another classifier judges the result.
     """
 
@@ -135,7 +135,7 @@ def network(size: Size, side: int, classes: int) -> MomentUNet:
 
 
 def operations(model: MomentUNet) -> float:
-    """Return the floating-point operations of a training step per picture, forward and backward."""
+    """Return the floating-point operations of a training step per image, forward and backward."""
     there = model.to("meta")
     x, t, y = torch.zeros(2, *model.sample_shape), torch.zeros(2), torch.zeros(2, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -144,14 +144,14 @@ def operations(model: MomentUNet) -> float:
 
 
 def planned(size: Size, minutes: float) -> str:
-    """Describe the network's size, and the pictures that a GPU processes at shares of its peak."""
+    """Describe the network's size, and the images that a GPU processes at shares of its peak."""
     model = network(size, 32, 10)
     count, cost = sum(p.numel() for p in model.parameters()), operations(model)
     shares = ", ".join(f"{share:.0%}: {share * PEAK * 60 * minutes / cost / 1e6:.1f}" for share in SHARES)
     return (
-        f"{count / 1e6:.1f} million parameters, {cost / 1e9:.1f} GFLOP a picture and step\n"
-        f"million pictures in {minutes:g} minutes by share of {PEAK / 1e12:.0f} TFLOP/s: {shares}\n"
-        "small convolutions of 32x32 pictures reach less than large products do: expect 15%"
+        f"{count / 1e6:.1f} million parameters, {cost / 1e9:.1f} GFLOP an image and step\n"
+        f"million images in {minutes:g} minutes by share of {PEAK / 1e12:.0f} TFLOP/s: {shares}\n"
+        "small convolutions of 32x32 images reach less than large products do: expect 15%"
     )
 
 
@@ -225,7 +225,7 @@ class Run:
         return max(found[2] - found[1], 1e-3) / (self.size.timed[2] - self.size.timed[1])
 
     def folder(self, saved: Path) -> None:
-        """Write the model, and a picture of samples with a column for each class."""
+        """Write the model, and an image of samples with a column for each class."""
         count = self.model.no_class or 1
         y = torch.arange(self.size.drawn * count, device=self.device) % count
         x = gms_fast.sample(self.model.eval(), 20, n=len(y), condition={"y": y}, batch_size=128)
@@ -275,14 +275,14 @@ class Run:
 CARD = """# Model card: {name}
 
 A class-conditional noise network (y = 0 .. 9, 10 for no class) with heads for the second and third central noise
-moment, for 32x32 colour pictures in [-1, 1].
+moment, for 32x32 colour images in [-1, 1].
 
 | | |
 |---|---|
 | network | `MomentUNet`: {network} |
 | schedule | `VPLinear()`: T = 1000, beta 1e-4 .. 0.02 |
-| trained on | {name}: the 50,000 training pictures of CIFAR-10 after JPEG at quality 75, mirrored at random |
-| noise network | {noise} steps of {batch} pictures ({pictures} in all), loss weights "{weights}" |
+| trained on | {name}: the 50,000 training images of CIFAR-10 after JPEG at quality 75, mirrored at random |
+| noise network | {noise} steps of {batch} images ({pictures} in all), loss weights "{weights}" |
 | labels | one in ten dropped |
 | heads | {heads} steps on the frozen network |
 | beside it | `gaussian.safetensors`, `empirical.safetensors` (of no class), `ggdm-K.safetensors` for K calls |
@@ -297,7 +297,7 @@ moment, for 32x32 colour pictures in [-1, 1].
 |---|---|
 {seconds}
 ## Licence
-The weights and statistics come under the package's LICENSE (MIT). The pictures they were made from are not here:
+The weights and statistics come under the package's LICENSE (MIT). The images they were made from are not here:
 CIFAR-10 was collected by A. Krizhevsky, V. Nair and G. Hinton (*Learning Multiple Layers of Features from Tiny Images*,
 2009), without terms of a licence. They had been stored as JPEG of quality 75, so figures are not those of CIFAR-10.
 """

@@ -3,8 +3,8 @@
     python -m bench.assets.colour_classifier --data A.npz --test B.npz
 
 The files hold `images` (N, 3, 32, 32) and `labels` (N,) of ten classes, 0 .. 9. The shipped classifier is trained on
-CIFAR-10 (JPEG 75). Training uses SGD with a one-cycle rate, and pictures that are mirrored and shifted by up to four
-pixels. The test pictures are used once, at the end, for the accuracy that is printed. The result goes to
+CIFAR-10 (JPEG 75). Training uses SGD with a one-cycle rate, and images that are mirrored and shifted by up to four
+pixels. The test images are used once, at the end, for the accuracy that is printed. The result goes to
 gms_fast/quality/classifiers/cifar10.safetensors, or to --out.
 
 --epochs     12 take about twenty minutes of one CPU core that computes in bfloat16; on a GPU more are affordable
@@ -28,7 +28,7 @@ BATCH, REACH, RATE = 128, 4, 0.1
 
 
 def moved(images: Tensor) -> Tensor:
-    """Mirror pictures at random and shift them by up to `REACH` pixels, with reflected borders."""
+    """Mirror images at random and shift them by up to `REACH` pixels, with reflected borders."""
     n, channels, height, width = images.shape
     x = nn.functional.pad(images, (REACH,) * 4, mode="reflect")
     first = torch.randint(2 * REACH + 1, (2, n, 1), device=images.device)
@@ -41,7 +41,7 @@ def moved(images: Tensor) -> Tensor:
 
 
 def batches(images: Tensor, labels: Tensor, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield whole batches of augmented pictures with their classes."""
+    """Yield whole batches of augmented images with their classes."""
     for _ in range(epochs):
         for picked in torch.randperm(len(images), device=images.device).split(BATCH)[: len(images) // BATCH]:
             yield moved(images[picked]), labels[picked]
@@ -68,8 +68,8 @@ def train(images: Tensor, labels: Tensor, epochs: int, precision: torch.dtype) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help=".npz of training pictures")
-    parser.add_argument("--test", type=Path, required=True, help=".npz of test pictures")
+    parser.add_argument("--data", type=Path, required=True, help=".npz of training images")
+    parser.add_argument("--test", type=Path, required=True, help=".npz of test images")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="device of the training (default: %(default)s)")
     parser.add_argument(
@@ -90,7 +90,7 @@ def main() -> None:
     found = net.classes(net.features(unseen[0])).softmax(1)
     right = (found.argmax(1) == unseen[1]).float().mean()
     sure = (found.amax(1) > 0.9).float().mean()
-    print(f"{args.out}: {right:.1%} of {len(found)} test pictures right, {sure:.1%} with more than 0.9")
+    print(f"{args.out}: {right:.1%} of {len(found)} test images right, {sure:.1%} with more than 0.9")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,13 @@ from gms_fast.training.state import State
 
 
 def tiny(seed: int = 0) -> MomentUNet:
-    """Make the smallest possible network."""
+    """Make the smallest possible network, with heads that count as trained."""
     torch.manual_seed(seed)
     size = {"image_size": 4, "in_channels": 1, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
-    return MomentUNet(**size, attention_resolutions=(), head="simple", moments="central")
+    model = MomentUNet(**size, attention_resolutions=(), head="simple", moments="central")
+    for weight in model.head_parameters().values():
+        torch.nn.init.normal_(weight, std=0.01)
+    return model
 
 
 def _gaussian(path: Path, value: int) -> None:

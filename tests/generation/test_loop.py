@@ -154,7 +154,7 @@ def another():
         ({"clip": None}, "clip: "),
         ({"denoise": False}, "denoise: "),
         ({"dtype": torch.float64}, "dtype: 'torch.float32' there, 'torch.float64' asked for"),
-        ({"shape": (1, 4, 5)}, "images: "),
+        ({"shape": (1, 4, 5)}, "pictures: "),
         ({"condition": {"brightness": torch.zeros(21)}}, "condition: "),
         ({"condition": lambda index: {"brightness": index / 21}}, "condition: "),
         ({"decoder": torch.tanh}, "decoder: "),

@@ -98,7 +98,7 @@ def test_checkpoints_of_runs_without_them_do_not_know_of_labels_and_weights(tmp_
         (X, {}, r"data must be \(images, condition\) with y: MomentUNet depends on it"),
         ((X, Y[1:]), {}, r"data must have a y for each of 24 images: got \(23,\)"),
         ((X, Y + 2), {}, r"y must lie in 0 \.\. 2, or be 3 for no class: got 2 \.\. 4"),
-        ((X, Y.float()), {}, "y must be integers"),
+        ((X, Y.float()), {}, "y must be an integer tensor"),
         ((X, {"z": Y}), {}, "with y: MomentUNet depends on it"),
         ((X, Y), {"label_dropout": 1.0}, r"label_dropout must lie in \[0, 1\): got 1\.0"),
         ((X, Y), {"weights": "snr"}, "weights must be one of uniform, min-snr, edm: got 'snr'"),
