@@ -90,9 +90,9 @@ class Zeros:
         self._nonzero = False
 
     def __call__(self, layer: nn.Module) -> bool:
-        if any(recorded(weight) for weight in layer.parameters()):
+        if self._nonzero or any(recorded(weight) for weight in layer.parameters()):
             return False
-        self._nonzero = self._nonzero or any(bool(weight.any()) for weight in layer.parameters())
+        self._nonzero = any(bool(weight.any()) for weight in layer.parameters())
         return not self._nonzero
 
 
