@@ -80,7 +80,7 @@ def text(found: Records) -> str:
     lines = [
         "NFE is the number of network evaluations for one sample." + " K is the number of steps." * steps,
         "Each cell shows the mean ± the standard deviation over the sets of samples. "
-        "No deviation is shown where all sets give the same value.",
+        "No deviation is shown where all sets give exactly the same value.",
         *_used({r["solver"] for r in found}, SHOWN_CONTROLS),
         *_used(grids, GRIDS),
         *_used(names, OPTIONS),

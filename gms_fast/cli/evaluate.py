@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUMMARY = (
-    "Measure the quality of a model's samples for each solver, time grid and number of steps, or of existing samples."
+    "Measure the quality of existing samples, or of a model's samples for each solver, time grid and number of steps."
 )
 TABLES = "tables.md"
 DEFAULTS = {"model": "mnist", "steps": (5, 10, 20), "n": 1000, "ranges": 3}

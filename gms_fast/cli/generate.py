@@ -26,7 +26,7 @@ VERIFY = 0.01
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `gms-fast generate`."""
     add = parser.add_argument
-    add("--n", type=options.positive, required=True, help="total number of images of the run")
+    add("--n", type=options.positive, required=True, help="total number of images in the run")
     add(
         "--out",
         type=Path,

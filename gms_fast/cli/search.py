@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=options.positive, default=5, metavar="K", help="number of network calls per sample (default: 5)"
     )
     features = "features by which samples and data are compared: mnist5k, digits or pixels"
-    add("--features", help=f"{features} (default: as --data if it is one of these, else pixels)")
+    add("--features", help=f"{features} (default: the same as --data if that is one of these, else pixels)")
     add(
         "--initial",
         choices=STARTS,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUMMARY = (
     "Measure the model statistics that the solver dpm-solver-v3 needs. With --gaussian, measure the mean and "
-    "covariance of its data for teleport and gms. With --features, measure a reference for gms-fast evaluate."
+    "covariance of the model's data for teleport and gms. With --features, measure a reference for gms-fast evaluate."
 )
 STEPS = 20  # solver steps of samples that replace data: docs/quality.md
 SAMPLES = {"gaussian": 4000, "empirical": 1024}

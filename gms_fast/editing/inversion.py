@@ -177,7 +177,7 @@ def invert(
         x_T, or the state at the noise level of `strength`, a tensor (n, C, H, W).
 
     Raises:
-        ValueError: If `solver` draws noise or cannot be inverted, and in all cases of
+        ValueError: If `solver` draws noise or cannot be inverted, and in all cases in which it is raised by
             [`stroke`][gms_fast.editing.stroke]. All arguments are checked before the model is called.
         TypeError: If an argument has the wrong type.
 
@@ -267,7 +267,8 @@ def interpolate(
         Tensor (n, C, H, W). The first and the last result are reconstructions of the two images.
 
     Raises:
-        ValueError: If `n` < 2 or the images differ in size, and in all cases of [`invert`][gms_fast.editing.invert].
+        ValueError: If `n` < 2 or the images differ in size, and in all cases in which it is raised by
+            [`invert`][gms_fast.editing.invert].
         TypeError: If an argument has the wrong type.
 
     Examples:

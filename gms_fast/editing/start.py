@@ -205,7 +205,8 @@ def noised(
         schedule: As in [`sample`][gms_fast.sample].
         seed: As in [`sample`][gms_fast.sample].
         sample_offset: As in [`sample`][gms_fast.sample].
-        clip: Data range to which the images are clamped, as in [`sample`][gms_fast.sample].
+        clip: Data range of the images, as in [`sample`][gms_fast.sample]. Values outside the range by no more than the
+            rounding to bytes are clipped to it; others raise an error.
         device: Device of the result. Default: the model's device.
         dtype: Data type of the result. Default: the data type of the image.
 

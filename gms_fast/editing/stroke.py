@@ -62,8 +62,8 @@ def stroke(
             schedule, and "level=2.5" is a noise level sigma/alpha. Strength 0 returns the image, clipped to the data
             range. At strength 1 nothing of the image is left, and the result equals that of
             [`sample`][gms_fast.sample].
-        steps: Number of steps K >= 1, starting at this noise level. The edit costs K + 1 network evaluations, or K for
-            solvers without a final evaluation.
+        steps: Number of steps K >= 1, starting at the noise level of `strength`. The edit costs K + 1 network
+            evaluations, or K for solvers without a final evaluation. Heun makes two evaluations per step.
         solver: As in [`sample`][gms_fast.sample]. GGDM and Teleport need strength 1.
         n: Number of results. With a single image, any number >= 1 is allowed; otherwise it must be the number of
             images. Default: the number of images.

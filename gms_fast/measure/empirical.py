@@ -73,7 +73,7 @@ def empirical_model(
         N: Number of intervals of the grid, >= 2 (default 120). The grid is uniform in lambda from t_max to t_min. The
             steps of a solver end on its nodes, so N should be much larger than the number of steps.
         samples: Number of samples averaged at each node, >= 2 (default 1024). The error decreases with the square root
-            of this number. The published statistics use 1024 or 4096. More samples help more than more nodes.
+            of this number. The published statistics use 1024 or 4096. Adding samples helps more than adding nodes.
         schedule: Noise schedule or its name, or None (default) for the model's.
         prediction: Meaning of a single tensor that the model returns, such as "noise" or "x0", or None (default) for
             the model's.

@@ -81,7 +81,7 @@ def pilot(
             the model's.
         levels: Number of noise levels, >= 2 (default 16). They are evenly spaced in log(sigma/alpha), from the
             schedule's highest level, or 100 if that is infinite, down to 1.
-        threshold: Smallest R^2 < 1 that is good enough (default 0.9).
+        threshold: Value of R^2 above which the Gaussian is good enough, < 1 (default 0.9).
         seed: Seed of the noise (default 0).
 
     Returns:

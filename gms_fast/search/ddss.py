@@ -58,8 +58,8 @@ class Settings:
         batch_size: Number of samples per Adam step, >= 2. The product of `iterations` and `batch_size` must be at most
             2^40.
         lr: Peak learning rate, > 0.
-        warmup: Number of iterations in which the learning rate rises to its peak, >= 0. Afterwards it falls to 0 along
-            a cosine.
+        warmup: Number of iterations over which the learning rate rises to its peak, >= 0. Afterwards it falls to 0
+            along a cosine.
         ema: Decay rate of the moving average of the coefficients, in [0, 1).
         clip_norm: Maximum norm of the gradient, > 0.
         held_out: Fraction of the data that is held out for the score, in (0, 1).
@@ -202,8 +202,8 @@ def ggdm(
         iterations: Maximum number of Adam steps, >= 1.
         batch_size: Number of samples per Adam step, >= 2.
         lr: Peak learning rate, > 0.
-        warmup: Number of iterations in which the learning rate rises to its peak, >= 0. Afterwards it falls to 0 along
-            a cosine.
+        warmup: Number of iterations over which the learning rate rises to its peak, >= 0. Afterwards it falls to 0
+            along a cosine.
         ema: Decay rate of the moving average of the table, in [0, 1). Iteration k uses (1+k)/(10+k) as long as that is
             smaller.
         clip_norm: Maximum norm of the gradient, > 0.

@@ -48,8 +48,8 @@ class Gaussian(Identified):
         eigenvectors: Matrix U (D, r) with r <= D orthonormal columns. The D elements of a sample are in C order.
         eigenvalues: Variances (r,) along the eigenvectors, >= 0.
         residual: Variance in the directions orthogonal to all columns of U, >= 0 (default 0).
-        range: Smallest and largest value in the data, by which data in wrong units is detected. If it is None
-            (default), wrong units can only be detected from the mean.
+        range: Smallest and largest value in the data, used to detect data in the wrong units. If it is None (default),
+            wrong units can only be detected from the mean.
         count: Number of samples that were measured, >= 2, or None (default) if unknown.
 
     Raises:

@@ -88,7 +88,7 @@ def train_noise_network(
         compile: Compile the network and the loss with torch.compile. The result is the same up to rounding, except with
             dropout.
         lr: Peak learning rate of Adam, > 0.
-        warmup: Number of steps in which the learning rate rises to its peak, >= 0.
+        warmup: Number of steps over which the learning rate rises to its peak, >= 0.
         decay: Decay of the learning rate: "cosine" or "linear" (both reach 0 after the last step), or "constant".
         ema: Decay of the averaged weights, in [0, 1). Step k uses (1 + k)/(10 + k) as long as that is smaller.
         clip_norm: Norm to which larger gradients are scaled down, > 0.
@@ -208,7 +208,7 @@ def train_moment_heads(
         micro_batch: Number of rows that each rank passes through the network at a time; None for all its rows.
         compile: Compile the network and the loss with torch.compile. The result is the same up to rounding.
         lr: Peak learning rate of Adam, > 0.
-        warmup: Number of steps in which the learning rate rises to its peak, >= 0.
+        warmup: Number of steps over which the learning rate rises to its peak, >= 0.
         decay: Decay of the learning rate: "cosine" or "linear" (both reach 0 after the last step), or "constant".
         ema: Decay of the averaged weights, in [0, 1). Step k uses (1 + k)/(10 + k) as long as that is smaller.
         clip_norm: Norm to which larger gradients are scaled down, > 0.
@@ -222,7 +222,7 @@ def train_moment_heads(
         `model`, in eval mode and with the averaged weights of the heads.
 
     Raises:
-        ValueError: If `model` has no heads, if `target` does not suit them, and in all cases of
+        ValueError: If `model` has no heads, if `target` does not suit them, or in any of the cases listed for
             [`train_noise_network`][gms_fast.training.train_noise_network].
         TypeError: If `data` is neither a tensor nor an iterable of batches.
         FileExistsError: If `out` contains a run and `resume` is False.

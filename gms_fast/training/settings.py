@@ -22,7 +22,7 @@ class Settings:
         steps: Total number of optimiser steps, >= 1.
         batch_size: Number of images per step, >= 1. None for 64. Must be None if the data is an iterable of batches.
         lr: Peak learning rate of Adam, > 0.
-        warmup: Number of steps in which the learning rate rises to its peak, >= 0.
+        warmup: Number of steps over which the learning rate rises to its peak, >= 0.
         decay: Decay of the learning rate: "cosine" or "linear" (both reach 0 after the last step), or "constant".
         ema: Decay of the averaged weights, in [0, 1).
         clip_norm: Norm to which larger gradients are scaled down, > 0.

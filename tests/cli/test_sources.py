@@ -95,5 +95,5 @@ def test_a_path_object_is_never_a_name(tmp_path, monkeypatch):
     assert data.load("digits").shape == (1797, 1, 8, 8)
     with pytest.raises(ValueError, match="features must be pixels"):
         extractors.load(Path("digits"))
-    with pytest.raises(FileNotFoundError, match="has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         gms_fast.load(Path("digits"))
