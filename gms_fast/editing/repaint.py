@@ -217,7 +217,7 @@ class Inpainting(Solver):
         self.then.check(model, shape, clip)
 
     def start(self, x: Tensor, steps: Sequence[TimeStep]) -> tuple[list[TimeStep], Any, Any]:
-        """Return the steps of `then`, its initial state for later repetitions, and its current state."""
+        """Return the steps of `then`, its state for later repetitions, and its current state."""
         if len(self.image) != len(x):
             raise ValueError(f"image must hold {len(x)} images, one for each sample: got {len(self.image)}")
         own = {step.numbers.number: step for step in steps if step.numbers.number is not None}  # last pass
