@@ -55,9 +55,9 @@ def graphed(
     to call, but their shapes and dtypes may not. Everything else is fixed at capture.
 
     The loop runs twice before the capture, to compile kernels and fill caches. After the capture, two replays are
-    compared bit for bit with the samples of these runs. The graph is not used if there is no CUDA device, if the loop
-    makes the CPU wait for the GPU, if the capture fails, or if the samples differ. Every call then runs the loop step
-    by step, and both a UserWarning and the attribute `why` give the reason.
+    compared bit for bit with the samples of these runs. The graph is not used if there is no CUDA device, if the model
+    or solver makes the CPU wait for the GPU, if the capture fails, or if the samples differ. Every call then runs the
+    loop step by step, and both a UserWarning and the attribute `why` give the reason.
 
     Args:
         model: See [`sample`][gms_fast.sample]. A replay reads the weights from the memory addresses that they had at

@@ -177,10 +177,11 @@ def load(name_or_path: str | Path = "mnist", **overrides: "Unpack[Overrides]") -
             [`save`][gms_fast.save] or by `MomentHeads.save_pretrained`; or path of a checkpoint file released for
             improved DDPM or GMS (see `gms_fast.models.released`).
         **overrides: Arguments of [`MomentUNet`][gms_fast.models.MomentUNet] that replace the stored or inferred values.
-            A released checkpoint file does not determine some of them. For such a file, the defaults are `num_heads` 4,
-            `image_size` 32, `dropout` 0, `moments` "raw" and `schedule` VPLinear(). `schedule` may also be a name
-            or a config. If the given schedule does not set `rescale_time`, the network times remain those that the
-            network was trained on: the network times of the stored schedule, or 1000 t/T if no schedule is stored.
+            Some of them cannot be inferred from a released checkpoint file. For such a file, the defaults are
+            `num_heads` 4, `image_size` 32, `dropout` 0, `moments` "raw" and `schedule` VPLinear(). `schedule` may also
+            be a name or a config. If the given schedule does not set `rescale_time`, the network times remain those
+            that the network was trained on: the network times of the stored schedule, or 1000 t/T if no schedule is
+            stored.
 
     Returns:
         MomentUNet in eval mode, in float32, on the CPU. A folder of moment heads gives MomentHeads with their network.

@@ -77,14 +77,14 @@ def sample(
         prediction: What a single output tensor represents: "noise", "x0", "v" (alpha eps - sigma x_0),
             "flow" (eps - x_0) or "edm" (the raw network F of Karras et al. 2022, with its input scaling inside
             the model). Defaults to the model's `prediction`, or to "noise" if it has none.
-        seed: 64-bit integer, or one per sample. An int64 tensor on the state's device is read only when
-            noise is drawn, so each replay of a CUDA graph uses the tensor's current values.
+        seed: 64-bit integer, or one per sample. An int64 tensor on the state's device is not read until noise is drawn,
+            so each replay of a CUDA graph uses the tensor's current values.
         sample_offset: Index of the first sample, >= 0. Calls with consecutive offsets return consecutive parts of one
             large set of samples.
-        step_offset: Index of the first step for the noise generator, in [0, 2^29). To resume a run after k steps,
-            pass its state as `x_T`, its remaining `timesteps`, and `step_offset=k`. If `step_offset` is 0 and `x_T`
-            starts below the schedule's noisiest time, the generator is indexed by noise level instead of by step, so a
-            second sampling stage with the same seed draws new noise.
+        step_offset: Index of the first step for the noise generator, in [0, 2^29). To resume a run after k steps, pass
+            its state as `x_T`, its remaining `timesteps`, and `step_offset=k`. If `step_offset` is 0 and a run with
+            `x_T` starts below the schedule's noisiest time, the generator is indexed by noise level instead of by step,
+            so a second sampling stage with the same seed draws new noise.
         x_T: State (n, *shape) at the first time. The tensor is copied, not modified. By default, the state is drawn
             from N(0, sigma_T^2).
         noise: Callable `(step)` that replaces the built-in noise generator. It returns z, or (z, u) for solvers that

@@ -24,8 +24,8 @@ class Stepper:
 
     You evaluate the network, and the stepper turns each output into the next state. A run that starts with
     [`initial`][gms_fast.Stepper.initial] gives the same samples as [`sample`][gms_fast.sample], bit for bit if the
-    network outputs are the same. The example below allows for rounding differences because its loop calls the network
-    itself.
+    network outputs are the same. The example below allows for rounding differences, because a separate call of the
+    network may round differently.
 
     A run may start at any index. If an index does not follow the previous one, the solver restarts without its history.
 

@@ -63,7 +63,7 @@ class NoiseMoments(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """Mixture weight N(mean_a, var) + (1 - weight) N(mean_b, var), element by element.
+    """Mixture of N(mean_a, var), with probability `weight`, and N(mean_b, var), per element.
 
     All four tensors have the same shape (B, *).
 

@@ -34,7 +34,7 @@ GRIDS = {  # word in the name of a grid: its times
     "quadratic": "The grid *quadratic* has equal steps in the square root of time.",
     "angle": "The grid *angle* has equal steps in arctan(σ/α).",
     "log-SNR": "The grid *log-SNR* has equal steps in log(α/σ).",
-    "its own": "The grid *its own* means the times that were learned with the coefficients.",
+    "its own": "The grid *its own* consists of the times that were learned with the coefficients.",
 }
 OPTIONS = {  # words in the name of a solver: their meaning
     "Teleport": "A *teleport* moves x_T to a lower noise level σ/α in closed form, with the data's mean and covariance "

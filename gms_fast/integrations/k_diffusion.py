@@ -97,7 +97,7 @@ def sample_gms(
         moments: How the moments of x_0 are clipped to the data range: "cumulant" (default), or "released", as in the
             code released with the paper. [`gms_step`][gms_fast.ops.gms_step] describes both.
         clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
-            levels, of which the range [-1, 1] has 255 (default 2). None treats the last step like every other step.
+            levels; the range [-1, 1] spans 255 of them (default 2). None treats the last step like every other step.
         clip: Data range (low, high) to which E[x_0|x] is clipped. None (default) turns clipping off.
         central: Set this to True if the model's second and third moments are central moments, that is, moments about
             the first. False (default) stands for raw moments.

@@ -139,7 +139,7 @@ def fit_mixture(
             - "adan": Run the iterative optimiser of the released code.
             - "gaussian": Ignore the third moment: mean_a = mean_b = mean and V = var.
         weight: Weight w of component a, in [1e-6, 1 - 1e-6] (default 1/3). For "exact" and "free" it must differ from
-            1/2 by at least 2^-24, because a symmetric mixture has no third moment.
+            1/2 by at least 2^-24, because the third central moment of a symmetric mixture is zero.
         iterations: Number of iterations >= 0 of fit="adan" (default 70).
         lr: Learning rate >= 0 of fit="adan" (default 0.06).
         eps: Denominator offset >= 1e-20 of fit="adan" (default 1e-8). To reproduce a call of the released code on N
@@ -148,8 +148,8 @@ def fit_mixture(
     Returns:
         [`Mixture`][gms_fast.Mixture] of four tensors (B, *). If the moments are finite, the mixture is finite and has
         these moments up to rounding. The section "Rounding" of docs/mathematics/gms.md states the error bound, and the
-        largest moments in float32. A NaN in a moment that is used leads to NaN in mean_a, mean_b or var of the same
-        element only.
+        largest moments allowed in float32. A NaN in a moment that is used leads to NaN in mean_a, mean_b or var of the
+        same element only.
 
     Raises:
         ValueError: If an argument is out of range, or if shapes or devices differ. The message names the argument.

@@ -41,7 +41,7 @@ class DDPM(_Gaussian):
 
     Args:
         clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
-            levels, of which the range [-1, 1] has 255. A number >= 0 (default 2), or None for no bound. The bound does
+            levels; the range [-1, 1] spans 255 of them. A number >= 0 (default 2), or None for no bound. The bound does
             not apply to data other than images.
 
     Raises:
@@ -79,7 +79,7 @@ class SNDDPM(_Gaussian):
 
     Args:
         clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
-            levels, of which the range [-1, 1] has 255. A number >= 0 (default 2), or None for no bound. The bound does
+            levels; the range [-1, 1] spans 255 of them. A number >= 0 (default 2), or None for no bound. The bound does
             not apply to data other than images.
 
     Raises:

@@ -24,7 +24,7 @@ WITHOUT_MOMENTS = '. A network without moment heads needs another solver in any 
 class TimeStep(NamedTuple):
     """Numbers of one step that are known before the network is called.
 
-    The plan of a run has one entry for each of its times, noisiest first. No step starts at the last time.
+    A run has one TimeStep for each of its times, noisiest first. No step starts at the last time.
 
     Attributes:
         i: Index of the time in the plan, counted from 0 at the noisiest time.
@@ -333,7 +333,7 @@ def bounded_last_step(x: Tensor, step: TimeStep, clip_pixel: float | None) -> St
     """Return the last step's coefficients with bounded variance, or None if no bound applies.
 
     The noise of the last step stays visible in the sample. For images (B, C, H, W), its mean absolute deviation is
-    therefore limited to `clip_pixel` grey levels, of which the range [-1, 1] has 255 (Bao et al. 2022): var_max =
+    therefore limited to `clip_pixel` grey levels (the range [-1, 1] spans 255 of them, Bao et al. 2022): var_max =
     (clip_pixel 2/255 sqrt(pi/2))^2.
 
     The bound does not apply to other data. It does not apply either if another run continues from the state, because

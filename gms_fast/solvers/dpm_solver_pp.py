@@ -57,9 +57,10 @@ class DPMSolverPP(Extrapolating):
         the same times. To match `denoise=True`, set the scheduler's final_sigmas_type to "zero"; its last step is then
         the last evaluation here. To match `denoise=False`, set it to "sigma_min".
 
-        To match diffusers, a_2 is half of the exact integral, and with sde=True another 1 is subtracted from it. As a
-        result, samples of order 3 with noise vary too much: on Gaussian data, their standard deviation is 14 % too
-        large after 200 steps. With kind="k-diffusion" the 1 is not subtracted, and the standard deviation is right.
+        To match diffusers, a_2 is half of the exact integral, and with sde=True an additional 1 is subtracted from it.
+        As a result, samples drawn at order 3 with noise vary too much: on Gaussian data, their standard deviation is 14
+        % too large after 200 steps. With kind="k-diffusion" the 1 is not subtracted, and the standard deviation is
+        right.
 
         With lower_order_final=False the solver matches k-diffusion's samplers with the same eta: dpmpp_2m without
         noise, dpmpp_2m_sde for "midpoint" and "heun", and dpmpp_3m_sde for "k-diffusion".

@@ -71,7 +71,7 @@ class DPMSolverV3(Solver):
         y_s = A [y_t - int E B - int E g],    A = exp(-int l),  E = exp(int l + s),  B = int exp(-int s) b
 
     All integrals (int) run over lambda and begin at t. The function g = exp(-int s) f - B is approximated by the
-    polynomial through its values at the last steps.
+    polynomial through its values at the preceding steps.
 
     Use DPM-Solver-v3 for 3 to 10 network evaluations if you have measured the statistics of your network. For 3 to 5
     evaluations, put it after a [`Teleport`][gms_fast.solvers.Teleport] and set `trust=-2`. A run of K steps costs K
@@ -105,7 +105,7 @@ class DPMSolverV3(Solver):
 
     Note:
         The statistics are known at a fixed set of noise levels, the nodes, and each time is moved to the nearest node.
-        If `trust` is set, f jumps at that lambda. This improves runs of few steps, but runs of many steps no longer
+        Setting `trust` improves runs of few steps. But f then jumps at that lambda, so runs of many steps no longer
         converge at their order. The solver inspects the statistics and the network before a run, so it works neither
         under torch.compile nor in CUDA graphs.
 

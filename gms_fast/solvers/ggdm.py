@@ -44,8 +44,8 @@ class GGDM(Solver):
     The sample is the x0hat of the last step. The table also fixes the times, so `steps` must be K. If there is a data
     range, E[x_0|x_t] is clipped to it, eps is computed from the clipped estimate, and the sample is clipped too.
 
-    Use GGDM with 5 or 10 network evaluations, for a network that you sample often enough to justify a search. `gms-fast
-    search` takes half an hour for a small network. A run of K steps costs K network evaluations.
+    Use GGDM with 5 or 10 network evaluations, for a network that you sample from often enough to justify a search.
+    `gms-fast search` takes half an hour for a small network. A run of K steps costs K network evaluations.
 
     Args:
         table: [`GGDMTable`][gms_fast.solvers.GGDMTable] that was learned by `gms_fast.search.ggdm` or read by

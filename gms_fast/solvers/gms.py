@@ -30,8 +30,9 @@ class GMS(Solver):
     noise moments.
 
     If `covariance` is given, steps at high noise levels draw all elements of a sample jointly: x_s is A x_t + B
-    E[x_0|x_t] plus Gaussian noise. This noise has the covariance of x_s, given x_t, for data x_0 from the Gaussian
-    `covariance` (see `Gaussian.step_noise`). At noise level `switch` and below, the solver draws from the mixture.
+    E[x_0|x_t] plus Gaussian noise. This noise has the covariance that x_s, given x_t, would have if x_0 came from the
+    Gaussian `covariance` (see `Gaussian.step_noise`). At noise level `switch` and below, the solver draws from the
+    mixture.
 
     Use GMS with a network that returns the second and third noise moments. It suits samples with few or independent
     elements at any number of steps. For images, use it with 20 or more steps, or with up to 10 steps after a
@@ -60,7 +61,7 @@ class GMS(Solver):
         eps: Constant added to the denominator in fit="adan" (default 1e-8). A value of 1e-8 N reproduces a call of the
             released code on N elements.
         clip_pixel: Upper bound on the mean absolute value of the noise that the last step adds to an image, in grey
-            levels, of which the range [-1, 1] has 255 (default 2). With a bound, the last step draws from a single
+            levels; the range [-1, 1] spans 255 of them (default 2). With a bound, the last step draws from a single
             Gaussian. For the cosine schedule, 1 is a good value. None treats the last step like every other step.
 
     Raises:

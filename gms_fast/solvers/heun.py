@@ -165,8 +165,8 @@ class Heun(_Churning):
 
     Args:
         churn: Total amount of noise that the steps add, >= 0; called S_churn in the paper. 0 (default) adds none.
-            [`Euler`][gms_fast.solvers.Euler] describes churn. With churn, the second evaluation at s uses the noise
-            level to which churn has raised x_s.
+            [`Euler`][gms_fast.solvers.Euler] describes churn. With churn, the evaluation at which the next step starts
+            uses the noise level to which churn has raised x_s.
         s_min: Lowest noise level sigma/alpha at which noise is added (default 0).
         s_max: Highest noise level sigma/alpha at which noise is added (default infinity).
         s_noise: Standard deviation of the added noise (default 1).

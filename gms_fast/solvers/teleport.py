@@ -27,8 +27,8 @@ class Teleport(Solver):
         x_s = alpha_s mu + ((alpha_s^2 Sigma + sigma_s^2)/(alpha_t^2 Sigma + sigma_t^2))^(1/2) (x_t - alpha_t mu)
 
     Use a teleport in runs of up to 10 network evaluations, so that all of them are spent on lower noise levels. The
-    statistics need only data or samples, not the network, and are measured in seconds. A run costs as many evaluations
-    as `then` needs for the remaining steps.
+    statistics need only data or samples, not the network, and take only seconds to measure. A run costs as many
+    evaluations as `then` needs for the remaining steps.
 
     Args:
         statistics: [`Gaussian`][gms_fast.statistics.Gaussian] statistics of the data, measured by
@@ -39,7 +39,7 @@ class Teleport(Solver):
             direction, but at least 1. A GMS with `covariance` has the same default for its `switch`, so set one of the
             two if you combine them.
         then: Solver for the remaining steps, which must not be a Teleport. It starts without estimates from earlier
-            steps. This argument is required.
+            steps. None is not accepted: pass a solver.
         spacing: Time grid of `sample(steps=..)`, as in `Schedule.grid`. None (default) uses the grid of `then`.
         direct: If False (default), x_T from N(0, sigma_T^2) is moved along the probability flow. If True, the state at
             the end of the teleport is drawn from N(alpha mu, alpha^2 Sigma + sigma^2), which is its exact distribution

@@ -72,7 +72,7 @@ class MomentUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             sample: State (B, C, H, W).
-            timestep: Time () or (B,), an index of the training schedule.
+            timestep: Time () or (B,), an index into the training schedule.
             return_dict: If False, a tuple is returned.
 
         Returns:

@@ -54,7 +54,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         grid: Time grid of this package to use in place of the time grid of the diffusers class: "solver" (the solver's
             own), "uniform", "quadratic", "log-snr", "karras" or "angle". None (default) keeps the grid of the diffusers
             class.
-        network_moments: Kind of the noise moments in network outputs with 2C or 3C channels, where the sample has C
+        network_moments: Kind of noise moments in network outputs with 2C or 3C channels, where the sample has C
             channels. "raw" (default) stands for E[eps^k|x_t]. "central" stands for e1 = E[eps|x_t], followed by E[(eps
             - e1)^k|x_t] for k = 2 and 3.
         clip_sample: If True, E[x_0|x_t] is clipped, whichever solver is used.
@@ -65,8 +65,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             0.995).
         sample_max_value: Largest threshold in dynamic thresholding (default 1).
         prediction_type: Quantity that the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction".
-        variance_type: Kind of the variance, as in DDPMScheduler. With "learned_range", the network has 2C output
-            channels, and the second half of them is a learned variance.
+        variance_type: Kind of variance, as in DDPMScheduler. With "learned_range", the network has 2C output channels,
+            and the second half of them is a learned variance.
         num_train_timesteps: Number of time steps in training.
         beta_start: First beta in training.
         beta_end: Last beta in training.
@@ -267,8 +267,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             mu: Shift parameter for `use_dynamic_shifting`.
 
         Raises:
-            ValueError: If not exactly one of the three is given, if the values do not decrease, or if the selected
-                diffusers class does not support the arguments.
+            ValueError: If none or more than one of the three is given, if the values do not decrease, or if the
+                selected diffusers class does not support the arguments.
         """
         given = {name: _listed(v) for name, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
         if len(given) > 1 or (not given and num_inference_steps is None):
