@@ -114,5 +114,6 @@ def test_docs_show_the_committed_results():
     wrong = figures["calls"].pop("wrong")
     assert not figures["failed"]
     assert values.table(figures) in text
-    assert f"{sum(figures['calls'].values()):,} calls of the ops, {wrong:,} of them with a wrong argument" in text
+    stated = f"{sum(figures['calls'].values()):,} calls to the ops, {wrong:,} of them with a wrong argument"
+    assert stated in " ".join(text.split())
     assert {row["count"] for row in figures["fits"]} == {1_000_000}
