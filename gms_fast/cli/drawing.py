@@ -86,19 +86,19 @@ def spare(path: Path, suffix: str = "") -> Path:
     return next(beside for beside in found if not os.path.lexists(beside))
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int) -> str:
     """Return text like "1 image" or "2 images"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return "1 image" if count == 1 else f"{count} images"
 
 
-def whole(count: int, noun: str) -> str:
+def whole(count: int) -> str:
     """Return text like "all 6 images are" or "the image is"."""
-    return f"the {noun} is" if count == 1 else f"all {count} {noun}s are"
+    return "the image is" if count == 1 else f"all {count} images are"
 
 
-def share(done: int, count: int, noun: str, of: str = "") -> str:
+def share(done: int, count: int, of: str = "") -> str:
     """Return text like "2 of 6 images, the first ones, are", or `whole` if all are done."""
     if done == count:
-        return whole(count, noun)
+        return whole(count)
     first, verb = ("one", "is") if done == 1 else ("ones", "are")
-    return f"{done} of {counted(count, noun)}, the first {first}{of}, {verb}"
+    return f"{done} of {counted(count)}, the first {first}{of}, {verb}"

@@ -73,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
         with interrupts.put_off():
             _write(edit, target, args.noise)
-            args.kept = f"; {drawing.whole(edit.count, 'image')} in {args.out}"
-    pictures = drawing.counted(edit.count, "image")
-    print(f"{pictures} in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
+            args.kept = f"; {drawing.whole(edit.count)} in {args.out}"
+    images = drawing.counted(edit.count)
+    print(f"{images} in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
     if said := edit.said():
         print(said)
     return 0
@@ -130,7 +130,7 @@ def _draw(edit: Edit, model: Callable[..., Any], solver: Solver, asked: str | No
 def _keep(edit: Edit, target: Target, calls: int) -> str:
     """Write finished results beside existing files, and return the message about them."""
     if not edit.batches:
-        of = drawing.counted(edit.count, "image")
+        of = drawing.counted(edit.count)
         return f"; none of {of} was finished" if calls else ""  # without a call the input was bad
     noise = edit.args.noise
     if noise is not None and noise.exists():
@@ -138,7 +138,7 @@ def _keep(edit: Edit, target: Target, calls: int) -> str:
     with interrupts.put_off():
         free = target.freed()
         _write(edit, free, noise)
-    done = drawing.share(sum(map(len, edit.batches)), edit.count, "image")
+    done = drawing.share(sum(map(len, edit.batches)), edit.count)
     where = f"{free.out}, their x_T in {noise}" if noise else f"{free.out}"
     return f"; {done} in {where}: {drawing.AGAIN}"
 
@@ -165,7 +165,7 @@ def _written(edit: Edit, target: Target, written: list[Path]) -> str:
     """Return the message about files that could be written."""
     noise = [f"x_T is in {file}" for file in written if file.suffix.lower() in NOISE]
     pictures = len(written) - len(noise)
-    share = f"none of {drawing.counted(edit.count, 'image')} is written"
+    share = f"none of {drawing.counted(edit.count)} is written"
     if pictures:
-        share = f"{drawing.share(pictures, edit.count, 'image')} in {target.out}"
+        share = f"{drawing.share(pictures, edit.count)} in {target.out}"
     return f"; {' and '.join([*noise, share])}: {drawing.AGAIN}"

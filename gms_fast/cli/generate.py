@@ -102,11 +102,11 @@ def _turns(labels: tuple[int, ...], index: Tensor) -> Tensor:
 
 def _made(args: argparse.Namespace, report: Report, seconds: float, backend: str) -> str:
     drawn = f"{report.drawn} drawn here in {seconds:.1f} s, {report.there} there before"
-    return f"{drawing.counted(args.n, 'image')}: {drawn}, backend {backend}: {args.out}"
+    return f"{drawing.counted(args.n)}: {drawn}, backend {backend}: {args.out}"
 
 
 def _compared(args: argparse.Namespace, report: Report) -> str:
-    images = f"{drawing.counted(report.compared, 'image')} drawn again"
+    images = f"{drawing.counted(report.compared)} drawn again"
     if not report.differing:
         return f"{images}: equal to those in {args.out}"
     levels = f"{report.differing:.2%} of pixels differ, by up to {report.largest} grey levels"

@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
         with interrupts.put_off():
             _write(batches, args, args.out)
-            args.kept = f"; {drawing.whole(args.n, 'image')} in {args.out}"
-    images = drawing.counted(args.n, "image")
+            args.kept = f"; {drawing.whole(args.n)} in {args.out}"
+    images = drawing.counted(args.n)
     print(f"{images} in {seconds:.2f} s, {calls.number} network calls, backend {backend}: {args.out}")
     return 0
 
@@ -93,11 +93,11 @@ def _draw(
 def _keep(batches: list[Tensor], args: argparse.Namespace) -> str:
     """Write finished images to args.out, or beside a file there, and return the message."""
     if not batches:
-        return f"; none of {drawing.counted(args.n, 'image')} was finished"
+        return f"; none of {drawing.counted(args.n)} was finished"
     out = drawing.spare(args.out, args.out.suffix) if args.out.exists() else args.out
     with interrupts.put_off():
         _write(batches, args, out)
-    done = drawing.share(sum(map(len, batches)), args.n, "image", f" of --seed {args.seed}")
+    done = drawing.share(sum(map(len, batches)), args.n, f" of --seed {args.seed}")
     return f"; {done} in {out}: {drawing.AGAIN}"
 
 

@@ -15,8 +15,8 @@ def test_names_that_are_spare_are_those_at_which_nothing_is(tmp_path):
 
 
 def test_one_thing_is_not_several():
-    assert [drawing.counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
-    assert [drawing.whole(n, "image") for n in (1, 2)] == ["the image is", "all 2 images are"]
-    assert drawing.share(1, 2, "image") == "1 of 2 images, the first one, is"
-    assert drawing.share(2, 2, "image") == drawing.whole(2, "image")
-    assert drawing.share(2, 6, "image", " of --seed 3") == "2 of 6 images, the first ones of --seed 3, are"
+    assert [drawing.counted(n) for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [drawing.whole(n) for n in (1, 2)] == ["the image is", "all 2 images are"]
+    assert drawing.share(1, 2) == "1 of 2 images, the first one, is"
+    assert drawing.share(2, 2) == drawing.whole(2)
+    assert drawing.share(2, 6, " of --seed 3") == "2 of 6 images, the first ones of --seed 3, are"
