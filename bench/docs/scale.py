@@ -12,7 +12,7 @@ from gms_fast.storage.claims import BEAT
 CALLS, BATCH, COSTLIER = 11, 256, (1, 100)  # of a sample by ten steps; of a rank; times the measured network
 GPUS, PICTURES = (1, 8, 64), (50_000, 1_000_000, 100_000_000)
 NETWORK = "CIFAR-10's size"  # of bench/results/released_step_h200.json
-SIDES = {1: 32, 100: 256}  # of pictures in colour
+SIDES = {1: 32, 100: 256}  # of images in colour
 COLUMNS = {  # of `bench.experiments.claims`, and their heads
     "hours": "hours",
     "of ideal": "relative time",
@@ -47,16 +47,15 @@ def rate(measured: dict[str, Any]) -> float:
 
 
 def scale_table(measured: dict[str, Any]) -> str:
-    """Return a row for each cost of the network, number of pictures and number of GPUs."""
+    """Return a row for each cost of the network, number of images and number of GPUs."""
     header = ("network", "images", "GPUs", "time", "shards", "disk space", "claim requests", "touches")
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     calls = rate(measured)
     for costlier, n, gpus in product(COSTLIER, PICTURES, GPUS):
         cut = cut_of(n, BATCH, None)
         shards, of_one = len(cut), cut.size * CALLS * costlier / calls
-        seconds = min(
-            of_one * -(-shards // gpus), n * CALLS * costlier / calls
-        )  # whole shards, the last one may be less
+        whole = of_one * -(-shards // gpus)  # the last shard may be smaller
+        seconds = min(whole, n * CALLS * costlier / calls)
         size = n * 3 * SIDES[costlier] ** 2
         side = f"{SIDES[costlier]}x{SIDES[costlier]} pixels"
         name = f"measured network, {side}" if costlier == 1 else f"{costlier} times as expensive, {side}"
